@@ -1,0 +1,43 @@
+"""Trees of arrays: leaf paths, selection, sums. A path is 'layers/q_proj/a'."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def path_string(path) -> str:
+  """A jax key path as 'layers/q_proj/a'."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def paths(tree) -> list[str]:
+  """The path of every leaf, in flattening order."""
+  return [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def select(tree, keep: Callable[[str], bool]):
+  """Multiplies by zero every leaf whose path `keep` rejects; shapes stay."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaf if keep(path_string(path)) else jnp.zeros_like(leaf), tree)
+
+
+def choose(keep: Callable[[str], bool], yes, no):
+  """Leaf by leaf: `yes` where `keep(path)`, else `no`; both trees have the same structure."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, a, b: a if keep(path_string(path)) else b, yes, no)
+
+
+def size(tree) -> int:
+  """Number of array elements."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def num_bytes(tree) -> int:
+  """Bytes of all leaves, by shape and dtype (works on `jax.eval_shape` results)."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def norm(tree) -> jax.Array:
+  """f32[]: Euclidean norm over all leaves."""
+  return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))

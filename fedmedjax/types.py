@@ -1,0 +1,106 @@
+"""Shared types. Imports neither jax nor anything of this package.
+
+Axis letters used in every docstring:
+  S sites, C cohort (the sites of one round), K local steps (padded), R rows, N tokens in a row,
+  P tokens of the shared instruction, M supervised targets of a row, V vocabulary, L layers,
+  D width. `*p` stands for the shape of one adapter leaf.
+
+Words: a **site** holds notes; the **cohort** is the sites of this round; the **anchor** is the
+adapter a site started from; the **update** is local - anchor; the **adapter** is the LoRA tree;
+the **base** is the frozen weights.
+"""
+
+from typing import Any, NamedTuple
+
+ENTITY_TYPES = ('problem', 'treatment', 'test', 'drug')
+
+# METHOD section 5: the 22 valid (entity, modifier) pairs of the paper's relation task.
+MODIFIER_TYPES = {
+  'problem': (
+    'severity', 'condition', 'uncertain', 'subject', 'bodyloc', 'course', 'temporal', 'negation',
+  ),
+  'treatment': ('temporal', 'negation'),
+  'drug': (
+    'strength', 'dosage', 'duration', 'form', 'frequency', 'route', 'temporal', 'negation',
+  ),
+  'test': ('labvalue', 'reference_range', 'temporal', 'negation'),
+}
+
+
+class InputError(ValueError):
+  """Bad input from a user: one line naming the value, what is allowed and where it came from.
+
+  The command line prints it without a traceback and leaves with exit status 2.
+  """
+
+
+class Span(NamedTuple):
+  """A typed half-open character range [start, end) of a text."""
+
+  start: int
+  end: int
+  type: str
+
+
+class Relation(NamedTuple):
+  """A typed link between two spans of one document, by their index in `Document.spans`.
+
+  In the paper's schema `type` is a modifier type, `head` the main entity, `tail` the modifier.
+  """
+
+  type: str
+  head: int
+  tail: int
+
+
+class Document(NamedTuple):
+  """One note with stand-off annotation; every offset is a character index into `text`."""
+
+  name: str
+  text: str
+  spans: tuple[Span, ...]
+  relations: tuple[Relation, ...]
+
+
+class SiteCorpus(NamedTuple):
+  """The notes of one site, split by note.
+
+  `types` are the entity types the site annotated; a type outside it is neither asked of the
+  model nor scored (METHOD section 4, partial annotation). `report` counts what reading kept and
+  dropped, e.g. {'documents': 200, 'entities': 11458, 'nested': 31, 'discontinuous': 44}.
+  """
+
+  name: str
+  types: tuple[str, ...]
+  train: tuple[Document, ...]
+  test: tuple[Document, ...]
+  report: dict[str, int]
+
+
+class Example(NamedTuple):
+  """One sentence. `entities` are flat, sorted, non-overlapping, with offsets into `text`;
+  `start` is the sentence's first character in the document."""
+
+  document: str
+  start: int
+  text: str
+  entities: tuple[Span, ...]
+
+
+class Batch(NamedTuple):
+  """One optimiser step of one site: a shared instruction and rows of packed examples.
+
+  Every example goes on from the end of the instruction: its positions start at the
+  instruction's last token, which is repeated as the first token of each example and left out
+  of `prefix`. Packing never changes what a step means (tested against one padded row each).
+  """
+
+  prefix: Any          # i32[P]     the instruction without its last token; -1 = padding
+  prefix_targets: Any  # i32[P|0]   the token after each prefix token; empty when not supervised
+  prefix_weight: Any   # f32[P|0]   examples of the step for which that token counts
+  tokens: Any          # i32[R, N]
+  positions: Any       # i32[R, N]  rotary positions
+  segments: Any        # i32[R, N]  1, 2, ... per example of the row; 0 = padding
+  target_index: Any    # i32[R, M]  places in the row whose next token is supervised
+  targets: Any         # i32[R, M]  that token
+  target_weight: Any   # f32[R, M]  1, or 0 for padding

@@ -1,0 +1,21 @@
+"""Package definition; tool settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+  name='fedmedjax',
+  version='0.1.0',
+  description='Federated low-rank tuning of language models for clinical information extraction',
+  python_requires='>=3.11',
+  packages=find_packages(include=['fedmedjax', 'fedmedjax.*', 'configs']),
+  package_data={'fedmedjax': ['**/*.toml']},
+  install_requires=[
+    'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'datasets', 'ml-collections',
+    'absl-py', 'tokenizers', 'safetensors', 'gguf', 'rich', 'numpy',
+  ],
+  extras_require={
+    # Oracles of the tests; the package never imports torch. This build of it is CPU only on
+    # machines that serve one, and the tests need no more.
+    'test': ['pytest', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft'],
+  },
+)
