@@ -1,0 +1,268 @@
+"""The LLaMA decoder: pre-norm blocks, grouped-query attention, rotary positions, SwiGLU.
+
+Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv:2302.13971; grouped
+queries from Ainslie et al., arXiv:2305.13245; rotary embedding from Su et al., arXiv:2104.09864.
+Weights live in two collections: `params` (the base, frozen) and `lora` (the adapter). Layers are
+stacked on a leading axis L and scanned. Linear layers see all tokens of a pass flat, [T, D];
+only attention knows how they are arranged (a shared instruction, packed rows, a decoding cache).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+# Projection name -> which of the two residual branches it belongs to.
+PROJECTIONS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Llama 3.1's frequency scaling (`rope_type: llama3` in config.json)."""
+
+  factor: float
+  low_freq_factor: float
+  high_freq_factor: float
+  original_max_position_embeddings: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+  """Hyper-parameters, always read from the file that holds the weights (`model/load.py`)."""
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  rms_norm_eps: float
+  rope_theta: float
+  rope_scaling: RopeScaling | None
+  max_position_embeddings: int
+  tie_word_embeddings: bool
+
+  def projection_shape(self, name: str) -> tuple[int, int]:
+    """(D_in, D_out) of a projection."""
+    width, heads = self.hidden_size, self.num_heads * self.head_dim
+    kv = self.num_kv_heads * self.head_dim
+    return {
+      'q_proj': (width, heads), 'k_proj': (width, kv), 'v_proj': (width, kv),
+      'o_proj': (heads, width), 'gate_proj': (width, self.intermediate_size),
+      'up_proj': (width, self.intermediate_size), 'down_proj': (self.intermediate_size, width),
+    }[name]
+
+
+def rope_frequencies(config: LlamaConfig) -> np.ndarray:
+  """f64[head_dim / 2]: radians per position, with Llama 3.1's scaling when configured."""
+  exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+  frequency = config.rope_theta ** -exponent
+  scaling = config.rope_scaling
+  if scaling is None:
+    return frequency
+  # Wavelengths beyond the original context are divided by `factor`, short ones kept, and the
+  # band between is blended linearly in (original context / wavelength).
+  turns = scaling.original_max_position_embeddings * frequency / (2 * np.pi)
+  blend = (turns - scaling.low_freq_factor) / (
+    scaling.high_freq_factor - scaling.low_freq_factor)
+  blend = np.clip(blend, 0.0, 1.0)
+  return frequency * (blend + (1.0 - blend) / scaling.factor)
+
+
+def rope(positions: Array, config: LlamaConfig, dtype) -> tuple[Array, Array]:
+  """i32[T] -> cosines and sines [T, head_dim / 2]; angles are formed in float32 or wider."""
+  wide = jnp.promote_types(dtype, jnp.float32)
+  angles = positions[:, None].astype(wide) * jnp.asarray(rope_frequencies(config), wide)[None]
+  return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+  """Rotates the pairs (i, i + head_dim/2) of x [T, H, head_dim] (the Hugging Face layout)."""
+  first, second = jnp.split(x, 2, axis=-1)
+  cos, sin = cos[:, None], sin[:, None]
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def heads_first(x: Array) -> Array:
+  """[..., KV, d] -> [KV, ..., d], the layout of `Source`."""
+  return jnp.moveaxis(x, -2, 0)
+
+
+class Source(NamedTuple):
+  """Keys and values that queries may attend to.
+
+  Shared by the whole batch (k, v [KV, P, d]; mask bool[P]) or one per batch element
+  (k, v [KV, B, M, d]; mask bool[B, T, M]). Heads lead, as the products below want them.
+  """
+
+  k: Array
+  v: Array
+  mask: Array
+
+
+def attend(q: Array, sources: tuple[Source, ...]) -> Array:
+  """Softmax attention of q [B, T, H, d] over the union of `sources` -> [B, T, H, d].
+
+  Every query must be allowed at least one key. The sources are never concatenated: their
+  exponentials share one maximum and one denominator. Queries of one key head stay together,
+  [KV, B, T*G, d], so a shared source is one large matrix product per key head (on CPU three
+  times faster than an einsum that leaves the head axis inside).
+  """
+  batch, length, heads, dim = q.shape
+  kv_heads = sources[0].k.shape[0]
+  group = heads // kv_heads
+  wide = jnp.promote_types(q.dtype, jnp.float32)
+  q = q.reshape(batch, length, kv_heads, group, dim) * dim**-0.5
+  q = q.transpose(2, 0, 1, 3, 4).reshape(kv_heads, batch, length * group, dim)
+  flat_q = q.reshape(kv_heads, batch * length * group, dim)
+
+  scores = []
+  for source in sources:
+    if source.k.ndim == 3:
+      score = jnp.einsum(
+        'kqd,kpd->kqp', flat_q, source.k, preferred_element_type=wide
+      ).reshape(kv_heads, batch, length * group, -1)
+      mask = source.mask[None, None, None, :]
+    else:
+      score = jnp.einsum('kbqd,kbmd->kbqm', q, source.k, preferred_element_type=wide)
+      mask = jnp.repeat(source.mask, group, axis=1)[None]
+    scores.append(jnp.where(mask, score, -jnp.inf))
+  peak = jnp.max(jnp.stack([score.max(axis=-1) for score in scores]), axis=0)
+  peak = jax.lax.stop_gradient(peak)[..., None]
+  total, out = 0.0, 0.0
+  for source, score in zip(sources, scores, strict=True):
+    weight = jnp.exp(score - peak)
+    total = total + weight.sum(axis=-1)
+    weight = weight.astype(q.dtype)
+    if source.k.ndim == 3:
+      flat = weight.reshape(kv_heads, batch * length * group, -1)
+      out = out + jnp.einsum('kqp,kpd->kqd', flat, source.v).reshape(q.shape)
+    else:
+      out = out + jnp.einsum('kbqm,kbmd->kbqd', weight, source.v)
+  out = (out / total[..., None]).astype(q.dtype)
+  out = out.reshape(kv_heads, batch, length, group, dim).transpose(1, 2, 0, 3, 4)
+  return out.reshape(batch, length, heads, dim)
+
+
+# (q [T, H, d], k, v [T, KV, d], cache of this layer, context) -> (out [T, H, d], kept)
+Attention = Callable[[Array, Array, Array, Any, Any], tuple[Array, Any]]
+
+
+class Linear(nn.Module):
+  """x W + scale (x A) B, the second term when the adapter holds this projection.
+
+  LoRA: Hu et al., arXiv:2106.09685; scale = alpha / rank.
+  """
+
+  features: int
+  lora_scale: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    kernel = self.param(
+      'kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.features), x.dtype)
+    y = x @ kernel
+    if self.has_variable('lora', 'a'):
+      a = self.get_variable('lora', 'a').astype(x.dtype)
+      b = self.get_variable('lora', 'b').astype(x.dtype)
+      y = y + (x @ a * self.lora_scale) @ b
+    return y
+
+
+class RMSNorm(nn.Module):
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    weight = self.param('weight', nn.initializers.ones, (x.shape[-1],), x.dtype)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+    return weight[None] * wide.astype(x.dtype)
+
+
+class Layer(nn.Module):
+  """One block. Its signature is that of a scan body: carry x [T, D], per-layer cache."""
+
+  config: LlamaConfig
+  lora_scale: float
+  attention: Attention
+
+  @nn.compact
+  def __call__(self, x: Array, cache: Any, cos: Array, sin: Array, context: Any):
+    config = self.config
+
+    def linear(name: str, inputs: Array) -> Array:
+      features = config.projection_shape(name)[1]
+      return Linear(features, self.lora_scale, name=name)(inputs)
+
+    def heads(name: str, inputs: Array) -> Array:
+      return linear(name, inputs).reshape(inputs.shape[0], -1, config.head_dim)
+
+    h = RMSNorm(config.rms_norm_eps, name='input_norm')(x)
+    q = rotate(heads('q_proj', h), cos, sin)
+    k = rotate(heads('k_proj', h), cos, sin)
+    out, kept = self.attention(q, k, heads('v_proj', h), cache, context)
+    x = x + linear('o_proj', out.reshape(x.shape[0], -1))
+    h = RMSNorm(config.rms_norm_eps, name='post_norm')(x)
+    x = x + linear('down_proj', nn.silu(linear('gate_proj', h)) * linear('up_proj', h))
+    return x, kept
+
+
+# What the backward pass keeps of a layer: config value -> jax.checkpoint policy.
+REMAT = {
+  'none': None,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Llama(nn.Module):
+  """tokens i32[T], positions i32[T] -> (final hidden states [T, D] after the last norm, kept).
+
+  `cache` (leaves [L, ...] or None) and `context` go to `attention` as they are; what it keeps
+  per layer comes back stacked, [L, ...]. The head is applied by the caller, to the places it
+  needs, with `head_weight`.
+  """
+
+  config: LlamaConfig
+  attention: Attention
+  lora_scale: float = 1.0
+  remat: str = 'none'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens: Array, positions: Array, cache: Any = None, context: Any = None):
+    config = self.config
+    embedding = self.param(
+      'embedding', nn.initializers.normal(0.02), (config.vocab_size, config.hidden_size),
+      self.dtype)
+    if not config.tie_word_embeddings:
+      self.param(
+        'head', nn.initializers.normal(0.02), (config.vocab_size, config.hidden_size),
+        self.dtype)
+    layer = Layer
+    if REMAT[self.remat] is not None:
+      # Inside a scan there is nothing for CSE to merge, and preventing it costs a barrier.
+      layer = nn.remat(Layer, policy=REMAT[self.remat], prevent_cse=False)
+    layers = nn.scan(
+      layer,
+      variable_axes={'params': 0, 'lora': 0},
+      split_rngs={'params': True},
+      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+      length=config.num_layers,
+    )(config, self.lora_scale, self.attention, name='layers')
+    cos, sin = rope(positions, config, self.dtype)
+    x, kept = layers(embedding[tokens], cache, cos, sin, context)
+    return RMSNorm(config.rms_norm_eps, name='norm')(x), kept
+
+
+def head_weight(base: dict) -> Array:
+  """[V, D]: the output head, which a tied model shares with its embedding."""
+  return base.get('head', base['embedding'])

@@ -1,0 +1,57 @@
+"""Fixtures shared by all tests. Compilation is what costs: models and shapes are shared."""
+
+import os
+
+# Before jax starts: eight devices for the placement tests.
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8')
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+from pathlib import Path  # noqa: E402
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from fedmedjax.experiment import data_root, model_path  # noqa: E402
+from fedmedjax.model.llama import Llama, LlamaConfig, RopeScaling  # noqa: E402
+from fedmedjax.model.load import load_model  # noqa: E402
+from fedmedjax.model.loss import packed_attention  # noqa: E402
+from fedmedjax.types import InputError  # noqa: E402
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Grouped queries, a head_dim unlike width / heads, scaled rotary frequencies, a separate head.
+TINY = LlamaConfig(
+  vocab_size=97, hidden_size=24, intermediate_size=40, num_layers=2, num_heads=4, num_kv_heads=2,
+  head_dim=8, rms_norm_eps=1e-5, rope_theta=10000.0,
+  rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64), max_position_embeddings=512,
+  tie_word_embeddings=False)
+
+
+@pytest.fixture(scope='session')
+def tiny_params():
+  """Random weights of the tiny model, norms away from one so that they matter."""
+  model = Llama(TINY, packed_attention)
+  ones = np.ones(4, np.int32)
+  params = model.init(
+    jax.random.key(3), ones, ones, None, (np.zeros(0, bool), np.ones((1, 4), np.int32)))['params']
+  # Embeddings of 0.02 would leave the softmax flat and hide mistakes.
+  return jax.tree.map(lambda x: x * 12.0 if x.shape == (97, 24) else x * 1.1, dict(params))
+
+
+@pytest.fixture(scope='session')
+def smollm():
+  """The SmolLM2-135M file of the model package, loaded by us."""
+  return load_model(model_path(''))
+
+
+@pytest.fixture(scope='session')
+def data_folder() -> Path:
+  """The public corpora, or a skip that says how to get them."""
+  root = data_root('')
+  if not root.is_dir():
+    if os.environ.get('FEDMEDJAX_REQUIRE_DATA'):
+      raise InputError(f'FEDMEDJAX_DATA: no folder {root}')
+    pytest.skip(f'no corpora at {root}: set FEDMEDJAX_DATA')
+  return root
