@@ -1,0 +1,175 @@
+"""From token sequences to steps of fixed shape: which examples, in which rows.
+
+One step = the instruction once + its examples packed into rows (`types.Batch`). All steps of a
+federation share one shape, so that a round compiles once. Which examples a step holds is a
+function of (seed, site, step) alone: a resumed run needs no iterator state.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedmedjax.data.tokenize import TokenExample
+from fedmedjax.types import Batch
+
+LOSS_ON = ('completion', 'all')
+
+# One token's linear layers cost as much as this many (query, key) pairs of attention; measured
+# on the 135M model on CPU (2.3 ms against 3.1 us). Larger models care less about attention, and
+# lose at most a few per cent by a width chosen with this number.
+_PAIRS_PER_TOKEN = 750
+
+
+class RowShape(NamedTuple):
+  """The static shape of a step: P, R, N and M of `types.Batch`."""
+
+  prefix: int
+  rows: int
+  width: int
+  targets: int
+
+  @property
+  def tokens(self) -> int:
+    """Tokens that a step computes, padding included."""
+    return self.prefix + self.rows * self.width
+
+  @property
+  def cost(self) -> float:
+    """Relative time of a step, in tokens."""
+    pairs = self.rows * self.width * (self.prefix + self.width)
+    return self.tokens + pairs / _PAIRS_PER_TOKEN
+
+
+def round_up(number: int, multiple: int) -> int:
+  return -(-number // multiple) * multiple
+
+
+def site_steps(
+  lengths: np.ndarray, batch_size: int, seed: int, site: int, first: int, count: int
+) -> list[np.ndarray]:
+  """Example indices of a site's steps `first` ... `first + count - 1`, counted over all rounds.
+
+  Every epoch visits each example once, in ceil(n / batch_size) steps whose sizes differ by at
+  most one. Steps are stratified by length: sorted examples are cut into batch_size strata and
+  each step draws one of each, without replacement, in an order seeded by (seed, site, epoch).
+  So steps hold nearly equal numbers of tokens and fixed-shape rows waste little.
+  """
+  steps_per_epoch = math.ceil(len(lengths) / batch_size)
+  epochs: dict[int, list[np.ndarray]] = {}
+  steps = []
+  for step in range(first, first + count):
+    epoch, place = divmod(step, steps_per_epoch)
+    if epoch not in epochs:
+      epochs[epoch] = _epoch(lengths, steps_per_epoch, np.random.default_rng((seed, site, epoch)))
+    steps.append(epochs[epoch][place])
+  return steps
+
+
+def _epoch(lengths: np.ndarray, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
+  # Longest first: when the last stratum is short, it is the shortest examples that lack.
+  order = np.lexsort((rng.random(len(lengths)), -lengths))
+  members: list[list[int]] = [[] for _ in range(steps)]
+  for start in range(0, len(order), steps):
+    stratum = order[start:start + steps]
+    for step, index in zip(rng.permutation(steps), stratum, strict=False):
+      members[step].append(int(index))
+  return [np.asarray(step) for step in members]
+
+
+def fit_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
+  """First-fit decreasing: indices of the examples of each row, none longer than `width`."""
+  rows: list[list[int]] = []
+  room: list[int] = []
+  for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    length = lengths[index]
+    for row, free in enumerate(room):
+      if length <= free:
+        rows[row].append(index)
+        room[row] -= length
+        break
+    else:
+      rows.append([index])
+      room.append(width - length)
+  return rows
+
+
+def supervised(example: TokenExample, loss_on: str) -> int:
+  """Number of supervised next-token places of an example."""
+  start = example.prompt_length - 1 if loss_on == 'completion' else 0
+  return len(example.tokens) - 1 - start
+
+
+def plan_shape(
+  steps: Sequence[Sequence[TokenExample]], prefix: int, loss_on: str, max_length: int
+) -> RowShape:
+  """The cheapest shape in which every one of `steps` fits.
+
+  Widths tried are multiples of 32 from the longest example to `max_length`, at most 8 of them.
+
+  Args:
+    steps: the examples of each step.
+    prefix: the longest instruction, without its last token.
+    loss_on: 'completion' or 'all'.
+    max_length: the widest row allowed; no example may be longer.
+  """
+  longest = max(len(example.tokens) for step in steps for example in step)
+  best = None
+  for width in range(round_up(longest, 32), round_up(max(max_length, longest), 32) + 1, 32)[:8]:
+    rows, targets = 0, 0
+    for step in steps:
+      fitted = fit_rows([len(example.tokens) for example in step], width)
+      rows = max(rows, len(fitted))
+      targets = max(
+        targets, *(sum(supervised(step[i], loss_on) for i in row) for row in fitted))
+    shape = RowShape(round_up(prefix, 16) if prefix else 0, rows, width, round_up(targets, 16))
+    if best is None or shape.cost < best.cost:
+      best = shape
+  return best
+
+
+def pack(
+  instruction: np.ndarray, examples: Sequence[TokenExample], shape: RowShape, loss_on: str
+) -> Batch:
+  """One step. `instruction` is i32[P + 1]; its last token opens every example."""
+  length = len(instruction) - 1
+  prefix = np.full(shape.prefix, -1, np.int32)
+  prefix[:length] = instruction[:-1]
+  supervise = shape.prefix if loss_on == 'all' else 0
+  prefix_targets = np.zeros(supervise, np.int32)
+  prefix_weight = np.zeros(supervise, np.float32)
+  if supervise:
+    prefix_targets[:length] = instruction[1:]
+    # Each example, fed alone, would count the instruction's own loss once.
+    prefix_weight[:length] = len(examples)
+  size, count = (shape.rows, shape.width), (shape.rows, shape.targets)
+  tokens, positions, segments = (np.zeros(size, np.int32) for _ in range(3))
+  index, targets = np.zeros(count, np.int32), np.zeros(count, np.int32)
+  weight = np.zeros(count, np.float32)
+  for row, members in enumerate(fit_rows([len(e.tokens) for e in examples], shape.width)):
+    place, filled = 0, 0
+    for segment, member in enumerate(members, start=1):
+      example = examples[member]
+      end = place + len(example.tokens)
+      tokens[row, place:end] = example.tokens
+      positions[row, place:end] = length + np.arange(len(example.tokens))
+      segments[row, place:end] = segment
+      number = supervised(example, loss_on)
+      span = slice(filled, filled + number)
+      index[row, span] = np.arange(end - 1 - number, end - 1)
+      targets[row, span] = example.tokens[len(example.tokens) - number:]
+      weight[row, span] = 1.0
+      place, filled = end, filled + number
+  return Batch(
+    prefix, prefix_targets, prefix_weight, tokens, positions, segments, index, targets, weight)
+
+
+def blank(shape: RowShape, loss_on: str) -> Batch:
+  """A step without examples: weight zero everywhere."""
+  return pack(np.zeros(1, np.int32), (), shape, loss_on)
+
+
+def stack(batches: Sequence) -> Batch:
+  """Stacks equal-shaped batches on a new leading axis."""
+  return Batch(*(np.stack(parts) for parts in zip(*batches, strict=True)))

@@ -1,0 +1,202 @@
+"""Sentences of clinical notes, by rules that look at the text only.
+
+A line break ends a sentence, because notes are made of headings and lists, unless the line was
+wrapped. Within a line, a mark followed by white space ends one unless what stands around it says
+otherwise; when in doubt the text stays whole, because a long example costs time and a cut entity
+costs the entity. Every test looks at a bounded stretch of text, so time is linear.
+"""
+
+import re
+from bisect import bisect_right, insort
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from fedmedjax.types import Document, Example, Span
+
+_LINE = re.compile('[^\n\r\v\f\x85\u2028\u2029]+')
+_BREAK = re.compile('\r\n|[\n\r\v\f\x85\u2028\u2029]')
+# The first look-behind keeps a long row of dots from being tried at every dot; the others find
+# sentences stuck together ('6 months.The patient') but not mutations ('p.Val204Asp').
+_MARK = re.compile(r'(?<![.!?])[.!?]+["\'”’»)\]}]*'
+                   r'(?:(?=\s)|(?:(?<=[a-z]{3}\.)|(?<=[)\]]\.))(?=[A-Z][a-z]{2}))')
+_AFTER = re.compile(r'\s*([("\'“‘«\[{]*)\s?(\S)')
+_MARKER = re.compile(r'[(\[]?(?:\d{1,2}(?:\.\d{1,2})*|[A-Za-z]|[ivxIVX]{1,4})[)\]]?')
+_BRACKET = re.compile(r'[(\[{)\]}]')
+_OPENER = {')': '(', ']': '[', '}': '{'}
+_BULLETS = frozenset('-–—*•·▪●○◦‣■□')
+
+# Abbreviations that something always follows, whatever its case.
+_NEVER_LAST = frozenset(
+  'dr drs mr mrs ms prof st mt vs e.g eg i.e ie viz cf ca approx esp incl excl fig figs'.split()
+)
+# Abbreviations that go on when a number follows.
+_BEFORE_NUMBER = frozenset(
+  'al no nos n nr vol pp p ver ch sec tab eq ref refs sp spp ser '
+  'jan feb mar apr jun jul aug sep sept oct nov dec'.split()
+)
+# Abbreviations that look like the last word of a sentence when a lower-case word follows.
+_LOOKS_LIKE_WORD = frozenset(
+  'conc admin temp resp diag hosp dept cont freq prev surg path neuro cardio abnl norm susp '
+  'poss prob spec subcut intramusc tabs caps diff assoc subsp'.split()
+)
+_LOOK_BEHIND = 24  # characters: longer than any abbreviation
+_LONGEST_BRACKET = 400  # characters: a longer pair is a slip, or a paragraph of its own
+_WIDEST_WRAP = 100  # columns: a document with longer lines was not wrapped
+_NARROWEST_WRAP = 50  # columns: one with only shorter lines is a list
+_FEWEST_WRAPPED = 5  # lines about as long as the longest: one with fewer is a list, too
+
+
+def split_sentences(text: str) -> list[tuple[int, int]]:
+  """Ranges of the sentences, in order, without white space at either end.
+
+  Every character that is not white space belongs to exactly one of them.
+  """
+  sentences = []
+  for start, end in _blocks(text):
+    for cut in _cuts(text, start, end):
+      sentences.append(_trimmed(text, start, cut))
+      start = cut
+    sentences.append(_trimmed(text, start, end))
+  return sentences
+
+
+def sentence_examples(
+  document: Document, types: Sequence[str]
+) -> tuple[list[Example], Counter]:
+  """Cuts a document into examples with flat entities.
+
+  Of entities that overlap the longest is kept, of equally long ones the first. An entity that no
+  sentence holds whole is dropped before that, so that it cannot displace one that fits.
+
+  Args:
+    document: the note.
+    types: the entity types to keep, that is, those its site annotated.
+
+  Returns:
+    One example a sentence, also for sentences without entities, and counts: sentences, entities
+    (kept), and dropped: nested, crossing, blank (nothing but white space).
+  """
+  text, sentences = document.text, split_sentences(document.text)
+  starts = [start for start, _ in sentences]
+  inside, counts = [[] for _ in sentences], Counter(sentences=len(sentences))
+  for span in document.spans:
+    if span.type not in types:
+      continue
+    start, end = _trimmed(text, span.start, span.end)
+    place = bisect_right(starts, start) - 1
+    if start == end:
+      counts['blank'] += 1
+    elif end > sentences[place][1]:
+      counts['crossing'] += 1
+    else:
+      inside[place].append(Span(start - starts[place], end - starts[place], span.type))
+  examples = []
+  for (start, end), spans in zip(sentences, inside, strict=True):
+    flat = _flat(spans)
+    counts.update(entities=len(flat), nested=len(spans) - len(flat))
+    examples.append(Example(document.name, start, text[start:end], tuple(flat)))
+  return examples, counts
+
+
+def _flat(spans: list[Span]) -> list[Span]:
+  kept = []
+  for span in sorted(spans, key=lambda s: (s.start - s.end, s.start)):
+    # Kept spans do not overlap, so only the last one that begins before this one ends can touch.
+    before = bisect_right(kept, span.end - 1, key=lambda s: s.start)
+    if not before or kept[before - 1].end <= span.start:
+      insort(kept, span)
+  return kept
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+  while start < end and text[start].isspace():
+    start += 1
+  while start < end and text[end - 1].isspace():
+    end -= 1
+  return start, end
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int]]:
+  """Ranges of the lines that are not blank, with wrapped ones put together again."""
+  lines = [_trimmed(text, *line.span()) for line in _LINE.finditer(text)]
+  lines = [(start, end) for start, end in lines if start < end]
+  lengths = [end - start for start, end in lines]
+  width = max(lengths, default=0)
+  if sum(length >= 0.8 * width for length in lengths) < _FEWEST_WRAPPED:
+    width = 0
+  first = 0
+  for i in range(1, len(lines) + 1):
+    if i == len(lines) or not _goes_on(text, lines[i - 1], lines[i][0], width):
+      yield lines[first][0], lines[i - 1][1]
+      first = i
+
+
+def _goes_on(text: str, line: tuple[int, int], following: int, width: int) -> bool:
+  """Whether the sentence of `line` goes on in the line that begins at `following`.
+
+  A line was wrapped if the next word would have made it longer than the document is wide.
+  """
+  start, end = line
+  if not text[following].islower() or len(_BREAK.findall(text, end, following)) > 1:
+    return False
+  word = text[max(start, end - _LOOK_BEHIND):end].split()[-1].lstrip('([')
+  initial = len(word) == 2 and word.isupper()
+  if text[end - 1] == '.' and (initial or word[:-1].lower() in _NEVER_LAST):
+    return True
+  next_word = text[following:following + _LOOK_BEHIND].split()[0]
+  return (text[end - 1] not in '.:;!?' and _NARROWEST_WRAP <= width <= _WIDEST_WRAP
+          and end - start + 1 + len(next_word) > width)
+
+
+def _cuts(text: str, start: int, end: int) -> Iterator[int]:
+  """Places within a block after which a new sentence begins."""
+  closed = _closed_brackets(text, start, end)
+  for mark in _MARK.finditer(text, start, end):
+    cut = mark.end()
+    while closed and closed[-1][1] < cut:
+      closed.pop()
+    if closed and closed[-1][0] < cut:
+      continue
+    before = text[max(start, mark.start() - _LOOK_BEHIND):mark.start()].split()
+    opener, following = _AFTER.match(text, cut, end).groups()
+    is_marker = (mark.start() - start <= _LOOK_BEHIND
+                 and _MARKER.fullmatch(text[start:mark.start()].strip()))
+    if before and not is_marker and _ends(before[-1], mark[0], opener, following):
+      yield cut
+      start = cut
+
+
+def _ends(word: str, mark: str, opener: str, following: str) -> bool:
+  """Whether a sentence ends between `word` + `mark` and `opener` + `following`."""
+  word = word.lstrip('([{"\'“‘')
+  plain, dotted = word.lower(), '.' in word
+  if following in _BULLETS:
+    return not opener
+  if '!' in mark or '?' in mark:
+    return following.isupper() or following.isdigit()
+  if plain in _NEVER_LAST:
+    return False
+  if following.islower():
+    return (mark == '.' and len(word) > 3 and word.isalpha() and word.islower()
+            and plain not in _LOOKS_LIKE_WORD)
+  if following.isdigit():
+    return not (opener or dotted or word[-1:].isdigit()
+                or plain in _BEFORE_NUMBER or plain in _LOOKS_LIKE_WORD)
+  # 'U.S. Food', 'M. D. Anderson' go on; 'given i.v. Rats' does not.
+  return following.isupper() and not (dotted and word.isupper())
+
+
+def _closed_brackets(text: str, start: int, end: int) -> list[tuple[int, int]]:
+  """Outermost pairs of brackets, the last one first; those never closed do not count."""
+  pairs, opened = [], []
+  for match in _BRACKET.finditer(text, start, end):
+    place, bracket = match.start(), match[0]
+    if bracket in '([{':
+      opened.append((place, bracket))
+    elif opened and opened[-1][1] == _OPENER[bracket]:
+      opening, _ = opened.pop()
+      if place - opening <= _LONGEST_BRACKET:
+        while pairs and pairs[-1][0] > opening:
+          pairs.pop()
+        pairs.append((opening, place))
+  return pairs[::-1]

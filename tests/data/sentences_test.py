@@ -1,0 +1,105 @@
+"""Where sentences end in clinical text, and what cutting them does to entities."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmedjax.data.sentences import sentence_examples, split_sentences
+from fedmedjax.types import Document, Span
+
+WRAPPED = '\n'.join((
+  'The patient is a 61-year-old man with a long history of hypertension and',
+  'diabetes mellitus who came to the emergency department because of severe',
+  'shortness of breath and swelling of both legs for about two weeks before',
+  'admission, together with a cough that produced some blood. He was given a',
+  'diuretic by mouth and by vein without any relief and was admitted for more',
+  'tests.',
+))
+
+
+def split(text):
+  return [text[start:end] for start, end in split_sentences(text)]
+
+
+# '|' marks each expected end of a sentence; it is taken out before splitting.
+@pytest.mark.parametrize('marked', [
+  'Dr. Smith saw him.| BP was 120/80, temp. 98.6.| He left.',
+  'Lasix 2.5 mg p.o. b.i.d. and q.6h. as needed.| Rats got 5 mg i.v.| Controls did not.',
+  'Drugs (e.g. aspirin, i.e. NSAIDs) vs. placebo at approx. 5 mg.| No change.',
+  'He had a cough.| it got worse.| "Severe."| (Not seen before.)| Then he left!| 3 days passed.',
+  'Growth of S. aureus, see Fig. 2. and ref. 12; p < 0. 05 in No. 3.| U.S. Food and Drug.',
+  'He improved (see above. Note the dose. It was low) and left.| Was it (a slip.| So it was.',
+  'MEDICATIONS:|\n1. Aspirin 81 mg.|\n2. Lasix 40 mg. daily|\n- cough|\r\n- fever|\n\n\nplan: none',
+  'He coughs.| - No fever.| • No rash.',
+  'Positive for H.\ncinaedi in blood.|\nNegative otherwise',
+  'He took it for 6 months.The patient (p.Val204Asp) left [12].Our plan',
+  'No pain? none.| Really?!| Yes...| Well',
+  '',
+  ' \n\r\n ',
+])
+def test_sentence_ends(marked):
+  # The two sentences stuck together have no white space to put a mark at.
+  stuck = marked.replace('months.The', 'months.|The').replace('].Our', '].|Our')
+  expected = [part.strip() for part in stuck.split('|') if part.strip()]
+  assert split(marked.replace('|', '')) == expected
+
+
+def test_a_wrapped_line_goes_on_and_a_list_does_not():
+  first, second = split(WRAPPED)
+  assert first.endswith('produced some blood.') and second.endswith('for more\ntests.')
+  assert split(WRAPPED.rstrip('.') + '\nplan')[2] == 'plan'  # 'tests' had room for it
+  assert split('known allergy to penicillin or to any other drug of this family\npregnancy') == [
+    'known allergy to penicillin or to any other drug of this family', 'pregnancy']
+
+
+@settings(derandomize=True, deadline=None, max_examples=300, database=None)
+@given(st.text(st.sampled_from('ab A1.?!()[]" \n\r\t-\x1c\x85\u2028'), max_size=60))
+def test_every_visible_character_is_in_exactly_one_sentence(text):
+  seen = []
+  for start, end in split_sentences(text):
+    assert start < end and text[start:end] == text[start:end].strip()
+    seen += range(start, end)
+  assert seen == sorted(set(seen))
+  assert all(c.isspace() for i, c in enumerate(text) if i not in set(seen))
+
+
+@pytest.mark.parametrize('unit', ['.', 'a. b ', '(', '()', '. ', ').', 'a.\n', '1. ', '([)] . '])
+def test_time_is_linear(unit):
+  began = time.perf_counter()
+  split_sentences(unit * 100_000)
+  assert time.perf_counter() - began < 5  # takes 0.3 s; a quadratic search much longer
+
+
+def test_examples_are_flat_trimmed_and_relative():
+  text = 'Severe chest pain today. Given aspirin and ibuprofen.'
+
+  def span(words, kind, pad=0):
+    return Span(text.index(words) - pad, text.index(words) + len(words) + pad, kind)
+
+  document = Document('note', text, (
+    span('Severe chest', 'problem'), span('chest', 'problem'), span('pain', 'problem'),
+    span('chest pain today', 'problem'),            # longer than all of them: it alone stays
+    span('today. Given', 'problem'),                # crosses, and must not displace:
+    span('Given', 'treatment'),
+    Span(24, 25, 'problem'),                        # nothing but a blank
+    span('ibuprofen', 'drug'), span('ibuprofen', 'test'),  # equally long: the first stays
+    span('aspirin', 'drug', pad=1), span('and', 'treatment'),
+    span('aspirin and', 'person'),                  # not asked for
+  ), ())
+  examples, counts = sentence_examples(document, ('problem', 'treatment', 'drug', 'test'))
+  found = [[(e.text[s.start:s.end], s.type) for s in e.entities] for e in examples]
+  assert found == [
+    [('chest pain today', 'problem')],
+    [('Given', 'treatment'), ('aspirin', 'drug'), ('and', 'treatment'), ('ibuprofen', 'drug')],
+  ]
+  assert [(e.document, e.start, e.text) for e in examples] == [
+    ('note', 0, 'Severe chest pain today.'), ('note', 25, 'Given aspirin and ibuprofen.')]
+  assert counts == {'sentences': 2, 'entities': 5, 'nested': 4, 'crossing': 1, 'blank': 1}
+
+
+def test_examples_without_entities_are_kept():
+  examples, counts = sentence_examples(Document('note', 'Well. Fine.', (), ()), ('drug',))
+  assert [e.text for e in examples] == ['Well.', 'Fine.']
+  assert counts['entities'] == 0
