@@ -1,0 +1,190 @@
+"""Strict and lenient entity scores (METHOD section 7), with confidence intervals by note.
+
+strict   same type, same start, same end
+lenient  same type and at least one token in common
+Either way one gold entity answers to at most one prediction, and the largest number of such pairs
+is the count of true positives; so precision and recall share it. Three averages:
+typed    micro average over types, the headline
+untyped  all types merged into one before pairing, as the paper's code scores
+macro    plain mean over the types that occur in gold or predictions
+
+Sums travel, means are taken once: counts of sentences, notes and sites add. A ratio with nothing
+in its denominator is 0, as in seqeval and nervaluate; so a set without gold and without
+predictions scores 0, not 1.
+
+Letters: N notes, T types. Counts are i64[2 match kinds, T types + untyped, (tp, fp, fn)].
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedmedjax.types import Span
+
+KINDS = ('strict', 'lenient')
+AVERAGES = ('typed', 'untyped', 'macro')
+
+_TOKEN = re.compile(r'\w+|[^\w\s]')
+
+
+class Difference(NamedTuple):
+  """F1 of a minus F1 of b, axes KINDS x AVERAGES, with its 95 % interval."""
+
+  difference: np.ndarray  # f64[2, 3]
+  low: np.ndarray         # f64[2, 3]
+  high: np.ndarray        # f64[2, 3]
+
+
+def count(
+  gold: Sequence[Span], predicted: Sequence[Span], text: str, types: Sequence[str],
+) -> np.ndarray:
+  """Counts of one text; `types` are the ones annotated there, all others are left out.
+
+  Args:
+    gold: entities with offsets into `text`, in any order; they may overlap.
+    predicted: likewise. An entity predicted twice counts twice.
+    text: tokens are its words (letters, digits, underscores) and its other visible characters.
+    types: the T types, in the order of the second axis of the result.
+
+  Returns:
+    i64[2, T + 1, 3].
+  """
+  tokens = [token.span() for token in _TOKEN.finditer(text)]
+  starts, ends = [start for start, _ in tokens], [end for _, end in tokens]
+
+  def covered(span: Span) -> tuple[int, int]:
+    """The tokens [first, last) that share a character with the span."""
+    return bisect_right(ends, span.start), bisect_left(starts, span.end)
+
+  rows = []
+  for asked in [(name,) for name in types] + [tuple(types)]:
+    wanted = [span for span in gold if span.type in asked]
+    found = [span for span in predicted if span.type in asked]
+    exact = Counter(span[:2] for span in wanted) & Counter(span[:2] for span in found)
+    pairs = (exact.total(), _most_pairs(map(covered, wanted), map(covered, found)))
+    rows.append([(tp, len(found) - tp, len(wanted) - tp) for tp in pairs])
+  return np.array(rows, np.int64).transpose(1, 0, 2)
+
+
+def _most_pairs(
+  gold: Iterable[tuple[int, int]], predicted: Iterable[tuple[int, int]],
+) -> int:
+  """Size of the largest one-to-one matching of overlapping half-open ranges.
+
+  Greedy: the range x that ends first of all is paired with the range y of the other side that
+  overlaps it and ends first. This is never worse than another choice. If the best matching has
+  x-z and w-y instead, then z covers x's last token and reaches y's end or further, and w begins
+  before y ends and ends no earlier than x; hence w overlaps z, and x-y, w-z is as large.
+  """
+  sides = [sorted((r for r in side if r[0] < r[1]), key=lambda r: r[1])
+           for side in (gold, predicted)]
+  pairs = 0
+  while sides[0] and sides[1]:
+    first = 0 if sides[0][0][1] <= sides[1][0][1] else 1
+    _, end = sides[first].pop(0)
+    others = sides[1 - first]
+    partner = next((i for i, other in enumerate(others) if other[0] < end), None)
+    if partner is not None:
+      others.pop(partner)
+      pairs += 1
+  return pairs
+
+
+def scores(
+  counts: np.ndarray, types: Sequence[str], ci95: np.ndarray | None = None,
+) -> dict[str, Any]:
+  """Precision, recall and F1 of added-up counts, in the shape of summary.json for one task.
+
+  Args:
+    counts: i64[2, T + 1, 3], from `count`.
+    types: the same T types.
+    ci95: f64[2, 3, 2] from `bootstrap_f1`; without it every 'ci95' is None.
+  """
+  every, averaged = _ratios(counts), _averages(counts)
+  names = ('precision', 'recall', 'f1')
+  out: dict[str, Any] = {}
+  for k, kind in enumerate(KINDS):
+    out[kind] = {}
+    for a, average in enumerate(AVERAGES):
+      out[kind][average] = dict(zip(names, averaged[k, a].tolist(), strict=True))
+      out[kind][average]['ci95'] = None if ci95 is None else ci95[k, a].tolist()
+  out['per_type'] = {}
+  for t, name in enumerate(types):
+    out['per_type'][name] = {
+      kind: dict(zip(names, every[k, t].tolist(), strict=True)) for k, kind in enumerate(KINDS)
+    }
+    tp, fp, fn = counts[0, t].tolist()
+    out['per_type'][name] |= {'gold': tp + fn, 'predicted': tp + fp}
+  return out
+
+
+def bootstrap_f1(counts: np.ndarray, seed: int, samples: int = 1000) -> np.ndarray:
+  """95 % percentile interval of each F1, drawing notes with replacement.
+
+  Args:
+    counts: i64[N, 2, T + 1, 3], one entry per note.
+    seed: of the draws.
+    samples: number of draws.
+
+  Returns:
+    f64[2 match kinds, 3 averages, (low, high)].
+  """
+  f1 = _averages(_drawn(counts, seed, samples))[..., 2]
+  return np.moveaxis(np.percentile(f1, (2.5, 97.5), axis=0), 0, -1)
+
+
+def paired_bootstrap(
+  counts_a: np.ndarray, counts_b: np.ndarray, seed: int, samples: int = 1000,
+) -> Difference:
+  """F1 of system a minus F1 of system b on the same notes, with a 95 % interval.
+
+  Both systems are scored on the same draw of notes each time, so that a hard note weighs on both.
+  Both counts are i64[N, 2, T + 1, 3], note by note in the same order.
+  """
+  if counts_a.shape != counts_b.shape:
+    raise ValueError(f'counts of different notes: {counts_a.shape} and {counts_b.shape}')
+  difference, drawn = (
+    _averages(a)[..., 2] - _averages(b)[..., 2]
+    for a, b in (
+      (counts_a.sum(0), counts_b.sum(0)),
+      (_drawn(counts_a, seed, samples), _drawn(counts_b, seed, samples)),
+    )
+  )
+  low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
+  return Difference(difference, low, high)
+
+
+def _drawn(counts: np.ndarray, seed: int, samples: int) -> np.ndarray:
+  """Added-up counts f64[samples, 2, T + 1, 3] of N notes drawn from N with replacement."""
+  notes = len(counts)
+  if not notes:
+    return np.zeros((samples, *counts.shape[1:]))
+  # How often each note is drawn. Floats: the product goes through BLAS and stays exact.
+  times = np.random.default_rng(seed).multinomial(notes, np.full(notes, 1 / notes), samples)
+  flat = times.astype(float) @ counts.reshape(notes, -1).astype(float)
+  return flat.reshape(samples, *counts.shape[1:])
+
+
+def _ratios(counts: np.ndarray) -> np.ndarray:
+  """Counts [..., (tp, fp, fn)] -> [..., (precision, recall, f1)]."""
+  tp, fp, fn = np.moveaxis(np.asarray(counts, float), -1, 0)
+  return np.stack([
+    _divide(tp, tp + fp), _divide(tp, tp + fn), _divide(2 * tp, 2 * tp + fp + fn),
+  ], axis=-1)
+
+
+def _averages(counts: np.ndarray) -> np.ndarray:
+  """Counts [..., T + 1, 3] -> [..., 3 averages, (precision, recall, f1)]."""
+  by_type, untyped = counts[..., :-1, :], counts[..., -1, :]
+  present = (by_type.sum(-1, keepdims=True) > 0).sum(-2)  # the others add 0 to the mean
+  macro = _divide(_ratios(by_type).sum(-2), present)
+  return np.stack([_ratios(by_type.sum(-2)), _ratios(untyped), macro], axis=-2)
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """a / b, and 0 where b is 0; b broadcasts to a."""
+  return a / np.where(b > 0, b, np.inf)

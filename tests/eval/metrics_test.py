@@ -1,0 +1,203 @@
+"""Scores against METHOD section 7, brute force and hand-worked numbers."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from fedmedjax.eval import metrics
+from fedmedjax.types import Span
+
+TYPES = ('problem', 'drug', 'test')
+WORDS = 'w0 w1 w2 w3 w4 w5 w6'
+
+
+def spans(tags: str, name: str | None = None) -> list[Span]:
+  """BIO tags of the words of WORDS, as 'B I O' with one type or 'B-drug I-drug O'."""
+  out = []
+  for i, tag in enumerate(tags.split()):
+    start, end = 3 * i, 3 * i + 2
+    if tag[0] == 'B':
+      out.append(Span(start, end, name or tag[2:]))
+    elif tag[0] == 'I':
+      out[-1] = out[-1]._replace(end=end)
+  return out
+
+
+def scored(gold, predicted, text=WORDS, types=TYPES):
+  return metrics.scores(metrics.count(gold, predicted, text, types), types)
+
+
+@pytest.mark.parametrize('gold, predicted, strict, lenient', [
+  ('O B I O', 'O B O O', 0, (1, 1, 1)),
+  ('B O B O', 'B I I O', 0, (1, .5, .667)),
+  ('B I I I O', 'B O B I O', 0, (.5, 1, .667)),
+  ('B I I O', 'O B I O', 0, (1, 1, 1)),
+  ('B B O', 'B B O', 1, (1, 1, 1)),
+  ('B B O', 'B I O', 0, (1, .5, .667)),
+])
+def test_method_table(gold, predicted, strict, lenient):
+  got = scored(spans(gold, 'drug'), spans(predicted, 'drug'))
+  for average in metrics.AVERAGES:  # one type: the averages agree
+    row = got['lenient'][average]
+    assert (row['precision'], row['recall'], row['f1']) == pytest.approx(lenient, abs=5e-4)
+    assert got['strict'][average]['f1'] == strict
+
+
+def test_typed_against_merged():
+  """problem and drug are right, the test is found as a problem, the first problem is cut.
+
+  Merged: 3 gold, 3 predicted; exact: drug and the last one, 2/3; overlapping: 3/3.
+  Typed: exact: drug only, 1/3; overlapping: problem and drug, 2/3.
+  """
+  got = scored(
+    spans('B-problem I-problem O B-drug O B-test I-test'),
+    spans('B-problem O O B-drug O B-problem I-problem'),
+  )
+  assert got['strict']['untyped']['f1'] == pytest.approx(2 / 3)
+  assert got['lenient']['untyped']['f1'] == 1
+  assert got['strict']['typed']['f1'] == pytest.approx(1 / 3)
+  assert got['lenient']['typed']['f1'] == pytest.approx(2 / 3)
+  # macro strict: problem 0, drug 1, test 0; lenient: problem 2/(2+1) = 2/3, drug 1, test 0.
+  assert got['strict']['macro']['f1'] == pytest.approx(1 / 3)
+  assert got['lenient']['macro']['f1'] == pytest.approx(5 / 9)
+
+
+def test_macro_averages_over_the_types_that_occur():
+  """test occurs nowhere, drug in the prediction only (F1 0), problem is perfect: macro 1/2."""
+  got = scored(spans('B O O', 'problem'), spans('B O B-drug', 'problem')[:1] + spans('O B-drug'))
+  assert got['strict']['macro'] == {'precision': .5, 'recall': .5, 'f1': .5, 'ci95': None}
+  assert got['per_type']['test'] == {
+    'strict': {'precision': 0, 'recall': 0, 'f1': 0},
+    'lenient': {'precision': 0, 'recall': 0, 'f1': 0},
+    'gold': 0, 'predicted': 0,
+  }
+
+
+def test_nothing_to_find_and_nothing_found_is_zero():
+  got = scored([], [])
+  for kind, average in itertools.product(metrics.KINDS, metrics.AVERAGES):
+    assert set(got[kind][average].values()) == {0.0, None}
+
+
+def test_types_not_annotated_are_never_counted():
+  gold, predicted = spans('B-drug B-problem O'), spans('B-drug O B-problem')
+  counts = metrics.count(gold, predicted, WORDS, ('drug',))
+  assert counts.tolist() == [[[1, 0, 0]] * 2] * 2
+
+
+def test_repeated_prediction_is_a_false_positive():
+  counts = metrics.count(spans('B-drug'), spans('B-drug') * 2, WORDS, ('drug',))
+  assert counts.tolist() == [[[1, 1, 0]] * 2] * 2
+
+
+@pytest.mark.parametrize('text, gold, predicted, shared', [
+  ('take 50mg now', (5, 7), (7, 9), 1),        # '50' and 'mg' are parts of one token
+  ('take 50 mg now', (5, 7), (8, 10), 0),
+  ('take 50 mg now', (5, 7), (7, 10), 0),      # a blank is no token
+  ('take 50 mg now', (0, 7), (4, 5), 0),
+  ('pain/fever', (0, 4), (4, 10), 0),          # the slash is a token of its own
+  ('Müdigkeit, Ödeme', (0, 9), (8, 9), 1),
+])
+def test_lenient_tokens(text, gold, predicted, shared):
+  counts = metrics.count([Span(*gold, 'drug')], [Span(*predicted, 'drug')], text, ('drug',))
+  assert counts[:, 0].tolist() == [[0, 1, 1], [shared, 1 - shared, 1 - shared]]
+
+
+def brute_force(gold, predicted):
+  """Largest matching by trying everything: the first gold range goes unpaired or to any."""
+  if not gold:
+    return 0
+  (start, end), rest = gold[0], gold[1:]
+  best = brute_force(rest, predicted)
+  for i, (s, e) in enumerate(predicted):
+    if max(s, start) < min(e, end):
+      best = max(best, 1 + brute_force(rest, predicted[:i] + predicted[i + 1:]))
+  return best
+
+
+def test_lenient_matching_is_the_largest():
+  """Also where ranges nest and repeat, which flat annotation does not have."""
+  draw = np.random.default_rng(0)
+  seen = set()
+  for _ in range(1500):
+    sides = [
+      [(s, s + int(draw.integers(1, 7))) for s in draw.integers(0, 9, draw.integers(0, 6)).tolist()]
+      for _ in range(2)
+    ]
+    expected = brute_force(*sides)
+    assert metrics._most_pairs(*sides) == expected, sides
+    seen.add(expected)
+  assert seen == {0, 1, 2, 3, 4, 5}
+
+
+def test_each_gold_goes_to_one_prediction_only():
+  """Pairing the long prediction with the first gold it meets would leave the short one alone:
+  gold [0,1) [2,5), predicted [0,3) [0,1): the largest matching has two pairs, not one."""
+  gold = [Span(0, 2, 'drug'), Span(6, 14, 'drug')]
+  predicted = [Span(0, 8, 'drug'), Span(0, 2, 'drug')]
+  assert metrics.count(gold, predicted, WORDS, ('drug',))[1, 0].tolist() == [2, 0, 0]
+
+
+def note(tp: int, fp: int, fn: int) -> np.ndarray:
+  """Counts of one note with one type, the same for both match kinds."""
+  return np.broadcast_to([tp, fp, fn], (2, 2, 3))
+
+
+def test_bootstrap_draws_notes_and_pools_their_counts():
+  """Two notes, (tp, fp, fn) = (8, 0, 0) and (0, 0, 2). Draws: both first, F1 1 (p = 1/4); both
+  second, 0 (1/4); one of each, pooled 16/(16+2) = 8/9, where a mean over notes would be 1/2."""
+  counts = np.stack([note(8, 0, 0), note(0, 0, 2)])
+  drawn = metrics._averages(metrics._drawn(counts, seed=1, samples=4000))[:, 0, 0, 2]
+  values, times = np.unique(drawn.round(6), return_counts=True)
+  assert values.tolist() == [0, .888889, 1]
+  assert times / 4000 == pytest.approx([.25, .5, .25], abs=.03)
+  assert metrics.bootstrap_f1(counts, seed=1).tolist() == [[[0, 1]] * 3] * 2
+  # Of three notes the bad one is drawn three times in 1/27 = 3.7 % of the draws: more than 2.5 %.
+  counts = np.stack([note(8, 0, 0), note(8, 0, 0), note(0, 0, 8)])
+  assert metrics.bootstrap_f1(counts, seed=1, samples=4000).tolist() == [[[0, 1]] * 3] * 2
+
+
+def test_bootstrap_of_equal_notes_has_no_width_and_depends_on_the_seed_only():
+  same = np.stack([note(2, 1, 1)] * 5)
+  assert metrics.bootstrap_f1(same, seed=0) == pytest.approx(np.full((2, 3, 2), 2 / 3))
+  unlike = np.stack([note(i, 3, 7 - i % 5) for i in range(9)])
+  a, b, c = (metrics.bootstrap_f1(unlike, seed) for seed in (3, 3, 4))
+  assert (a == b).all() and (a != c).any()
+  assert metrics.bootstrap_f1(unlike[:0], seed=0).tolist() == [[[0, 0]] * 3] * 2
+
+
+def test_paired_bootstrap_uses_the_same_notes_for_both():
+  """Notes differ much, the systems little: b misses one more of each note's 20 entities. Paired,
+  the difference is about .03 in every draw; drawn apart, the interval would span 0."""
+  draw = np.random.default_rng(0)
+  hits = draw.integers(2, 20, 30)
+  a = np.stack([note(tp, 0, 20 - tp) for tp in hits])
+  b = np.stack([note(tp - 1, 0, 21 - tp) for tp in hits])
+  result = metrics.paired_bootstrap(a, b, seed=0)
+  f1 = [2 * tp.sum() / (tp.sum() + 600) for tp in (hits, hits - 1)]
+  assert result.difference == pytest.approx(np.full((2, 3), f1[0] - f1[1]))
+  assert (result.low > .01).all() and (result.high < .06).all()
+  assert (result.low <= result.difference).all() and (result.difference <= result.high).all()
+  drawn_a, drawn_b = metrics._drawn(a, 0, 500), metrics._drawn(b, 1, 500)
+  apart = (metrics._averages(drawn_a) - metrics._averages(drawn_b))[:, 0, 0, 2]
+  assert np.percentile(apart, 2.5) < 0
+  same = metrics.paired_bootstrap(a, a, seed=0)
+  assert not any(part.any() for part in same)
+  with pytest.raises(ValueError, match='different notes'):
+    metrics.paired_bootstrap(a, b[1:], seed=0)
+
+
+def test_counts_add_and_scores_are_plain_json():
+  gold, predicted = spans('B-problem I-problem O B-drug'), spans('B-problem O O B-drug')
+  notes = np.stack([
+    metrics.count(gold, predicted, WORDS, TYPES), metrics.count(gold, gold, WORDS, TYPES),
+  ])
+  got = metrics.scores(notes.sum(0), TYPES, metrics.bootstrap_f1(notes, seed=0))
+  assert got['strict']['typed']['f1'] == pytest.approx(3 / 4)  # 2 pi = 2 ri = 3 of 4
+  assert got['per_type']['problem']['strict']['f1'] == pytest.approx(1 / 2)
+  assert got['per_type']['problem']['lenient']['f1'] == 1
+  assert got['strict']['typed']['ci95'] == [.5, 1]
+  assert json.loads(json.dumps(got)) == got
+  assert set(got) == {'strict', 'lenient', 'per_type'}
