@@ -1,0 +1,166 @@
+"""Command line and config file to a checked ConfigDict; every mistake is a one-line InputError."""
+
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from configs.base import PRESETS, apply_preset
+from fedmedjax.data.pack import LOSS_ON
+from fedmedjax.model.llama import REMAT
+from fedmedjax.types import InputError
+
+
+class Check(NamedTuple):
+  """What a key may hold: a test and its wording."""
+
+  allows: Callable[[Any], bool]
+  wording: str
+
+
+def _integer(least: int) -> Check:
+  return Check(lambda v: type(v) is int and v >= least, f'an integer >= {least}')
+
+
+def _number(test: Callable[[float], bool], wording: str) -> Check:
+  return Check(
+    lambda v: type(v) in (int, float) and math.isfinite(v) and test(v), wording)
+
+
+def _one_of(names) -> Check:
+  return Check(lambda v: v in names, 'one of ' + ', '.join(names))
+
+
+def _names(least: int) -> Check:
+  return Check(
+    lambda v: isinstance(v, tuple) and len(v) >= least and all(isinstance(n, str) for n in v)
+    and len(set(v)) == len(v),
+    f'a tuple of {"" if least else "zero or more "}different names')
+
+
+_TEXT = Check(lambda v: isinstance(v, str), 'a text')
+_BOOLEAN = Check(lambda v: isinstance(v, bool), 'True or False')
+_POSITIVE = _number(lambda v: v > 0, 'a finite number > 0')
+_NOT_NEGATIVE = _number(lambda v: v >= 0, 'a finite number >= 0')
+_BELOW_ONE = _number(lambda v: 0 <= v < 1, 'a number in [0, 1)')
+DTYPES = ('float32', 'bfloat16')
+SHARING = ('everything', 'nothing')
+
+CHECKS = {
+  'seed': _integer(0),
+  'model.path': _TEXT, 'model.dtype': _one_of(DTYPES), 'model.remat': _one_of(tuple(REMAT)),
+  'lora.rank': _integer(1), 'lora.alpha': _POSITIVE, 'lora.targets': _names(1),
+  'data.root': _TEXT, 'data.sites': _names(1), 'data.external': _names(0),
+  'data.max_train_notes': _integer(0), 'data.max_length': _integer(8),
+  'data.validation_share': _number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
+  'data.validation_examples': _integer(0),
+  'fed.preset': _one_of(tuple(PRESETS)), 'fed.rounds': _integer(1),
+  'fed.local_epochs': _integer(1), 'fed.local_steps': _integer(0),
+  'fed.batch_size': _integer(1), 'fed.chunk': _integer(0),
+  'fed.weight_by': _one_of(('examples', 'tokens')), 'fed.size_power': _NOT_NEGATIVE,
+  'fed.loss_power': _NOT_NEGATIVE, 'fed.temperature': _POSITIVE, 'fed.loss_on': _one_of(LOSS_ON),
+  'fed.sharing': _one_of(SHARING), 'fed.pooled': _BOOLEAN, 'fed.train': _BOOLEAN,
+  'fed.floor': _BELOW_ONE, 'fed.ema': _BELOW_ONE,
+  'optim.learning_rate': _POSITIVE, 'optim.b1': _BELOW_ONE, 'optim.b2': _BELOW_ONE,
+  'optim.eps': _POSITIVE, 'optim.weight_decay': _NOT_NEGATIVE,
+  'optim.clip_norm': _NOT_NEGATIVE, 'optim.warmup_share': _BELOW_ONE,
+  'eval.zero_shot': _BOOLEAN, 'eval.max_examples': _integer(0), 'eval.batch_size': _integer(1),
+  'eval.max_new_ratio': _POSITIVE, 'eval.bootstrap_samples': _integer(1),
+  'log.steps': _BOOLEAN,
+  'checkpoint.keep': _integer(1),
+}
+
+
+def leaves(settings: dict, prefix: str = '') -> dict[str, Any]:
+  """Nested settings as {'fed.rounds': 3, ...}."""
+  out = {}
+  for key, value in settings.items():
+    if isinstance(value, dict):
+      out |= leaves(value, f'{prefix}{key}.')
+    else:
+      out[prefix + key] = value
+  return out
+
+
+def validate(config: ConfigDict) -> None:
+  """Raises InputError for the first key whose value is not allowed."""
+  values = leaves(config.to_dict())
+  for key in sorted(set(values) ^ set(CHECKS)):
+    raise InputError(f'config.{key}: {"unknown key" if key in values else "missing key"}')
+  for key, check in CHECKS.items():
+    if not check.allows(values[key]):
+      raise InputError(f'config.{key}={values[key]!r}: {check.wording} is allowed')
+  both = set(values['data.sites']) & set(values['data.external'])
+  if both:
+    raise InputError(
+      f'config.data.external={sorted(both)[0]!r}: a site that trains is no external cohort')
+  if values['fed.loss_power'] and not values['data.validation_examples']:
+    raise InputError(
+      f"config.data.validation_examples=0: preset {values['fed.preset']!r} weighs sites by their "
+      'validation loss; allow at least 1')
+  if values['fed.pooled'] and values['fed.sharing'] == 'nothing':
+    raise InputError("config.fed.sharing='nothing': pooled training has one site; use 'everything'")
+
+
+def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]):
+  """Command line -> (config, flags).
+
+  Args:
+    argv: as sys.argv.
+    define: declares the program's other flags on the given FlagValues.
+
+  Raises:
+    InputError: an unknown key or flag (with a suggestion), a value of the wrong type, a config
+      file that is missing or fails, or a value that is not allowed.
+  """
+  values = flags.FlagValues()
+  define(values)
+  flags.DEFINE_bool('help', False, 'Print the flags and leave.', flag_values=values)
+  config_flags.DEFINE_config_file(
+    'config', None, 'A file of configs/, with :preset if wanted.', flag_values=values,
+    sys_argv=list(argv))
+  try:
+    rest = values(list(argv))
+    if values.help:
+      print(f'{sys.modules["__main__"].__doc__}\n{values.main_module_help()}')
+      print('  --config.KEY=VALUE: any key of configs/base.py')
+      raise SystemExit(0)
+    config = values.config
+  except (flags.Error, AttributeError, OSError, ValueError, TypeError) as error:
+    raise InputError(_one_line(error)) from None
+  if len(rest) > 1:
+    raise InputError(f'{rest[1]!r}: not a flag; flags look like --workdir=runs/x')
+  if config is None:
+    raise InputError('--config is missing: name a file, such as --config=configs/quickstart.py')
+  overrides = config_flags.get_override_values(values['config'])
+  if 'fed.preset' in overrides:
+    choose_preset(config, overrides['fed.preset'])
+    # What the command line names itself goes before the preset's row.
+    config.update_from_flattened_dict(overrides)
+  validate(config)
+  return config, values
+
+
+def choose_preset(config: ConfigDict, preset: str) -> None:
+  """Applies a row of PRESETS; raises InputError when there is none of that name."""
+  try:
+    apply_preset(config, preset)
+  except ValueError as error:
+    raise InputError(f'config.fed.preset: {error}') from None
+
+
+def _one_line(error: Exception) -> str:
+  text = str(error)
+  suggestion = re.search(r'Did you mean "([^"]+)" instead of "([^"]+)"', text)
+  if suggestion:
+    return f'config key {suggestion[2]!r} is unknown; did you mean {suggestion[1]!r}?'
+  if isinstance(error, AttributeError):
+    return f'config key {text.strip(chr(34) + chr(39))} is unknown; configs/base.py lists all keys'
+  # config_flags wraps whatever the config file raised; its last line says what it was.
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  wrapped = 'parsing config file' in text or 'Failed loading config' in text
+  return f'{lines[0].split(": Error")[0]}: {lines[-1]}' if wrapped else lines[0]

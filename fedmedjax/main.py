@@ -1,0 +1,63 @@
+"""Trains, evaluates and writes one run; the same command again resumes it.
+
+    python -m fedmedjax.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from fedmedjax.config import parse
+from fedmedjax.progress import Reporter
+from fedmedjax.run import run
+from fedmedjax.types import InputError
+
+
+def set_up() -> None:
+  """Settings of the process: compilations are kept between runs, libraries warn only."""
+  # absl's handler would print every checkpoint's bookkeeping between the progress bars.
+  logging.getLogger('absl').setLevel(logging.WARNING)
+  os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update(
+      'jax_compilation_cache_dir', str(Path('~/.cache/fedmedjax/xla').expanduser()))
+
+
+def guarded(body: Callable[[], None]) -> int:
+  """Runs `body` -> exit status: 0, 2 for bad input, 1 for a failure while running."""
+  try:
+    body()
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except RuntimeError as error:
+    print(f'failed: {error}', file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print('stopped; the same command resumes after the last finished round', file=sys.stderr)
+    return 130
+  return 0
+
+
+def define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string('workdir', None, 'Folder of this run.', flag_values=values)
+
+
+def main(argv: list[str]) -> int:
+  def body():
+    config, values = parse(argv, define)
+    if not values.workdir:
+      raise InputError('--workdir is missing: name a folder, such as --workdir=runs/quickstart')
+    set_up()
+    run(config, Path(values.workdir), Reporter())
+
+  return guarded(body)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

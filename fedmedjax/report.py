@@ -1,0 +1,108 @@
+"""Tables for the terminal and for the README."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from fedmedjax.data.schedule import SiteData
+from fedmedjax.progress import Reporter
+
+# What a reading can report having set aside: key -> how the table calls it.
+_DROPPED = {
+  'used_nested': 'nested', 'used_crossing': 'crossing sentences', 'too_long': 'too long',
+  'discontinuous': 'discontinuous', 'leaked_documents': 'leaked notes',
+}
+
+
+def site_table(sites: Sequence[SiteData], external: Sequence[SiteData]) -> Table:
+  """What each site holds, and what reading it set aside."""
+  table = Table(title='Sites')
+  for name in ('site', 'types', 'train', 'validation', 'test', 'unseen in test', 'set aside'):
+    table.add_column(name, justify='right' if name in ('train', 'validation', 'test') else 'left')
+  for site in (*sites, *external):
+    report = site.report
+    aside = ', '.join(f'{report[k]} {name}' for k, name in _DROPPED.items() if report.get(k))
+    unseen = report.get('unseen_test_entities_percent')
+    table.add_row(
+      site.name + (' (external)' if site in external else ''), ', '.join(site.types),
+      str(report['train_sentences']), str(report['validation_sentences']),
+      str(report['test_sentences']), '-' if unseen is None else f'{unseen} %', aside or '-')
+  return table
+
+
+def _f1(scores: dict | None, kind: str, average: str = 'typed') -> str:
+  if scores is None:
+    return '-'
+  entry = scores[kind][average]
+  low, high = entry['ci95']
+  return f'{entry["f1"]:.3f} [{low:.2f}, {high:.2f}]'
+
+
+def score_table(summary: dict) -> Table:
+  """Typed F1 of every site, strict and lenient, beside the zero-shot row."""
+  table = Table(title=f'Typed F1, {summary["preset"]}, seed {summary["seed"]} [95 % by note]')
+  zero = (summary.get('zero_shot') or {}).get('scores', {})
+  for name in ('site', 'strict', 'lenient', 'zero-shot strict', 'zero-shot lenient'):
+    table.add_column(name, justify='left' if name == 'site' else 'right')
+  for site, tasks in summary['scores'].items():
+    before = zero.get(site, {}).get('ner')
+    label = f'{site} (external)' if site in summary['external'] else site
+    table.add_row(
+      label, _f1(tasks['ner'], 'strict'), _f1(tasks['ner'], 'lenient'), _f1(before, 'strict'),
+      _f1(before, 'lenient'))
+  table.add_section()
+  inside = [site for site in summary['scores'] if site not in summary['external']]
+  table.add_row('mean of the sites', *(
+    f'{mean_f1(scores, inside, kind):.3f}' if scores else '-'
+    for scores in (summary['scores'], zero) for kind in ('strict', 'lenient')))
+  return table
+
+
+def mean_f1(scores: dict, sites: Sequence[str], kind: str) -> float:
+  """Plain mean over sites of the typed micro F1."""
+  return sum(scores[site]['ner'][kind]['typed']['f1'] for site in sites) / len(sites)
+
+
+def cost_lines(summary: dict) -> list[str]:
+  """What the run sent and took, a line each."""
+  sent, full = summary['bytes_up'] + summary['bytes_down'], summary['bytes_full_model']
+  adapter, base = summary['adapter_parameters'], summary['base_parameters']
+  lines = [f'adapter {adapter:,} parameters, {adapter / base:.3%} of the base\'s {base:,}']
+  if full:
+    lines.append(
+      f'sent {sent / 1e6:,.1f} MB (up {summary["bytes_up"] / 1e6:,.1f}, down '
+      f'{summary["bytes_down"] / 1e6:,.1f}); the full model would be {full / 1e6:,.1f} MB: '
+      f'{1 - sent / full:.2%} less')
+  lines.append(
+    f'exact copies {summary["copy_rate"]:.1%}, unreadable outputs '
+    f'{summary["parse_failure_rate"]:.1%}')
+  speed = summary['examples_per_second']
+  lines.append(
+    f'{summary["wall_seconds"]:.0f} s in all, {summary["compile_seconds"]:.0f} s of it compiling'
+    + (f', {speed:.2f} training examples/s' if speed else '')
+    + f', peak memory {summary["peak_memory_bytes"] / 2**30:.1f} GiB')
+  return lines
+
+
+def show(summary: dict, reporter: Reporter) -> None:
+  """The end of a run on the terminal."""
+  reporter.say(score_table(summary))
+  for line in cost_lines(summary):
+    reporter.say(line)
+
+
+def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:
+  """Regime x site: typed strict F1, the mean over sites, and what was sent."""
+  table = Table(title='Typed strict F1 by regime')
+  table.add_column('regime')
+  for site in (*sites, 'mean', *external, 'mean lenient', 'local steps', 'MB sent'):
+    table.add_column(site, justify='right')
+  for regime, row in rows.items():
+    scores = row['scores']
+    table.add_row(
+      regime, *(_f1(scores[site]['ner'], 'strict') for site in sites),
+      f'{mean_f1(scores, sites, "strict"):.3f}',
+      *(_f1(scores[site]['ner'], 'strict') for site in external),
+      f'{mean_f1(scores, sites, "lenient"):.3f}', str(row['local_steps']),
+      f'{(row["bytes_up"] + row["bytes_down"]) / 1e6:,.0f}')
+  return table

@@ -1,0 +1,282 @@
+"""Runs a study: zero-shot scores, rounds with checkpoints, final scores, files."""
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedmedjax import tree, writer
+from fedmedjax.checkpoint import checkpoints, restore, save
+from fedmedjax.config import leaves
+from fedmedjax.data import schedule as schedules
+from fedmedjax.data.schedule import SiteData
+from fedmedjax.eval import evaluate
+from fedmedjax.experiment import Data, Study, load_data, options, prepare
+from fedmedjax.fed.round import site_adapter
+from fedmedjax.fed.sharing import shared_part
+from fedmedjax.fed.types import FedState, LocalData, RoundMetrics
+from fedmedjax.model.lora import save_peft
+from fedmedjax.progress import Reporter
+from fedmedjax.report import show, site_table
+from fedmedjax.types import InputError
+
+# The server's step may differ from the aggregate by rounding only (METHOD section 8).
+_STEP_TOLERANCE = 1e-4
+_compile_seconds = [0.0]
+
+
+def _count_compilation(event: str, seconds: float, **_) -> None:
+  if event == '/jax/core/compile/backend_compile_duration':
+    _compile_seconds[0] += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+class StepDisplay:
+  """The host end of a round's progress: called by the compiled program after every step."""
+
+  def __init__(self):
+    self.names: tuple[str, ...] = ()
+    self.advance: Callable = lambda count, note: None
+
+  def __call__(self, site, step, loss) -> None:
+    self.advance(1, f'{self.names[int(site)]} loss {float(loss):.3f}')
+
+
+def run(
+  config: ConfigDict, workdir: Path, reporter: Reporter, data: Data | None = None
+) -> dict:
+  """Runs or resumes the study in `workdir` and returns its summary (see `_summary`).
+
+  A finished run is only shown again. `data` may be given to share it between runs.
+
+  Raises:
+    InputError: bad configuration, data, model or workdir, before anything is compiled or saved.
+    RuntimeError: training diverged or did not move; finished rounds stay on disk.
+  """
+  started, compiled = time.monotonic(), _compile_seconds[0]
+  settings, rounds = writer.plain(leaves(config.to_dict())), options(config).rounds
+  finished = writer.check_workdir(workdir, settings)
+  if finished and finished['rounds'] > rounds:
+    raise InputError(
+      f'--workdir={workdir}: holds {finished["rounds"]} finished rounds, '
+      f'config.fed.rounds={rounds}; ask for as many or more')
+  if finished and finished['rounds'] == rounds:
+    reporter.say(f'{workdir}: finished, nothing to do')
+    show(finished, reporter)
+    return finished
+  with reporter.live():
+    data = data or load_data(config, reporter)
+    display = StepDisplay()
+    study = prepare(config, data, display)
+    writer.claim(workdir, settings)
+    reporter.say(site_table(data.sites, data.external))
+    zero_shot = None
+    if study.options.zero_shot and rounds:
+      zero_shot = _score_all(study, None, workdir / 'predictions' / 'zero_shot', reporter)
+    state, lines, earlier = None, [], 0.0
+    if rounds:
+      state, lines, earlier = _train(study, workdir, reporter, display)
+      for folder, adapter in _adapters(study, state, workdir / 'adapter').items():
+        save_peft(adapter, study.lora, folder, data.base.name)
+    scores = _score_all(study, state, workdir / 'predictions', reporter)
+  summary = _summary(study, lines, scores, zero_shot) | {
+    'wall_seconds': earlier + time.monotonic() - started,
+    'compile_seconds': _compile_seconds[0] - compiled,
+    'peak_memory_bytes': _peak_memory(),
+  }
+  writer.write_json(workdir / 'summary.json', summary)
+  show(summary, reporter)
+  return summary
+
+
+def _train(study: Study, workdir: Path, reporter: Reporter, display: StepDisplay):
+  """All rounds not yet done -> (state, metrics lines, seconds that earlier runs trained)."""
+  schedule, path = study.schedule, workdir / 'metrics.jsonl'
+  names = participant_names(study)
+  display.names = names
+  cohort = jnp.arange(len(names))
+  key = jax.random.key(study.options.seed)
+  with checkpoints(workdir / 'checkpoints', study.options.keep) as checkpointer:
+    fresh = study.algorithm.init(study.adapter)
+    state = restore(checkpointer, fresh) or fresh
+    done = int(state.round)
+    if done > study.options.rounds:
+      raise InputError(
+        f'--workdir={workdir}: holds {done} rounds, config.fed.rounds={study.options.rounds}; '
+        'ask for as many or more')
+    lines = [line for line in writer.read_lines(path) if line['round'] <= done]
+    writer.write_lines(path, lines)
+    earlier = sum(line['seconds'] for line in lines)
+    if done:
+      reporter.say(f'resuming after round {done}')
+    compiled = None
+    for number in range(done, study.options.rounds):
+      batches, step_mask = schedules.round_arrays(schedule, number)
+      data = LocalData(batches, step_mask, schedule.weights)
+      inputs = (
+        state, study.data.base.params, data, cohort, study.validation,
+        jax.random.fold_in(key, number))
+      if compiled is None:
+        with reporter.task('compiling the round') as advance:
+          compiled = study.algorithm.round.lower(*inputs).compile()
+          advance()
+      begun = time.monotonic()
+      label = f'round {number + 1}/{study.options.rounds}'
+      with reporter.task(label, int(step_mask.sum())) as advance:
+        display.advance = advance
+        state, metrics = compiled(*inputs)
+        metrics = jax.device_get(metrics)
+        jax.effects_barrier()
+      line = _metrics_line(study, number, metrics, time.monotonic() - begun)
+      _check_round(study, line, metrics)
+      save(checkpointer, state)
+      writer.append_line(path, line)
+      lines.append(line)
+      reporter.say(_round_sentence(line, study.options.rounds))
+  return state, lines, earlier
+
+
+def participant_names(study: Study) -> tuple[str, ...]:
+  """The sites that train, or the one place where their notes are pooled."""
+  return ('pooled',) if study.options.pooled else tuple(s.name for s in study.data.sites)
+
+
+def _metrics_line(study: Study, number: int, metrics: RoundMetrics, seconds: float) -> dict:
+  """One round for metrics.jsonl; site axes in the order of `sites`, NaN as null."""
+  examples, tokens = schedules.round_work(study.schedule, number)
+  names = participant_names(study)
+  sent = 0 if study.options.pooled else tree.num_bytes(
+    shared_part(study.sharing, study.adapter)) * len(names)
+  taken = np.isfinite(metrics.train_loss)
+  return writer.plain({
+    'round': number + 1, 'sites': names,
+    'train_loss': np.nanmean(metrics.train_loss, axis=1),
+    'last_loss': [loss[mask][-1] if mask.any() else math.nan
+                  for loss, mask in zip(metrics.train_loss, taken, strict=True)],
+    'validation_loss': metrics.validation_loss, 'weights': metrics.weights,
+    'update_norm': metrics.update_norm, 'cosine': metrics.cosine,
+    'step_norm': metrics.step_norm, 'product_gap': metrics.product_gap,
+    'local_steps': sum(len(one) for one in study.schedule.plan[number]),
+    'examples': examples, 'tokens': tokens, 'seconds': seconds,
+    'bytes_up': sent, 'bytes_down': sent,
+  })
+
+
+def _check_round(study: Study, line: dict, metrics: RoundMetrics) -> None:
+  """METHOD section 8: what was trained is finite, was sent, and is what the server moved by."""
+  diverged = [
+    name for name, loss, mask in zip(
+      line['sites'], metrics.train_loss, study.schedule.plan[line['round'] - 1], strict=True)
+    if not np.isfinite(loss[:len(mask)]).all()]
+  if diverged:
+    raise RuntimeError(
+      f'round {line["round"]}: the loss of site {diverged[0]} is not finite; rounds before it '
+      'are kept. Lower config.optim.learning_rate')
+  if not shared_part(study.sharing, study.adapter):
+    return
+  if not (metrics.update_norm > 0).all() or not metrics.step_norm > 0:
+    raise RuntimeError(f'round {line["round"]}: an update is zero, nothing was learnt')
+  if not metrics.expected_gap <= _STEP_TOLERANCE * metrics.step_norm:
+    raise RuntimeError(
+      f'round {line["round"]}: the server moved by something else than the aggregate')
+
+
+def _round_sentence(line: dict, rounds: int) -> str:
+  parts = [
+    f'{name} {loss:.3f} (weight {weight:.2f})'
+    for name, loss, weight in zip(line['sites'], line['train_loss'], line['weights'], strict=True)]
+  return f'round {line["round"]}/{rounds}: mean training loss ' + ', '.join(parts)
+
+
+def _adapters(study: Study, state: FedState | None, folder: Path) -> dict[Path, dict]:
+  """Where each adapter of the run goes: one for all, or one a site when nothing is shared."""
+  if state is None:
+    return {folder: {}}
+  if shared_part(study.sharing, study.adapter):
+    return {folder: state.adapter}
+  return {
+    folder / name: site_adapter(state, study.sharing, index)
+    for index, name in enumerate(participant_names(study))}
+
+
+def _score_all(
+  study: Study, state: FedState | None, folder: Path, reporter: Reporter
+) -> dict[str, evaluate.SiteScores]:
+  """Decodes and scores every site's test set; state None = the base model alone.
+
+  A site is answered by the shared adapter or its own. An external cohort has none of its own:
+  when nothing is shared, every site's adapter answers and the counts add up. Zero-shot answers
+  found on disk are used again, since no round changes them.
+  """
+  adapters = _adapters(study, state, Path())
+  scores = {}
+  for site in (*study.data.sites, *study.data.external):
+    path = folder / f'{site.name}.jsonl'
+    records = writer.read_lines(path) if state is None else []
+    if len(records) != len(site.test):
+      records = []
+      answering = [adapters[Path(site.name)]] if Path(site.name) in adapters else (
+        list(adapters.values()))
+      what = 'zero-shot' if state is None else 'decoding'
+      with reporter.task(f'{what} {site.name}', len(site.test) * len(answering)) as advance:
+        for adapter in answering:
+          records += _answer(study, adapter, site, advance)
+      writer.write_lines(path, records)
+    scores[site.name] = evaluate.score(
+      site, records, study.options.seed, study.options.bootstrap_samples)
+  return scores
+
+
+def _answer(study: Study, adapter: dict, site: SiteData, advance) -> list[dict]:
+  outputs = evaluate.generate(
+    study.generator, adapter, study.data.base.params, site, advance)
+  return evaluate.predictions(site, outputs)
+
+
+def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | None) -> dict:
+  """summary.json without what only the whole run knows (times, memory)."""
+  def shown(scores):
+    return {name: {'ner': site.scores} for name, site in scores.items()}
+
+  def total(key):
+    return sum(line[key] for line in lines)
+
+  seconds = total('seconds')
+  base_bytes = tree.num_bytes(study.data.base.params)
+  # What the same exchanges would have cost with the whole model, both ways.
+  exchanges = sum(2 * len(line['sites']) for line in lines if line['bytes_up'])
+  return writer.plain({
+    'preset': study.options.preset, 'seed': study.options.seed, 'rounds': len(lines),
+    'sites': [site.name for site in study.data.sites],
+    'external': [site.name for site in study.data.external],
+    'scores': shown(scores),
+    'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
+    'bytes_full_model': base_bytes * exchanges,
+    'adapter_parameters': tree.size(study.adapter),
+    'base_parameters': tree.size(study.data.base.params),
+    'local_steps': total('local_steps'),
+    'tokens_per_second': total('tokens') / seconds if seconds else 0.0,
+    'examples_per_second': total('examples') / seconds if seconds else 0.0,
+    'copy_rate': np.mean([site.copy_rate for site in scores.values()]),
+    'parse_failure_rate': np.mean([site.parse_failure_rate for site in scores.values()]),
+    'site_weights': [line['weights'] for line in lines],
+    'zero_shot': zero_shot and {'scores': shown(zero_shot)},
+    'instructions': {
+      site.name: study.data.base.tokenizer.decode(site.instruction)
+      for site in (*study.data.sites, *study.data.external)},
+  })
+
+
+def _peak_memory() -> int:
+  """Bytes: of the accelerator when it counts them, else of this process."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  # ru_maxrss is in KiB on Linux.
+  return stats.get('peak_bytes_in_use') or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

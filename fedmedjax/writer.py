@@ -1,0 +1,123 @@
+"""The files of a run. Every file is replaced whole or appended to by whole lines."""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmedjax.types import InputError
+
+# Keys that may differ between a run and its continuation: they do not change finished rounds.
+HARMLESS = ('fed.rounds', 'log.steps', 'checkpoint.keep')
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON through a temporary file, so that a reader never sees half of it."""
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def write_text(path: Path, text: str) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(path.name + '.part')
+  with part.open('w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  part.replace(path)
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+  """JSON lines, whole file at once."""
+  write_text(path, ''.join(
+    json.dumps(record, ensure_ascii=False, allow_nan=False) + '\n' for record in records))
+
+
+def read_json(path: Path) -> Any:
+  """Raises InputError when the file is not JSON."""
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise InputError(f'{path}: cannot be read: {error}') from None
+
+
+def read_lines(path: Path) -> list[Any]:
+  """The complete lines of a JSON-lines file; a torn last line is left out."""
+  if not path.exists():
+    return []
+  records = []
+  for line in path.read_text(encoding='utf-8').splitlines():
+    try:
+      records.append(json.loads(line))
+    except ValueError:
+      break
+  return records
+
+
+def append_line(path: Path, record: Any) -> None:
+  """Appends one JSON line and waits until it is on disk."""
+  with path.open('a', encoding='utf-8') as file:
+    file.write(json.dumps(record, allow_nan=False) + '\n')
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def plain(value: Any) -> Any:
+  """The value in JSON's terms: arrays and tuples as lists, NaN and infinities as None."""
+  if isinstance(value, dict):
+    return {key: plain(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(entry) for entry in value]
+  if isinstance(value, np.ndarray | np.generic):
+    return plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def check_workdir(workdir: Path, settings: dict[str, Any]) -> dict | None:
+  """Whether this run may use `workdir`; writes nothing.
+
+  Args:
+    workdir: may be absent.
+    settings: flat config in JSON's terms, {'fed.rounds': 3, ...}.
+
+  Returns:
+    The summary of a run that was finished there with these settings (perhaps with another number
+    of rounds), else None.
+
+  Raises:
+    InputError: config.json there differs in a key that changes the mathematics, or the folder
+      holds files but no config.json.
+  """
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f'--workdir={workdir}: a folder is expected, a file is there')
+  if not (workdir / 'config.json').exists():
+    if workdir.is_dir() and any(workdir.iterdir()):
+      raise InputError(f'--workdir={workdir}: is not empty and holds no run of fedmedjax')
+    return None
+  held = read_json(workdir / 'config.json')
+  changed = sorted(
+    key for key in settings.keys() | held.keys()
+    if settings.get(key) != held.get(key) and key not in HARMLESS)
+  if changed:
+    key = changed[0]
+    more = f' and {len(changed) - 1} more keys differ' if len(changed) > 1 else ''
+    raise InputError(
+      f'--workdir={workdir}: holds a run with config.{key}={held.get(key)!r}, this one has '
+      f'{settings.get(key)!r}{more}; choose another workdir')
+  path = workdir / 'summary.json'
+  return read_json(path) if path.exists() else None
+
+
+def claim(workdir: Path, settings: dict[str, Any]) -> None:
+  """Writes config.json. Raises InputError when the folder cannot be written."""
+  path = workdir / 'config.json'
+  try:
+    if not path.exists() or read_json(path) != settings:
+      write_json(path, settings)
+  except OSError as error:
+    raise InputError(f'--workdir={workdir}: cannot be written: {error}') from None
