@@ -1,6 +1,7 @@
-"""Llama-3.2-1B with the reference's hyper-parameters (METHOD section 6), for one GPU or TPU.
+"""Llama-3.2-1B with the reference's hyper-parameters, for one GPU or TPU.
 
-Get the weights first: `hf download meta-llama/Llama-3.2-1B --local-dir models/Llama-3.2-1B`.
+Get the weights first, with
+`hf download meta-llama/Llama-3.2-1B --local-dir models/llama-3.2-1b`.
 The reference keeps the base in NF4; here it is bfloat16 until quantised bases are supported.
 """
 
@@ -8,9 +9,9 @@ from configs import base
 
 
 def get_config(preset: str = 'fed_medlora_plus'):
-  # base.py's defaults are the reference's: r 16, alpha 64, seven projections, AdamW 2e-4, cosine
-  # with 5 % warm-up, clip 1.0, batch 4, 3 rounds of 2 epochs, 3 sites.
+  # base.py's defaults are the reference's (METHOD section 6): r 16, alpha 64, seven projections,
+  # AdamW 2e-4, cosine with 5 % warm-up, clip 1.0, batch 4, 3 rounds of 2 epochs, 3 sites.
   config = base.get_config(preset)
-  config.model.update(path='models/Llama-3.2-1B', dtype='bfloat16', remat='full')
+  config.model.update(path='models/llama-3.2-1b', dtype='bfloat16', remat='full')
   config.data.max_length = 800
   return config

@@ -4,7 +4,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from fedmedjax.fed.types import FedState
@@ -12,7 +11,7 @@ from fedmedjax.fed.types import FedState
 
 @contextmanager
 def checkpoints(folder: Path, keep: int):
-  """An Orbax checkpointer for `folder`; pending saves are finished on leaving.
+  """An Orbax checkpointer for `folder`.
 
   Args:
     folder: made when absent.
@@ -27,9 +26,12 @@ def checkpoints(folder: Path, keep: int):
 
 
 def save(checkpointer, state: FedState) -> None:
-  """Saves in the background, under the number of rounds done."""
-  # A copy, because the next round donates the state while the save may still be reading it.
-  checkpointer.save_async(int(state.round), jax.tree.map(jnp.copy, state))
+  """Saves under the number of rounds done; on return it is on disk.
+
+  Not in the background: a round that was announced must survive a kill, and the state is donated
+  to the next round while a background save would still be reading it.
+  """
+  checkpointer.save(int(state.round), state)
 
 
 def restore(checkpointer, like: FedState) -> FedState | None:

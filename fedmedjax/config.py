@@ -130,6 +130,8 @@ def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]):
       print('  --config.KEY=VALUE: any key of configs/base.py')
       raise SystemExit(0)
     config = values.config
+    if config is not None:
+      config.to_dict()  # a config file that failed to load raises here, not before
   except (flags.Error, AttributeError, OSError, ValueError, TypeError) as error:
     raise InputError(_one_line(error)) from None
   if len(rest) > 1:
@@ -162,5 +164,6 @@ def _one_line(error: Exception) -> str:
     return f'config key {text.strip(chr(34) + chr(39))} is unknown; configs/base.py lists all keys'
   # config_flags wraps whatever the config file raised; its last line says what it was.
   lines = [line.strip() for line in text.splitlines() if line.strip()]
-  wrapped = 'parsing config file' in text or 'Failed loading config' in text
-  return f'{lines[0].split(": Error")[0]}: {lines[-1]}' if wrapped else lines[0]
+  if 'Failed loading config' in text:
+    return f'the config file cannot be loaded: {lines[-1]}'
+  return f'{lines[0].split(": Error")[0]}: {lines[-1]}' if len(lines) > 1 else lines[0]

@@ -1,5 +1,6 @@
 """Progress on the terminal: live bars, or plain lines where there is no terminal."""
 
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ class Reporter:
   """Shows tasks with their counts, a note (such as the loss) and the time left."""
 
   def __init__(self, console: Console | None = None):
-    self.console = console or Console()
+    # Without a terminal rich would wrap tables at 80 columns.
+    self.console = console or Console(width=None if sys.stdout.isatty() else 120)
     self._bars = Progress(
       TextColumn('{task.description:<34}'), BarColumn(bar_width=24), MofNCompleteColumn(),
       TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(),

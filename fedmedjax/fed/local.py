@@ -93,7 +93,7 @@ def mean_loss(loss_fn, adapter, base, validation):
   def body(sums, inputs):
     batch, group = inputs
     total, weight = loss_fn(adapter, base, batch)
-    return sums + jnp.stack([total, weight]).astype(jnp.float32)[:, None] * group, None
+    return sums + jnp.stack([total, weight]).astype(jnp.float32)[:, None] * group[None], None
 
   sums, _ = jax.lax.scan(
     body, jnp.zeros((2, groups), jnp.float32), (validation.batches, validation.group))

@@ -55,10 +55,8 @@ def federated_algorithm(
   """
   train = local_training(gradient_fn, optimizer, rule, sharing, on_step)
 
-  def private(adapter):
-    # A scalar stands for a shared leaf: a checkpoint refuses arrays of size 0.
-    return tree.choose(
-      sharing.shared, jax.tree.map(lambda x: jnp.zeros((), x.dtype), adapter), adapter)
+  private = partial(_private, sharing)
+  one_site = _site_program(train, rule, sharing, outbound)
 
   def init(adapter):
     server_ctrl, site_ctrl = rule.init(adapter)
@@ -68,16 +66,6 @@ def federated_algorithm(
     return FedState(
       jnp.int32(0), jax.tree.map(jnp.array, adapter), server_ctrl,
       server_optimizer.init(adapter), aggregator.init(adapter, num_sites), copies)
-
-  def one_site(state, base, key, site, site_state, batches, step_mask):
-    anchor = tree.choose(sharing.shared, state.adapter, site_state.adapter)
-    adapter, losses, num_steps = train(
-      anchor, base, batches, step_mask, state.ctrl, site_state.ctrl, site,
-      jax.random.fold_in(key, site))
-    update = tree.select(jax.tree.map(jnp.subtract, adapter, anchor), sharing.shared)
-    sent, outbound_state = outbound.update(update, site_state.outbound)
-    ctrl, ctrl_delta = rule.finish(anchor, adapter, num_steps, state.ctrl, site_state.ctrl)
-    return sent, SiteState(private(adapter), ctrl, outbound_state), ctrl_delta, losses
 
   @partial(jax.jit, donate_argnums=0)
   def round_fn(state, base, data, cohort, val, key):
@@ -109,13 +97,39 @@ def federated_algorithm(
   return FederatedAlgorithm(init, round_fn)
 
 
+def _private(sharing: Sharing, adapter):
+  """The leaves a site keeps to itself; a scalar stands for a shared one.
+
+  A scalar because checkpoints refuse arrays of size 0.
+  """
+  return tree.choose(
+    sharing.shared, jax.tree.map(lambda x: jnp.zeros((), x.dtype), adapter), adapter)
+
+
+def _site_program(train, rule: LocalRule, sharing: Sharing, outbound):
+  """What one site does in a round, from its anchor to what it sends."""
+
+  def one_site(state, base, key, site, site_state, batches, step_mask):
+    anchor = tree.choose(sharing.shared, state.adapter, site_state.adapter)
+    adapter, losses, num_steps = train(
+      anchor, base, batches, step_mask, state.ctrl, site_state.ctrl, site,
+      jax.random.fold_in(key, site))
+    update = tree.select(jax.tree.map(jnp.subtract, adapter, anchor), sharing.shared)
+    sent, outbound_state = outbound.update(update, site_state.outbound)
+    ctrl, ctrl_delta = rule.finish(anchor, adapter, num_steps, state.ctrl, site_state.ctrl)
+    kept = SiteState(_private(sharing, adapter), ctrl, outbound_state)
+    return sent, kept, ctrl_delta, losses
+
+  return one_site
+
+
 def _metrics(anchor, adapter, sent, aggregate, step, weights) -> dict:
   norms = jax.vmap(tree.norm)(sent)
   inner = sum(
     jnp.einsum('c...,...->c', x, y, precision='highest')
     for x, y in zip(jax.tree.leaves(sent), jax.tree.leaves(aggregate), strict=True))
   mean_norm = tree.norm(aggregate)
-  local = jax.tree.map(jnp.add, anchor, sent)
+  local = jax.tree.map(lambda p, u: p[None] + u, anchor, sent)
   return {
     'weights': weights,
     'update_norm': norms,

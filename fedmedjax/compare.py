@@ -1,0 +1,83 @@
+"""Runs several regimes of one configuration with equal local steps and tabulates them.
+
+    python -m fedmedjax.compare --config=configs/quickstart.py --workdir=runs/compare
+
+Each regime is a run of its own in WORKDIR/REGIME, so a stopped comparison resumes.
+"""
+
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs.base import PRESETS
+from fedmedjax import writer
+from fedmedjax.config import choose_preset, parse, validate
+from fedmedjax.experiment import load_data
+from fedmedjax.main import guarded, set_up
+from fedmedjax.progress import Reporter
+from fedmedjax.report import compare_table
+from fedmedjax.run import run
+from fedmedjax.types import InputError
+
+REGIMES = ('zero_shot', 'single_site', 'centralised', 'fed_medlora', 'fed_medlora_plus')
+
+
+def regime_config(config: ConfigDict, regime: str) -> ConfigDict:
+  """`config` with the regime's row of PRESETS; zero-shot is a regime here, not an extra."""
+  chosen = copy.deepcopy(config)
+  choose_preset(chosen, regime)
+  chosen.eval.zero_shot = False
+  validate(chosen)
+  return chosen
+
+
+def compare(
+  config: ConfigDict, workdir: Path, regimes: Sequence[str], reporter: Reporter
+) -> dict[str, dict]:
+  """Runs the regimes -> {regime: summary}; writes WORKDIR/compare.json.
+
+  Every trained regime takes the same steps on the same examples: single-site as the federation
+  does, centralised all sites' steps in one place.
+
+  Raises:
+    InputError: as `run`, or an unknown regime; before the first one starts.
+  """
+  unknown = sorted(set(regimes) - set(PRESETS))
+  if unknown or not regimes:
+    raise InputError(f'--regimes={",".join(regimes)}: a list of {", ".join(PRESETS)} is allowed')
+  configs = {regime: regime_config(config, regime) for regime in regimes}
+  with reporter.live():
+    data = load_data(config, reporter)
+  rows = {}
+  for regime, chosen in configs.items():
+    reporter.say(f'regime {regime}')
+    rows[regime] = run(chosen, workdir / regime, reporter, data)
+  writer.write_json(workdir / 'compare.json', rows)
+  first = next(iter(rows.values()))
+  reporter.say(compare_table(rows, first['sites'], first['external']))
+  return rows
+
+
+def define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string('workdir', None, 'Folder of the comparison.', flag_values=values)
+  flags.DEFINE_list(
+    'regimes', list(REGIMES), 'Rows of PRESETS in configs/base.py.', flag_values=values)
+
+
+def main(argv: list[str]) -> int:
+  def body():
+    config, values = parse(argv, define)
+    if not values.workdir:
+      raise InputError('--workdir is missing: name a folder, such as --workdir=runs/compare')
+    set_up()
+    compare(config, Path(values.workdir), values.regimes, Reporter())
+
+  return guarded(body)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

