@@ -4,12 +4,12 @@
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import transformers
 from absl import flags
 
 from fedmedjax.config import parse
@@ -22,7 +22,7 @@ def set_up() -> None:
   """Settings of the process: compilations are kept between runs, libraries warn only."""
   # absl's handler would print every checkpoint's bookkeeping between the progress bars.
   logging.getLogger('absl').setLevel(logging.WARNING)
-  os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+  transformers.logging.set_verbosity_error()
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update(
       'jax_compilation_cache_dir', str(Path('~/.cache/fedmedjax/xla').expanduser()))

@@ -22,7 +22,7 @@ def site_table(sites: Sequence[SiteData], external: Sequence[SiteData]) -> Table
   for site in (*sites, *external):
     report = site.report
     aside = ', '.join(f'{report[k]} {name}' for k, name in _DROPPED.items() if report.get(k))
-    unseen = report.get('unseen_test_entities_percent')
+    unseen = report.get('held_out_test_entities_percent')
     table.add_row(
       site.name + (' (external)' if site in external else ''), ', '.join(site.types),
       str(report['train_sentences']), str(report['validation_sentences']),

@@ -1,0 +1,57 @@
+"""Presets and overrides: file, then row, then command line."""
+
+import pytest
+
+from configs.base import METHOD_DEFAULTS, PRESETS
+from fedmedjax.compare import regime_config
+from fedmedjax.config import parse
+
+
+def config(*argv):
+  return parse(['fedmedjax', *argv], lambda values: None)[0]
+
+
+def test_a_row_is_applied_by_colon_or_by_key():
+  by_colon = config('--config=configs/quickstart.py:fed_medlora_plus_code')
+  by_key = config('--config=configs/quickstart.py', '--config.fed.preset=fed_medlora_plus_code')
+  assert by_colon.to_dict() == by_key.to_dict()
+  assert (by_key.fed.size_power, by_key.fed.loss_power, by_key.fed.loss_on) == (0.0, 1.0, 'all')
+
+
+def test_the_command_line_goes_before_the_row():
+  chosen = config(
+    '--config=configs/quickstart.py', '--config.fed.preset=uniform', '--config.fed.size_power=0.5',
+    '--config.fed.rounds=7')
+  assert (chosen.fed.preset, chosen.fed.size_power, chosen.fed.rounds) == ('uniform', 0.5, 7)
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_every_row_changes_only_keys_of_methods(preset):
+  assert set(PRESETS[preset]) <= set(METHOD_DEFAULTS)
+  chosen = config(f'--config=configs/real_ner.py:{preset}')
+  for key, value in (METHOD_DEFAULTS | PRESETS[preset]).items():
+    assert chosen.fed[key] == value
+  # Rows leave the budget alone: regimes are compared at equal steps.
+  assert (chosen.fed.rounds, chosen.fed.local_steps, chosen.fed.batch_size) == (4, 20, 8)
+
+
+def test_a_regime_forgets_the_row_before_it():
+  """From the code's variant to single-site: loss_on and loss_power go back to their defaults."""
+  start = config('--config=configs/quickstart.py:fed_medlora_plus_code')
+  chosen = regime_config(start, 'single_site')
+  assert (chosen.fed.sharing, chosen.fed.loss_on, chosen.fed.loss_power) == (
+    'nothing', 'completion', 0.0)
+  assert start.fed.loss_on == 'all'
+
+
+@pytest.mark.parametrize('name', ['llama32_1b', 'llama31_8b', 'deepseek_r1_distill_8b'])
+def test_the_references_hyper_parameters(name):
+  """METHOD section 6."""
+  chosen = config(f'--config=configs/{name}.py')
+  assert (chosen.lora.rank, chosen.lora.alpha, len(chosen.lora.targets)) == (16, 64.0, 7)
+  optim = chosen.optim
+  assert (optim.learning_rate, optim.b1, optim.b2, optim.eps) == (2e-4, 0.9, 0.999, 1e-8)
+  assert (optim.weight_decay, optim.clip_norm, optim.warmup_share) == (0.0, 1.0, 0.05)
+  assert (chosen.fed.rounds, chosen.fed.local_epochs, chosen.fed.batch_size) == (3, 2, 4)
+  assert chosen.data.max_length == 800 and len(chosen.data.sites) == 3
+  assert chosen.model.dtype == 'bfloat16'
