@@ -10,8 +10,8 @@ setup(
   packages=find_packages(include=['fedmedjax', 'fedmedjax.*', 'configs']),
   package_data={'fedmedjax': ['**/*.toml']},
   install_requires=[
-    'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'datasets', 'ml-collections',
-    'absl-py', 'tokenizers', 'safetensors', 'gguf', 'rich', 'numpy',
+    'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'ml-collections', 'absl-py',
+    'tokenizers', 'safetensors', 'gguf', 'rich', 'numpy',
   ],
   extras_require={
     # Oracles of the tests; the package never imports torch. This build of it is CPU only on

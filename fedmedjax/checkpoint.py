@@ -46,3 +46,11 @@ def restore(checkpointer, like: FedState) -> FedState | None:
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
   return checkpointer.load(latest, abstract)
+
+
+def latest_round(folder: Path) -> int:
+  """Rounds in the newest checkpoint of `folder`; 0 when there is none. Writes nothing."""
+  if not folder.is_dir():
+    return 0
+  # Orbax names a finished checkpoint by its step and an unfinished one otherwise.
+  return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)

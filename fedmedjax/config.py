@@ -47,6 +47,7 @@ _BOOLEAN = Check(lambda v: isinstance(v, bool), 'True or False')
 _POSITIVE = _number(lambda v: v > 0, 'a finite number > 0')
 _NOT_NEGATIVE = _number(lambda v: v >= 0, 'a finite number >= 0')
 _BELOW_ONE = _number(lambda v: 0 <= v < 1, 'a number in [0, 1)')
+# experiment.py maps these names to values; a test holds both sides together.
 DTYPES = ('float32', 'bfloat16')
 SHARING = ('everything', 'nothing')
 
@@ -106,12 +107,15 @@ def validate(config: ConfigDict) -> None:
     raise InputError("config.fed.sharing='nothing': pooled training has one site; use 'everything'")
 
 
-def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]):
-  """Command line -> (config, flags).
+def parse(
+  argv: Sequence[str], define: Callable[[flags.FlagValues], None], check: bool = True
+) -> tuple[ConfigDict, flags.FlagValues, dict[str, Any]]:
+  """Command line -> (config, flags, the flat config keys that it names).
 
   Args:
     argv: as sys.argv.
     define: declares the program's other flags on the given FlagValues.
+    check: validate the values; False when the caller changes some and validates then.
 
   Raises:
     InputError: an unknown key or flag (with a suggestion), a value of the wrong type, a config
@@ -132,7 +136,7 @@ def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]):
     config = values.config
     if config is not None:
       config.to_dict()  # a config file that failed to load raises here, not before
-  except (flags.Error, AttributeError, OSError, ValueError, TypeError) as error:
+  except Exception as error:  # a config file is a program: it may raise anything
     raise InputError(_one_line(error)) from None
   if len(rest) > 1:
     raise InputError(f'{rest[1]!r}: not a flag; flags look like --workdir=runs/x')
@@ -143,8 +147,9 @@ def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]):
     choose_preset(config, overrides['fed.preset'])
     # What the command line names itself goes before the preset's row.
     config.update_from_flattened_dict(overrides)
-  validate(config)
-  return config, values
+  if check:
+    validate(config)
+  return config, values, overrides
 
 
 def choose_preset(config: ConfigDict, preset: str) -> None:
@@ -160,8 +165,9 @@ def _one_line(error: Exception) -> str:
   suggestion = re.search(r'Did you mean "([^"]+)" instead of "([^"]+)"', text)
   if suggestion:
     return f'config key {suggestion[2]!r} is unknown; did you mean {suggestion[1]!r}?'
-  if isinstance(error, AttributeError):
-    return f'config key {text.strip(chr(34) + chr(39))} is unknown; configs/base.py lists all keys'
+  if isinstance(error, KeyError | AttributeError) and 'has no attribute' not in text:
+    key = text.splitlines()[0].strip('\\"\'')
+    return f'config key {key!r} is unknown; configs/base.py lists all keys'
   # config_flags wraps whatever the config file raised; its last line says what it was.
   lines = [line.strip() for line in text.splitlines() if line.strip()]
   if 'Failed loading config' in text:

@@ -1,4 +1,4 @@
-"""From a ConfigDict to a study that is ready to run; only this module reads its values."""
+"""From a ConfigDict to a study that is ready to run; below this module arguments are plain."""
 
 import importlib.metadata
 import os
@@ -55,7 +55,6 @@ class Options(NamedTuple):
   pooled: bool
   zero_shot: bool
   bootstrap_samples: int
-  log_steps: bool
   keep: int
 
 
@@ -100,15 +99,15 @@ def data_root(path: str) -> Path:
 def load_corpora(config: ConfigDict) -> tuple[list[SiteCorpus], list[SiteCorpus]]:
   """The notes of the training sites and of the external cohorts."""
 
-  def load(name: str) -> SiteCorpus:
+  def load(key: str, name: str) -> SiteCorpus:
     if name in COHORTS:
       return generate_cohort(name, seed=config.seed)
     if name in CORPORA:
       return load_corpus(name, data_root(config.data.root))
     raise InputError(
-      f'config.data.sites: unknown site {name!r}; allowed are {", ".join((*COHORTS, *CORPORA))}')
+      f'config.data.{key}: unknown site {name!r}; allowed are {", ".join((*COHORTS, *CORPORA))}')
 
-  return [load(name) for name in config.data.sites], [load(name) for name in config.data.external]
+  return tuple([load(key, name) for name in config.data[key]] for key in ('sites', 'external'))
 
 
 def load_data(config: ConfigDict, reporter: Reporter) -> Data:
@@ -134,7 +133,21 @@ def load_data(config: ConfigDict, reporter: Reporter) -> Data:
     for corpus in external:
       others.append(encode(corpus, trains=False))
       advance()
+  _check_context(base, (*sites, *others), config.data.max_length, config.eval.max_new_ratio)
   return Data(base, tuple(sites), tuple(others))
+
+
+def _check_context(base: BaseModel, sites, max_length: int, max_new_ratio: float) -> None:
+  """Raises InputError when training or decoding would run past the model's context."""
+  context = base.config.max_position_embeddings
+  for site in sites:
+    prompt = max(example.prompt_length for example in site.test_tokens)
+    needed = len(site.instruction) + max(
+      max_length if site.train else 0, prompt + evaluate.most_new_tokens(prompt, max_new_ratio))
+    if needed > context:
+      raise InputError(
+        f'site {site.name!r} needs up to {needed} positions, the model has {context}: lower '
+        f'config.data.max_length={max_length} or config.eval.max_new_ratio={max_new_ratio}')
 
 
 def lora_config(config: ConfigDict) -> LoraConfig:
@@ -145,7 +158,7 @@ def options(config: ConfigDict) -> Options:
   fed = config.fed
   return Options(
     fed.preset, config.seed, fed.rounds if fed.train else 0, fed.pooled, config.eval.zero_shot,
-    config.eval.bootstrap_samples, config.log.steps, config.checkpoint.keep)
+    config.eval.bootstrap_samples, config.checkpoint.keep)
 
 
 def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:

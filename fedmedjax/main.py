@@ -50,7 +50,7 @@ def define(values: flags.FlagValues) -> None:
 
 def main(argv: list[str]) -> int:
   def body():
-    config, values = parse(argv, define)
+    config, values, _ = parse(argv, define)
     if not values.workdir:
       raise InputError('--workdir is missing: name a folder, such as --workdir=runs/quickstart')
     set_up()

@@ -17,7 +17,7 @@ _DROPPED = {
 def site_table(sites: Sequence[SiteData], external: Sequence[SiteData]) -> Table:
   """What each site holds, and what reading it set aside."""
   table = Table(title='Sites')
-  for name in ('site', 'types', 'train', 'validation', 'test', 'unseen in test', 'set aside'):
+  for name in ('site', 'types', 'train', 'validation', 'test', 'in no training note', 'set aside'):
     table.add_column(name, justify='right' if name in ('train', 'validation', 'test') else 'left')
   for site in (*sites, *external):
     report = site.report

@@ -1,6 +1,5 @@
 """Runs a study: zero-shot scores, rounds with checkpoints, final scores, files."""
 
-import math
 import resource
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax import tree, writer
-from fedmedjax.checkpoint import checkpoints, restore, save
+from fedmedjax.checkpoint import checkpoints, latest_round, restore, save
 from fedmedjax.config import leaves
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.schedule import SiteData
@@ -46,8 +45,9 @@ class StepDisplay:
     self.names: tuple[str, ...] = ()
     self.advance: Callable = lambda count, note: None
 
-  def __call__(self, site, step, loss) -> None:
-    self.advance(1, f'{self.names[int(site)]} loss {float(loss):.3f}')
+  def __call__(self, site, step, loss, active) -> None:
+    if active:
+      self.advance(1, f'{self.names[int(site)]} loss {float(loss):.3f}')
 
 
 def run(
@@ -64,10 +64,11 @@ def run(
   started, compiled = time.monotonic(), _compile_seconds[0]
   settings, rounds = writer.plain(leaves(config.to_dict())), options(config).rounds
   finished = writer.check_workdir(workdir, settings)
-  if finished and finished['rounds'] > rounds:
+  held = latest_round(workdir / 'checkpoints')
+  if held > rounds:
     raise InputError(
-      f'--workdir={workdir}: holds {finished["rounds"]} finished rounds, '
-      f'config.fed.rounds={rounds}; ask for as many or more')
+      f'--workdir={workdir}: holds {held} rounds, config.fed.rounds={rounds}; ask for as many '
+      'or more')
   if finished and finished['rounds'] == rounds:
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
@@ -77,6 +78,8 @@ def run(
     display = StepDisplay()
     study = prepare(config, data, display)
     writer.claim(workdir, settings)
+    # A finished run that goes on has no summary until it has finished again.
+    (workdir / 'summary.json').unlink(missing_ok=True)
     reporter.say(site_table(data.sites, data.external))
     zero_shot = None
     if study.options.zero_shot and rounds:
@@ -108,10 +111,6 @@ def _train(study: Study, workdir: Path, reporter: Reporter, display: StepDisplay
     fresh = study.algorithm.init(study.adapter)
     state = restore(checkpointer, fresh) or fresh
     done = int(state.round)
-    if done > study.options.rounds:
-      raise InputError(
-        f'--workdir={workdir}: holds {done} rounds, config.fed.rounds={study.options.rounds}; '
-        'ask for as many or more')
     lines = [line for line in writer.read_lines(path) if line['round'] <= done]
     writer.write_lines(path, lines)
     earlier = sum(line['seconds'] for line in lines)
@@ -136,9 +135,11 @@ def _train(study: Study, workdir: Path, reporter: Reporter, display: StepDisplay
         metrics = jax.device_get(metrics)
         jax.effects_barrier()
       line = _metrics_line(study, number, metrics, time.monotonic() - begun)
-      _check_round(study, line, metrics)
-      save(checkpointer, state)
+      for warning in _check_round(study, line, metrics):
+        reporter.say(f'warning: {warning}')
+      # The line first: on resuming, a line without its checkpoint is dropped and made again.
       writer.append_line(path, line)
+      save(checkpointer, state)
       lines.append(line)
       reporter.say(_round_sentence(line, study.options.rounds))
   return state, lines, earlier
@@ -155,38 +156,51 @@ def _metrics_line(study: Study, number: int, metrics: RoundMetrics, seconds: flo
   names = participant_names(study)
   sent = 0 if study.options.pooled else tree.num_bytes(
     shared_part(study.sharing, study.adapter)) * len(names)
-  taken = np.isfinite(metrics.train_loss)
+  steps = [len(one) for one in study.schedule.plan[number]]
+  losses = [loss[:count] for loss, count in zip(metrics.train_loss, steps, strict=True)]
   return writer.plain({
     'round': number + 1, 'sites': names,
-    'train_loss': np.nanmean(metrics.train_loss, axis=1),
-    'last_loss': [loss[mask][-1] if mask.any() else math.nan
-                  for loss, mask in zip(metrics.train_loss, taken, strict=True)],
+    'train_loss': [np.mean(loss) for loss in losses], 'last_loss': [loss[-1] for loss in losses],
     'validation_loss': metrics.validation_loss, 'weights': metrics.weights,
     'update_norm': metrics.update_norm, 'cosine': metrics.cosine,
     'step_norm': metrics.step_norm, 'product_gap': metrics.product_gap,
-    'local_steps': sum(len(one) for one in study.schedule.plan[number]),
+    'local_steps': sum(steps),
+    # Steps taken over steps laid out: sites computed together wait for the longest.
+    'useful_step_share': sum(steps) / (len(steps) * max(steps)),
     'examples': examples, 'tokens': tokens, 'seconds': seconds,
     'bytes_up': sent, 'bytes_down': sent,
   })
 
 
-def _check_round(study: Study, line: dict, metrics: RoundMetrics) -> None:
-  """METHOD section 8: what was trained is finite, was sent, and is what the server moved by."""
-  diverged = [
-    name for name, loss, mask in zip(
-      line['sites'], metrics.train_loss, study.schedule.plan[line['round'] - 1], strict=True)
-    if not np.isfinite(loss[:len(mask)]).all()]
-  if diverged:
+def _check_round(study: Study, line: dict, metrics: RoundMetrics) -> list[str]:
+  """METHOD section 8: what was learnt is finite and sent, and the server moved by just that.
+
+  Returns warnings: sites whose numbers are not finite and that therefore weighed nothing.
+
+  Raises:
+    RuntimeError: no site can be used, a broken one had weight, or nothing moved.
+  """
+  number, shared = line['round'], bool(shared_part(study.sharing, study.adapter))
+  broken = ~np.isfinite(metrics.local_norm) | [
+    not np.isfinite(loss[:len(steps)]).all()
+    for loss, steps in zip(metrics.train_loss, study.schedule.plan[number - 1], strict=True)]
+  unheard = shared & (metrics.weights == 0)
+  for name, bad in zip(line['sites'], broken & ~unheard, strict=True):
+    if bad:
+      raise RuntimeError(
+        f'round {number}: the loss or update of site {name} is not finite; rounds before it are '
+        'kept. Lower config.optim.learning_rate')
+  if shared and unheard.all():
     raise RuntimeError(
-      f'round {line["round"]}: the loss of site {diverged[0]} is not finite; rounds before it '
-      'are kept. Lower config.optim.learning_rate')
-  if not shared_part(study.sharing, study.adapter):
-    return
-  if not (metrics.update_norm > 0).all() or not metrics.step_norm > 0:
-    raise RuntimeError(f'round {line["round"]}: an update is zero, nothing was learnt')
-  if not metrics.expected_gap <= _STEP_TOLERANCE * metrics.step_norm:
-    raise RuntimeError(
-      f'round {line["round"]}: the server moved by something else than the aggregate')
+      f'round {number}: no site has a finite validation loss; rounds before it are kept. Lower '
+      'config.optim.learning_rate')
+  if not (metrics.local_norm[~broken] > 0).all() or (shared and not metrics.step_norm > 0):
+    raise RuntimeError(f'round {number}: an update is zero, nothing was learnt')
+  if not metrics.expected_gap <= _STEP_TOLERANCE * max(metrics.step_norm, 1e-30):
+    raise RuntimeError(f'round {number}: the server moved by something else than the aggregate')
+  return [
+    f'round {number}: site {name} weighs 0, its validation loss is not finite'
+    for name, silent in zip(line['sites'], unheard, strict=True) if silent]
 
 
 def _round_sentence(line: dict, rounds: int) -> str:
@@ -257,6 +271,7 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
     'preset': study.options.preset, 'seed': study.options.seed, 'rounds': len(lines),
     'sites': [site.name for site in study.data.sites],
     'external': [site.name for site in study.data.external],
+    'train_examples': [len(site.train) for site in study.data.sites],
     'scores': shown(scores),
     'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
     'bytes_full_model': base_bytes * exchanges,

@@ -49,7 +49,8 @@ def read_lines(path: Path) -> list[Any]:
   if not path.exists():
     return []
   records = []
-  for line in path.read_text(encoding='utf-8').splitlines():
+  # Not splitlines(): texts may hold other separators that JSON leaves as they are.
+  for line in path.read_text(encoding='utf-8').split('\n')[:-1]:
     try:
       records.append(json.loads(line))
     except ValueError:

@@ -29,6 +29,9 @@ from fedmedjax.types import Document, InputError, SiteCorpus, Span
   (['--config.data.external=("synthetic_icu",)'], 'a site that trains is no external cohort'),
   (['--config.data.validation_examples=0'], 'weighs sites by their validation loss'),
   (['--config.data.max_length=8'], 'is longer than config.data.max_length=8'),
+  (['--config.fedd.rounds=3'], "config key 'fedd' is unknown"),
+  (['--config.data.max_train_notes=1'], 'no sentence to train on among 1 notes, 1 of them held'),
+  (['--config.eval.max_new_ratio=900'], 'positions, the model has 8192'),
   (['--workdri=x'], "Unknown command line flag 'workdri'"),
   (['stray'], "'stray': not a flag"),
 ])
@@ -49,6 +52,19 @@ def test_one_line_and_status_two(flags, message, tmp_path, capsys):
 ])
 def test_missing_or_broken_config(argv, message, capsys):
   assert main.main(['fedmedjax', *argv]) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1 and message in error
+
+
+@pytest.mark.parametrize('body, message', [
+  ('import nothing_of_that_name', 'nothing_of_that_name'), ('def get_config(:', 'syntax'),
+  ('def get_config(preset=None):\n  return undefined', 'undefined'),
+  ('def get_config(preset=None):\n  return 3', 'int'),
+])
+def test_a_config_file_that_fails(body, message, tmp_path, capsys):
+  path = tmp_path / 'mine.py'
+  path.write_text(body + '\n')
+  assert main.main(['fedmedjax', f'--config={path}', '--workdir=runs/x']) == 2
   error = capsys.readouterr().err
   assert error.count('\n') == 1 and message in error
 
@@ -107,6 +123,15 @@ def _tensors(folder: Path, change):
   safetensors.numpy.save_file(tensors, path)
 
 
+def _tokenizer(folder: Path, size: int, eos: str | None):
+  import tokenizers
+  import transformers
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel({f'w{i}': i for i in range(size)}, unk_token='w0'))
+  transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend, eos_token=eos).save_pretrained(folder)
+
+
 @pytest.mark.parametrize('break_it, message', [
   (lambda f: (f / 'config.json').write_text('{'), 'config.json: cannot be read'),
   (lambda f: (f / 'config.json').write_text('[]'), 'a JSON object is expected'),
@@ -121,6 +146,11 @@ def _tensors(folder: Path, change):
   (lambda f: _tensors(f, lambda t: t.update(extra=t['lm_head.weight'])), "unknown tensor 'extra'"),
   (lambda f: shutil.copy(f / 'model.safetensors', f / 'model2.safetensors'), 'occurs twice'),
   (lambda f: None, 'tokenizer cannot be loaded'),
+  (lambda f: (f / 'tokenizer.json').write_text('{}'), 'tokenizer cannot be loaded'),
+  (lambda f: _edit(f, hidden_size='wide'), 'not a LLaMA configuration'),
+  (lambda f: _edit(f, num_attention_heads=0, head_dim=None), 'not a LLaMA configuration'),
+  (lambda f: _tokenizer(f, 31, eos=None), 'names no end token'),
+  (lambda f: _tokenizer(f, 40, eos='w2'), 'its tokenizer has 40 tokens, the model 31'),
 ])
 def test_a_broken_safetensors_folder(model_folder, tmp_path, break_it, message):
   folder = tmp_path / 'model'

@@ -38,10 +38,24 @@ def test_every_row_changes_only_keys_of_methods(preset):
 def test_a_regime_forgets_the_row_before_it():
   """From the code's variant to single-site: loss_on and loss_power go back to their defaults."""
   start = config('--config=configs/quickstart.py:fed_medlora_plus_code')
-  chosen = regime_config(start, 'single_site')
+  chosen = regime_config(start, 'single_site', {})
   assert (chosen.fed.sharing, chosen.fed.loss_on, chosen.fed.loss_power) == (
     'nothing', 'completion', 0.0)
   assert start.fed.loss_on == 'all'
+
+
+def test_a_regime_keeps_the_command_line_but_for_what_makes_it_itself():
+  overrides = {'fed.temperature': 0.1, 'fed.loss_power': 3.0}
+  start = config('--config=configs/quickstart.py')
+  plus = regime_config(start, 'fed_medlora_plus', overrides)
+  assert (plus.fed.temperature, plus.fed.loss_power) == (0.1, 1.0)
+
+
+def test_named_choices_are_the_same_in_config_and_experiment():
+  from fedmedjax import config as checks
+  from fedmedjax import experiment
+  assert checks.DTYPES == tuple(experiment.DTYPES)
+  assert checks.SHARING == tuple(experiment.SHARINGS)
 
 
 @pytest.mark.parametrize('name', ['llama32_1b', 'llama31_8b', 'deepseek_r1_distill_8b'])
@@ -53,5 +67,5 @@ def test_the_references_hyper_parameters(name):
   assert (optim.learning_rate, optim.b1, optim.b2, optim.eps) == (2e-4, 0.9, 0.999, 1e-8)
   assert (optim.weight_decay, optim.clip_norm, optim.warmup_share) == (0.0, 1.0, 0.05)
   assert (chosen.fed.rounds, chosen.fed.local_epochs, chosen.fed.batch_size) == (3, 2, 4)
-  assert chosen.data.max_length == 800 and len(chosen.data.sites) == 3
+  assert chosen.data.max_length == 667 and len(chosen.data.sites) == 3
   assert chosen.model.dtype == 'bfloat16'

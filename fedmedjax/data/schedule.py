@@ -73,7 +73,7 @@ def encode_site(
       found, counts = sentence_examples(document, corpus.types)
       out += found
       for key, value in counts.items():
-        # The corpus's own counts are over all its notes, these over the ones used here.
+        # The corpus's own counts are over all its notes, these over the ones read here.
         report[f'used_{key}'] = report.get(f'used_{key}', 0) + value
     return out
 
@@ -93,7 +93,10 @@ def encode_site(
     'train_sentences': len(train), 'validation_sentences': len(validation),
     'test_sentences': len(test)}
   if trains and not sentences:
-    raise InputError(f'site {corpus.name!r}: no sentence to train on (config.data.sites)')
+    raise InputError(
+      f'site {corpus.name!r}: no sentence to train on among {len(notes)} notes, {len(held_out)} of '
+      f'them held out (config.data.max_train_notes={max_train_notes}, '
+      f'config.data.validation_share={validation_share})')
   if trains and not train:
     raise InputError(
       f'site {corpus.name!r}: each of its {len(sentences)} training examples is longer than '

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -57,24 +58,27 @@ def generate(
   for start in range(0, len(order), size):
     chosen = order[start:start + size]
     width = round_up(len(prompts[chosen[0]]), _INPUT_BUCKET)
-    greedy = decoder(generator.model, _limit(generator, width))
+    greedy = decoder(generator.model, most_new_tokens(width, generator.max_new_ratio))
     tokens, lengths = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
     for row, index in enumerate(chosen):
       lengths[row] = len(prompts[index])
       tokens[row, :lengths[row]] = prompts[index]
-    limits = np.asarray([_limit(generator, length) for length in lengths], np.int32)
-    out, counts = greedy(
-      adapter, base, shared, jnp.int32(len(site.instruction) - 1), tokens, lengths, limits, eos)
+    limits = np.asarray(
+      [most_new_tokens(length, generator.max_new_ratio) for length in lengths], np.int32)
+    # To the host at once: slicing on the device would compile once per length.
+    out, counts = jax.device_get(greedy(
+      adapter, base, shared, jnp.int32(len(site.instruction) - 1), tokens, lengths, limits, eos))
     for row, index in enumerate(chosen):
       # No clean-up: it would join what the text keeps apart, such as ' .' and ' ,'.
       outputs[index] = generator.tokenizer.decode(
-        np.asarray(out[row, :counts[row]]), clean_up_tokenization_spaces=False)
+        out[row, :counts[row]], clean_up_tokenization_spaces=False)
     advance(len(chosen))
   return outputs
 
 
-def _limit(generator: Generator, length: int) -> int:
-  return int(generator.max_new_ratio * length) + _SPARE_TOKENS
+def most_new_tokens(prompt_length: int, max_new_ratio: float) -> int:
+  """The most tokens that a sentence's output may have."""
+  return int(max_new_ratio * prompt_length) + _SPARE_TOKENS
 
 
 def predictions(site: SiteData, outputs: Sequence[str]) -> list[dict]:

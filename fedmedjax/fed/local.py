@@ -50,7 +50,8 @@ def local_training(
 
   Args:
     gradient_fn, optimizer, rule, sharing: values of `fed/types.py`.
-    on_step: host callback (site i32[], step i32[], loss f32[]) for progress, or None.
+    on_step: host callback (site i32[], step i32[], loss f32[], active bool[]) for progress, or
+      None.
 
   Returns:
     (anchor [*p], base, batches [K, ...], step_mask bool[K], server_ctrl, site_ctrl, site, key)
@@ -70,14 +71,16 @@ def local_training(
       direction = tree.select(direction, sharing.trained)
       rate = optimizer.rate(step, num_steps)
       adapter = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), adapter, direction)
-      if on_step is not None:
-        jax.debug.callback(on_step, site, step, loss)
       return (adapter, opt_state, step + 1), loss.astype(jnp.float32)
 
     def body(carry, inputs):
       batch, active = inputs
       skip = lambda carry, batch: (carry, jnp.float32(jnp.nan))  # noqa: E731
-      return jax.lax.cond(active, take, skip, carry, batch)
+      new, loss = jax.lax.cond(active, take, skip, carry, batch)
+      if on_step is not None:
+        # Told of padded steps too, and that they are: under vmap both branches run.
+        jax.debug.callback(on_step, site, carry[2], loss, active)
+      return new, loss
 
     start = (anchor, optimizer.transform.init(anchor), jnp.int32(0))
     (adapter, _, _), losses = jax.lax.scan(body, start, (batches, step_mask))

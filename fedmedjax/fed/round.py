@@ -70,7 +70,7 @@ def federated_algorithm(
   @partial(jax.jit, donate_argnums=0)
   def round_fn(state, base, data, cohort, val, key):
     own = jax.tree.map(lambda x: x[cohort], state.sites)
-    sent, own, ctrl_delta, losses = map_sites(partial(one_site, state, base, key))(
+    sent, own, ctrl_delta, losses, local_norm = map_sites(partial(one_site, state, base, key))(
       cohort, own, data.batches, data.step_mask)
 
     def site_loss():
@@ -90,7 +90,8 @@ def federated_algorithm(
       lambda c, delta: c + delta.sum(axis=0) / num_sites, state.ctrl, ctrl_delta)
     sites = jax.tree.map(lambda all_, new: all_.at[cohort].set(new), state.sites, own)
     metrics = _metrics(state.adapter, adapter, sent, aggregate, step, weights)
-    metrics = RoundMetrics(train_loss=losses, validation_loss=validation_loss, **metrics)
+    metrics = RoundMetrics(
+      train_loss=losses, validation_loss=validation_loss, local_norm=local_norm, **metrics)
     return FedState(
       state.round + 1, adapter, ctrl, server_opt, aggregator_state, sites), metrics
 
@@ -114,11 +115,12 @@ def _site_program(train, rule: LocalRule, sharing: Sharing, outbound):
     adapter, losses, num_steps = train(
       anchor, base, batches, step_mask, state.ctrl, site_state.ctrl, site,
       jax.random.fold_in(key, site))
-    update = tree.select(jax.tree.map(jnp.subtract, adapter, anchor), sharing.shared)
+    learnt = jax.tree.map(jnp.subtract, adapter, anchor)
+    update = tree.select(learnt, sharing.shared)
     sent, outbound_state = outbound.update(update, site_state.outbound)
     ctrl, ctrl_delta = rule.finish(anchor, adapter, num_steps, state.ctrl, site_state.ctrl)
     kept = SiteState(_private(sharing, adapter), ctrl, outbound_state)
-    return sent, kept, ctrl_delta, losses
+    return sent, kept, ctrl_delta, losses, tree.norm(learnt)
 
   return one_site
 

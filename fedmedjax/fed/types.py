@@ -94,6 +94,7 @@ class RoundMetrics(NamedTuple):
   train_loss: Array        # f32[C, K], NaN at padded steps
   validation_loss: Array   # f32[C], NaN when the aggregator does not ask
   weights: Array           # f32[C], sum 1
+  local_norm: Array        # f32[C], of what each site learnt, sent or not
   update_norm: Array       # f32[C], of what each site sent
   cosine: Array            # f32[C], of each update to the aggregate
   step_norm: Array         # f32[], of the server's step

@@ -18,7 +18,7 @@ import numpy as np
 
 Array = jax.Array
 
-# Projection name -> which of the two residual branches it belongs to.
+# The seven linear layers of a block, by their Hugging Face names.
 PROJECTIONS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
 

@@ -131,12 +131,20 @@ def load_model(path: str | Path, dtype=jnp.float32) -> BaseModel:
   """
   path = Path(path).expanduser()
   if path.is_dir():
-    return _load_safetensors(path, dtype)
-  if path.is_file() and path.suffix == '.gguf':
-    return _load_gguf(path, dtype)
-  raise InputError(
-    f'config.model.path={str(path)!r}: a .gguf file or a folder with config.json and '
-    '*.safetensors is allowed; nothing like it is there')
+    model = _load_safetensors(path, dtype)
+  elif path.is_file() and path.suffix == '.gguf':
+    model = _load_gguf(path, dtype)
+  else:
+    raise InputError(
+      f'config.model.path={str(path)!r}: a .gguf file or a folder with config.json and '
+      '*.safetensors is allowed; nothing like it is there')
+  if model.tokenizer.eos_token_id is None:
+    raise InputError(f'{path}: its tokenizer names no end token (eos_token)')
+  if len(model.tokenizer) > model.config.vocab_size:
+    raise InputError(
+      f'{path}: its tokenizer has {len(model.tokenizer)} tokens, the model '
+      f'{model.config.vocab_size}')
+  return model
 
 
 # ---------------------------------------------------------------- safetensors
@@ -172,7 +180,9 @@ def config_from_hugging_face(settings: dict, origin: str) -> LlamaConfig:
     )
   except KeyError as error:
     raise InputError(f'{origin}: key {error.args[0]!r} is missing') from None
-  except (TypeError, AttributeError) as error:
+  except InputError:
+    raise
+  except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
     raise InputError(f'{origin}: not a LLaMA configuration: {error}') from None
 
 
@@ -217,8 +227,8 @@ def _load_safetensors(folder: Path, dtype) -> BaseModel:
     raise InputError(f'{folder}: damaged safetensors file: {error}') from None
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-  except (OSError, ValueError) as error:
-    line = str(error).splitlines()[0]
+  except Exception as error:  # the tokenizer library raises bare exceptions for damaged files
+    line = (str(error).splitlines() or [type(error).__name__])[0]
     raise InputError(f'{folder}: its tokenizer cannot be loaded: {line}') from None
   return BaseModel(config, params, tokenizer, folder.name)
 
@@ -286,11 +296,21 @@ def _config_from_gguf(fields: dict, names: set[str], origin: str) -> LlamaConfig
   )
 
 
+# GGUF names of pre-tokenizers that split text as GPT-2 does (smollm parts digits besides, which
+# its vocabulary does anyway).
+_GPT2_SPLITS = ('default', 'gpt-2', 'smollm')
+
+
 def _tokenizer_from_gguf(fields: dict, origin: str) -> transformers.PreTrainedTokenizerFast:
   """A byte-level BPE tokenizer from GGUF metadata, as transformers rebuilds it."""
   kind = fields['tokenizer.ggml.model']
   if kind != 'gpt2':
     raise InputError(f"{origin}: tokenizer model {kind!r}: 'gpt2' (byte-level BPE) is supported")
+  split = fields.get('tokenizer.ggml.pre', 'default')
+  if split not in _GPT2_SPLITS:
+    raise InputError(
+      f'{origin}: pre-tokenizer {split!r}: {", ".join(_GPT2_SPLITS)} are supported; convert the '
+      'model to a safetensors folder')
   words = fields['tokenizer.ggml.tokens']
   merges = [tuple(merge.split(' ')) for merge in fields['tokenizer.ggml.merges']]
   backend = tokenizers.Tokenizer(tokenizers.models.BPE(

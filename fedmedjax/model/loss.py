@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from fedmedjax.model.llama import Llama, Source, attend, head_weight, heads_first
 from fedmedjax.types import Batch
 
-# Places per head product: 512 x 128,256 float32 logits are 263 MB, the most that ever exists.
+# Places per head product: 512 x 128,256 float32 logits are 263 MB for each site at once.
 HEAD_CHUNK = 512
 
 

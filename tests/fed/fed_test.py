@@ -237,8 +237,6 @@ def test_every_site_gets_its_own_key():
     loss, grad = mean_gradient(quadratic)(adapter, base, batch, key)
     return loss, jax.tree.map(lambda g: g + jax.random.normal(key, g.shape), grad)
 
-  train = local.local_training(noisy, sgd(0.5), rules.plain(), sharing.everything())
-  del train
   algorithm = federated_algorithm(
     loss_fn=quadratic, gradient_fn=noisy, optimizer=sgd(0.5), rule=rules.plain(),
     sharing=sharing.everything(), outbound=optax.identity(), aggregator=adaptive_mean(),

@@ -1,0 +1,91 @@
+"""Rounds as arrays: who takes which steps, and what the server validates on."""
+
+import numpy as np
+import pytest
+
+from fedmedjax.data import schedule as schedules
+from fedmedjax.data.tokenize import TokenExample
+from fedmedjax.types import Batch
+
+
+def site(name: str, count: int, first_token: int, validation: int = 3) -> schedules.SiteData:
+  """Examples whose tokens say where they come from; targets are two thirds of them."""
+  rng = np.random.default_rng(first_token)
+  examples = [
+    TokenExample(np.full(6 + rng.integers(0, 9), first_token + i, np.int32), 2)
+    for i in range(count + validation)]
+  return schedules.SiteData(
+    name, ('problem',), np.array([1, 2, 3 + first_token % 2], np.int32), tuple(examples[:count]),
+    tuple(examples[count:]), (), (), {})
+
+
+SITES = (site('a', 10, 100), site('b', 5, 200), site('c', 3, 300, validation=6))
+
+
+def plan(**changes) -> schedules.Schedule:
+  return schedules.make_schedule(SITES, **{
+    'rounds': 3, 'local_steps': 0, 'local_epochs': 1, 'batch_size': 4, 'seed': 0, 'pooled': False,
+    'weight_by': 'examples', 'loss_on': 'completion', 'max_length': 32, **changes})
+
+
+def examples_of(schedule, number) -> list[int]:
+  """The example ids that round `number` trains on, read off the arrays."""
+  batches, mask = schedules.round_arrays(schedule, number)
+  found = []
+  for c, k in np.argwhere(mask):
+    for row, segments in zip(batches.tokens[c, k], batches.segments[c, k], strict=True):
+      found += [int(row[segments == s][0]) for s in range(1, segments.max() + 1)]
+  return sorted(found)
+
+
+def test_epochs_visit_every_example_and_padding_is_masked():
+  schedule = plan(local_epochs=2)
+  batches, mask = schedules.round_arrays(schedule, 0)
+  assert mask.sum(axis=1).tolist() == [6, 4, 2]  # 2 * ceil(10, 5, 3 over 4)
+  assert isinstance(batches, Batch) and batches.tokens.shape[:2] == (3, 6)
+  assert not batches.target_weight[~mask].any()
+  expected = sorted(2 * [*range(100, 110), *range(200, 205), *range(300, 303)])
+  assert examples_of(schedule, 0) == expected
+  assert schedules.round_work(schedule, 0)[0] == len(expected)
+
+
+def test_fixed_steps_go_on_where_the_last_round_stopped():
+  """2 steps a round: site a's epoch of 3 steps ends in the middle of round 2."""
+  schedule = plan(local_steps=2)
+  seen = [
+    x for number in range(3) for x in examples_of(schedule, number) if 100 <= x < 110]
+  # 6 steps are exactly two epochs.
+  assert sorted(seen) == sorted(2 * list(range(100, 110)))
+
+
+@pytest.mark.parametrize('steps', [0, 2])
+def test_pooled_takes_the_very_steps_of_the_federation(steps):
+  apart, pooled = plan(local_steps=steps), plan(local_steps=steps, pooled=True)
+  for number in range(3):
+    assert examples_of(apart, number) == examples_of(pooled, number)
+    batches, mask = schedules.round_arrays(pooled, number)
+    assert mask.shape == (1, sum(len(one) for one in apart.plan[number])) and mask.all()
+    # Every step keeps its own site's instruction.
+    for k in range(mask.shape[1]):
+      row = batches.tokens[0, k, 0]
+      assert row[0] >= 100 and batches.prefix[0, k, 0] == 1
+  assert pooled.weights.tolist() == [18.0]
+
+
+def test_weights_count_examples_or_supervised_tokens():
+  assert plan().weights.tolist() == [10, 5, 3]
+  tokens = [sum(len(e.tokens) - 2 for e in one.train) for one in SITES]
+  assert plan(weight_by='tokens').weights.tolist() == tokens
+
+
+def test_validation_is_grouped_by_site():
+  """3, 3 and 6 examples in steps of at most 4: one, one and two steps."""
+  batches, group = schedules.validation_arrays(plan())
+  assert group.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
+  ids = {int(x) for x in np.unique(batches.tokens)} - {0}
+  assert ids == {*range(110, 113), *range(205, 208), *range(303, 309)}
+
+
+def test_rounds_do_not_depend_on_how_many_are_planned():
+  short, long = plan(rounds=1), plan(rounds=3)
+  assert examples_of(short, 0) == examples_of(long, 0)
