@@ -30,12 +30,12 @@ def site_table(sites: Sequence[SiteData], external: Sequence[SiteData]) -> Table
   return table
 
 
-def _f1(scores: dict | None, kind: str, average: str = 'typed') -> str:
+def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
   if scores is None:
     return '-'
-  entry = scores[kind][average]
+  entry = scores[kind]['typed']
   low, high = entry['ci95']
-  return f'{entry["f1"]:.3f} [{low:.2f}, {high:.2f}]'
+  return f'{entry["f1"]:.3f}{between}[{low:.2f}, {high:.2f}]'
 
 
 def score_table(summary: dict) -> Table:
@@ -93,16 +93,16 @@ def show(summary: dict, reporter: Reporter) -> None:
 
 def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:
   """Regime x site: typed strict F1, the mean over sites, and what was sent."""
-  table = Table(title='Typed strict F1 by regime')
-  table.add_column('regime')
+  table = Table(title='Typed strict F1 by regime [95 % by note]')
+  table.add_column('regime', no_wrap=True)
   for site in (*sites, 'mean', *external, 'mean lenient', 'local steps', 'MB sent'):
     table.add_column(site, justify='right')
   for regime, row in rows.items():
     scores = row['scores']
     table.add_row(
-      regime, *(_f1(scores[site]['ner'], 'strict') for site in sites),
+      regime, *(_f1(scores[site]['ner'], 'strict', '\n') for site in sites),
       f'{mean_f1(scores, sites, "strict"):.3f}',
-      *(_f1(scores[site]['ner'], 'strict') for site in external),
+      *(_f1(scores[site]['ner'], 'strict', '\n') for site in external),
       f'{mean_f1(scores, sites, "lenient"):.3f}', str(row['local_steps']),
       f'{(row["bytes_up"] + row["bytes_down"]) / 1e6:,.0f}')
   return table

@@ -159,7 +159,7 @@ def test_another_configs_workdir_is_refused(finished, command, capsys):
   error = capsys.readouterr().err
   assert error.count('\n') == 1 and 'optim.learning_rate=0.001' in error
   assert main.main(command(finished, '--config.fed.rounds=1')) == 2
-  assert 'holds 2 finished rounds' in capsys.readouterr().err
+  assert 'holds 2 rounds, config.fed.rounds=1' in capsys.readouterr().err
 
 
 def test_stopped_after_round_one_it_resumes_at_round_two(
