@@ -35,7 +35,7 @@ def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
     return '-'
   entry = scores[kind]['typed']
   low, high = entry['ci95']
-  return f'{entry["f1"]:.3f}{between}[{low:.2f}, {high:.2f}]'
+  return f'{entry["f1"]:.3f}{between}[{low:.2f},{high:.2f}]'
 
 
 def score_table(summary: dict) -> Table:
@@ -95,8 +95,11 @@ def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequenc
   """Regime x site: typed strict F1, the mean over sites, and what was sent."""
   table = Table(title='Typed strict F1 by regime [95 % by note]')
   table.add_column('regime', no_wrap=True)
-  for site in (*sites, 'mean', *external, 'mean lenient', 'local steps', 'MB sent'):
-    table.add_column(site, justify='right')
+  # Blanks, so that long names wrap between words.
+  inside, outside = ([name.replace('_', ' ') for name in names] for names in (sites, external))
+  outside = [f'{name} (external)' for name in outside]
+  for column in (*inside, 'mean', *outside, 'mean lenient', 'local steps', 'MB sent'):
+    table.add_column(column, justify='right')
   for regime, row in rows.items():
     scores = row['scores']
     table.add_row(
