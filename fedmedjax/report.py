@@ -98,8 +98,9 @@ def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequenc
   # Blanks, so that long names wrap between words.
   inside, outside = ([name.replace('_', ' ') for name in names] for names in (sites, external))
   outside = [f'{name} (external)' for name in outside]
-  for column in (*inside, 'mean', *outside, 'mean lenient', 'local steps', 'MB sent'):
-    table.add_column(column, justify='right')
+  for column in (*inside, 'mean', *outside, 'mean lenient', 'steps', 'MB sent'):
+    # An interval is 11 characters.
+    table.add_column(column, justify='right', min_width=11 if column in inside + outside else 5)
   for regime, row in rows.items():
     scores = row['scores']
     table.add_row(
