@@ -168,7 +168,7 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   schedule = schedules.make_schedule(
     data.sites, rounds=fed.rounds, local_steps=fed.local_steps, local_epochs=fed.local_epochs,
     batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by,
-    loss_on=fed.loss_on, max_length=config.data.max_length)
+    loss_on=fed.loss_on)
   validation = schedules.validation_arrays(schedule)
   llama = partial(
     Llama, data.base.config, lora_scale=lora.scale, dtype=DTYPES[config.model.dtype])

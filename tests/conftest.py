@@ -12,6 +12,7 @@ from pathlib import Path  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 from fedmedjax.experiment import data_root, model_path  # noqa: E402
 from fedmedjax.model.llama import Llama, LlamaConfig, RopeScaling  # noqa: E402
@@ -20,6 +21,8 @@ from fedmedjax.model.loss import packed_attention  # noqa: E402
 from fedmedjax.types import InputError  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Two pools of spinning threads on two cores cost minutes.
+torch.set_num_threads(1)
 
 # Grouped queries, a head_dim unlike width / heads, scaled rotary frequencies, a separate head.
 TINY = LlamaConfig(

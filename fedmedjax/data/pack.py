@@ -102,21 +102,21 @@ def supervised(example: TokenExample, loss_on: str) -> int:
 
 
 def plan_shape(
-  steps: Sequence[Sequence[TokenExample]], prefix: int, loss_on: str, max_length: int
+  steps: Sequence[Sequence[TokenExample]], prefix: int, loss_on: str
 ) -> RowShape:
   """The cheapest shape in which every one of `steps` fits.
 
-  Widths tried are multiples of 32 from the longest example to `max_length`, at most 8 of them.
+  Widths tried are the first 8 multiples of 32 that hold the longest example: a row may hold
+  several examples, so the best width is seldom the least one.
 
   Args:
     steps: the examples of each step.
     prefix: the longest instruction, without its last token.
     loss_on: 'completion' or 'all'.
-    max_length: the widest row allowed; no example may be longer.
   """
   longest = max(len(example.tokens) for step in steps for example in step)
   best = None
-  for width in range(round_up(longest, 32), round_up(max(max_length, longest), 32) + 1, 32)[:8]:
+  for width in range(round_up(longest, 32), round_up(longest, 32) + 8 * 32, 32):
     rows, targets = 0, 0
     for step in steps:
       fitted = fit_rows([len(example.tokens) for example in step], width)

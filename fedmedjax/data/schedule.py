@@ -92,24 +92,32 @@ def encode_site(
   report |= {
     'train_sentences': len(train), 'validation_sentences': len(validation),
     'test_sentences': len(test)}
-  if trains and not sentences:
-    raise InputError(
-      f'site {corpus.name!r}: no sentence to train on among {len(notes)} notes, {len(held_out)} of '
-      f'them held out (config.data.max_train_notes={max_train_notes}, '
-      f'config.data.validation_share={validation_share})')
-  if trains and not train:
-    raise InputError(
-      f'site {corpus.name!r}: each of its {len(sentences)} training examples is longer than '
-      f'config.data.max_length={max_length} tokens; allow longer ones')
-  if trains and validation_examples and not validation:
-    raise InputError(
-      f'site {corpus.name!r}: no validation example (config.data.validation_share='
-      f'{validation_share}, config.data.max_length={max_length}); raise one of them')
+  if trains:
+    _check_training(corpus.name, len(notes), len(held_out), sentences, train, {
+      'max_train_notes': max_train_notes, 'validation_share': validation_share,
+      'max_length': max_length})
+    if validation_examples and not validation:
+      raise InputError(
+        f'site {corpus.name!r}: no validation example (config.data.validation_share='
+        f'{validation_share}, config.data.max_length={max_length}); raise one of them')
   if not test:
     raise InputError(f'site {corpus.name!r}: no sentence to test on')
   return SiteData(
     corpus.name, corpus.types, instruction, tuple(train), tuple(validation), tuple(test),
     tuple(encode_examples(tokenizer, instruction, test)), report)
+
+
+def _check_training(name, notes, held_out, sentences, fitting, settings) -> None:
+  """Raises InputError when a site has nothing to train on, and says why."""
+  if not sentences:
+    raise InputError(
+      f'site {name!r}: no sentence to train on among {notes} notes, {held_out} of them held out '
+      f'(config.data.max_train_notes={settings["max_train_notes"]}, '
+      f'config.data.validation_share={settings["validation_share"]})')
+  if not fitting:
+    raise InputError(
+      f'site {name!r}: each of its {len(sentences)} training examples is longer than '
+      f'config.data.max_length={settings["max_length"]} tokens; allow longer ones')
 
 
 class Step(NamedTuple):
@@ -141,7 +149,6 @@ def make_schedule(
   pooled: bool,
   weight_by: str,
   loss_on: str,
-  max_length: int,
 ) -> Schedule:
   """Plans all steps of all rounds and the one shape they share.
 
@@ -173,7 +180,7 @@ def make_schedule(
     for steps in plan for one in steps for step in one
   ] + [examples for site in sites for examples in _validation_steps(site, batch_size)]
   prefix = max(len(site.instruction) for site in sites) - 1
-  shape = pack.plan_shape(packed, prefix, loss_on, max_length)
+  shape = pack.plan_shape(packed, prefix, loss_on)
   return Schedule(tuple(sites), tuple(plan), weights, shape, loss_on, batch_size)
 
 

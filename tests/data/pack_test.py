@@ -68,7 +68,7 @@ def test_the_planned_shape_holds_every_step_and_wastes_little():
   lengths = rng.integers(20, 150, 400)
   members = [TokenExample(np.zeros(n, np.int32), n // 2) for n in lengths]
   steps = [[members[i] for i in s] for s in pack.site_steps(lengths, 8, 0, 0, 0, 50)]
-  shape = pack.plan_shape(steps, 130, 'completion', 256)
+  shape = pack.plan_shape(steps, 130, 'completion')
   for step in steps:
     pack.pack(np.zeros(131, np.int32), step, shape, 'completion')
   used = np.mean([sum(len(e.tokens) for e in step) for step in steps])

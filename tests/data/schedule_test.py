@@ -25,7 +25,7 @@ SITES = (site('a', 10, 100), site('b', 5, 200), site('c', 3, 300, validation=6))
 def plan(**changes) -> schedules.Schedule:
   return schedules.make_schedule(SITES, **{
     'rounds': 3, 'local_steps': 0, 'local_epochs': 1, 'batch_size': 4, 'seed': 0, 'pooled': False,
-    'weight_by': 'examples', 'loss_on': 'completion', 'max_length': 32, **changes})
+    'weight_by': 'examples', 'loss_on': 'completion', **changes})
 
 
 def examples_of(schedule, number) -> list[int]:
