@@ -78,13 +78,18 @@ class SiteCorpus(NamedTuple):
 
 
 class Example(NamedTuple):
-  """One sentence. `entities` are flat, sorted, non-overlapping, with offsets into `text`;
-  `start` is the sentence's first character in the document."""
+  """One sentence. `entities` are what to find in it: flat, sorted, non-overlapping, with offsets
+  into `text`; `start` is the sentence's first character in the document.
+
+  In entity recognition they are the entities and `main` is None. In relation extraction there is
+  one example per main entity, and they are the modifiers of `main` (METHOD section 5).
+  """
 
   document: str
   start: int
   text: str
   entities: tuple[Span, ...]
+  main: Span | None = None
 
 
 class Batch(NamedTuple):

@@ -54,9 +54,9 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
   sentences = []
   for start, end in _blocks(text):
     for cut in _cuts(text, start, end):
-      sentences.append(_trimmed(text, start, cut))
+      sentences.append(trimmed(text, start, cut))
       start = cut
-    sentences.append(_trimmed(text, start, end))
+    sentences.append(trimmed(text, start, end))
   return sentences
 
 
@@ -82,7 +82,7 @@ def sentence_examples(
   for span in document.spans:
     if span.type not in types:
       continue
-    start, end = _trimmed(text, span.start, span.end)
+    start, end = trimmed(text, span.start, span.end)
     place = bisect_right(starts, start) - 1
     if start == end:
       counts['blank'] += 1
@@ -92,13 +92,14 @@ def sentence_examples(
       inside[place].append(Span(start - starts[place], end - starts[place], span.type))
   examples = []
   for (start, end), spans in zip(sentences, inside, strict=True):
-    flat = _flat(spans)
-    counts.update(entities=len(flat), nested=len(spans) - len(flat))
-    examples.append(Example(document.name, start, text[start:end], tuple(flat)))
+    kept = flat(spans)
+    counts.update(entities=len(kept), nested=len(spans) - len(kept))
+    examples.append(Example(document.name, start, text[start:end], tuple(kept)))
   return examples, counts
 
 
-def _flat(spans: list[Span]) -> list[Span]:
+def flat(spans: Sequence[Span]) -> list[Span]:
+  """The spans without overlap, the longest first kept; sorted."""
   kept = []
   for span in sorted(spans, key=lambda s: (s.start - s.end, s.start)):
     # Kept spans do not overlap, so only the last one that begins before this one ends can touch.
@@ -108,7 +109,8 @@ def _flat(spans: list[Span]) -> list[Span]:
   return kept
 
 
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+  """The range without the white space at its edges."""
   while start < end and text[start].isspace():
     start += 1
   while start < end and text[end - 1].isspace():
@@ -118,7 +120,7 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 
 def _blocks(text: str) -> Iterator[tuple[int, int]]:
   """Ranges of the lines that are not blank, with wrapped ones put together again."""
-  lines = [_trimmed(text, *line.span()) for line in _LINE.finditer(text)]
+  lines = [trimmed(text, *line.span()) for line in _LINE.finditer(text)]
   lines = [(start, end) for start, end in lines if start < end]
   lengths = [end - start for start, end in lines]
   width = max(lengths, default=0)

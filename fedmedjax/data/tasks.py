@@ -89,15 +89,21 @@ def instruction(types: Sequence[str]) -> str:
 
 def render(example: Example) -> tuple[str, str]:
   """What follows the instruction, and what the model must write after it."""
+  marked = () if example.main is None else (example.main,)
+  return f'{markup(example, marked)}\n### Output Text:\n', markup(example, example.entities)
+
+
+def markup(example: Example, spans: Sequence[Span]) -> str:
+  """The example's text with a tag around each of `spans`, which are sorted and flat."""
   text = _guard(example.text)
   pieces, at = [], 0
-  for span in example.entities:
+  for span in spans:
     if not at <= span.start <= span.end <= len(text):
       raise ValueError(f'{span} of {example.document} overlaps or leaves its sentence')
     pieces += [text[at:span.start], f'<span class="{span.type}">',
                text[span.start:span.end], '</span>']
     at = span.end
-  return f'{text}\n### Output Text:\n', ''.join(pieces) + text[at:]
+  return ''.join(pieces) + text[at:]
 
 
 def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
