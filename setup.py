@@ -11,11 +11,11 @@ setup(
   package_data={'fedmedjax': ['**/*.toml']},
   install_requires=[
     'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'ml-collections', 'absl-py',
-    'tokenizers', 'safetensors', 'gguf', 'rich', 'numpy',
+    'tokenizers', 'safetensors', 'gguf', 'huggingface-hub', 'ml-dtypes', 'rich', 'numpy',
   ],
   extras_require={
     # Oracles of the tests; the package never imports torch. This build of it is CPU only on
     # machines that serve one, and the tests need no more.
-    'test': ['pytest', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft'],
+    'test': ['pytest', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'scipy'],
   },
 )

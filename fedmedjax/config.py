@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from configs.base import PRESETS, apply_preset
 from fedmedjax.data.pack import LOSS_ON
 from fedmedjax.model.llama import REMAT
+from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import InputError
 
 
@@ -54,6 +55,7 @@ SHARING = ('everything', 'nothing')
 CHECKS = {
   'seed': _integer(0),
   'model.path': _TEXT, 'model.dtype': _one_of(DTYPES), 'model.remat': _one_of(tuple(REMAT)),
+  'model.quantization': _one_of(tuple(QUANTIZATIONS)),
   'lora.rank': _integer(1), 'lora.alpha': _POSITIVE, 'lora.targets': _names(1),
   'data.root': _TEXT, 'data.sites': _names(1), 'data.external': _names(0),
   'data.max_train_notes': _integer(0), 'data.max_length': _integer(8),

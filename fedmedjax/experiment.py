@@ -24,9 +24,10 @@ from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.rules import plain
 from fedmedjax.fed.sites import map_sites
 from fedmedjax.fed.types import FederatedAlgorithm, Sharing, Validation
+from fedmedjax.model.convert import BaseModel, Placement
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
-from fedmedjax.model.load import BaseModel, load_model
+from fedmedjax.model.load import load_model
 from fedmedjax.model.lora import LoraConfig, check_lora, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
 from fedmedjax.progress import Reporter
@@ -72,13 +73,13 @@ class Study(NamedTuple):
   generator: evaluate.Generator
 
 
-def model_path(path: str) -> Path:
+def model_path(path: str) -> str | Path:
   """config.model.path, or the GGUF file of the model package when it is empty.
 
   The package itself is never imported: it would pull in a C++ build.
   """
   if path:
-    return Path(path)
+    return path  # a hub id is no path of this machine
   try:
     files = importlib.metadata.files(MODEL_PACKAGE) or ()
   except importlib.metadata.PackageNotFoundError:
@@ -117,8 +118,9 @@ def load_data(config: ConfigDict, reporter: Reporter) -> Data:
   with reporter.task('reading notes'):
     corpora, external = load_corpora(config)
   path = model_path(config.model.path)
-  with reporter.task(f'loading {path.name}'):
-    base = load_model(path, DTYPES[config.model.dtype])
+  placement = Placement(DTYPES[config.model.dtype], config.model.quantization)
+  with reporter.task(f'loading {Path(path).name}'):
+    base = load_model(path, placement)
   encode = partial(
     schedules.encode_site, tokenizer=base.tokenizer, max_length=config.data.max_length,
     max_test=config.eval.max_examples)

@@ -20,7 +20,8 @@ from fedmedjax.experiment import Data, Study, load_data, options, prepare
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.sharing import shared_part
 from fedmedjax.fed.types import FedState, LocalData, RoundMetrics
-from fedmedjax.model.lora import save_peft
+from fedmedjax.model.convert import parameter_count
+from fedmedjax.model.peft_format import save_peft
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show, site_table
 from fedmedjax.types import InputError
@@ -264,7 +265,8 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
     return sum(line[key] for line in lines)
 
   seconds = total('seconds')
-  base_bytes = tree.num_bytes(study.data.base.params)
+  base_parameters = parameter_count(study.data.base.config)
+  base_bytes = base_parameters * study.data.base.params['embedding'].dtype.itemsize
   # What the same exchanges would have cost with the whole model, both ways.
   exchanges = sum(2 * len(line['sites']) for line in lines if line['bytes_up'])
   return writer.plain({
@@ -276,7 +278,7 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
     'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
     'bytes_full_model': base_bytes * exchanges,
     'adapter_parameters': tree.size(study.adapter),
-    'base_parameters': tree.size(study.data.base.params),
+    'base_parameters': base_parameters,
     'local_steps': total('local_steps'),
     'tokens_per_second': total('tokens') / seconds if seconds else 0.0,
     'examples_per_second': total('examples') / seconds if seconds else 0.0,

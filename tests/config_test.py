@@ -58,14 +58,15 @@ def test_named_choices_are_the_same_in_config_and_experiment():
   assert checks.SHARING == tuple(experiment.SHARINGS)
 
 
-@pytest.mark.parametrize('name', ['llama32_1b', 'llama31_8b', 'deepseek_r1_distill_8b'])
-def test_the_references_hyper_parameters(name):
+@pytest.mark.parametrize('name, targets', [
+  ('llama32_1b', 7), ('llama31_8b', 7), ('deepseek_r1_distill_8b', 7), ('qwen3_4b', 4)])
+def test_the_references_hyper_parameters(name, targets):
   """METHOD section 6."""
   chosen = config(f'--config=configs/{name}.py')
-  assert (chosen.lora.rank, chosen.lora.alpha, len(chosen.lora.targets)) == (16, 64.0, 7)
+  assert (chosen.lora.rank, chosen.lora.alpha, len(chosen.lora.targets)) == (16, 64.0, targets)
   optim = chosen.optim
   assert (optim.learning_rate, optim.b1, optim.b2, optim.eps) == (2e-4, 0.9, 0.999, 1e-8)
   assert (optim.weight_decay, optim.clip_norm, optim.warmup_share) == (0.0, 1.0, 0.05)
   assert (chosen.fed.rounds, chosen.fed.local_epochs, chosen.fed.batch_size) == (3, 2, 4)
   assert chosen.data.max_length == 667 and len(chosen.data.sites) == 3
-  assert chosen.model.dtype == 'bfloat16'
+  assert (chosen.model.dtype, chosen.model.quantization) == ('bfloat16', 'nf4')

@@ -15,9 +15,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from fedmedjax.experiment import data_root, model_path  # noqa: E402
-from fedmedjax.model.llama import Llama, LlamaConfig, RopeScaling  # noqa: E402
+from fedmedjax.model.llama import Llama, LlamaConfig  # noqa: E402
 from fedmedjax.model.load import load_model  # noqa: E402
 from fedmedjax.model.loss import packed_attention  # noqa: E402
+from fedmedjax.model.settings import llama3_divisors  # noqa: E402
 from fedmedjax.types import InputError  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -28,8 +29,10 @@ torch.set_num_threads(1)
 TINY = LlamaConfig(
   vocab_size=97, hidden_size=24, intermediate_size=40, num_layers=2, num_heads=4, num_kv_heads=2,
   head_dim=8, rms_norm_eps=1e-5, rope_theta=10000.0,
-  rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64), max_position_embeddings=512,
-  tie_word_embeddings=False)
+  max_position_embeddings=512, tie_word_embeddings=False,
+  rope_divisors=llama3_divisors(
+    8, 10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=64))
 
 
 @pytest.fixture(scope='session')
@@ -58,3 +61,17 @@ def data_folder() -> Path:
       raise InputError(f'FEDMEDJAX_DATA: no folder {root}')
     pytest.skip(f'no corpora at {root}: set FEDMEDJAX_DATA')
   return root
+
+
+@pytest.fixture(scope='session')
+def real_sentences(data_folder):
+  """1,000 real sentences of three corpora."""
+  from fedmedjax.data.corpora import load_corpus
+  from fedmedjax.data.sentences import split_sentences
+  found = []
+  for name, count in (('maccrobat2020', 400), ('chia', 300), ('bc5cdr', 300)):
+    texts = (
+      note.text[start:end] for note in load_corpus(name, data_folder).train
+      for start, end in split_sentences(note.text))
+    found += [next(texts) for _ in range(count)]
+  return found

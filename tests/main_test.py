@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -91,6 +92,33 @@ def test_the_files_of_a_run(finished):
           'parse_failed'} <= set(record)
   assert (finished / 'adapter' / 'adapter_model.safetensors').exists()
   assert sorted(path.name for path in (finished / 'checkpoints').iterdir()) == ['1', '2']
+
+
+@pytest.mark.parametrize('family, quantization', [('qwen3', 'nf4'), ('llama32', 'int8')])
+def test_other_families_and_quantised_bases(family, quantization, smollm, command, tmp_path):
+  """One round on a tiny saved model of another architecture, its base in few bits."""
+  shape = dict(
+    vocab_size=len(smollm.tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048, head_dim=8,
+    tie_word_embeddings=True)
+  torch.manual_seed(1)
+  transformers.AutoModelForCausalLM.from_config({
+    'qwen3': lambda: transformers.Qwen3Config(**shape),
+    'llama32': lambda: transformers.LlamaConfig(**shape, rope_parameters={
+      'rope_type': 'llama3', 'rope_theta': 5e5, 'factor': 32.0, 'low_freq_factor': 1.0,
+      'high_freq_factor': 4.0, 'original_max_position_embeddings': 256}),
+  }[family]()).save_pretrained(tmp_path / 'model')
+  smollm.tokenizer.save_pretrained(tmp_path / 'model')
+  assert main.main(command(
+    tmp_path / 'run', f'--config.model.path={tmp_path / "model"}', '--config.fed.rounds=1',
+    f'--config.model.quantization={quantization}', '--config.eval.zero_shot=False')) == 0
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  # The base counts as what it is, not as the bytes it is packed in.
+  whole = load_model(tmp_path / 'model').params
+  assert summary['base_parameters'] == sum(x.size for x in jax.tree.leaves(whole))
+  assert summary['bytes_full_model'] == summary['base_parameters'] * 4 * 3 * 2
+  line = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text())
+  assert line['step_norm'] > 0 and all(np.isfinite(line['train_loss']))
 
 
 def test_scores_are_those_of_the_answers(command, tmp_path, monkeypatch):

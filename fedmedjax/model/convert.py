@@ -1,18 +1,22 @@
-"""From named tensors of a file to the `params` tree, strictly.
+"""From named tensors of a file to the `params` tree and back, strictly.
 
 One table names every tensor: its place in our tree, its Hugging Face name and its GGUF name. A
-tensor that is unknown, missing, misshapen or written twice is an InputError that names it.
+tensor that is unknown, missing or misshapen is an InputError that names it.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
 
+from fedmedjax import tree
 from fedmedjax.model.llama import PROJECTIONS, LlamaConfig
 from fedmedjax.model.lora import PEFT_MODULES
+from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import InputError
 
 
@@ -25,8 +29,27 @@ class BaseModel(NamedTuple):
   name: str
 
 
-# Our path -> (Hugging Face name, GGUF name); '{}' is the layer. A 2-d tensor of a projection is
-# stored [out, in] by both and transposed here.
+class StoredTensor(NamedTuple):
+  """A tensor still in its file. `read(rows)` gives rows of its first axis, [out, in] as stored."""
+
+  shape: tuple[int, ...]
+  read: Callable[[slice], np.ndarray]
+
+
+class Placement(NamedTuple):
+  """The form in which weights are kept: dtype, a key of QUANTIZATIONS, and where.
+
+  `sharding` maps (path such as 'layers/q_proj/kernel', shape) to a jax sharding; None = the
+  default device.
+  """
+
+  dtype: jnp.dtype = jnp.float32
+  quantization: str = 'none'
+  sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None
+
+
+# Our path -> (Hugging Face name, GGUF name); '{}' is the layer. A kernel is stored [out, in] by
+# both and transposed here.
 _TOP = {
   ('embedding',): ('model.embed_tokens.weight', 'token_embd.weight'),
   ('norm', 'weight'): ('model.norm.weight', 'output_norm.weight'),
@@ -37,82 +60,168 @@ _GGUF_PROJECTIONS = {
   'gate_proj': 'ffn_gate', 'up_proj': 'ffn_up', 'down_proj': 'ffn_down',
 }
 _LAYER = {
-  ('input_norm', 'weight'): (
-    'model.layers.{}.input_layernorm.weight', 'blk.{}.attn_norm.weight'),
-  ('post_norm', 'weight'): (
-    'model.layers.{}.post_attention_layernorm.weight', 'blk.{}.ffn_norm.weight'),
+  ('input_norm', 'weight'): ('input_layernorm.weight', 'attn_norm.weight'),
+  ('post_norm', 'weight'): ('post_attention_layernorm.weight', 'ffn_norm.weight'),
+  ('q_norm', 'weight'): ('self_attn.q_norm.weight', 'attn_q_norm.weight'),
+  ('k_norm', 'weight'): ('self_attn.k_norm.weight', 'attn_k_norm.weight'),
 } | {
-  (name, 'kernel'): (
-    f'model.layers.{{}}.{PEFT_MODULES[name]}.weight',
-    f'blk.{{}}.{_GGUF_PROJECTIONS[name]}.weight')
-  for name in PROJECTIONS
+  (name, ours): (f'{PEFT_MODULES[name]}.{theirs}', f'{_GGUF_PROJECTIONS[name]}.{theirs}')
+  for name in PROJECTIONS for ours, theirs in (('kernel', 'weight'), ('bias', 'bias'))
 }
 HUGGING_FACE, GGUF = 0, 1
+_LAYER_PREFIX = ('model.layers.{}.', 'blk.{}.')
+# Largest piece of an embedding or head that is read at once.
+_PIECE_BYTES = 1 << 24
 
 
-def _expected(config: LlamaConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+def expected_shapes(config: LlamaConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
   """Our path (without the layer axis) -> shape as both formats store it ([out, in])."""
   width = config.hidden_size
   shapes = {('embedding',): (config.vocab_size, width), ('norm', 'weight'): (width,)}
   if not config.tie_word_embeddings:
     shapes['head',] = (config.vocab_size, width)
   for path in _LAYER:
-    shapes[path] = (
-      config.projection_shape(path[0])[::-1] if path[1] == 'kernel' else (width,))
+    name, kind = path
+    if kind == 'kernel':
+      shapes[path] = config.projection_shape(name)[::-1]
+    elif kind == 'bias':
+      if name in config.biases:
+        shapes[path] = config.projection_shape(name)[1:]
+    elif name in ('input_norm', 'post_norm'):
+      shapes[path] = (width,)
+    elif config.qk_norm:
+      shapes[path] = (config.head_dim,)
   return shapes
+
+
+def parameter_count(config: LlamaConfig) -> int:
+  """Weights of the base, whatever they are stored in."""
+  return sum(
+    int(np.prod(shape)) * (config.num_layers if path in _LAYER else 1)
+    for path, shape in expected_shapes(config).items())
+
+
+def tensor_names(
+  config: LlamaConfig, column: int
+) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
+  """(name in the file, our path, layer or None) of every tensor."""
+  for path in expected_shapes(config):
+    if path in _LAYER:
+      for layer in range(config.num_layers):
+        yield _LAYER_PREFIX[column].format(layer) + _LAYER[path][column], path, layer
+    else:
+      yield _TOP[path][column], path, None
+
+
+def check_tensors(
+  config: LlamaConfig, tensors: dict[str, StoredTensor], column: int, origin: str
+) -> None:
+  """Raises InputError when a tensor is unknown, missing or misshapen; reads none of them."""
+  shapes = expected_shapes(config)
+  slots = {name: shapes[path] for name, path, _ in tensor_names(config, column)}
+  for name, tensor in tensors.items():
+    if name not in slots:
+      raise InputError(f'{origin}: unknown tensor {name!r} for a model of this configuration')
+    if tuple(tensor.shape) != slots[name]:
+      raise InputError(
+        f'{origin}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {slots[name]}')
+  missing = sorted(set(slots) - set(tensors))
+  if missing:
+    raise InputError(f'{origin}: {len(missing)} tensors are missing, first {missing[0]!r}')
 
 
 def convert(
   config: LlamaConfig,
-  tensors: Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]],
+  tensors: dict[str, StoredTensor],
   column: int,
-  dtype,
+  placement: Placement,
   origin: str,
 ) -> dict:
-  """Builds the `params` tree from named tensors, one at a time.
+  """Builds the `params` tree, reading one tensor at a time into its final place.
+
+  Beside the finished leaves, memory holds one layer of one projection (or _PIECE_BYTES of an
+  embedding) as read.
 
   Args:
     config: the shapes to expect.
-    tensors: (name, shape, read) triples; `read` gives the array, [out, in] for matrices.
-    column: 0 for Hugging Face names, 1 for GGUF names.
-    dtype: of every leaf.
+    tensors: by name, as the file stores them.
+    column: HUGGING_FACE or GGUF names.
+    placement: dtype, quantisation of the projections' kernels, sharding.
     origin: the file or folder, for error messages.
 
   Raises:
-    InputError: a tensor is unknown, missing, misshapen or occurs twice.
+    InputError: as `check_tensors`, before any tensor is read.
   """
-  shapes = _expected(config)
-  slots = {names[column]: (path, None) for path, names in _TOP.items() if path in shapes}
-  for path, names in _LAYER.items():
-    for layer in range(config.num_layers):
-      slots[names[column].format(layer)] = (path, layer)
-  buffers, seen = {}, set()
-  for name, shape, read in tensors:
-    if name not in slots:
-      raise InputError(f'{origin}: unknown tensor {name!r} for a LLaMA of this configuration')
-    if name in seen:
-      raise InputError(f'{origin}: tensor {name!r} occurs twice')
-    seen.add(name)
-    path, layer = slots[name]
-    if tuple(shape) != shapes[path]:
-      raise InputError(
-        f'{origin}: tensor {name!r} has shape {tuple(shape)}, expected {shapes[path]}')
-    values = read()
-    if path[-1] == 'kernel':
-      values = values.T
-    if layer is None:
-      buffers[path] = values.astype(dtype)
-    else:
-      if path not in buffers:
-        buffers[path] = np.empty((config.num_layers, *values.shape), dtype)
-      buffers[path][layer] = values
-  missing = sorted(set(slots) - seen)
-  if missing:
-    raise InputError(f'{origin}: {len(missing)} tensors are missing, first {missing[0]!r}')
+  check_tensors(config, tensors, column, origin)
+  shapes = expected_shapes(config)
+  pieces: dict[tuple[str, ...], list] = {}
+  for name, path, layer in tensor_names(config, column):
+    pieces.setdefault(path, []).append((layer, tensors[name]))
   params = {'layers': {}}
-  for path in shapes:
-    node = params['layers'] if path in _LAYER else params
-    for key in path[:-1]:
+  for path, parts in pieces.items():
+    where = ('layers', *path) if path in _LAYER else path
+    node = params
+    for key in where[:-1]:
       node = node.setdefault(key, {})
-    node[path[-1]] = jnp.asarray(buffers.pop(path))
+    node[where[-1]] = _fill(where, shapes[path], parts, placement)
   return params
+
+
+def params_shape(config: LlamaConfig, placement: Placement) -> dict:
+  """The `params` tree as jax.ShapeDtypeStructs, without reading or allocating anything."""
+  params = {'layers': {}}
+  for path, shape in expected_shapes(config).items():
+    where = ('layers', *path) if path in _LAYER else path
+    node = params
+    for key in where[:-1]:
+      node = node.setdefault(key, {})
+    node[where[-1]] = _leaf_shape(
+      where, shape, config.num_layers if path in _LAYER else None, placement)
+  return params
+
+
+def _prepare(where: tuple[str, ...], placement: Placement) -> Callable:
+  """What is done to a tensor as read, [out, in] or [n], on its way into the tree."""
+  quantize = QUANTIZATIONS[placement.quantization]
+  if where[-1] != 'kernel':
+    return lambda raw: raw.astype(placement.dtype)
+  if quantize is None:
+    return lambda raw: raw.T.astype(placement.dtype)
+  return lambda raw: quantize(raw.T)
+
+
+def _leaf_shape(where, shape, layers: int | None, placement: Placement):
+  one = jax.eval_shape(_prepare(where, placement), jax.ShapeDtypeStruct(shape, jnp.float32))
+  if layers is None:
+    return one
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct((layers, *x.shape), x.dtype), one)
+
+
+def _fill(where, shape, parts: list, placement: Placement):
+  """Allocates a leaf in its final form and writes its tensors into it, in place."""
+  stacked = parts[0][0] is not None
+  leaf = _leaf_shape(where, shape, len(parts) if stacked else None, placement)
+  path = '/'.join(where)
+  shardings = None
+  if placement.sharding is not None:
+    shardings = jax.tree_util.tree_map_with_path(
+      lambda p, x: placement.sharding('/'.join(filter(None, (path, tree.path_string(p)))), x.shape),
+      leaf)
+  buffer = jax.jit(
+    lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), leaf), out_shardings=shardings)()
+  prepare = _prepare(where, placement)
+
+  @partial(jax.jit, donate_argnums=0, out_shardings=shardings)
+  def write(buffer, raw, start):
+    piece = jax.tree.map(lambda x: x[None], prepare(raw)) if stacked else prepare(raw)
+    return jax.tree.map(
+      lambda b, x: jax.lax.dynamic_update_slice_in_dim(b, x, start, axis=0), buffer, piece)
+
+  for layer, tensor in parts:
+    rows = shape[0]
+    step = rows if stacked else max(1, _PIECE_BYTES // (4 * max(1, int(np.prod(shape[1:])))))
+    for start in range(0, rows, step):
+      raw = tensor.read(slice(start, min(start + step, rows)))
+      # Waited for, so that no queue of tensors as read builds up.
+      buffer = jax.block_until_ready(write(buffer, raw, layer if stacked else start))
+  return buffer

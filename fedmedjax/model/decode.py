@@ -22,23 +22,32 @@ class Cache(NamedTuple):
   v: jax.Array
 
 
-def cached_attention(q, k, v, cache, context):
+def cached_attention(q, k, v, cache, context, window=None):
   """Attention of new tokens (an `Attention` of `model/llama.py`).
 
   cache: (shared Cache or None, own Cache or None) of this layer.
-  context: (new_mask bool[B, T, T] among the new tokens, own_mask bool[B, T, M] or None).
+  context: (new_mask bool[B, T, T] among the new tokens, own_mask bool[B, T, M] or None,
+    own_positions i32[B, M] or None).
   q, k, v hold B*T tokens; returns the new keys and values to be kept, [KV, B, T, d].
   """
   shared, own = cache
-  new_mask, own_mask = context
+  new_mask, own_mask, own_positions = context
   batch, length = new_mask.shape[:2]
   q, k, v = (x.reshape(batch, length, *x.shape[1:]) for x in (q, k, v))
   k, v = heads_first(k), heads_first(v)
+  shared_mask = None if shared is None else jnp.ones(shared.k.shape[1], bool)
+  if window is not None:
+    at = window.positions.reshape(batch, length)
+    new_mask = new_mask & window.covers(at, at)
+    if own is not None:
+      own_mask = own_mask & window.covers(at, own_positions)
+    if shared is not None:
+      shared_mask = window.covers(at, jnp.arange(shared.k.shape[1])[None])
   sources = [Source(k, v, new_mask)]
   if own is not None:
     sources.append(Source(own.k, own.v, own_mask))
   if shared is not None:
-    sources.append(Source(shared.k, shared.v, jnp.ones(shared.k.shape[1], bool)))
+    sources.append(Source(shared.k, shared.v, shared_mask))
   out = attend(q, tuple(sources))
   return out.reshape(batch * length, *out.shape[2:]), Cache(k, v)
 
@@ -60,7 +69,8 @@ def prefill(model: Llama, adapter: dict, base: dict, prefix: jax.Array) -> Cache
     return None
   causal = jnp.tril(jnp.ones((1, length, length), bool))
   _, kept = _extend(
-    model, adapter, base, prefix[None], jnp.arange(length)[None], (None, None), (causal, None))
+    model, adapter, base, prefix[None], jnp.arange(length)[None], (None, None),
+    (causal, None, None))
   return jax.tree.map(lambda x: x[:, :, 0], kept)
 
 
@@ -98,7 +108,7 @@ def greedy(
   causal = jnp.broadcast_to(jnp.tril(jnp.ones((width, width), bool)), (batch, width, width))
   hidden, kept = _extend(
     model, adapter, base, tokens, jnp.broadcast_to(prefix_length + slots, tokens.shape),
-    (shared, None), (causal, None))
+    (shared, None), (causal, None, None))
   room = ((0, 0), (0, 0), (0, 0), (0, max_new_tokens), (0, 0))
   own = jax.tree.map(lambda x: jnp.pad(x, room), kept)
   head = head_weight(base)
@@ -111,6 +121,8 @@ def greedy(
   first = pick(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
   alone = jnp.ones((batch, 1, 1), bool)
   all_slots = jnp.arange(width + max_new_tokens)[None]
+  slot_positions = prefix_length + jnp.where(
+    all_slots < width, all_slots, lengths[:, None] + all_slots - width)
 
   def unfinished(state):
     step, done, *_ = state
@@ -126,7 +138,7 @@ def greedy(
       (all_slots >= width) & (all_slots < width + step))
     hidden, kept = _extend(
       model, adapter, base, token[:, None], (prefix_length + lengths + step)[:, None],
-      (shared, own), (alone, own_mask[:, None]))
+      (shared, own), (alone, own_mask[:, None], slot_positions))
     own = jax.tree.map(
       lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, width + step, axis=3),
       own, kept)
@@ -136,7 +148,6 @@ def greedy(
   state = (jnp.int32(0), lengths == 0, first, out, jnp.zeros(batch, jnp.int32), own)
   state = jax.lax.while_loop(unfinished, step_once, state)
   return state[3], state[4]
-
 
 
 # Cached, so that the second batch of a kind finds the first one's compilation.

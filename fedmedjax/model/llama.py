@@ -1,10 +1,13 @@
-"""The LLaMA decoder: pre-norm blocks, grouped-query attention, rotary positions, SwiGLU.
+"""The decoder of the LLaMA family: pre-norm blocks, grouped queries, rotary positions, SwiGLU.
 
 Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv:2302.13971; grouped
 queries from Ainslie et al., arXiv:2305.13245; rotary embedding from Su et al., arXiv:2104.09864.
-Weights live in two collections: `params` (the base, frozen) and `lora` (the adapter). Layers are
-stacked on a leading axis L and scanned. Linear layers see all tokens of a pass flat, [T, D];
-only attention knows how they are arranged (a shared instruction, packed rows, a decoding cache).
+What sets Mistral (sliding window, arXiv:2310.06825), Qwen2 (biases, arXiv:2407.10671) and Qwen3
+(normalised queries and keys, arXiv:2505.09388) apart are values of `LlamaConfig`.
+Weights live in two collections: `params` (the base, frozen, perhaps quantised) and `lora` (the
+adapter). Layers are stacked on a leading axis L and scanned. Linear layers see all tokens of a
+pass flat, [T, D]; only attention knows how they are arranged (a shared instruction, packed rows,
+a decoding cache).
 """
 
 import dataclasses
@@ -16,20 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedmedjax.model.quant import matmul
+
 Array = jax.Array
 
 # The seven linear layers of a block, by their Hugging Face names.
 PROJECTIONS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-  """Llama 3.1's frequency scaling (`rope_type: llama3` in config.json)."""
-
-  factor: float
-  low_freq_factor: float
-  high_freq_factor: float
-  original_max_position_embeddings: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +40,16 @@ class LlamaConfig:
   head_dim: int
   rms_norm_eps: float
   rope_theta: float
-  rope_scaling: RopeScaling | None
   max_position_embeddings: int
   tie_word_embeddings: bool
+  # Divisor of each rotary frequency, [head_dim / 2]; empty = all 1. Llama 3.1's scaling.
+  rope_divisors: tuple[float, ...] = ()
+  # Projections with a bias.
+  biases: tuple[str, ...] = ()
+  # RMS norm of every head's query and key, before the rotation.
+  qk_norm: bool = False
+  # Per layer, the keys that a query sees, its own included; 0 = all. Empty = all in all layers.
+  windows: tuple[int, ...] = ()
 
   def projection_shape(self, name: str) -> tuple[int, int]:
     """(D_in, D_out) of a projection."""
@@ -61,19 +63,9 @@ class LlamaConfig:
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-  """f64[head_dim / 2]: radians per position, with Llama 3.1's scaling when configured."""
+  """f64[head_dim / 2]: radians per position."""
   exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-  frequency = config.rope_theta ** -exponent
-  scaling = config.rope_scaling
-  if scaling is None:
-    return frequency
-  # Wavelengths beyond the original context are divided by `factor`, short ones kept, and the
-  # band between is blended linearly in (original context / wavelength).
-  turns = scaling.original_max_position_embeddings * frequency / (2 * np.pi)
-  blend = (turns - scaling.low_freq_factor) / (
-    scaling.high_freq_factor - scaling.low_freq_factor)
-  blend = np.clip(blend, 0.0, 1.0)
-  return frequency * (blend + (1.0 - blend) / scaling.factor)
+  return config.rope_theta ** -exponent / np.asarray(config.rope_divisors or 1.0)
 
 
 def rope(positions: Array, config: LlamaConfig, dtype) -> tuple[Array, Array]:
@@ -98,8 +90,8 @@ def heads_first(x: Array) -> Array:
 class Source(NamedTuple):
   """Keys and values that queries may attend to.
 
-  Shared by the whole batch (k, v [KV, P, d]; mask bool[P]) or one per batch element
-  (k, v [KV, B, M, d]; mask bool[B, T, M]). Heads lead, as the products below want them.
+  Shared by the whole batch (k, v [KV, P, d]; mask bool[P] or bool[B, T, P]) or one per batch
+  element (k, v [KV, B, M, d]; mask bool[B, T, M]). Heads lead, as the products below want them.
   """
 
   k: Array
@@ -129,11 +121,11 @@ def attend(q: Array, sources: tuple[Source, ...]) -> Array:
       score = jnp.einsum(
         'kqd,kpd->kqp', flat_q, source.k, preferred_element_type=wide
       ).reshape(kv_heads, batch, length * group, -1)
-      mask = source.mask[None, None, None, :]
     else:
       score = jnp.einsum('kbqd,kbmd->kbqm', q, source.k, preferred_element_type=wide)
-      mask = jnp.repeat(source.mask, group, axis=1)[None]
-    scores.append(jnp.where(mask, score, -jnp.inf))
+    mask = source.mask[None, None] if source.mask.ndim == 1 else (
+      jnp.repeat(source.mask, group, axis=1))
+    scores.append(jnp.where(mask[None], score, -jnp.inf))
   peak = jnp.max(jnp.stack([score.max(axis=-1) for score in scores]), axis=0)
   peak = jax.lax.stop_gradient(peak)[..., None]
   total, out = 0.0, 0.0
@@ -151,24 +143,40 @@ def attend(q: Array, sources: tuple[Source, ...]) -> Array:
   return out.reshape(batch, length, heads, dim)
 
 
-# (q [T, H, d], k, v [T, KV, d], cache of this layer, context) -> (out [T, H, d], kept)
-Attention = Callable[[Array, Array, Array, Any, Any], tuple[Array, Any]]
+class Window(NamedTuple):
+  """How far back the queries of a layer see: keys less than `size` positions before them."""
+
+  positions: Array  # i32[T], of the tokens of this pass
+  size: Array       # i32[]
+
+  def covers(self, queries: Array, keys: Array) -> Array:
+    """Positions i32[..., T], i32[..., M] -> bool[..., T, M]; the past only is not its matter."""
+    return queries[..., :, None] - keys[..., None, :] < self.size
+
+
+# (q [T, H, d], k, v [T, KV, d], cache of this layer, context, Window or None where every layer
+# sees all) -> (out [T, H, d], kept)
+Attention = Callable[[Array, Array, Array, Any, Any, Window | None], tuple[Array, Any]]
 
 
 class Linear(nn.Module):
-  """x W + scale (x A) B, the second term when the adapter holds this projection.
+  """x W + bias + scale (x A) B, the last term when the adapter holds this projection.
 
   LoRA: Hu et al., arXiv:2106.09685; scale = alpha / rank.
   """
 
   features: int
   lora_scale: float
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    kernel = self.param(
-      'kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.features), x.dtype)
-    y = x @ kernel
+    if self.is_initializing():
+      self.param('kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.features), x.dtype)
+    # Not by `param`, which expects one array where a quantised kernel has several.
+    y = matmul(x, self.get_variable('params', 'kernel'))
+    if self.use_bias:
+      y = y + self.param('bias', nn.initializers.zeros, (self.features,), x.dtype)[None]
     if self.has_variable('lora', 'a'):
       a = self.get_variable('lora', 'a').astype(x.dtype)
       b = self.get_variable('lora', 'b').astype(x.dtype)
@@ -184,31 +192,36 @@ class RMSNorm(nn.Module):
     weight = self.param('weight', nn.initializers.ones, (x.shape[-1],), x.dtype)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-    return weight[None] * wide.astype(x.dtype)
+    return weight.reshape((1,) * (x.ndim - 1) + (-1,)) * wide.astype(x.dtype)
 
 
 class Layer(nn.Module):
-  """One block. Its signature is that of a scan body: carry x [T, D], per-layer cache."""
+  """One block. Its signature is that of a scan body: carry x [T, D], per-layer inputs first."""
 
   config: LlamaConfig
   lora_scale: float
   attention: Attention
 
   @nn.compact
-  def __call__(self, x: Array, cache: Any, cos: Array, sin: Array, context: Any):
+  def __call__(self, x: Array, cache: Any, window: Any, cos: Array, sin: Array, positions: Array,
+               context: Any):
     config = self.config
 
     def linear(name: str, inputs: Array) -> Array:
       features = config.projection_shape(name)[1]
-      return Linear(features, self.lora_scale, name=name)(inputs)
+      return Linear(features, self.lora_scale, name in config.biases, name=name)(inputs)
 
     def heads(name: str, inputs: Array) -> Array:
       return linear(name, inputs).reshape(inputs.shape[0], -1, config.head_dim)
 
     h = RMSNorm(config.rms_norm_eps, name='input_norm')(x)
-    q = rotate(heads('q_proj', h), cos, sin)
-    k = rotate(heads('k_proj', h), cos, sin)
-    out, kept = self.attention(q, k, heads('v_proj', h), cache, context)
+    q, k = heads('q_proj', h), heads('k_proj', h)
+    if config.qk_norm:
+      q = RMSNorm(config.rms_norm_eps, name='q_norm')(q)
+      k = RMSNorm(config.rms_norm_eps, name='k_norm')(k)
+    out, kept = self.attention(
+      rotate(q, cos, sin), rotate(k, cos, sin), heads('v_proj', h), cache, context,
+      None if window is None else Window(positions, window))
     x = x + linear('o_proj', out.reshape(x.shape[0], -1))
     h = RMSNorm(config.rms_norm_eps, name='post_norm')(x)
     x = x + linear('down_proj', nn.silu(linear('gate_proj', h)) * linear('up_proj', h))
@@ -255,11 +268,15 @@ class Llama(nn.Module):
       layer,
       variable_axes={'params': 0, 'lora': 0},
       split_rngs={'params': True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
       length=config.num_layers,
     )(config, self.lora_scale, self.attention, name='layers')
     cos, sin = rope(positions, config, self.dtype)
-    x, kept = layers(embedding[tokens], cache, cos, sin, context)
+    windows = None
+    if any(config.windows):
+      farthest = np.iinfo(np.int32).max
+      windows = jnp.asarray([size or farthest for size in config.windows], jnp.int32)
+    x, kept = layers(embedding[tokens], cache, windows, cos, sin, positions, context)
     return RMSNorm(config.rms_norm_eps, name='norm')(x), kept
 
 

@@ -18,7 +18,7 @@ from fedmedjax.types import Batch
 HEAD_CHUNK = 512
 
 
-def packed_attention(q, k, v, cache, context):
+def packed_attention(q, k, v, cache, context, window=None):
   """Attention of a packed pass (an `Attention` of `model/llama.py`; nothing is cached).
 
   context: (prefix_valid bool[P], segments i32[R, N]); q, k, v hold the P instruction tokens
@@ -26,7 +26,7 @@ def packed_attention(q, k, v, cache, context):
   """
   del cache
   prefix_valid, segments = context
-  length = prefix_valid.shape[0]
+  length = len(prefix_valid)
   rows, width = segments.shape
 
   def split(x):
@@ -34,11 +34,17 @@ def packed_attention(q, k, v, cache, context):
 
   (prefix_q, row_q), (prefix_k, row_k), (prefix_v, row_v) = split(q), split(k), split(v)
   prefix_k, prefix_v, row_k, row_v = map(heads_first, (prefix_k, prefix_v, row_k, row_v))
-  same = segments[:, :, None] == segments[:, None, :]
-  own = Source(row_k, row_v, same & jnp.tril(jnp.ones((1, width, width), bool)))
+  own_mask = segments[:, :, None] == segments[:, None, :]
+  own_mask = own_mask & jnp.tril(jnp.ones((1, width, width), bool))
+  causal = jnp.tril(jnp.ones((1, length, length), bool))
+  if window is not None:
+    at_prefix, at_rows = split(window.positions)
+    own_mask = own_mask & window.covers(at_rows, at_rows)
+    causal = causal & window.covers(at_prefix, at_prefix)[None]
+    prefix_valid = prefix_valid[None, None] & window.covers(at_rows, at_prefix[None])
+  own = Source(row_k, row_v, own_mask)
   if not length:
     return attend(row_q, (own,)).reshape(q.shape), None
-  causal = jnp.tril(jnp.ones((1, length, length), bool))
   prefix = attend(prefix_q[None], (Source(prefix_k[:, None], prefix_v[:, None], causal),))[0]
   out = attend(row_q, (Source(prefix_k, prefix_v, prefix_valid), own))
   return jnp.concatenate([prefix, out.reshape(rows * width, *q.shape[1:])]), None

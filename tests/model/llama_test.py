@@ -1,5 +1,7 @@
 """The decoder against transformers, and its attention against a dense formula."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +13,10 @@ from conftest import TINY
 from fedmedjax.experiment import model_path
 from fedmedjax.model import llama
 from fedmedjax.model.decode import cached_attention, decoder, prefiller
-from fedmedjax.model.load import load_model
 from fedmedjax.model.loss import packed_attention
 
 
+@partial(jax.jit, static_argnames=('config', 'scale'))
 def logits(config, params, tokens, adapter=None, scale=1.0):
   """f32[T, V] of one plain sequence."""
   model = llama.Llama(config, packed_attention, lora_scale=scale)
@@ -25,63 +27,6 @@ def logits(config, params, tokens, adapter=None, scale=1.0):
   return hidden @ llama.head_weight(params).T
 
 
-@pytest.fixture(scope='module')
-def torch_tiny(tmp_path_factory):
-  """A random Llama 3.1-shaped transformers model, saved as safetensors with a tokenizer."""
-  folder = tmp_path_factory.mktemp('tiny')
-  config = transformers.LlamaConfig(
-    vocab_size=97, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=3e-4,
-    max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
-    rope_parameters={
-      'rope_type': 'llama3', 'rope_theta': 5e4, 'factor': 8.0, 'low_freq_factor': 1.0,
-      'high_freq_factor': 4.0, 'original_max_position_embeddings': 32})
-  torch.manual_seed(0)
-  model = transformers.LlamaForCausalLM(config).eval()
-  with torch.no_grad():
-    for weight in model.parameters():
-      weight.add_(torch.randn_like(weight) * 0.3)
-  model.save_pretrained(folder)
-  import tokenizers
-  words = {f'w{i}': i for i in range(97)}
-  backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token='w0'))
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-  transformers.PreTrainedTokenizerFast(
-    tokenizer_object=backend, eos_token='w2', unk_token='w0').save_pretrained(folder)
-  return model, folder
-
-
-@pytest.mark.parametrize('length', [3, 30, 90])
-def test_safetensors_model_gives_transformers_logits(torch_tiny, length):
-  """Also beyond the original context of 32, where the scaled frequencies matter."""
-  model, folder = torch_tiny
-  loaded = load_model(folder)
-  tokens = np.random.default_rng(0).integers(3, 97, length)
-  with torch.no_grad():
-    expected = model(torch.tensor(tokens[None])).logits[0].numpy()
-  found = logits(loaded.config, loaded.params, tokens)
-  np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
-  assert loaded.tokenizer.eos_token_id == 2
-
-
-def test_hyper_parameters_are_the_files(torch_tiny):
-  loaded = load_model(torch_tiny[1])
-  assert loaded.config.rms_norm_eps == 3e-4
-  assert loaded.config.rope_theta == 5e4
-  assert loaded.config.rope_scaling == llama.RopeScaling(8.0, 1.0, 4.0, 32)
-  assert (loaded.config.num_kv_heads, loaded.config.head_dim) == (2, 8)
-
-
-def test_sharded_safetensors_load_alike(torch_tiny, tmp_path):
-  model, folder = torch_tiny
-  model.save_pretrained(tmp_path, max_shard_size='20KB')
-  for file in ('tokenizer.json', 'tokenizer_config.json'):
-    (tmp_path / file).write_bytes((folder / file).read_bytes())
-  assert len(list(tmp_path.glob('*.safetensors'))) > 1
-  whole, parts = load_model(folder).params, load_model(tmp_path).params
-  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), whole, parts))
-
-
 def test_tied_model_uses_its_embedding_as_head(tiny_params):
   import dataclasses
   tied = dataclasses.replace(TINY, tie_word_embeddings=True)
@@ -90,19 +35,6 @@ def test_tied_model_uses_its_embedding_as_head(tiny_params):
   tokens = np.arange(5, 15)
   np.testing.assert_array_equal(
     logits(tied, params, tokens), logits(TINY, untied, tokens))
-
-
-def test_rope_frequencies_match_transformers(torch_tiny):
-  from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-  model, folder = torch_tiny
-  reference = LlamaRotaryEmbedding(model.config)
-  found = llama.rope_frequencies(load_model(folder).config)
-  np.testing.assert_allclose(found, reference.inv_freq.numpy(), rtol=1e-5)
-  positions = torch.arange(200)[None]
-  cos, sin = reference(torch.zeros(1, 200, 8), positions)
-  ours = llama.rope(jnp.arange(200), load_model(folder).config, jnp.float32)
-  np.testing.assert_allclose(ours[0], cos[0, :, :4].numpy(), atol=1e-5)
-  np.testing.assert_allclose(ours[1], sin[0, :, :4].numpy(), atol=1e-5)
 
 
 def test_attend_over_split_sources_is_one_softmax():
@@ -150,20 +82,6 @@ def torch_smollm():
   return model, tokenizer
 
 
-@pytest.fixture(scope='module')
-def sentences(data_folder):
-  """1,000 real sentences of three corpora."""
-  from fedmedjax.data.corpora import load_corpus
-  from fedmedjax.data.sentences import split_sentences
-  found = []
-  for name, count in (('maccrobat2020', 400), ('chia', 300), ('bc5cdr', 300)):
-    texts = (
-      note.text[start:end] for note in load_corpus(name, data_folder).train
-      for start, end in split_sentences(note.text))
-    found += [next(texts) for _ in range(count)]
-  return found
-
-
 def test_smollm_logits_on_real_text(smollm, torch_smollm, data_folder):
   """Issue: max |difference| <= 1e-3 in float32 over 256 tokens."""
   model, _ = torch_smollm
@@ -172,25 +90,25 @@ def test_smollm_logits_on_real_text(smollm, torch_smollm, data_folder):
   assert len(tokens) == 256
   with torch.no_grad():
     expected = model(torch.tensor([tokens])).logits[0].numpy()
-  found = jax.jit(logits, static_argnums=0)(smollm.config, smollm.params, np.asarray(tokens))
+  found = logits(smollm.config, smollm.params, np.asarray(tokens))
   assert float(np.abs(found - expected).max()) <= 1e-3
 
 
-def test_smollm_tokenisation_on_real_sentences(smollm, torch_smollm, sentences):
+def test_smollm_tokenisation_on_real_sentences(smollm, torch_smollm, real_sentences):
   _, tokenizer = torch_smollm
-  assert len(sentences) == 1000
-  ours, theirs = smollm.tokenizer(sentences)['input_ids'], tokenizer(sentences)['input_ids']
+  assert len(real_sentences) == 1000
+  ours, theirs = (one(real_sentences)['input_ids'] for one in (smollm.tokenizer, tokenizer))
   assert ours == theirs
   assert smollm.tokenizer.eos_token_id == tokenizer.eos_token_id
   decoded = [smollm.tokenizer.decode(x, clean_up_tokenization_spaces=False) for x in ours]
-  assert decoded == sentences
+  assert decoded == real_sentences
 
 
-def test_smollm_greedy_continuations(smollm, torch_smollm, sentences):
+def test_smollm_greedy_continuations(smollm, torch_smollm, real_sentences):
   """20 prompts of unlike lengths behind one shared instruction, 16 new tokens each."""
   model, _ = torch_smollm
   prefix = smollm.tokenizer('### Task:\nContinue the clinical text.\n')['input_ids']
-  prompts = [prefix[-1:] + x for x in smollm.tokenizer(sentences[:20])['input_ids']]
+  prompts = [prefix[-1:] + x for x in smollm.tokenizer(real_sentences[:20])['input_ids']]
   width, new = max(map(len, prompts)), 16
   tokens = np.zeros((20, width), np.int32)
   for row, prompt in enumerate(prompts):

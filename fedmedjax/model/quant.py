@@ -1,0 +1,106 @@
+"""Frozen kernels in 8 or 4 bits, made wide again one projection at a time.
+
+int8: one scale per output channel, symmetric. NF4: the 4-bit NormalFloat of Dettmers et al.,
+"QLoRA: Efficient Finetuning of Quantized LLMs", arXiv:2305.14314, with one float32 scale per 64
+inputs of an output channel (the paper's blocks, without its second quantisation of the scales).
+Both hold kernels [..., D_in, D_out]; everything in front is a batch axis (layer). Two NF4 codes
+share a byte, because a uint4 array of JAX takes a byte an element on the host.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedmedjax.types import InputError
+
+Array = jax.Array
+
+# Appendix E of the QLoRA paper: the quantiles of a standard normal that are equally likely,
+# scaled to [-1, 1], with an exact zero.
+NF4_CODES = np.asarray([
+  -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+  -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+  0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+  0.7229568362236023, 1.0], np.float32)
+NF4_BLOCK = 64
+
+
+class Int8(NamedTuple):
+  """W = values * scale."""
+
+  values: Array  # i8[..., D_in, D_out]
+  scale: Array   # f32[..., 1, D_out]
+
+
+class NF4(NamedTuple):
+  """W = NF4_CODES[code] * scale of its block; D_in is padded with zeros to blocks of 64."""
+
+  codes: Array   # u8[..., blocks, 32, D_out]: input i of a block low, input i + 32 high
+  scale: Array   # f32[..., blocks, 1, D_out]
+
+
+def to_int8(kernel: Array) -> Int8:
+  """[..., D_in, D_out] -> Int8; a channel of zeros has scale 1."""
+  peak = jnp.max(jnp.abs(kernel.astype(jnp.float32)), axis=-2, keepdims=True)
+  scale = jnp.where(peak > 0, peak / 127.0, 1.0)
+  return Int8(jnp.round(kernel.astype(jnp.float32) / scale).astype(jnp.int8), scale)
+
+
+def to_nf4(kernel: Array) -> NF4:
+  """[..., D_in, D_out] -> NF4; a block of zeros has scale 1."""
+  *front, rows, columns = kernel.shape
+  blocks = -(-rows // NF4_BLOCK)
+  padding = [(0, 0)] * len(front) + [(0, blocks * NF4_BLOCK - rows), (0, 0)]
+  wide = jnp.pad(kernel.astype(jnp.float32), padding)
+  wide = wide.reshape(*front, blocks, NF4_BLOCK, columns)
+  peak = jnp.max(jnp.abs(wide), axis=-2, keepdims=True)
+  scale = jnp.where(peak > 0, peak, 1.0)
+  wide = wide / scale
+  # The nearest code: how many of the 15 midpoints lie below.
+  code = jnp.zeros(wide.shape, jnp.uint8)
+  for middle in (NF4_CODES[1:] + NF4_CODES[:-1]) / 2:
+    code = code + (wide > middle)
+  low, high = jnp.split(code, 2, axis=-2)
+  return NF4(low | (high << 4), scale)
+
+
+def dequantize(kernel: Any, rows: int, dtype) -> Array:
+  """Int8 or NF4 -> [..., rows, D_out] in `dtype`; an array is returned as it is."""
+  match kernel:
+    case Int8(values, scale):
+      return (values.astype(jnp.float32) * scale).astype(dtype)
+    case NF4(codes, scale):
+      table = jnp.asarray(NF4_CODES)
+      wide = jnp.concatenate([table[codes & 15], table[codes >> 4]], axis=-2) * scale
+      wide = wide.astype(dtype).reshape(*codes.shape[:-3], -1, codes.shape[-1])
+      return wide[..., :rows, :]
+    case _:
+      return kernel
+
+
+def matmul(x: Array, kernel: Any) -> Array:
+  """x [T, D_in] times a kernel of any storage [D_in, D_out] -> [T, D_out] in x's dtype.
+
+  The wide form of a quantised kernel lives for this product only: the backward pass makes it
+  again rather than keeping one for every layer. The kernel is frozen and has no gradient.
+  """
+  if not isinstance(kernel, Int8 | NF4):
+    return x @ kernel
+
+  def product(x, kernel):
+    return x @ dequantize(kernel, x.shape[-1], x.dtype)
+
+  # Called inside the layer scan only, where nothing could be merged.
+  return jax.checkpoint(product, prevent_cse=False)(x, jax.lax.stop_gradient(kernel))
+
+
+# config.model.quantization -> what becomes of a projection's kernel.
+QUANTIZATIONS = {'none': None, 'int8': to_int8, 'nf4': to_nf4}
+
+
+def check_quantization(name: str) -> None:
+  if name not in QUANTIZATIONS:
+    raise InputError(
+      f'config.model.quantization={name!r}: one of {", ".join(QUANTIZATIONS)} is allowed')

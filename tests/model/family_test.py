@@ -1,0 +1,151 @@
+"""Every family of base models is the same model here as in transformers."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, build, save
+
+from fedmedjax.model import llama
+from fedmedjax.model.convert import Placement
+from fedmedjax.model.decode import cached_attention, decoder, prefiller
+from fedmedjax.model.load import load_model
+from fedmedjax.model.loss import packed_attention
+from fedmedjax.types import InputError
+
+# The last is beyond the original context of the scaled families and the window of the others.
+LENGTHS = (4, 30, 90)
+
+
+@pytest.fixture(scope='module', params=FAMILIES)
+def family(request, tmp_path_factory):
+  """(transformers model, its folder, the model loaded by us)."""
+  model = build(FAMILIES[request.param])
+  folder = save(model, tmp_path_factory.mktemp(request.param))
+  return model, folder, load_model(folder)
+
+
+def padded(side: str):
+  """(tokens, positions, segments i32[3, 90]): a row per length, padded on one side."""
+  rng = np.random.default_rng(0)
+  tokens, positions, segments = np.zeros((3, len(LENGTHS), LENGTHS[-1]), np.int32)
+  for row, length in enumerate(LENGTHS):
+    where = slice(0, length) if side == 'right' else slice(LENGTHS[-1] - length, None)
+    tokens[row, where] = rng.integers(3, 97, length)
+    positions[row, where] = np.arange(length)
+    segments[row, where] = 1
+  return tokens, positions, segments
+
+
+def ours(loaded, rows) -> np.ndarray:
+  """f32[3, 90, V]."""
+  tokens, positions, segments = rows
+  dtype = loaded.params['embedding'].dtype
+
+  @jax.jit
+  def logits(params, tokens, positions, segments):
+    hidden, _ = llama.Llama(loaded.config, packed_attention, dtype=dtype).apply(
+      {'params': params, 'lora': {}}, tokens.reshape(-1), positions.reshape(-1), None,
+      (jnp.zeros(0, bool), segments))
+    return jnp.einsum(
+      'td,vd->tv', hidden, llama.head_weight(params), preferred_element_type=jnp.float32)
+
+  return np.asarray(logits(loaded.params, tokens, positions, segments)).reshape(*tokens.shape, -1)
+
+
+def theirs(model, rows) -> np.ndarray:
+  tokens, positions, segments = (torch.tensor(x, dtype=torch.long) for x in rows)
+  with torch.no_grad():
+    out = model(tokens, attention_mask=segments, position_ids=positions)
+  return out.logits.float().numpy()
+
+
+@pytest.mark.parametrize('side', ['right', 'left'])
+def test_logits(family, side):
+  """float32, three lengths, padded on either side: <= 1e-4."""
+  model, _, loaded = family
+  rows = padded(side)
+  real = rows[2] > 0
+  expected, found = theirs(model, rows), ours(loaded, rows)
+  assert np.abs(expected[real]).max() > 0.5
+  assert float(np.abs(found - expected)[real].max()) <= 1e-4
+
+
+def test_bfloat16_is_as_near_as_transformers_is(family):
+  """No further from float32 than twice what transformers' own bfloat16 is, in the mean square."""
+  model, folder, _ = family
+  rows = padded('right')
+  real = rows[2] > 0
+  exact = theirs(model, rows)[real]
+  reference = theirs(build(model.config).to(torch.bfloat16), rows)[real]
+  found = ours(load_model(folder, Placement(jnp.bfloat16)), rows)[real]
+  allowed = 2 * np.sqrt(np.mean((reference - exact) ** 2))
+  assert 0 < np.sqrt(np.mean((found - exact) ** 2)) <= allowed
+
+
+def test_greedy_continuations(family):
+  """64 tokens of 8 prompts of unlike lengths behind a shared prefix: identical."""
+  model, _, loaded = family
+  rng = np.random.default_rng(1)
+  prefix = rng.integers(3, 97, 11)
+  lengths = np.asarray([1, 2, 3, 5, 8, 13, 17, 20], np.int32)
+  tokens = rng.integers(3, 97, (8, 20)).astype(np.int32)
+  whole, mask = np.zeros((8, 31), int), np.zeros((8, 31), int)
+  for row, length in enumerate(lengths):
+    tokens[row, length:] = 0
+    whole[row, 20 - length:] = [*prefix, *tokens[row, :length]]
+    mask[row, 20 - length:] = 1
+  expected = model.generate(
+    torch.tensor(whole), attention_mask=torch.tensor(mask), max_new_tokens=64, do_sample=False,
+    eos_token_id=None, pad_token_id=0)[:, 31:].numpy()
+  decoding = llama.Llama(loaded.config, cached_attention)
+  shared = prefiller(decoding)({}, loaded.params, jnp.asarray(prefix))
+  out, counts = decoder(decoding, 64)(
+    {}, loaded.params, shared, jnp.int32(11), tokens, lengths, np.full(8, 64, np.int32),
+    jnp.asarray([-1]))
+  assert counts.tolist() == [64] * 8
+  np.testing.assert_array_equal(out, expected)
+
+
+def test_rotation_alone(family):
+  model, _, loaded = family
+  reference = model.model.rotary_emb
+  positions = np.arange(200)
+  cos, sin = reference(torch.zeros(1, 200, 8), torch.tensor(positions[None]))
+  half = loaded.config.head_dim // 2
+  found = llama.rope(jnp.asarray(positions), loaded.config, jnp.float32)
+  np.testing.assert_allclose(found[0], cos[0, :, :half].numpy(), atol=1e-5)
+  np.testing.assert_allclose(found[1], sin[0, :, :half].numpy(), atol=1e-5)
+
+
+def test_what_sets_the_families_apart_is_read_from_the_file(family):
+  """Each of these, lost on the way, would leave another model."""
+  model, _, loaded = family
+  theirs, config = model.config, loaded.config
+  assert config.rms_norm_eps == 3e-4 and config.tie_word_embeddings == theirs.tie_word_embeddings
+  assert bool(config.rope_divisors) == (theirs.rope_parameters['rope_type'] == 'llama3')
+  assert config.rope_theta == theirs.rope_parameters['rope_theta']
+  kind = theirs.model_type
+  assert config.qk_norm == (kind == 'qwen3')
+  assert config.windows == {'mistral': (12, 12, 12), 'qwen2': (0, 12, 12)}.get(kind, ())
+  biased = getattr(theirs, 'mlp_bias', False)
+  assert config.biases == (
+    llama.PROJECTIONS if biased else ('q_proj', 'k_proj', 'v_proj') if kind == 'qwen2' else ())
+
+
+@pytest.mark.parametrize('change, message', [
+  (dict(model_type='gpt2'), 'llama, mistral, qwen2, qwen3'),
+  (dict(hidden_act='gelu'), 'hidden_act'),
+  (dict(rope_parameters={'rope_type': 'yarn', 'rope_theta': 1e4}), 'yarn'),
+  (dict(partial_rotary_factor=0.5), 'partial_rotary_factor'),
+  (dict(layer_types=['linear_attention'] * 3, sliding_window=4), 'layer_types'),
+])
+def test_what_is_not_computed_is_refused(tmp_path, change, message):
+  folder = save(build(FAMILIES['llama31']), tmp_path)
+  path = folder / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(InputError, match=message):
+    load_model(folder)
