@@ -149,9 +149,12 @@ def _tokenizer_from_gguf(fields: dict, origin: str) -> transformers.PreTrainedTo
   words = fields['tokenizer.ggml.tokens']
   merges = [tuple(merge.split(' ')) for merge in fields['tokenizer.ggml.merges']]
   pattern, whole_words = _SPLITS[split]
-  backend = tokenizers.Tokenizer(tokenizers.models.BPE(
-    vocab={word: index for index, word in enumerate(words)}, merges=merges,
-    ignore_merges=whole_words))
+  try:
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(
+      vocab={word: index for index, word in enumerate(words)}, merges=merges,
+      ignore_merges=whole_words))
+  except Exception as error:  # the library raises bare exceptions
+    raise InputError(f'{origin}: its tokenizer cannot be rebuilt: {error}') from None
   steps = tokenizers.pre_tokenizers
   backend.pre_tokenizer = steps.ByteLevel(add_prefix_space=False) if pattern is None else (
     steps.Sequence([

@@ -35,7 +35,9 @@ def test_a_block_worked_by_hand():
 
   2 -> 1.0 (code 15), -2 -> -1.0 (0), 0 -> 0 (7), 0.15 / 2 = 0.075 -> 0.0796 (8),
   0.07 / 2 = 0.035 lies below the midpoint 0.0398 of codes 7 and 8 -> 0 (7), and 0.9 / 2 = 0.45
-  -> 0.4407 (12). Input 32 is the high half of the byte of input 0.
+  -> 0.4407 (12). Input 32 is the high half of the byte of input 0. The squared error is
+  0.0092^2 + 0.07^2 + 0.0186^2 = 0.0053; a scale 5 % larger or smaller misses the two largest by
+  0.1 each, which is 0.02.
   """
   column = np.zeros(64, np.float32)
   column[[0, 1, 3, 4, 32]] = 2.0, -2.0, 0.15, 0.07, 0.9
@@ -50,6 +52,27 @@ def test_a_block_worked_by_hand():
     [2.0, -2.0, 0.0, 2 * 0.07958029955625534, 0.0, 2 * 0.44070982933044434], rtol=1e-6)
 
 
+def test_the_scale_with_the_least_error_is_taken():
+  """A block of one 1.0 and 63 times -0.8 * 0.6962.
+
+  At scale 1, -0.557 lies between codes -0.5251 and -0.6962 and is missed by 0.0319 each time:
+  63 * 0.0319^2 = 0.064. At scale 0.8 it is met and the 1.0 clipped: 0.2^2 = 0.04. Turned over
+  (negative scales) nothing is better: 0.557 / 0.95 = 0.5863 is missed by 0.0237 * 0.95 and more.
+  """
+  column = np.full(64, -0.8 * 0.6961928, np.float32)
+  column[0] = 1.0
+  stored = quant.to_nf4(jnp.asarray(column[:, None]))
+  wide = np.asarray(quant.dequantize(stored, 64, jnp.float32))[:, 0]
+  errors = {
+    factor: sum((min(abs(np.float32(code * factor) - w) for code in quant.NF4_CODES)) ** 2
+                for w in column)
+    for factor in quant.NF4_FACTORS}
+  assert float(stored.scale[0, 0, 0]) == min(errors, key=errors.get) != 1.0
+  np.testing.assert_allclose(np.sum((wide - column) ** 2), min(errors.values()), rtol=1e-4)
+  assert errors[np.float32(1.0)] == pytest.approx(0.064, rel=0.02)
+  assert errors[np.float32(0.8)] == pytest.approx(0.04, rel=0.02)
+
+
 def test_int8_worked_by_hand():
   """Channel (1.27, -0.5, 0): scale 0.01, values (127, -50, 0). A channel of zeros stays zero."""
   stored = quant.to_int8(jnp.asarray([[1.27, 0.0], [-0.5, 0.0], [0.0, 0.0]]))
@@ -58,25 +81,32 @@ def test_int8_worked_by_hand():
   assert not quant.dequantize(stored, 3, jnp.float32)[:, 1].any()
 
 
-@pytest.mark.parametrize('kind, qtype', [('int8', jnp.int8), ('nf4', 'nf4')])
-def test_same_numbers_as_qwix(kind, qtype):
-  """Also with layers in front; qwix wants widths that are multiples of the block."""
-  kernel = jax.random.normal(jax.random.key(0), (2, 128, 24))
-  ours = quant.dequantize(quant.QUANTIZATIONS[kind](kernel), 128, jnp.float32)
+@pytest.mark.parametrize('kind, qtype, least, most', [
+  ('int8', jnp.int8, 0.95, 1.0), ('nf4', 'nf4', 0.65, 0.85)])
+def test_error_beside_qwix(kind, qtype, least, most):
+  """Mean squared error of normal weights, layers in front: int8 as qwix, NF4 a quarter less.
+
+  qwix scales int8 so that the largest weight is clipped by half a step.
+  """
+  kernel = jax.random.normal(jax.random.key(0), (2, 128, 256))
   tiles = {1: 64} if kind == 'nf4' else {}
   theirs = qwix.dequantize(qwix.quantize(
     kernel, qtype, channelwise_axes=[0, 2], tiled_axes=tiles))
-  np.testing.assert_allclose(ours, theirs, atol=1e-6)
+  ours = quant.dequantize(quant.QUANTIZATIONS[kind](kernel), 128, jnp.float32)
+  ratio = jnp.mean((ours - kernel) ** 2) / jnp.mean((theirs - kernel) ** 2)
+  assert least < float(ratio) < most
 
 
-@pytest.mark.parametrize('kind, bound', [('int8', 1 / 254), ('nf4', 0.16)])
+# Half the widest gap of the codes, 0.152, times the largest scale, 1.05; what is clipped lies at
+# most 0.25 beyond.
+@pytest.mark.parametrize('kind, bound', [('int8', 1 / 254), ('nf4', 0.26)])
 @pytest.mark.parametrize('rows', [128, 40])
 def test_error_is_bounded_by_the_widest_step(kind, bound, rows):
-  """Half a step of the channel's (block's) largest magnitude; 40 rows leave a block unfilled."""
+  """As a share of the channel's largest magnitude; 40 rows leave a block unfilled."""
   kernel = jax.random.normal(jax.random.key(1), (rows, 8))
   wide = quant.dequantize(quant.QUANTIZATIONS[kind](kernel), rows, jnp.float32)
   assert wide.shape == kernel.shape
-  error = jnp.abs(wide - kernel) / jnp.abs(kernel).max(axis=0)
+  error = jnp.abs(wide - kernel) / jnp.abs(kernel).max(axis=0, keepdims=True)
   assert 0 < float(error.max()) <= bound * 1.001
 
 
@@ -101,14 +131,14 @@ def _quantised(params, kind):
   return params | {'layers': layers}
 
 
-def _loss(config, params, adapter, remat='none'):
+def _loss(config, params, adapter, remat='none', length=64):
   model = Llama(config, packed_attention, lora_scale=4.0, remat=remat)
-  tokens = jnp.arange(64) % 97
+  tokens = jnp.arange(length) % 97
   hidden, _ = model.apply(
-    {'params': params, 'lora': adapter}, tokens, jnp.arange(64), None,
-    (jnp.zeros(0, bool), jnp.ones((1, 64), jnp.int32)))
+    {'params': params, 'lora': adapter}, tokens, jnp.arange(length), None,
+    (jnp.zeros(0, bool), jnp.ones((1, length), jnp.int32)))
   return weighted_nll(
-    64, hidden, head_weight(params), jnp.roll(tokens, -1), jnp.ones(64)) / 64
+    64, hidden, head_weight(params), jnp.roll(tokens, -1), jnp.ones(length)) / length
 
 
 @pytest.mark.parametrize('kind', ['int8', 'nf4'])
@@ -145,11 +175,10 @@ def test_one_layer_is_wide_at_a_time(remat):
   kernels = sum(x.size * 4 for x in jax.tree.leaves(wide['layers']))
   adapter = jax.eval_shape(
     lambda: init_adapter(jax.random.key(0), config, LoraConfig(2, 2.0, ('q_proj',))))
-  compiled = jax.jit(jax.grad(lambda a, p: _loss(config, p, a, remat))).lower(
+  # Few tokens, so that what is kept of the activations is small beside the kernels.
+  compiled = jax.jit(jax.grad(lambda a, p: _loss(config, p, a, remat, length=4))).lower(
     adapter, shape).compile()
-  working = compiled.memory_analysis().temp_size_in_bytes
-  # Without remat the activations of 64 tokens are kept, 24 x 64 x about 4,000 floats: 25 MB.
-  assert working < kernels * (0.5 if remat == 'none' else 0.25)
+  assert compiled.memory_analysis().temp_size_in_bytes < kernels / 8
 
 
 def test_bytes_of_the_8b_config():
@@ -170,34 +199,41 @@ def test_loss_on_real_sentences(smollm, real_sentences):
   """SmolLM2, next-token loss on 200 real sentences: int8 <= 1 %, NF4 <= 6 % over float32."""
   encoded = smollm.tokenizer(real_sentences[::5])['input_ids']
   assert len(encoded) == 200
-  width = 64
-  tokens = np.zeros((200, width), np.int32)
-  weights = np.zeros((200, width), np.float32)
-  for row, one in enumerate(encoded):
-    one = one[:width]
-    tokens[row, :len(one)] = one
-    weights[row, :len(one) - 1] = 1
+  width, rows = 128, [[]]
+  for one in encoded:
+    if sum(map(len, rows[-1])) + len(one[:width]) > width:
+      rows.append([])
+    rows[-1].append(one[:width])
+  rows += [[]] * (-len(rows) % 4)
+  tokens, positions, segments = np.zeros((3, len(rows), width), np.int32)
+  for row, sentences in enumerate(rows):
+    at = 0
+    for number, one in enumerate(sentences):
+      where = row, slice(at, at + len(one))
+      tokens[where], positions[where], segments[where] = one, np.arange(len(one)), number + 1
+      at += len(one)
+  following = np.roll(segments, -1, axis=1)
+  following[:, -1] = 0
+  weights = ((segments == following) & (segments > 0)).astype(np.float32)
   model = Llama(smollm.config, packed_attention)
 
   @jax.jit
-  def loss(params, tokens, weights):
-    rows = tokens.shape[0]
-    used = (jnp.arange(width)[None] <= weights.sum(axis=1)[:, None]).astype(jnp.int32)
+  def loss(params, tokens, positions, segments, weights):
     hidden, _ = model.apply(
-      {'params': params, 'lora': {}}, tokens.reshape(-1), jnp.tile(jnp.arange(width), rows), None,
-      (jnp.zeros(0, bool), used))
+      {'params': params, 'lora': {}}, tokens.reshape(-1), positions.reshape(-1), None,
+      (jnp.zeros(0, bool), segments))
     return weighted_nll(
       512, hidden, head_weight(params), jnp.roll(tokens, -1, axis=1).reshape(-1),
       weights.reshape(-1))
 
   def mean(params):
-    total = sum(
-      float(loss(params, tokens[i:i + 40], weights[i:i + 40])) for i in range(0, 200, 40))
-    return total / weights.sum()
+    parts = (np.split(x, 4) for x in (tokens, positions, segments, weights))
+    return sum(float(loss(params, *part)) for part in zip(*parts, strict=True)) / weights.sum()
 
   exact = mean(smollm.params)
   assert 2 < exact < 6
   rise = {kind: mean(_quantised(smollm.params, kind)) / exact - 1 for kind in ('int8', 'nf4')}
+  print(f'loss {exact:.4f}, rise {rise}')
   assert -0.005 < rise['int8'] <= 0.01 and 0 < rise['nf4'] <= 0.06
 
 
