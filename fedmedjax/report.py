@@ -1,5 +1,6 @@
 """Tables for the terminal and for the README."""
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -46,13 +47,16 @@ def score_table(summary: dict) -> Table:
   related = has_relations(summary['scores'])
   names = ['site', *kinds, 'zero-shot strict', 'zero-shot lenient']
   for name in names + [f'modifiers {kind}' for kind in kinds if related]:
-    table.add_column(name, justify='left' if name == 'site' else 'right')
+    table.add_column(
+      name, justify='left' if name == 'site' else 'right', no_wrap=name == 'site')
+  # Six columns fit a terminal only with the intervals below the figures.
+  between = '\n' if related else ' '
   for site, tasks in summary['scores'].items():
     before = zero.get(site, {}).get('ner')
     label = f'{site} (external)' if site in summary['external'] else site
     table.add_row(
-      label, *(_f1(entry, kind) for entry in (tasks['ner'], before) for kind in kinds),
-      *(_f1(tasks.get('re', {}).get('modifier'), kind) for kind in kinds if related))
+      label, *(_f1(entry, kind, between) for entry in (tasks['ner'], before) for kind in kinds),
+      *(_f1(tasks.get('re', {}).get('modifier'), kind, between) for kind in kinds if related))
   table.add_section()
   inside = [site for site in summary['scores'] if site not in summary['external']]
   table.add_row('mean of the sites', *(
@@ -129,23 +133,42 @@ def show(summary: dict, reporter: Reporter) -> None:
 def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:
   """Regime x site: typed strict F1, the mean over sites, and what was sent."""
   table = Table(title='Typed strict F1 by regime [95 % by note]')
-  # Names of models can be long.
-  table.add_column('regime', overflow='fold', min_width=16)
+  table.add_column('regime', no_wrap=True)
   # Blanks, so that long names wrap between words.
   inside, outside = ([name.replace('_', ' ') for name in names] for names in (sites, external))
   outside = [f'{name} (external)' for name in outside]
-  related = any(has_relations(row['scores']) for row in rows.values())
-  more = ['mean modifiers'] if related else []
-  for column in (*inside, 'mean', *outside, 'mean lenient', *more, 'steps', 'MB sent'):
+  for column in (*inside, 'mean', *outside, 'mean lenient', 'steps', 'MB sent'):
     # An interval is 11 characters.
     table.add_column(column, justify='right', min_width=11 if column in inside + outside else 5)
   for regime, row in rows.items():
     scores = row['scores']
     table.add_row(
-      regime, *(_f1(scores[site]['ner'], 'strict', '\n') for site in sites),
+      _folded(regime), *(_f1(scores[site]['ner'], 'strict', '\n') for site in sites),
       f'{mean_f1(scores, sites, "strict"):.3f}',
       *(_f1(scores[site]['ner'], 'strict', '\n') for site in external),
-      f'{mean_f1(scores, sites, "lenient"):.3f}',
-      *([mean_modifier_f1(scores, sites, 'strict')] if related else []), str(row['local_steps']),
+      f'{mean_f1(scores, sites, "lenient"):.3f}', str(row['local_steps']),
       f'{(row["bytes_up"] + row["bytes_down"]) / 1e6:,.0f}')
   return table
+
+
+def modifier_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:
+  """Regime x site: typed strict F1 of the modifiers, for the regimes that have it."""
+  table = Table(title='Typed strict F1 of modifiers, main entity given [95 % by note]')
+  table.add_column('regime', no_wrap=True)
+  for name in (*sites, 'mean', *(f'{name} (external)' for name in external)):
+    table.add_column(name.replace('_', ' '), justify='right')
+  for regime, row in rows.items():
+    scores = row['scores']
+    if has_relations(scores):
+      cells = {
+        site: _f1(scores[site].get('re', {}).get('modifier'), 'strict', '\n')
+        for site in (*sites, *external)}
+      table.add_row(
+        _folded(regime), *(cells[site] for site in sites),
+        mean_modifier_f1(scores, sites, 'strict'), *(cells[site] for site in external))
+  return table
+
+
+def _folded(regime: str) -> str:
+  """Names of models can be longer than a column should be."""
+  return '\n'.join(textwrap.wrap(regime, 16))
