@@ -19,6 +19,7 @@ from fedmedjax.config import leaves
 from fedmedjax.data import tasks
 from fedmedjax.eval import api, evaluate
 from fedmedjax.eval.answers import Answer, append_answer, read_answers
+from fedmedjax.eval.endpoint import Endpoint
 from fedmedjax.eval.evaluate import SiteScores, most_new_tokens
 from fedmedjax.eval.prompt import Prompt, messages, ner_prompt, re_prompt
 from fedmedjax.experiment import Data
@@ -64,7 +65,7 @@ def plan(config: ConfigDict, data: Data) -> dict[str, dict[str, Prompt]]:
 
 
 def run_api(
-  config: ConfigDict, workdir: Path, reporter: Reporter, data: Data, endpoint: api.Endpoint
+  config: ConfigDict, workdir: Path, reporter: Reporter, data: Data, endpoint: Endpoint
 ) -> dict:
   """Asks for every test sentence, or resumes -> summary (see `_summary`).
 
@@ -94,7 +95,8 @@ def run_api(
   with reporter.live(), reporter.task(f'asking {endpoint.model}', len(questions)) as advance:
     answers = api.ask(
       endpoint, questions, limits, read_answers(cache),
-      lambda key, answer: append_answer(cache, key, answer), advance)
+      lambda key, answer: append_answer(cache, key, answer), advance,
+      reporter.say)
   scores, rest = {}, answers
   for site, prompts in plans.items():
     records, scores[site] = [], {}

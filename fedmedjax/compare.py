@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from configs.base import PRESETS
 from fedmedjax import api_run, writer
 from fedmedjax.config import choose_preset, leaves, parse, validate
-from fedmedjax.eval import api
+from fedmedjax.eval.endpoint import endpoint_from
 from fedmedjax.experiment import load_data
 from fedmedjax.main import guarded, set_up
 from fedmedjax.progress import Reporter
@@ -50,7 +50,7 @@ def regime_row(config: ConfigDict, regime: str, overrides: dict[str, Any]) -> tu
   """
   kind, colon, model = regime.partition(':')
   if kind == 'api' and bool(colon) == bool(model):
-    endpoint = api.endpoint(model, os.environ)
+    endpoint = endpoint_from(os.environ, model)
     # What it shares with zero-shot: nothing is trained.
     chosen = regime_config(config, 'zero_shot', overrides)
     return f'api:{endpoint.model}', Row(

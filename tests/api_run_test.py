@@ -42,6 +42,7 @@ def question_of(turns: list[dict]) -> str:
 @pytest.fixture
 def server(monkeypatch):
   monkeypatch.setattr(api, '_FIRST_WAIT', 0.01)
+  monkeypatch.setattr(api, '_LONGEST_WAIT', 0.02)
   with serving() as fake:
     monkeypatch.setenv('OPENAI_BASE_URL', fake.url)
     monkeypatch.setenv('OPENAI_API_KEY', KEY)

@@ -25,8 +25,10 @@ def send(handler, body: bytes, status: int = 200, kind: str = 'application/json'
   handler.wfile.write(body)
 
 
-def error(status: int, message: str = 'no', code: str | None = None, **headers) -> Callable:
-  body = json.dumps({'error': {'message': message, 'code': code}}).encode()
+def error(
+  status: int, message: str = 'no', code: str | None = None, param: str | None = None, **headers
+) -> Callable:
+  body = json.dumps({'error': {'message': message, 'code': code, 'param': param}}).encode()
   return lambda handler: send(handler, body, status, **headers)
 
 

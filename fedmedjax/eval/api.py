@@ -1,8 +1,7 @@
 """Questions to any OpenAI-compatible endpoint: chat completions, greedy, with retries.
 
-The address and the key come from the environment and stay inside `Endpoint` and the client: they
-are in no message, log, cache or file. What an endpoint writes into its errors is not repeated
-either, since some quote the key; only its status and its short error code are.
+What an endpoint writes into its errors is not repeated, since some quote the key; only its status
+and its short error code are.
 
 Every attempt ends in a `Reply`. Another is made after status 408, 409, 429 and 5xx, a lost
 connection, silence, and answers that cannot be read; then the question counts as failed and the
@@ -21,12 +20,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from fedmedjax.eval.answers import Answer
+from fedmedjax.eval.endpoint import Endpoint
 from fedmedjax.types import InputError
 
-VARIABLES = ('OPENAI_BASE_URL', 'OPENAI_API_KEY', 'OPENAI_MODEL')
 # Seconds before the second attempt; they double with every further one, up to the longest.
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 # An endpoint that asks to wait longer than this (seconds) is asked again in another run.
@@ -34,18 +32,9 @@ _PATIENCE = 300.0
 # Questions that fail one after the other, with none answered in between, before giving up.
 _MOST_FAILURES = 10
 _AGAIN = (408, 409, 429)
+# Parameters that reasoning models refuse, and what they take instead.
+_INSTEAD = {'max_tokens': 'max_completion_tokens', 'temperature': ''}
 _CODE = re.compile(r'[\w.-]{1,40}')
-
-
-class Endpoint(NamedTuple):
-  """Where questions go. Its repr names the model only: address and key are secret."""
-
-  model: str
-  url: str
-  key: str
-
-  def __repr__(self) -> str:
-    return f'Endpoint({self.model!r})'
 
 
 class Limits(NamedTuple):
@@ -74,44 +63,6 @@ class Reply(NamedTuple):
   output_tokens: int | None = 0
 
 
-def endpoint(model: str, environment: Mapping[str, str]) -> Endpoint:
-  """The endpoint that the environment names.
-
-  Args:
-    model: of a regime `api:MODEL`; '' takes the one in OPENAI_MODEL.
-    environment: os.environ.
-
-  Raises:
-    InputError: a variable is missing or malformed, or the package `openai` is.
-  """
-  url, key, named = (environment.get(name, '').strip() for name in VARIABLES)
-  model = model or named
-  for name, value in zip(VARIABLES, (url, key, model), strict=True):
-    if not value:
-      raise InputError(
-        f'the environment variable {name} is missing or empty: API regimes take the address, the '
-        f'key and, unless named as api:MODEL, the model from {", ".join(VARIABLES)}')
-  if not key.isascii() or not key.isprintable():
-    raise InputError(
-      'the environment variable OPENAI_API_KEY: printable ASCII characters are expected (its '
-      'value is not shown)')
-  try:
-    import openai
-  except ImportError:
-    raise InputError(f"regime 'api:{model}' needs the package openai; pip install openai") from None
-  try:
-    parts = urlsplit(url)
-    sound = parts.scheme in ('http', 'https') and parts.hostname and url.isprintable()
-    openai.OpenAI(base_url=url, api_key=key).close()
-  except Exception:  # whatever it is, its text may hold the address or the key
-    sound = False
-  if not sound:
-    raise InputError(
-      'the environment variable OPENAI_BASE_URL: an address such as https://HOST/v1 is expected '
-      '(its value is not shown)')
-  return Endpoint(model, url, key)
-
-
 def ask(
   endpoint: Endpoint,
   questions: Sequence[Question],
@@ -119,6 +70,7 @@ def ask(
   known: Mapping[str, Answer],
   keep: Callable[[str, Answer], None],
   advance: Callable[[int, str], None] = lambda count, note: None,
+  say: Callable[[str], None] = lambda line: None,
 ) -> list[Answer]:
   """Answers in the order of the questions; a question that occurs twice is asked once.
 
@@ -127,6 +79,8 @@ def ask(
     known: answers by `digest`; these questions are not asked.
     keep: called with the digest and each readable answer as soon as it is there.
     advance: called with the number of questions done since the last call, and a note.
+    say: told what the answers were asked with that `digest` does not know: the parameters that
+      the endpoint refused.
 
   Raises:
     InputError: the endpoint refuses the key or does not know the model.
@@ -136,7 +90,7 @@ def ask(
   keys = [digest(endpoint.model, question) for question in questions]
   todo = {key: q for key, q in zip(keys, questions, strict=True) if key not in known}
   advance(sum(key in known for key in keys), '')
-  fresh = asyncio.run(_ask_all(endpoint, todo, limits, keep, advance)) if todo else {}
+  fresh = asyncio.run(_ask_all(endpoint, todo, limits, keep, advance, say)) if todo else {}
   advance(len(keys) - sum(key in known for key in keys) - len(todo), '')
   answers = []
   for key in keys:
@@ -161,7 +115,7 @@ def _body(model: str, question: Question) -> dict[str, Any]:
 
 
 async def _ask_all(
-  endpoint: Endpoint, todo: Mapping[str, Question], limits: Limits, keep, advance
+  endpoint: Endpoint, todo: Mapping[str, Question], limits: Limits, keep, advance, say
 ) -> dict[str, Answer]:
   """Asks every question of `todo`, `concurrency` at once -> {key: answer}; see `ask`."""
   import openai
@@ -170,11 +124,12 @@ async def _ask_all(
   for name in ('openai', 'httpx', 'httpcore', 'httpx2', 'httpcore2'):
     logging.getLogger(name).setLevel(logging.WARNING)
   answers, in_a_row, waiting = {}, 0, iter(todo.items())
+  refused: set[str] = set()
 
   async def work(client) -> None:
     nonlocal in_a_row
     for key, question in waiting:  # shared: each question goes to one worker
-      answers[key] = answer = await _answer(client, endpoint, question, limits)
+      answers[key] = answer = await _answer(client, endpoint, question, limits, refused)
       in_a_row = in_a_row + 1 if answer.text is None else 0
       if answer.text is not None:
         keep(key, answer)
@@ -192,6 +147,9 @@ async def _ask_all(
   except ExceptionGroup as group:
     # Alone: the cause holds the request, and with it the key.
     raise group.exceptions[0] from None
+  for name in sorted(refused):
+    say(f'the endpoint of {endpoint.model!r} refuses {name}; asked '
+        + (f'with {_INSTEAD[name]}' if _INSTEAD[name] else 'without'))
   return answers
 
 
@@ -201,11 +159,13 @@ def _silent(endpoint: Endpoint, count: int, last: Answer) -> RuntimeError:
     f'answer, the last for: {last.reason}; answers so far are kept')
 
 
-async def _answer(client, endpoint: Endpoint, question: Question, limits: Limits) -> Answer:
+async def _answer(
+  client, endpoint: Endpoint, question: Question, limits: Limits, refused: set[str]
+) -> Answer:
   """Attempts until one brings a text; tokens add up over those that were billed."""
   replies: list[Reply] = []
   while True:
-    reply = await _attempt(client, endpoint, question, limits.timeout)
+    reply = await _attempt(client, endpoint, question, limits.timeout, refused)
     replies.append(reply)
     if not reply.again or len(replies) == limits.max_attempts:
       break
@@ -225,16 +185,27 @@ def _total(counts: Sequence[int | None]) -> int | None:
   return None if None in counts else sum(counts)
 
 
-async def _attempt(client, endpoint: Endpoint, question: Question, timeout: float) -> Reply:
-  """One request. Raises InputError or RuntimeError for what no further one can mend."""
+async def _attempt(
+  client, endpoint: Endpoint, question: Question, timeout: float, refused: set[str]
+) -> Reply:
+  """One request. Raises InputError or RuntimeError for what no further one can mend.
+
+  `refused` collects the parameters of _INSTEAD that the endpoint does not take.
+  """
   import openai
 
+  sent = {
+    _INSTEAD[name] if name in refused else name: value
+    for name, value in _body(endpoint.model, question).items()}
+  sent.pop('', None)
   try:
     async with asyncio.timeout(timeout):
-      response = await client.chat.completions.with_raw_response.create(
-        **_body(endpoint.model, question))
+      response = await client.chat.completions.with_raw_response.create(**sent)
       return read_reply(response.http_response.content)
   except openai.APIStatusError as error:
+    if error.status_code == 400 and error.param in set(_INSTEAD) & set(sent):
+      refused.add(error.param)
+      return Reply(reason=f'HTTP 400 ({error.param})', again=True)
     return _refusal(
       endpoint, error.status_code, str(error.code), str(error.param), error.response.headers)
   except (TimeoutError, openai.APITimeoutError):

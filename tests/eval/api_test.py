@@ -11,7 +11,8 @@ from fake_endpoint import body, completion, drop, error, hang, serving
 
 from fedmedjax.eval import api
 from fedmedjax.eval.answers import Answer, append_answer, read_answers
-from fedmedjax.eval.api import Endpoint, Limits, Question
+from fedmedjax.eval.api import Limits, Question
+from fedmedjax.eval.endpoint import Endpoint, endpoint_from
 from fedmedjax.types import InputError
 
 KEY = 'sk-canary-5f2c8e'
@@ -20,6 +21,7 @@ KEY = 'sk-canary-5f2c8e'
 @pytest.fixture
 def server(monkeypatch):
   monkeypatch.setattr(api, '_FIRST_WAIT', 0.01)
+  monkeypatch.setattr(api, '_LONGEST_WAIT', 0.02)
   with serving() as fake:
     yield fake
 
@@ -28,9 +30,12 @@ def questions(count):
   return [Question(({'role': 'user', 'content': f'question {i}'},), 7) for i in range(count)]
 
 
-def ask(server, asked, known=None, keep=lambda key, answer: None, attempts=3, concurrency=2):
+def ask(
+  server, asked, known=None, keep=lambda key, answer: None, attempts=3, concurrency=2, **more
+):
   return api.ask(
-    Endpoint('m', server.url, KEY), asked, Limits(concurrency, attempts, 0.4), known or {}, keep)
+    Endpoint('m', server.url, KEY), asked, Limits(concurrency, attempts, 0.4), known or {}, keep,
+    **more)
 
 
 def test_what_is_sent(server):
@@ -71,6 +76,27 @@ def test_missing_token_counts_are_unknown_not_zero(server):
   first, second = ask(server, questions(2), concurrency=1)
   assert first == Answer('fine', None, None, requests=1)
   assert second == Answer('fine', 100, 10, requests=1)
+
+
+def test_refused_parameters_are_replaced_once_for_all(server):
+  """As reasoning models do; the key of the cache stays."""
+  server.script = [
+    error(400, code='unsupported_parameter', param='max_tokens'),
+    error(400, code='unsupported_value', param='temperature')]
+  said, kept = [], {}
+  answers = ask(server, questions(2), keep=kept.__setitem__, concurrency=1, say=said.append)
+  assert [answer.requests for answer in answers] == [3, 1]
+  assert [set(body) - {'path', 'model', 'messages'} for body in server.bodies] == [
+    {'max_tokens', 'temperature'}, {'max_completion_tokens', 'temperature'},
+    {'max_completion_tokens'}, {'max_completion_tokens'}]
+  assert server.bodies[3]['max_completion_tokens'] == 7
+  assert said == ["the endpoint of 'm' refuses max_tokens; asked with max_completion_tokens",
+                  "the endpoint of 'm' refuses temperature; asked without"]
+  assert set(kept) == {api.digest('m', question) for question in questions(2)}
+  # Refused again under its new name: that question fails.
+  server.script = [error(400, param='max_tokens'), error(400, param='max_tokens')]
+  first, _ = ask(server, questions(2), concurrency=1)
+  assert first.reason == 'HTTP 400 (max_tokens)'
 
 
 def test_an_answer_that_no_file_could_hold(server):
@@ -191,18 +217,18 @@ SOUND = {
 ])
 def test_the_environment_names_the_endpoint(change, message):
   with pytest.raises(InputError, match=message) as caught:
-    api.endpoint('', SOUND | change)
+    endpoint_from(SOUND | change)
   assert KEY not in str(caught.value) and '\n' not in str(caught.value)
-  found = api.endpoint('', {name: f' {value}\n' for name, value in SOUND.items()})
+  found = endpoint_from({name: f' {value}\n' for name, value in SOUND.items()})
   assert found == Endpoint('small', 'http://localhost:1/v1', KEY)
-  assert api.endpoint('large', SOUND).model == 'large'
+  assert endpoint_from(SOUND, 'large').model == 'large'
   assert KEY not in f'{found} {found!r}' and 'localhost' not in repr(found)
 
 
 def test_the_package_is_asked_for_by_name(monkeypatch):
   monkeypatch.setitem(sys.modules, 'openai', None)
   with pytest.raises(InputError, match="'api:small' needs the package openai; pip install openai"):
-    api.endpoint('', SOUND)
+    endpoint_from(SOUND)
 
 
 def test_digest_is_fixed():
