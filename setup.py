@@ -14,8 +14,13 @@ setup(
     'tokenizers', 'safetensors', 'gguf', 'huggingface-hub', 'ml-dtypes', 'rich', 'numpy',
   ],
   extras_require={
+    # Baselines behind an endpoint: regimes api and api:MODEL of compare.
+    'api': ['openai'],
     # Oracles of the tests; the package never imports torch. This build of it is CPU only on
     # machines that serve one, and the tests need no more.
-    'test': ['pytest', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'scipy'],
+    # openai, fastapi and uvicorn are what `transformers serve` needs.
+    'test': [
+      'pytest', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'scipy', 'openai', 'fastapi',
+      'uvicorn'],
   },
 )

@@ -138,6 +138,26 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Resamples of the bootstrap by note behind every 95 % interval.
   evaluation.bootstrap_samples = 1000
 
+  config.api = api = ConfigDict()
+  # Baselines behind an OpenAI-compatible endpoint: regimes `api` and `api:MODEL` of compare. The
+  # address, the key and the model of `api` come from OPENAI_BASE_URL, OPENAI_API_KEY and
+  # OPENAI_MODEL; none of them can be a key here.
+  # What is asked: ('ner',), or ('ner', 're') for the modifiers of each gold main entity too.
+  api.tasks = ('ner',)
+  # Solved training sentences shown before every question; 0 = zero-shot.
+  api.shots = 0
+  # Requests under way at once.
+  api.concurrency = 4
+  # Requests for one question, at most, when the endpoint is busy, silent or unreadable.
+  api.max_attempts = 6
+  # Seconds that one request may take.
+  api.timeout = 120.0
+  # Prices in USD per million tokens read and written; 0 = unknown, tokens are reported only.
+  api.price_input = 0.0
+  api.price_output = 0.0
+  # Folder of the answers on disk, which are never asked twice; '' = the regime's own folder.
+  api.cache = ''
+
   config.log = log = ConfigDict()
   # Show every local step's loss (a host callback inside the round; costs a GPU little).
   log.steps = True

@@ -2,29 +2,66 @@
 
     python -m fedmedjax.compare --config=configs/quickstart.py --workdir=runs/compare
 
-Each regime is a run of its own in WORKDIR/REGIME, so a stopped comparison resumes.
+Each regime is a run of its own in WORKDIR/REGIME, so a stopped comparison resumes. Besides the
+rows of PRESETS, `api:MODEL` asks a model behind an OpenAI-compatible endpoint; its address and key
+come from OPENAI_BASE_URL and OPENAI_API_KEY, and `api` alone takes its model from OPENAI_MODEL.
 """
 
 import copy
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from configs.base import PRESETS
-from fedmedjax import writer
+from fedmedjax import api_run, writer
 from fedmedjax.config import choose_preset, leaves, parse, validate
+from fedmedjax.eval.endpoint import endpoint_from
 from fedmedjax.experiment import load_data
 from fedmedjax.main import guarded, set_up
 from fedmedjax.progress import Reporter
-from fedmedjax.report import compare_table
+from fedmedjax.report import compare_table, has_relations, modifier_table
 from fedmedjax.run import run
 from fedmedjax.types import InputError
 
 REGIMES = ('zero_shot', 'single_site', 'centralised', 'fed_medlora', 'fed_medlora_plus')
+
+
+class Row(NamedTuple):
+  """One regime, ready to run."""
+
+  folder: str
+  config: ConfigDict
+  settings: dict[str, Any]  # what its folder is bound to, see writer.check_workdir
+  harmless: Sequence[str]
+  run: Callable[..., dict]  # (config, workdir, reporter, data) -> summary
+
+
+def regime_row(config: ConfigDict, regime: str, overrides: dict[str, Any]) -> tuple[str, Row]:
+  """A regime's name in the table and what it takes to run it.
+
+  Raises:
+    InputError: unknown, or an endpoint that the environment does not name.
+  """
+  kind, colon, model = regime.partition(':')
+  if kind == 'api' and bool(colon) == bool(model):
+    endpoint = endpoint_from(os.environ, model)
+    # What it shares with zero-shot: nothing is trained.
+    chosen = regime_config(config, 'zero_shot', overrides)
+    return f'api:{endpoint.model}', Row(
+      api_run.folder_name(endpoint.model), chosen, api_run.settings(chosen), api_run.HARMLESS,
+      partial(api_run.run_api, endpoint=endpoint))
+  if regime not in PRESETS:
+    raise InputError(
+      f'--regimes: {regime!r} is not one of {", ".join(PRESETS)}, api, api:MODEL')
+  chosen = regime_config(config, regime, overrides)
+  return regime, Row(
+    regime, chosen, writer.plain(leaves(chosen.to_dict())), writer.HARMLESS, run)
 
 
 def regime_config(config: ConfigDict, regime: str, overrides: dict[str, Any]) -> ConfigDict:
@@ -58,40 +95,44 @@ def compare(
   Args:
     config: the values that all regimes share.
     workdir: one folder a regime is made in it.
-    regimes: rows of PRESETS.
+    regimes: rows of PRESETS, `api:MODEL` or `api`.
     reporter: shows progress.
     overrides: flat keys from the command line, see `regime_config`.
 
   Raises:
     InputError: as `run`, or an unknown regime; before the first one starts.
   """
-  unknown = sorted(set(regimes) - set(PRESETS))
-  if unknown or not regimes:
-    raise InputError(f'--regimes={",".join(regimes)}: a list of {", ".join(PRESETS)} is allowed')
-  configs = {regime: regime_config(config, regime, overrides or {}) for regime in regimes}
+  if not regimes:
+    raise InputError(f'--regimes is empty: a list of {", ".join(PRESETS)}, api:MODEL is allowed')
+  chosen = dict(regime_row(config, regime, overrides or {}) for regime in regimes)
   foreign = sorted(
-    {path.name for path in workdir.iterdir()} - {*PRESETS, 'compare.json'}
-    if workdir.is_dir() else ())
+    name for name in ({path.name for path in workdir.iterdir()} if workdir.is_dir() else ())
+    if name not in (*PRESETS, 'compare.json') and not name.startswith('api_'))
   if foreign:
     raise InputError(f'--workdir={workdir}: holds {foreign[0]!r}, which is no part of a comparison')
-  for regime, chosen in configs.items():
-    writer.check_workdir(workdir / regime, writer.plain(leaves(chosen.to_dict())))
+  for row in chosen.values():
+    writer.check_workdir(workdir / row.folder, row.settings, row.harmless)
   with reporter.live():
     data = load_data(config, reporter)
+  if any(regime.startswith('api:') for regime in chosen):
+    api_run.plan(config, data)  # its mistakes show before the first regime runs
   rows = {}
-  for regime, chosen in configs.items():
+  for regime, row in chosen.items():
     reporter.say(f'regime {regime}')
-    rows[regime] = run(chosen, workdir / regime, reporter, data)
+    rows[regime] = row.run(row.config, workdir / row.folder, reporter, data)
   writer.write_json(workdir / 'compare.json', rows)
   first = next(iter(rows.values()))
   reporter.say(compare_table(rows, first['sites'], first['external']))
+  if any(has_relations(row['scores']) for row in rows.values()):
+    reporter.say(modifier_table(rows, first['sites'], first['external']))
   return rows
 
 
 def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string('workdir', None, 'Folder of the comparison.', flag_values=values)
   flags.DEFINE_list(
-    'regimes', list(REGIMES), 'Rows of PRESETS in configs/base.py.', flag_values=values)
+    'regimes', list(REGIMES), 'Rows of PRESETS in configs/base.py, or api:MODEL.',
+    flag_values=values)
 
 
 def main(argv: list[str]) -> int:

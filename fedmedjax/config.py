@@ -73,6 +73,10 @@ CHECKS = {
   'optim.clip_norm': _NOT_NEGATIVE, 'optim.warmup_share': _BELOW_ONE,
   'eval.zero_shot': _BOOLEAN, 'eval.max_examples': _integer(0), 'eval.batch_size': _integer(1),
   'eval.max_new_ratio': _POSITIVE, 'eval.bootstrap_samples': _integer(1),
+  'api.tasks': Check(lambda v: v in (('ner',), ('ner', 're')), "('ner',) or ('ner', 're')"),
+  'api.shots': _integer(0), 'api.concurrency': _integer(1), 'api.max_attempts': _integer(1),
+  'api.timeout': _POSITIVE, 'api.price_input': _NOT_NEGATIVE, 'api.price_output': _NOT_NEGATIVE,
+  'api.cache': _TEXT,
   'log.steps': _BOOLEAN,
   'checkpoint.keep': _integer(1),
 }

@@ -1,5 +1,6 @@
 """Tables for the terminal and for the README."""
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -42,25 +43,43 @@ def score_table(summary: dict) -> Table:
   """Typed F1 of every site, strict and lenient, beside the zero-shot row."""
   table = Table(title=f'Typed F1, {summary["preset"]}, seed {summary["seed"]} [95 % by note]')
   zero = (summary.get('zero_shot') or {}).get('scores', {})
-  for name in ('site', 'strict', 'lenient', 'zero-shot strict', 'zero-shot lenient'):
-    table.add_column(name, justify='left' if name == 'site' else 'right')
+  kinds = ('strict', 'lenient')
+  related = has_relations(summary['scores'])
+  names = ['site', *kinds, 'zero-shot strict', 'zero-shot lenient']
+  for name in names + [f'modifiers {kind}' for kind in kinds if related]:
+    table.add_column(
+      name, justify='left' if name == 'site' else 'right', no_wrap=name == 'site')
+  # Six columns fit a terminal only with the intervals below the figures.
+  between = '\n' if related else ' '
   for site, tasks in summary['scores'].items():
     before = zero.get(site, {}).get('ner')
     label = f'{site} (external)' if site in summary['external'] else site
     table.add_row(
-      label, _f1(tasks['ner'], 'strict'), _f1(tasks['ner'], 'lenient'), _f1(before, 'strict'),
-      _f1(before, 'lenient'))
+      label, *(_f1(entry, kind, between) for entry in (tasks['ner'], before) for kind in kinds),
+      *(_f1(tasks.get('re', {}).get('modifier'), kind, between) for kind in kinds if related))
   table.add_section()
   inside = [site for site in summary['scores'] if site not in summary['external']]
   table.add_row('mean of the sites', *(
     f'{mean_f1(scores, inside, kind):.3f}' if scores else '-'
-    for scores in (summary['scores'], zero) for kind in ('strict', 'lenient')))
+    for scores in (summary['scores'], zero) for kind in kinds),
+    *(mean_modifier_f1(summary['scores'], inside, kind) for kind in kinds if related))
   return table
 
 
 def mean_f1(scores: dict, sites: Sequence[str], kind: str) -> float:
   """Plain mean over sites of the typed micro F1."""
   return sum(scores[site]['ner'][kind]['typed']['f1'] for site in sites) / len(sites)
+
+
+def has_relations(scores: dict) -> bool:
+  return any('re' in tasks for tasks in scores.values())
+
+
+def mean_modifier_f1(scores: dict, sites: Sequence[str], kind: str) -> str:
+  """Plain mean of the modifiers' F1 over the sites that have any, as the tables show it."""
+  found = [
+    scores[site]['re']['modifier'][kind]['typed']['f1'] for site in sites if 're' in scores[site]]
+  return f'{sum(found) / len(found):.3f}' if found else '-'
 
 
 def cost_lines(summary: dict) -> list[str]:
@@ -84,10 +103,30 @@ def cost_lines(summary: dict) -> list[str]:
   return lines
 
 
+def api_lines(summary: dict) -> list[str]:
+  """What a run behind an endpoint asked and cost, a line each."""
+  api = summary['api']
+  read, written = ('?' if api[f'{way}_tokens'] is None else f'{api[f"{way}_tokens"]:,}'
+                   for way in ('input', 'output'))
+  lines = [
+    f'{api["answers"]} questions, {api["shots"]} solved examples before each; {api["cached"]} '
+    f'answered from the cache, {api["requests"]} requests',
+    f'{read} tokens read, {written} written'
+    + ('' if api['usd'] is None else f': {api["usd"]:.4f} USD')
+    + ('; the endpoint did not count them all' if '?' in (read, written) else ''),
+    f'exact copies {summary["copy_rate"]:.1%}, unreadable outputs '
+    f'{summary["parse_failure_rate"]:.1%}; {summary["wall_seconds"]:.0f} s']
+  if api['failed']:
+    lines.append(
+      f'warning: {api["failed"]} questions have no answer and score nothing, the first for: '
+      f'{api["failure"]}; the same command asks them again')
+  return lines
+
+
 def show(summary: dict, reporter: Reporter) -> None:
   """The end of a run on the terminal."""
   reporter.say(score_table(summary))
-  for line in cost_lines(summary):
+  for line in (api_lines if 'api' in summary else cost_lines)(summary):
     reporter.say(line)
 
 
@@ -104,9 +143,32 @@ def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequenc
   for regime, row in rows.items():
     scores = row['scores']
     table.add_row(
-      regime, *(_f1(scores[site]['ner'], 'strict', '\n') for site in sites),
+      _folded(regime), *(_f1(scores[site]['ner'], 'strict', '\n') for site in sites),
       f'{mean_f1(scores, sites, "strict"):.3f}',
       *(_f1(scores[site]['ner'], 'strict', '\n') for site in external),
       f'{mean_f1(scores, sites, "lenient"):.3f}', str(row['local_steps']),
       f'{(row["bytes_up"] + row["bytes_down"]) / 1e6:,.0f}')
   return table
+
+
+def modifier_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:
+  """Regime x site: typed strict F1 of the modifiers, for the regimes that have it."""
+  table = Table(title='Typed strict F1 of modifiers, main entity given [95 % by note]')
+  table.add_column('regime', no_wrap=True)
+  for name in (*sites, 'mean', *(f'{name} (external)' for name in external)):
+    table.add_column(name.replace('_', ' '), justify='right')
+  for regime, row in rows.items():
+    scores = row['scores']
+    if has_relations(scores):
+      cells = {
+        site: _f1(scores[site].get('re', {}).get('modifier'), 'strict', '\n')
+        for site in (*sites, *external)}
+      table.add_row(
+        _folded(regime), *(cells[site] for site in sites),
+        mean_modifier_f1(scores, sites, 'strict'), *(cells[site] for site in external))
+  return table
+
+
+def _folded(regime: str) -> str:
+  """Names of models can be longer than a column should be."""
+  return '\n'.join(textwrap.wrap(regime, 16))

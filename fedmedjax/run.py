@@ -246,14 +246,14 @@ def _score_all(
           records += _answer(study, adapter, site, advance)
       writer.write_lines(path, records)
     scores[site.name] = evaluate.score(
-      site, records, study.options.seed, study.options.bootstrap_samples)
+      site.test, site.types, records, study.options.seed, study.options.bootstrap_samples)
   return scores
 
 
 def _answer(study: Study, adapter: dict, site: SiteData, advance) -> list[dict]:
   outputs = evaluate.generate(
     study.generator, adapter, study.data.base.params, site, advance)
-  return evaluate.predictions(site, outputs)
+  return evaluate.predictions(site.test, site.types, outputs)
 
 
 def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | None) -> dict:

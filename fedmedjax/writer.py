@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from fedmedjax.types import InputError
 
-# Keys that may differ between a run and its continuation: they do not change finished rounds.
-HARMLESS = ('fed.rounds', 'log.steps', 'checkpoint.keep')
+# Keys and groups of keys that may differ between a run and its continuation: they do not change
+# finished rounds.
+HARMLESS = ('fed.rounds', 'log.steps', 'checkpoint.keep', 'api')
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,12 +80,15 @@ def plain(value: Any) -> Any:
   return value
 
 
-def check_workdir(workdir: Path, settings: dict[str, Any]) -> dict | None:
+def check_workdir(
+  workdir: Path, settings: dict[str, Any], harmless: Sequence[str] = HARMLESS
+) -> dict | None:
   """Whether this run may use `workdir`; writes nothing.
 
   Args:
     workdir: may be absent.
     settings: flat config in JSON's terms, {'fed.rounds': 3, ...}.
+    harmless: keys, or groups of keys, that may differ.
 
   Returns:
     The summary of a run that was finished there with these settings (perhaps with another number
@@ -103,7 +107,7 @@ def check_workdir(workdir: Path, settings: dict[str, Any]) -> dict | None:
   held = read_json(workdir / 'config.json')
   changed = sorted(
     key for key in settings.keys() | held.keys()
-    if settings.get(key) != held.get(key) and key not in HARMLESS)
+    if settings.get(key) != held.get(key) and not {key, key.split('.')[0]} & set(harmless))
   if changed:
     key = changed[0]
     more = f' and {len(changed) - 1} more keys differ' if len(changed) > 1 else ''

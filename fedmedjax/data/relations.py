@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 
+from fedmedjax.data import tasks
 from fedmedjax.data.sentences import flat, split_sentences, trimmed
 from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, Document, Example, InputError, Span
 
@@ -57,7 +58,7 @@ def instruction(types: Sequence[str]) -> str:
     *(f'<span class="{name}">{_GUIDE[name][0]}</span>' for name in asked),
     '### Definitions:',
     *(f'{name}: {_GUIDE[name][1]}' for name in asked),
-    '### Input Text:\n',
+    tasks.INPUT_HEADING,
   ])
 
 

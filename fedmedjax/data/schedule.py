@@ -11,12 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedmedjax.data import pack
+from fedmedjax.data.relations import relation_examples
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.data.tokenize import TokenExample, encode_examples, encode_instruction
 from fedmedjax.types import Batch, Document, Example, InputError, SiteCorpus
 
 # METHOD section 3: V is held out by note with seed 42, whatever the seed of the run.
 SPLIT_SEED = 42
+
+
+class RelationExamples(NamedTuple):
+  """A site's relation examples; none where its notes hold no modifier of its main entities."""
+
+  train: tuple[Example, ...] = ()
+  test: tuple[Example, ...] = ()  # only those of the sentences that are tested on
 
 
 class SiteData(NamedTuple):
@@ -30,6 +38,8 @@ class SiteData(NamedTuple):
   test: tuple[Example, ...]
   test_tokens: tuple[TokenExample, ...]
   report: dict[str, int]
+  sentences: tuple[Example, ...] = ()  # what `train` was made from, too long ones included
+  relations: RelationExamples = RelationExamples()
 
 
 def encode_site(
@@ -83,7 +93,8 @@ def encode_site(
     report['too_long'] = report.get('too_long', 0) + len(encoded) - len(kept)
     return kept
 
-  sentences = examples([note for i, note in enumerate(notes) if i not in held_out])
+  used = [note for i, note in enumerate(notes) if i not in held_out]
+  sentences = examples(used)
   train = fitting(sentences)
   validation = fitting(examples([notes[i] for i in sorted(held_out)]))
   chosen = np.sort(rng.permutation(len(validation))[:validation_examples])
@@ -104,7 +115,22 @@ def encode_site(
     raise InputError(f'site {corpus.name!r}: no sentence to test on')
   return SiteData(
     corpus.name, corpus.types, instruction, tuple(train), tuple(validation), tuple(test),
-    tuple(encode_examples(tokenizer, instruction, test)), report)
+    tuple(encode_examples(tokenizer, instruction, test)), report, tuple(sentences),
+    _relations(corpus, used, test))
+
+
+def _relations(
+  corpus: SiteCorpus, used: Sequence[Document], tested: Sequence[Example]
+) -> RelationExamples:
+  """Relation examples of the notes `used` for training and of the sentences `tested`."""
+  train, test = (
+    [example for note in notes for example in relation_examples(note, corpus.types)[0]]
+    for notes in (used, corpus.test))
+  if not any(example.entities for example in (*train, *test)):
+    return RelationExamples()
+  places = {(sentence.document, sentence.start) for sentence in tested}
+  return RelationExamples(
+    tuple(train), tuple(e for e in test if (e.document, e.start) in places))
 
 
 def _check_training(name, notes, held_out, sentences, fitting, settings) -> None:

@@ -25,6 +25,8 @@ _GUIDE = {
   'drug': ('aspirin', 'a medication, by name or by class'),
 }
 
+INPUT_HEADING = '### Input Text:\n'  # the last line of every instruction
+
 # Tags as models write them: any case, any quotes, blanks. A tag cannot contain '<', so markup put
 # next to a stray '<' of the sentence is still found and the search is linear in the length; nor
 # the look-alike, so writing one never makes a tag of what stands before it ('<span</span>').
@@ -83,7 +85,7 @@ def instruction(types: Sequence[str]) -> str:
     *guide,
     '### Definitions:',
     *definitions,
-    '### Input Text:\n',
+    INPUT_HEADING,
   ])
 
 

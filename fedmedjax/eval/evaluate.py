@@ -1,4 +1,4 @@
-"""Decodes a site's test sentences and scores them against its annotation."""
+"""Decodes a site's test sentences and scores answers against its annotation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from fedmedjax.data.schedule import SiteData
 from fedmedjax.eval import metrics
 from fedmedjax.model.decode import decoder, prefiller
 from fedmedjax.model.llama import Llama
-from fedmedjax.types import Span
+from fedmedjax.types import Example, Span
 
 # Inputs are padded to a multiple of this many tokens: one compilation each.
 _INPUT_BUCKET = 32
@@ -81,27 +81,38 @@ def most_new_tokens(prompt_length: int, max_new_ratio: float) -> int:
   return int(max_new_ratio * prompt_length) + _SPARE_TOKENS
 
 
-def predictions(site: SiteData, outputs: Sequence[str]) -> list[dict]:
-  """One record a test sentence, as `predictions/SITE.jsonl` holds them.
+def predictions(
+  examples: Sequence[Example], types: Sequence[str], outputs: Sequence[str]
+) -> list[dict]:
+  """One record an example, as `predictions/SITE.jsonl` holds them.
 
-  Offsets of `predicted` and `gold` are into the document; `model_input` follows the site's
-  instruction.
+  Offsets of `predicted`, `gold` and `main` are into the document; `model_input` follows the
+  instruction. `main`, the main entity [start, end, type], makes a record one of task 're'; without
+  it the task is 'ner'.
+
+  Args:
+    examples: of either task.
+    types: the types asked for: entity types, or those of modifiers.
+    outputs: what was generated for each.
   """
   records = []
-  for example, output in zip(site.test, outputs, strict=True):
-    parsed = tasks.parse(output, example.text, site.types)
-    records.append({
-      'document': example.document, 'sentence_start': example.start, 'task': 'ner',
+  for example, output in zip(examples, outputs, strict=True):
+    parsed = tasks.parse(output, example.text, types)
+    record = {
+      'document': example.document, 'sentence_start': example.start,
+      'task': 'ner' if example.main is None else 're',
       'model_input': tasks.render(example)[0], 'generated': output,
-      'predicted': [
-        [span.start + example.start, span.end + example.start, span.type]
-        for span in parsed.spans],
-      'gold': [
-        [span.start + example.start, span.end + example.start, span.type]
-        for span in example.entities],
+      'predicted': [_in_document(span, example) for span in parsed.spans],
+      'gold': [_in_document(span, example) for span in example.entities],
       'parse_failed': parsed.failed, 'copied': parsed.copied,
-    })
+    }
+    main = {} if example.main is None else {'main': _in_document(example.main, example)}
+    records.append(record | main)
   return records
+
+
+def _in_document(span: Span, example: Example) -> list:
+  return [span.start + example.start, span.end + example.start, span.type]
 
 
 class SiteScores(NamedTuple):
@@ -113,26 +124,30 @@ class SiteScores(NamedTuple):
   parse_failure_rate: float
 
 
-def score(site: SiteData, records: Sequence[dict], seed: int, samples: int) -> SiteScores:
-  """Scores prediction records of a site; intervals resample its notes.
+def score(
+  examples: Sequence[Example], types: Sequence[str], records: Sequence[dict], seed: int,
+  samples: int,
+) -> SiteScores:
+  """Scores prediction records of one task of a site; intervals resample its notes.
 
   Args:
-    site: its `test` gives texts and types.
-    records: from `predictions`, in the order of `site.test`, once for every adapter that
+    examples: what was asked, for the texts.
+    types: the types scored over: entity types, or those of modifiers.
+    records: from `predictions`, in the order of `examples`, once for every adapter that
       answered; counts add up over adapters.
     seed, samples: of the bootstrap.
   """
   by_note: dict[str, np.ndarray] = {}
-  examples = site.test * (len(records) // len(site.test))
-  for example, record in zip(examples, records, strict=True):
+  repeated = tuple(examples) * (len(records) // len(examples))
+  for example, record in zip(repeated, records, strict=True):
     gold, predicted = (
       [Span(start - example.start, end - example.start, kind) for start, end, kind in spans]
       for spans in (record['gold'], record['predicted']))
-    found = metrics.count(gold, predicted, example.text, site.types)
+    found = metrics.count(gold, predicted, example.text, types)
     by_note[example.document] = by_note.get(example.document, 0) + found
   counts = np.stack(list(by_note.values()))
   interval = metrics.bootstrap_f1(counts, seed, samples)
   return SiteScores(
-    metrics.scores(counts.sum(axis=0), site.types, interval), counts,
+    metrics.scores(counts.sum(axis=0), types, interval), counts,
     float(np.mean([record['copied'] for record in records])),
     float(np.mean([record['parse_failed'] for record in records])))
