@@ -76,12 +76,16 @@ def compare(
     raise InputError(f'--workdir={workdir}: holds {foreign[0]!r}, which is no part of a comparison')
   for regime, chosen in configs.items():
     writer.check_workdir(workdir / regime, writer.plain(leaves(chosen.to_dict())))
-  with reporter.live():
-    data = load_data(config, reporter)
+  # Once a learner; all of it before anything runs, so that mistakes show first.
+  data = {}
+  for chosen in configs.values():
+    if chosen.fed.learner not in data:
+      with reporter.live():
+        data[chosen.fed.learner] = load_data(chosen, reporter)
   rows = {}
   for regime, chosen in configs.items():
     reporter.say(f'regime {regime}')
-    rows[regime] = run(chosen, workdir / regime, reporter, data)
+    rows[regime] = run(chosen, workdir / regime, reporter, data[chosen.fed.learner])
   writer.write_json(workdir / 'compare.json', rows)
   first = next(iter(rows.values()))
   reporter.say(compare_table(rows, first['sites'], first['external']))

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from fedmedjax.data.schedule import SiteData
+from fedmedjax.data.site import SiteData
 from fedmedjax.progress import Reporter
 
 # What a reading can report having set aside: key -> how the table calls it.
 _DROPPED = {
   'used_nested': 'nested', 'used_crossing': 'crossing sentences', 'too_long': 'too long',
   'discontinuous': 'discontinuous', 'leaked_documents': 'leaked notes',
+  'cut_sentences': 'cut sentences', 'unlabelled': 'entities without a word of their own',
 }
 
 
@@ -30,6 +31,11 @@ def site_table(sites: Sequence[SiteData], external: Sequence[SiteData]) -> Table
   return table
 
 
+def task_shown(tasks: dict) -> str:
+  """The task whose scores a table shows: 'ner' where there is one."""
+  return 'ner' if 'ner' in tasks else next(iter(tasks))
+
+
 def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
   if scores is None:
     return '-'
@@ -45,10 +51,11 @@ def score_table(summary: dict) -> Table:
   for name in ('site', 'strict', 'lenient', 'zero-shot strict', 'zero-shot lenient'):
     table.add_column(name, justify='left' if name == 'site' else 'right')
   for site, tasks in summary['scores'].items():
-    before = zero.get(site, {}).get('ner')
+    task = task_shown(tasks)
+    before = zero.get(site, {}).get(task)
     label = f'{site} (external)' if site in summary['external'] else site
     table.add_row(
-      label, _f1(tasks['ner'], 'strict'), _f1(tasks['ner'], 'lenient'), _f1(before, 'strict'),
+      label, _f1(tasks[task], 'strict'), _f1(tasks[task], 'lenient'), _f1(before, 'strict'),
       _f1(before, 'lenient'))
   table.add_section()
   inside = [site for site in summary['scores'] if site not in summary['external']]
@@ -60,7 +67,8 @@ def score_table(summary: dict) -> Table:
 
 def mean_f1(scores: dict, sites: Sequence[str], kind: str) -> float:
   """Plain mean over sites of the typed micro F1."""
-  return sum(scores[site]['ner'][kind]['typed']['f1'] for site in sites) / len(sites)
+  shown = [scores[site][task_shown(scores[site])] for site in sites]
+  return sum(task[kind]['typed']['f1'] for task in shown) / len(sites)
 
 
 def cost_lines(summary: dict) -> list[str]:
@@ -103,10 +111,12 @@ def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequenc
     table.add_column(column, justify='right', min_width=11 if column in inside + outside else 5)
   for regime, row in rows.items():
     scores = row['scores']
+    task = task_shown(scores[sites[0]])
     table.add_row(
-      regime, *(_f1(scores[site]['ner'], 'strict', '\n') for site in sites),
+      regime if task == 'ner' else f'{regime} ({task})',
+      *(_f1(scores[site][task], 'strict', '\n') for site in sites),
       f'{mean_f1(scores, sites, "strict"):.3f}',
-      *(_f1(scores[site]['ner'], 'strict', '\n') for site in external),
+      *(_f1(scores[site][task], 'strict', '\n') for site in external),
       f'{mean_f1(scores, sites, "lenient"):.3f}', str(row['local_steps']),
       f'{(row["bytes_up"] + row["bytes_down"]) / 1e6:,.0f}')
   return table

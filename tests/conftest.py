@@ -13,6 +13,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
 
 from fedmedjax.experiment import data_root, model_path  # noqa: E402
 from fedmedjax.model.llama import Llama, LlamaConfig, RopeScaling  # noqa: E402
@@ -47,6 +48,19 @@ def tiny_params():
 def smollm():
   """The SmolLM2-135M file of the model package, loaded by us."""
   return load_model(model_path(''))
+
+
+@pytest.fixture(scope='session')
+def tiny_folder(smollm, tmp_path_factory) -> Path:
+  """A random two-layer model with SmolLM2's tokenizer."""
+  folder = tmp_path_factory.mktemp('model')
+  torch.manual_seed(1)
+  transformers.LlamaForCausalLM(transformers.LlamaConfig(
+    vocab_size=len(smollm.tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
+    tie_word_embeddings=True)).save_pretrained(folder)
+  smollm.tokenizer.save_pretrained(folder)
+  return folder
 
 
 @pytest.fixture(scope='session')

@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
-import transformers
 
 from fedmedjax import compare, main, run
 from fedmedjax.data import tasks
 from fedmedjax.data.cohorts import generate_cohort
-from fedmedjax.data.schedule import encode_site
+from fedmedjax.data.site import encode_site
 from fedmedjax.eval import evaluate
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
@@ -25,19 +23,6 @@ SHRINK = [
   '--config.data.validation_examples=3', '--config.lora.rank=4',
   # A random model never stops by itself; few new tokens keep the test short.
   '--config.eval.max_new_ratio=0.1']
-
-
-@pytest.fixture(scope='module')
-def tiny_folder(smollm, tmp_path_factory) -> Path:
-  """A random two-layer model with SmolLM2's tokenizer."""
-  folder = tmp_path_factory.mktemp('model')
-  torch.manual_seed(1)
-  transformers.LlamaForCausalLM(transformers.LlamaConfig(
-    vocab_size=len(smollm.tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
-    tie_word_embeddings=True)).save_pretrained(folder)
-  smollm.tokenizer.save_pretrained(folder)
-  return folder
 
 
 @pytest.fixture(scope='module')

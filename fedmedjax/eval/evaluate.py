@@ -9,11 +9,11 @@ import numpy as np
 
 from fedmedjax.data import tasks
 from fedmedjax.data.pack import round_up
-from fedmedjax.data.schedule import SiteData
+from fedmedjax.data.site import SiteData
 from fedmedjax.eval import metrics
 from fedmedjax.model.decode import decoder, prefiller
 from fedmedjax.model.llama import Llama
-from fedmedjax.types import Span
+from fedmedjax.types import Example, Span
 
 # Inputs are padded to a multiple of this many tokens: one compilation each.
 _INPUT_BUCKET = 32
@@ -113,26 +113,30 @@ class SiteScores(NamedTuple):
   parse_failure_rate: float
 
 
-def score(site: SiteData, records: Sequence[dict], seed: int, samples: int) -> SiteScores:
+def score(
+  examples: Sequence[Example], types: Sequence[str], records: Sequence[dict], seed: int,
+  samples: int,
+) -> SiteScores:
   """Scores prediction records of a site; intervals resample its notes.
 
   Args:
-    site: its `test` gives texts and types.
-    records: from `predictions`, in the order of `site.test`, once for every adapter that
-      answered; counts add up over adapters.
+    examples: the site's test examples.
+    types: what is scored: entity types, or modifier types in relation extraction.
+    records: prediction records in the order of `examples`, once for every adapter that answered;
+      counts add up over adapters.
     seed, samples: of the bootstrap.
   """
   by_note: dict[str, np.ndarray] = {}
-  examples = site.test * (len(records) // len(site.test))
-  for example, record in zip(examples, records, strict=True):
+  answered = tuple(examples) * (len(records) // len(examples))
+  for example, record in zip(answered, records, strict=True):
     gold, predicted = (
       [Span(start - example.start, end - example.start, kind) for start, end, kind in spans]
       for spans in (record['gold'], record['predicted']))
-    found = metrics.count(gold, predicted, example.text, site.types)
+    found = metrics.count(gold, predicted, example.text, types)
     by_note[example.document] = by_note.get(example.document, 0) + found
   counts = np.stack(list(by_note.values()))
   interval = metrics.bootstrap_f1(counts, seed, samples)
   return SiteScores(
-    metrics.scores(counts.sum(axis=0), site.types, interval), counts,
+    metrics.scores(counts.sum(axis=0), types, interval), counts,
     float(np.mean([record['copied'] for record in records])),
     float(np.mean([record['parse_failed'] for record in records])))
