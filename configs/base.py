@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 # values below. Papers and provenance: METHOD sections 2-4 of the design notes, in README's table.
 METHOD_DEFAULTS = dict(
   size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
-  pooled=False, train=True)
+  pooled=False, train=True, learner='lora')
 PRESETS = {
   # Fed-MedLoRA, arXiv:2601.22124: factors averaged by number of examples.
   'fed_medlora': {},
@@ -25,6 +25,9 @@ PRESETS = {
   'zero_shot': dict(train=False),
   'single_site': dict(sharing='nothing'),
   'centralised': dict(pooled=True),
+  # Full-model FedAvg (McMahan et al., arXiv:1602.05629) of a BERT token classifier, embeddings
+  # frozen, as the paper's baseline; see config.bert.
+  'fed_bert': dict(learner='bert'),
 }
 
 
@@ -56,6 +59,21 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Adapted projections, any subset of the seven.
   lora.targets = (
     'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
+
+  # Used by the learner 'bert' only, which takes nothing from config.model but remat, nothing from
+  # config.lora, and has its own learning rate and length.
+  config.bert = bert = ConfigDict()
+  # Folder with config.json, *.safetensors and a tokenizer (or vocab.txt) of a BERT encoder, such
+  # as Bio_ClinicalBERT converted to safetensors. A cased vocabulary wants a tokenizer_config.json
+  # that says "do_lower_case": false.
+  bert.path = ''
+  # What is labelled: 'ner' (entities) or 're' (modifiers of a marked main entity); one model each.
+  bert.task = 'ner'
+  # Longest window in tokens; longer sentences are cut (ner) or narrowed to what surrounds the main
+  # entity (re), and counted.
+  bert.max_length = 128
+  # Peak learning rate of the sites' AdamW, of which everything else is in config.optim.
+  bert.learning_rate = 2e-4
 
   config.data = data = ConfigDict()
   # Folder that holds the public corpora's folders; '' = the environment variable
@@ -106,6 +124,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.pooled = False
   # False = no training at all (zero-shot). From the preset.
   fed.train = True
+  # What is trained: 'lora' (adapters of config.model) or 'bert' (all of config.bert but its
+  # embeddings). From the preset.
+  fed.learner = 'lora'
   # epsilon: share of the weight that is spread evenly, in [0, 1).
   fed.floor = 0.0
   # mu: share of the previous round's weights kept, in [0, 1).

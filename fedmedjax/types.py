@@ -109,3 +109,16 @@ class Batch(NamedTuple):
   target_index: Any    # i32[R, M]  places in the row whose next token is supervised
   targets: Any         # i32[R, M]  that token
   target_weight: Any   # f32[R, M]  1, or 0 for padding
+
+
+class LabelBatch(NamedTuple):
+  """One optimiser step of one site for a token classifier: one example a row, padded.
+
+  `B` are rows, `T` tokens of a row, `Y` labels; label 0 is 'O' and always allowed.
+  """
+
+  tokens: Any   # i32[B, T]
+  valid: Any    # bool[B, T]  False = padding
+  labels: Any   # i32[B, T]   0 where nothing is supervised
+  weight: Any   # f32[B, T]   1 at the first sub-token of a word of the text, else 0
+  allowed: Any  # bool[Y]     labels that the site annotates

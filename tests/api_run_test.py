@@ -10,8 +10,8 @@ from fedmedjax import api_run, compare
 from fedmedjax.data import tasks
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.relations import relation_examples
-from fedmedjax.data.schedule import encode_site
 from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.data.site import encode_site
 from fedmedjax.eval import api
 from fedmedjax.eval.prompt import donors, messages, ner_prompt, re_prompt
 from fedmedjax.types import InputError

@@ -9,7 +9,7 @@ import pytest
 import fedmedjax.experiment as experiment
 from fedmedjax import main
 from fedmedjax.config import CHECKS, leaves
-from fedmedjax.data.schedule import encode_site
+from fedmedjax.data.site import encode_site
 from fedmedjax.model.load import load_model
 from fedmedjax.types import Document, InputError, SiteCorpus, Span
 
@@ -32,6 +32,11 @@ from fedmedjax.types import Document, InputError, SiteCorpus, Span
   (['--config.fedd.rounds=3'], "config key 'fedd' is unknown"),
   (['--config.data.max_train_notes=1'], 'no sentence to train on among 1 notes, 1 of them held'),
   (['--config.eval.max_new_ratio=900'], 'positions, the model has 8192'),
+  (['--config.fed.preset=fed_bert'], "config.bert.path='': preset 'fed_bert' needs a folder"),
+  (['--config.fed.preset=fed_bert', '--config.bert.path=/nowhere'], "config.bert.path='/nowhere'"),
+  (['--config.fed.preset=fed_bert', '--config.fed.train=False'], 'config.fed.train=False'),
+  (['--config.fed.preset=fed_bert', '--config.fed.loss_on=all'], "config.fed.loss_on='all'"),
+  (['--config.bert.task=parsing'], "config.bert.task='parsing': one of ner, re is allowed"),
   (['--workdri=x'], "Unknown command line flag 'workdri'"),
   (['stray'], "'stray': not a flag"),
 ])

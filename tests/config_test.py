@@ -54,8 +54,19 @@ def test_a_regime_keeps_the_command_line_but_for_what_makes_it_itself():
 def test_named_choices_are_the_same_in_config_and_experiment():
   from fedmedjax import config as checks
   from fedmedjax import experiment
+  from fedmedjax.data.label_steps import TASKS
   assert checks.DTYPES == tuple(experiment.DTYPES)
   assert checks.SHARING == tuple(experiment.SHARINGS)
+  assert checks.LEARNERS == tuple(experiment.LEARNERS)
+  assert checks.BERT_TASKS == tuple(TASKS)
+
+
+def test_the_references_hyper_parameters_of_its_bert():
+  """METHOD section 6."""
+  chosen = config('--config=configs/clinical_bert.py')
+  assert (chosen.fed.preset, chosen.bert.learning_rate) == ('fed_bert', 2e-4)
+  assert (chosen.fed.rounds, chosen.fed.local_epochs, chosen.fed.batch_size) == (3, 3, 64)
+  assert (chosen.fed.size_power, chosen.fed.loss_power, chosen.fed.local_steps) == (1.0, 0.0, 0)
 
 
 @pytest.mark.parametrize('name, targets', [

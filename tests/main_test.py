@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
+import transformers
 
 from fedmedjax import compare, main, run
 from fedmedjax.data import tasks
 from fedmedjax.data.cohorts import generate_cohort
-from fedmedjax.data.schedule import encode_site
+from fedmedjax.data.site import encode_site
 from fedmedjax.eval import evaluate
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama

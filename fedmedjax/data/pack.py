@@ -170,6 +170,6 @@ def blank(shape: RowShape, loss_on: str) -> Batch:
   return pack(np.zeros(1, np.int32), (), shape, loss_on)
 
 
-def stack(batches: Sequence) -> Batch:
-  """Stacks equal-shaped batches on a new leading axis."""
-  return Batch(*(np.stack(parts) for parts in zip(*batches, strict=True)))
+def stack(batches: Sequence):
+  """Stacks equal-shaped batches (of one NamedTuple) on a new leading axis."""
+  return type(batches[0])(*(np.stack(parts) for parts in zip(*batches, strict=True)))

@@ -4,146 +4,13 @@ All of it is a function of (seed, round, site), known before the first round, so
 which every step fits is planned once and a run resumes without iterator state.
 """
 
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedmedjax.data import pack
-from fedmedjax.data.relations import relation_examples
-from fedmedjax.data.sentences import sentence_examples
-from fedmedjax.data.tokenize import TokenExample, encode_examples, encode_instruction
-from fedmedjax.types import Batch, Document, Example, InputError, SiteCorpus
-
-# METHOD section 3: V is held out by note with seed 42, whatever the seed of the run.
-SPLIT_SEED = 42
-
-
-class RelationExamples(NamedTuple):
-  """A site's relation examples; none where its notes hold no modifier of its main entities."""
-
-  train: tuple[Example, ...] = ()
-  test: tuple[Example, ...] = ()  # only those of the sentences that are tested on
-
-
-class SiteData(NamedTuple):
-  """A site's notes as sentences, tokenised. `instruction` is i32[P + 1]."""
-
-  name: str
-  types: tuple[str, ...]
-  instruction: np.ndarray
-  train: tuple[TokenExample, ...]
-  validation: tuple[TokenExample, ...]
-  test: tuple[Example, ...]
-  test_tokens: tuple[TokenExample, ...]
-  report: dict[str, int]
-  sentences: tuple[Example, ...] = ()  # what `train` was made from, too long ones included
-  relations: RelationExamples = RelationExamples()
-
-
-def encode_site(
-  corpus: SiteCorpus,
-  tokenizer: Any,
-  *,
-  max_length: int,
-  max_train_notes: int = 0,
-  validation_share: float = 0.0,
-  validation_examples: int = 0,
-  max_test: int = 0,
-  trains: bool = True,
-) -> SiteData:
-  """Splits notes into sentences, holds out V by note, tokenises, and drops what is too long.
-
-  Args:
-    corpus: the site's notes.
-    tokenizer: a transformers tokenizer.
-    max_length: longest training or validation example in tokens.
-    max_train_notes: the first notes used for training; 0 = all.
-    validation_share: share of the training notes held out for V.
-    validation_examples: most examples of V, at random among the held-out notes'.
-    max_test: the first test sentences used; 0 = all.
-    trains: False for a site that is only tested (its training notes are not read).
-
-  Raises:
-    InputError: the site has no example to test on or, when it trains, to train on.
-  """
-  instruction = encode_instruction(tokenizer, corpus.types)
-  rng = np.random.default_rng((SPLIT_SEED, zlib.crc32(corpus.name.encode())))
-  notes = corpus.train[:max_train_notes or None] if trains else ()
-  held_out = set()
-  if notes and validation_examples:
-    number = max(1, round(validation_share * len(notes)))
-    held_out = set(rng.permutation(len(notes))[:number].tolist())
-  report = dict(corpus.report)
-
-  def examples(documents: Sequence[Document]) -> list[Example]:
-    out = []
-    for document in documents:
-      found, counts = sentence_examples(document, corpus.types)
-      out += found
-      for key, value in counts.items():
-        # The corpus's own counts are over all its notes, these over the ones read here.
-        report[f'used_{key}'] = report.get(f'used_{key}', 0) + value
-    return out
-
-  def fitting(found: list[Example]) -> list[TokenExample]:
-    encoded = encode_examples(tokenizer, instruction, found)
-    kept = [example for example in encoded if len(example.tokens) <= max_length]
-    report['too_long'] = report.get('too_long', 0) + len(encoded) - len(kept)
-    return kept
-
-  used = [note for i, note in enumerate(notes) if i not in held_out]
-  sentences = examples(used)
-  train = fitting(sentences)
-  validation = fitting(examples([notes[i] for i in sorted(held_out)]))
-  chosen = np.sort(rng.permutation(len(validation))[:validation_examples])
-  validation = [validation[i] for i in chosen]
-  test = examples(corpus.test)[:max_test or None]
-  report |= {
-    'train_sentences': len(train), 'validation_sentences': len(validation),
-    'test_sentences': len(test)}
-  if trains:
-    _check_training(corpus.name, len(notes), len(held_out), sentences, train, {
-      'max_train_notes': max_train_notes, 'validation_share': validation_share,
-      'max_length': max_length})
-    if validation_examples and not validation:
-      raise InputError(
-        f'site {corpus.name!r}: no validation example (config.data.validation_share='
-        f'{validation_share}, config.data.max_length={max_length}); raise one of them')
-  if not test:
-    raise InputError(f'site {corpus.name!r}: no sentence to test on')
-  return SiteData(
-    corpus.name, corpus.types, instruction, tuple(train), tuple(validation), tuple(test),
-    tuple(encode_examples(tokenizer, instruction, test)), report, tuple(sentences),
-    _relations(corpus, used, test))
-
-
-def _relations(
-  corpus: SiteCorpus, used: Sequence[Document], tested: Sequence[Example]
-) -> RelationExamples:
-  """Relation examples of the notes `used` for training and of the sentences `tested`."""
-  train, test = (
-    [example for note in notes for example in relation_examples(note, corpus.types)[0]]
-    for notes in (used, corpus.test))
-  if not any(example.entities for example in (*train, *test)):
-    return RelationExamples()
-  places = {(sentence.document, sentence.start) for sentence in tested}
-  return RelationExamples(
-    tuple(train), tuple(e for e in test if (e.document, e.start) in places))
-
-
-def _check_training(name, notes, held_out, sentences, fitting, settings) -> None:
-  """Raises InputError when a site has nothing to train on, and says why."""
-  if not sentences:
-    raise InputError(
-      f'site {name!r}: no sentence to train on among {notes} notes, {held_out} of them held out '
-      f'(config.data.max_train_notes={settings["max_train_notes"]}, '
-      f'config.data.validation_share={settings["validation_share"]})')
-  if not fitting:
-    raise InputError(
-      f'site {name!r}: each of its {len(sentences)} training examples is longer than '
-      f'config.data.max_length={settings["max_length"]} tokens; allow longer ones')
+from fedmedjax.data.site import SPLIT_SEED, SiteData
 
 
 class Step(NamedTuple):
@@ -153,18 +20,28 @@ class Step(NamedTuple):
   members: np.ndarray
 
 
+class Layout(NamedTuple):
+  """How the examples of a step become arrays, of the same shapes for all steps."""
+
+  pack: Callable  # (site, examples) -> arrays
+  blank: Any      # the arrays of a step without examples: weight zero everywhere
+
+
+# plan[round][participant] lists its steps.
+Plan = tuple[tuple[tuple[Step, ...], ...], ...]
+
+
 class Schedule(NamedTuple):
-  """Everything the rounds are fed with. `plan[round][participant]` lists its steps."""
+  """Everything the rounds are fed with."""
 
   sites: tuple[SiteData, ...]
-  plan: tuple[tuple[tuple[Step, ...], ...], ...]
+  plan: Plan
   weights: np.ndarray  # f32[S] n_k
-  shape: pack.RowShape
-  loss_on: str
+  layout: Layout
   batch_size: int
 
 
-def make_schedule(
+def plan_rounds(
   sites: Sequence[SiteData],
   *,
   rounds: int,
@@ -173,10 +50,8 @@ def make_schedule(
   batch_size: int,
   seed: int,
   pooled: bool,
-  weight_by: str,
-  loss_on: str,
-) -> Schedule:
-  """Plans all steps of all rounds and the one shape they share.
+) -> Plan:
+  """Which examples every step of every round holds.
 
   A site takes `local_steps` steps a round or, when that is 0, ceil(n / batch_size) *
   local_epochs. Pooled, one participant takes the very steps that all sites would have taken,
@@ -195,22 +70,49 @@ def make_schedule(
       order = np.random.default_rng((seed, number)).permutation(len(together))
       steps = [tuple(together[i] for i in order)]
     plan.append(tuple(steps))
-  weights = np.asarray([
-    len(site.train) if weight_by == 'examples'
-    else sum(pack.supervised(example, loss_on) for example in site.train) for site in sites
-  ], np.float32)
-  if pooled:
-    weights = weights.sum(keepdims=True)
-  packed = [
+  return tuple(plan)
+
+
+def site_weights(
+  sites: Sequence[SiteData], pooled: bool, size: Callable[[Any], int]
+) -> np.ndarray:
+  """f32[S] (or [1] when pooled): n_k, `size` added up over a site's training examples."""
+  weights = np.asarray(
+    [sum(size(example) for example in site.train) for site in sites], np.float32)
+  return weights.sum(keepdims=True) if pooled else weights
+
+
+def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[list]:
+  """The examples of every step, of training and of validation: what one shape must hold."""
+  return [
     [sites[step.site].train[i] for i in step.members]
     for steps in plan for one in steps for step in one
   ] + [examples for site in sites for examples in _validation_steps(site, batch_size)]
+
+
+def make_schedule(
+  sites: Sequence[SiteData], *, batch_size: int, pooled: bool, weight_by: str, loss_on: str, **plan
+) -> Schedule:
+  """Plans all steps of all rounds of a language model, and the one packed shape they share.
+
+  Args:
+    weight_by: 'examples' or 'tokens' (supervised ones): what n_k counts.
+    loss_on: 'completion' or 'all'.
+    The others: see `plan_rounds`.
+  """
+  sites = tuple(sites)
+  steps = plan_rounds(sites, batch_size=batch_size, pooled=pooled, **plan)
+  sizes = {'examples': lambda example: 1, 'tokens': lambda e: pack.supervised(e, loss_on)}
   prefix = max(len(site.instruction) for site in sites) - 1
-  shape = pack.plan_shape(packed, prefix, loss_on)
-  return Schedule(tuple(sites), tuple(plan), weights, shape, loss_on, batch_size)
+  shape = pack.plan_shape(all_steps(sites, steps, batch_size), prefix, loss_on)
+  layout = Layout(
+    lambda site, examples: pack.pack(site.instruction, examples, shape, loss_on),
+    pack.blank(shape, loss_on))
+  return Schedule(
+    sites, steps, site_weights(sites, pooled, sizes[weight_by]), layout, batch_size)
 
 
-def _validation_steps(site: SiteData, batch_size: int) -> list[list[TokenExample]]:
+def _validation_steps(site: SiteData, batch_size: int) -> list[list]:
   """Like training steps, stratified by length, so that they fit the same shape."""
   if not site.validation:
     return []
@@ -222,31 +124,30 @@ def _validation_steps(site: SiteData, batch_size: int) -> list[list[TokenExample
   ]
 
 
-def round_arrays(schedule: Schedule, number: int) -> tuple[Batch, np.ndarray]:
+def round_arrays(schedule: Schedule, number: int) -> tuple[Any, np.ndarray]:
   """(batches [C, K, ...], step_mask bool[C, K]) of round `number`, K the most steps of a site."""
   steps = schedule.plan[number]
   longest = max(len(one) for one in steps)
-  empty = pack.blank(schedule.shape, schedule.loss_on)
+  layout = schedule.layout
 
-  def packed(step: Step) -> Batch:
+  def packed(step: Step):
     site = schedule.sites[step.site]
-    return pack.pack(
-      site.instruction, [site.train[i] for i in step.members], schedule.shape, schedule.loss_on)
+    return layout.pack(site, [site.train[i] for i in step.members])
 
   batches = pack.stack([
-    pack.stack([packed(step) for step in one] + [empty] * (longest - len(one)))
+    pack.stack([packed(step) for step in one] + [layout.blank] * (longest - len(one)))
     for one in steps
   ])
   mask = np.asarray([[k < len(one) for k in range(longest)] for one in steps])
   return batches, mask
 
 
-def validation_arrays(schedule: Schedule) -> tuple[Batch, np.ndarray] | None:
+def validation_arrays(schedule: Schedule) -> tuple[Any, np.ndarray] | None:
   """(batches [Q, ...], group f32[Q, G]) of V, a group per site; None when V is empty."""
   batches, groups = [], []
   for site in schedule.sites:
     for examples in _validation_steps(site, schedule.batch_size):
-      batches.append(pack.pack(site.instruction, examples, schedule.shape, schedule.loss_on))
+      batches.append(schedule.layout.pack(site, examples))
       groups.append(site.name)
   if not batches:
     return None

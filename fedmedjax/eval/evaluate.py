@@ -9,7 +9,7 @@ import numpy as np
 
 from fedmedjax.data import tasks
 from fedmedjax.data.pack import round_up
-from fedmedjax.data.schedule import SiteData
+from fedmedjax.data.site import SiteData
 from fedmedjax.eval import metrics
 from fedmedjax.model.decode import decoder, prefiller
 from fedmedjax.model.llama import Llama
@@ -113,6 +113,14 @@ def predictions(
 
 def _in_document(span: Span, example: Example) -> list:
   return [span.start + example.start, span.end + example.start, span.type]
+
+
+def by_task(task: str, scores: dict) -> dict:
+  """Scores as summary.json holds them, {'ner': scores} or {'re': {'modifier': scores}}.
+
+  Relations have several scores: this one is of the modifiers, their main entity given.
+  """
+  return {task: {'modifier': scores} if task == 're' else scores}
 
 
 class SiteScores(NamedTuple):

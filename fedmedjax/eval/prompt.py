@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmedjax.data import relations, tasks
-from fedmedjax.data.schedule import SiteData
+from fedmedjax.data.site import SiteData
 from fedmedjax.types import Example, InputError
 
 

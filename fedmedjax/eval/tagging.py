@@ -1,0 +1,100 @@
+"""A token classifier's answers for a site's test examples, as prediction records."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedmedjax.data.label_steps import TASKS, label_batch
+from fedmedjax.data.labels import allowed_labels, marked_text, spans
+from fedmedjax.data.pack import round_up
+from fedmedjax.data.site import SiteData
+from fedmedjax.model.bert import BertTagger, label_logits
+from fedmedjax.types import Example, Span
+
+# Windows are padded to a multiple of this many tokens: one compilation each.
+_WIDTH_BUCKET = 32
+
+
+class Tagger(NamedTuple):
+  """How test examples are answered: compiled once per bucket."""
+
+  model: BertTagger
+  task: str                 # a key of TASKS
+  labels: tuple[str, ...]
+  max_length: int           # of a window, in tokens
+  batch_size: int           # windows classified at once
+
+
+@cache
+def _classifier(model: BertTagger):
+  """Jitted (adapter, base, batch) -> i32[B, T], the likeliest allowed label of every token."""
+  return jax.jit(lambda adapter, base, batch: jnp.argmax(
+    label_logits(model, adapter, base, batch), axis=-1))
+
+
+def tag(
+  tagger: Tagger,
+  adapter: dict,
+  base: dict,
+  site: SiteData,
+  advance: Callable[[int], None] = lambda count: None,
+) -> list[list[str]]:
+  """Label names of the words of each test example, in the order of `site.test`.
+
+  Args:
+    tagger: see above.
+    adapter, base: from `model/bert.split_frozen`.
+    site: its `test_tokens` are classified; only labels it annotates are given.
+    advance: called with the number of examples done since the last call.
+  """
+  windows = [(i, window) for i, one in enumerate(site.test_tokens) for window in one]
+  # Like lengths together: less padding.
+  order = sorted(range(len(windows)), key=lambda i: -len(windows[i][1].tokens))
+  allowed = allowed_labels(tagger.labels, TASKS[tagger.task].asked(site.types))
+  tags: list[list[str]] = [[] for _ in windows]
+  for start in range(0, len(order), tagger.batch_size):
+    chosen = order[start:start + tagger.batch_size]
+    width = min(round_up(len(windows[chosen[0]][1].tokens), _WIDTH_BUCKET), tagger.max_length)
+    batch = label_batch([windows[i][1] for i in chosen], tagger.batch_size, width, allowed)
+    best = np.asarray(_classifier(tagger.model)(adapter, base, batch))
+    for row, i in enumerate(chosen):
+      tags[i] = [tagger.labels[label] for label in best[row, windows[i][1].places]]
+    before, after = (n * len(site.test) // len(windows) for n in (start, start + len(chosen)))
+    advance(after - before)
+  joined: list[list[str]] = [[] for _ in site.test]
+  for (example, _), found in zip(windows, tags, strict=True):
+    joined[example] += found
+  return joined
+
+
+def answer(
+  tagger: Tagger, base: dict, adapter: dict, site: SiteData, advance: Callable[[int], None]
+) -> list[dict]:
+  """One record a test example, as `predictions/SITE.jsonl` holds them.
+
+  `generated` are the labels of the words; labels lie on the text itself, so every record counts
+  as copied and readable. A record of relation extraction has `main`, the given main entity.
+  Offsets are into the document.
+  """
+  records = []
+  found = tag(tagger, adapter, base, site, advance)
+  for example, windows, tags in zip(site.test, site.test_tokens, found, strict=True):
+    words = [word for window in windows for word in window.words]
+    place = partial(_in_document, example)
+    main = {} if example.main is None else {'main': place(example.main)}
+    records.append({
+      'document': example.document, 'sentence_start': example.start, 'task': tagger.task,
+      **main, 'model_input': marked_text(example), 'generated': ' '.join(tags),
+      'predicted': [place(span) for span in spans(tags, words)],
+      'gold': [place(span) for span in example.entities],
+      'parse_failed': False, 'copied': True,
+    })
+  return records
+
+
+def _in_document(example: Example, span: Span) -> list:
+  return [span.start + example.start, span.end + example.start, span.type]

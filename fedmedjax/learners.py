@@ -1,0 +1,112 @@
+"""What a study trains and asks: a language model's adapter, or a whole token classifier."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedmedjax import tree
+from fedmedjax.data.label_steps import TASKS
+from fedmedjax.data.site import SiteData
+from fedmedjax.eval import evaluate, tagging
+from fedmedjax.fed.types import LossFn
+from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
+from fedmedjax.model.bert_load import Bert, save_bert
+from fedmedjax.model.convert import BaseModel, parameter_count
+from fedmedjax.model.decode import cached_attention
+from fedmedjax.model.llama import Llama
+from fedmedjax.model.lora import LoraConfig, init_adapter
+from fedmedjax.model.loss import packed_attention, packed_loss
+from fedmedjax.model.peft_format import save_peft
+
+
+class Learner(NamedTuple):
+  """A model as the federated round and the scoring see it."""
+
+  loss_fn: LossFn
+  adapter: dict           # what is trained and sent, as it starts
+  base: dict              # what is frozen
+  whole_parameters: int   # of the whole model, however it is stored
+  whole_bytes: int        # of sending them in its number format
+  untrained: dict | None  # the adapter that answers zero-shot; None = there is no such answer
+  learning_rate: float    # peak, of the sites' optimiser
+  rate_key: str           # the config key it came from
+  task: str               # the key of its scores in summary.json
+  scored: Callable        # (site) -> the types scored there
+  answer: Callable        # (adapter, site, advance) -> prediction records, in order of site.test
+  save: Callable[[dict, Path], None]  # (adapter, folder): in the format of its ecosystem
+  folder: str             # of what is saved, in the run's workdir
+  summary: dict[str, Any]  # further entries of summary.json
+
+
+def lora_learner(
+  base: BaseModel,
+  sites: Sequence[SiteData],
+  lora: LoraConfig,
+  *,
+  learning_rate: float,
+  seed: int,
+  dtype,
+  remat: str,
+  batch_size: int,
+  max_new_ratio: float,
+) -> Learner:
+  """A LLaMA whose LoRA adapter learns to rewrite sentences.
+
+  Args:
+    base: the frozen model.
+    sites: all that answer, to note their instructions.
+    lora: rank, alpha, targets.
+    learning_rate: config.optim.learning_rate.
+    seed: of the fresh adapter.
+    dtype, remat: of the model.
+    batch_size, max_new_ratio: of decoding, see `evaluate.Generator`.
+  """
+  llama = partial(Llama, base.config, lora_scale=lora.scale, dtype=dtype)
+  generator = evaluate.Generator(
+    llama(cached_attention), base.tokenizer, batch_size, max_new_ratio)
+
+  def answer(adapter, site, advance):
+    outputs = evaluate.generate(generator, adapter, base.params, site, advance)
+    return evaluate.predictions(site.test, site.types, outputs)
+
+  parameters = parameter_count(base.config)
+  return Learner(
+    loss_fn=partial(packed_loss, llama(packed_attention, remat=remat)),
+    adapter=init_adapter(jax.random.key(seed), base.config, lora),
+    base=base.params, whole_parameters=parameters,
+    whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained={},
+    learning_rate=learning_rate, rate_key='config.optim.learning_rate',
+    task='ner', scored=lambda site: site.types, answer=answer,
+    save=lambda adapter, folder: save_peft(adapter, lora, folder, base.name), folder='adapter',
+    summary={'instructions': {
+      site.name: base.tokenizer.decode(site.instruction) for site in sites}})
+
+
+def bert_learner(
+  bert: Bert, task: str, *, learning_rate: float, max_length: int, remat: str, batch_size: int
+) -> Learner:
+  """A BERT token classifier, all of it but the embeddings trained.
+
+  Args:
+    bert: the model as loaded.
+    task: a key of `data/label_steps.TASKS`.
+    learning_rate: config.bert.learning_rate.
+    max_length: of a window, in tokens.
+    remat: see `BertTagger`.
+    batch_size: windows classified at once.
+  """
+  model = BertTagger(bert.config, len(bert.labels), remat)
+  adapter, base = split_frozen(bert.params)
+  tagger = tagging.Tagger(model, task, bert.labels, max_length, batch_size)
+  return Learner(
+    loss_fn=partial(label_loss, model), adapter=adapter, base=base,
+    whole_parameters=tree.size(bert.params), whole_bytes=tree.num_bytes(bert.params),
+    # Its classifier is drawn at random: what it says before training means nothing.
+    untrained=None, learning_rate=learning_rate, rate_key='config.bert.learning_rate',
+    task=task, scored=lambda site: TASKS[task].asked(site.types),
+    answer=partial(tagging.answer, tagger, base), save=partial(save_bert, bert), folder='model',
+    summary={'labels': list(bert.labels)})

@@ -1,0 +1,134 @@
+"""A BERT encoder with a token classifier in Linen: the baseline of METHOD sections 4 and 6.
+
+Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+NAACL 2019, arXiv:1810.04805. Every token's last hidden state is classified on its own, as in
+transformers' BertForTokenClassification, whose logits these are (tested to 1e-4).
+
+As the "adapter" of a federated round it is the whole model: all layers and the classifier travel.
+The embeddings (words, positions, token types and their norm) are frozen, as in the reference, and
+are the `base`. Where we deviate: no dropout, since a step's loss is a function of adapter, base
+and batch alone; and the softmax of a step runs over the labels that its site annotates, so that
+what a site did not annotate is not taught to be absent (METHOD section 4, partial annotation).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fedmedjax.model.llama import REMAT
+from fedmedjax.types import LabelBatch
+
+Array = jax.Array
+
+
+class BertConfig(NamedTuple):
+  """Hyper-parameters, read from config.json beside the weights (`model/bert_load.py`)."""
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_layers: int
+  num_heads: int
+  max_position_embeddings: int
+  type_vocab_size: int
+  layer_norm_eps: float
+  initializer_range: float
+
+
+def _norm(config: BertConfig, name: str) -> nn.LayerNorm:
+  # The fast variance, a difference of squares, loses half of the digits.
+  return nn.LayerNorm(config.layer_norm_eps, use_fast_variance=False, name=name)
+
+
+class Embeddings(nn.Module):
+  """tokens i32[B, T] -> [B, T, D]. Every token is of type 0: one text, no pair."""
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, tokens: Array) -> Array:
+    config = self.config
+
+    def table(name: str, rows: int) -> Array:
+      initializer = nn.initializers.normal(config.initializer_range)
+      return self.param(name, initializer, (rows, config.hidden_size), jnp.float32)
+
+    x = table('word', config.vocab_size)[tokens]
+    x = x + table('position', config.max_position_embeddings)[None, :tokens.shape[1]]
+    x = x + table('type', config.type_vocab_size)[None, :1]
+    return _norm(config, 'norm')(x)
+
+
+class Layer(nn.Module):
+  """One block, normalised after each sum. Its signature is that of a scan body."""
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x: Array, valid: Array):
+    config = self.config
+    heads = (*x.shape[:2], config.num_heads, config.hidden_size // config.num_heads)
+    q, k, v = (
+      nn.Dense(config.hidden_size, name=name)(x).reshape(heads)
+      for name in ('query', 'key', 'value'))
+    out = jax.nn.dot_product_attention(q, k, v, mask=valid[:, None, None, :]).reshape(x.shape)
+    out = nn.Dense(config.hidden_size, name='attention_output')(out)
+    x = _norm(config, 'attention_norm')(x + out)
+    h = nn.gelu(nn.Dense(config.intermediate_size, name='intermediate')(x), approximate=False)
+    h = nn.Dense(config.hidden_size, name='output')(h)
+    return _norm(config, 'output_norm')(x + h), None
+
+
+class BertTagger(nn.Module):
+  """tokens i32[B, T], valid bool[B, T] (False = padding) -> logits f32[B, T, labels].
+
+  Its parameters are {'embeddings', 'layers', 'classifier'}; leaves of layers are [L, ...].
+  `remat` is a key of REMAT: what the backward pass keeps of a layer.
+  """
+
+  config: BertConfig
+  num_labels: int
+  remat: str = 'none'
+
+  @nn.compact
+  def __call__(self, tokens: Array, valid: Array) -> Array:
+    layer = Layer
+    if REMAT[self.remat] is not None:
+      layer = nn.remat(Layer, policy=REMAT[self.remat], prevent_cse=False)
+    layers = nn.scan(
+      layer, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=nn.broadcast,
+      length=self.config.num_layers,
+    )(self.config, name='layers')
+    x, _ = layers(Embeddings(self.config, name='embeddings')(tokens), valid)
+    return nn.Dense(self.num_labels, name='classifier')(x)
+
+
+def split_frozen(params: dict) -> tuple[dict, dict]:
+  """All parameters -> (adapter: what is trained and sent, base: the frozen embeddings)."""
+  adapter = {name: node for name, node in params.items() if name != 'embeddings'}
+  return adapter, {'embeddings': params['embeddings']}
+
+
+def label_logits(model: BertTagger, adapter: dict, base: dict, batch: LabelBatch) -> Array:
+  """f32[B, T, labels], with -inf for the labels that the batch's site does not annotate."""
+  logits = model.apply({'params': {**base, **adapter}}, batch.tokens, batch.valid)
+  return jnp.where(batch.allowed[None, None], logits, -jnp.inf)
+
+
+def label_loss(model: BertTagger, adapter: dict, base: dict, batch: LabelBatch):
+  """Summed loss of a step: a `LossFn` once `model` is bound.
+
+  Args:
+    model: the tagger.
+    adapter, base: from `split_frozen`.
+    batch: see `types.LabelBatch`; a label of weight above 0 is an allowed one.
+
+  Returns:
+    (sum of nats f32[], sum of label weights f32[]).
+  """
+  log_p = jax.nn.log_softmax(label_logits(model, adapter, base, batch))
+  chosen = jnp.take_along_axis(log_p, batch.labels[..., None], axis=-1)[..., 0]
+  # Padding has label 0, which is allowed everywhere: 0 * -inf cannot occur.
+  return -jnp.sum(chosen * batch.weight), batch.weight.sum()
