@@ -138,24 +138,25 @@ def _questions(prompt: Prompt, config: ConfigDict, data: Data) -> list[api.Quest
 
 
 def costs(model: str, config: ConfigDict, answers: Sequence[Answer]) -> dict:
-  """What the answers cost: `cached` ones nothing, the others tokens and, with prices, money.
+  """What the answers cost: `cached` ones nothing now, the others tokens and, with prices, money.
 
-  A count is None when an endpoint did not give it for every answer.
+  `cached_input_tokens` and `cached_output_tokens` are what those in the cache took when they were
+  asked. A count is None when the endpoint did not give it for every answer.
   """
-  paid = [answer for answer in answers if answer.requests]
-
-  def total(counts):
+  def tokens(kind: str, paid: bool) -> int | None:
+    counts = [getattr(answer, kind) for answer in answers if bool(answer.requests) == paid]
     return None if None in counts else sum(counts)
 
-  read = total([answer.input_tokens for answer in paid])
-  written = total([answer.output_tokens for answer in paid])
+  read, written = tokens('input_tokens', True), tokens('output_tokens', True)
   prices = config.api.price_input, config.api.price_output
   known = any(prices) and None not in (read, written)
   return {
     'model': model, 'shots': config.api.shots,
     'requests': sum(answer.requests for answer in answers),
-    'answers': len(answers), 'cached': len(answers) - len(paid),
+    'answers': len(answers), 'cached': sum(not answer.requests for answer in answers),
     'input_tokens': read, 'output_tokens': written,
+    'cached_input_tokens': tokens('input_tokens', False),
+    'cached_output_tokens': tokens('output_tokens', False),
     'usd': (prices[0] * read + prices[1] * written) / 1e6 if known else None,
     'failed': sum(answer.text is None for answer in answers),
     'failure': next((answer.reason for answer in answers if answer.text is None), ''),

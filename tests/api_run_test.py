@@ -75,8 +75,8 @@ def test_perfect_answers_score_one_and_a_second_run_asks_nothing(
   assert summary['api'] == {
     'model': 'meta/small-1', 'shots': 0, 'requests': count, 'answers': summary['api']['answers'],
     'cached': summary['api']['answers'] - count, 'input_tokens': 100 * count,
-    'output_tokens': 10 * count, 'usd': pytest.approx((250 + 100) * count / 1e6), 'failed': 0,
-    'failure': ''}
+    'output_tokens': 10 * count, 'cached_input_tokens': 0, 'cached_output_tokens': 0,
+    'usd': pytest.approx((250 + 100) * count / 1e6), 'failed': 0, 'failure': ''}
   assert summary['copy_rate'] == 1.0 and summary['parse_failure_rate'] == 0.0
   assert summary['bytes_up'] == summary['bytes_down'] == summary['local_steps'] == 0
   assert set(summary['scores']) == set(SITES)
@@ -113,6 +113,9 @@ def test_perfect_answers_score_one_and_a_second_run_asks_nothing(
   assert (again['api']['requests'], again['api']['cached']) == (0, asked)
   # Without prices there is no money, and zero tokens are known to be zero.
   assert (again['api']['input_tokens'], again['api']['usd']) == (0, None)
+  # What they took when they were asked is still known, each counted once.
+  assert (again['api']['cached_input_tokens'], again['api']['cached_output_tokens']) == (
+    100 * count, 10 * count)
 
 
 def test_a_copy_scores_nothing_and_a_fault_costs_its_sentence(server, command, tmp_path, capfd):

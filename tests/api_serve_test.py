@@ -108,12 +108,19 @@ def test_a_random_model_of_transformers_serve(tiny_folder, tmp_path, monkeypatch
 def test_smollm2_served(tmp_path, monkeypatch):
   """The pretrained model answers in words, some of them those that it reads.
 
-  transformers 5.23 serves no GGUF file whose metadata name no architecture, hence the folder.
+  transformers 5.23 serves no GGUF file whose metadata name no architecture, and saves no model
+  that came from one; hence a folder with its weights.
   """
   path, folder, workdir = model_path(''), tmp_path / 'smollm2', tmp_path / 'run'
-  for kind in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer):
-    kind.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
-  tokenizer, model = transformers.AutoTokenizer.from_pretrained(folder), str(folder)
+  loaded = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
+  config = loaded.config.to_dict()
+  config.pop('quantization_config', None)
+  plain = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(config))
+  plain.load_state_dict(loaded.state_dict())
+  plain.save_pretrained(folder)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+  tokenizer.save_pretrained(folder)
+  model = str(folder)
   summary = run_against(
     model, tokenizer, workdir, monkeypatch, '--config.eval.max_examples=4',
     '--config.api.shots=3')

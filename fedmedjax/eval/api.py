@@ -92,12 +92,12 @@ def ask(
   advance(sum(key in known for key in keys), '')
   fresh = asyncio.run(_ask_all(endpoint, todo, limits, keep, advance, say)) if todo else {}
   advance(len(keys) - sum(key in known for key in keys) - len(todo), '')
+  found = {key: known[key] for key in keys if key in known} | fresh
   answers = []
   for key in keys:
-    found = known[key] if key in known else fresh[key]
-    answers.append(found)
-    if key in fresh:
-      fresh[key] = found._replace(requests=0)  # paid with its first occurrence
+    answers.append(found[key])
+    # Asked once, paid once: with its first occurrence.
+    found[key] = found[key]._replace(requests=0, input_tokens=0, output_tokens=0)
   if answers and all(answer.text is None for answer in answers):
     raise _silent(endpoint, len(answers), answers[-1])
   return answers

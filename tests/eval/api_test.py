@@ -125,6 +125,7 @@ def test_known_answers_and_doubles_are_not_asked(server):
   asked = [*questions(3), *questions(3)]
   answers = ask(server, asked, keep=kept.__setitem__)
   assert len(server.bodies) == 3 and [a.requests for a in answers] == [1, 1, 1, 0, 0, 0]
+  assert [a.input_tokens for a in answers] == [100, 100, 100, 0, 0, 0]
   again = ask(server, asked, known=kept)
   assert len(server.bodies) == 3 and [a.text for a in again] == ['fine'] * 6
   # Another bound is another question; so is another model.
