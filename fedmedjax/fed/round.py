@@ -44,8 +44,9 @@ def federated_algorithm(
   private leaves; local training over the sites; update = local - start on shared leaves;
   outbound per site; aggregate; server optimiser on -update; server side of the rule; scatter the
   site state. A site of weight 0 (padding, or one that sends nothing) counts as an update of 0 and
-  keeps the state it had; a round in which all weigh 0 is not to be run. FedAvg (arXiv:1602.05629) is plain rule, everything shared, identity outbound, size
-  weights and a server optimiser that adds the aggregate.
+  keeps the state it had; a round in which all weigh 0 is not to be run. FedAvg (arXiv:1602.05629)
+  is plain rule, everything shared, identity outbound, size weights and a server optimiser that
+  adds the aggregate.
 
   Args:
     loss_fn: for the validation losses, if the aggregator asks for them.
