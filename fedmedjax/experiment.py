@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from fedmedjax import exchange
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, load_corpus
@@ -66,6 +67,7 @@ class Study(NamedTuple):
   lora: LoraConfig
   sharing: Sharing
   schedule: Schedule
+  meeting: exchange.Meeting
   validation: Validation | None
   algorithm: FederatedAlgorithm
   adapter: dict
@@ -165,10 +167,12 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet."""
   fed, lora = config.fed, lora_config(config)
   sharing = SHARINGS[fed.sharing]()
+  sampler = exchange.sampler(
+    fed, schedules.site_sizes(data.sites, fed.weight_by, fed.loss_on), config.seed)
   schedule = schedules.make_schedule(
     data.sites, rounds=fed.rounds, local_steps=fed.local_steps, local_epochs=fed.local_epochs,
     batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by,
-    loss_on=fed.loss_on)
+    loss_on=fed.loss_on, cohorts=exchange.cohorts(sampler, fed.rounds))
   validation = schedules.validation_arrays(schedule)
   llama = partial(
     Llama, data.base.config, lora_scale=lora.scale, dtype=DTYPES[config.model.dtype])
@@ -180,7 +184,7 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
       optim.learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps,
       weight_decay=optim.weight_decay, clip_norm=optim.clip_norm,
       warmup_share=optim.warmup_share),
-    rule=plain(), sharing=sharing, outbound=optax.identity(),
+    rule=plain(), sharing=sharing, outbound=exchange.outbound(fed),
     aggregator=adaptive_mean(
       size_power=fed.size_power, loss_power=fed.loss_power, temperature=fed.temperature,
       floor=fed.floor, ema=fed.ema),
@@ -192,5 +196,6 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
     llama(cached_attention), data.base.tokenizer, config.eval.batch_size,
     config.eval.max_new_ratio)
   return Study(
-    data, options(config), lora, sharing, schedule, validation and Validation(*validation),
+    data, options(config), lora, sharing, schedule,
+    exchange.meeting(config, sampler, adapter, sharing), validation and Validation(*validation),
     algorithm, adapter, generator)

@@ -53,9 +53,11 @@ def test_a_regime_keeps_the_command_line_but_for_what_makes_it_itself():
 
 def test_named_choices_are_the_same_in_config_and_experiment():
   from fedmedjax import config as checks
-  from fedmedjax import experiment
+  from fedmedjax import exchange, experiment
   assert checks.DTYPES == tuple(experiment.DTYPES)
   assert checks.SHARING == tuple(experiment.SHARINGS)
+  assert checks.SAMPLERS == tuple(exchange.SAMPLERS)
+  assert checks.CODECS == tuple(exchange.CODECS)
 
 
 @pytest.mark.parametrize('name', ['llama32_1b', 'llama31_8b', 'deepseek_r1_distill_8b'])

@@ -137,6 +137,19 @@ class Schedule(NamedTuple):
   loss_on: str
   batch_size: int
 
+  @property
+  def most_steps(self) -> int:
+    """K: so many of any participant in any round."""
+    return max(len(one) for steps in self.plan for one in steps)
+
+
+def site_sizes(sites: Sequence[SiteData], weight_by: str, loss_on: str) -> np.ndarray:
+  """f32[S] n_k: training examples, or their supervised tokens."""
+  return np.asarray([
+    len(site.train) if weight_by == 'examples'
+    else sum(pack.supervised(example, loss_on) for example in site.train) for site in sites
+  ], np.float32)
+
 
 def make_schedule(
   sites: Sequence[SiteData],
@@ -149,17 +162,27 @@ def make_schedule(
   pooled: bool,
   weight_by: str,
   loss_on: str,
+  cohorts: Sequence[Sequence[int]] | None = None,
 ) -> Schedule:
   """Plans all steps of all rounds and the one shape they share.
 
   A site takes `local_steps` steps a round or, when that is 0, ceil(n / batch_size) *
-  local_epochs. Pooled, one participant takes the very steps that all sites would have taken,
+  local_epochs. Pooled, one participant takes the very steps that the cohort would have taken,
   shuffled: the same examples and the same number of steps as the federation.
+
+  Args:
+    cohorts: the sites of each round, the others take no step; None = all of them in every round.
+
+  Raises:
+    InputError: no site is in any cohort.
   """
   plan = []
   for number in range(rounds):
-    steps = []
+    steps: list[tuple[Step, ...]] = []
     for index, site in enumerate(sites):
+      if cohorts is not None and index not in cohorts[number]:
+        steps.append(())
+        continue
       lengths = np.asarray([len(example.tokens) for example in site.train])
       count = local_steps or local_epochs * -(-len(lengths) // batch_size)
       members = pack.site_steps(lengths, batch_size, seed, index, number * count, count)
@@ -169,10 +192,10 @@ def make_schedule(
       order = np.random.default_rng((seed, number)).permutation(len(together))
       steps = [tuple(together[i] for i in order)]
     plan.append(tuple(steps))
-  weights = np.asarray([
-    len(site.train) if weight_by == 'examples'
-    else sum(pack.supervised(example, loss_on) for example in site.train) for site in sites
-  ], np.float32)
+  if not any(one for steps in plan for one in steps):
+    raise InputError(
+      f'config.fed.cohort_size: no site is drawn in {rounds} rounds; raise it or take another seed')
+  weights = site_sizes(sites, weight_by, loss_on)
   if pooled:
     weights = weights.sum(keepdims=True)
   packed = [
@@ -196,11 +219,28 @@ def _validation_steps(site: SiteData, batch_size: int) -> list[list[TokenExample
   ]
 
 
-def round_arrays(schedule: Schedule, number: int) -> tuple[Batch, np.ndarray]:
-  """(batches [C, K, ...], step_mask bool[C, K]) of round `number`, K the most steps of a site."""
-  steps = schedule.plan[number]
-  longest = max(len(one) for one in steps)
-  empty = pack.blank(schedule.shape, schedule.loss_on)
+def _taken(schedule: Schedule, number: int, cohort, steps) -> list[tuple[Step, ...]]:
+  """The steps of each participant of the cohort, the first `steps` of those planned."""
+  plan = schedule.plan[number]
+  if cohort is None:
+    return list(plan)
+  return [plan[index][:count] for index, count in zip(cohort, steps, strict=True)]
+
+
+def round_arrays(
+  schedule: Schedule,
+  number: int,
+  cohort: Sequence[int] | None = None,
+  steps: Sequence[int] | None = None,
+) -> tuple[Batch, np.ndarray]:
+  """(batches [C, K, ...], step_mask bool[C, K]) of round `number`, K = schedule.most_steps.
+
+  Args:
+    cohort: i[C] participants; None = all of them with all their steps.
+    steps: i[C] how many steps each takes; the others are padding.
+  """
+  longest, empty = schedule.most_steps, pack.blank(schedule.shape, schedule.loss_on)
+  taken = _taken(schedule, number, cohort, steps)
 
   def packed(step: Step) -> Batch:
     site = schedule.sites[step.site]
@@ -209,9 +249,9 @@ def round_arrays(schedule: Schedule, number: int) -> tuple[Batch, np.ndarray]:
 
   batches = pack.stack([
     pack.stack([packed(step) for step in one] + [empty] * (longest - len(one)))
-    for one in steps
+    for one in taken
   ])
-  mask = np.asarray([[k < len(one) for k in range(longest)] for one in steps])
+  mask = np.asarray([[k < len(one) for k in range(longest)] for one in taken])
   return batches, mask
 
 
@@ -229,10 +269,15 @@ def validation_arrays(schedule: Schedule) -> tuple[Batch, np.ndarray] | None:
   return pack.stack(batches), one_hot
 
 
-def round_work(schedule: Schedule, number: int) -> tuple[int, int]:
-  """(examples trained on, their tokens with the instruction once a step) of one round."""
+def round_work(
+  schedule: Schedule,
+  number: int,
+  cohort: Sequence[int] | None = None,
+  steps: Sequence[int] | None = None,
+) -> tuple[int, int]:
+  """(examples trained on, their tokens with the instruction once a step), see `round_arrays`."""
   examples, tokens = 0, 0
-  for one in schedule.plan[number]:
+  for one in _taken(schedule, number, cohort, steps):
     for step in one:
       site = schedule.sites[step.site]
       examples += len(step.members)

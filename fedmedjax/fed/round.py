@@ -73,11 +73,8 @@ def federated_algorithm(
   @partial(jax.jit, donate_argnums=0)
   def round_fn(state, base, data, cohort, val, key):
     own = jax.tree.map(lambda x: x[cohort], state.sites)
-    sent, new, ctrl_delta, losses, local_norm = map_sites(partial(one_site, state, base, key))(
-      cohort, own, data.batches, data.step_mask)
-    present = data.weight > 0
-    own = _where(present, new, own)
-    sent, ctrl_delta = _where(present, (sent, ctrl_delta))
+    sent, own, ctrl_delta, losses, local_norm = map_sites(partial(one_site, state, base, key))(
+      cohort, own, data.batches, data.step_mask, data.weight > 0)
 
     def site_loss():
       def one(update):
@@ -113,17 +110,10 @@ def _private(sharing: Sharing, adapter):
     sharing.shared, jax.tree.map(lambda x: jnp.zeros((), x.dtype), adapter), adapter)
 
 
-def _where(present, new, old=None):
-  """`new` where present[C], else `old`, or zero; leaves [C, ...]."""
-  old = jax.tree.map(jnp.zeros_like, new) if old is None else old
-  return jax.tree.map(
-    lambda x, y: jnp.where(present.reshape(-1, *(1,) * (x.ndim - 1)), x, y), new, old)
-
-
 def _site_program(train, rule: LocalRule, sharing: Sharing, outbound):
-  """What one site does in a round, from its anchor to what it sends."""
+  """What one site does in a round, from its anchor to what it sends; if absent, nothing."""
 
-  def one_site(state, base, key, site, site_state, batches, step_mask):
+  def one_site(state, base, key, site, site_state, batches, step_mask, present):
     anchor = tree.choose(sharing.shared, state.adapter, site_state.adapter)
     train_key, outbound_key = jax.random.split(jax.random.fold_in(key, site))
     adapter, losses, num_steps = train(
@@ -133,6 +123,8 @@ def _site_program(train, rule: LocalRule, sharing: Sharing, outbound):
     sent, outbound_state = outbound.update(update, site_state.outbound, key=outbound_key)
     ctrl, ctrl_delta = rule.finish(anchor, adapter, num_steps, state.ctrl, site_state.ctrl)
     kept = SiteState(_private(sharing, adapter), ctrl, outbound_state)
+    kept = jax.tree.map(partial(jnp.where, present), kept, site_state)
+    sent, ctrl_delta = jax.tree.map(lambda x: jnp.where(present, x, 0), (sent, ctrl_delta))
     return sent, kept, ctrl_delta, losses, tree.norm(learnt)
 
   return one_site

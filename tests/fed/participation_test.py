@@ -90,6 +90,24 @@ def test_the_cohort_of_all_is_in_order():
   for sampler in (uniform(5, 5, 3), by_size(SIZES, 5, 3), poisson(5, 5, 3)):
     cohort = sampler.draw(7)
     assert cohort.sites.tolist() == [0, 1, 2, 3, 4] and cohort.present.all()
+    # So a round of it is given what a round without sampling is given.
+    turn = go(lognormal_fleet(5, 0), sampler, 7)
+    assert turn.weights.tolist() == SIZES.tolist() and turn.steps.tolist() == [4] * 5
+
+
+def test_smoothed_weights_pass_over_absent_sites():
+  """mu = 0.5. Round 1: (0.1, 0.3, 0.6). Round 2 without site 2: fresh (1/4, 3/4), past (0.1, 0.3)
+  / 0.4 = (1/4, 3/4). Round 3 without site 0: fresh (1/3, 2/3), past (0.75, 0.6) / 1.35 =
+  (5/9, 4/9): (4/9, 5/9); had site 2 been noted with 0, its share would be 1/3."""
+  aggregator = adaptive_mean(ema=0.5)
+  state, found = aggregator.init({}, 3), []
+  for sizes in ((100.0, 300.0, 600.0), (100.0, 300.0, 0.0), (0.0, 300.0, 600.0)):
+    _, state, weights, _ = aggregator.update(
+      {'a': jnp.zeros((3, 1))}, state, weights=jnp.array(sizes), cohort=jnp.arange(3),
+      site_loss=None)
+    found.append(weights)
+  np.testing.assert_allclose(
+    found, [(0.1, 0.3, 0.6), (0.25, 0.75, 0), (0, 4 / 9, 5 / 9)], atol=1e-6)
 
 
 def go(fleet, sampler=None, number=0, planned=4):
