@@ -12,6 +12,7 @@ setup(
   install_requires=[
     'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'ml-collections', 'absl-py',
     'tokenizers', 'safetensors', 'gguf', 'huggingface-hub', 'ml-dtypes', 'rich', 'numpy',
+    'scipy',
   ],
   extras_require={
     # Baselines behind an endpoint: regimes api and api:MODEL of compare.
@@ -20,7 +21,7 @@ setup(
     # machines that serve one, and the tests need no more.
     # openai, fastapi and uvicorn are what `transformers serve` needs.
     'test': [
-      'pytest', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'scipy', 'openai', 'fastapi',
+      'pytest', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'openai', 'fastapi',
       'uvicorn'],
   },
 )

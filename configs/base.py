@@ -131,6 +131,37 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.floor = 0.0
   # mu: share of the previous round's weights kept, in [0, 1).
   fed.ema = 0.0
+  # Sites C drawn each round (on average, for 'poisson'); 0 = all.
+  fed.cohort_size = 0
+  # How: 'uniform', 'size' (as often as the site's n_k says; then weighed to undo it) or
+  # 'poisson' (each site on its own).
+  fed.sampler = 'uniform'
+  # Updates are scaled down to this norm before they are sent; 0 = not clipped.
+  fed.clip_update = 0.0
+  # Number format in which updates are sent: 'float32', 'bfloat16', 'int8' or 'int4' (all three
+  # rounded at random, right in the mean), 'sign' (one bit a value).
+  fed.outbound = 'float32'
+  # Neighbouring values that share a scale in int8, int4 and sign; 0 = one scale a tensor.
+  fed.block = 0
+  # Share of each tensor's values that is sent, the largest, in (0, 1].
+  fed.top_k = 1.0
+  # Sites add to their next update what the lines above left out of this one.
+  fed.error_feedback = False
+
+  config.simulation = simulation = ConfigDict()
+  # Seconds of a local step at the median site, in the simulated clock; 0 = none.
+  simulation.step_seconds = 0.0
+  # Standard deviation over sites of the logarithm of that time.
+  simulation.speed_spread = 0.0
+  # Bytes a second, up and down, of the median site; 0 = without limit.
+  simulation.bandwidth = 0.0
+  # Standard deviation over sites of the logarithm of the bandwidth.
+  simulation.bandwidth_spread = 0.0
+  # Chance that a site breaks down in a round and sends nothing, in [0, 1).
+  simulation.failure = 0.0
+  # Simulated seconds after which a round ends: a slower site takes fewer steps and weighs less,
+  # or misses the round; 0 = the server waits for all.
+  simulation.deadline = 0.0
 
   config.optim = optim = ConfigDict()
   # Peak learning rate of the sites' AdamW.

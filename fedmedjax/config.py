@@ -53,6 +53,9 @@ DTYPES = ('float32', 'bfloat16')
 SHARING = ('everything', 'nothing')
 LEARNERS = ('lora', 'bert')
 BERT_TASKS = ('ner', 're')
+# exchange.py does, of these.
+SAMPLERS = ('uniform', 'size', 'poisson')
+CODECS = ('float32', 'bfloat16', 'int8', 'int4', 'sign')
 
 CHECKS = {
   'seed': _integer(0),
@@ -73,6 +76,12 @@ CHECKS = {
   'fed.sharing': _one_of(SHARING), 'fed.pooled': _BOOLEAN, 'fed.train': _BOOLEAN,
   'fed.learner': _one_of(LEARNERS),
   'fed.floor': _BELOW_ONE, 'fed.ema': _BELOW_ONE,
+  'fed.cohort_size': _integer(0), 'fed.sampler': _one_of(SAMPLERS),
+  'fed.clip_update': _NOT_NEGATIVE, 'fed.outbound': _one_of(CODECS), 'fed.block': _integer(0),
+  'fed.top_k': _number(lambda v: 0 < v <= 1, 'a number in (0, 1]'), 'fed.error_feedback': _BOOLEAN,
+  'simulation.step_seconds': _NOT_NEGATIVE, 'simulation.speed_spread': _NOT_NEGATIVE,
+  'simulation.bandwidth': _NOT_NEGATIVE, 'simulation.bandwidth_spread': _NOT_NEGATIVE,
+  'simulation.failure': _BELOW_ONE, 'simulation.deadline': _NOT_NEGATIVE,
   'optim.learning_rate': _POSITIVE, 'optim.b1': _BELOW_ONE, 'optim.b2': _BELOW_ONE,
   'optim.eps': _POSITIVE, 'optim.weight_decay': _NOT_NEGATIVE,
   'optim.clip_norm': _NOT_NEGATIVE, 'optim.warmup_share': _BELOW_ONE,
@@ -122,6 +131,23 @@ def validate(config: ConfigDict) -> None:
     raise InputError(
       f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
       "'completion'")
+  _check_participation(values)
+
+
+def _check_participation(values: dict[str, Any]) -> None:
+  if values['fed.cohort_size'] > len(values['data.sites']):
+    raise InputError(
+      f"config.fed.cohort_size={values['fed.cohort_size']}: there are "
+      f"{len(values['data.sites'])} sites in config.data.sites; 0 is all of them")
+  if values['fed.sampler'] == 'size' and values['fed.size_power'] != 1:
+    raise InputError(
+      f"config.fed.sampler='size': sites drawn by size are weighed to undo it, which is exact for "
+      f"config.fed.size_power=1 only, not {values['fed.size_power']}; use 'uniform'")
+  if values['simulation.deadline'] and not (
+      values['simulation.step_seconds'] or values['simulation.bandwidth']):
+    raise InputError(
+      f"config.simulation.deadline={values['simulation.deadline']}: nothing takes time; set "
+      'config.simulation.step_seconds or bandwidth')
 
 
 def parse(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from fedmedjax import exchange
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, load_corpus
@@ -69,6 +70,7 @@ class Study(NamedTuple):
   learner: Learner
   sharing: Sharing
   schedule: Schedule
+  meeting: exchange.Meeting
   validation: Validation | None
   algorithm: FederatedAlgorithm
 
@@ -238,7 +240,8 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   sharing = SHARINGS[fed.sharing]()
   learner, schedule = LEARNERS[fed.learner].parts(
     config, data, rounds=fed.rounds, local_steps=fed.local_steps, local_epochs=fed.local_epochs,
-    batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by)
+    batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by,
+    cohorts_of=partial(exchange.cohorts, config))
   validation = schedules.validation_arrays(schedule)
   algorithm = federated_algorithm(
     loss_fn=learner.loss_fn, gradient_fn=mean_gradient(learner.loss_fn),
@@ -246,7 +249,7 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
       learner.learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps,
       weight_decay=optim.weight_decay, clip_norm=optim.clip_norm,
       warmup_share=optim.warmup_share),
-    rule=plain(), sharing=sharing, outbound=optax.identity(),
+    rule=plain(), sharing=sharing, outbound=exchange.outbound(fed),
     aggregator=adaptive_mean(
       size_power=fed.size_power, loss_power=fed.loss_power, temperature=fed.temperature,
       floor=fed.floor, ema=fed.ema),
@@ -254,5 +257,6 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
     server_optimizer=optax.sgd(1.0), map_sites=map_sites(fed.chunk),
     num_sites=len(schedule.weights), on_step=on_step if config.log.steps else None)
   return Study(
-    data, options(config), learner, sharing, schedule, validation and Validation(*validation),
-    algorithm)
+    data, options(config), learner, sharing, schedule,
+    exchange.meeting(config, schedule.weights, learner.adapter, sharing),
+    validation and Validation(*validation), algorithm)

@@ -94,6 +94,8 @@ def cost_lines(summary: dict) -> list[str]:
       f'sent {sent / 1e6:,.1f} MB (up {summary["bytes_up"] / 1e6:,.1f}, down '
       f'{summary["bytes_down"] / 1e6:,.1f}); the full model would be {full / 1e6:,.1f} MB: '
       f'{1 - sent / full:.2%} less')
+  if summary['simulated_seconds']:
+    lines.append(f'{summary["simulated_seconds"]:,.0f} s in all on the simulated sites')
   lines.append(
     f'exact copies {summary["copy_rate"]:.1%}, unreadable outputs '
     f'{summary["parse_failure_rate"]:.1%}')

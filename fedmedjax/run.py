@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedmedjax import tree, writer
+from fedmedjax import exchange, tree, writer
 from fedmedjax.checkpoint import checkpoints, latest_round, restore, save
 from fedmedjax.config import leaves
 from fedmedjax.data import schedule as schedules
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment import Data, Study, load_data, options, prepare
+from fedmedjax.fed.participation import Turnout
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.sharing import shared_part
 from fedmedjax.fed.types import FedState, LocalData, RoundMetrics
@@ -25,6 +25,8 @@ from fedmedjax.types import InputError
 
 # The server's step may differ from the aggregate by rounding only (METHOD section 8).
 _STEP_TOLERANCE = 1e-4
+# Sites that the sentence about a round names.
+_NAMED = 8
 _compile_seconds = [0.0]
 
 
@@ -93,6 +95,7 @@ def run(
     'compile_seconds': _compile_seconds[0] - compiled,
     'peak_memory_bytes': _peak_memory(),
   }
+  writer.write_text(workdir / 'ledger.csv', exchange.ledger_csv(study.meeting, lines))
   writer.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
   return summary
@@ -103,7 +106,6 @@ def _train(study: Study, workdir: Path, reporter: Reporter, display: StepDisplay
   schedule, path = study.schedule, workdir / 'metrics.jsonl'
   names = participant_names(study)
   display.names = names
-  cohort = jnp.arange(len(names))
   key = jax.random.key(study.options.seed)
   with checkpoints(workdir / 'checkpoints', study.options.keep) as checkpointer:
     fresh = study.algorithm.init(study.learner.adapter)
@@ -116,30 +118,45 @@ def _train(study: Study, workdir: Path, reporter: Reporter, display: StepDisplay
       reporter.say(f'resuming after round {done}')
     compiled = None
     for number in range(done, study.options.rounds):
-      batches, step_mask = schedules.round_arrays(schedule, number)
-      data = LocalData(batches, step_mask, schedule.weights)
-      inputs = (
-        state, study.learner.base, data, cohort, study.validation,
-        jax.random.fold_in(key, number))
-      if compiled is None:
-        with reporter.task('compiling the round') as advance:
-          compiled = study.algorithm.round.lower(*inputs).compile()
-          advance()
-      begun = time.monotonic()
-      label = f'round {number + 1}/{study.options.rounds}'
-      with reporter.task(label, int(step_mask.sum())) as advance:
-        display.advance = advance
-        state, metrics = compiled(*inputs)
-        metrics = jax.device_get(metrics)
-        jax.effects_barrier()
-      line = _metrics_line(study, number, metrics, time.monotonic() - begun)
-      for warning in _check_round(study, line, metrics):
-        reporter.say(f'warning: {warning}')
+      turn = exchange.turnout(study.meeting, schedule, number)
+      line = exchange.turnout_line(study.meeting, schedule, number, turn, names)
+      seconds = 0.0
+      if turn.steps.any():
+        cohort = turn.cohort.sites
+        data = LocalData(
+          *schedules.round_arrays(schedule, number, cohort, turn.steps), turn.weights)
+        inputs = (
+          state, study.learner.base, data, cohort, study.validation,
+          jax.random.fold_in(key, number))
+        if compiled is None:
+          with reporter.task('compiling the round') as advance:
+            compiled = study.algorithm.round.lower(*inputs).compile()
+            advance()
+        begun = time.monotonic()
+        label = f'round {number + 1}/{study.options.rounds}'
+        with reporter.task(label, line['local_steps']) as advance:
+          display.advance = advance
+          state, metrics = compiled(*inputs)
+          metrics = jax.device_get(metrics)
+          jax.effects_barrier()
+        seconds = time.monotonic() - begun
+        line |= _metrics_line(turn, metrics)
+        for warning in _check_round(study, line, turn, metrics):
+          reporter.say(f'warning: {warning}')
+      else:
+        # Nobody came: neither the adapter nor the server's optimiser moves.
+        state = state._replace(round=state.round + 1)
+        line |= {'skipped': True, 'weights': [0.0] * len(line['sites'])}
+      line = writer.plain(line | {'seconds': seconds})
       # The line first: on resuming, a line without its checkpoint is dropped and made again.
       writer.append_line(path, line)
       save(checkpointer, state)
       lines.append(line)
       reporter.say(_round_sentence(line, study.options.rounds))
+  if not any(line['local_steps'] for line in lines):
+    raise RuntimeError(
+      f'in none of {len(lines)} rounds did a site send anything; see config.simulation.deadline '
+      'and failure')
   return state, lines, earlier
 
 
@@ -148,29 +165,22 @@ def participant_names(study: Study) -> tuple[str, ...]:
   return ('pooled',) if study.options.pooled else tuple(s.name for s in study.data.sites)
 
 
-def _metrics_line(study: Study, number: int, metrics: RoundMetrics, seconds: float) -> dict:
-  """One round for metrics.jsonl; site axes in the order of `sites`, NaN as null."""
-  examples, tokens = schedules.round_work(study.schedule, number)
-  names = participant_names(study)
-  sent = 0 if study.options.pooled else tree.num_bytes(
-    shared_part(study.sharing, study.learner.adapter)) * len(names)
-  steps = [len(one) for one in study.schedule.plan[number]]
-  losses = [loss[:count] for loss, count in zip(metrics.train_loss, steps, strict=True)]
-  return writer.plain({
-    'round': number + 1, 'sites': names,
-    'train_loss': [np.mean(loss) for loss in losses], 'last_loss': [loss[-1] for loss in losses],
-    'validation_loss': metrics.validation_loss, 'weights': metrics.weights,
-    'update_norm': metrics.update_norm, 'cosine': metrics.cosine,
+def _metrics_line(turn: Turnout, metrics: RoundMetrics) -> dict:
+  """What training adds to a round's line; lists in the order of its `sites`."""
+  here = turn.cohort.present
+  losses = [
+    loss[:count] for loss, count in zip(metrics.train_loss[here], turn.steps[here], strict=True)]
+  of_sites = {
+    key: getattr(metrics, key)[here]
+    for key in ('validation_loss', 'weights', 'update_norm', 'cosine')}
+  return of_sites | {
+    'train_loss': [np.mean(loss) if loss.size else None for loss in losses],
+    'last_loss': [loss[-1] if loss.size else None for loss in losses],
     'step_norm': metrics.step_norm, 'product_gap': metrics.product_gap,
-    'local_steps': sum(steps),
-    # Steps taken over steps laid out: sites computed together wait for the longest.
-    'useful_step_share': sum(steps) / (len(steps) * max(steps)),
-    'examples': examples, 'tokens': tokens, 'seconds': seconds,
-    'bytes_up': sent, 'bytes_down': sent,
-  })
+  }
 
 
-def _check_round(study: Study, line: dict, metrics: RoundMetrics) -> list[str]:
+def _check_round(study: Study, line: dict, turn: Turnout, metrics: RoundMetrics) -> list[str]:
   """METHOD section 8: what was learnt is finite and sent, and the server moved by just that.
 
   Returns warnings: sites whose numbers are not finite and that therefore weighed nothing.
@@ -179,33 +189,39 @@ def _check_round(study: Study, line: dict, metrics: RoundMetrics) -> list[str]:
     RuntimeError: no site can be used, a broken one had weight, or nothing moved.
   """
   number, shared = line['round'], bool(shared_part(study.sharing, study.learner.adapter))
-  broken = ~np.isfinite(metrics.local_norm) | [
-    not np.isfinite(loss[:len(steps)]).all()
-    for loss, steps in zip(metrics.train_loss, study.schedule.plan[number - 1], strict=True)]
-  unheard = shared & (metrics.weights == 0)
-  for name, bad in zip(line['sites'], broken & ~unheard, strict=True):
+  came = np.flatnonzero(turn.steps)
+  names = [participant_names(study)[site] for site in turn.cohort.sites[came]]
+  weights, local_norm = metrics.weights[came], metrics.local_norm[came]
+  broken = ~np.isfinite(local_norm) | [
+    not np.isfinite(metrics.train_loss[place, :turn.steps[place]]).all() for place in came]
+  unheard = shared & (weights == 0)
+  for name, bad in zip(names, broken & ~unheard, strict=True):
     if bad:
       raise RuntimeError(
         f'round {number}: the loss or update of site {name} is not finite; rounds before it are '
-        'kept. Lower config.optim.learning_rate')
+        f'kept. Lower {study.learner.rate_key}')
   if shared and unheard.all():
     raise RuntimeError(
       f'round {number}: no site has a finite validation loss; rounds before it are kept. Lower '
       f'{study.learner.rate_key}')
-  if not (metrics.local_norm[~broken] > 0).all() or (shared and not metrics.step_norm > 0):
+  if not (local_norm[~broken] > 0).all() or (shared and not metrics.step_norm > 0):
     raise RuntimeError(f'round {number}: an update is zero, nothing was learnt')
   if not metrics.expected_gap <= _STEP_TOLERANCE * max(metrics.step_norm, 1e-30):
     raise RuntimeError(f'round {number}: the server moved by something else than the aggregate')
   return [
     f'round {number}: site {name} weighs 0, its validation loss is not finite'
-    for name, silent in zip(line['sites'], unheard, strict=True) if silent]
+    for name, silent in zip(names, unheard, strict=True) if silent]
 
 
 def _round_sentence(line: dict, rounds: int) -> str:
+  head = f'round {line["round"]}/{rounds}'
+  if line.get('skipped'):
+    return f'{head}: skipped, none of its {len(line["sites"])} sites sent anything'
   parts = [
-    f'{name} {loss:.3f} (weight {weight:.2f})'
+    f'{name} sent nothing' if loss is None else f'{name} {loss:.3f} (weight {weight:.2f})'
     for name, loss, weight in zip(line['sites'], line['train_loss'], line['weights'], strict=True)]
-  return f'round {line["round"]}/{rounds}: mean training loss ' + ', '.join(parts)
+  more = f' and {len(parts) - _NAMED} more' if len(parts) > _NAMED else ''
+  return f'{head}: mean training loss ' + ', '.join(parts[:_NAMED]) + more
 
 
 def _adapters(study: Study, state: FedState | None, folder: Path) -> dict[Path, dict]:
@@ -260,7 +276,8 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
 
   seconds = total('seconds')
   # What the same exchanges would have cost with the whole model, both ways.
-  exchanges = sum(2 * len(line['sites']) for line in lines if line['bytes_up'])
+  exchanges = sum(
+    count > 0 for line in lines for count in line['site_bytes_up'] + line['site_bytes_down'])
   return writer.plain({
     'preset': study.options.preset, 'seed': study.options.seed, 'rounds': len(lines),
     'sites': [site.name for site in study.data.sites],
@@ -277,6 +294,8 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
     'copy_rate': np.mean([site.copy_rate for site in scores.values()]),
     'parse_failure_rate': np.mean([site.parse_failure_rate for site in scores.values()]),
     'site_weights': [line['weights'] for line in lines],
+    'cohorts': [line['sites'] for line in lines],
+    'simulated_seconds': total('simulated_seconds'),
     'zero_shot': zero_shot and {'scores': shown(zero_shot)},
     **learner.summary,
   })

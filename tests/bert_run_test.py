@@ -84,8 +84,9 @@ def test_it_learns_and_says_what_was_sent(finished, bert_folder):
   sent = sum(x.size for name, x in tensors.items() if '.embeddings.' not in name)
   whole = sum(x.size for x in tensors.values())
   assert (summary['adapter_parameters'], summary['base_parameters']) == (sent, whole)
-  # Float32, three sites, two rounds; the full model goes both ways.
-  assert summary['bytes_up'] == summary['bytes_down'] == sent * 4 * 3 * 2
+  # Float32 and a header, three sites, two rounds; the full model goes both ways.
+  assert summary['bytes_up'] == (sent * 4 + 28) * 3 * 2
+  assert summary['bytes_down'] == (sent * 4 + 12) * 3 * 2
   assert summary['bytes_full_model'] == whole * 4 * 3 * 2 * 2
   # The clinic does not annotate treatments: it neither predicts nor scores them.
   clinic = summary['scores']['synthetic_clinic']['ner']
@@ -138,6 +139,38 @@ def test_stopped_after_round_one_it_ends_alike(finished, command, tmp_path, monk
     for folder in (workdir, finished))
   for key in theirs:
     np.testing.assert_array_equal(ours[key], theirs[key])
+
+
+def test_cohorts_by_size_failures_and_compressed_updates(command, tmp_path):
+  """As for an adapter: n_k, here windows, is what sites are drawn by and what is undone."""
+  workdir = tmp_path / 'cohorts'
+  assert main.main(command(
+    workdir, '--config.fed.cohort_size=2', '--config.fed.sampler=size',
+    '--config.fed.rounds=5', '--config.fed.local_steps=2',
+    '--config.fed.outbound=int8', '--config.fed.error_feedback=True',
+    '--config.simulation.failure=0.3', '--config.simulation.step_seconds=3.0',
+    '--config.eval.max_examples=1')) == 0
+  summary = summary_of(workdir)
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  rows = [line.split(',') for line in (workdir / 'ledger.csv').read_text().splitlines()[1:]]
+  assert len({tuple(line['sites']) for line in lines}) > 1
+  # No site is so large that it always comes.
+  assert 2 * max(summary['train_examples']) < sum(summary['train_examples'])
+  for line in lines:
+    came = [steps > 0 for steps in line['steps']]
+    assert [weight > 0 for weight in line['weights']] == came
+    assert [count > 0 for count in line['site_bytes_up']] == came
+    # Drawn by n and weighed by n / n, all weigh alike.
+    np.testing.assert_allclose(line['weights'], np.array(came) / max(sum(came), 1), rtol=1e-5)
+    own = [row for row in rows if row[0] == str(line['round'])]
+    assert sum(int(row[-1]) for row in own) == line['bytes_up']
+    assert sum(int(row[-2]) for row in own) == line['bytes_down']
+  leaves = {row[3] for row in rows if row[2] == 'adapter'}
+  # A byte a value, a scale a tensor and the header.
+  sent = sum(steps > 0 for line in lines for steps in line['steps'])
+  assert 0 < sent < 10
+  assert summary['bytes_up'] == (summary['adapter_parameters'] + 4 * len(leaves) + 28) * sent
+  assert summary['bytes_full_model'] == summary['base_parameters'] * 4 * (10 + sent)
 
 
 def test_modifiers_of_a_marked_main_entity(command, tmp_path):

@@ -63,7 +63,9 @@ def test_the_files_of_a_run(finished):
   # Rank 4 on seven projections of 2 layers: 4 (D_in + D_out) each; float32, 3 sites, 2 rounds.
   parameters = 2 * 4 * (32 + 24 + 24 + 32 + 3 * 40)
   assert summary['adapter_parameters'] == parameters
-  assert summary['bytes_up'] == summary['bytes_down'] == parameters * 4 * 3 * 2
+  # And a header: round, site, n_k and four numbers for the log up, round and key down.
+  assert summary['bytes_up'] == (parameters * 4 + 28) * 3 * 2
+  assert summary['bytes_down'] == (parameters * 4 + 12) * 3 * 2
   assert summary['bytes_full_model'] == summary['base_parameters'] * 4 * 3 * 2 * 2
   assert summary['local_steps'] == 12
   lines = [json.loads(line) for line in (finished / 'metrics.jsonl').read_text().splitlines()]
@@ -246,6 +248,76 @@ def test_a_finished_run_goes_on_with_more_rounds(command, tmp_path, monkeypatch)
   assert [line['round'] for line in lines] == [1, 2]
   assert summary['rounds'] == 2 and summary['local_steps'] == 12
   assert main.main(one) == 2
+
+
+def test_cohorts_failures_and_compressed_updates(command, tmp_path, monkeypatch, capsys):
+  """Two of three sites a round, broken down in three of ten cases, four-bit updates: the lines, the
+  ledger and the summary tell the same, and a stop changes nothing."""
+  more = (
+    '--config.fed.cohort_size=2', '--config.fed.outbound=int4', '--config.fed.block=64',
+    '--config.fed.top_k=0.5', '--config.fed.error_feedback=True', '--config.fed.rounds=6',
+    '--config.simulation.failure=0.3', '--config.simulation.step_seconds=3.0',
+    '--config.simulation.speed_spread=0.3', '--config.simulation.bandwidth=1e5',
+    '--config.eval.zero_shot=False', '--config.data.external=()', '--config.eval.max_examples=1',
+    # Few leaves: compiling the round is what costs.
+    '--config.lora.targets=("q_proj","v_proj")')
+  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+  assert main.main(command(whole, *more)) == 0
+  out = capsys.readouterr().out
+  summary = json.loads((whole / 'summary.json').read_text())
+  lines = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines()]
+  assert len({tuple(line['sites']) for line in lines}) > 1
+  # This seed has rounds in which none, one and both come.
+  assert {sum(steps > 0 for steps in line['steps']) for line in lines} == {0, 1, 2}
+  rows = [line.split(',') for line in (whole / 'ledger.csv').read_text().splitlines()[1:]]
+  assert summary['cohorts'] == [line['sites'] for line in lines]
+  for line in lines:
+    assert len(line['sites']) == 2
+    came = [steps > 0 for steps in line['steps']]
+    assert [weight > 0 for weight in line['weights']] == came
+    assert [count > 0 for count in line['site_bytes_up']] == came
+    assert all(line['site_bytes_down'])
+    assert line.get('skipped', False) == (not any(came))
+    assert (f'round {line["round"]}/6: skipped, none of its 2 sites' in out) != any(came)
+    assert line['simulated_seconds'] == max(line['site_seconds']) > 0
+    for site, down, up in zip(
+        line['sites'], line['site_bytes_down'], line['site_bytes_up'], strict=True):
+      own = [row for row in rows if row[:2] == [str(line['round']), site]]
+      assert sum(int(row[-1]) for row in own) == up
+      assert sum(int(row[-2]) for row in own) == down
+  assert summary['bytes_up'] == sum(sum(line['site_bytes_up']) for line in lines)
+  messages = sum(
+    count > 0 for line in lines for count in line['site_bytes_up'] + line['site_bytes_down'])
+  assert summary['bytes_full_model'] == summary['base_parameters'] * 4 * messages
+  # Half of the values in 4 bits, a bit a value for the mask, scales: about 1/10 of 32 bits.
+  assert 0.09 < summary['bytes_up'] / sum(
+    summary['adapter_parameters'] * 4 * (s > 0) for line in lines for s in line['steps']) < 0.12
+
+  # Stopped after a round that was skipped, while sites owe what they left out before.
+  assert lines[3]['skipped'] and lines[3]['bytes_down'] and lines[5]['local_steps']
+
+  def stop(line, rounds):
+    if line['round'] == 4:
+      raise KeyboardInterrupt
+    return ''
+
+  with monkeypatch.context() as patch:
+    patch.setattr(run, '_round_sentence', stop)
+    assert main.main(command(stopped, *more)) == 130
+  assert main.main(command(stopped, *more)) == 0
+  ours, theirs = (
+    safetensors.numpy.load_file(folder / 'adapter' / 'adapter_model.safetensors')
+    for folder in (stopped, whole))
+  for key in ours:
+    np.testing.assert_array_equal(ours[key], theirs[key])
+  assert (stopped / 'ledger.csv').read_text() == (whole / 'ledger.csv').read_text()
+
+
+def test_a_deadline_that_nobody_can_keep(command, tmp_path, capsys):
+  assert main.main(command(
+    tmp_path / 'late', '--config.simulation.step_seconds=9.0', '--config.simulation.deadline=5.0',
+    '--config.eval.zero_shot=False')) == 1
+  assert 'in none of 2 rounds did a site send anything' in capsys.readouterr().err
 
 
 def test_the_gpu_configuration_on_a_tiny_model(command, tmp_path):

@@ -89,7 +89,7 @@ def encode_label_site(
 
 def label_schedule(
   sites: Sequence[SiteData], *, task: str, labels: Sequence[str], max_length: int,
-  batch_size: int, pooled: bool, weight_by: str, **plan,
+  batch_size: int, weight_by: str, **plan,
 ) -> Schedule:
   """Plans all steps of all rounds, and the shape [B, T] they share.
 
@@ -99,19 +99,19 @@ def label_schedule(
     The others: see `schedule.plan_rounds`.
   """
   sites = tuple(sites)
-  rounds = schedules.plan_rounds(sites, batch_size=batch_size, pooled=pooled, **plan)
+  sizes = {'examples': lambda example: 1, 'tokens': lambda example: len(example.places)}
+  rounds, weights = schedules.plan_rounds(
+    sites, sizes[weight_by], batch_size=batch_size, **plan)
   steps = schedules.all_steps(sites, rounds, batch_size)
   rows = max(len(step) for step in steps)
   longest = max(len(example.tokens) for step in steps for example in step)
   width = min(round_up(longest, 16), max_length)
-  sizes = {'examples': lambda example: 1, 'tokens': lambda example: len(example.places)}
 
   def pack(site: SiteData, examples: Sequence[LabelExample]) -> LabelBatch:
     return label_batch(
       examples, rows, width, allowed_labels(labels, TASKS[task].asked(site.types)))
 
   blank = label_batch((), rows, width, allowed_labels(labels, ()))
-  weights = schedules.site_weights(sites, pooled, sizes[weight_by])
   return Schedule(sites, rounds, weights, Layout(pack, blank), batch_size)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedmedjax.data import pack
 from fedmedjax.data.site import SPLIT_SEED, SiteData
+from fedmedjax.types import InputError
 
 
 class Step(NamedTuple):
@@ -40,9 +41,15 @@ class Schedule(NamedTuple):
   layout: Layout
   batch_size: int
 
+  @property
+  def most_steps(self) -> int:
+    """K: so many of any participant in any round."""
+    return max(len(one) for steps in self.plan for one in steps)
+
 
 def plan_rounds(
   sites: Sequence[SiteData],
+  size: Callable[[Any], int],
   *,
   rounds: int,
   local_steps: int,
@@ -50,36 +57,42 @@ def plan_rounds(
   batch_size: int,
   seed: int,
   pooled: bool,
-) -> Plan:
-  """Which examples every step of every round holds.
+  cohorts_of: Callable[[np.ndarray], Sequence[Sequence[int]]] | None = None,
+) -> tuple[Plan, np.ndarray]:
+  """(which examples every step of every round holds, f32[S] or pooled f32[1] n_k).
 
   A site takes `local_steps` steps a round or, when that is 0, ceil(n / batch_size) *
-  local_epochs. Pooled, one participant takes the very steps that all sites would have taken,
+  local_epochs. Pooled, one participant takes the very steps that the cohort would have taken,
   shuffled: the same examples and the same number of steps as the federation.
+
+  Args:
+    size: of an example; n_k adds it up over a site's training examples.
+    cohorts_of: (f32[S] n_k) -> the sites of each round, the others take no step; None = all of
+      them in every round.
+
+  Raises:
+    InputError: no site is in any cohort.
   """
+  sizes = np.asarray([sum(size(example) for example in site.train) for site in sites], np.float32)
+  cohorts = cohorts_of(sizes) if cohorts_of else [range(len(sites))] * rounds
   plan = []
   for number in range(rounds):
-    steps = []
+    steps: list[tuple[Step, ...]] = []
     for index, site in enumerate(sites):
       lengths = np.asarray([len(example.tokens) for example in site.train])
       count = local_steps or local_epochs * -(-len(lengths) // batch_size)
-      members = pack.site_steps(lengths, batch_size, seed, index, number * count, count)
+      taken = count if index in cohorts[number] else 0
+      members = pack.site_steps(lengths, batch_size, seed, index, number * count, taken)
       steps.append(tuple(Step(index, chosen) for chosen in members))
     if pooled:
       together = [step for one in steps for step in one]
       order = np.random.default_rng((seed, number)).permutation(len(together))
       steps = [tuple(together[i] for i in order)]
     plan.append(tuple(steps))
-  return tuple(plan)
-
-
-def site_weights(
-  sites: Sequence[SiteData], pooled: bool, size: Callable[[Any], int]
-) -> np.ndarray:
-  """f32[S] (or [1] when pooled): n_k, `size` added up over a site's training examples."""
-  weights = np.asarray(
-    [sum(size(example) for example in site.train) for site in sites], np.float32)
-  return weights.sum(keepdims=True) if pooled else weights
+  if not any(one for steps in plan for one in steps):
+    raise InputError(
+      f'config.fed.cohort_size: no site is drawn in {rounds} rounds; raise it or take another seed')
+  return tuple(plan), sizes.sum(keepdims=True) if pooled else sizes
 
 
 def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[list]:
@@ -91,7 +104,7 @@ def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[li
 
 
 def make_schedule(
-  sites: Sequence[SiteData], *, batch_size: int, pooled: bool, weight_by: str, loss_on: str, **plan
+  sites: Sequence[SiteData], *, batch_size: int, weight_by: str, loss_on: str, **plan
 ) -> Schedule:
   """Plans all steps of all rounds of a language model, and the one packed shape they share.
 
@@ -101,15 +114,14 @@ def make_schedule(
     The others: see `plan_rounds`.
   """
   sites = tuple(sites)
-  steps = plan_rounds(sites, batch_size=batch_size, pooled=pooled, **plan)
   sizes = {'examples': lambda example: 1, 'tokens': lambda e: pack.supervised(e, loss_on)}
+  steps, weights = plan_rounds(sites, sizes[weight_by], batch_size=batch_size, **plan)
   prefix = max(len(site.instruction) for site in sites) - 1
   shape = pack.plan_shape(all_steps(sites, steps, batch_size), prefix, loss_on)
   layout = Layout(
     lambda site, examples: pack.pack(site.instruction, examples, shape, loss_on),
     pack.blank(shape, loss_on))
-  return Schedule(
-    sites, steps, site_weights(sites, pooled, sizes[weight_by]), layout, batch_size)
+  return Schedule(sites, steps, weights, layout, batch_size)
 
 
 def _validation_steps(site: SiteData, batch_size: int) -> list[list]:
@@ -124,11 +136,28 @@ def _validation_steps(site: SiteData, batch_size: int) -> list[list]:
   ]
 
 
-def round_arrays(schedule: Schedule, number: int) -> tuple[Any, np.ndarray]:
-  """(batches [C, K, ...], step_mask bool[C, K]) of round `number`, K the most steps of a site."""
-  steps = schedule.plan[number]
-  longest = max(len(one) for one in steps)
-  layout = schedule.layout
+def _taken(schedule: Schedule, number: int, cohort, steps) -> list[tuple[Step, ...]]:
+  """The steps of each participant of the cohort, the first `steps` of those planned."""
+  plan = schedule.plan[number]
+  if cohort is None:
+    return list(plan)
+  return [plan[index][:count] for index, count in zip(cohort, steps, strict=True)]
+
+
+def round_arrays(
+  schedule: Schedule,
+  number: int,
+  cohort: Sequence[int] | None = None,
+  steps: Sequence[int] | None = None,
+) -> tuple[Any, np.ndarray]:
+  """(batches [C, K, ...], step_mask bool[C, K]) of round `number`, K = schedule.most_steps.
+
+  Args:
+    cohort: i[C] participants; None = all of them with all their steps.
+    steps: i[C] how many steps each takes; the others are padding.
+  """
+  longest, layout = schedule.most_steps, schedule.layout
+  taken = _taken(schedule, number, cohort, steps)
 
   def packed(step: Step):
     site = schedule.sites[step.site]
@@ -136,9 +165,9 @@ def round_arrays(schedule: Schedule, number: int) -> tuple[Any, np.ndarray]:
 
   batches = pack.stack([
     pack.stack([packed(step) for step in one] + [layout.blank] * (longest - len(one)))
-    for one in steps
+    for one in taken
   ])
-  mask = np.asarray([[k < len(one) for k in range(longest)] for one in steps])
+  mask = np.asarray([[k < len(one) for k in range(longest)] for one in taken])
   return batches, mask
 
 
@@ -156,10 +185,15 @@ def validation_arrays(schedule: Schedule) -> tuple[Any, np.ndarray] | None:
   return pack.stack(batches), one_hot
 
 
-def round_work(schedule: Schedule, number: int) -> tuple[int, int]:
-  """(examples trained on, their tokens with the instruction once a step) of one round."""
+def round_work(
+  schedule: Schedule,
+  number: int,
+  cohort: Sequence[int] | None = None,
+  steps: Sequence[int] | None = None,
+) -> tuple[int, int]:
+  """(examples trained on, their tokens with the instruction once a step), see `round_arrays`."""
   examples, tokens = 0, 0
-  for one in schedule.plan[number]:
+  for one in _taken(schedule, number, cohort, steps):
     for step in one:
       site = schedule.sites[step.site]
       examples += len(step.members)

@@ -55,7 +55,7 @@ def adaptive_mean(
     temperature: tau > 0.
     floor: eps in [0, 1), the share spread evenly.
     ema: mu in [0, 1): w <- mu w_prev + (1 - mu) w, renormalised over the cohort; a site's
-      previous weight is the one of the last round it took part in.
+      previous weight is the one of the last round in which it sent something.
   """
 
   def init(adapter, num_sites):
@@ -67,7 +67,8 @@ def adaptive_mean(
     chosen = adaptive_weights(
       weights, losses, size_power=size_power, loss_power=loss_power, temperature=temperature,
       floor=floor)
-    previous = state[cohort]
+    present, held = weights > 0, state[cohort]
+    previous = jnp.where(present, held, 0.0)
     known = previous.sum()
     smooth = ema * previous / jnp.maximum(known, 1e-30) + (1.0 - ema) * chosen
     # A site whose loss is not finite stays at 0 whatever it weighed before.
@@ -75,6 +76,7 @@ def adaptive_mean(
     smooth = smooth / jnp.maximum(smooth.sum(), 1e-30)
     chosen = jnp.where((ema > 0) & (known > 0), smooth, chosen)
     reported = losses if loss_power else jnp.full_like(losses, jnp.nan)
-    return weighted_sum(updates, chosen), state.at[cohort].set(chosen), chosen, reported
+    state = state.at[cohort].set(jnp.where(present, chosen, held))
+    return weighted_sum(updates, chosen), state, chosen, reported
 
   return Aggregator(init, update)

@@ -43,20 +43,23 @@ def federated_algorithm(
   Order inside a round: gather the cohort's state; start = shared leaves of the server and own
   private leaves; local training over the sites; update = local - start on shared leaves;
   outbound per site; aggregate; server optimiser on -update; server side of the rule; scatter the
-  site state. FedAvg (arXiv:1602.05629) is plain rule, everything shared, identity outbound, size
-  weights and a server optimiser that adds the aggregate.
+  site state. A site of weight 0 (padding, or one that sends nothing) counts as an update of 0 and
+  keeps the state it had; a round in which all weigh 0 is not to be run. FedAvg (arXiv:1602.05629)
+  is plain rule, everything shared, identity outbound, size weights and a server optimiser that
+  adds the aggregate.
 
   Args:
     loss_fn: for the validation losses, if the aggregator asks for them.
     map_sites: from `fed/sites.py`.
     num_sites: S.
     on_step: see `local_training`.
-    The other parts: values of `fed/types.py`; outbound and server_optimizer are optax's.
+    The other parts: values of `fed/types.py`; outbound and server_optimizer are optax's, and
+      outbound may take the keyword `key`, which differs by round and site.
   """
   train = local_training(gradient_fn, optimizer, rule, sharing, on_step)
 
   private = partial(_private, sharing)
-  one_site = _site_program(train, rule, sharing, outbound)
+  one_site = _site_program(train, rule, sharing, optax.with_extra_args_support(outbound))
 
   def init(adapter):
     server_ctrl, site_ctrl = rule.init(adapter)
@@ -71,7 +74,7 @@ def federated_algorithm(
   def round_fn(state, base, data, cohort, val, key):
     own = jax.tree.map(lambda x: x[cohort], state.sites)
     sent, own, ctrl_delta, losses, local_norm = map_sites(partial(one_site, state, base, key))(
-      cohort, own, data.batches, data.step_mask)
+      cohort, own, data.batches, data.step_mask, data.weight > 0)
 
     def site_loss():
       def one(update):
@@ -108,18 +111,20 @@ def _private(sharing: Sharing, adapter):
 
 
 def _site_program(train, rule: LocalRule, sharing: Sharing, outbound):
-  """What one site does in a round, from its anchor to what it sends."""
+  """What one site does in a round, from its anchor to what it sends; if absent, nothing."""
 
-  def one_site(state, base, key, site, site_state, batches, step_mask):
+  def one_site(state, base, key, site, site_state, batches, step_mask, present):
     anchor = tree.choose(sharing.shared, state.adapter, site_state.adapter)
+    train_key, outbound_key = jax.random.split(jax.random.fold_in(key, site))
     adapter, losses, num_steps = train(
-      anchor, base, batches, step_mask, state.ctrl, site_state.ctrl, site,
-      jax.random.fold_in(key, site))
+      anchor, base, batches, step_mask, state.ctrl, site_state.ctrl, site, train_key)
     learnt = jax.tree.map(jnp.subtract, adapter, anchor)
     update = tree.select(learnt, sharing.shared)
-    sent, outbound_state = outbound.update(update, site_state.outbound)
+    sent, outbound_state = outbound.update(update, site_state.outbound, key=outbound_key)
     ctrl, ctrl_delta = rule.finish(anchor, adapter, num_steps, state.ctrl, site_state.ctrl)
     kept = SiteState(_private(sharing, adapter), ctrl, outbound_state)
+    kept = jax.tree.map(partial(jnp.where, present), kept, site_state)
+    sent, ctrl_delta = jax.tree.map(lambda x: jnp.where(present, x, 0), (sent, ctrl_delta))
     return sent, kept, ctrl_delta, losses, tree.norm(learnt)
 
   return one_site

@@ -24,7 +24,7 @@ class LocalData(NamedTuple):
 
   batches: Tree      # leaves [C, K, ...]
   step_mask: Array   # bool[C, K]: False = padding, no step is taken
-  weight: Array      # f32[C]: n_k, the size a site reports
+  weight: Array      # f32[C]: n_k, the size a site reports; 0 = padding or sends nothing
 
 
 class Validation(NamedTuple):

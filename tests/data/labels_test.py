@@ -185,6 +185,14 @@ def test_sites_and_steps(tokenizer):
     sites, task='ner', labels=NER, max_length=40, batch_size=8, pooled=True, weight_by='tokens',
     rounds=1, local_steps=0, local_epochs=1, seed=0)
   assert by_words.weights.tolist() == [batches.weight.sum()]
+  drawn = label_steps.label_schedule(
+    sites, task='ner', labels=NER, max_length=40, batch_size=8, pooled=False, weight_by='tokens',
+    rounds=2, local_steps=3, local_epochs=1, seed=0,
+    cohorts_of=lambda sizes: [[int(sizes.argmax())], [int(sizes.argmin())]])
+  order = np.argsort(-drawn.weights)
+  assert [[len(one) for one in steps] for steps in drawn.plan] == [
+    [3 * (site == place) for site in (0, 1)] for place in order]
+  assert not schedules.round_arrays(drawn, 0, order, (3, 0))[0].weight[1].any()
 
 
 def test_test_windows_carry_no_gold(tokenizer):

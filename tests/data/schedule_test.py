@@ -5,7 +5,7 @@ import pytest
 
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.tokenize import TokenExample
-from fedmedjax.types import Batch
+from fedmedjax.types import Batch, InputError
 
 
 def site(name: str, count: int, first_token: int, validation: int = 3) -> schedules.SiteData:
@@ -89,3 +89,32 @@ def test_validation_is_grouped_by_site():
 def test_rounds_do_not_depend_on_how_many_are_planned():
   short, long = plan(rounds=1), plan(rounds=3)
   assert examples_of(short, 0) == examples_of(long, 0)
+
+
+def test_a_cohort_takes_its_own_steps_and_no_others():
+  """Sites c and a of all three, two steps of a's six; b is planned in round 1 only."""
+  schedule = plan(local_epochs=2, cohorts_of=lambda sizes: [(0, 2), (1,), (0, 1, 2)])
+  assert [len(one) for one in schedule.plan[0]] == [6, 0, 2] and schedule.most_steps == 6
+  batches, mask = schedules.round_arrays(schedule, 0, (2, 0), (2, 2))
+  assert mask.shape == (2, 6) and mask.sum(axis=1).tolist() == [2, 2]
+  everyone, _ = schedules.round_arrays(plan(local_epochs=2), 0)
+  for ours, theirs in zip(batches, everyone, strict=True):
+    np.testing.assert_array_equal(ours[0, :2], theirs[2, :2])
+    np.testing.assert_array_equal(ours[1, :2], theirs[0, :2])
+  assert not batches.target_weight[~mask].any()
+  examples = sum(len(schedule.plan[0][site][k].members) for site in (0, 2) for k in (0, 1))
+  assert schedules.round_work(schedule, 0, (2, 0), (2, 2))[0] == examples
+  # Padding of a later cohort: a place with no step.
+  assert schedules.round_arrays(schedule, 1, (1, 0), (4, 0))[1].sum(axis=1).tolist() == [4, 0]
+
+
+def test_pooled_takes_the_steps_of_the_cohorts():
+  def cohorts_of(sizes):
+    assert sizes.tolist() == [10, 5, 3]  # each site's own, pooled or not
+    return [(0, 2), (1,), (0, 1, 2)]
+
+  apart, pooled = plan(cohorts_of=cohorts_of), plan(cohorts_of=cohorts_of, pooled=True)
+  for number in range(3):
+    assert examples_of(apart, number) == examples_of(pooled, number)
+  with pytest.raises(InputError, match='no site is drawn in 2 rounds'):
+    plan(rounds=2, cohorts_of=lambda sizes: [(), ()])

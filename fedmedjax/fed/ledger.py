@@ -1,0 +1,132 @@
+"""What a round's exchange costs: exact bytes by site, tensor and codec, and the whole model's.
+
+A message is the tensors that travel, each in its codec's arrays, and a header; its length follows
+from shapes alone. Names, shapes, ranks and codecs are agreed once, before the first round, and
+are not charged. So is the delivery of the final adapter: it is no part of training.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedmedjax.fed.outbound import Codec, float32
+from fedmedjax.fed.types import Sharing, Tree
+from fedmedjax.tree import path_string
+
+# What goes with the tensors: name -> (shape, dtype).
+HEADER_UP = {
+  'round': ((), 'int32'), 'site': ((), 'int32'), 'weight': ((), 'float32'),
+  # What metrics.jsonl tells of a site.
+  'steps': ((), 'int32'), 'train_loss': ((), 'float32'), 'last_loss': ((), 'float32'),
+  'local_norm': ((), 'float32'),
+}
+HEADER_DOWN = {'round': ((), 'int32'), 'key': ((2,), 'uint32')}
+
+
+class Entry(NamedTuple):
+  """One array of a message."""
+
+  kind: str      # 'adapter', 'control', 'residual', 'header'
+  tensor: str    # path of the leaf, or the header's field
+  codec: str
+  part: str      # which of the codec's arrays: 'values', 'scales', 'codes', 'indices', 'mask'
+  bytes: int
+
+
+class Exchange(NamedTuple):
+  """What one site receives and sends in a round; both empty when nothing is shared."""
+
+  down: tuple[Entry, ...]
+  up: tuple[Entry, ...]
+
+
+class Row(NamedTuple):
+  """One tensor of one site's exchange in one round, in bytes."""
+
+  round: int
+  site: str
+  kind: str
+  tensor: str
+  codec: str     # on the way up
+  down: int
+  up: int
+
+
+def entries(
+  kind: str, tensors: Tree, codec: Codec, keep: Callable[[str], bool] = lambda path: True
+) -> tuple[Entry, ...]:
+  """The arrays in which the leaves travel whose path `keep` accepts.
+
+  Args:
+    kind: of `Entry`.
+    tensors: leaves with a shape.
+  """
+  out = []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tensors):
+    name = path_string(path)
+    if keep(name):
+      flat = jax.ShapeDtypeStruct((math.prod(leaf.shape),), jnp.float32)
+      parts = jax.eval_shape(codec.encode, flat, jax.random.key(0))
+      out += [
+        Entry(kind, name, codec.name, path_string(part), array.size * array.dtype.itemsize)
+        for part, array in jax.tree_util.tree_leaves_with_path(parts)]
+  return tuple(out)
+
+
+def exchange(
+  adapter: Tree, sharing: Sharing, codec: Codec, *, control: Tree = (), residual: Tree = ()
+) -> Exchange:
+  """One site's messages: down the server's values in float32, up the update in `codec`.
+
+  Args:
+    adapter: the site's, at its own rank; only trained and shared leaves travel.
+    sharing: which these are.
+    codec: of the update.
+    control: control variates, sent both ways in float32.
+    residual: what the server adds to the base, sent down in float32.
+  """
+  travels = lambda path: sharing.trained(path) and sharing.shared(path)  # noqa: E731
+  if not entries('adapter', adapter, float32(), travels):
+    return Exchange((), ())
+
+  def message(codec, header):
+    return (
+      *entries('adapter', adapter, codec, travels), *entries('control', control, float32()),
+      *(Entry('header', name, dtype, 'values', math.prod(shape) * jnp.dtype(dtype).itemsize)
+        for name, (shape, dtype) in header.items()))
+
+  down = message(float32(), HEADER_DOWN) + entries('residual', residual, float32())
+  return Exchange(down, message(codec, HEADER_UP))
+
+
+def num_bytes(message: Iterable[Entry]) -> int:
+  return sum(entry.bytes for entry in message)
+
+
+def by_tensor(message: Iterable[Entry]) -> dict[tuple[str, str], int]:
+  """{(kind, tensor): bytes}, a tensor's arrays together."""
+  totals: dict[tuple[str, str], int] = {}
+  for entry in message:
+    key = entry.kind, entry.tensor
+    totals[key] = totals.get(key, 0) + entry.bytes
+  return totals
+
+
+def table(
+  exchanged: Exchange, rounds: Iterable[tuple[int, Sequence[str], Sequence[bool]]]
+) -> Iterable[Row]:
+  """The ledger of a run, a row a (round, site, tensor).
+
+  Args:
+    exchanged: every site's.
+    rounds: (round, the cohort's sites, whether each of them sent something back).
+  """
+  down, up = by_tensor(exchanged.down), by_tensor(exchanged.up)
+  codecs = {(entry.kind, entry.tensor): entry.codec for entry in (*exchanged.down, *exchanged.up)}
+  for number, sites, sent in rounds:
+    for site, back in zip(sites, sent, strict=True):
+      for key, codec in codecs.items():
+        yield Row(number, site, *key, codec, down.get(key, 0), up.get(key, 0) if back else 0)
