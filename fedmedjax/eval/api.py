@@ -89,9 +89,8 @@ def ask(
   """
   keys = [digest(endpoint.model, question) for question in questions]
   todo = {key: q for key, q in zip(keys, questions, strict=True) if key not in known}
-  advance(sum(key in known for key in keys), '')
+  advance(len(keys) - len(todo), '')
   fresh = asyncio.run(_ask_all(endpoint, todo, limits, keep, advance, say)) if todo else {}
-  advance(len(keys) - sum(key in known for key in keys) - len(todo), '')
   found = {key: known[key] for key in keys if key in known} | fresh
   answers = []
   for key in keys:

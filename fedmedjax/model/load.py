@@ -29,6 +29,7 @@ from fedmedjax.types import InputError
 _FLOAT32 = Placement()
 _INDEX = 'model.safetensors.index.json'
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt')
+_TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'vocab.txt')
 _DTYPES = ('F64', 'F32', 'F16', 'BF16')
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+(@[\w./-]+)?')
 _HUB_FILES = ('config.json', 'generation_config.json', '*.safetensors', _INDEX, 'tokenizer*',
@@ -193,6 +194,10 @@ def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
 
 
 def _load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
+  if not any((folder / name).is_file() for name in _TOKENIZERS):
+    # transformers would build one that knows no word.
+    raise InputError(
+      f'{folder}: its tokenizer cannot be loaded: none of {", ".join(_TOKENIZERS)} is there')
   try:
     return transformers.AutoTokenizer.from_pretrained(
       folder, local_files_only=True, trust_remote_code=False)
