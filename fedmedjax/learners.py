@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedmedjax import tree
+from fedmedjax.data import tasks
 from fedmedjax.data.label_steps import TASKS
 from fedmedjax.data.site import SiteData
 from fedmedjax.eval import evaluate, tagging
@@ -83,7 +84,7 @@ def lora_learner(
     task='ner', scored=lambda site: site.types, answer=answer,
     save=lambda adapter, folder: save_peft(adapter, lora, folder, base.name), folder='adapter',
     summary={'instructions': {
-      site.name: base.tokenizer.decode(site.instruction) for site in sites}})
+      site.name: tasks.instruction(site.types) for site in sites}})
 
 
 def bert_learner(

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from absl import flags
@@ -19,8 +18,8 @@ from absl import flags
 from fedmedjax.experiment import DTYPES, model_path
 from fedmedjax.main import guarded
 from fedmedjax.model.convert import HUGGING_FACE, Placement, tensor_names
-from fedmedjax.model.load import load_model, read_settings
-from fedmedjax.model.peft_format import load_peft, merge_adapter
+from fedmedjax.model.load import load_model, read_settings, resolve
+from fedmedjax.model.peft_format import load_peft, merged_kernel
 from fedmedjax.model.settings import to_hugging_face
 from fedmedjax.types import InputError
 
@@ -28,20 +27,22 @@ SHARD_BYTES = 4_000_000_000
 
 
 def merge(base: str, adapter: Path, output: Path, dtype: str) -> None:
-  """Loads, merges in float32, writes; raises InputError for bad input before it writes."""
+  """Loads in `dtype`, merges in float32, writes; InputError for bad input before it writes."""
   if dtype not in DTYPES:
     raise InputError(f'--dtype={dtype}: one of {", ".join(DTYPES)} is allowed')
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
     raise InputError(f'--output={output}: a folder that is empty or not yet there is allowed')
-  path = model_path(base)
-  model = load_model(path, Placement(jnp.float32))
-  folder = Path(path)
-  settings = read_settings(folder) if (folder / 'config.json').is_file() else (
-    to_hugging_face(model.config, str(path)))
+  folder = resolve(model_path(base))
+  model = load_model(folder, Placement(DTYPES[dtype]))
+  if folder.is_dir():
+    settings = read_settings(folder)
+  else:
+    tokens = {f'{kind}_token_id': getattr(model.tokenizer, f'{kind}_token_id')
+              for kind in ('bos', 'eos', 'pad')}
+    settings = to_hugging_face(model.config, str(folder)) | tokens
   factors, lora = load_peft(adapter, model.config)
-  params = merge_adapter(model.params, factors, lora.scale)
   output.mkdir(parents=True, exist_ok=True)
-  _write_tensors(model.config, params, output, jnp.dtype(DTYPES[dtype]))
+  _write_tensors(model.config, model.params, factors, lora.scale, output)
   for key in ('torch_dtype', 'quantization_config'):
     settings.pop(key, None)
   (output / 'config.json').write_text(json.dumps(settings | {'dtype': dtype}, indent=2) + '\n')
@@ -50,7 +51,8 @@ def merge(base: str, adapter: Path, output: Path, dtype: str) -> None:
     shutil.copy(folder / 'generation_config.json', output)
 
 
-def _write_tensors(config, params: dict, output: Path, dtype: np.dtype) -> None:
+def _write_tensors(config, params: dict, adapter: dict, scale: float, output: Path) -> None:
+  """Beside the base, memory holds one file's tensors; a kernel is merged as it is written."""
   shards: list[dict[str, np.ndarray]] = [{}]
   held = 0
   weight_map, total = {}, 0
@@ -64,8 +66,9 @@ def _write_tensors(config, params: dict, output: Path, dtype: np.dtype) -> None:
     for key in path:
       node = node[key]
     values = node if layer is None else node[layer]
-    values = np.ascontiguousarray(np.asarray((values.T if path[-1] == 'kernel' else values).astype(
-      dtype)))
+    if path[-1] == 'kernel':
+      values = merged_kernel(values, adapter['layers'].get(path[0]), layer, scale).T
+    values = np.ascontiguousarray(np.asarray(values))
     if shards[-1] and held + values.nbytes > SHARD_BYTES:
       flush()
       shards[-1] = {}

@@ -176,6 +176,13 @@ def test_a_broken_safetensors_folder(model_folder, tmp_path, break_it, message):
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('path', ['../nothere', './nothere', 'models/foo.git', 'a--b/c'])
+def test_a_path_that_looks_like_a_hub_id(path):
+  with pytest.raises(InputError, match='no such folder here') as error:
+    load_model(path)
+  assert '\n' not in str(error.value)
+
+
 def test_sites_without_usable_examples(smollm):
   note = Document('n1', 'Chest pain for two days.', (Span(0, 10, 'problem'),), ())
   blank = Document('n2', '  \n', (), ())

@@ -139,7 +139,10 @@ async def _ask_all(
   try:
     # One timeout, around each attempt as a whole; one place that decides about attempts.
     async with openai.AsyncOpenAI(
-      base_url=endpoint.url, api_key=endpoint.key, max_retries=0, timeout=None) as client:
+      base_url=endpoint.url, api_key=endpoint.key, max_retries=0, timeout=None,
+      # Notes go to the address that was named and to no other.
+      http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=None),
+    ) as client:
       async with asyncio.TaskGroup() as group:
         for _ in range(min(limits.concurrency, len(todo))):
           group.create_task(work(client))
@@ -202,9 +205,11 @@ async def _attempt(
       response = await client.chat.completions.with_raw_response.create(**sent)
       return read_reply(response.http_response.content)
   except openai.APIStatusError as error:
-    if error.status_code == 400 and error.param in set(_INSTEAD) & set(sent):
-      refused.add(error.param)
-      return Reply(reason=f'HTTP 400 ({error.param})', again=True)
+    # As text: an endpoint may put anything there.
+    name = str(error.param)
+    if error.status_code == 400 and name in set(_INSTEAD) & set(sent):
+      refused.add(name)
+      return Reply(reason=f'HTTP 400 ({name})', again=True)
     return _refusal(
       endpoint, error.status_code, str(error.code), str(error.param), error.response.headers)
   except (TimeoutError, openai.APITimeoutError):
@@ -222,8 +227,13 @@ def read_reply(content: bytes) -> Reply:
   usage = _field(body, 'usage')
   counts = [_field(usage, name) for name in ('prompt_tokens', 'completion_tokens')]
   counts = [n if type(n) is int and n >= 0 else None for n in counts]
-  text = _field(_field(_field(_field(body, 'choices'), 0), 'message'), 'content')
+  choice = _field(_field(body, 'choices'), 0)
+  text = _field(_field(choice, 'message'), 'content')
   if not isinstance(text, str) or not text.strip():
+    if _field(choice, 'finish_reason') == 'length':
+      # A model that reasons first: the same question would end the same way, and be billed again.
+      return Reply(
+        None, 'no text within max_tokens; raise config.eval.max_new_ratio', False, 0.0, *counts)
     return Reply(None, 'an answer without text, or none that can be read', True, 0.0, *counts)
   # A lone surrogate is legal in JSON, and in no file.
   return Reply(text.encode(errors='replace').decode(), '', False, 0.0, *counts)

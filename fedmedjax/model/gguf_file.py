@@ -43,6 +43,10 @@ def load_gguf(path: Path, placement: Placement) -> BaseModel:
     tokenizer = _tokenizer_from_gguf(fields, str(path))
   except KeyError as error:
     raise InputError(f'{path}: GGUF key {error.args[0]!r} is missing') from None
+  except InputError:
+    raise
+  except (TypeError, ValueError, IndexError, ArithmeticError) as error:
+    raise InputError(f'{path}: not a usable GGUF file: {error}') from None
   if _ARCHITECTURES[fields['general.architecture']][0]:
     for name, tensor in found.items():
       for part, heads in (('.attn_q.', config.num_heads), ('.attn_k.', config.num_kv_heads)):
@@ -103,6 +107,12 @@ def _config_from_gguf(
   width, heads, layers = (
     value(key) for key in ('embedding_length', 'attention.head_count', 'block_count'))
   head_dim = value('attention.key_length', value('rope.dimension_count', width // heads))
+  rotated = value('rope.dimension_count', head_dim)
+  if rotated != head_dim:
+    raise InputError(f'{origin}: rope.dimension_count={rotated} of {head_dim}: all are supported')
+  for key in ('rope.scale_linear', 'rope.scaling.factor'):
+    if value(key, 0.0) not in (0.0, 1.0):
+      raise InputError(f'{origin}: {key}={value(key)}: 1 is supported')
   window = value('attention.sliding_window', 0)
   return LlamaConfig(
     vocab_size=tensors['token_embd.weight'].shape[0] if 'token_embd.weight' in tensors else (
@@ -128,11 +138,12 @@ def _config_from_gguf(
 _WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
   r'|\s*[\r\n]+|\s+(?!\S)|\s+')
-_GPT2 = (None, False)
-# name -> (pattern, whether a word that is a token is taken whole, whatever the merges would do).
+_GPT2 = (None, False, False)
+# name -> (pattern, whether a word that is a token is taken whole, whatever the merges would do,
+# whether texts begin with the start token where the file does not say).
 _SPLITS = {
-  'default': _GPT2, 'gpt-2': _GPT2, 'smollm': _GPT2, 'llama-bpe': (_WORDS % '{1,3}', True),
-  'qwen2': (_WORDS % '', False), 'deepseek-r1-qwen': (_WORDS % '', False),
+  'default': _GPT2, 'gpt-2': _GPT2, 'smollm': _GPT2, 'llama-bpe': (_WORDS % '{1,3}', True, True),
+  'qwen2': (_WORDS % '', False, False), 'deepseek-r1-qwen': (_WORDS % '', False, False),
 }
 
 
@@ -148,7 +159,7 @@ def _tokenizer_from_gguf(fields: dict, origin: str) -> transformers.PreTrainedTo
       'folder of the model')
   words = fields['tokenizer.ggml.tokens']
   merges = [tuple(merge.split(' ')) for merge in fields['tokenizer.ggml.merges']]
-  pattern, whole_words = _SPLITS[split]
+  pattern, whole_words, starts = _SPLITS[split]
   try:
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(
       vocab={word: index for index, word in enumerate(words)}, merges=merges,
@@ -174,4 +185,4 @@ def _tokenizer_from_gguf(fields: dict, origin: str) -> transformers.PreTrainedTo
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend, bos_token=special('bos'), eos_token=special('eos'),
     unk_token=special('unknown'), pad_token=special('padding'),
-    add_bos_token=bool(fields.get('tokenizer.ggml.add_bos_token', False)))
+    add_bos_token=bool(fields.get('tokenizer.ggml.add_bos_token', starts)))

@@ -52,19 +52,9 @@ def load_model(path: str | Path, placement: Placement = _FLOAT32) -> BaseModel:
       architecture that is not supported.
   """
   check_quantization(placement.quantization)
-  file = Path(path).expanduser()
-  if file.is_dir():
-    model = _load_folder(file, placement, file.name)
-  elif file.is_file() and file.suffix == '.gguf':
-    model = load_gguf(file, placement)
-  elif file.is_file() and file.suffix in _PICKLES:
-    raise InputError(_pickle_message(file, file.parent))
-  elif not file.exists() and _HUB_ID.fullmatch(str(path)):
-    model = _load_folder(_hub_folder(str(path)), placement, str(path))
-  else:
-    raise InputError(
-      f'config.model.path={str(path)!r}: a .gguf file, a folder with config.json and '
-      "*.safetensors, or a hub id 'owner/name' is allowed; nothing like it is there")
+  file = resolve(path)
+  model = load_gguf(file, placement) if file.is_file() else _load_folder(
+    file, placement, file.name if Path(path).expanduser() == file else str(path))
   if model.tokenizer.eos_token_id is None:
     raise InputError(f'{path}: its tokenizer names no end token (eos_token)')
   if len(model.tokenizer) > model.config.vocab_size:
@@ -72,6 +62,20 @@ def load_model(path: str | Path, placement: Placement = _FLOAT32) -> BaseModel:
       f'{path}: its tokenizer has {len(model.tokenizer)} tokens, the model '
       f'{model.config.vocab_size}')
   return model
+
+
+def resolve(path: str | Path) -> Path:
+  """The GGUF file or the folder behind a path or hub id; see `load_model`."""
+  file = Path(path).expanduser()
+  if file.is_dir() or file.is_file() and file.suffix == '.gguf':
+    return file
+  if file.is_file() and file.suffix in _PICKLES:
+    raise InputError(_pickle_message(file, file.parent))
+  if not file.exists() and _HUB_ID.fullmatch(str(path)):
+    return _hub_folder(str(path))
+  raise InputError(
+    f'config.model.path={str(path)!r}: a .gguf file, a folder with config.json and '
+    "*.safetensors, or a hub id 'owner/name' is allowed; nothing like it is there")
 
 
 def _pickle_message(file: Path, folder: Path) -> str:
@@ -87,14 +91,18 @@ def _hub_folder(name: str) -> Path:
 
   def snapshot(**options) -> Path:
     return Path(huggingface_hub.snapshot_download(
-      repository, revision=revision or None, allow_patterns=_HUB_FILES, **options))
+      repository, revision=revision or None, allow_patterns=_HUB_FILES,
+      # Mistral's repositories hold their weights twice.
+      ignore_patterns=('consolidated*', 'original/*'), **options))
 
   try:
     folder = snapshot(local_files_only=True)
-    if (folder / 'config.json').is_file() and all(
+    if (folder / 'config.json').is_file() and _has_tokenizer(folder) and all(
         file.is_file() for file in _weight_files(folder, {})):
       return folder
-  except (huggingface_hub.errors.LocalEntryNotFoundError, InputError):
+  except (
+      huggingface_hub.errors.LocalEntryNotFoundError, huggingface_hub.errors.HFValidationError,
+      InputError):
     pass
   try:
     return snapshot()
@@ -193,8 +201,12 @@ def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
   return BaseModel(config, params, tokenizer, name)
 
 
+def _has_tokenizer(folder: Path) -> bool:
+  return any((folder / name).is_file() for name in _TOKENIZERS)
+
+
 def _load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
-  if not any((folder / name).is_file() for name in _TOKENIZERS):
+  if not _has_tokenizer(folder):
     # transformers would build one that knows no word.
     raise InputError(
       f'{folder}: its tokenizer cannot be loaded: none of {", ".join(_TOKENIZERS)} is there')

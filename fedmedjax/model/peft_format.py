@@ -118,18 +118,17 @@ def load_peft(folder: Path, config: LlamaConfig) -> tuple[dict, LoraConfig]:
   return {'layers': layers}, lora
 
 
-def merge_adapter(params: dict, adapter: dict, scale: float) -> dict:
-  """Base kernels plus scale * a @ b, in the kernels' dtype; `params` is left as it is."""
-  layers = dict(params['layers'])
-  for name, factors in adapter['layers'].items():
-    kernel = layers[name]['kernel']
-    # A layer at a time: dense updates of all layers would need the kernels' memory again.
-    update = jax.lax.map(
-      lambda one: (one[0].astype(jnp.float32) + scale * jnp.matmul(
-        one[1], one[2], precision='highest')).astype(one[0].dtype),
-      (kernel, factors['a'], factors['b']))
-    layers[name] = layers[name] | {'kernel': update}
-  return params | {'layers': layers}
+def merged_kernel(kernel: jax.Array, factors: dict | None, layer: int, scale: float) -> jax.Array:
+  """kernel + scale * a[layer] @ b[layer], formed in float32, in the kernel's dtype.
+
+  Args:
+    kernel: [D_in, D_out] of one layer.
+    factors: {'a', 'b'} of the projection in all layers, or None when it is not adapted.
+  """
+  if factors is None:
+    return kernel
+  update = jnp.matmul(factors['a'][layer], factors['b'][layer], precision='highest')
+  return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
 
 
 def _check_settings(settings: Any, path: Path) -> None:

@@ -31,7 +31,7 @@ NF4_BLOCK = 64
 # weights and resolves the rest better; a negative one turns the code book, which has one code
 # more above zero than below. The paper's own comes first and wins ties.
 NF4_FACTORS = np.asarray(
-  [1.0, *(sign * size for sign in (1, -1) for size in (0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05))],
+  [1.0, 0.75, 0.8, 0.85, 0.9, 0.95, 1.05, -0.75, -0.8, -0.85, -0.9, -0.95, -1.0, -1.05],
   np.float32)
 
 

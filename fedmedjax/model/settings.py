@@ -1,6 +1,6 @@
 """Hyper-parameters between a Hugging Face config.json and `LlamaConfig`, both ways."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,15 +10,26 @@ from fedmedjax.types import InputError
 _ATTENTION = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
 _MLP = ('gate_proj', 'up_proj', 'down_proj')
 
-# model_type -> the values it has where config.json does not name them. 'biases' and 'qk_norm' are
-# ours: those families have no key for what all their models share.
-FAMILIES: dict[str, dict[str, Any]] = {
-  'llama': {},
-  'mistral': {'sliding_window': 4096},
-  'qwen2': {
-    'biases': ('q_proj', 'k_proj', 'v_proj'), 'use_sliding_window': False,
-    'max_window_layers': 28},
-  'qwen3': {'qk_norm': True, 'use_sliding_window': False, 'max_window_layers': 28},
+
+class Family(NamedTuple):
+  """What all models of a model_type share, and the values of keys that config.json leaves out."""
+
+  architecture: str
+  biases: tuple[str, ...] = ()
+  qk_norm: bool = False
+  windowed: bool = False      # whether the key sliding_window means anything
+  defaults: dict[str, Any] = {}  # never changed
+
+
+FAMILIES = {
+  'llama': Family('LlamaForCausalLM'),
+  'mistral': Family('MistralForCausalLM', windowed=True, defaults={'sliding_window': 4096}),
+  'qwen2': Family(
+    'Qwen2ForCausalLM', biases=('q_proj', 'k_proj', 'v_proj'), windowed=True,
+    defaults={'use_sliding_window': False, 'max_window_layers': 28}),
+  'qwen3': Family(
+    'Qwen3ForCausalLM', qk_norm=True, windowed=True,
+    defaults={'use_sliding_window': False, 'max_window_layers': 28}),
 }
 
 
@@ -44,7 +55,8 @@ def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConf
     raise InputError(
       f'{origin}: model_type={kind!r}: supported are {", ".join(FAMILIES)} (LLaMA 2 and 3, '
       'DeepSeek-R1-Distill-Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3)')
-  settings = FAMILIES[kind] | settings
+  family = FAMILIES[kind]
+  settings = family.defaults | settings
   try:
     if settings.get('hidden_act', 'silu') != 'silu':
       raise InputError(f"{origin}: hidden_act={settings['hidden_act']!r}: 'silu' is supported")
@@ -56,7 +68,7 @@ def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConf
     theta = float(rope.get('rope_theta', settings.get('rope_theta', 10000.0)))
     heads, layers = int(settings['num_attention_heads']), int(settings['num_hidden_layers'])
     head_dim = int(settings.get('head_dim') or settings['hidden_size'] // heads)
-    biases = set(settings.get('biases', ()))
+    biases = set(family.biases)
     biases |= set(_ATTENTION if settings.get('attention_bias') else ())
     biases |= set(_MLP if settings.get('mlp_bias') else ())
     return LlamaConfig(
@@ -73,8 +85,8 @@ def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConf
       tie_word_embeddings=bool(settings.get('tie_word_embeddings', False)),
       rope_divisors=_rope_divisors(rope, head_dim, theta, origin),
       biases=tuple(name for name in (*_ATTENTION, *_MLP) if name in biases),
-      qk_norm=bool(settings.get('qk_norm', False)),
-      windows=_windows(settings, layers, origin),
+      qk_norm=family.qk_norm,
+      windows=_windows(settings, layers, origin) if family.windowed else (),
     )
   except KeyError as error:
     raise InputError(f'{origin}: key {error.args[0]!r} is missing') from None
@@ -124,21 +136,19 @@ def to_hugging_face(config: LlamaConfig, origin: str) -> dict[str, Any]:
   """
   windowed = bool(config.windows)
   same = [
-    kind for kind, values in FAMILIES.items()
-    if tuple(values.get('biases', ())) == config.biases
-    and values.get('qk_norm', False) == config.qk_norm
-    and (not windowed or 'sliding_window' in values) and len(set(config.windows)) < 2]
+    kind for kind, family in FAMILIES.items()
+    if family.biases == config.biases and family.qk_norm == config.qk_norm
+    and (not windowed or family.windowed and 'sliding_window' in family.defaults)
+    and len(set(config.windows)) < 2]
   if not same:
     raise InputError(f'{origin}: no Hugging Face model type has this combination of features')
   if config.rope_divisors:
     raise InputError(
       f'{origin}: scaled rotary frequencies of a GGUF file cannot be written to config.json; start '
       'from the safetensors folder of the model')
-  architectures = {
-    'llama': 'LlamaForCausalLM', 'mistral': 'MistralForCausalLM', 'qwen2': 'Qwen2ForCausalLM',
-    'qwen3': 'Qwen3ForCausalLM'}
   return {
-    'architectures': [architectures[same[0]]], 'model_type': same[0], 'hidden_act': 'silu',
+    'architectures': [FAMILIES[same[0]].architecture], 'model_type': same[0],
+    'hidden_act': 'silu',
     'vocab_size': config.vocab_size, 'hidden_size': config.hidden_size,
     'intermediate_size': config.intermediate_size, 'num_hidden_layers': config.num_layers,
     'num_attention_heads': config.num_heads, 'num_key_value_heads': config.num_kv_heads,

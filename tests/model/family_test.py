@@ -136,15 +136,24 @@ def test_what_sets_the_families_apart_is_read_from_the_file(family):
     llama.PROJECTIONS if biased else ('q_proj', 'k_proj', 'v_proj') if kind == 'qwen2' else ())
 
 
+def test_a_window_means_nothing_to_a_llama(tmp_path):
+  """As in transformers: converted Mistrals carry the key, their attention is full."""
+  folder = save(build(FAMILIES['llama2']), tmp_path)
+  path = folder / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | dict(sliding_window=16, qk_norm=True)))
+  config = load_model(folder).config
+  assert config.windows == () and not config.qk_norm
+
+
 @pytest.mark.parametrize('change, message', [
   (dict(model_type='gpt2'), 'llama, mistral, qwen2, qwen3'),
   (dict(hidden_act='gelu'), 'hidden_act'),
   (dict(rope_parameters={'rope_type': 'yarn', 'rope_theta': 1e4}), 'yarn'),
   (dict(partial_rotary_factor=0.5), 'partial_rotary_factor'),
-  (dict(layer_types=['linear_attention'] * 3, sliding_window=4), 'layer_types'),
+  (dict(layer_types=['linear_attention'] * 3), 'layer_types'),
 ])
 def test_what_is_not_computed_is_refused(tmp_path, change, message):
-  folder = save(build(FAMILIES['llama31']), tmp_path)
+  folder = save(build(FAMILIES['qwen2']), tmp_path)
   path = folder / 'config.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   with pytest.raises(InputError, match=message):

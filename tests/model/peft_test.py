@@ -72,6 +72,27 @@ def test_peft_reads_what_we_write(model, lora, ranks, tmp_path):
   assert float(np.abs(found - untuned).max()) > 1e-2
 
 
+def test_the_lines_of_the_readme(tmp_path):
+  """The README's own code, fewer tokens, answers what our greedy choice is."""
+  folder = save(build(FAMILIES['llama32']), tmp_path / 'base')
+  loaded = load_model(folder)
+  adapter = trained(loaded.config, LORA)
+  save_peft(adapter, LORA, tmp_path, 'tiny')
+  readme = (Path(__file__).parents[2] / 'README.md').read_text()
+  code = next(b for b in readme.split('```')[1::2] if 'PeftModel' in b).removeprefix('python')
+  names = dict(transformers=transformers, peft=peft, BASE=folder, prompt='w5 w6 w7')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    exec(code.replace('runs/a/adapter', str(tmp_path)).replace('=512', '=4'), names)
+  tokens = loaded.tokenizer('w5 w6 w7')['input_ids']
+  for _ in range(4):
+    found = logits(loaded.config, loaded.params, np.asarray(tokens), adapter, LORA.scale)
+    tokens.append(int(found[-1].argmax()))
+    if tokens[-1] == loaded.tokenizer.eos_token_id:
+      break
+  assert names['answer'] == loaded.tokenizer.decode(tokens[3:])
+
+
 @pytest.mark.parametrize('settings', [
   dict(r=4, lora_alpha=6, target_modules=['k_proj', 'down_proj']),
   dict(r=4, lora_alpha=6, target_modules='all-linear', use_rslora=True),
