@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 # values below. Papers and provenance: METHOD sections 2-4 of the design notes, in README's table.
 METHOD_DEFAULTS = dict(
   size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
-  pooled=False, train=True)
+  pooled=False, train=True, server_optimizer='fedavg', server_learning_rate=1.0,
+  server_momentum=0.9)
 PRESETS = {
   # Fed-MedLoRA, arXiv:2601.22124: factors averaged by number of examples.
   'fed_medlora': {},
@@ -21,6 +22,13 @@ PRESETS = {
   # Fed-MedLoRA+ exactly as the authors' public code does it: softmax(-loss), size ignored, loss
   # over all tokens, the instruction included.
   'fed_medlora_plus_code': dict(size_power=0.0, loss_power=1.0, loss_on='all'),
+  # Server optimisers. Rates are ours: with updates of about 1e-3 an entry, as AdamW makes them, a
+  # step is then about as long as FedAvg's. FedAvgM, arXiv:1909.06335; the others arXiv:2003.00295.
+  'fedavgm': dict(server_optimizer='fedavgm'),
+  'fedadagrad': dict(
+    server_optimizer='fedadagrad', server_learning_rate=3e-3, server_momentum=0.0),
+  'fedadam': dict(server_optimizer='fedadam', server_learning_rate=1e-3),
+  'fedyogi': dict(server_optimizer='fedyogi', server_learning_rate=1e-3),
   # Baselines: the base model alone, each site alone, all notes pooled in one place.
   'zero_shot': dict(train=False),
   'single_site': dict(sharing='nothing'),
@@ -106,6 +114,17 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.floor = 0.0
   # mu: share of the previous round's weights kept, in [0, 1).
   fed.ema = 0.0
+  # How the server takes the aggregate: 'fedavg' (adds it, times the rate), 'fedavgm',
+  # 'fedadagrad', 'fedadam', 'fedyogi'. From the preset.
+  fed.server_optimizer = 'fedavg'
+  # eta: the server's rate. From the preset.
+  fed.server_learning_rate = 1.0
+  # beta of FedAvgM, beta_1 of the adaptive ones, in [0, 1). From the preset.
+  fed.server_momentum = 0.9
+  # beta_2 of FedAdam and FedYogi, in [0, 1).
+  fed.server_b2 = 0.99
+  # tau of the adaptive ones, added to the root of the second moment.
+  fed.server_tau = 1e-3
 
   config.optim = optim = ConfigDict()
   # Peak learning rate of the sites' AdamW.

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs.base import PRESETS, apply_preset
 from fedmedjax.data.pack import LOSS_ON
+from fedmedjax.fed.server import SERVER_OPTIMIZERS
 from fedmedjax.model.llama import REMAT
 from fedmedjax.types import InputError
 
@@ -66,6 +67,9 @@ CHECKS = {
   'fed.loss_power': _NOT_NEGATIVE, 'fed.temperature': _POSITIVE, 'fed.loss_on': _one_of(LOSS_ON),
   'fed.sharing': _one_of(SHARING), 'fed.pooled': _BOOLEAN, 'fed.train': _BOOLEAN,
   'fed.floor': _BELOW_ONE, 'fed.ema': _BELOW_ONE,
+  'fed.server_optimizer': _one_of(tuple(SERVER_OPTIMIZERS)),
+  'fed.server_learning_rate': _POSITIVE, 'fed.server_momentum': _BELOW_ONE,
+  'fed.server_b2': _BELOW_ONE, 'fed.server_tau': _POSITIVE,
   'optim.learning_rate': _POSITIVE, 'optim.b1': _BELOW_ONE, 'optim.b2': _BELOW_ONE,
   'optim.eps': _POSITIVE, 'optim.weight_decay': _NOT_NEGATIVE,
   'optim.clip_norm': _NOT_NEGATIVE, 'optim.warmup_share': _BELOW_ONE,

@@ -17,13 +17,11 @@ from fedmedjax.data.corpora import CORPORA, load_corpus
 from fedmedjax.data.schedule import Schedule, SiteData
 from fedmedjax.eval import evaluate
 from fedmedjax.fed import sharing as sharings
-from fedmedjax.fed.aggregate import adaptive_mean
 from fedmedjax.fed.gradient import mean_gradient
-from fedmedjax.fed.local import adamw
 from fedmedjax.fed.round import federated_algorithm
-from fedmedjax.fed.rules import plain
 from fedmedjax.fed.sites import map_sites
 from fedmedjax.fed.types import FederatedAlgorithm, Sharing, Validation
+from fedmedjax.method import adds_aggregate, algorithm_parts
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.load import BaseModel, load_model
@@ -56,6 +54,7 @@ class Options(NamedTuple):
   zero_shot: bool
   bootstrap_samples: int
   keep: int
+  adds_aggregate: bool   # the server's step must be the aggregate itself
 
 
 class Study(NamedTuple):
@@ -158,7 +157,8 @@ def options(config: ConfigDict) -> Options:
   fed = config.fed
   return Options(
     fed.preset, config.seed, fed.rounds if fed.train else 0, fed.pooled, config.eval.zero_shot,
-    config.eval.bootstrap_samples, config.checkpoint.keep)
+    config.eval.bootstrap_samples, config.checkpoint.keep,
+    adds_aggregate(fed))
 
 
 def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
@@ -173,20 +173,10 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   llama = partial(
     Llama, data.base.config, lora_scale=lora.scale, dtype=DTYPES[config.model.dtype])
   loss_fn = partial(packed_loss, llama(packed_attention, remat=config.model.remat))
-  optim = config.optim
   algorithm = federated_algorithm(
-    loss_fn=loss_fn, gradient_fn=mean_gradient(loss_fn),
-    optimizer=adamw(
-      optim.learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps,
-      weight_decay=optim.weight_decay, clip_norm=optim.clip_norm,
-      warmup_share=optim.warmup_share),
-    rule=plain(), sharing=sharing, outbound=optax.identity(),
-    aggregator=adaptive_mean(
-      size_power=fed.size_power, loss_power=fed.loss_power, temperature=fed.temperature,
-      floor=fed.floor, ema=fed.ema),
-    # The server adds the aggregate as it is: sgd on its negative with rate 1.
-    server_optimizer=optax.sgd(1.0), map_sites=map_sites(fed.chunk),
-    num_sites=len(schedule.weights), on_step=on_step if config.log.steps else None)
+    loss_fn=loss_fn, gradient_fn=mean_gradient(loss_fn), sharing=sharing,
+    outbound=optax.identity(), map_sites=map_sites(fed.chunk), num_sites=len(schedule.weights),
+    on_step=on_step if config.log.steps else None, **algorithm_parts(config))
   adapter = init_adapter(jax.random.key(config.seed), data.base.config, lora)
   generator = evaluate.Generator(
     llama(cached_attention), data.base.tokenizer, config.eval.batch_size,

@@ -163,7 +163,8 @@ def _metrics_line(study: Study, number: int, metrics: RoundMetrics, seconds: flo
     'train_loss': [np.mean(loss) for loss in losses], 'last_loss': [loss[-1] for loss in losses],
     'validation_loss': metrics.validation_loss, 'weights': metrics.weights,
     'update_norm': metrics.update_norm, 'cosine': metrics.cosine,
-    'step_norm': metrics.step_norm, 'product_gap': metrics.product_gap,
+    'step_norm': metrics.step_norm, 'step_cosine': metrics.step_cosine,
+    'product_gap': metrics.product_gap,
     'local_steps': sum(steps),
     # Steps taken over steps laid out: sites computed together wait for the longest.
     'useful_step_share': sum(steps) / (len(steps) * max(steps)),
@@ -196,8 +197,12 @@ def _check_round(study: Study, line: dict, metrics: RoundMetrics) -> list[str]:
       'config.optim.learning_rate')
   if not (metrics.local_norm[~broken] > 0).all() or (shared and not metrics.step_norm > 0):
     raise RuntimeError(f'round {number}: an update is zero, nothing was learnt')
-  if not metrics.expected_gap <= _STEP_TOLERANCE * max(metrics.step_norm, 1e-30):
+  gap = metrics.expected_gap / max(metrics.step_norm, 1e-30)
+  if study.options.adds_aggregate and not gap <= _STEP_TOLERANCE:
     raise RuntimeError(f'round {number}: the server moved by something else than the aggregate')
+  # From rest every server optimiser goes the aggregate's way; later its memory may oppose it.
+  if shared and number == 1 and not metrics.step_cosine > 0:
+    raise RuntimeError('round 1: the server moved away from the aggregate')
   return [
     f'round {number}: site {name} weighs 0, its validation loss is not finite'
     for name, silent in zip(line['sites'], unheard, strict=True) if silent]

@@ -41,3 +41,15 @@ def num_bytes(tree) -> int:
 def norm(tree) -> jax.Array:
   """f32[]: Euclidean norm over all leaves."""
   return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def inner(one, other) -> jax.Array:
+  """f32[]: sum of the products of two trees' entries."""
+  return sum(
+    jnp.einsum('i,i->', x.reshape(-1), y.reshape(-1), precision='highest')
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def cosine(one, other) -> jax.Array:
+  """f32[]: of the angle between two trees; 0 when either is 0."""
+  return inner(one, other) / jnp.maximum(norm(one) * norm(other), 1e-30)

@@ -127,16 +127,13 @@ def _site_program(train, rule: LocalRule, sharing: Sharing, outbound):
 
 def _metrics(anchor, adapter, sent, aggregate, step, weights) -> dict:
   norms = jax.vmap(tree.norm)(sent)
-  inner = sum(
-    jnp.einsum('c...,...->c', x, y, precision='highest')
-    for x, y in zip(jax.tree.leaves(sent), jax.tree.leaves(aggregate), strict=True))
-  mean_norm = tree.norm(aggregate)
   local = jax.tree.map(lambda p, u: p[None] + u, anchor, sent)
   return {
     'weights': weights,
     'update_norm': norms,
-    'cosine': inner / jnp.maximum(norms * mean_norm, 1e-30),
+    'cosine': jax.vmap(tree.cosine, (0, None))(sent, aggregate),
     'step_norm': tree.norm(step),
+    'step_cosine': tree.cosine(step, aggregate),
     'expected_gap': tree.norm(jax.tree.map(jnp.subtract, step, aggregate)),
     'product_gap': product_gap(local, adapter, weights),
   }

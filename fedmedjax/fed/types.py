@@ -98,6 +98,7 @@ class RoundMetrics(NamedTuple):
   update_norm: Array       # f32[C], of what each site sent
   cosine: Array            # f32[C], of each update to the aggregate
   step_norm: Array         # f32[], of the server's step
+  step_cosine: Array       # f32[], of the server's step to the aggregate
   expected_gap: Array      # f32[], |server step - aggregate|: 0 with plain averaging
   product_gap: Array       # f32[], |sum w A B - mean A mean B| / |sum w A B|, see products.py
 
