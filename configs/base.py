@@ -51,6 +51,9 @@ PRESETS = {
   'fedprox': dict(rule='fedprox', rule_strength=0.01),
   # SCAFFOLD, arXiv:1910.06378, option II: plain local steps, plain mean.
   'scaffold': dict(rule='scaffold', local_optimizer='sgd', size_power=0.0),
+  # FedDyn, arXiv:2111.04263, with alpha = 1, plain mean.
+  'feddyn': dict(
+    rule='feddyn', rule_strength=1.0, local_optimizer='sgd', size_power=0.0),
   # Sharing. FFA-LoRA, arXiv:2403.12313: A frozen, B trained and sent.
   'ffa_lora': dict(sharing='only_b'),
   # FedSA-LoRA, arXiv:2410.01463: A sent, B each site's own.
@@ -170,10 +173,11 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.floor = 0.0
   # mu: share of the previous round's weights kept, in [0, 1).
   fed.ema = 0.0
-  # What a local step adds to the gradient: 'plain' (nothing), 'fedprox', 'scaffold'. From the
+  # What a local step adds to the gradient: 'plain' (nothing), 'fedprox', 'scaffold', 'feddyn'.
+  # From the
   # preset.
   fed.rule = 'plain'
-  # mu of FedProx. From the preset.
+  # mu of FedProx, alpha of FedDyn. From the preset.
   fed.rule_strength = 0.0
   # The sites' optimiser: 'adamw', or 'sgd': plain steps at the constant optim.sgd_learning_rate.
   # From the preset.

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedmedjax.fed.types import LocalRule
+from fedmedjax.types import InputError
 
 
 def plain(**_) -> LocalRule:
@@ -58,7 +59,36 @@ def control_variates(*, rate: float, **_) -> LocalRule:
   return LocalRule(init, correct, finish)
 
 
+def dynamic(*, strength: float, **_) -> LocalRule:
+  """FedDyn: g - g_i + alpha (x - anchor); g_i <- g_i - alpha (x_i - anchor).
+
+  Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021, arXiv:2111.04263,
+  algorithm 1. The server keeps h <- h - (alpha / m) sum_i (x_i - anchor) over the cohort, m being
+  all sites, and goes to mean x_i - h / alpha. g_i is a site's gradient where it stopped, if it
+  reached the minimum of its corrected loss; we take the given number of steps towards it.
+
+  Args:
+    strength: alpha > 0.
+  """
+  if not strength:
+    raise InputError('config.fed.rule_strength=0: FedDyn divides by it; a number > 0 is allowed')
+
+  def correct(grad, adapter, anchor, server_ctrl, site_ctrl):
+    return jax.tree.map(
+      lambda g, x, x0, g_i: g - g_i + strength * (x - x0), grad, adapter, anchor, site_ctrl)
+
+  def finish(anchor, adapter, num_steps, server_ctrl, site_ctrl):
+    delta = jax.tree.map(lambda x0, x: strength * (x0 - x), anchor, adapter)
+    return jax.tree.map(jnp.add, site_ctrl, delta), delta
+
+  def server(aggregate, server_ctrl):
+    return jax.tree.map(lambda mean, h: mean - h / strength, aggregate, server_ctrl)
+
+  return LocalRule(control_variates(rate=1.0).init, correct, finish, server)
+
+
 # Name in the configuration -> builder from (strength, rate).
-RULES = {'plain': plain, 'fedprox': proximal, 'scaffold': control_variates}
+RULES = {
+  'plain': plain, 'fedprox': proximal, 'scaffold': control_variates, 'feddyn': dynamic}
 # Those with control variates.
-STATEFUL = ('scaffold',)
+STATEFUL = ('scaffold', 'feddyn')

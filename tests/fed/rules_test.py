@@ -13,6 +13,7 @@ from quadratics import ADAPTER, data, entries, federation, play
 
 from fedmedjax.fed import local, rules
 from fedmedjax.fed.aggregate import adaptive_mean
+from fedmedjax.types import InputError
 
 UNLIKE = dict(targets=(0.0, 1.0), curvatures=(1.0, 4.0))
 
@@ -56,18 +57,44 @@ def test_scaffold_by_hand():
     state.sites.ctrl['layers']['q']['a'][:, 0, 0, 0], (0.2, -3.2), rtol=1e-5)
 
 
-def flipped():
-  """SCAFFOLD with the wrong sign: must not pass for it."""
-  rule = rules.control_variates(rate=0.1)
+def test_feddyn_by_hand():
+  """alpha = 1, one step of rate 0.1 from 0: as FedAvg y = (0, 0.4). g_i = -(0, 0.4), h = -0.2;
+  x = 0.2 + 0.2 = 0.4. Round 2: g = h_i (0.4 - t_i) = (0.4, -2.4); minus g_i: (0.4, -2.0);
+  y = (0.36, 0.6). g_i = (0 + 0.04, -0.4 - 0.2) = (0.04, -0.6), h = -0.2 - 0.08 = -0.28;
+  x = 0.48 + 0.28 = 0.76."""
+  state, _ = play(unlike(rules.dynamic(strength=1.0)), data((1, 1), **UNLIKE), 2)
+  assert entries(state.adapter) == pytest.approx((0.76, 0.76))
+  assert entries(state.ctrl) == pytest.approx((-0.28, -0.28))
+  np.testing.assert_allclose(
+    state.sites.ctrl['layers']['q']['a'][:, 0, 0, 0], (0.04, -0.6), rtol=1e-5)
+
+
+def test_feddyn_without_strength_is_refused():
+  with pytest.raises(InputError, match='rule_strength=0'):
+    rules.dynamic(strength=0.0)
+
+
+def flipped(name):
+  """The rule with the wrong sign of its control variates: must not pass for it."""
+  rule = RULES[name]
+  if name == 'scaffold':
+    return rule._replace(
+      correct=lambda grad, adapter, anchor, c, c_i: rule.correct(grad, adapter, anchor, c_i, c))
   return rule._replace(
-    correct=lambda grad, adapter, anchor, c, c_i: rule.correct(grad, adapter, anchor, c_i, c))
+    correct=lambda grad, adapter, anchor, c, c_i: rule.correct(
+      grad, adapter, anchor, c, jax.tree.map(jnp.negative, c_i)))
+
+
+RULES = {
+  'plain': rules.plain(), 'scaffold': rules.control_variates(rate=0.1),
+  'feddyn': rules.dynamic(strength=2.0)}
 
 
 @pytest.mark.parametrize('name, expected', [
-  ('plain', 0.604), ('scaffold', 0.8), ('flipped', None)])
+  ('plain', 0.604), ('scaffold', 0.8), ('feddyn', 0.8), ('scaffold flipped', None),
+  ('feddyn flipped', None)])
 def test_the_optimum_of_unlike_quadratics(name, expected):
-  rule = {'plain': rules.plain(), 'scaffold': rules.control_variates(rate=0.1),
-          'flipped': flipped()}[name]
+  rule = flipped(name.split()[0]) if 'flipped' in name else RULES[name]
   found = entries(play(unlike(rule), data((10, 10), **UNLIKE), 40)[0].adapter)[0]
   if expected is None:
     assert not abs(found - 0.8) < 0.05
