@@ -240,6 +240,8 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
     batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by,
     cohorts_of=partial(exchange.cohorts, config))
   validation = schedules.validation_arrays(schedule)
+  if fed.local_optimizer == 'sgd':
+    learner = learner._replace(rate_key='config.optim.sgd_learning_rate')
   sharing = SHARINGS[fed.sharing](tree.paths(learner.adapter))
   algorithm = federated_algorithm(
     loss_fn=learner.loss_fn, gradient=mean_gradient, sharing=sharing,

@@ -170,6 +170,10 @@ UNSOUND = (
    'no site may have more than config.lora.rank'),
   (lambda v: v['fed.aggregator'] in FOLDING and v['fed.sampler'] == 'poisson', 'fed.sampler',
    "the room for what joins the base is for cohorts of one size; use 'uniform' or 'size'"),
+  (lambda v: v['fed.aggregator'] in ('median', 'trimmed_mean', 'krum')
+   and v['fed.sampler'] == 'size', 'fed.sampler',
+   'sites drawn by size are weighed to undo it, and this aggregator takes no weights; use '
+   "'uniform'"),
   (lambda v: v['fed.ranks'] and v['fed.outbound'] == 'sign', 'fed.outbound',
    'columns that a site lacks would count in the mean that is the size of all its values'),
   (lambda v: v['fed.error_feedback'] and v['fed.sharing'] == 'alternating', 'fed.error_feedback',

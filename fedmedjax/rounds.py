@@ -56,7 +56,7 @@ def check_round(study: Study, line: dict, turn: Turnout, metrics: RoundMetrics) 
         f'kept. Lower {study.learner.rate_key}')
   if shared and unheard.all():
     raise RuntimeError(
-      f'round {number}: no site has a finite validation loss; rounds before it are kept. Lower '
+      f'round {number}: no site has a finite loss and update; rounds before it are kept. Lower '
       f'{study.learner.rate_key}')
   if not (local_norm[~broken] > 0).all() or (shared and not metrics.step_norm > 0):
     raise RuntimeError(f'round {number}: an update is zero, nothing was learnt')

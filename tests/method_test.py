@@ -113,6 +113,7 @@ def test_mixed_ranks_on_a_language_model(data):
   ('hetlora', ['ranks=(4,8,0)'], 'a tuple of integers >= 1'),
   ('hetlora', ['ranks=(4,8,16)', 'outbound=sign'], 'columns that a site lacks would count'),
   ('krum', ['cohort_size=2'], '2 f + 3 sites'),
+  ('median', ['sampler=size'], 'takes no weights'),
   ('flora', ['sampler=poisson'], 'cohorts of one size'),
   ('flora', ['error_feedback=True'], 'replaces by others'),
   ('rolora', ['error_feedback=True'], 'and so be lost'),
