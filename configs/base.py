@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 # values below. Papers and provenance: METHOD sections 2-4 of the design notes, in README's table.
 METHOD_DEFAULTS = dict(
   size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
-  pooled=False, train=True, learner='lora')
+  pooled=False, train=True, learner='lora', server_optimizer='fedavg', server_learning_rate=1.0,
+  server_momentum=0.9, rule='plain', rule_strength=0.0, local_optimizer='adamw',
+  signal='loss', aggregator='mean', residual_rank=0, kept=1)
 PRESETS = {
   # Fed-MedLoRA, arXiv:2601.22124: factors averaged by number of examples.
   'fed_medlora': {},
@@ -21,6 +23,50 @@ PRESETS = {
   # Fed-MedLoRA+ exactly as the authors' public code does it: softmax(-loss), size ignored, loss
   # over all tokens, the instruction included.
   'fed_medlora_plus_code': dict(size_power=0.0, loss_power=1.0, loss_on='all'),
+  # Fed-MedLoRA+ with other signals, ours: what the average loses without a site, in units of 0.01
+  # nats per token, and how far an update goes down the validation loss's slope.
+  'fed_medlora_loo': dict(loss_power=1.0, signal='loo', temperature=0.01),
+  'fed_medlora_grad': dict(loss_power=1.0, signal='grad', temperature=0.01),
+  # Means of the products A B. FlexLoRA, arXiv:2402.11505, and HLoRA, arXiv:2503.00813: cut to the
+  # rank by SVD. FLoRA, arXiv:2409.05976: stacked into the base. FedEx-LoRA, arXiv:2410.09432: the
+  # residual goes into the base, whole or cut to a rank. LoRA-FAIR, arXiv:2411.14961: B corrected.
+  'flexlora': dict(aggregator='refactorised'),
+  'flora': dict(aggregator='stacked'),
+  'fedex_lora': dict(aggregator='residual'),
+  'fedex_lora_truncated': dict(aggregator='residual', residual_rank=4),
+  'lora_fair': dict(aggregator='corrected'),
+  # HetLoRA, arXiv:2401.06432: zero-padded factors, weighted by the norm of their product.
+  'hetlora': dict(
+    aggregator='padded_mean', signal='product_norm', size_power=0.0, loss_power=1.0),
+  # Robust means. Median and trimmed mean, arXiv:1803.01498; geometric median, arXiv:1912.13445;
+  # Krum and Multi-Krum, arXiv:1703.02757 (f = fed.faulty of n >= 2 f + 3 sites); shortened
+  # updates, arXiv:1911.07963.
+  'median': dict(aggregator='median'),
+  'trimmed_mean': dict(aggregator='trimmed_mean'),
+  'geometric_median': dict(aggregator='geometric_median'),
+  'krum': dict(aggregator='krum'),
+  'multi_krum': dict(aggregator='krum', kept=2),
+  'clipped_mean': dict(aggregator='clipped_mean'),
+  # Local rules. FedProx, arXiv:1812.06127, with mu = 0.01.
+  'fedprox': dict(rule='fedprox', rule_strength=0.01),
+  # SCAFFOLD, arXiv:1910.06378, option II: plain local steps, plain mean.
+  'scaffold': dict(rule='scaffold', local_optimizer='sgd', size_power=0.0),
+  # FedDyn, arXiv:2111.04263, with alpha = 1, plain mean.
+  'feddyn': dict(
+    rule='feddyn', rule_strength=1.0, local_optimizer='sgd', size_power=0.0),
+  # Sharing. FFA-LoRA, arXiv:2403.12313: A frozen, B trained and sent.
+  'ffa_lora': dict(sharing='only_b'),
+  # FedSA-LoRA, arXiv:2410.01463: A sent, B each site's own.
+  'fedsa_lora': dict(sharing='only_a'),
+  # RoLoRA, arXiv:2502.01755: B and A in turns.
+  'rolora': dict(sharing='alternating'),
+  # Server optimisers. Rates are ours: with updates of about 1e-3 an entry, as AdamW makes them, a
+  # step is then about as long as FedAvg's. FedAvgM, arXiv:1909.06335; the others arXiv:2003.00295.
+  'fedavgm': dict(server_optimizer='fedavgm'),
+  'fedadagrad': dict(
+    server_optimizer='fedadagrad', server_learning_rate=3e-3, server_momentum=0.0),
+  'fedadam': dict(server_optimizer='fedadam', server_learning_rate=1e-3),
+  'fedyogi': dict(server_optimizer='fedyogi', server_learning_rate=1e-3),
   # Baselines: the base model alone, each site alone, all notes pooled in one place.
   'zero_shot': dict(train=False),
   'single_site': dict(sharing='nothing'),
@@ -109,16 +155,37 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.chunk = 0
   # What n_k counts: 'examples' (the paper's text) or 'tokens' (supervised tokens, the code).
   fed.weight_by = 'examples'
+  # How updates become one. Weighted means: 'mean' (factor by factor), 'padded_mean',
+  # 'refactorised', 'stacked', 'residual', 'corrected'; robust ones: 'median', 'trimmed_mean',
+  # 'geometric_median', 'krum', 'clipped_mean'. From the preset.
+  fed.aggregator = 'mean'
+  # What weighs a site beside its size: 'loss', 'loo', 'grad' or 'product_norm'. From the preset.
+  fed.signal = 'loss'
+  # Columns of FedEx-LoRA's residual that are sent, a matrix and round; 0 = all. From the preset.
+  fed.residual_rank = 0
+  # lambda of LoRA-FAIR, against A^T A.
+  fed.fair_penalty = 0.01
+  # Share of sites that the trimmed mean cuts off at either end, in [0, 0.5).
+  fed.trim = 0.34
+  # f: sites that Krum supposes may be faulty.
+  fed.faulty = 0
+  # m: updates that Multi-Krum averages; 1 = Krum. From the preset.
+  fed.kept = 1
+  # Longest update that 'clipped_mean' leaves as it is, in median norms of the cohort.
+  fed.norm_limit = 1.0
+  # Rank of every site, in the order of data.sites, each at most lora.rank; () = lora.rank.
+  fed.ranks = ()
   # gamma: power of n_k in a site's weight. From the preset.
   fed.size_power = 1.0
-  # beta: strength of a site's validation loss in its weight. From the preset.
+  # beta: strength of that signal in a site's weight. From the preset.
   fed.loss_power = 0.0
-  # tau: temperature of that loss, nats per token. From the preset.
+  # tau: temperature of the signal, nats per token. From the preset.
   fed.temperature = 1.0
   # Supervised tokens: 'completion' (the target) or 'all' (instruction and input too). From the
   # preset.
   fed.loss_on = 'completion'
-  # Leaves that travel: 'everything' or 'nothing'. From the preset.
+  # Factors trained and sent: 'everything', 'nothing' (sent), 'only_b' (A frozen), 'only_a' (B
+  # kept at its site), 'alternating' (B in even rounds, A in odd ones). From the preset.
   fed.sharing = 'everything'
   # True = all sites' steps are taken by one site (centralised). From the preset.
   fed.pooled = False
@@ -131,6 +198,25 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.floor = 0.0
   # mu: share of the previous round's weights kept, in [0, 1).
   fed.ema = 0.0
+  # What a local step adds to the gradient: 'plain' (nothing), 'fedprox', 'scaffold', 'feddyn'.
+  # From the preset.
+  fed.rule = 'plain'
+  # mu of FedProx, alpha of FedDyn. From the preset.
+  fed.rule_strength = 0.0
+  # The sites' optimiser: 'adamw', or 'sgd': plain steps at the constant optim.sgd_learning_rate.
+  # From the preset.
+  fed.local_optimizer = 'adamw'
+  # How the server takes the aggregate: 'fedavg' (adds it, times the rate), 'fedavgm',
+  # 'fedadagrad', 'fedadam', 'fedyogi'. From the preset.
+  fed.server_optimizer = 'fedavg'
+  # eta: the server's rate. From the preset.
+  fed.server_learning_rate = 1.0
+  # beta of FedAvgM, beta_1 of the adaptive ones, in [0, 1). From the preset.
+  fed.server_momentum = 0.9
+  # beta_2 of FedAdam and FedYogi, in [0, 1).
+  fed.server_b2 = 0.99
+  # tau of the adaptive ones, added to the root of the second moment.
+  fed.server_tau = 1e-3
   # Sites C drawn each round (on average, for 'poisson'); 0 = all.
   fed.cohort_size = 0
   # How: 'uniform', 'size' (as often as the site's n_k says; then weighed to undo it) or
@@ -166,6 +252,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   config.optim = optim = ConfigDict()
   # Peak learning rate of the sites' AdamW.
   optim.learning_rate = 2e-4
+  # Rate of the sites' plain steps, constant and unclipped, when fed.local_optimizer is 'sgd'.
+  optim.sgd_learning_rate = 0.1
   # Decay rates of the first and second moment.
   optim.b1 = 0.9
   optim.b2 = 0.999

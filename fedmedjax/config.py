@@ -11,6 +11,10 @@ from ml_collections import ConfigDict, config_flags
 
 from configs.base import PRESETS, apply_preset
 from fedmedjax.data.pack import LOSS_ON
+from fedmedjax.fed.rules import RULES
+from fedmedjax.fed.server import SERVER_OPTIMIZERS
+from fedmedjax.fed.sharing import SHARINGS
+from fedmedjax.method import AGGREGATORS, SIGNALS, check_method, needs_validation
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import InputError
@@ -50,7 +54,6 @@ _NOT_NEGATIVE = _number(lambda v: v >= 0, 'a finite number >= 0')
 _BELOW_ONE = _number(lambda v: 0 <= v < 1, 'a number in [0, 1)')
 # experiment.py maps these names to values; a test holds both sides together.
 DTYPES = ('float32', 'bfloat16')
-SHARING = ('everything', 'nothing')
 LEARNERS = ('lora', 'bert')
 BERT_TASKS = ('ner', 're')
 # exchange.py does, of these.
@@ -73,15 +76,28 @@ CHECKS = {
   'fed.batch_size': _integer(1), 'fed.chunk': _integer(0),
   'fed.weight_by': _one_of(('examples', 'tokens')), 'fed.size_power': _NOT_NEGATIVE,
   'fed.loss_power': _NOT_NEGATIVE, 'fed.temperature': _POSITIVE, 'fed.loss_on': _one_of(LOSS_ON),
-  'fed.sharing': _one_of(SHARING), 'fed.pooled': _BOOLEAN, 'fed.train': _BOOLEAN,
+  'fed.sharing': _one_of(tuple(SHARINGS)), 'fed.pooled': _BOOLEAN, 'fed.train': _BOOLEAN,
   'fed.learner': _one_of(LEARNERS),
   'fed.floor': _BELOW_ONE, 'fed.ema': _BELOW_ONE,
+  'fed.signal': _one_of(tuple(SIGNALS)), 'fed.aggregator': _one_of(AGGREGATORS),
+  'fed.residual_rank': _integer(0), 'fed.fair_penalty': _POSITIVE,
+  'fed.trim': _number(lambda v: 0 <= v < 0.5, 'a number in [0, 0.5)'),
+  'fed.faulty': _integer(0), 'fed.kept': _integer(1), 'fed.norm_limit': _POSITIVE,
+  'fed.ranks': Check(
+    lambda v: isinstance(v, tuple) and all(type(r) is int and r >= 1 for r in v),
+    'a tuple of integers >= 1, or ()'),
+  'fed.rule': _one_of(tuple(RULES)), 'fed.rule_strength': _NOT_NEGATIVE,
+  'fed.local_optimizer': _one_of(('adamw', 'sgd')),
+  'fed.server_optimizer': _one_of(tuple(SERVER_OPTIMIZERS)),
+  'fed.server_learning_rate': _POSITIVE, 'fed.server_momentum': _BELOW_ONE,
+  'fed.server_b2': _BELOW_ONE, 'fed.server_tau': _POSITIVE,
   'fed.cohort_size': _integer(0), 'fed.sampler': _one_of(SAMPLERS),
   'fed.clip_update': _NOT_NEGATIVE, 'fed.outbound': _one_of(CODECS), 'fed.block': _integer(0),
   'fed.top_k': _number(lambda v: 0 < v <= 1, 'a number in (0, 1]'), 'fed.error_feedback': _BOOLEAN,
   'simulation.step_seconds': _NOT_NEGATIVE, 'simulation.speed_spread': _NOT_NEGATIVE,
   'simulation.bandwidth': _NOT_NEGATIVE, 'simulation.bandwidth_spread': _NOT_NEGATIVE,
   'simulation.failure': _BELOW_ONE, 'simulation.deadline': _NOT_NEGATIVE,
+  'optim.sgd_learning_rate': _POSITIVE,
   'optim.learning_rate': _POSITIVE, 'optim.b1': _BELOW_ONE, 'optim.b2': _BELOW_ONE,
   'optim.eps': _POSITIVE, 'optim.weight_decay': _NOT_NEGATIVE,
   'optim.clip_norm': _NOT_NEGATIVE, 'optim.warmup_share': _BELOW_ONE,
@@ -119,7 +135,7 @@ def validate(config: ConfigDict) -> None:
   if both:
     raise InputError(
       f'config.data.external={sorted(both)[0]!r}: a site that trains is no external cohort')
-  if values['fed.loss_power'] and not values['data.validation_examples']:
+  if needs_validation(values) and not values['data.validation_examples']:
     raise InputError(
       f"config.data.validation_examples=0: preset {values['fed.preset']!r} weighs sites by their "
       'validation loss; allow at least 1')
@@ -132,6 +148,7 @@ def validate(config: ConfigDict) -> None:
       f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
       "'completion'")
   _check_participation(values)
+  check_method(values)
 
 
 def _check_participation(values: dict[str, Any]) -> None:

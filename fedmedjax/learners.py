@@ -82,9 +82,16 @@ def lora_learner(
     whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained={},
     learning_rate=learning_rate, rate_key='config.optim.learning_rate',
     task='ner', scored=lambda site: site.types, answer=answer,
-    save=lambda adapter, folder: save_peft(adapter, lora, folder, base.name), folder='adapter',
+    save=lambda adapter, folder: save_peft(adapter, widened(lora, adapter), folder, base.name),
+    folder='adapter',
     summary={'instructions': {
       site.name: tasks.instruction(site.types) for site in sites}})
+
+
+def widened(lora: LoraConfig, adapter: dict) -> LoraConfig:
+  """For an adapter that is wider by what was folded into the base: its rank, at the same scale."""
+  width = next(iter(adapter['layers'].values()))['a'].shape[-1]
+  return lora if width == lora.rank else lora._replace(rank=width, alpha=lora.scale * width)
 
 
 def bert_learner(

@@ -15,16 +15,14 @@ from fedmedjax.config import leaves
 from fedmedjax.data import schedule as schedules
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment import Data, Study, load_data, options, prepare
-from fedmedjax.fed.participation import Turnout
 from fedmedjax.fed.round import site_adapter
-from fedmedjax.fed.sharing import shared_part
-from fedmedjax.fed.types import FedState, LocalData, RoundMetrics
+from fedmedjax.fed.sharing import shares_all
+from fedmedjax.fed.types import FedState, LocalData
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show, site_table
+from fedmedjax.rounds import check_round, metrics_line, participant_names
 from fedmedjax.types import InputError
 
-# The server's step may differ from the aggregate by rounding only (METHOD section 8).
-_STEP_TOLERANCE = 1e-4
 # Sites that the sentence about a round names.
 _NAMED = 8
 _compile_seconds = [0.0]
@@ -140,8 +138,8 @@ def _train(study: Study, workdir: Path, reporter: Reporter, display: StepDisplay
           metrics = jax.device_get(metrics)
           jax.effects_barrier()
         seconds = time.monotonic() - begun
-        line |= _metrics_line(turn, metrics)
-        for warning in _check_round(study, line, turn, metrics):
+        line |= metrics_line(turn, metrics)
+        for warning in check_round(study, line, turn, metrics):
           reporter.say(f'warning: {warning}')
       else:
         # Nobody came: neither the adapter nor the server's optimiser moves.
@@ -160,59 +158,6 @@ def _train(study: Study, workdir: Path, reporter: Reporter, display: StepDisplay
   return state, lines, earlier
 
 
-def participant_names(study: Study) -> tuple[str, ...]:
-  """The sites that train, or the one place where their notes are pooled."""
-  return ('pooled',) if study.options.pooled else tuple(s.name for s in study.data.sites)
-
-
-def _metrics_line(turn: Turnout, metrics: RoundMetrics) -> dict:
-  """What training adds to a round's line; lists in the order of its `sites`."""
-  here = turn.cohort.present
-  losses = [
-    loss[:count] for loss, count in zip(metrics.train_loss[here], turn.steps[here], strict=True)]
-  of_sites = {
-    key: getattr(metrics, key)[here]
-    for key in ('validation_loss', 'weights', 'update_norm', 'cosine')}
-  return of_sites | {
-    'train_loss': [np.mean(loss) if loss.size else None for loss in losses],
-    'last_loss': [loss[-1] if loss.size else None for loss in losses],
-    'step_norm': metrics.step_norm, 'product_gap': metrics.product_gap,
-  }
-
-
-def _check_round(study: Study, line: dict, turn: Turnout, metrics: RoundMetrics) -> list[str]:
-  """METHOD section 8: what was learnt is finite and sent, and the server moved by just that.
-
-  Returns warnings: sites whose numbers are not finite and that therefore weighed nothing.
-
-  Raises:
-    RuntimeError: no site can be used, a broken one had weight, or nothing moved.
-  """
-  number, shared = line['round'], bool(shared_part(study.sharing, study.learner.adapter))
-  came = np.flatnonzero(turn.steps)
-  names = [participant_names(study)[site] for site in turn.cohort.sites[came]]
-  weights, local_norm = metrics.weights[came], metrics.local_norm[came]
-  broken = ~np.isfinite(local_norm) | [
-    not np.isfinite(metrics.train_loss[place, :turn.steps[place]]).all() for place in came]
-  unheard = shared & (weights == 0)
-  for name, bad in zip(names, broken & ~unheard, strict=True):
-    if bad:
-      raise RuntimeError(
-        f'round {number}: the loss or update of site {name} is not finite; rounds before it are '
-        f'kept. Lower {study.learner.rate_key}')
-  if shared and unheard.all():
-    raise RuntimeError(
-      f'round {number}: no site has a finite validation loss; rounds before it are kept. Lower '
-      f'{study.learner.rate_key}')
-  if not (local_norm[~broken] > 0).all() or (shared and not metrics.step_norm > 0):
-    raise RuntimeError(f'round {number}: an update is zero, nothing was learnt')
-  if not metrics.expected_gap <= _STEP_TOLERANCE * max(metrics.step_norm, 1e-30):
-    raise RuntimeError(f'round {number}: the server moved by something else than the aggregate')
-  return [
-    f'round {number}: site {name} weighs 0, its validation loss is not finite'
-    for name, silent in zip(names, unheard, strict=True) if silent]
-
-
 def _round_sentence(line: dict, rounds: int) -> str:
   head = f'round {line["round"]}/{rounds}'
   if line.get('skipped'):
@@ -225,11 +170,11 @@ def _round_sentence(line: dict, rounds: int) -> str:
 
 
 def _adapters(study: Study, state: FedState | None, folder: Path) -> dict[Path, dict]:
-  """Where each adapter of the run goes: one for all, or one a site when nothing is shared."""
+  """Where each adapter of the run goes: one for all, or one a site when leaves are its own."""
   if state is None:
     return {folder: study.learner.untrained}
-  if shared_part(study.sharing, study.learner.adapter):
-    return {folder: state.adapter}
+  if shares_all(study.sharing, study.learner.adapter):
+    return {folder: site_adapter(state, study.sharing, 0)}
   return {
     folder / name: site_adapter(state, study.sharing, index)
     for index, name in enumerate(participant_names(study))}
@@ -241,7 +186,7 @@ def _score_all(
   """Decodes and scores every site's test set; state None = the base model alone.
 
   A site is answered by the shared adapter or its own. An external cohort has none of its own:
-  when nothing is shared, every site's adapter answers and the counts add up. Zero-shot answers
+  when leaves are sites' own, every site's adapter answers and the counts add up. Zero-shot answers
   found on disk are used again, since no round changes them.
   """
   adapters = _adapters(study, state, Path())

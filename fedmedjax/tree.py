@@ -16,10 +16,16 @@ def paths(tree) -> list[str]:
   return [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def select(tree, keep: Callable[[str], bool]):
-  """Multiplies by zero every leaf whose path `keep` rejects; shapes stay."""
+def select(tree, keep: Callable[[str], bool | jax.Array]):
+  """Replaces by zero every leaf whose path `keep` rejects; shapes stay, and so zeroes NaN too."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: leaf if keep(path_string(path)) else jnp.zeros_like(leaf), tree)
+    lambda path, leaf: jnp.where(keep(path_string(path)), leaf, jnp.zeros_like(leaf)), tree)
+
+
+def where(mask, yes, no):
+  """Row by row of the leading axis: mask bool[C], leaves [C, ...]."""
+  return jax.tree.map(
+    lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), yes, no)
 
 
 def choose(keep: Callable[[str], bool], yes, no):
@@ -41,3 +47,15 @@ def num_bytes(tree) -> int:
 def norm(tree) -> jax.Array:
   """f32[]: Euclidean norm over all leaves."""
   return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def inner(one, other) -> jax.Array:
+  """f32[]: sum of the products of two trees' entries."""
+  return sum(
+    jnp.einsum('i,i->', x.reshape(-1), y.reshape(-1), precision='highest')
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def cosine(one, other) -> jax.Array:
+  """f32[]: of the angle between two trees; 0 when either is 0."""
+  return inner(one, other) / jnp.maximum(norm(one) * norm(other), 1e-30)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedmedjax.method import FOLDING
 from fedmedjax.types import InputError
 
 # Keys and groups of keys that may differ between a run and its continuation: they do not change
@@ -105,9 +106,12 @@ def check_workdir(
       raise InputError(f'--workdir={workdir}: is not empty and holds no run of fedmedjax')
     return None
   held = read_json(workdir / 'config.json')
+  harmless = set(HARMLESS)
+  if settings.get('fed.aggregator') in FOLDING:
+    harmless -= {'fed.rounds'}
   changed = sorted(
     key for key in settings.keys() | held.keys()
-    if settings.get(key) != held.get(key) and not {key, key.split('.')[0]} & set(harmless))
+    if settings.get(key) != held.get(key) and not {key, key.split('.')[0]} & harmless)
   if changed:
     key = changed[0]
     more = f' and {len(changed) - 1} more keys differ' if len(changed) > 1 else ''

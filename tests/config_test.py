@@ -56,7 +56,6 @@ def test_named_choices_are_the_same_in_config_and_experiment():
   from fedmedjax import exchange, experiment
   from fedmedjax.data.label_steps import TASKS
   assert checks.DTYPES == tuple(experiment.DTYPES)
-  assert checks.SHARING == tuple(experiment.SHARINGS)
   assert checks.LEARNERS == tuple(experiment.LEARNERS)
   assert checks.BERT_TASKS == tuple(TASKS)
   assert checks.SAMPLERS == tuple(exchange.SAMPLERS)

@@ -227,6 +227,34 @@ def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, caps
     assert compare.main(argv) == 0
 
 
+def test_a_run_that_folds_and_one_with_private_factors(command, tmp_path, capsys):
+  """FedEx-LoRA: the exported adapter holds the residual's columns, 4 + 2 rounds * 3 sites * 4, at
+  the scale of rank 4; more rounds would need more room. FedSA-LoRA: an adapter a site, whose B is
+  not the server's zero."""
+  settings = ('--config.eval.zero_shot=False', '--config.data.external=()')
+  folded = command(tmp_path / 'fold', '--config.fed.preset=fedex_lora', *settings)
+  assert main.main(folded) == 0
+  exported = json.loads((tmp_path / 'fold' / 'adapter' / 'adapter_config.json').read_text())
+  assert (exported['r'], exported['lora_alpha'] / exported['r']) == (28, 64 / 4)
+  summary = json.loads((tmp_path / 'fold' / 'summary.json').read_text())
+  # Up, the adapter of rank 4; down, in the second round also the 12 columns of the first; headers.
+  adapter = summary['adapter_parameters'] * 4
+  assert summary['bytes_up'] == 3 * 2 * (adapter + 28)
+  assert summary['bytes_down'] == 3 * (2 * (adapter + 12) + 3 * adapter)
+  capsys.readouterr()
+  assert main.main([*folded, '--config.fed.rounds=3']) == 2
+  assert 'config.fed.rounds=2, this one has 3' in capsys.readouterr().err
+  assert main.main(
+    command(tmp_path / 'own', '--config.fed.preset=fedsa_lora', *settings)) == 0
+  ours = [safetensors.numpy.load_file(path) for path in sorted(
+    (tmp_path / 'own' / 'adapter').rglob('adapter_model.safetensors'))]
+  key = next(key for key in ours[0] if 'lora_B' in key)
+  assert len(ours) == 3 and len({one[key].tobytes() for one in ours}) == 3
+  assert all(one[key].any() for one in ours)
+  shared = key.replace('lora_B', 'lora_A')
+  assert len({one[shared].tobytes() for one in ours}) == 1
+
+
 def test_a_finished_run_goes_on_with_more_rounds(command, tmp_path, monkeypatch):
   """A stop between a round's line and its checkpoint loses the line, not the count."""
   workdir = tmp_path / 'longer'

@@ -77,24 +77,27 @@ def entries(
 
 
 def exchange(
-  adapter: Tree, sharing: Sharing, codec: Codec, *, control: Tree = (), residual: Tree = ()
+  adapter: Tree, sharing: Sharing, codec: Codec, number: int = 0, *, control: Tree = (),
+  residual: Tree = (),
 ) -> Exchange:
-  """One site's messages: down the server's values in float32, up the update in `codec`.
+  """One site's messages in a round: down the server's values in float32, up the update in `codec`.
 
   Args:
     adapter: the site's, at its own rank; only trained and shared leaves travel.
     sharing: which these are.
     codec: of the update.
-    control: control variates, sent both ways in float32.
+    number: of the round, from 0.
+    control: control variates of the leaves that travel, sent both ways in float32.
     residual: what the server adds to the base, sent down in float32.
   """
-  travels = lambda path: sharing.trained(path) and sharing.shared(path)  # noqa: E731
+  travels = lambda path: sharing.trained(path, number) and sharing.shared(path)  # noqa: E731
   if not entries('adapter', adapter, float32(), travels):
     return Exchange((), ())
 
   def message(codec, header):
     return (
-      *entries('adapter', adapter, codec, travels), *entries('control', control, float32()),
+      *entries('adapter', adapter, codec, travels),
+      *entries('control', control, float32(), travels),
       *(Entry('header', name, dtype, 'values', math.prod(shape) * jnp.dtype(dtype).itemsize)
         for name, (shape, dtype) in header.items()))
 
@@ -116,17 +119,18 @@ def by_tensor(message: Iterable[Entry]) -> dict[tuple[str, str], int]:
 
 
 def table(
-  exchanged: Exchange, rounds: Iterable[tuple[int, Sequence[str], Sequence[bool]]]
+  rounds: Iterable[tuple[int, Exchange, Sequence[str], Sequence[bool]]]
 ) -> Iterable[Row]:
   """The ledger of a run, a row a (round, site, tensor).
 
   Args:
-    exchanged: every site's.
-    rounds: (round, the cohort's sites, whether each of them sent something back).
+    rounds: (round, every site's messages in it, the cohort's sites, whether each of them sent
+      something back).
   """
-  down, up = by_tensor(exchanged.down), by_tensor(exchanged.up)
-  codecs = {(entry.kind, entry.tensor): entry.codec for entry in (*exchanged.down, *exchanged.up)}
-  for number, sites, sent in rounds:
+  for number, exchanged, sites, sent in rounds:
+    down, up = by_tensor(exchanged.down), by_tensor(exchanged.up)
+    codecs = {
+      (entry.kind, entry.tensor): entry.codec for entry in (*exchanged.down, *exchanged.up)}
     for site, back in zip(sites, sent, strict=True):
       for key, codec in codecs.items():
         yield Row(number, site, *key, codec, down.get(key, 0), up.get(key, 0) if back else 0)

@@ -1,13 +1,14 @@
 """Local training of one site: K optimiser steps in one scan, fresh optimiser each round."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedmedjax import tree
-from fedmedjax.fed.types import GradientFn, LocalOptimizer, LocalRule, Sharing
+from fedmedjax.fed.types import GradientFn, LocalOptimizer, LocalRule
 
 
 def warmup_cosine(learning_rate: float, warmup_share: float):
@@ -39,17 +40,25 @@ def adamw(
   return LocalOptimizer(optax.chain(*steps), warmup_cosine(learning_rate, warmup_share))
 
 
+def sgd(learning_rate: float) -> LocalOptimizer:
+  """Plain gradient steps at a constant rate: no momentum, no clipping, no schedule."""
+  return LocalOptimizer(optax.identity(), lambda step, num_steps: learning_rate)
+
+
 def local_training(
   gradient_fn: GradientFn,
   optimizer: LocalOptimizer,
   rule: LocalRule,
-  sharing: Sharing,
+  shared: Callable[[str], bool],
+  keep: Callable,
   on_step: Callable | None = None,
 ):
   """Builds the pure function that trains one site.
 
   Args:
-    gradient_fn, optimizer, rule, sharing: values of `fed/types.py`.
+    gradient_fn, optimizer, rule: values of `fed/types.py`.
+    shared: by path; only what the server also has is corrected by the rule.
+    keep: zeroes what this site does not train in this round, [*p] -> [*p].
     on_step: host callback (site i32[], step i32[], loss f32[], active bool[]) for progress, or
       None.
 
@@ -64,11 +73,11 @@ def local_training(
     def take(carry, batch):
       adapter, opt_state, step = carry
       loss, grad = gradient_fn(adapter, base, batch, jax.random.fold_in(key, step))
-      grad = rule.correct(grad, adapter, anchor, server_ctrl, site_ctrl)
-      # Frozen leaves count neither in the clipping norm nor, through decay, in the update.
-      grad = tree.select(grad, sharing.trained)
+      corrected = rule.correct(grad, adapter, anchor, server_ctrl, site_ctrl)
+      # What is frozen counts neither in the clipping norm nor, through decay, in the update.
+      grad = keep(tree.choose(shared, corrected, grad))
       direction, opt_state = optimizer.transform.update(grad, opt_state, adapter)
-      direction = tree.select(direction, sharing.trained)
+      direction = keep(direction)
       rate = optimizer.rate(step, num_steps)
       adapter = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), adapter, direction)
       return (adapter, opt_state, step + 1), loss.astype(jnp.float32)
@@ -93,6 +102,8 @@ def mean_loss(loss_fn, adapter, base, validation):
   """Mean over groups of nats per supervised token (METHOD section 3) -> f32[]."""
   groups = validation.group.shape[1]
 
+  # Differentiated, it keeps no more than one step's activations.
+  @partial(jax.checkpoint, prevent_cse=False)
   def body(sums, inputs):
     batch, group = inputs
     total, weight = loss_fn(adapter, base, batch)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from fedmedjax import tree
+from fedmedjax.fed.aggregate import weighted_sum
 from fedmedjax.fed.local import local_training, mean_loss
-from fedmedjax.fed.products import product_gap
+from fedmedjax.fed.products import join, product_gap, write_columns
 from fedmedjax.fed.types import (
+  Aggregate,
   Aggregator,
   FederatedAlgorithm,
   FedState,
@@ -18,6 +20,7 @@ from fedmedjax.fed.types import (
   LocalOptimizer,
   LocalRule,
   LossFn,
+  Ranks,
   RoundMetrics,
   Sharing,
   SiteState,
@@ -27,10 +30,11 @@ from fedmedjax.fed.types import (
 def federated_algorithm(
   *,
   loss_fn: LossFn,
-  gradient_fn: GradientFn,
+  gradient: Callable[[LossFn], GradientFn],
   optimizer: LocalOptimizer,
   rule: LocalRule,
   sharing: Sharing,
+  ranks: Ranks,
   outbound: optax.GradientTransformation,
   aggregator: Aggregator,
   server_optimizer: optax.GradientTransformation,
@@ -41,62 +45,59 @@ def federated_algorithm(
   """Composes the parts into init and one jitted round.
 
   Order inside a round: gather the cohort's state; start = shared leaves of the server and own
-  private leaves; local training over the sites; update = local - start on shared leaves;
-  outbound per site; aggregate; server optimiser on -update; server side of the rule; scatter the
-  site state. A site of weight 0 (padding, or one that sends nothing) counts as an update of 0 and
-  keeps the state it had; a round in which all weigh 0 is not to be run. FedAvg (arXiv:1602.05629)
-  is plain rule, everything shared, identity outbound, size weights and a server optimiser that
-  adds the aggregate.
+  private leaves, as far as the site's rank goes; local training over the sites; update = local -
+  start on shared leaves, in the server's scale; outbound per site; aggregate; server side of the
+  rule; server optimiser on the negative; scatter the site state. A site of weight 0 (padding, or
+  one that sends nothing) takes no part: it counts nowhere and keeps its state; a round in which
+  all weigh 0 is not to be run. FedAvg (arXiv:1602.05629) is plain rule, everything shared,
+  identity outbound, size weights and a server optimiser that adds the aggregate.
 
   Args:
-    loss_fn: for the validation losses, if the aggregator asks for them.
-    map_sites: from `fed/sites.py`.
-    num_sites: S.
+    loss_fn: of the model on (adapter, base, batch).
+    gradient: makes the gradient of a loss, such as `gradient.mean_gradient`. The loss it is given
+      is loss_fn as a site sees it, with its own scale and what is folded into the base.
+    map_sites, num_sites: from `fed/sites.py`; S.
     on_step: see `local_training`.
-    The other parts: values of `fed/types.py`; outbound and server_optimizer are optax's, and
-      outbound may take the keyword `key`, which differs by round and site.
+    The other parts: values of `fed/types.py`, or optax's; outbound may take the keyword `key`,
+      which differs by round and site.
   """
-  train = local_training(gradient_fn, optimizer, rule, sharing, on_step)
-
-  private = partial(_private, sharing)
-  one_site = _site_program(train, rule, sharing, optax.with_extra_args_support(outbound))
+  one_site = _site_program(loss_fn, gradient, optimizer, rule, sharing, ranks, outbound, on_step)
+  server_step = _server_program(rule, sharing, server_optimizer)
 
   def init(adapter):
     server_ctrl, site_ctrl = rule.init(adapter)
-    site = SiteState(private(adapter), site_ctrl, outbound.init(adapter))
+    site = SiteState(_private(sharing, adapter), site_ctrl, outbound.init(adapter))
     copies = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], num_sites, axis=0), site)
     # Copies, because a round donates its state and the caller may keep `adapter`.
     return FedState(
-      jnp.int32(0), jax.tree.map(jnp.array, adapter), server_ctrl,
+      jnp.int32(0), jax.tree.map(jnp.array, adapter), aggregator.fold(adapter), server_ctrl,
       server_optimizer.init(adapter), aggregator.init(adapter, num_sites), copies)
 
   @partial(jax.jit, donate_argnums=0)
   def round_fn(state, base, data, cohort, val, key):
-    own = jax.tree.map(lambda x: x[cohort], state.sites)
-    sent, own, ctrl_delta, losses, local_norm = map_sites(partial(one_site, state, base, key))(
-      cohort, own, data.batches, data.step_mask, data.weight > 0)
+    before = jax.tree.map(lambda x: x[cohort], state.sites)
+    sent, after, ctrl_delta, losses, local_norm = map_sites(partial(one_site, state, base, key))(
+      cohort, before, data.batches, data.step_mask)
+    heard = data.weight > 0
+    sent = tree.where(heard, sent, jax.tree.map(jnp.zeros_like, sent))
+    local = jax.tree.map(
+      jnp.add, jax.vmap(ranks.mask, (None, 0))(state.adapter, cohort), sent)
 
-    def site_loss():
-      def one(update):
-        adapter = jax.tree.map(jnp.add, state.adapter, update)
-        return mean_loss(loss_fn, adapter, base, val)
-      return map_sites(one)(sent)
+    def validation_loss(adapter):
+      return mean_loss(loss_fn, join(adapter, state.folded), base, val)
 
-    aggregate, aggregator_state, weights, validation_loss = aggregator.update(
+    aggregate = aggregator.update(
       sent, state.aggregator, weights=data.weight, cohort=cohort, anchor=state.adapter,
-      site_loss=site_loss, key=jax.random.fold_in(key, num_sites))
-    step, server_opt = server_optimizer.update(
-      jax.tree.map(jnp.negative, aggregate), state.server_opt, state.adapter)
-    adapter = optax.apply_updates(state.adapter, step)
-    # ctrl_delta is the cohort's summed change over all S sites (SCAFFOLD, equation 5).
-    ctrl = jax.tree.map(
-      lambda c, delta: c + delta.sum(axis=0) / num_sites, state.ctrl, ctrl_delta)
-    sites = jax.tree.map(lambda all_, new: all_.at[cohort].set(new), state.sites, own)
-    metrics = _metrics(state.adapter, adapter, sent, aggregate, step, weights)
-    metrics = RoundMetrics(
-      train_loss=losses, validation_loss=validation_loss, local_norm=local_norm, **metrics)
-    return FedState(
-      state.round + 1, adapter, ctrl, server_opt, aggregator_state, sites), metrics
+      local=local, validation_loss=map_sites(validation_loss),
+      validation_gradient=lambda: jax.grad(validation_loss)(state.adapter),
+      key=jax.random.fold_in(key, num_sites))
+    after = tree.where(heard, after, before)
+    sites = jax.tree.map(lambda all_, new: all_.at[cohort].set(new), state.sites, after)
+    # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
+    ctrl_delta = weighted_sum(ctrl_delta, heard / num_sites)
+    new, given, step = server_step(state, aggregate, ctrl_delta)
+    metrics = _metrics(new.adapter, local, sent, aggregate, given, step)
+    return new._replace(sites=sites), RoundMetrics(losses, local_norm=local_norm, **metrics)
 
   return FederatedAlgorithm(init, round_fn)
 
@@ -110,44 +111,82 @@ def _private(sharing: Sharing, adapter):
     sharing.shared, jax.tree.map(lambda x: jnp.zeros((), x.dtype), adapter), adapter)
 
 
-def _site_program(train, rule: LocalRule, sharing: Sharing, outbound):
-  """What one site does in a round, from its anchor to what it sends; if absent, nothing."""
+def _site_program(
+  loss_fn, gradient, optimizer, rule: LocalRule, sharing: Sharing, ranks: Ranks, outbound, on_step
+):
+  """What one site does in a round, from its anchor to what it sends."""
+  outbound = optax.with_extra_args_support(outbound)
 
-  def one_site(state, base, key, site, site_state, batches, step_mask, present):
-    anchor = tree.choose(sharing.shared, state.adapter, site_state.adapter)
+  def one_site(state, base, key, site, site_state, batches, step_mask):
+    def loss(adapter, base, batch):
+      return loss_fn(join(ranks.to_server(adapter, site), state.folded), base, batch)
+
+    def keep(values):
+      return ranks.mask(
+        tree.select(values, lambda path: sharing.trained(path, state.round)), site)
+
+    start = ranks.mask(tree.choose(sharing.shared, state.adapter, site_state.adapter), site)
+    anchor = ranks.to_site(start, site)
     train_key, outbound_key = jax.random.split(jax.random.fold_in(key, site))
+    train = local_training(gradient(loss), optimizer, rule, sharing.shared, keep, on_step)
     adapter, losses, num_steps = train(
       anchor, base, batches, step_mask, state.ctrl, site_state.ctrl, site, train_key)
-    learnt = jax.tree.map(jnp.subtract, adapter, anchor)
-    update = tree.select(learnt, sharing.shared)
-    sent, outbound_state = outbound.update(update, site_state.outbound, key=outbound_key)
+    learnt = ranks.to_server(jax.tree.map(jnp.subtract, adapter, anchor), site)
+    sent, outbound_state = outbound.update(
+      tree.select(learnt, sharing.shared), site_state.outbound, key=outbound_key)
+    # A codec need not keep zeros (one bit a value has none), and a site has no say about the
+    # columns that it lacks.
+    sent = ranks.mask(sent, site)
     ctrl, ctrl_delta = rule.finish(anchor, adapter, num_steps, state.ctrl, site_state.ctrl)
-    kept = SiteState(_private(sharing, adapter), ctrl, outbound_state)
-    kept = jax.tree.map(partial(jnp.where, present), kept, site_state)
-    sent, ctrl_delta = jax.tree.map(lambda x: jnp.where(present, x, 0), (sent, ctrl_delta))
-    return sent, kept, ctrl_delta, losses, tree.norm(learnt)
+    own = _private(sharing, jax.tree.map(jnp.add, start, learnt))
+    return sent, SiteState(own, ctrl, outbound_state), ctrl_delta, losses, tree.norm(learnt)
 
   return one_site
 
 
-def _metrics(anchor, adapter, sent, aggregate, step, weights) -> dict:
-  norms = jax.vmap(tree.norm)(sent)
-  inner = sum(
-    jnp.einsum('c...,...->c', x, y, precision='highest')
-    for x, y in zip(jax.tree.leaves(sent), jax.tree.leaves(aggregate), strict=True))
-  mean_norm = tree.norm(aggregate)
-  local = jax.tree.map(lambda p, u: p[None] + u, anchor, sent)
+def _server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
+  """From the aggregate to the next state, but for the sites' own."""
+
+  def server_step(state: FedState, aggregate: Aggregate, ctrl_delta):
+    ctrl = jax.tree.map(jnp.add, state.ctrl, ctrl_delta)
+    given = rule.server(aggregate.update, ctrl)
+    step, server_opt = server_optimizer.update(
+      jax.tree.map(jnp.negative, given), state.server_opt, state.adapter)
+    # An optimiser's memory must not move what is frozen in this round.
+    step = tree.select(
+      step, lambda path: sharing.trained(path, state.round) & sharing.shared(path))
+    new = state._replace(
+      round=state.round + 1, adapter=optax.apply_updates(state.adapter, step), ctrl=ctrl,
+      folded=write_columns(state.folded, aggregate.fold, state.round), server_opt=server_opt,
+      aggregator=aggregate.state)
+    return new, given, step
+
+  return server_step
+
+
+def _metrics(adapter, local, sent, aggregate: Aggregate, given, step) -> dict:
+  """`given`: what the server optimiser was handed; `adapter`: what the step led to."""
+  weights = aggregate.weights
   return {
+    'validation_loss': aggregate.signal,
     'weights': weights,
-    'update_norm': norms,
-    'cosine': inner / jnp.maximum(norms * mean_norm, 1e-30),
+    'update_norm': jax.vmap(tree.norm)(sent),
+    'cosine': jax.vmap(tree.cosine, (0, None))(sent, weighted_sum(sent, weights)),
     'step_norm': tree.norm(step),
-    'expected_gap': tree.norm(jax.tree.map(jnp.subtract, step, aggregate)),
-    'product_gap': product_gap(local, adapter, weights),
+    'step_cosine': tree.cosine(step, given),
+    'expected_gap': tree.norm(jax.tree.map(jnp.subtract, step, given)),
+    'product_gap': product_gap(local, join(adapter, aggregate.fold), weights),
   }
 
 
 def site_adapter(state: FedState, sharing: Sharing, site: int):
-  """The adapter with which site `site` answers: the server's shared and its own private leaves."""
-  return tree.choose(
-    sharing.shared, state.adapter, jax.tree.map(lambda x: x[site], state.sites.adapter))
+  """The adapter with which site `site` answers: the server's shared and its own private leaves,
+  joined with what is folded into the base."""
+  own = jax.tree.map(lambda x: x[site], state.sites.adapter)
+  return join(tree.choose(sharing.shared, state.adapter, own), state.folded)
+
+
+def global_adapter(state: FedState, sharing: Sharing, weights):
+  """One adapter for all: private leaves are averaged once, by `weights` f32[S] of sum 1."""
+  mean = weighted_sum(state.sites.adapter, weights)
+  return join(tree.choose(sharing.shared, state.adapter, mean), state.folded)

@@ -15,7 +15,8 @@ Tree = Any
 
 # (adapter, base, batch) -> (sum of nats f32[], sum of weights f32[])
 LossFn = Callable[[Tree, Tree, Tree], tuple[Array, Array]]
-# (adapter, base, batch, key) -> (mean loss f32[], gradient [*p])
+# (adapter, base, batch, key) -> (mean loss f32[], gradient [*p]); made from a LossFn, see
+# `gradient.py`
 GradientFn = Callable[[Tree, Tree, Tree, Array], tuple[Array, Tree]]
 
 
@@ -42,31 +43,70 @@ class LocalOptimizer(NamedTuple):
 
 
 class LocalRule(NamedTuple):
-  """What a local step does to the gradient; `ctrl` are its control variates, if any."""
+  """What a local step does to the gradient; `ctrl` are its control variates, if any.
+
+  The server's ctrl moves by the sum over the cohort of `ctrl_delta`, over S, before `server`.
+  """
 
   init: Callable     # (adapter) -> (server_ctrl, site_ctrl)
   correct: Callable  # (grad, adapter, anchor, server_ctrl, site_ctrl) -> grad
   finish: Callable   # (anchor, adapter, num_steps, server_ctrl, site_ctrl)
                      #   -> (site_ctrl, ctrl_delta)
+  # (aggregate, server_ctrl) -> what the server optimiser is given
+  server: Callable = lambda aggregate, server_ctrl: aggregate
 
 
 class Sharing(NamedTuple):
-  """Which leaves are trained, and which of them travel; by path ('layers/q_proj/a')."""
+  """Which leaves are trained in a round, and which travel; by path ('layers/q_proj/a').
 
-  trained: Callable[[str], bool]
+  A leaf is sent in a round when it is both.
+  """
+
+  trained: Callable[[str, Any], Any]   # (path, rounds done) -> bool, traced or not
   shared: Callable[[str], bool]
+
+
+class Ranks(NamedTuple):
+  """How a site sees the server's adapter when sites have ranks of their own; see `ranks.py`."""
+
+  mask: Callable       # (adapter, site) -> zeros where the site has no rank
+  to_site: Callable    # (adapter, site): from the server's scale alpha / r to the site's
+  to_server: Callable  # its inverse
+
+
+class Aggregate(NamedTuple):
+  """What an aggregator answers."""
+
+  update: Tree         # [*p]
+  state: Tree
+  weights: Array       # f32[C], the weights used
+  signal: Array        # f32[C], what the weights were made from besides n_k, or NaN
+  fold: Tree = ()      # columns {a, b} that leave the adapter for good, see `products.py`
 
 
 class Aggregator(NamedTuple):
   """How updates become one.
 
-  update(updates [C, *p], state, *, weights f32[C], cohort i32[C], anchor [*p], site_loss, key)
-    -> (update [*p], state, weights used f32[C], validation loss f32[C]; NaN where not asked for)
-  `site_loss()` -> f32[C] is evaluated only by the aggregators that call it.
+  update(updates [C, *p], state, *, weights f32[C] (n_k), cohort i32[C], anchor [*p],
+         local [C, *p], validation_loss, validation_gradient, key) -> Aggregate
+  A site of weight 0 took no part and counts nowhere. `local` are the sites' adapters, zero where
+  a site has no rank. `validation_loss(adapters [Q, *p])` -> f32[Q] and `validation_gradient()` ->
+  [*p], at the anchor, are evaluated only by the aggregators that call them.
   """
 
-  init: Callable     # (adapter, num_sites) -> state
+  init: Callable       # (adapter, num_sites) -> state
   update: Callable
+  fold: Callable = lambda adapter: ()   # (adapter) -> room for the columns of all rounds
+
+
+class Combine(NamedTuple):
+  """How a weighted mean of adapters is formed, once the weights are chosen.
+
+  apply(updates [C, *p], weights f32[C], *, anchor, local, key) -> (update [*p], fold)
+  """
+
+  apply: Callable
+  fold: Callable = lambda adapter: ()
 
 
 class SiteState(NamedTuple):
@@ -82,6 +122,7 @@ class FedState(NamedTuple):
 
   round: Array       # i32[]: rounds done
   adapter: Tree      # the server's, [*p]
+  folded: Tree       # columns that are part of the base by now, [.., T * columns]; or ()
   ctrl: Tree
   server_opt: Tree
   aggregator: Tree
@@ -92,14 +133,15 @@ class RoundMetrics(NamedTuple):
   """What a round reports. Losses are nats per supervised token."""
 
   train_loss: Array        # f32[C, K], NaN at padded steps
-  validation_loss: Array   # f32[C], NaN when the aggregator does not ask
+  validation_loss: Array   # f32[C], the weights' signal, see `Aggregate`
   weights: Array           # f32[C], sum 1
   local_norm: Array        # f32[C], of what each site learnt, sent or not
   update_norm: Array       # f32[C], of what each site sent
-  cosine: Array            # f32[C], of each update to the aggregate
+  cosine: Array            # f32[C], of each update to their weighted mean
   step_norm: Array         # f32[], of the server's step
-  expected_gap: Array      # f32[], |server step - aggregate|: 0 with plain averaging
-  product_gap: Array       # f32[], |sum w A B - mean A mean B| / |sum w A B|, see products.py
+  step_cosine: Array       # f32[], of the server's step to the aggregate
+  expected_gap: Array      # f32[], |server step - what the optimiser was given|: 0 with FedAvg
+  product_gap: Array       # f32[], |sum w A B - A' B'| / |sum w A B|, see products.py
 
 
 class FederatedAlgorithm(NamedTuple):

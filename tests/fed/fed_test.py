@@ -7,17 +7,17 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quadratics import ADAPTER, SIZES, data, federation, play
 
 from fedmedjax import tree
-from fedmedjax.fed import local, rules, sharing
+from fedmedjax.fed import local, sharing
 from fedmedjax.fed.aggregate import adaptive_mean, adaptive_weights, weighted_sum
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.products import product_gap
-from fedmedjax.fed.round import federated_algorithm, site_adapter
-from fedmedjax.fed.sites import map_sites
-from fedmedjax.fed.types import LocalData, LocalOptimizer, Validation
+from fedmedjax.fed.round import site_adapter
+from fedmedjax.fed.types import LocalData, Validation
 
-SIZES, LOSSES = np.array([100, 300, 600], np.float32), np.array([0.9, 0.5, 0.7], np.float32)
+LOSSES = np.array([0.9, 0.5, 0.7], np.float32)
 
 
 @pytest.mark.parametrize('power, expected', [
@@ -73,13 +73,13 @@ def test_smoothed_weights_by_hand():
   state = aggregator.init({}, 3)
   call = lambda cohort, sizes, state: aggregator.update(  # noqa: E731
     {'a': jnp.zeros((len(cohort), 1))}, state, weights=jnp.array(sizes),
-    cohort=jnp.array(cohort), site_loss=None)
-  _, state, weights, _ = call([0, 1, 2], SIZES, state)
-  np.testing.assert_allclose(weights, (0.1, 0.3, 0.6), atol=1e-6)
-  _, _, weights, _ = call([0, 1], SIZES[:2], state)
-  np.testing.assert_allclose(weights, (0.25, 0.75), atol=1e-6)
-  _, _, weights, _ = call([0, 1], SIZES[:2][::-1].copy(), state)
-  np.testing.assert_allclose(weights, (0.5, 0.5), atol=1e-6)
+    cohort=jnp.array(cohort), anchor=None, local=None, key=None)
+  first = call([0, 1, 2], SIZES, state)
+  np.testing.assert_allclose(first.weights, (0.1, 0.3, 0.6), atol=1e-6)
+  second = call([0, 1], SIZES[:2], first.state)
+  np.testing.assert_allclose(second.weights, (0.25, 0.75), atol=1e-6)
+  swapped = call([0, 1], SIZES[:2][::-1].copy(), first.state)
+  np.testing.assert_allclose(swapped.weights, (0.5, 0.5), atol=1e-6)
 
 
 def test_schedule_by_hand():
@@ -105,46 +105,6 @@ def test_adamw_is_optaxs():
     v, t = theirs.update(grad, t, q)
     q = optax.apply_updates(q, v)
   np.testing.assert_allclose(p, q, rtol=1e-6)
-
-
-# A federation of quadratics: site k holds batches of a target; loss = w/2 |A B - target|^2 terms
-# are kept apart (A and B each have their own target) so that every number can be worked by hand.
-ADAPTER = {'layers': {'q': {'a': jnp.zeros((1, 2, 1)), 'b': jnp.zeros((1, 1, 2))}}}
-
-
-def quadratic(adapter, base, batch):
-  """Sum over the step's weight: weight * sum (leaf - target)^2 / 2, curvature `base`."""
-  error = sum(jnp.sum((leaf - batch['target']) ** 2) for leaf in jax.tree.leaves(adapter))
-  return base * batch['weight'] * error / 2, batch['weight']
-
-
-def sgd(rate):
-  return LocalOptimizer(optax.identity(), lambda step, num_steps: rate)
-
-
-def federation(chunk=0, share=None, aggregator=None, optimizer=None, loss=quadratic, sites=3):
-  return federated_algorithm(
-    loss_fn=loss, gradient_fn=mean_gradient(loss), optimizer=optimizer or sgd(0.5),
-    rule=rules.plain(), sharing=share or sharing.everything(), outbound=optax.identity(),
-    aggregator=aggregator or adaptive_mean(), server_optimizer=optax.sgd(1.0),
-    map_sites=map_sites(chunk), num_sites=sites)
-
-
-def data(steps=(1, 1, 1), targets=(1.0, 2.0, 4.0)):
-  longest = max(steps)
-  return LocalData(
-    {'target': jnp.broadcast_to(jnp.array(targets)[:, None], (3, longest)),
-     'weight': jnp.full((3, longest), 2.0)},
-    jnp.array([[k < n for k in range(longest)] for n in steps]), jnp.asarray(SIZES))
-
-
-def play(algorithm, data_, rounds=1, val=None, key=0):
-  state = algorithm.init(ADAPTER)
-  for number in range(rounds):
-    state, metrics = algorithm.round(
-      state, jnp.float32(1.0), data_, jnp.arange(3), val,
-      jax.random.fold_in(jax.random.key(key), number))
-  return state, metrics
 
 
 def test_a_round_of_fedavg_by_hand():
@@ -173,7 +133,9 @@ def test_padded_steps_are_not_taken():
 @pytest.mark.parametrize('chunk', [1, 2, 3])
 def test_results_do_not_depend_on_how_sites_are_laid_out(chunk):
   """With AdamW, unlike step counts and validation weights, two rounds."""
-  val = Validation({'target': jnp.array([1.0, 3.0]), 'weight': jnp.ones(2)}, jnp.eye(2))
+  val = Validation(
+    {'target': jnp.array([1.0, 3.0]), 'weight': jnp.ones(2), 'curvature': jnp.ones(2)},
+    jnp.eye(2))
   kwargs = dict(
     aggregator=adaptive_mean(loss_power=1.0), optimizer=local.adamw(0.3, weight_decay=0.1))
   one, first = play(federation(0, **kwargs), data((2, 3, 1)), 2, val)
@@ -187,7 +149,8 @@ def test_validation_losses_by_hand():
   token 2 (v - t)^2; group 2 means (1 * 2(v-3)^2 + 3 * 2(v-5)^2) / 4; the loss is the plain mean
   of both groups."""
   val = Validation(
-    {'target': jnp.array([1.0, 3.0, 5.0]), 'weight': jnp.array([1.0, 1.0, 3.0])},
+    {'target': jnp.array([1.0, 3.0, 5.0]), 'weight': jnp.array([1.0, 1.0, 3.0]),
+     'curvature': jnp.ones(3)},
     jnp.array([[1.0, 0], [0, 1], [0, 1]]))
   _, metrics = play(federation(aggregator=adaptive_mean(loss_power=1.0)), data(), 1, val)
   v = np.array([0.5, 1.0, 2.0])
@@ -206,13 +169,13 @@ def test_validation_is_not_computed_when_nobody_asks():
 def test_sharing_nothing_trains_every_site_alone():
   """Two rounds of 1 step: local = target (1 - 0.25); the server's adapter stays at 0."""
   share = sharing.nothing()
-  state, metrics = play(federation(share=share), data(), 2)
+  state, metrics = play(federation(sharing=share), data(), 2)
   assert not any(leaf.any() for leaf in jax.tree.leaves(state.adapter))
   for site, target in enumerate((1.0, 2.0, 4.0)):
     np.testing.assert_allclose(
       site_adapter(state, share, site)['layers']['q']['a'], np.full((1, 2, 1), 0.75 * target))
   assert not metrics.update_norm.any()
-  assert sharing.shared_part(share, ADAPTER) == []
+  assert sharing.shared_part(share, ADAPTER, 0) == []
 
 
 def test_one_site_is_plain_training():
@@ -233,28 +196,27 @@ def test_identical_sites_change_nothing():
 
 def test_every_site_gets_its_own_key():
   """Same data and a noisy gradient: a key shared by all sites would give equal updates."""
-  def noisy(adapter, base, batch, key):
-    loss, grad = mean_gradient(quadratic)(adapter, base, batch, key)
-    return loss, jax.tree.map(lambda g: g + jax.random.normal(key, g.shape), grad)
+  def noisy(loss_fn):
+    def gradient(adapter, base, batch, key):
+      loss, grad = mean_gradient(loss_fn)(adapter, base, batch, key)
+      return loss, jax.tree.map(lambda g: g + jax.random.normal(key, g.shape), grad)
+    return gradient
 
-  algorithm = federated_algorithm(
-    loss_fn=quadratic, gradient_fn=noisy, optimizer=sgd(0.5), rule=rules.plain(),
-    sharing=sharing.everything(), outbound=optax.identity(), aggregator=adaptive_mean(),
-    server_optimizer=optax.sgd(1.0), map_sites=map_sites(0), num_sites=3)
-  _, metrics = play(algorithm, data(targets=(1.0, 1.0, 1.0)))
+  _, metrics = play(federation(gradient=noisy), data(targets=(1.0, 1.0, 1.0)))
   assert len(set(np.round(metrics.update_norm, 4).tolist())) == 3
 
 
 def test_frozen_leaves_do_not_move():
   """Not by decay either: A starts away from 0 and AdamW's decay would shrink it."""
-  only_b = sharing.everything()._replace(trained=lambda path: path.endswith('/b'))
-  algorithm = federation(share=only_b, optimizer=local.adamw(0.1, weight_decay=0.5))
+  only_b = sharing.everything()._replace(
+    trained=lambda path, number: path.endswith('/b'))
+  algorithm = federation(sharing=only_b, optimizer=local.adamw(0.1, weight_decay=0.5))
   start = jax.tree.map(lambda x: x + 2.0, ADAPTER)
   state, _ = algorithm.round(
     algorithm.init(start), jnp.float32(1.0), data(), jnp.arange(3), None, jax.random.key(0))
   np.testing.assert_array_equal(state.adapter['layers']['q']['a'], start['layers']['q']['a'])
   assert (state.adapter['layers']['q']['b'] != start['layers']['q']['b']).all()
-  assert len(sharing.shared_part(only_b, ADAPTER)) == 1
+  assert len(sharing.shared_part(only_b, ADAPTER, 0)) == 1
 
 
 def test_five_rounds_compile_once():
@@ -270,7 +232,8 @@ def test_eight_devices_give_the_same_round():
   spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('site'))
   rng = np.random.default_rng(0)
   many = LocalData(
-    {'target': jnp.asarray(rng.normal(size=(8, 2)), jnp.float32), 'weight': jnp.ones((8, 2))},
+    {'target': jnp.asarray(rng.normal(size=(8, 2)), jnp.float32), 'weight': jnp.ones((8, 2)),
+     'curvature': jnp.ones((8, 2))},
     jnp.ones((8, 2), bool), jnp.arange(1.0, 9.0))
   algorithm = federation(sites=8)
   results = [

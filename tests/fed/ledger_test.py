@@ -109,10 +109,20 @@ def test_a_message_by_hand():
 
 def test_only_what_is_shared_is_charged():
   """B alone: 63 + 63 floats each way. Nothing shared: no message, not even a header."""
-  only_b = sharing.Sharing(lambda path: True, lambda path: path.endswith('/b'))
+  only_b = sharing.Sharing(lambda path, number: True, lambda path: path.endswith('/b'))
   exchanged = ledger.exchange(ADAPTER, only_b, float32())
   assert ledger.num_bytes(exchanged.up) == 4 * 126 + len(HEADER_UP)
   assert ledger.exchange(ADAPTER, sharing.nothing(), float32()) == ledger.Exchange((), ())
+
+
+def test_factors_in_turns_are_charged_in_turns():
+  """RoLoRA: B in round 0, 2 * 63 floats; A in round 1, 2 * 45; a header with each."""
+  share = sharing.alternating(tree.paths(ADAPTER))
+  first, second = (ledger.exchange(ADAPTER, share, float32(), number) for number in (0, 1))
+  assert ledger.num_bytes(first.up) == 4 * 126 + len(HEADER_UP)
+  assert ledger.num_bytes(second.up) == 4 * 90 + len(HEADER_UP)
+  rows = list(ledger.table([(1, first, ('x',), (True,)), (2, second, ('x',), (True,))]))
+  assert {row.round for row in rows if row.tensor.endswith('/a')} == {2}
 
 
 def test_control_variates_and_residuals_are_charged():
@@ -128,7 +138,8 @@ def test_control_variates_and_residuals_are_charged():
 def test_the_table_adds_up_to_the_messages():
   """Two rounds of two sites, of which one sent nothing back: 4 down, 3 up."""
   exchanged = ledger.exchange(ADAPTER, sharing.everything(), quantised(4, 8))
-  rows = list(ledger.table(exchanged, [(1, ('x', 'y'), (True, False)), (2, ('y', 'z'), (1, 1))]))
+  rows = list(ledger.table([
+    (1, exchanged, ('x', 'y'), (True, False)), (2, exchanged, ('y', 'z'), (1, 1))]))
   assert sum(row.down for row in rows) == 4 * ledger.num_bytes(exchanged.down)
   assert sum(row.up for row in rows) == 3 * ledger.num_bytes(exchanged.up)
   assert {row.site for row in rows if not row.up and row.kind == 'adapter'} == {'y'}

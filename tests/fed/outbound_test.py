@@ -19,6 +19,7 @@ from fedmedjax.fed.outbound import (
   top_k,
   with_error_feedback,
 )
+from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import map_sites
 from fedmedjax.fed.types import LocalData, LocalOptimizer
@@ -193,7 +194,7 @@ def quadratic(adapter, base, batch):
 
 def federation(sender, chunk=0):
   return federated_algorithm(
-    loss_fn=quadratic, gradient_fn=mean_gradient(quadratic),
+    loss_fn=quadratic, gradient=mean_gradient, ranks=same_ranks(),
     optimizer=LocalOptimizer(optax.identity(), lambda step, num_steps: 0.3), rule=rules.plain(),
     sharing=sharing.everything(), outbound=sender, aggregator=adaptive_mean(),
     server_optimizer=optax.sgd(1.0), map_sites=map_sites(chunk), num_sites=3)

@@ -21,6 +21,7 @@ from fedmedjax.fed.participation import (
   turnout,
   uniform,
 )
+from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import map_sites
 from fedmedjax.fed.types import LocalData, LocalOptimizer
@@ -102,10 +103,11 @@ def test_smoothed_weights_pass_over_absent_sites():
   aggregator = adaptive_mean(ema=0.5)
   state, found = aggregator.init({}, 3), []
   for sizes in ((100.0, 300.0, 600.0), (100.0, 300.0, 0.0), (0.0, 300.0, 600.0)):
-    _, state, weights, _ = aggregator.update(
+    out = aggregator.update(
       {'a': jnp.zeros((3, 1))}, state, weights=jnp.array(sizes), cohort=jnp.arange(3),
-      site_loss=None)
-    found.append(weights)
+      anchor=None, local=None, key=None)
+    state = out.state
+    found.append(out.weights)
   np.testing.assert_allclose(
     found, [(0.1, 0.3, 0.6), (0.25, 0.75, 0), (0, 4 / 9, 5 / 9)], atol=1e-6)
 
@@ -193,7 +195,7 @@ def quadratic(adapter, base, batch):
 @pytest.fixture(scope='module')
 def algorithm():
   return federated_algorithm(
-    loss_fn=quadratic, gradient_fn=mean_gradient(quadratic),
+    loss_fn=quadratic, gradient=mean_gradient, ranks=same_ranks(),
     optimizer=LocalOptimizer(optax.identity(), lambda step, num_steps: 0.3), rule=rules.plain(),
     sharing=sharing.everything(), outbound=outbound(top_k(0.25, float32()), error_feedback=True),
     aggregator=adaptive_mean(), server_optimizer=optax.sgd(1.0), map_sites=map_sites(0),
@@ -265,6 +267,7 @@ from fedmedjax.fed.aggregate import adaptive_mean
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.outbound import outbound, quantised
 from fedmedjax.fed.participation import lognormal_fleet, turnout, uniform
+from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import map_sites
 from fedmedjax.fed.types import LocalData, LocalOptimizer
@@ -273,7 +276,7 @@ S, C, K, P = 1000, 50, 4, 1024
 def loss(adapter, base, batch):
   return ((adapter['q']['b'][0] - batch['target']) ** 2).sum() / 2, jax.numpy.float32(1)
 algorithm = federated_algorithm(
-  loss_fn=loss, gradient_fn=mean_gradient(loss),
+  loss_fn=loss, gradient=mean_gradient, ranks=same_ranks(),
   optimizer=LocalOptimizer(optax.identity(), lambda step, num_steps: 0.3), rule=rules.plain(),
   sharing=sharing.everything(), outbound=outbound(quantised(4, 64), error_feedback=True),
   aggregator=adaptive_mean(), server_optimizer=optax.sgd(1.0), map_sites=map_sites(0),

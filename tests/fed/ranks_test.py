@@ -1,0 +1,176 @@
+"""Sites of unlike rank, and what is folded into the base, on a bilinear model.
+
+The model predicts x (W + s A B) with s = alpha / r, so that scales, factors and products matter.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quadratics import federation, play
+
+from fedmedjax.fed import local, products
+from fedmedjax.fed.aggregate import adaptive_mean, leave_one_out
+from fedmedjax.fed.gradient import mean_gradient
+from fedmedjax.fed.outbound import outbound, sign
+from fedmedjax.fed.ranks import mixed_ranks
+from fedmedjax.fed.types import LocalData, Validation
+
+ALPHA, RANK, IN, OUT, SITES, STEPS = 8.0, 4, 6, 5, 3, 3
+RANKS = (2, 3, 4)
+
+
+def regression(rank):
+  """The loss of a model whose adapter has the given rank at the server."""
+  def loss(adapter, base, batch):
+    pair = adapter['q']
+    predicted = batch['x'] @ (base * jnp.eye(IN, OUT) + ALPHA / rank * pair['a'] @ pair['b'])
+    return jnp.sum((predicted - batch['y']) ** 2), jnp.float32(batch['x'].shape[0])
+  return loss
+
+
+def draw(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+START = {'q': {'a': draw(1, IN, RANK), 'b': 0.1 * draw(2, RANK, OUT)}}
+DATA = LocalData(
+  {'x': draw(3, SITES, STEPS, 4, IN), 'y': draw(4, SITES, STEPS, 4, OUT)},
+  jnp.ones((SITES, STEPS), bool), jnp.ones(SITES))
+VALIDATION = Validation({'x': draw(5, 2, 4, IN), 'y': draw(6, 2, 4, OUT)}, jnp.eye(2))
+
+
+def mixed(ranks=RANKS, **parts):
+  return federation(
+    loss=regression(RANK), optimizer=local.adamw(0.05, clip_norm=0.5),
+    **dict(ranks=mixed_ranks(ranks, RANK)) | parts)
+
+
+MIXED = mixed()
+
+
+def cut(adapter, rank):
+  """The first columns, in a model scaled by alpha / rank: B times rank / RANK."""
+  pair = adapter['q']
+  return {'q': {'a': pair['a'][:, :rank], 'b': pair['b'][:rank] * rank / RANK}}
+
+
+@pytest.mark.parametrize('site', range(SITES))
+def test_a_site_trains_as_it_would_alone_with_its_rank(site):
+  """Two rounds of AdamW with clipping; the others are absent, so the server becomes the site.
+
+  Alone: an adapter of rank r_k in a model scaled by alpha / r_k. Columns beyond r_k stay.
+  """
+  only = DATA._replace(weight=jnp.zeros(SITES).at[site].set(1.0))
+  together, _ = play(MIXED, only, 2, start=START)
+  rank = RANKS[site]
+  one = LocalData(*(jax.tree.map(lambda x: x[site:site + 1], part) for part in DATA))
+  alone, _ = play(
+    federation(sites=1, loss=regression(rank), optimizer=local.adamw(0.05, clip_norm=0.5)),
+    one, 2, start=cut(START, rank))
+  for found, expected in zip(
+      jax.tree.leaves(cut(together.adapter, rank)), jax.tree.leaves(alone.adapter), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+  np.testing.assert_array_equal(
+    together.adapter['q']['a'][:, rank:], START['q']['a'][:, rank:])
+  np.testing.assert_array_equal(together.adapter['q']['b'][rank:], START['q']['b'][rank:])
+
+
+def test_ranks_all_equal_are_no_ranks():
+  same, _ = play(mixed(ranks=(RANK,) * SITES), DATA, 2, start=START)
+  none, _ = play(federation(
+    loss=regression(RANK), optimizer=local.adamw(0.05, clip_norm=0.5)), DATA, 2, start=START)
+  for one, other in zip(jax.tree.leaves(same), jax.tree.leaves(none), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_noise_does_not_reach_columns_that_a_site_lacks():
+  """A gradient that is noise everywhere: without masks a site of rank 2 would send all columns."""
+  def noisy(loss_fn):
+    def gradient(adapter, base, batch, key):
+      loss, grad = mean_gradient(loss_fn)(adapter, base, batch, key)
+      return loss, jax.tree.map(lambda g: g + 1.0, grad)
+    return gradient
+
+  only = DATA._replace(weight=jnp.array([1.0, 0, 0]))
+  state, _ = play(mixed(gradient=noisy), only, start=START)
+  np.testing.assert_array_equal(state.adapter['q']['a'][:, 2:], START['q']['a'][:, 2:])
+  assert (state.adapter['q']['a'][:, :2] != START['q']['a'][:, :2]).all()
+
+
+@pytest.fixture(scope='module')
+def expected():
+  """Sum of w_k times the scaled product of every site, each trained on its own, in numpy."""
+  total = 0.0
+  for site in range(SITES):
+    only = DATA._replace(weight=jnp.zeros(SITES).at[site].set(1.0))
+    state, _ = play(MIXED, only, start=START)
+    kept = mixed_ranks(RANKS, RANK).mask(state.adapter, site)
+    total = total + np.asarray(kept['q']['a'] @ kept['q']['b'], np.float64) / SITES
+  return total
+
+
+@pytest.mark.parametrize('name', ['stacked', 'with_residual', 'refactorised'])
+def test_scaled_products_of_mixed_ranks_add_up(name, expected):
+  """FLoRA, FedEx and FlexLoRA (at full rank here) against the dense sum of each site's product."""
+  combine = {
+    'stacked': products.stacked(2 * SITES * RANK),
+    'with_residual': products.with_residual(2 * SITES * RANK),
+    'refactorised': products.refactorised(RANK)}[name]
+  algorithm = mixed(aggregator=adaptive_mean(combine=combine))
+  state, metrics = play(algorithm, DATA, start=START)
+  shown = products.join(state.adapter, state.folded)['q']
+  found = np.asarray(shown['a'] @ shown['b'], np.float64)
+  if name == 'refactorised':
+    u, s, v = np.linalg.svd(expected)
+    expected = u[:, :RANK] * s[:RANK] @ v[:RANK]
+    # What was cut off is what the round reports.
+    gap = np.sqrt((s[RANK:] ** 2).sum() / (s ** 2).sum())
+    np.testing.assert_allclose(metrics.product_gap, gap, atol=1e-3)
+  else:
+    assert float(metrics.product_gap) < 1e-3
+  np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize('name', ['stacked', 'with_residual'])
+def test_the_next_round_trains_on_top_of_what_was_folded(name):
+  """The first step's loss in round 2 is that of the joined adapter; in round 3 of both folds."""
+  combine = getattr(products, name)(3 * SITES * RANK)
+  algorithm = federation(
+    loss=regression(RANK), optimizer=local.adamw(0.05),
+    aggregator=adaptive_mean(combine=combine, loss_power=1.0))
+  state = algorithm.init(START)
+  for number in range(3):
+    joined = products.join(state.adapter, state.folded)
+    joined = jax.tree.map(np.array, joined)  # the state is donated
+    state, metrics = algorithm.round(
+      state, jnp.float32(1.0), DATA, jnp.arange(SITES), VALIDATION, jax.random.key(number))
+    for site in range(SITES):
+      first = {key: value[site, 0] for key, value in DATA.batches.items()}
+      total, count = regression(RANK)(joined, jnp.float32(1.0), first)
+      np.testing.assert_allclose(metrics.train_loss[site, 0], total / count, rtol=1e-4)
+  assert algorithm.round._cache_size() == 1
+
+
+@pytest.mark.parametrize('chunk', [1, 2])
+def test_layouts_agree_with_ranks_folds_and_validation(chunk):
+  """Everything at once: mixed ranks, leave-one-out weights, FedEx, three rounds."""
+  states = [
+    play(mixed(
+      chunk=layout, aggregator=adaptive_mean(
+        loss_power=1.0, signal=leave_one_out, temperature=0.1,
+        combine=products.with_residual(3 * SITES * RANK))), DATA, 3, VALIDATION, start=START)
+    for layout in (0, chunk)]
+  # Of a sum of products that is exact, the gap is rounding alone.
+  assert all(float(metrics.product_gap) < 1e-3 for _, metrics in states)
+  states = [(state, metrics._replace(product_gap=0.0)) for state, metrics in states]
+  for one, other in zip(*map(jax.tree.leaves, states), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
+
+
+def test_a_codec_without_zeros_gives_a_site_no_say_about_columns_it_lacks():
+  """One bit a value is plus or minus a scale everywhere, 0 where a site has no rank: with sites
+  of ranks 2, 2 and 3 the fourth column stays as it was."""
+  state, _ = play(mixed((2, 2, 3), outbound=outbound(sign())), DATA, start=START)
+  moved = state.adapter['q']['b'] - START['q']['b']
+  assert np.asarray(moved[:3]).all() and not np.asarray(moved[3]).any()

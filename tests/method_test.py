@@ -1,0 +1,181 @@
+"""Every row of PRESETS runs two rounds of the quick start's shapes; unsound pairs are refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from configs.base import PRESETS
+from fedmedjax.config import leaves, parse, validate
+from fedmedjax.data import schedule as schedules
+from fedmedjax.data.cohorts import generate_cohort
+from fedmedjax.data.site import encode_site
+from fedmedjax.experiment import Data, prepare
+from fedmedjax.fed.round import site_adapter
+from fedmedjax.fed.types import LocalData
+from fedmedjax.learners import widened
+from fedmedjax.method import AGGREGATORS, COMBINES, ROBUST, SIGNALS, check_method
+from fedmedjax.model.convert import BaseModel
+from fedmedjax.model.llama import Llama, LlamaConfig
+from fedmedjax.model.lora import LoraConfig
+from fedmedjax.model.loss import packed_attention
+from fedmedjax.types import InputError
+
+# fed_bert runs in bert_run_test.
+TRAINED = [
+  name for name, row in PRESETS.items() if row.get('train', True) and 'learner' not in row]
+
+
+def shrunk(preset, **fed):
+  config = quickstart.get_config(preset)
+  config.fed.update(rounds=2, local_steps=2, batch_size=4, **fed)
+  config.lora.update(rank=4, targets=('q_proj', 'down_proj'))
+  config.log.steps = False
+  validate(config)
+  return config
+
+
+@pytest.fixture(scope='module')
+def data(smollm):
+  """Three synthetic sites and a random two-layer model with SmolLM2's tokenizer."""
+  shape = LlamaConfig(
+    vocab_size=len(smollm.tokenizer), hidden_size=16, intermediate_size=24, num_layers=2,
+    num_heads=2, num_kv_heads=1, head_dim=8, rms_norm_eps=1e-5, rope_theta=1e4,
+    max_position_embeddings=2048, tie_word_embeddings=True)
+  ones = np.ones(4, np.int32)
+  params = Llama(shape, packed_attention).init(
+    jax.random.key(0), ones, ones, None, (np.zeros(0, bool), np.ones((1, 4), np.int32)))['params']
+  sites = [
+    encode_site(
+      generate_cohort(name), smollm.tokenizer, max_length=120, max_train_notes=6, max_test=1,
+      validation_share=0.2, validation_examples=2)
+    for name in quickstart.get_config().data.sites]
+  base = BaseModel(
+    config=shape, params=dict(params), tokenizer=smollm.tokenizer, name='tiny')
+  return Data(base, tuple(sites), ())
+
+
+def rounds(config, data):
+  """(study, last state, metrics of every round)."""
+  study = prepare(config, data)
+  state, reports = study.algorithm.init(study.learner.adapter), []
+  for number in range(config.fed.rounds):
+    batches, mask = schedules.round_arrays(study.schedule, number)
+    weights = study.schedule.weights
+    state, metrics = study.algorithm.round(
+      state, study.learner.base, LocalData(batches, mask, weights), np.arange(len(weights)),
+      study.validation, jax.random.key(number))
+    reports.append(jax.device_get(metrics))
+  assert study.algorithm.round._cache_size() == 1
+  return study, state, reports
+
+
+@pytest.mark.parametrize('preset', TRAINED)
+def test_two_rounds(preset, data):
+  study, state, reports = rounds(shrunk(preset), data)
+  moves = preset != 'single_site'
+  for number, metrics in enumerate(reports):
+    assert np.isfinite(metrics.train_loss).all() and (metrics.local_norm > 0).all()
+    np.testing.assert_allclose(metrics.weights.sum(), 1, atol=1e-5)
+    assert (metrics.step_norm > 0) == moves
+    if number == 0 and moves:
+      assert metrics.step_cosine > 0
+    if study.options.adds_aggregate:
+      assert metrics.expected_gap <= 1e-4 * max(metrics.step_norm, 1e-30)
+    if preset in ('flora', 'fedex_lora', 'ffa_lora'):
+      assert metrics.product_gap < 1e-3
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.adapter))
+
+
+def test_mixed_ranks_on_a_language_model(data):
+  """Ranks 1, 2, 4 with FlexLoRA; the site of rank 1 has sent one column only."""
+  _, state, reports = rounds(shrunk('hetlora', ranks=(1, 2, 4)), data)
+  assert (reports[0].update_norm > 0).all()
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.adapter))
+
+
+@pytest.mark.parametrize('preset, flags, message', [
+  ('scaffold', ['local_optimizer=adamw'], "SCAFFOLD reads the mean gradient"),
+  ('scaffold', ['size_power=1.0'], 'the plain mean whatever the'),
+  ('scaffold', ['sharing=alternating'], 'stale'),
+  ('scaffold', ['ranks=(4,8,16)'], 'unlike scales'),
+  ('scaffold', ['aggregator=refactorised'], 'this aggregator replaces them'),
+  ('single_site', ['rule=fedprox'], 'pull towards what is shared'),
+  ('krum', ['faulty=1'], '2 f + 3 sites'),
+  ('multi_krum', ['kept=4'], 'at most n - f'),
+  ('median', ['loss_power=1.0'], 'choose their own weights'),
+  ('median', ['ranks=(4,8,16)'], 'votes for 0'),
+  ('flexlora', ['sharing=only_b'], 'needs both factors'),
+  ('flora', ['server_optimizer=fedadam'], 'gives the next adapter itself'),
+  ('fedex_lora_truncated', ['residual_rank=49'], 'no more than sites times'),
+  ('hetlora', ['ranks=(4,8)'], 'one rank for each site'),
+  ('hetlora', ['ranks=(4,8,32)'], 'more than config.lora.rank'),
+  ('hetlora', ['ranks=(4,8,0)'], 'a tuple of integers >= 1'),
+  ('hetlora', ['ranks=(4,8,16)', 'outbound=sign'], 'columns that a site lacks would count'),
+  ('krum', ['cohort_size=2'], '2 f + 3 sites'),
+  ('median', ['sampler=size'], 'takes no weights'),
+  ('flora', ['sampler=poisson'], 'cohorts of one size'),
+  ('flora', ['error_feedback=True'], 'replaces by others'),
+  ('rolora', ['error_feedback=True'], 'and so be lost'),
+  ('feddyn', ['outbound=int8'], "the sites' whole updates"),
+  ('fed_bert', ['aggregator=refactorised'], 'no factors A and B to multiply'),
+  ('fed_bert', ['signal=product_norm'], 'no factors A and B to multiply'),
+  ('fed_bert', ['sharing=only_a'], "use 'everything' or 'nothing'"),
+  ('fed_bert', ['ranks=(4,8,16)'], 'has no rank'),
+])
+def test_unsound_pairs_are_refused_with_the_reason(preset, flags, message):
+  argv = ['x', f'--config=configs/quickstart.py:{preset}', *(f'--config.fed.{f}' for f in flags)]
+  with pytest.raises(InputError) as error:
+    parse(argv, lambda values: None)
+  assert message in str(error.value) and '\n' not in str(error.value)
+  assert str(error.value).startswith('config.fed.')
+
+
+def test_a_quantised_base_takes_no_fold():
+  values = leaves(shrunk('fedex_lora').to_dict())
+  check_method(values | {'model.quantization': 'none'})
+  with pytest.raises(InputError, match='quantised base'):
+    check_method(values | {'model.quantization': 'nf4'})
+
+
+def test_every_named_choice_is_in_some_row():
+  """A value that no preset uses would be tested by nobody."""
+  used = lambda key, default: {  # noqa: E731
+    row.get(key, default) for row in PRESETS.values()}
+  assert used('aggregator', 'mean') == set(AGGREGATORS) == {*COMBINES, *ROBUST}
+  assert used('signal', 'loss') == set(SIGNALS)
+
+
+def test_the_bytes_of_a_fold_by_hand(data):
+  """FedEx: 3 sites of rank 4 leave 12 columns a matrix and round; two layers of q_proj [16, 16]
+  and down_proj [24, 16]: 12 * 2 * (32 + 40) float32. Truncated to 4 columns: a third. A cohort of
+  2: two thirds. Before the first round nothing has been folded."""
+  def folded(study, number=1):
+    down = study.meeting.exchange(number).down
+    return sum(entry.bytes for entry in down if entry.kind == 'residual')
+
+  study = prepare(shrunk('fedex_lora'), data)
+  assert (folded(study, 0), folded(study)) == (0, 12 * 2 * (32 + 40) * 4)
+  assert folded(prepare(shrunk('fedex_lora_truncated'), data)) == 4 * 2 * 72 * 4
+  assert folded(prepare(shrunk('flora', cohort_size=2), data)) == 8 * 2 * 72 * 4
+  assert folded(prepare(shrunk('fed_medlora'), data)) == 0
+  lora = LoraConfig(4, 64.0, ('q_proj', 'down_proj'))
+  state = study.algorithm.init(study.learner.adapter)
+  wide = widened(lora, site_adapter(state, study.sharing, 0))
+  assert (wide.rank, wide.scale) == (4 + 2 * 12, lora.scale)
+
+
+def test_only_scaffold_sends_control_variates(data):
+  """Both ways, as many values as the adapter has."""
+  exchanges = {
+    rule: prepare(shrunk(rule), data).meeting.exchange(0) for rule in ('scaffold', 'feddyn')}
+  sent = {
+    (rule, way): {
+      kind: sum(entry.bytes for entry in message if entry.kind == kind)
+      for kind in ('adapter', 'control')}
+    for rule, exchange in exchanges.items()
+    for way, message in (('down', exchange.down), ('up', exchange.up))}
+  adapter = 4 * 4 * 2 * (32 + 40)
+  for way in ('down', 'up'):
+    assert sent['scaffold', way] == {'adapter': adapter, 'control': adapter}
+    assert sent['feddyn', way] == {'adapter': adapter, 'control': 0}
