@@ -18,7 +18,7 @@ from fedmedjax.types import Document, InputError, SiteCorpus, Span
   (['--config.fed.roundz=3'], "'roundz' is unknown; did you mean 'rounds'?"),
   (['--config.fed.rounds=many'], 'invalid literal'),
   (['--config.fed.rounds=0'], 'config.fed.rounds=0: an integer >= 1 is allowed'),
-  (['--config.fed.preset=fedprox'], "preset 'fedprox': allowed are fed_medlora"),
+  (['--config.fed.preset=moon'], "preset 'moon': allowed are fed_medlora"),
   (['--config.optim.learning_rate=-1'], 'a finite number > 0'),
   (['--config.optim.learning_rate=nan'], 'a finite number > 0'),
   (['--config.lora.targets=("query",)'], 'config.lora.targets'),
