@@ -175,13 +175,17 @@ def test_cohorts_by_size_failures_and_compressed_updates(command, tmp_path):
 
 def test_modifiers_of_a_marked_main_entity(command, tmp_path):
   workdir = tmp_path / 'relations'
-  assert main.main(command(workdir, '--config.bert.task=re')) == 0
+  assert main.main(command(
+    workdir, '--config.bert.task=re', '--config.fed.local_steps=120',
+    '--config.eval.max_examples=60')) == 0
   summary = summary_of(workdir)
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  # 0.787 and 0.569 when written: too few steps for this encoder to name modifiers of new notes.
   assert np.mean(lines[1]['train_loss']) < 0.8 * np.mean(lines[0]['train_loss'])
+  # 0.16 when written: which words modify which entity is harder to learn than what they are.
+  found = [summary['scores'][site]['re']['modifier']['strict']['typed']['f1'] for site in SITES]
+  assert np.mean(found) > 0.08
   per_type = summary['scores']['synthetic_icu']['re']['modifier']['per_type']
-  assert len(per_type) == 16 and sum(entry['gold'] for entry in per_type.values()) > 0
+  assert len(per_type) == 16 and sum(entry['gold'] for entry in per_type.values()) > 40
   notes = {note.name: note.text for note in generate_cohort('synthetic_icu', seed=42).test}
   for record in records_of(workdir, 'synthetic_icu'):
     start, end, kind = record['main']
