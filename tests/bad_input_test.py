@@ -61,7 +61,7 @@ def test_one_line_and_status_two(flags, message, tmp_path, capsys):
   (['--workdir=runs/x'], '--config is missing'),
   (['--config=configs/quickstart.py'], '--workdir is missing'),
   (['--config=configs/nothing.py', '--workdir=runs/x'], 'nothing.py'),
-  (['--config=configs/quickstart.py:fedprox', '--workdir=runs/x'], "preset 'fedprox'"),
+  (['--config=configs/quickstart.py:moon', '--workdir=runs/x'], "preset 'moon'"),
 ])
 def test_missing_or_broken_config(argv, message, capsys):
   assert main.main(['fedmedjax', *argv]) == 2
