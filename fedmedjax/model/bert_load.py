@@ -18,6 +18,7 @@ import safetensors.numpy
 import transformers
 
 from fedmedjax.model.bert import BertConfig
+from fedmedjax.model.load import read_settings
 from fedmedjax.types import InputError
 
 
@@ -90,7 +91,7 @@ def load_bert(path: str | Path, labels: tuple[str, ...], seed: int) -> Bert:
     raise InputError(
       f'config.bert.path={str(path)!r}: a folder with config.json, *.safetensors and a '
       'tokenizer is allowed; nothing like it is there')
-  settings = _settings(folder)
+  settings = read_settings(folder)
   config = bert_config(settings, f'{folder}/config.json')
   params = _read(config, folder, len(labels) if _head_fits(settings, labels) else 0)
   if set(params.get('classifier', ())) != {'kernel', 'bias'}:
@@ -100,16 +101,6 @@ def load_bert(path: str | Path, labels: tuple[str, ...], seed: int) -> Bert:
       'bias': jnp.zeros(len(labels))}
   tokenizer = _tokenizer(folder, config)
   return Bert(config, params, labels, tokenizer, settings, folder.name)
-
-
-def _settings(folder: Path) -> dict:
-  try:
-    settings = json.loads((folder / 'config.json').read_text())
-  except (OSError, ValueError) as error:
-    raise InputError(f'{folder}/config.json: cannot be read: {error}') from None
-  if not isinstance(settings, dict):
-    raise InputError(f'{folder}/config.json: a JSON object is expected')
-  return settings
 
 
 def bert_config(settings: dict, origin: str) -> BertConfig:
