@@ -18,7 +18,8 @@ from absl import flags
 from fedmedjax.experiment import DTYPES, model_path
 from fedmedjax.main import guarded
 from fedmedjax.model.convert import HUGGING_FACE, Placement, tensor_names
-from fedmedjax.model.load import load_model, read_settings, resolve
+from fedmedjax.model.folder import read_settings
+from fedmedjax.model.load import load_model, resolve
 from fedmedjax.model.peft_format import load_peft, merged_kernel
 from fedmedjax.model.settings import to_hugging_face
 from fedmedjax.types import InputError

@@ -5,20 +5,18 @@ written twice is an InputError that names it. Names with and without the prefix 
 understood, and the norms' old names (gamma, beta) beside the modern ones (weight, bias).
 """
 
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
+import safetensors
 import transformers
 
 from fedmedjax.model.bert import BertConfig
-from fedmedjax.model.load import read_settings
+from fedmedjax.model.folder import load_tokenizer, read_settings, stored_tensors, write_folder
 from fedmedjax.types import InputError
 
 
@@ -57,9 +55,9 @@ _LAYER = {
     (_NORMS, (('scale', 'weight'), ('bias', 'bias'))))
   for name, module in modules.items() for leaf, theirs in leaves
 }
-# What checkpoints carry and a token classifier does not use: the pretraining heads, the pooler
-# behind the first token, and a buffer of older versions.
-_LEFT_OUT = re.compile(r'cls\..*|pooler\..*|embeddings\.position_ids')
+# What checkpoints carry and a token classifier does not use: the pretraining heads, and the pooler
+# behind the first token.
+_LEFT_OUT = re.compile(r'cls\..*|pooler\..*')
 
 # Setting of config.json -> the values that this encoder computes.
 _SUPPORTED = {
@@ -172,7 +170,7 @@ def _read(config: BertConfig, folder: Path, num_labels: int) -> dict:
   places = slots | heads
   buffers, seen = {}, set()
   try:
-    for name, stored in _tensors(folder):
+    for name, stored in stored_tensors(folder, 'AutoModelForPreTraining').items():
       short = re.sub(r'\bgamma$', 'weight', re.sub(r'\bbeta$', 'bias', name.removeprefix('bert.')))
       if _LEFT_OUT.fullmatch(short):
         continue
@@ -183,12 +181,12 @@ def _read(config: BertConfig, folder: Path, num_labels: int) -> dict:
         raise InputError(f'{folder}: tensor {name!r} occurs twice')
       seen.add(short)
       path, layer = places[short]
-      shape = tuple(stored.get_shape())
+      shape = stored.shape
       if shape != shapes[path]:
         if short in heads:
           continue
         raise InputError(f'{folder}: tensor {name!r} has shape {shape}, expected {shapes[path]}')
-      values = stored[:].astype(np.float32)
+      values = stored.read(slice(None)).astype(np.float32)
       values = values.T if path[-1] == 'kernel' else values
       if layer is None:
         buffers[path] = values
@@ -213,33 +211,10 @@ def _nested(flat: dict[tuple[str, ...], np.ndarray]) -> dict:
   return params
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, object]]:
-  """(name, slice that can be read) of every tensor of every *.safetensors file."""
-  files = sorted(folder.glob('*.safetensors'))
-  pickled = sorted(folder.glob('*.bin'))
-  if not files and pickled:
-    raise InputError(
-      f'{folder}: no *.safetensors file; {pickled[0].name} is a pickle and is not read. Where '
-      'torch is installed, this converts it: python -c "import transformers as t; '
-      f't.AutoModelForPreTraining.from_pretrained({str(folder)!r}).save_pretrained('
-      f'{str(folder)!r})"')
-  if not files:
-    raise InputError(f'{folder}: no *.safetensors file')
-  for file in files:
-    with safetensors.safe_open(file, 'np') as archive:
-      for name in archive.keys():
-        yield name, archive.get_slice(name)
-
-
 def _tokenizer(folder: Path, config: BertConfig):
-  # Without either, transformers makes a tokenizer that knows no word, and says nothing.
   if not any((folder / file).is_file() for file in ('tokenizer.json', 'vocab.txt')):
     raise InputError(f'{folder}: no tokenizer: neither tokenizer.json nor vocab.txt')
-  try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-  except Exception as error:  # the tokenizer library raises bare exceptions for damaged files
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    raise InputError(f'{folder}: its tokenizer cannot be loaded: {line}') from None
+  tokenizer = load_tokenizer(folder)
   if not tokenizer.is_fast:
     raise InputError(f'{folder}: its tokenizer gives no character offsets (it is not a fast one)')
   for token in ('cls_token', 'sep_token', 'pad_token'):
@@ -277,14 +252,8 @@ def save_bert(bert: Bert, adapter: dict, folder: Path) -> None:
   settings = {key: value for key, value in bert.settings.items() if key != 'torch_dtype'} | {
     'model_type': 'bert', 'architectures': ['BertForTokenClassification'], 'dtype': 'float32',
     'id2label': names, 'label2id': {label: i for i, label in enumerate(bert.labels)}}
-  folder.mkdir(parents=True, exist_ok=True)
   bert.tokenizer.save_pretrained(folder)
-  part = folder / 'model.safetensors.part'
-  safetensors.numpy.save_file(tensors, part, metadata={'format': 'pt'})
-  part.replace(folder / 'model.safetensors')
-  part = folder / 'config.json.part'
-  part.write_text(json.dumps(settings, indent=2) + '\n')
-  part.replace(folder / 'config.json')
+  write_folder(folder, tensors, 'model.safetensors', settings, 'config.json')
 
 
 def _leaf(params: dict, path: tuple[str, ...]):

@@ -14,6 +14,7 @@ import numpy as np
 import transformers
 
 from fedmedjax import tree
+from fedmedjax.model.folder import StoredTensor
 from fedmedjax.model.llama import PROJECTIONS, LlamaConfig
 from fedmedjax.model.lora import PEFT_MODULES
 from fedmedjax.model.quant import QUANTIZATIONS
@@ -27,13 +28,6 @@ class BaseModel(NamedTuple):
   params: dict
   tokenizer: transformers.PreTrainedTokenizerBase
   name: str
-
-
-class StoredTensor(NamedTuple):
-  """A tensor still in its file. `read(rows)` gives rows of its first axis, [out, in] as stored."""
-
-  shape: tuple[int, ...]
-  read: Callable[[slice], np.ndarray]
 
 
 class Placement(NamedTuple):

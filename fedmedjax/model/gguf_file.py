@@ -11,7 +11,8 @@ import numpy as np
 import tokenizers
 import transformers
 
-from fedmedjax.model.convert import GGUF, BaseModel, Placement, StoredTensor, convert
+from fedmedjax.model.convert import GGUF, BaseModel, Placement, convert
+from fedmedjax.model.folder import StoredTensor
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.types import InputError
 

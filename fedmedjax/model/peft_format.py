@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401  numpy knows bfloat16 only once this is imported
 import numpy as np
-import safetensors.numpy
+import safetensors
 
+from fedmedjax.model.folder import write_folder
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.model.lora import PEFT_MODULES, LoraConfig, check_lora
 from fedmedjax.types import InputError
@@ -66,13 +66,8 @@ def save_peft(adapter: dict, lora: LoraConfig, folder: Path, base_name: str) -> 
     'fan_in_fan_out': False, 'use_rslora': lora.use_rslora, 'use_dora': False,
     'inference_mode': True, 'init_lora_weights': True,
   }
-  folder.mkdir(parents=True, exist_ok=True)
-  part = folder / 'adapter_model.safetensors.part'
-  safetensors.numpy.save_file(tensors, part, metadata={'format': 'pt'})
-  part.replace(folder / 'adapter_model.safetensors')
-  part = folder / 'adapter_config.json.part'
-  part.write_text(json.dumps(settings, indent=2) + '\n')
-  part.replace(folder / 'adapter_config.json')
+  write_folder(
+    folder, tensors, 'adapter_model.safetensors', settings, 'adapter_config.json')
 
 
 def load_peft(folder: Path, config: LlamaConfig) -> tuple[dict, LoraConfig]:

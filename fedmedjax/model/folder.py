@@ -1,0 +1,146 @@
+"""Model folders in Hugging Face's layout: settings, tensors and tokenizer read, weights written.
+
+Nothing is unpickled and no code from a folder is run.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  numpy knows bfloat16 only once this is imported
+import numpy as np
+import safetensors.numpy
+import transformers
+
+from fedmedjax.types import InputError
+
+INDEX = 'model.safetensors.index.json'
+PICKLES = ('.bin', '.pt', '.pth', '.ckpt')
+_TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'vocab.txt')
+_DTYPES = ('F64', 'F32', 'F16', 'BF16')
+# Buffers of old checkpoints that hold no weights.
+_NOT_WEIGHTS = re.compile(r'.*\.rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids')
+
+
+class StoredTensor(NamedTuple):
+  """A tensor still in its file. `read(rows)` gives rows of its first axis, [out, in] as stored."""
+
+  shape: tuple[int, ...]
+  read: Callable[[slice], np.ndarray]
+
+
+def pickle_message(file: Path, folder: Path, model: str = 'AutoModelForCausalLM') -> str:
+  """Why a pickle is not read, and the command that converts it by transformers' class `model`."""
+  return (
+    f'{file}: is a pickle and is not read, since it can run code; convert it once, where you trust '
+    f'it: python -c "from transformers import {model} as M; '
+    f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"")
+
+
+def read_settings(folder: Path) -> dict:
+  """config.json of a model folder; raises InputError when it cannot be read."""
+  try:
+    settings = json.loads((folder / 'config.json').read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f'{folder}/config.json: cannot be read: {error}') from None
+  if not isinstance(settings, dict):
+    raise InputError(f'{folder}/config.json: a JSON object is expected')
+  return settings
+
+
+def weight_files(folder: Path, model: str = 'AutoModelForCausalLM') -> list[Path]:
+  """The safetensors files of a folder, by its index when it has one.
+
+  Raises InputError when there is none; `model` as in `pickle_message`.
+  """
+  if (folder / INDEX).is_file():
+    try:
+      index = json.loads((folder / INDEX).read_text())['weight_map']
+      # The name only: an index must not lead out of its folder.
+      return [folder / Path(name).name for name in sorted(set(index.values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      raise InputError(f'{folder}/{INDEX}: cannot be read: {error}') from None
+  whole = folder / 'model.safetensors'
+  files = [whole] if whole.is_file() else sorted(folder.glob('*.safetensors'))
+  if not files:
+    pickled = [file for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
+    raise InputError(
+      pickle_message(pickled[0], folder, model) if pickled else f'{folder}: no *.safetensors file')
+  return files
+
+
+def stored_tensors(
+  folder: Path, model: str = 'AutoModelForCausalLM'
+) -> dict[str, StoredTensor]:
+  """Every tensor of a folder's safetensors files by name, none of them read yet.
+
+  A file is opened for each read and closed after it, so that its pages do not stay in memory.
+
+  Raises InputError: no file, a shard that is missing, a damaged file, a tensor in two files, a
+  dtype that is no plain float; `model` as in `pickle_message`.
+  """
+  tensors, home = {}, {}
+
+  def reader(file: Path, name: str):
+    def read(rows: slice) -> np.ndarray:
+      with safetensors.safe_open(file, 'np') as archive:
+        return archive.get_slice(name)[rows]
+    return read
+
+  for file in weight_files(folder, model):
+    if not file.is_file():
+      raise InputError(f'{folder}: {file.name}, named by {INDEX}, is missing')
+    try:
+      with safetensors.safe_open(file, 'np') as archive:
+        for name in archive.keys():
+          if _NOT_WEIGHTS.fullmatch(name):
+            continue
+          view = archive.get_slice(name)
+          if view.get_dtype() not in _DTYPES:
+            raise InputError(
+              f'{file}: tensor {name!r} is of type {view.get_dtype()}; {", ".join(_DTYPES)} are '
+              'read (load unquantised weights and set config.model.quantization)')
+          if name in tensors:
+            raise InputError(
+              f'{folder}: tensor {name!r} occurs twice, in {home[name]} and {file.name}')
+          tensors[name] = StoredTensor(tuple(view.get_shape()), reader(file, name))
+          home[name] = file.name
+    except (safetensors.SafetensorError, OSError) as error:
+      raise InputError(f'{file}: damaged safetensors file: {error}') from None
+  return tensors
+
+
+def has_tokenizer(folder: Path) -> bool:
+  return any((folder / name).is_file() for name in _TOKENIZERS)
+
+
+def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
+  """Raises InputError when there is none or the library cannot make it."""
+  if not has_tokenizer(folder):
+    # transformers would build one that knows no word.
+    raise InputError(
+      f'{folder}: its tokenizer cannot be loaded: none of {", ".join(_TOKENIZERS)} is there')
+  try:
+    return transformers.AutoTokenizer.from_pretrained(
+      folder, local_files_only=True, trust_remote_code=False)
+  except Exception as error:  # the tokenizer library raises bare exceptions for damaged files
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    raise InputError(f'{folder}: its tokenizer cannot be loaded: {line}') from None
+
+
+def write_folder(
+  folder: Path, tensors: dict[str, np.ndarray], weights: str, settings: dict[str, Any], config: str
+) -> None:
+  """Writes tensors to the file `weights` and settings to the file `config`.
+
+  The folder is made when absent; each file is replaced atomically.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  part = folder / f'{weights}.part'
+  safetensors.numpy.save_file(tensors, part, metadata={'format': 'pt'})
+  part.replace(folder / weights)
+  part = folder / f'{config}.part'
+  part.write_text(json.dumps(settings, indent=2) + '\n')
+  part.replace(folder / config)
