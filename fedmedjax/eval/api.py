@@ -127,7 +127,7 @@ async def _ask_all(
 
   async def work(client) -> None:
     nonlocal in_a_row
-    for key, question in waiting:  # shared: each question goes to one worker
+    for key, question in waiting:  # shared by all tasks: each question is taken once
       answers[key] = answer = await _answer(client, endpoint, question, limits, refused)
       in_a_row = in_a_row + 1 if answer.text is None else 0
       if answer.text is not None:

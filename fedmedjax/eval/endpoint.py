@@ -1,7 +1,7 @@
 """Where questions to a paid model go, from the environment.
 
-The address and the key stay inside `Endpoint` and the client: they are in no message, log, cache
-or file.
+The address and the key stay inside `Endpoint` and the openai library: they are in no message, log,
+cache or file.
 """
 
 from collections.abc import Mapping

@@ -42,25 +42,58 @@ class Placement(NamedTuple):
   sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None
 
 
-# Our path -> (Hugging Face name, GGUF name); '{}' is the layer. A kernel is stored [out, in] by
-# both and transposed here.
+class Slot(NamedTuple):
+  """A tensor's (Hugging Face, GGUF) names, and its shape as both store it; None where the model
+  of a configuration has no such tensor. A kernel is stored [out, in] and transposed here."""
+
+  names: tuple[str, str]
+  shape: Callable[[LlamaConfig], tuple[int, ...] | None]
+
+
+def _vocabulary(config: LlamaConfig) -> tuple[int, ...]:
+  return config.vocab_size, config.hidden_size
+
+
+def _own_head(config: LlamaConfig) -> tuple[int, ...] | None:
+  return None if config.tie_word_embeddings else _vocabulary(config)
+
+
+def _width(config: LlamaConfig) -> tuple[int, ...]:
+  return (config.hidden_size,)
+
+
+def _head_norm(config: LlamaConfig) -> tuple[int, ...] | None:
+  return (config.head_dim,) if config.qk_norm else None
+
+
+def _kernel(name: str):
+  return lambda config: config.projection_shape(name)[::-1]
+
+
+def _bias(name: str):
+  return lambda config: config.projection_shape(name)[1:] if name in config.biases else None
+
+
 _TOP = {
-  ('embedding',): ('model.embed_tokens.weight', 'token_embd.weight'),
-  ('norm', 'weight'): ('model.norm.weight', 'output_norm.weight'),
-  ('head',): ('lm_head.weight', 'output.weight'),
+  ('embedding',): Slot(('model.embed_tokens.weight', 'token_embd.weight'), _vocabulary),
+  ('norm', 'weight'): Slot(('model.norm.weight', 'output_norm.weight'), _width),
+  ('head',): Slot(('lm_head.weight', 'output.weight'), _own_head),
 }
 _GGUF_PROJECTIONS = {
   'q_proj': 'attn_q', 'k_proj': 'attn_k', 'v_proj': 'attn_v', 'o_proj': 'attn_output',
   'gate_proj': 'ffn_gate', 'up_proj': 'ffn_up', 'down_proj': 'ffn_down',
 }
+# Names within a layer.
 _LAYER = {
-  ('input_norm', 'weight'): ('input_layernorm.weight', 'attn_norm.weight'),
-  ('post_norm', 'weight'): ('post_attention_layernorm.weight', 'ffn_norm.weight'),
-  ('q_norm', 'weight'): ('self_attn.q_norm.weight', 'attn_q_norm.weight'),
-  ('k_norm', 'weight'): ('self_attn.k_norm.weight', 'attn_k_norm.weight'),
+  ('input_norm', 'weight'): Slot(('input_layernorm.weight', 'attn_norm.weight'), _width),
+  ('post_norm', 'weight'): Slot(('post_attention_layernorm.weight', 'ffn_norm.weight'), _width),
+  ('q_norm', 'weight'): Slot(('self_attn.q_norm.weight', 'attn_q_norm.weight'), _head_norm),
+  ('k_norm', 'weight'): Slot(('self_attn.k_norm.weight', 'attn_k_norm.weight'), _head_norm),
 } | {
-  (name, ours): (f'{PEFT_MODULES[name]}.{theirs}', f'{_GGUF_PROJECTIONS[name]}.{theirs}')
-  for name in PROJECTIONS for ours, theirs in (('kernel', 'weight'), ('bias', 'bias'))
+  (name, ours): Slot(
+    (f'{PEFT_MODULES[name]}.{theirs}', f'{_GGUF_PROJECTIONS[name]}.{theirs}'), shape(name))
+  for name in PROJECTIONS
+  for ours, theirs, shape in (('kernel', 'weight', _kernel), ('bias', 'bias', _bias))
 }
 HUGGING_FACE, GGUF = 0, 1
 _LAYER_PREFIX = ('model.layers.{}.', 'blk.{}.')
@@ -70,22 +103,8 @@ _PIECE_BYTES = 1 << 24
 
 def expected_shapes(config: LlamaConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
   """Our path (without the layer axis) -> shape as both formats store it ([out, in])."""
-  width = config.hidden_size
-  shapes = {('embedding',): (config.vocab_size, width), ('norm', 'weight'): (width,)}
-  if not config.tie_word_embeddings:
-    shapes['head',] = (config.vocab_size, width)
-  for path in _LAYER:
-    name, kind = path
-    if kind == 'kernel':
-      shapes[path] = config.projection_shape(name)[::-1]
-    elif kind == 'bias':
-      if name in config.biases:
-        shapes[path] = config.projection_shape(name)[1:]
-    elif name in ('input_norm', 'post_norm'):
-      shapes[path] = (width,)
-    elif config.qk_norm:
-      shapes[path] = (config.head_dim,)
-  return shapes
+  shapes = {path: slot.shape(config) for path, slot in (_TOP | _LAYER).items()}
+  return {path: shape for path, shape in shapes.items() if shape is not None}
 
 
 def parameter_count(config: LlamaConfig) -> int:
@@ -102,9 +121,9 @@ def tensor_names(
   for path in expected_shapes(config):
     if path in _LAYER:
       for layer in range(config.num_layers):
-        yield _LAYER_PREFIX[column].format(layer) + _LAYER[path][column], path, layer
+        yield _LAYER_PREFIX[column].format(layer) + _LAYER[path].names[column], path, layer
     else:
-      yield _TOP[path][column], path, None
+      yield _TOP[path].names[column], path, None
 
 
 def check_tensors(

@@ -14,6 +14,7 @@ import transformers
 from fedmedjax.model.convert import GGUF, BaseModel, Placement, convert
 from fedmedjax.model.folder import StoredTensor
 from fedmedjax.model.llama import LlamaConfig
+from fedmedjax.model.settings import settings_of
 from fedmedjax.types import InputError
 
 # Architecture -> whether its q and k rows hold rotary pairs side by side; and what its models
@@ -39,15 +40,9 @@ def load_gguf(path: Path, placement: Placement) -> BaseModel:
       raise InputError(f'{path}: tensor {tensor.name!r} occurs twice')
     found[tensor.name] = _stored(path, tensor)
   divisors = found.pop(_ROPE_DIVISORS, None)
-  try:
+  with settings_of(str(path)):
     config = _config_from_gguf(fields, found, divisors, str(path))
     tokenizer = _tokenizer_from_gguf(fields, str(path))
-  except KeyError as error:
-    raise InputError(f'{path}: GGUF key {error.args[0]!r} is missing') from None
-  except InputError:
-    raise
-  except (TypeError, ValueError, IndexError, ArithmeticError) as error:
-    raise InputError(f'{path}: not a usable GGUF file: {error}') from None
   if _ARCHITECTURES[fields['general.architecture']][0]:
     for name, tensor in found.items():
       for part, heads in (('.attn_q.', config.num_heads), ('.attn_k.', config.num_kv_heads)):
@@ -173,10 +168,10 @@ def _tokenizer_from_gguf(fields: dict, origin: str) -> transformers.PreTrainedTo
       steps.Split(tokenizers.Regex(pattern), 'isolated'),
       steps.ByteLevel(add_prefix_space=False, use_regex=False)]))
   backend.decoder = tokenizers.decoders.ByteLevel()
-  # GGUF token types: 3 = control, never produced by plain text.
+  # Control tokens are never produced by plain text.
   control = [
-    word for word, kind in zip(words, fields['tokenizer.ggml.token_type'], strict=True)
-    if kind == 3]
+    word for word, number in zip(words, fields['tokenizer.ggml.token_type'], strict=True)
+    if number == gguf.TokenType.CONTROL]
   backend.add_special_tokens(control)
 
   def special(key: str) -> str | None:

@@ -1,5 +1,7 @@
 """Hyper-parameters between a Hugging Face config.json and `LlamaConfig`, both ways."""
 
+from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +50,30 @@ def llama3_divisors(
   return tuple((1.0 / (blend + (1.0 - blend) / factor)).tolist())
 
 
+# rope_type -> (head_dim, theta, the entry in config.json) -> divisors; () = all 1.
+ROPE_TYPES: dict[str, Callable[[int, float, dict[str, Any]], tuple[float, ...]]] = {
+  'default': lambda head_dim, theta, rope: (),
+  'llama3': lambda head_dim, theta, rope: llama3_divisors(
+    head_dim, theta, factor=float(rope['factor']),
+    low_freq_factor=float(rope['low_freq_factor']),
+    high_freq_factor=float(rope['high_freq_factor']),
+    original_max_position_embeddings=int(rope['original_max_position_embeddings'])),
+}
+
+
+@contextmanager
+def settings_of(origin: str):
+  """Turns what reading the settings of a file can raise into an InputError that names it."""
+  try:
+    yield
+  except InputError:
+    raise
+  except KeyError as error:
+    raise InputError(f'{origin}: key {error.args[0]!r} is missing') from None
+  except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError) as error:
+    raise InputError(f'{origin}: not a usable configuration: {error}') from None
+
+
 def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConfig:
   """config.json -> LlamaConfig; anything this decoder does not compute is refused by name."""
   kind = settings.get('model_type')
@@ -57,7 +83,7 @@ def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConf
       'DeepSeek-R1-Distill-Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3)')
   family = FAMILIES[kind]
   settings = family.defaults | settings
-  try:
+  with settings_of(origin):
     if settings.get('hidden_act', 'silu') != 'silu':
       raise InputError(f"{origin}: hidden_act={settings['hidden_act']!r}: 'silu' is supported")
     if settings.get('partial_rotary_factor', 1.0) != 1.0:
@@ -88,25 +114,14 @@ def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConf
       qk_norm=family.qk_norm,
       windows=_windows(settings, layers, origin) if family.windowed else (),
     )
-  except KeyError as error:
-    raise InputError(f'{origin}: key {error.args[0]!r} is missing') from None
-  except InputError:
-    raise
-  except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
-    raise InputError(f'{origin}: not a usable configuration: {error}') from None
 
 
 def _rope_divisors(rope: dict, head_dim: int, theta: float, origin: str) -> tuple[float, ...]:
   kind = rope.get('rope_type', rope.get('type', 'default'))
-  if kind == 'default':
-    return ()
-  if kind != 'llama3':
-    raise InputError(f"{origin}: rope_type={kind!r}: 'default' and 'llama3' are supported")
-  return llama3_divisors(
-    head_dim, theta, factor=float(rope['factor']),
-    low_freq_factor=float(rope['low_freq_factor']),
-    high_freq_factor=float(rope['high_freq_factor']),
-    original_max_position_embeddings=int(rope['original_max_position_embeddings']))
+  if kind not in ROPE_TYPES:
+    raise InputError(
+      f'{origin}: rope_type={kind!r}: {" and ".join(map(repr, ROPE_TYPES))} are supported')
+  return ROPE_TYPES[kind](head_dim, theta, rope)
 
 
 def _windows(settings: dict, layers: int, origin: str) -> tuple[int, ...]:
