@@ -10,7 +10,7 @@ import tokenizers
 import torch
 import transformers
 
-from fedmedjax import compare, main, run
+from fedmedjax import compare, main
 from fedmedjax.data.cohorts import generate_cohort
 
 SITES = ('synthetic_icu', 'synthetic_dictation', 'synthetic_clinic')
@@ -124,15 +124,10 @@ def test_transformers_answers_as_we_did(finished):
     assert record['generated'].split() == [model.config.id2label[best[i]] for i in first]
 
 
-def test_stopped_after_round_one_it_ends_alike(finished, command, tmp_path, monkeypatch):
+def test_stopped_after_round_one_it_ends_alike(
+    finished, command, tmp_path, stop_after_a_round):
   workdir = tmp_path / 'stopped'
-
-  def stop(line, rounds):
-    raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(run, '_round_sentence', stop)
-    assert main.main(command(workdir)) == 130
+  stop_after_a_round(command(workdir))
   assert main.main(command(workdir)) == 0
   ours, theirs = (
     safetensors.numpy.load_file(folder / 'model' / 'model.safetensors')

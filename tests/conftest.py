@@ -89,3 +89,19 @@ def real_sentences(data_folder):
       for start, end in split_sentences(note.text))
     found += [next(texts) for _ in range(count)]
   return found
+
+
+@pytest.fixture
+def stop_after_a_round(monkeypatch):
+  """stop_after_a_round(argv): the program is interrupted once the first round is on disk."""
+  from fedmedjax import main, run
+
+  def interrupted(argv):
+    def stop(line, rounds):
+      raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+      patch.setattr(run, '_round_sentence', stop)
+      assert main.main(argv) == 130
+
+  return interrupted

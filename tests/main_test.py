@@ -180,16 +180,10 @@ def test_another_configs_workdir_is_refused(finished, command, capsys):
 
 
 def test_stopped_after_round_one_it_resumes_at_round_two(
-    finished, command, tmp_path, monkeypatch, capsys):
+    finished, command, tmp_path, stop_after_a_round, capsys):
   """And ends with the adapter of the undisturbed run, bit by bit."""
   workdir = tmp_path / 'stopped'
-
-  def stop(line, rounds):
-    raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(run, '_round_sentence', stop)
-    assert main.main(command(workdir)) == 130
+  stop_after_a_round(command(workdir))
   assert not (workdir / 'summary.json').exists()
   capsys.readouterr()
   assert main.main(command(workdir)) == 0
