@@ -112,7 +112,8 @@ def krum(*, faulty: int, kept: int = 1) -> Aggregator:
 
   Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
   NeurIPS 2017, arXiv:1703.02757. The score of a site is the sum of squared distances to its
-  n - f - 2 nearest others; n >= 2 f + 3 is asked for.
+  n - f - 2 nearest others; n >= 2 f + 3 is asked for. Of fewer sites present than that, at most
+  n - f are kept and at least one.
 
   Args:
     faulty: f, sites that may send anything.
@@ -127,8 +128,9 @@ def krum(*, faulty: int, kept: int = 1) -> Aggregator:
     neighbours = jnp.maximum(present.sum() - faulty - 2, 1)
     counted = (jnp.arange(count) < neighbours)[None, :]
     score = jnp.where(counted, nearest, 0).sum(axis=1)
-    place = jnp.argsort(jnp.argsort(jnp.where(present, score, jnp.inf)))
-    weights = _even((place < kept) & present)
+    # Those present first: one without a neighbour scores infinity, as the absent do.
+    place = jnp.argsort(jnp.lexsort((score, ~present)))
+    weights = _even((place < jnp.clip(present.sum() - faulty, 1, kept)) & present)
     return weighted_sum(updates, weights), weights
 
   return _stateless(choose)

@@ -49,7 +49,7 @@ def federated_algorithm(
   start on shared leaves, in the server's scale; outbound per site; aggregate; server side of the
   rule; server optimiser on the negative; scatter the site state. A site of weight 0 (padding, or
   one that sends nothing) takes no part: it counts nowhere and keeps its state; a round in which
-  all weigh 0 is not to be run. FedAvg (arXiv:1602.05629) is plain rule, everything shared,
+  all weigh 0 is not to be run. One whose numbers are not finite keeps its state, too. FedAvg (arXiv:1602.05629) is plain rule, everything shared,
   identity outbound, size weights and a server optimiser that adds the aggregate.
 
   Args:
@@ -91,10 +91,12 @@ def federated_algorithm(
       local=local, validation_loss=map_sites(validation_loss),
       validation_gradient=lambda: jax.grad(validation_loss)(state.adapter),
       key=jax.random.fold_in(key, num_sites))
-    after = tree.where(heard, after, before)
+    # What an aggregator may leave out, as it does NaN, must not stay in the state either.
+    sound = heard & jnp.isfinite(local_norm) & jnp.isfinite(jax.vmap(tree.norm)(sent))
+    after = tree.where(sound, after, before)
     sites = jax.tree.map(lambda all_, new: all_.at[cohort].set(new), state.sites, after)
     # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
-    ctrl_delta = weighted_sum(ctrl_delta, heard / num_sites)
+    ctrl_delta = weighted_sum(ctrl_delta, sound / num_sites)
     new, given, step = server_step(state, aggregate, ctrl_delta)
     metrics = _metrics(new.adapter, local, sent, aggregate, given, step)
     return new._replace(sites=sites), RoundMetrics(losses, local_norm=local_norm, **metrics)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quadratics import data, entries, federation, play
+from quadratics import PATHS, data, entries, federation, play
 
-from fedmedjax.fed import robust
+from fedmedjax.fed import robust, rules, sharing
 from fedmedjax.fed.aggregate import adaptive_mean
 
 SITES = 7
@@ -71,6 +71,31 @@ def test_krum_by_hand():
   assert one_entry(robust.krum(faulty=1), values)[0] == 1.0
   found, weights = one_entry(robust.krum(faulty=1, kept=2), values)
   assert found == 2.0 and weights.tolist() == [0, 0.5, 0.5, 0, 0]
+
+
+def test_krum_with_fewer_sites_than_planned():
+  """f = 1, m = 4, three of five sites present with 1, 2 and 1000: at most 3 - 1 = 2 are kept, the
+  two nearest to each other, 1.5. One alone is taken wherever it stands, though it has no
+  neighbour to be near to."""
+  found, weights = one_entry(
+    robust.krum(faulty=1, kept=4), (1.0, 0.0, 2.0, 1000.0, 0.0), (1.0, 0.0, 1.0, 1.0, 0.0))
+  assert found == 1.5 and weights.tolist() == [0.5, 0, 0.5, 0, 0]
+  found, weights = one_entry(robust.krum(faulty=0), (0.0, 7.0, 0.0), (0.0, 1.0, 0.0))
+  assert found == 7.0 and weights.tolist() == [0, 1, 0]
+
+
+def test_a_broken_site_leaves_nothing_behind():
+  """Median with SCAFFOLD, and with own B at each site: a round in which one site's numbers are not
+  finite leaves the state of a round in which it was absent."""
+  wild = data(targets=(1.0, 2.0, np.nan))
+  absent = data(sizes=np.array([100, 300, 0], np.float32))
+  for parts in (
+      dict(rule=rules.control_variates(rate=0.5)),
+      dict(sharing=sharing.only_a(PATHS))):
+    algorithm = federation(aggregator=robust.median(), **parts)
+    found, expected = (play(algorithm, data_)[0] for data_ in (wild, absent))
+    for kept in ('adapter', 'ctrl', 'sites'):
+      jax.tree.map(np.testing.assert_array_equal, getattr(found, kept), getattr(expected, kept))
 
 
 def test_geometric_median_by_hand():
