@@ -372,4 +372,4 @@ def test_divergence_is_told_in_one_line(command, tmp_path, capsys):
     tmp_path / 'wild', '--config.optim.learning_rate=1e30', '--config.eval.zero_shot=False'))
   assert status == 1
   error = capsys.readouterr().err
-  assert error.count('\n') == 1 and 'not finite' in error or 'no site has a finite' in error
+  assert error.count('\n') == 1 and ('not finite' in error or 'no site has a finite' in error)

@@ -88,7 +88,7 @@ def test_two_rounds(preset, data):
 
 
 def test_mixed_ranks_on_a_language_model(data):
-  """Ranks 1, 2, 4 with FlexLoRA; the site of rank 1 has sent one column only."""
+  """Ranks 1, 2, 4 with HetLoRA: every site learns and the adapter stays finite."""
   _, state, reports = rounds(shrunk('hetlora', ranks=(1, 2, 4)), data)
   assert (reports[0].update_norm > 0).all()
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.adapter))

@@ -49,8 +49,9 @@ def federated_algorithm(
   start on shared leaves, in the server's scale; outbound per site; aggregate; server side of the
   rule; server optimiser on the negative; scatter the site state. A site of weight 0 (padding, or
   one that sends nothing) takes no part: it counts nowhere and keeps its state; a round in which
-  all weigh 0 is not to be run. One whose numbers are not finite keeps its state, too. FedAvg (arXiv:1602.05629) is plain rule, everything shared,
-  identity outbound, size weights and a server optimiser that adds the aggregate.
+  all weigh 0 is not to be run. One whose numbers are not finite keeps its state, too. FedAvg
+  (arXiv:1602.05629) is plain rule, everything shared, identity outbound, size weights and a
+  server optimiser that adds the aggregate.
 
   Args:
     loss_fn: of the model on (adapter, base, batch).

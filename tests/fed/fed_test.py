@@ -68,10 +68,11 @@ def test_a_site_without_a_finite_loss_weighs_nothing_and_spoils_nothing():
 def test_smoothed_weights_by_hand():
   """mu = 0.5: round 1 has no past: (0.1, 0.3, 0.6). Round 2 with the cohort (0, 1) alone:
   fresh (0.25, 0.75), past (0.1, 0.3) / 0.4 = (0.25, 0.75): unchanged. With sizes swapped:
-  0.5 (0.25, 0.75) + 0.5 (0.75, 0.25) = (0.5, 0.5)."""
+  0.5 (0.25, 0.75) + 0.5 (0.75, 0.25) = (0.5, 0.5); and with mu = 0.25, the share of the past,
+  0.25 (0.25, 0.75) + 0.75 (0.75, 0.25) = (0.625, 0.375)."""
   aggregator = adaptive_mean(ema=0.5)
   state = aggregator.init({}, 3)
-  call = lambda cohort, sizes, state: aggregator.update(  # noqa: E731
+  call = lambda cohort, sizes, state, aggregator=aggregator: aggregator.update(  # noqa: E731
     {'a': jnp.zeros((len(cohort), 1))}, state, weights=jnp.array(sizes),
     cohort=jnp.array(cohort), anchor=None, local=None, key=None)
   first = call([0, 1, 2], SIZES, state)
@@ -80,6 +81,8 @@ def test_smoothed_weights_by_hand():
   np.testing.assert_allclose(second.weights, (0.25, 0.75), atol=1e-6)
   swapped = call([0, 1], SIZES[:2][::-1].copy(), first.state)
   np.testing.assert_allclose(swapped.weights, (0.5, 0.5), atol=1e-6)
+  swapped = call([0, 1], SIZES[:2][::-1].copy(), first.state, adaptive_mean(ema=0.25))
+  np.testing.assert_allclose(swapped.weights, (0.625, 0.375), atol=1e-6)
 
 
 def test_schedule_by_hand():
