@@ -153,7 +153,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.batch_size = 4
   # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n.
   fed.chunk = 0
-  # What n_k counts: 'examples' (the paper's text) or 'tokens' (supervised tokens, the code).
+  # What n_k counts: 'examples' (the paper's text; a BERT's are windows) or 'tokens' (supervised
+  # tokens, the code).
   fed.weight_by = 'examples'
   # How updates become one. Weighted means: 'mean' (factor by factor), 'padded_mean',
   # 'refactorised', 'stacked', 'residual', 'corrected'; robust ones: 'median', 'trimmed_mean',

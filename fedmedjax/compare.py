@@ -10,7 +10,7 @@ come from OPENAI_BASE_URL and OPENAI_API_KEY, and `api` alone takes its model fr
 import copy
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +80,16 @@ def regime_config(config: ConfigDict, regime: str, overrides: dict[str, Any]) ->
   return chosen
 
 
+def _check_budget(rows: Iterable[Row]) -> None:
+  """Raises InputError when regimes would take unequal steps: epochs count examples, and a BERT's
+  are windows."""
+  trained = [row.config.fed for row in rows if row.config.fed.train]
+  if len({fed.learner for fed in trained}) > 1 and not all(fed.local_steps for fed in trained):
+    raise InputError(
+      'config.fed.local_steps=0: a BERT and a LLaMA take unlike numbers of steps an epoch; name a '
+      'number >= 1, so that all regimes take as many')
+
+
 def compare(
   config: ConfigDict,
   workdir: Path,
@@ -105,6 +115,7 @@ def compare(
   if not regimes:
     raise InputError(f'--regimes is empty: a list of {", ".join(PRESETS)}, api:MODEL is allowed')
   chosen = dict(regime_row(config, regime, overrides or {}) for regime in regimes)
+  _check_budget(chosen.values())
   foreign = sorted(
     name for name in ({path.name for path in workdir.iterdir()} if workdir.is_dir() else ())
     if name not in (*PRESETS, 'compare.json') and not name.startswith('api_'))

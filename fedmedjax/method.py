@@ -156,6 +156,8 @@ UNSOUND = (
   (lambda v: v['fed.aggregator'] in (*PRODUCTS, 'padded_mean')
    and v['fed.sharing'] != 'everything', 'fed.sharing',
    "this aggregator needs both factors of every site; use 'everything'"),
+  (lambda v: v['fed.loss_power'] and v['fed.sharing'] == 'only_a', 'fed.loss_power',
+   "the server's B stays at zero: there is no product that a validation loss could judge; use 0"),
   (_needs_plain_sum, 'fed.server_optimizer',
    "this aggregator gives the next adapter itself; use 'fedavg' with server_learning_rate 1"),
   (lambda v: v['fed.aggregator'] in FOLDING and v['model.quantization'] != 'none',

@@ -11,6 +11,7 @@ from fedmedjax.progress import Reporter
 # What a reading can report having set aside: key -> how the table calls it.
 _DROPPED = {
   'used_nested': 'nested', 'used_crossing': 'crossing sentences', 'too_long': 'too long',
+  'used_invalid_pairs': 'modifiers of a wrong type',
   'discontinuous': 'discontinuous', 'leaked_documents': 'leaked notes',
   'cut_sentences': 'cut sentences', 'unlabelled': 'entities without a word of their own',
 }

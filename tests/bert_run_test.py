@@ -205,3 +205,12 @@ def test_a_row_of_the_comparison(command, tiny_folder, tmp_path, capsys):
     assert [(r['document'], r['gold']) for r in lora] == [(r['document'], r['gold']) for r in bert]
   out = capsys.readouterr().out
   assert 'fed_bert' in out[out.index('Typed strict F1 by regime'):]
+
+
+def test_regimes_of_two_models_need_a_number_of_steps(command, tmp_path, capsys):
+  """Epochs of windows and of sentences are unlike many steps."""
+  argv = command(
+    tmp_path / 'compare', '--config.fed.local_steps=0', '--regimes=fed_medlora,fed_bert')
+  assert compare.main(argv) == 2
+  assert 'config.fed.local_steps=0' in capsys.readouterr().err
+  assert not (tmp_path / 'compare').exists()

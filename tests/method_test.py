@@ -101,6 +101,7 @@ def test_mixed_ranks_on_a_language_model(data):
   ('scaffold', ['ranks=(4,8,16)'], 'unlike scales'),
   ('scaffold', ['aggregator=refactorised'], 'this aggregator replaces them'),
   ('single_site', ['rule=fedprox'], 'pull towards what is shared'),
+  ('fedsa_lora', ['loss_power=1.0'], "the server's B stays at zero"),
   ('krum', ['faulty=1'], '2 f + 3 sites'),
   ('multi_krum', ['kept=4'], 'at most n - f'),
   ('median', ['loss_power=1.0'], 'choose their own weights'),

@@ -55,10 +55,10 @@ def federated_algorithm(
 
   Args:
     loss_fn: of the model on (adapter, base, batch).
-    gradient: makes the gradient of a loss, such as `gradient.mean_gradient`. The loss it is given
-      is loss_fn as a site sees it, with its own scale and what is folded into the base.
-    map_sites, num_sites: from `fed/sites.py`; S.
+    gradient: makes the gradient of a loss, such as `gradient.mean_gradient`; it is given loss_fn
+      as a site sees it, with its own scale and what is folded into the base.
     on_step: see `local_training`.
+    map_sites, num_sites: from `fed/sites.py`; S.
     The other parts: values of `fed/types.py`, or optax's; outbound may take the keyword `key`,
       which differs by round and site.
   """
@@ -94,15 +94,19 @@ def federated_algorithm(
       key=jax.random.fold_in(key, num_sites))
     # What an aggregator may leave out, as it does NaN, must not stay in the state either.
     sound = heard & jnp.isfinite(local_norm) & jnp.isfinite(jax.vmap(tree.norm)(sent))
-    after = tree.where(sound, after, before)
-    sites = jax.tree.map(lambda all_, new: all_.at[cohort].set(new), state.sites, after)
+    sites = _scatter(state.sites, tree.where(sound, after, before), cohort)
     # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
     ctrl_delta = weighted_sum(ctrl_delta, sound / num_sites)
     new, given, step = server_step(state, aggregate, ctrl_delta)
-    metrics = _metrics(new.adapter, local, sent, aggregate, given, step)
+    metrics = _metrics(state.adapter, new.adapter, local, sent, aggregate, given, step)
     return new._replace(sites=sites), RoundMetrics(losses, local_norm=local_norm, **metrics)
 
   return FederatedAlgorithm(init, round_fn)
+
+
+def _scatter(sites, cohort_sites, cohort):
+  """[S, *p] with the rows of `cohort` i32[C] replaced by [C, *p]."""
+  return jax.tree.map(lambda all_, new: all_.at[cohort].set(new), sites, cohort_sites)
 
 
 def _private(sharing: Sharing, adapter):
@@ -167,7 +171,7 @@ def _server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
   return server_step
 
 
-def _metrics(adapter, local, sent, aggregate: Aggregate, given, step) -> dict:
+def _metrics(anchor, adapter, local, sent, aggregate: Aggregate, given, step) -> dict:
   """`given`: what the server optimiser was handed; `adapter`: what the step led to."""
   weights = aggregate.weights
   return {
@@ -175,7 +179,8 @@ def _metrics(adapter, local, sent, aggregate: Aggregate, given, step) -> dict:
     'weights': weights,
     'update_norm': jax.vmap(tree.norm)(sent),
     'cosine': jax.vmap(tree.cosine, (0, None))(sent, weighted_sum(sent, weights)),
-    'step_norm': tree.norm(step),
+    # Of the adapter itself: that it moved, not that a step was made.
+    'step_norm': tree.norm(jax.tree.map(jnp.subtract, adapter, anchor)),
     'step_cosine': tree.cosine(step, given),
     'expected_gap': tree.norm(jax.tree.map(jnp.subtract, step, given)),
     'product_gap': product_gap(local, join(adapter, aggregate.fold), weights),

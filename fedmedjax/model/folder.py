@@ -101,7 +101,7 @@ def stored_tensors(
           if view.get_dtype() not in _DTYPES:
             raise InputError(
               f'{file}: tensor {name!r} is of type {view.get_dtype()}; {", ".join(_DTYPES)} are '
-              'read (load unquantised weights and set config.model.quantization)')
+              'read; use the unquantised weights')
           if name in tensors:
             raise InputError(
               f'{folder}: tensor {name!r} occurs twice, in {home[name]} and {file.name}')
