@@ -130,6 +130,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   data.sites = ('synthetic_icu', 'synthetic_dictation', 'synthetic_clinic')
   # Sites never trained on, only tested.
   data.external = ('synthetic_external',)
+  # Training notes that each synthetic cohort has; 0 = as many as its description says.
+  data.synthetic_notes = 0
   # Training notes used of each site, the first by the site's order; 0 = all.
   data.max_train_notes = 0
   # Longest example in tokens, from the input's first to the end token; longer ones are left out
@@ -139,6 +141,24 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   data.validation_share = 0.1
   # Examples of each site in V, at most; every site's adapter is run on all of V each round.
   data.validation_examples = 16
+
+  # Training notes of all of data.sites pooled and dealt out to sites of our own making; tested are
+  # data.sites as before.
+  data.partition = partition = ConfigDict()
+  # '' = not dealt out; 'iid', 'types' (Dirichlet over the mix of entity types), 'quantity' (power
+  # law), 'style' (clusters of notes) or 'labels' (sites that leave types unannotated).
+  partition.kind = ''
+  # What is dealt out: whole notes ('note') or single sentences ('sentence'), which can be far more
+  # unlike; then a note's sentences end up at several sites and in V.
+  partition.unit = 'note'
+  # Sites S that the notes are dealt out to.
+  partition.sites = 10
+  # How unlike they are. 'types': concentration of the Dirichlet, small = unlike. 'quantity':
+  # exponent of the power law, 0 = alike. 'style': share of notes at their style's site. 'labels':
+  # chance that a site leaves a type unannotated. 'iid': not used.
+  partition.strength = 1.0
+  # Share of the sites whose annotation is corrupted: each entity is called another type.
+  partition.corrupted = 0.0
 
   config.fed = fed = ConfigDict()
   # Name of the row of PRESETS in force.
@@ -174,7 +194,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.kept = 1
   # Longest update that 'clipped_mean' leaves as it is, in median norms of the cohort.
   fed.norm_limit = 1.0
-  # Rank of every site, in the order of data.sites, each at most lora.rank; () = lora.rank.
+  # Rank of every site, in the order of data.sites (or of the partition's), each at most
+  # lora.rank; () = lora.rank.
   fed.ranks = ()
   # gamma: power of n_k in a site's weight. From the preset.
   fed.size_power = 1.0

@@ -79,16 +79,23 @@ def aggregator(config: ConfigDict, rounds: int) -> Aggregator:
     return ROBUST[fed.aggregator](fed)
   columns = cohort_size({
     'fed.pooled': fed.pooled, 'fed.cohort_size': fed.cohort_size,
-    'data.sites': config.data.sites}) * rank
+    'data.sites': config.data.sites, 'data.partition.kind': config.data.partition.kind,
+    'data.partition.sites': config.data.partition.sites}) * rank
   return aggregate.adaptive_mean(
     size_power=fed.size_power, loss_power=fed.loss_power, temperature=fed.temperature,
     floor=fed.floor, ema=fed.ema, signal=SIGNALS[fed.signal],
     combine=COMBINES[fed.aggregator](fed, rank, rounds, columns))
 
 
+def num_sites(values: dict[str, Any]) -> int:
+  """S: how many sites own training notes."""
+  dealt_out = values['data.partition.kind']
+  return values['data.partition.sites'] if dealt_out else len(values['data.sites'])
+
+
 def cohort_size(values: dict[str, Any]) -> int:
   """C: how many sites are drawn for a round."""
-  return 1 if values['fed.pooled'] else values['fed.cohort_size'] or len(values['data.sites'])
+  return 1 if values['fed.pooled'] else values['fed.cohort_size'] or num_sites(values)
 
 
 def adds_aggregate(fed: ConfigDict) -> bool:
@@ -165,9 +172,9 @@ UNSOUND = (
    'exactly'),
   (lambda v: v['fed.residual_rank'] > cohort_size(v) * v['lora.rank'], 'fed.residual_rank',
    'the whole residual has no more than sites times lora.rank columns; 0 sends all of it'),
-  (lambda v: v['fed.ranks'] and (v['fed.pooled'] or len(v['fed.ranks']) != len(v['data.sites'])),
+  (lambda v: v['fed.ranks'] and (v['fed.pooled'] or len(v['fed.ranks']) != num_sites(v)),
    'fed.ranks',
-   'one rank for each site of config.data.sites is needed'),
+   'one rank for each site of config.data.sites, or of the partition, is needed'),
   (lambda v: any(rank > v['lora.rank'] for rank in v['fed.ranks']), 'fed.ranks',
    'no site may have more than config.lora.rank'),
   (lambda v: v['fed.aggregator'] in FOLDING and v['fed.sampler'] == 'poisson', 'fed.sampler',

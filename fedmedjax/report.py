@@ -17,12 +17,24 @@ _DROPPED = {
 }
 
 
-def site_table(sites: Sequence[SiteData], external: Sequence[SiteData]) -> Table:
-  """What each site holds, and what reading it set aside."""
+# Sites of a partition that the table lists.
+_LISTED = 12
+
+
+def site_table(
+  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData]
+) -> Table:
+  """What each site holds, and what reading it set aside.
+
+  Args:
+    sites: that train; when they are not the `tested` ones, their notes are those of `tested`.
+    external: tested, too.
+  """
   table = Table(title='Sites')
   for name in ('site', 'types', 'train', 'validation', 'test', 'in no training note', 'set aside'):
     table.add_column(name, justify='right' if name in ('train', 'validation', 'test') else 'left')
-  for site in (*sites, *external):
+  dealt_out = [] if sites == tested else sites
+  for site in (*dealt_out[:_LISTED], *tested, *external):
     report = site.report
     aside = ', '.join(f'{report[k]} {name}' for k, name in _DROPPED.items() if report.get(k))
     unseen = report.get('held_out_test_entities_percent')
@@ -30,6 +42,8 @@ def site_table(sites: Sequence[SiteData], external: Sequence[SiteData]) -> Table
       site.name + (' (external)' if site in external else ''), ', '.join(site.types),
       str(report['train_sentences']), str(report['validation_sentences']),
       str(report['test_sentences']), '-' if unseen is None else f'{unseen} %', aside or '-')
+  if len(dealt_out) > _LISTED:
+    table.caption = f'the first {_LISTED} of {len(dealt_out)} sites that train, then what is tested'
   return table
 
 

@@ -78,7 +78,9 @@ def run(
     writer.claim(workdir, settings)
     # A finished run that goes on has no summary until it has finished again.
     (workdir / 'summary.json').unlink(missing_ok=True)
-    reporter.say(site_table(data.sites, data.external))
+    reporter.say(site_table(data.sites, data.tested, data.external))
+    if data.skew:
+      reporter.say(f'{config.data.partition.kind} partition: {data.skew}')
     zero_shot = None
     if study.options.zero_shot and rounds and study.learner.untrained is not None:
       zero_shot = _score_all(study, None, workdir / 'predictions' / 'zero_shot', reporter)
@@ -191,7 +193,7 @@ def _score_all(
   """
   adapters = _adapters(study, state, Path())
   scores = {}
-  for site in (*study.data.sites, *study.data.external):
+  for site in (*study.data.tested, *study.data.external):
     path = folder / f'{site.name}.jsonl'
     records = writer.read_lines(path) if state is None else []
     if len(records) != len(site.test):
@@ -225,9 +227,10 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
     count > 0 for line in lines for count in line['site_bytes_up'] + line['site_bytes_down'])
   return writer.plain({
     'preset': study.options.preset, 'seed': study.options.seed, 'rounds': len(lines),
-    'sites': [site.name for site in study.data.sites],
+    'sites': [site.name for site in study.data.tested],
     'external': [site.name for site in study.data.external],
     'train_examples': [len(site.train) for site in study.data.sites],
+    'partition': study.data.skew and study.data.skew._asdict(),
     'scores': shown(scores),
     'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
     'bytes_full_model': learner.whole_bytes * exchanges,

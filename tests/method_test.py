@@ -52,7 +52,7 @@ def data(smollm):
     for name in quickstart.get_config().data.sites]
   base = BaseModel(
     config=shape, params=dict(params), tokenizer=smollm.tokenizer, name='tiny')
-  return Data(base, tuple(sites), ())
+  return Data(base, tuple(sites), tuple(sites), ())
 
 
 def rounds(config, data):
