@@ -373,3 +373,23 @@ def test_divergence_is_told_in_one_line(command, tmp_path, capsys):
   assert status == 1
   error = capsys.readouterr().err
   assert error.count('\n') == 1 and ('not finite' in error or 'no site has a finite' in error)
+
+
+def test_sites_of_our_own_making(command, tmp_path, capsys):
+  """Two cohorts dealt out to six sites that leave types unannotated, three of them a round."""
+  sites = ('synthetic_icu', 'synthetic_dictation')
+  assert main.main(command(
+    tmp_path / 'run', f'--config.data.sites={sites}', '--config.data.external=()',
+    '--config.data.partition.kind=labels', '--config.data.partition.strength=0.5',
+    '--config.data.partition.sites=6', '--config.fed.cohort_size=3',
+    '--config.data.synthetic_notes=12', '--config.eval.zero_shot=False',
+    '--config.fed.preset=fed_medlora')) == 0
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert summary['sites'] == list(sites) == list(summary['scores'])
+  assert summary['partition']['sizes'] == [4] * 6 and 0.25 <= summary['partition']['annotated'] < 1
+  assert [len(cohort) for cohort in summary['cohorts']] == [3, 3]
+  assert all(name.startswith('part_00') for cohort in summary['cohorts'] for name in cohort)
+  # Asked of the tested cohorts are all four types, whatever single sites annotate.
+  assert all(name in summary['instructions']['synthetic_icu'] for name in (
+    'problem', 'treatment', 'test', 'drug'))
+  assert 'labels partition: 6 sites of 4 to 4' in capsys.readouterr().out

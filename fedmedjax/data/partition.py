@@ -171,6 +171,13 @@ def _restricted(note: Document, types: Sequence[str]) -> Document:
     relations=tuple(r._replace(head=place[r.head], tail=place[r.tail]) for r in relations))
 
 
+def annotating(corpus: SiteCorpus, types: Sequence[str]) -> SiteCorpus:
+  """The corpus of a site that annotates only `types`."""
+  return corpus._replace(
+    types=tuple(types), train=tuple(_restricted(note, types) for note in corpus.train),
+    test=tuple(_restricted(note, types) for note in corpus.test))
+
+
 def mislabelled(note: Document, types: Sequence[str]) -> Document:
   """The note as a site has it whose types are mixed up: each entity is called the next of `types`.
 
