@@ -42,8 +42,13 @@ ROBUST = {
     limit=fed.norm_limit, size_power=fed.size_power),
 }
 AGGREGATORS = (*COMBINES, *ROBUST)
-# These add to the base every round; the room for it is laid out for all rounds at the start.
-FOLDING = ('stacked', 'residual')
+# These add to the base every round; the room for it is laid out for all rounds at the start. What
+# of it travels, in columns: (config.fed, lora.rank, ranks of the cohort's sites). Of a stack, what
+# each site has; a residual holds the mean of all in every site's columns.
+FOLDING = {
+  'stacked': lambda fed, rank, ranks: sum(ranks),
+  'residual': lambda fed, rank, ranks: fed.residual_rank or rank * len(ranks),
+}
 PRODUCTS = ('refactorised', 'corrected', *FOLDING)
 
 
@@ -178,6 +183,9 @@ UNSOUND = (
    "'uniform'"),
   (lambda v: v['fed.ranks'] and v['fed.outbound'] == 'sign', 'fed.outbound',
    'columns that a site lacks would count in the mean that is the size of all its values'),
+  (lambda v: v['fed.ranks'] and v['fed.top_k'] < 1, 'fed.top_k',
+   'the share would be of the values of lora.rank, of which a site of lower rank lacks some; use '
+   '1.0'),
   (lambda v: v['fed.error_feedback'] and v['fed.sharing'] == 'alternating', 'fed.error_feedback',
    'what is owed of a factor would be paid in the round that freezes it, and so be lost'),
   (lambda v: v['fed.error_feedback'] and v['fed.aggregator'] in ('refactorised', 'stacked'),
