@@ -97,7 +97,8 @@ def meeting(config: ConfigDict, sizes: np.ndarray, adapter, sharing: Sharing) ->
     return ledger.exchange(
       one, sharing, update_codec, number, last,
       control=one if fed.rule in SENT_CONTROL else (),
-      residual=jax.eval_shape(partial(room, columns=folded), adapter) if folded else ())
+      residual=jax.eval_shape(partial(room, columns=folded), adapter) if folded else (),
+      masked=fed.secure_aggregation)
 
   def exchange(number):
     last = participation.last_taken(sampler, number)

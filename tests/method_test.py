@@ -121,6 +121,21 @@ def test_mixed_ranks_on_a_language_model(data):
   ('flora', ['error_feedback=True'], 'replaces by others'),
   ('rolora', ['error_feedback=True'], 'and so be lost'),
   ('feddyn', ['outbound=int8'], "the sites' whole updates"),
+  ('fed_medlora_plus', ['secure_aggregation=True'], "Fed-MedLoRA+'s, need every site's own"),
+  ('fed_medlora_plus_code', ['secure_aggregation=True'], 'learns the sum only'),
+  ('fed_medlora_loo', ['secure_aggregation=True'], 'learns the sum only'),
+  ('fed_medlora_grad', ['secure_aggregation=True'], 'learns the sum only'),
+  ('hetlora', ['secure_aggregation=True'], 'learns the sum only'),
+  ('krum', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('geometric_median', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('flora', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('fedex_lora', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('lora_fair', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('fed_medlora', ['secure_aggregation=True', 'outbound=int8'], 'has 32 bits a value'),
+  ('fed_medlora', ['secure_aggregation=True', 'top_k=0.5'], 'has 32 bits a value'),
+  ('fed_medlora', ['secure_aggregation=True', 'ranks=(4,8,16)'], 'have one shape'),
+  ('scaffold', ['secure_aggregation=True'], 'travel without a mask'),
+  ('fed_medlora', ['secure_aggregation=True', 'cohort_size=1'], 'the sum of one update'),
   ('fed_bert', ['aggregator=refactorised'], 'no factors A and B to multiply'),
   ('fed_bert', ['signal=product_norm'], 'no factors A and B to multiply'),
   ('fed_bert', ['sharing=only_a'], "use 'everything' or 'nothing'"),
@@ -132,6 +147,20 @@ def test_unsound_pairs_are_refused_with_the_reason(preset, flags, message):
     parse(argv, lambda values: None)
   assert message in str(error.value) and '\n' not in str(error.value)
   assert str(error.value).startswith('config.fed.')
+
+
+@pytest.mark.parametrize('preset', [
+  'fed_medlora', 'uniform', 'fedprox', 'feddyn', 'fedadam', 'ffa_lora', 'fedsa_lora', 'rolora',
+  'fed_bert', 'centralised'])
+def test_sums_are_enough_for_these(preset):
+  validate(shrunk(preset, secure_aggregation=True))
+
+
+def test_a_masked_study_charges_four_bytes_a_value(data):
+  study = prepare(shrunk('uniform', secure_aggregation=True), data)
+  for one in study.meeting.exchange(0):
+    assert {e.codec for e in one.up if e.kind == 'adapter'} == {'masked'}
+    assert sum(e.bytes for e in one.up) == 4 * 4 * 2 * 72 + 28 + 4
 
 
 def test_a_quantised_base_takes_no_fold():

@@ -37,6 +37,10 @@ HEADER_UP = {
   'local_norm': ((), 'float32'),
 }
 HEADER_DOWN = {'round': ((), 'int32'), 'key': ((2,), 'uint32')}
+# With secure aggregation also, in the clear (`secure.py`): an update's largest magnitude, and the
+# server's answer. Public keys and secret shares are not simulated and not counted.
+MASKED_UP = {'largest': ((), 'float32')}
+MASKED_DOWN = {'site_weight': ((), 'float32'), 'fixed_point_step': ((), 'float32')}
 
 
 class Entry(NamedTuple):
@@ -96,7 +100,7 @@ def _arrays(codec: Codec, size: int) -> tuple[tuple[str, int], ...]:
 
 def exchange(
   adapter: Tree, sharing: Sharing, codec: Codec, number: int = 0, last: int = NEVER, *,
-  control: Tree = (), residual: Tree = (),
+  control: Tree = (), residual: Tree = (), masked: bool = False,
 ) -> Exchange:
   """One site's messages in a round: down the server's values in float32, up the update in `codec`.
 
@@ -108,6 +112,7 @@ def exchange(
     last: round in which the site took part before; NEVER = this is its first.
     control: control variates of the leaves that travel, sent both ways in float32.
     residual: columns that the server has added to the base since, sent down in float32.
+    masked: updates are securely aggregated: 32 bits a value, and what is agreed for that.
   """
   travels = lambda path: sharing.trained(path, number) and sharing.shared(path)  # noqa: E731
   if not entries('adapter', adapter, float32(), travels):
@@ -124,8 +129,11 @@ def exchange(
       *(Entry('header', name, dtype, 'values', math.prod(shape) * jnp.dtype(dtype).itemsize)
         for name, (shape, dtype) in header.items()))
 
-  down = message(float32(), lacks, HEADER_DOWN) + entries('residual', residual, float32())
-  return Exchange(down, message(codec, travels, HEADER_UP))
+  down = message(float32(), lacks, HEADER_DOWN | (MASKED_DOWN if masked else {}))
+  up = message(
+    float32()._replace(name='masked') if masked else codec, travels,
+    HEADER_UP | (MASKED_UP if masked else {}))
+  return Exchange(down + entries('residual', residual, float32()), up)
 
 
 def num_bytes(message: Iterable[Entry]) -> int:
