@@ -7,11 +7,12 @@ from shapes alone. The protocol that is counted: what a site has not got, it is 
   update came in. So RoLoRA's site gets the factor of the round before, one that missed rounds both
   factors, and FFA-LoRA's A travels once.
 - Down, too: what was folded into the base in every round since the site's last one, or since the
-  beginning. The server keeps the columns for that.
+  beginning. The server keeps the columns for that, in one layout a cohort: of sites that sent
+  nothing they are zeros, and travel.
 - A site that breaks down or is late has received its message all the same. Its update is lost.
 - Up: the update of the leaves that are trained and shared in this round.
 - A site of rank r_k receives and sends r_k columns of A and rows of B, in the server's scale.
-Names, shapes, ranks and codecs are agreed once, before the first round, and are not charged. So is
+Names, shapes, ranks and codecs are agreed once, before the first round, and are not charged. Nor is
 what comes after the last round: the delivery of the final adapter, and the one mean of leaves that
 sites kept to themselves.
 """

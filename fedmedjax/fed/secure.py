@@ -14,8 +14,9 @@ masks are shared among those who send.
 What is computed is what the server would compute. Left out, for it does not change the sum: how
 pairs agree on keys (they follow from the round's key here) and the secret shares from which masks
 of a site that is lost after masking are recovered, with the threshold below which a round is
-given up. All sites are simulated in one process, which knows every update: metrics of single sites
-(`update_norm`, `cosine`, `product_gap`, losses) are the simulator's view, which no server has.
+given up. All sites are simulated in one process, which knows every update: `update_norm`, `cosine`
+and `product_gap` are the simulator's view, which no server has. The losses of training and the norm
+of what was learnt are what sites tell in their headers, in the clear.
 """
 
 import jax
