@@ -203,8 +203,7 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.loss_power = 0.0
   # tau: temperature of the signal, nats per token. From the preset.
   fed.temperature = 1.0
-  # Supervised tokens: 'completion' (the target) or 'all' (instruction and input too). From the
-  # preset.
+  # Supervised tokens: 'completion' (the target) or 'all' (the prompt too). From the preset.
   fed.loss_on = 'completion'
   # Factors trained and sent: 'everything', 'nothing' (sent), 'only_b' (A frozen), 'only_a' (B
   # kept at its site), 'alternating' (B in even rounds, A in odd ones). From the preset.
@@ -241,13 +240,11 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.server_tau = 1e-3
   # Sites C drawn each round (on average, for 'poisson'); 0 = all.
   fed.cohort_size = 0
-  # How: 'uniform', 'size' (as often as the site's n_k says; then weighed to undo it) or
-  # 'poisson' (each site on its own).
+  # How: 'uniform', 'size' (by n_k, then weighed to undo it) or 'poisson' (each site on its own).
   fed.sampler = 'uniform'
   # Updates are scaled down to this norm before they are sent; 0 = not clipped.
   fed.clip_update = 0.0
-  # Number format in which updates are sent: 'float32', 'bfloat16', 'int8' or 'int4' (all three
-  # rounded at random, right in the mean), 'sign' (one bit a value).
+  # Number format of updates: 'float32', 'bfloat16', 'int8', 'int4' (rounded at random) or 'sign'.
   fed.outbound = 'float32'
   # Neighbouring values that share a scale in int8, int4 and sign; 0 = one scale a tensor.
   fed.block = 0
@@ -255,6 +252,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.top_k = 1.0
   # Sites add to their next update what the lines above left out of this one.
   fed.error_feedback = False
+  # Updates are masked, so that the server learns their weighted sum and no single one: Bonawitz et
+  # al., CCS 2017; what is simulated of it: fedmedjax/fed/secure.py.
+  fed.secure_aggregation = False
 
   config.simulation = simulation = ConfigDict()
   # Seconds of a local step at the median site, in the simulated clock; 0 = none.

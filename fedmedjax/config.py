@@ -99,6 +99,7 @@ CHECKS = {
   'fed.cohort_size': _integer(0), 'fed.sampler': _one_of(SAMPLERS),
   'fed.clip_update': _NOT_NEGATIVE, 'fed.outbound': _one_of(CODECS), 'fed.block': _integer(0),
   'fed.top_k': _number(lambda v: 0 < v <= 1, 'a number in (0, 1]'), 'fed.error_feedback': _BOOLEAN,
+  'fed.secure_aggregation': _BOOLEAN,
   'simulation.step_seconds': _NOT_NEGATIVE, 'simulation.speed_spread': _NOT_NEGATIVE,
   'simulation.bandwidth': _NOT_NEGATIVE, 'simulation.bandwidth_spread': _NOT_NEGATIVE,
   'simulation.failure': _BELOW_ONE, 'simulation.deadline': _NOT_NEGATIVE,

@@ -60,6 +60,7 @@ class Options(NamedTuple):
   bootstrap_samples: int
   keep: int
   adds_aggregate: bool   # the server's step must be the aggregate itself
+  size_power: float      # of n_k, where sites' own leaves are averaged at the end
 
 
 class Study(NamedTuple):
@@ -219,7 +220,7 @@ def options(config: ConfigDict) -> Options:
   return Options(
     fed.preset, config.seed, fed.rounds if fed.train else 0, fed.pooled, config.eval.zero_shot,
     config.eval.bootstrap_samples, config.checkpoint.keep,
-    adds_aggregate(fed))
+    adds_aggregate(fed), fed.size_power)
 
 
 def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
