@@ -103,11 +103,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Numerator of the scale alpha / r.
   lora.alpha = 64.0
   # Adapted projections, any subset of the seven.
-  lora.targets = (
-    'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
+  lora.targets = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
-  # Used by the learner 'bert' only, which takes nothing from config.model but remat, nothing from
-  # config.lora, and has its own learning rate and length.
+  # Used by the learner 'bert' only; of config.model it takes remat, of config.lora nothing.
   config.bert = bert = ConfigDict()
   # Folder with config.json, *.safetensors and a tokenizer (or vocab.txt) of a BERT encoder, such
   # as Bio_ClinicalBERT converted to safetensors. A cased vocabulary wants a tokenizer_config.json
@@ -125,8 +123,11 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Folder that holds the public corpora's folders; '' = the environment variable
   # FEDMEDJAX_DATA, else ../shared/data. Synthetic cohorts need none.
   data.root = ''
+  # Sites of your own: dict(name=, path=, format=, mapping=, test_share=0.2), .., a folder of notes
+  # each. Formats: data/readers.py. Mapping: a .toml file, or one of data/mappings/.
+  data.folders = ()
   # Sites that train: synthetic_* cohorts, corpora (maccrobat2020, chia, phee, bc5cdr,
-  # ncbi_disease), or both.
+  # ncbi_disease), names of data.folders.
   data.sites = ('synthetic_icu', 'synthetic_dictation', 'synthetic_clinic')
   # Sites never trained on, only tested.
   data.external = ('synthetic_external',)
@@ -182,8 +183,7 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.loss_power = 0.0
   # tau: temperature of the signal, nats per token. From the preset.
   fed.temperature = 1.0
-  # Supervised tokens: 'completion' (the target) or 'all' (instruction and input too). From the
-  # preset.
+  # Supervised tokens: 'completion' (target) or 'all' (instruction, input too). From the preset.
   fed.loss_on = 'completion'
   # Factors trained and sent: 'everything', 'nothing' (sent), 'only_b' (A frozen), 'only_a' (B
   # kept at its site), 'alternating' (B in even rounds, A in odd ones). From the preset.

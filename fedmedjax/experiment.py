@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from fedmedjax import exchange, tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
-from fedmedjax.data.corpora import CORPORA, load_corpus
+from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder
 from fedmedjax.data.label_steps import TASKS, encode_label_site, label_schedule
 from fedmedjax.data.labels import label_names
 from fedmedjax.data.schedule import Schedule
@@ -98,14 +98,18 @@ def data_root(path: str) -> Path:
 
 def load_corpora(config: ConfigDict) -> tuple[list[SiteCorpus], list[SiteCorpus]]:
   """The notes of the training sites and of the external cohorts."""
+  folders = {site['name']: SiteFolder(**site) for site in config.data.folders}
 
   def load(key: str, name: str) -> SiteCorpus:
     if name in COHORTS:
       return generate_cohort(name, seed=config.seed)
     if name in CORPORA:
       return load_corpus(name, data_root(config.data.root))
+    if name in folders:
+      return load_folder(folders[name])
     raise InputError(
-      f'config.data.{key}: unknown site {name!r}; allowed are {", ".join((*COHORTS, *CORPORA))}')
+      f'config.data.{key}: unknown site {name!r}; allowed are '
+      f'{", ".join((*COHORTS, *CORPORA, *folders))}')
 
   return tuple([load(key, name) for name in config.data[key]] for key in ('sites', 'external'))
 
