@@ -171,7 +171,8 @@ def _first(of: str, kinds: Sequence[str]) -> str | None:
 def check_names(mapping: Mapping, found: set[str], where: str) -> None:
   """Raises InputError when no raw type of the mapping is among those found in the notes, or when
   one that is absent looks like a slip for one that would be dropped."""
-  there = ', '.join(sorted(found)) or 'no annotation'
+  # In one line, whatever the names are.
+  there = ' '.join(', '.join(sorted(found)).split()) or 'no annotation'
   if found and not found & mapping.entities.keys():
     raise InputError(f'{mapping.source}: the types {", ".join(mapping.entities)} do not occur in '
                      f'{where}; it has {there}')

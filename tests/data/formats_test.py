@@ -6,6 +6,7 @@ import re
 import bioc
 import pytest
 import seqeval.metrics.sequence_labeling as seqeval
+from bioc import biocjson, biocxml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ def texts(document):
 
 
 def refused(read, path, line, said=''):
-  with pytest.raises(InputError, match=said) as error:
+  with pytest.raises(InputError, match=said or None) as error:
     read(path)
   assert '\n' not in str(error.value)
   where = str(path) if line is None else f'{path}:{line}:'
@@ -65,10 +66,11 @@ def test_names_that_occur_again_get_a_number_that_is_free():
 
 def bioc_collection():
   """Two passages, one of sentences; an annotation in two pieces; a relation across passages."""
-  collection = bioc.BioCCollection.of(bioc.BioCDocument.of_text('Cough & fever. 38.5 °C today.'))
-  document = collection.documents[0]
+  collection, document = bioc.BioCCollection(), bioc.BioCDocument()
   document.id = '7'
-  first = document.passages[0]
+  collection.add_document(document)
+  first = bioc.BioCPassage.of_text('Cough & fever. 38.5 °C today.', 0)
+  document.add_passage(first)
   first.annotations = [annotation('1', 'sign', [(0, 5)], 'Cough'),
                        annotation('2', 'sign', [(0, 5), (8, 5)], 'Cough fever')]
   second = bioc.BioCPassage()
@@ -98,7 +100,7 @@ def annotation(ident, kind, places, text):
 
 @pytest.mark.parametrize('form', ['xml', 'json'])
 def test_bioc_as_its_own_library_writes_it(tmp_path, form):
-  library = {'xml': bioc.biocxml, 'json': bioc.biocjson}[form]
+  library = {'xml': biocxml, 'json': biocjson}[form]
   path = write(tmp_path, library.dumps(bioc_collection()), f'notes.{form}')
   (document,), counts = read_bioc(path)
   assert document == Document(
@@ -114,7 +116,7 @@ def test_bioc_of_bc5cdr_agrees_with_its_library_and_with_pubtator(data_folder):
   path = data_folder / 'bc5cdr' / 'CDR_DevelopmentSet.BioC.xml'
   documents, counts = read_bioc(path)
   with path.open(encoding='utf-8') as file:
-    theirs = bioc.biocxml.load(file).documents
+    theirs = biocxml.load(file).documents
   assert [texts(d) for d in documents] == [
     [(d.text[min(x.offset for x in a.locations):max(x.end for x in a.locations)],
       a.infons['type']) for passage in their.passages for a in passage.annotations]
@@ -128,7 +130,7 @@ def test_bioc_of_bc5cdr_agrees_with_its_library_and_with_pubtator(data_folder):
 
 
 def test_bioc_refuses_with_the_line(tmp_path):
-  good = bioc.biocxml.dumps(bioc_collection())
+  good = biocxml.dumps(bioc_collection())
   line = next(i for i, text in enumerate(good.split('\n'), 1) if '<annotation id="3"' in text)
   lines = good.split('\n')
   refused(read_bioc, write(tmp_path, '\n'.join(lines[:line]), 'cut.xml'), line, 'XML')
@@ -137,7 +139,7 @@ def test_bioc_refuses_with_the_line(tmp_path):
   refused(read_bioc, write(tmp_path, '<a/>', 'none.xml'), None, 'no BioC document')
   bomb = '<!DOCTYPE a [<!ENTITY b "bb">]>\n<collection><source>&b;</source></collection>'
   refused(read_bioc, write(tmp_path, bomb, 'bomb.xml'), 1, 'entities are not read')
-  text = json.dumps(json.loads(bioc.biocjson.dumps(bioc_collection())), indent=1)
+  text = json.dumps(json.loads(biocjson.dumps(bioc_collection())), indent=1)
   at = text.index('"offset": 36')
   line = text[:text.rindex('{', 0, at)].count('\n') + 1
   far = text.replace('"offset": 36', '"offset": "36"')
@@ -236,7 +238,7 @@ def test_reference_json_in_all_its_forms(tmp_path):
   records = [
     {'tokens': ['Mild', ' ', 'cough'], 'tags': ['O', 'O', 'B-problem']},
     {'tokens': ['No', 'cough'], 'tags': ['O', 'B-problem'], 'html': f'No  {cough}'},
-    {'input': f'### Input Text: Mild {cough}, no {fever}', 'output':
+    {'input': f'### Input Text: Mild {cough}, no fever', 'output':
      f"{mark('severity', 'Mild')} cough, no fever<EOS>", 'tokens': [], 'tags': []},
     {'input': f'Mild cough, no {fever}', 'output': f"Mild cough, {mark('negation', 'no')} fever"},
     {'input': cough, 'output': f"{mark('severity', 'Bad')} cough"},
@@ -306,7 +308,7 @@ def test_bigbio_passages_events_and_pieces(tmp_path):
   ({'entities': [{'id': 'T1', 'type': 's', 'text': ['x'], 'offsets': [[0, 99]]}]}, '0 to 99'),
   ({'entities': [{'id': 'T1', 'type': 's', 'text': ['x'], 'offsets': [[0, True]]}]}, 'offsets'),
   ({'entities': [{'id': 'T1', 'type': 's', 'text': [], 'offsets': []}]}, 'offsets'),
-  ({'entities': kb()['entities'] * 2}, 'T1 occurs twice'),
+  ({'entities': kb()['entities'] * 2}, "'T1' occurs twice"),
   ({'events': [{'id': 'E', 'trigger': None}]}, 'trigger'),
   ({'relations': [{'type': 'by', 'arg1_id': 'T1'}]}, 'arg2_id')])
 def test_bigbio_refuses_with_the_line(tmp_path, changes, said):

@@ -85,7 +85,7 @@ def _enter(place: Place, record: dict, index: dict[str, int], number: int) -> No
   """Notes which span an id stands for."""
   ident = text_field(place, record, 'id', _FORM)
   if ident in index:
-    raise InputError(f'{place[0]}:{place[1]}: the id {ident} occurs twice')
+    raise InputError(f'{place[0]}:{place[1]}: the id {ident!r} occurs twice')
   index[ident] = number
 
 

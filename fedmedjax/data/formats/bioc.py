@@ -133,7 +133,8 @@ def _span(path: Path, annotation: Located, layout: Layout, counts: Counter) -> S
   place = (path, annotation.line)
   pieces = []
   for location in _parts(path, annotation, 'locations'):
-    start, length = (int_field(place, location, key, _FORM) for key in ('offset', 'length'))
+    start, length = (int_field((path, location.line), location, key, _FORM)
+                     for key in ('offset', 'length'))
     pieces.append(locate(layout, (*place, annotation.get('id')), start, start + length))
   if not pieces:
     counts['unplaced'] += 1
