@@ -24,20 +24,21 @@ def _label(site: SiteStatistics, external: Sequence[str]) -> str:
 
 
 def size_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Table:
-  table = Table(title='Sites: size and lengths')
-  columns = ('train notes', 'test notes', 'sentences', 'words', 'words a note', 'words a sentence',
-             'longest 5 %', 'vocabulary', 'entities', 'modifiers')
+  table = Table(title='Sites: size, and words a note (median) and a sentence (median, 95 %)')
   table.add_column('site', no_wrap=True)
-  for name in columns:
-    table.add_column(name, justify='right')
+  for name in ('notes, train + test', 'sentences', 'words', 'vocabulary', 'words a note',
+               'words a sentence', 'entities', 'modifiers'):
+    # Columns are never narrower than their longest word.
+    table.add_column(name, justify='right', min_width=max(map(len, name.split())))
   for site in sites:
-    lengths = site.sentence_words
-    table.add_row(_label(site, external), *(f'{number:,.0f}' for number in (
-      site.train_notes, site.test_notes, len(lengths), lengths.sum(),
-      np.median(site.note_words) if len(site.note_words) else 0,
-      np.median(lengths) if len(lengths) else 0,
-      np.percentile(lengths, 95) if len(lengths) else 0,
-      len(site.vocabulary), site.entities.total(), site.modifiers.total())))
+    note, sentence = (
+      np.percentile(lengths, (50, 95)) if len(lengths) else np.zeros(2)
+      for lengths in (site.note_words, site.sentence_words))
+    table.add_row(
+      _label(site, external), f'{site.train_notes:,} + {site.test_notes:,}',
+      f'{len(site.sentence_words):,}', f'{site.sentence_words.sum():,}',
+      f'{len(site.vocabulary):,}', f'{note[0]:,.0f}', f'{sentence[0]:.0f}, {sentence[1]:.0f}',
+      f'{site.entities.total():,}', f'{site.modifiers.total():,}')
   return table
 
 
@@ -73,7 +74,7 @@ def figure(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Figure:
   """Sizes, lengths, types and both divergences, one panel each."""
   labels = [_label(site, external) for site in sites]
   places = np.arange(len(sites))
-  drawn = Figure(figsize=(15, 4 + 0.5 * len(sites)), layout='constrained')
+  drawn = Figure(figsize=(15, 5 + 0.6 * len(sites)), layout='constrained')
   (size, length, mix), (types, words, _) = axes = drawn.subplots(2, 3)
   axes[1, 2].set_axis_off()
   for left, count, name in ((0, 'train_notes', 'train'), ('train_notes', 'test_notes', 'test')):
@@ -90,7 +91,8 @@ def figure(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Figure:
     mix.barh(places, width, left=start, label=kind)
     start += width
   mix.set(title='share of entity types', yticks=places, yticklabels=[], xlim=(0, 1))
-  mix.legend(ncols=len(ENTITY_TYPES), fontsize='small', loc='lower center')
+  mix.legend(ncols=len(ENTITY_TYPES), fontsize='small', loc='upper center',
+             bbox_to_anchor=(0.5, -0.1))
   for panel in (size, length, mix):
     panel.invert_yaxis()
   for panel, (name, divergence) in zip((types, words), DIVERGENCES.items(), strict=True):

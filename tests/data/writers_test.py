@@ -2,6 +2,8 @@
 
 import functools
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -95,3 +97,21 @@ def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='cannot write'):
     write_brat(tmp_path / 'file', [Document('a', '', (), ())])
+
+
+def test_the_command_that_converts(tmp_path):
+  """i2b2 in, brat out, with the schema's names and the cue of the negated problem."""
+  (tmp_path / 'a.txt').write_text('Denies chest pain .\n')
+  (tmp_path / 'a.con').write_text('c="chest pain" 1:1 1:2||t="problem"\n')
+  (tmp_path / 'a.ast').write_text('c="chest pain" 1:1 1:2||t="problem"||a="absent"\n')
+  script = Path(__file__).resolve().parents[2] / 'scripts' / 'convert.py'
+  command = [sys.executable, str(script), f'--input={tmp_path}', '--format=i2b2', '--to=brat',
+             f'--output={tmp_path / "out"}', '--mapping=i2b2_2010']
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert '1 documents, 2 spans, 1 relations; set aside or repaired: nothing' in done.stdout
+  (document,), _ = read_brat(tmp_path / 'out')
+  assert document.spans == (Span(7, 17, 'problem'), Span(0, 6, 'negation'))
+  assert document.relations == (Relation('negation', 0, 1),)
+  done = subprocess.run([*command, '--to=xls'], capture_output=True, text=True)
+  assert done.returncode == 2 and "--to='xls': one of brat, bigbio_kb, conll" in done.stderr
