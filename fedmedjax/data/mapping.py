@@ -231,13 +231,16 @@ def _linked(document: Document, mapping: Mapping, kept, counts: Counter):
     if link.head == link.tail:
       continue  # an attribute
     rule = mapping.relations.get(link.type)
-    main, other = (link.head, link.tail) if rule and rule.main == 'head' else (link.tail, link.head)
-    if rule and rule.sibling:
-      mains, other = ends.get((rule.sibling, link.head), []), link.tail
-    else:
-      mains = [main]
+    if rule is None:
+      counts['unmapped_relations'] += 1
+      continue
+    mains, other = [link.head], link.tail
+    if rule.main == 'tail':
+      mains, other = [link.tail], link.head
+    elif rule.sibling:
+      mains = ends.get((rule.sibling, link.head), [])
     modifier = document.spans[other]
-    kinds = rule and (rule.modifiers.get(modifier.type) or rule.modifiers.get(''))
+    kinds = rule.modifiers.get(modifier.type) or rule.modifiers.get('')
     mains = [main for main in mains if main in kept] if kinds else []
     counts['unmapped_relations'] += not mains
     for main in mains:

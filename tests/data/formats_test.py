@@ -129,6 +129,14 @@ def test_bioc_of_bc5cdr_agrees_with_its_library_and_with_pubtator(data_folder):
     assert set(other.spans) <= set(ours.spans)
 
 
+def test_bioc_ignores_what_is_no_part_of_it(tmp_path):
+  text = ('<collection><documents>x</documents><document passages="x" line="y"><id>1</id>\n'
+          '<passage infons="z"><offset>0</offset><text>Rash</text></passage></document>'
+          '</collection>')
+  (document,), _ = read_bioc(write(tmp_path, text, 'a.xml'))
+  assert document == Document('1', 'Rash', (), ())
+
+
 def test_bioc_refuses_with_the_line(tmp_path):
   good = biocxml.dumps(bioc_collection())
   line = next(i for i, text in enumerate(good.split('\n'), 1) if '<annotation id="3"' in text)

@@ -28,6 +28,7 @@ _LISTS = {
   'document': 'documents', 'passage': 'passages', 'sentence': 'sentences',
   'annotation': 'annotations', 'location': 'locations', 'relation': 'relations', 'node': 'nodes',
 }
+_ATTRIBUTES = ('id', 'offset', 'length', 'refid', 'role')
 _FORM = 'BioC'
 
 
@@ -63,8 +64,9 @@ def read_bioc(path: str | Path) -> tuple[list[Document], Counter]:
 
 
 def _as_json(element: Element) -> Located:
-  """An XML element as BioC's JSON has it; `line` is kept."""
-  record = Located(element.attributes, infons={})
+  """An XML element as BioC's JSON has it; `line` is kept, what is no part of BioC is not."""
+  record = Located({key: value for key, value in element.attributes.items() if key in _ATTRIBUTES})
+  record['infons'] = {}
   record.line = element.line
   for child in element.children:
     text = ''.join(child.pieces)
@@ -72,8 +74,8 @@ def _as_json(element: Element) -> Located:
       record.setdefault(_LISTS[child.tag], []).append(_as_json(child))
     elif child.tag == 'infon':
       record['infons'][child.attributes.get('key', '')] = text
-    else:
-      record[child.tag] = text.strip() if child.tag in ('id', 'offset') else text
+    elif child.tag in ('id', 'offset', 'text'):
+      record[child.tag] = text if child.tag == 'text' else text.strip()
   for key in ('offset', 'length'):
     if re.fullmatch('[0-9]{1,9}', record.get(key, '')):
       record[key] = int(record[key])
