@@ -123,8 +123,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Folder that holds the public corpora's folders; '' = the environment variable
   # FEDMEDJAX_DATA, else ../shared/data. Synthetic cohorts need none.
   data.root = ''
-  # Sites of your own: dict(name=, path=, format=, mapping=, test_share=0.2), .., a folder of notes
-  # each. Formats: data/readers.py. Mapping: a .toml file, or one of data/mappings/.
+  # Sites of your own, a dict(name=, path=, format=, mapping=, test_share=0.2; 1 if external) each.
+  # Formats: data/readers.py. Mapping: a .toml file, or the name of one in data/mappings/.
   data.folders = ()
   # Sites that train: synthetic_* cohorts, corpora (maccrobat2020, chia, phee, bc5cdr,
   # ncbi_disease), names of data.folders.

@@ -98,7 +98,7 @@ def data_root(path: str) -> Path:
 
 def load_corpora(config: ConfigDict) -> tuple[list[SiteCorpus], list[SiteCorpus]]:
   """The notes of the training sites and of the external cohorts."""
-  folders = {site['name']: SiteFolder(**site) for site in config.data.folders}
+  folders = {site['name']: site for site in config.data.folders}
 
   def load(key: str, name: str) -> SiteCorpus:
     if name in COHORTS:
@@ -106,7 +106,9 @@ def load_corpora(config: ConfigDict) -> tuple[list[SiteCorpus], list[SiteCorpus]
     if name in CORPORA:
       return load_corpus(name, data_root(config.data.root))
     if name in folders:
-      return load_folder(folders[name])
+      # A site that never trains is tested on all of its notes, unless its entry says otherwise.
+      share = {'test_share': 1.0} if key == 'external' else {}
+      return load_folder(SiteFolder(**(share | folders[name])))
     raise InputError(
       f'config.data.{key}: unknown site {name!r}; allowed are '
       f'{", ".join((*COHORTS, *CORPORA, *folders))}')

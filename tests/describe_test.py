@@ -13,7 +13,7 @@ def test_sites_are_described_without_a_model(tmp_path, capsys, monkeypatch):
   (tmp_path / 'ward.bio').write_text(''.join(
     f'# newdoc id = n{i}\nNo O\ncough B-problem\n{i} O\n' for i in range(5)))
   own = {'name': 'ward', 'path': str(tmp_path / 'ward.bio'), 'format': 'conll',
-         'mapping': 'schema', 'test_share': 1.0}
+         'mapping': 'schema'}
   assert describe.main([
     'describe', '--config=configs/quickstart.py', f'--config.data.folders=({own},)',
     "--config.data.sites=('synthetic_clinic', 'synthetic_newsite')",

@@ -17,6 +17,7 @@ from fedmedjax.data.formats.files import Unit, lay_out, locate, with_own_names
 from fedmedjax.data.formats.i2b2 import read_i2b2
 from fedmedjax.data.formats.reference import read_reference
 from fedmedjax.data.formats.saved_datasets import read_datasets
+from fedmedjax.data.readers import FORMATS, read_parts
 from fedmedjax.types import Document, InputError, Relation, Span
 
 
@@ -336,6 +337,10 @@ def test_saved_data_sets_are_the_same_documents(tmp_path):
   expected, _ = read_bigbio(path)
   assert read_datasets(tmp_path / 'saved')[0] == expected
   assert read_datasets(tmp_path / 'x.parquet')[0] == expected
+  parts = datasets.DatasetDict(train=rows, test=rows.select([1]))
+  parts.save_to_disk(tmp_path / 'parts')
+  found, counts = read_parts(tmp_path / 'parts', FORMATS['datasets'])
+  assert (found.train, found.test, counts['documents']) == (expected, expected[1:], 3)
 
 
 def test_data_sets_of_tags_by_number(tmp_path):
