@@ -91,9 +91,10 @@ def read_mapping(name: str | Path) -> Mapping:
   text = read_text(path)
   try:
     table = tomllib.loads(text)
-  except (tomllib.TOMLDecodeError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:  # not all of them are TOMLDecodeErrors
     line = re.search(r'at line (\d+)', str(error))
-    raise InputError(f'{path}:{line[1] if line else 1}: no TOML: {error}') from None
+    line = line[1] if line else text.count('\n') + 1
+    raise InputError(f'{path}:{line}: no TOML: {error}') from None
   return _checked(path, text, table)
 
 
@@ -110,6 +111,11 @@ def _checked(path: Path, text: str, table: dict[str, Any]) -> Mapping:
       raise wrong(key, f'{values!r} is not among {", ".join(allowed)}')
     return tuple(values)
 
+  def one(value: Any, allowed: Sequence[str], key: str) -> str:
+    if not isinstance(value, str):
+      raise wrong(key, f'{value!r} is not one of {", ".join(allowed)}')
+    return known(value, allowed, key)[0]
+
   def section(name: str, keys: Sequence[str]) -> dict:
     rows = table.get(name, {})
     if not isinstance(rows, dict):
@@ -121,8 +127,8 @@ def _checked(path: Path, text: str, table: dict[str, Any]) -> Mapping:
     return rows
 
   for key in table:
-    known(key, ('annotated', 'entities', 'relations', 'attributes'), key)
-  entities = {raw: known(kind, ENTITY_TYPES, raw)[0]
+    one(key, ('annotated', 'entities', 'relations', 'attributes'), key)
+  entities = {raw: one(kind, ENTITY_TYPES, raw)
               for raw, kind in section('entities', ()).items()}
   if not entities:
     raise InputError(f'{path}:1: no [entities] with rows such as Disease = "problem"')
@@ -135,13 +141,13 @@ def _checked(path: Path, text: str, table: dict[str, Any]) -> Mapping:
       raise wrong(raw, "'sibling' is the name of a relation, and goes without 'main'")
     relations[raw] = Rule(
       {of: known(kinds, MODIFIERS, raw) for of, kinds in found.items()},
-      known(row.get('main', 'head'), ('head', 'tail'), raw)[0], sibling)
+      one(row.get('main', 'head'), ('head', 'tail'), raw), sibling)
   for raw, row in section('attributes', ('modifier', 'cues')).items():
     cues = row.get('cues')
     if not isinstance(cues, list) or not cues or not all(isinstance(c, str) and c for c in cues):
       raise wrong(raw, "'cues' is a list of words")
     words = '|'.join(re.escape(cue) for cue in sorted(cues, key=len, reverse=True))
-    attributes[raw] = Cues(known(row.get('modifier'), MODIFIERS, raw)[0],
+    attributes[raw] = Cues(one(row.get('modifier'), MODIFIERS, raw),
                            re.compile(rf'(?<!\w)(?:{words})(?!\w)', re.IGNORECASE))
   yielded = set(entities.values())
   types = set(known(table.get('annotated', sorted(yielded)), ENTITY_TYPES, 'annotated'))

@@ -133,6 +133,8 @@ def test_files_named_for_parts_and_a_folder_of_files(tmp_path):
   ('annotated = ["drug"]\n[entities]\nCondition = "problem"\n', {}, 'mine.toml:1: .*problem'),
   ('', {}, r'mine.toml:1: no \[entities\]'),
   ('[entities]\nCondition = \n', {}, 'mine.toml:2: no TOML'),
+  ('[entities]\nCondition = ["problem", "drug"]\n', {}, "mine.toml:2: 'Condition'"),
+  (f'x = {"9" * 5000}\n', {}, 'mine.toml:2: no TOML'),
   ('[entities]\nDisease = "problem"\n', {}, 'Disease do not occur in .*it has Condition'),
   ('[entities]\nConditions = "problem"\nX = "drug"\n', {}, 'do not occur'),
   ('[entities]\nCondition = "problem"\n[relations.R]\nmodifiers = "colour"\n', {},
