@@ -103,11 +103,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Numerator of the scale alpha / r.
   lora.alpha = 64.0
   # Adapted projections, any subset of the seven.
-  lora.targets = (
-    'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
+  lora.targets = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
-  # Used by the learner 'bert' only, which takes nothing from config.model but remat, nothing from
-  # config.lora, and has its own learning rate and length.
+  # Used by the learner 'bert' only; of config.model it takes remat, of config.lora nothing.
   config.bert = bert = ConfigDict()
   # Folder with config.json, *.safetensors and a tokenizer (or vocab.txt) of a BERT encoder, such
   # as Bio_ClinicalBERT converted to safetensors. A cased vocabulary wants a tokenizer_config.json
@@ -125,8 +123,11 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Folder that holds the public corpora's folders; '' = the environment variable
   # FEDMEDJAX_DATA, else ../shared/data. Synthetic cohorts need none.
   data.root = ''
+  # Sites of your own, a dict(name=, path=, format=, mapping=, test_share=0.2; 1 if external) each.
+  # Formats: data/readers.py. Mapping: a .toml file, or the name of one in data/mappings/.
+  data.folders = ()
   # Sites that train: synthetic_* cohorts, corpora (maccrobat2020, chia, phee, bc5cdr,
-  # ncbi_disease), or both.
+  # ncbi_disease), names of data.folders.
   data.sites = ('synthetic_icu', 'synthetic_dictation', 'synthetic_clinic')
   # Sites never trained on, only tested.
   data.external = ('synthetic_external',)

@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -11,7 +11,10 @@ from ml_collections import ConfigDict, config_flags
 
 from configs.base import PRESETS, apply_preset
 from fedmedjax.data import partition
+from fedmedjax.data.cohorts import COHORTS
+from fedmedjax.data.corpora import CORPORA, SiteFolder
 from fedmedjax.data.pack import LOSS_ON
+from fedmedjax.data.readers import FORMATS
 from fedmedjax.fed.rules import RULES
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
 from fedmedjax.fed.sharing import SHARINGS
@@ -68,6 +71,9 @@ CHECKS = {
   'lora.rank': _integer(1), 'lora.alpha': _POSITIVE, 'lora.targets': _names(1),
   'bert.path': _TEXT, 'bert.task': _one_of(BERT_TASKS), 'bert.max_length': _integer(16),
   'bert.learning_rate': _POSITIVE,
+  'data.folders': Check(
+    lambda v: isinstance(v, tuple) and all(isinstance(site, Mapping) for site in v),
+    "a tuple of dict(name='st_mary', path='notes/st_mary', format='brat', mapping='schema')"),
   'data.root': _TEXT, 'data.sites': _names(1), 'data.external': _names(0),
   'data.synthetic_notes': _integer(0), 'data.max_train_notes': _integer(0),
   'data.max_length': _integer(8),
@@ -137,6 +143,7 @@ def validate(config: ConfigDict) -> None:
   for key, check in CHECKS.items():
     if not check.allows(values[key]):
       raise InputError(f'config.{key}={values[key]!r}: {check.wording} is allowed')
+  _check_folders(values['data.folders'])
   both = set(values['data.sites']) & set(values['data.external'])
   if both:
     raise InputError(
@@ -156,6 +163,27 @@ def validate(config: ConfigDict) -> None:
   _check_partition(values)
   _check_participation(values)
   check_method(values)
+
+
+def _check_folders(folders: Sequence[Mapping]) -> None:
+  checks = {
+    'name': Check(lambda v: isinstance(v, str) and re.fullmatch(r'[\w.-]+', v)
+                  and v not in (*COHORTS, *CORPORA), 'letters, digits, _ . -, and no known site'),
+    'path': _TEXT, 'format': _one_of(tuple(FORMATS)), 'mapping': _TEXT,
+    'test_share': _number(lambda v: 0 <= v <= 1, 'a number in [0, 1]')}
+  needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)
+  for i, site in enumerate(folders):
+    place = f'config.data.folders[{i}]'
+    for key in [*sorted(site.keys() - checks.keys(), key=str), *sorted(needed - site.keys())]:
+      raise InputError(f'{place}: {key!r} is {"unknown" if key in site else "missing"}; its keys '
+                       f'are {", ".join(checks)}')
+    for key, value in site.items():
+      if not checks[key].allows(value):
+        raise InputError(f'{place}.{key}={value!r}: {checks[key].wording} is allowed')
+  names = [site['name'] for site in folders]
+  for i, name in enumerate(names):
+    if name in names[:i]:
+      raise InputError(f'config.data.folders[{i}].name={name!r}: another folder has this name')
 
 
 def _check_partition(values: dict[str, Any]) -> None:

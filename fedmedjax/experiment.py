@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from fedmedjax import exchange, tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
-from fedmedjax.data.corpora import CORPORA, load_corpus
+from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder
 from fedmedjax.data.label_steps import TASKS, encode_label_site, label_schedule
 from fedmedjax.data.labels import label_names
 from fedmedjax.data.partition import Skew, partition
@@ -111,6 +111,7 @@ class Corpora(NamedTuple):
 
 def load_corpora(config: ConfigDict) -> Corpora:
   """Reads the notes of all sites, and deals them out if config.data.partition says so."""
+  folders = {site['name']: site for site in config.data.folders}
 
   def load(key: str, name: str) -> SiteCorpus:
     if name in COHORTS:
@@ -118,8 +119,13 @@ def load_corpora(config: ConfigDict) -> Corpora:
       return generate_cohort(name, seed=config.seed, train_notes=wanted or None)
     if name in CORPORA:
       return load_corpus(name, data_root(config.data.root))
+    if name in folders:
+      # A site that never trains is tested on all of its notes, unless its entry says otherwise.
+      share = {'test_share': 1.0} if key == 'external' else {}
+      return load_folder(SiteFolder(**(share | folders[name])))
     raise InputError(
-      f'config.data.{key}: unknown site {name!r}; allowed are {", ".join((*COHORTS, *CORPORA))}')
+      f'config.data.{key}: unknown site {name!r}; allowed are '
+      f'{", ".join((*COHORTS, *CORPORA, *folders))}')
 
   sites, external = (
     [load(key, name) for name in config.data[key]] for key in ('sites', 'external'))

@@ -11,10 +11,21 @@ from fedmedjax.progress import Reporter
 # What a reading can report having set aside: key -> how the table calls it.
 _DROPPED = {
   'used_nested': 'nested', 'used_crossing': 'crossing sentences', 'too_long': 'too long',
-  'used_invalid_pairs': 'modifiers of a wrong type',
-  'discontinuous': 'discontinuous', 'leaked_documents': 'leaked notes',
+  'used_invalid_pairs': 'modifiers of a wrong type', 'invalid_pairs': 'modifiers of a wrong type',
+  'unmapped': 'of other types', 'unmapped_relations': 'other relations',
+  'unmapped_attributes': 'other attributes', 'attributes_without_cue': 'negations without a cue',
+  'discontinuous': 'discontinuous', 'duplicate': 'repeated', 'leaked_documents': 'leaked notes',
+  'duplicate_documents': 'repeated notes', 'nary': 'n-ary relations',
+  'unanchored': 'relations without an end', 'unplaced': 'without a place',
+  'text_mismatch': 'quoted otherwise', 'stray_inside': 'tags that go on from nothing',
+  'broken_markup': 'tags without a partner', 'moved_passages': 'passages moved',
   'cut_sentences': 'cut sentences', 'unlabelled': 'entities without a word of their own',
 }
+
+
+def set_aside(report: dict[str, int]) -> str:
+  """What a site's reading left out or repaired, in words."""
+  return ', '.join(f'{report[key]:,} {name}' for key, name in _DROPPED.items() if report.get(key))
 
 
 # Sites of a partition that the table lists.
@@ -36,12 +47,12 @@ def site_table(
   dealt_out = [] if sites == tested else sites
   for site in (*dealt_out[:_LISTED], *tested, *external):
     report = site.report
-    aside = ', '.join(f'{report[k]} {name}' for k, name in _DROPPED.items() if report.get(k))
     unseen = report.get('held_out_test_entities_percent')
     table.add_row(
       site.name + (' (external)' if site in external else ''), ', '.join(site.types),
       str(report['train_sentences']), str(report['validation_sentences']),
-      str(report['test_sentences']), '-' if unseen is None else f'{unseen} %', aside or '-')
+      str(report['test_sentences']), '-' if unseen is None else f'{unseen} %',
+      set_aside(report) or '-')
   if len(dealt_out) > _LISTED:
     table.caption = f'the first {_LISTED} of {len(dealt_out)} sites that train, then what is tested'
   return table

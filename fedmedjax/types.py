@@ -46,6 +46,7 @@ class Relation(NamedTuple):
   """A typed link between two spans of one document, by their index in `Document.spans`.
 
   In the paper's schema `type` is a modifier type, `head` the main entity, `tail` the modifier.
+  As corpora name things, a relation of a span to itself is an attribute ('POLARITY=NEG').
   """
 
   type: str
@@ -68,6 +69,8 @@ class SiteCorpus(NamedTuple):
   `types` are the entity types the site annotated; a type outside it is neither asked of the
   model nor scored (METHOD section 4, partial annotation). `report` counts what reading kept and
   dropped, e.g. {'documents': 200, 'entities': 11458, 'nested': 31, 'discontinuous': 44}.
+  `modifiers` are the modifier types it annotated of each entity type, {'drug': ('route',)}, {} if
+  it has no relations; None = those that occur in its notes.
   """
 
   name: str
@@ -75,6 +78,7 @@ class SiteCorpus(NamedTuple):
   train: tuple[Document, ...]
   test: tuple[Document, ...]
   report: dict[str, int]
+  modifiers: dict[str, tuple[str, ...]] | None = None
 
 
 class Example(NamedTuple):

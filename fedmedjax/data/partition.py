@@ -13,6 +13,7 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.statistics import divergence
 from fedmedjax.types import Document, InputError, SiteCorpus
 
 # Words whose frequencies tell styles apart: the pool's most frequent ones, as in stylometry.
@@ -23,7 +24,7 @@ class Skew(NamedTuple):
   """What a partition came out as."""
 
   sizes: tuple[int, ...]   # training notes (or sentences, as dealt out) of each site
-  type_divergence: float   # bits, see `divergence`, between the sites' mixes of entity types
+  type_divergence: float   # bits, `statistics.divergence` of the sites' mixes of entity types
   annotated: float         # share of (site, entity type) pairs that are annotated
 
   def __str__(self) -> str:
@@ -31,23 +32,6 @@ class Skew(NamedTuple):
       f'{len(self.sizes)} sites of {min(self.sizes)} to {max(self.sizes)} (median '
       f'{int(np.median(self.sizes))}), entity types diverge by {self.type_divergence:.3f} bits, '
       f'{self.annotated:.0%} of types annotated')
-
-
-def divergence(counts: np.ndarray) -> float:
-  """Generalised Jensen-Shannon divergence of the rows of `counts` [S, T], in bits.
-
-  H(mean of the rows' distributions) - mean of their entropies H, all rows of one weight; rows
-  without any count are left out. 0 = all alike, at most log2 of the number of rows.
-  """
-  counts = counts[counts.sum(1) > 0]
-  if not len(counts):
-    return 0.0
-  shares = counts / counts.sum(1, keepdims=True)
-
-  def entropy(p):
-    return -np.sum(p * np.log2(np.where(p > 0, p, 1)), -1)
-
-  return float(entropy(shares.mean(0)) - entropy(shares).mean())
 
 
 def type_counts(notes: Sequence[Document], types: Sequence[str]) -> np.ndarray:

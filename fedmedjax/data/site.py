@@ -151,7 +151,8 @@ def read_site(
     _check_training(corpus.name, len(notes), len(held_out), sentences, train, {
       'max_train_notes': max_train_notes, 'validation_share': validation_share,
       'limit': form.limit})
-    if held_out and not validation:
+    # A part of a pool may be too small to have one; V then lacks its group.
+    if tests and held_out and not validation:
       raise InputError(
         f'site {corpus.name!r}: no validation example (config.data.validation_share='
         f'{validation_share}, {form.limit}); raise one of them')

@@ -8,10 +8,10 @@ from fedmedjax.data.partition import (
   KINDS,
   annotated_types,
   by_quantity,
-  divergence,
   partition,
   sentences_of,
 )
+from fedmedjax.data.statistics import divergence
 from fedmedjax.types import ENTITY_TYPES, Document, InputError, Relation, Span
 
 STRENGTH = {'iid': 1.0, 'types': 0.05, 'quantity': 1.2, 'style': 1.0, 'labels': 0.5}
