@@ -36,11 +36,12 @@ def test_sites_are_described_without_a_model(tmp_path, capsys, monkeypatch):
   ('({"nam": "a"},)', "'nam' is unknown"),
   ('({"name": "a", "path": "x", "format": "xls", "mapping": "m"},)', 'one of brat, i2b2'),
   ('({"name": "a", "path": "x", "format": "brat", "mapping": "m", "test_share": 2},)', '[0, 1]'),
-  ('({"name": "a", "path": "x", "format": "brat", "mapping": "m"},) * 2', None),
+  ('({"name": "a", "path": "x", "format": "brat", "mapping": "m"},'
+   '{"name": "a", "path": "y", "format": "brat", "mapping": "m"})', 'another folder has this name'),
   ('("a",)', "a tuple of dict(name="),
 ])
 def test_descriptions_of_sites_are_checked(folders, said, capsys):
   assert describe.main(
     ['describe', '--config=configs/quickstart.py', f'--config.data.folders={folders}']) == 2
   error = capsys.readouterr().err
-  assert error.count('\n') == 1 and (said is None or said in error), error
+  assert error.count('\n') == 1 and said in error, error
