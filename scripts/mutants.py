@@ -11,6 +11,7 @@ Prints every survivor with its difference, and last `survivors: N of M`, M being
 
 import argparse
 import ast
+import contextlib
 import difflib
 import importlib
 import multiprocessing
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +111,10 @@ def selected(places: list[str]) -> list[Mutant]:
 
 
 def meaning(source: str) -> str | None:
-  """The syntax tree without annotations, docstrings and layout; None if it is not Python."""
+  """The syntax tree without layout, docstrings, annotations and the kinds of parameters.
+
+  None if it is not Python.
+  """
   try:
     tree = ast.parse(source)
   except SyntaxError:
@@ -120,6 +125,10 @@ def meaning(source: str) -> str | None:
         setattr(node, field, None)
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
       node.value = ast.Constant(None)
+    if isinstance(node, ast.arguments):
+      node.args = node.posonlyargs + node.args + node.kwonlyargs
+      node.defaults += [default for default in node.kw_defaults if default]
+      node.posonlyargs = node.kwonlyargs = node.kw_defaults = []
   return ast.dump(tree)
 
 
@@ -218,35 +227,39 @@ def difference(mutant: Mutant) -> str:
   return '\n'.join(f'  {line}' for line in list(lines)[3:])
 
 
-def test_all(options, deadline: float) -> int:
-  """In the copy, which is the working directory."""
-  begin = time.monotonic()
+def sound_run(order: Callable) -> tuple[Baseline | None, list[Mutant]]:
+  """Baseline, or None if the tests fail; and order(), worked out meanwhile."""
   ours, theirs = FORK.Pipe(duplex=False)
   process = FORK.Process(target=baseline_run, args=(theirs,), daemon=True)
   process.start()
   theirs.close()
-  order = spread(selected(options.places), options.seed)
+  found = order()
   try:
     status, baseline, libraries = ours.recv()
   except EOFError:
-    status = 'no answer'
-  if status != 0:
-    print(f'error: the tests in {TESTS} fail without any mutant: pytest {TESTS}', file=sys.stderr)
-    return 1
+    return None, found
   process.join()
   for name in libraries:
-    try:
+    # One that cannot be imported by itself is left to the tests.
+    with contextlib.suppress(Exception):
       importlib.import_module(name)
-    except Exception:  # noqa: BLE001, S110: one that cannot be imported alone is not needed before
-      pass
-  quickest = {
-    test.split('::')[0]: test for test in sorted(baseline.seconds, key=baseline.seconds.get)[::-1]}
-  if not pass_in_fork(list(quickest.values()), baseline.seconds):
-    print('error: tests that pass alone fail in a fork of a process that has imported '
-          'the libraries', file=sys.stderr)
+  return None if status else baseline, found
+
+
+def trial(options, deadline: float) -> int:
+  """In the copy, which is the working directory."""
+  begin = time.monotonic()
+  baseline, order = sound_run(lambda: spread(selected(options.places), options.seed))
+  quickest = {} if baseline is None else {
+    # The last one of a file is kept.
+    test.split('::')[0]: test
+    for test in sorted(baseline.seconds, key=baseline.seconds.get, reverse=True)}
+  if baseline is None or not pass_in_fork(list(quickest.values()), baseline.seconds):
+    print(f'error: tests fail without any mutant: python -m pytest {TESTS}', file=sys.stderr)
     return 1
+  files, places = {mutant.path for mutant in order}, {mutant[:2] for mutant in order}
   print(
-    f'{len(order)} mutants at {len({m[:2] for m in order})} places of {len({m.path for m in order})} files; '
+    f'{len(order)} mutants at {len(places)} places of {len(files)} files; '
     f'{len(baseline.seconds)} tests pass without them, in {time.monotonic() - begin:.0f} s',
     flush=True)
   tried, survivors = [], []
@@ -254,14 +267,16 @@ def test_all(options, deadline: float) -> int:
     if time.monotonic() > deadline:
       break
     tried.append(mutant)
+    if len(tried) % 100 == 0:
+      print(f'\n... {len(tried)} tried', flush=True)
     if survives(mutant, baseline):
       survivors.append(mutant)
       print(
         f'\n{mutant.path}:{mutant.place[0]} {mutant.operator.removeprefix("core/")}, '
         f'{len(concerned(mutant, baseline))} tests\n{difference(mutant)}', flush=True)
   print(
-    f'\ntried {len(tried)} of {len(order)} mutants at {len({m[:2] for m in tried})} places, '
-    f'seed {options.seed}, in {(time.monotonic() - begin) / 60:.1f} minutes')
+    f'\ntried {len(tried)} of {len(order)} mutants at {len({m[:2] for m in tried})} of '
+    f'{len(places)} places, seed {options.seed}, in {(time.monotonic() - begin) / 60:.1f} minutes')
   print(f'survivors: {len(survivors)} of {len(tried)}')
   return 0
 
@@ -289,7 +304,7 @@ def main() -> int:
     os.chdir(copy)
     sys.path[0] = str(copy)
     try:
-      return test_all(options, deadline)
+      return trial(options, deadline)
     except KeyboardInterrupt:
       return 130
 

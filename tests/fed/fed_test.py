@@ -85,6 +85,21 @@ def test_smoothed_weights_by_hand():
   np.testing.assert_allclose(swapped.weights, (0.625, 0.375), atol=1e-6)
 
 
+def test_a_floor_and_a_past_without_some_of_the_sites():
+  """A lone usable site has all, floor or not. With mu = 0.5 and the past (0.1, 0.3, 0.6), of which
+  the third is lost: fresh (1/4, 3/4, 0), smoothed (0.175, 0.525, 0) / 0.7 = (1/4, 3/4, 0)."""
+  lone = adaptive_weights(
+    SIZES, np.array([np.nan, 0.5, np.inf], np.float32), size_power=1, loss_power=1, temperature=1,
+    floor=0.3)
+  np.testing.assert_allclose(lone, (0, 1, 0), atol=1e-6)
+  lost = adaptive_mean(
+    ema=0.5, loss_power=1.0, signal=lambda **_: jnp.array([0.7, 0.7, jnp.nan]))
+  out = lost.update(
+    {'a': jnp.zeros((3, 1))}, jnp.array([0.1, 0.3, 0.6]), weights=jnp.asarray(SIZES),
+    cohort=jnp.arange(3), anchor=None, local=None, key=None)
+  np.testing.assert_allclose(out.weights, (0.25, 0.75, 0), atol=1e-6)
+
+
 def test_schedule_by_hand():
   """10 steps, 20 % warm-up: 0.5, 1 of the peak, then the half cosine over 8 steps to 0."""
   rate = local.warmup_cosine(2.0, 0.2)
@@ -131,6 +146,20 @@ def test_padded_steps_are_not_taken():
     [False, True, True], [False, False, False], [False, False, True]]
   # Mean loss of the first step: 4 entries of target^2 / 2.
   np.testing.assert_allclose(metrics.train_loss[:, 0], (2.0, 8.0, 32.0), rtol=1e-6)
+
+
+def test_every_step_is_told_padded_ones_as_such():
+  """(site, step, loss, active): a site's first step has the loss 2 target^2, a later one a quarter
+  of that; a padded step has no loss, and the number of the step that it would have been."""
+  told = []
+  algorithm = federation(on_step=lambda *args: told.append(tuple(x.item() for x in args)))
+  play(algorithm, data((1, 2, 1)))
+  jax.effects_barrier()
+  assert sorted(line for line in told if line[3]) == [
+    (0, 0, 2.0, True), (1, 0, 8.0, True), (1, 1, 2.0, True), (2, 0, 32.0, True)]
+  padded = sorted(line for line in told if not line[3])
+  assert [line[:2] for line in padded] == [(0, 1), (2, 1)]
+  assert all(np.isnan(line[2]) for line in padded)
 
 
 @pytest.mark.parametrize('chunk', [1, 2, 3])
