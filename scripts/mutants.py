@@ -1,11 +1,11 @@
 """Mutation test of fedmedjax/fed: makes small errors, one at a time, and asks whether a test fails.
 
 cosmic-ray makes the errors. Here is what it lacks: a spread of them over a time budget, and for
-each error only the tests that execute its line. They run in a fork of a process that has imported
-every library but not our code, in a copy of the tree, with the compilations of the sound code at
-hand. A test that fails, or takes far too long, kills the mutant.
+each error only the tests that execute its line, as many as --seconds allow. They run in a fork of
+a process that has imported every library but not our code, in a copy of the tree, with the
+compilations of the sound code at hand. A test that fails, or takes far too long, kills the mutant.
 
-usage: bash scripts/mutants.sh [--minutes=60] [--seed=0] [FILE[:LINE] ...]
+usage: bash scripts/mutants.sh [--minutes=60] [--seed=0] [--seconds=15] [FILE[:LINE] ...]
 Prints every survivor with its difference, and last `survivors: N of M`, M being the mutants tried.
 """
 
@@ -14,6 +14,7 @@ import ast
 import contextlib
 import difflib
 import importlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -182,8 +183,11 @@ def mutant_run(tests):
   os._exit(pytest_run(tests))
 
 
-def concerned(mutant: Mutant, baseline: Baseline) -> list[str]:
-  """The tests that execute the mutant's line; the file's own first, then the short ones."""
+def concerned(mutant: Mutant, baseline: Baseline, seconds: float) -> list[str]:
+  """The tests that execute the mutant's line; the file's own first, then the short ones.
+
+  As many as take the given seconds together on the sound code, and at least one.
+  """
   contexts = baseline.contexts.get((mutant.path, mutant.place[0]), set())
   if '' in contexts:
     # Executed on import: whoever executes anything of the file.
@@ -194,7 +198,9 @@ def concerned(mutant: Mutant, baseline: Baseline) -> list[str]:
     test for test in baseline.seconds
     if any(test == context or test.startswith((f'{context}::', f'{context}/'))
            for context in contexts)]
-  return sorted(chosen, key=lambda test: (not test.startswith(own), baseline.seconds[test]))
+  chosen.sort(key=lambda test: (not test.startswith(own), baseline.seconds[test]))
+  before = itertools.accumulate((baseline.seconds[test] for test in chosen), initial=0.0)
+  return [test for test, passed in zip(chosen, before, strict=False) if passed < seconds]
 
 
 def pass_in_fork(tests: list[str], seconds: dict) -> bool:
@@ -202,21 +208,20 @@ def pass_in_fork(tests: list[str], seconds: dict) -> bool:
   process = FORK.Process(target=mutant_run, args=(tests,))
   process.start()
   try:
-    process.join(20 + 5 * sum(seconds[test] for test in tests))
+    process.join(20 + 4 * sum(seconds[test] for test in tests))
     return process.exitcode == 0
   finally:
     process.kill()
     process.join()
 
 
-def survives(mutant: Mutant, baseline: Baseline) -> bool:
+def survives(mutant: Mutant, tests: list[str], seconds: dict) -> bool:
   """A line that no test executes lets every error live."""
-  tests = concerned(mutant, baseline)
   path = Path(mutant.path)
   sound = path.read_text()
   path.write_text(mutant.code)
   try:
-    return not tests or pass_in_fork(tests, baseline.seconds)
+    return not tests or pass_in_fork(tests, seconds)
   finally:
     path.write_text(sound)
 
@@ -269,11 +274,12 @@ def trial(options, deadline: float) -> int:
     tried.append(mutant)
     if len(tried) % 100 == 0:
       print(f'\n... {len(tried)} tried', flush=True)
-    if survives(mutant, baseline):
+    tests = concerned(mutant, baseline, options.seconds)
+    if survives(mutant, tests, baseline.seconds):
       survivors.append(mutant)
       print(
         f'\n{mutant.path}:{mutant.place[0]} {mutant.operator.removeprefix("core/")}, '
-        f'{len(concerned(mutant, baseline))} tests\n{difference(mutant)}', flush=True)
+        f'{len(tests)} tests\n{difference(mutant)}', flush=True)
   print(
     f'\ntried {len(tried)} of {len(order)} mutants at {len({m[:2] for m in tried})} of '
     f'{len(places)} places, seed {options.seed}, in {(time.monotonic() - begin) / 60:.1f} minutes')
@@ -285,6 +291,8 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--minutes', type=float, default=60, help='time budget (default 60)')
   parser.add_argument('--seed', type=int, default=0, help='of the spread (default 0)')
+  parser.add_argument(
+    '--seconds', type=float, default=15, help='of tests that a mutant meets (default 15)')
   parser.add_argument(
     'places', nargs='*', metavar='FILE[:LINE]', help=f'what to mutate (default: all of {TARGET})')
   options = parser.parse_args()
@@ -300,7 +308,8 @@ def main() -> int:
       else:
         shutil.copy2(source, copy / name)
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{folder}/cache')
-    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    os.environ |= {
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
     os.chdir(copy)
     sys.path[0] = str(copy)
     try:

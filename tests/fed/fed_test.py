@@ -7,7 +7,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quadratics import ADAPTER, SIZES, data, federation, play
+from quadratics import ADAPTER, SIZES, data, entries, federation, play
 
 from fedmedjax import tree
 from fedmedjax.fed import local, sharing
@@ -15,7 +15,7 @@ from fedmedjax.fed.aggregate import adaptive_mean, adaptive_weights, weighted_su
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.products import product_gap
 from fedmedjax.fed.round import site_adapter
-from fedmedjax.fed.types import LocalData, Validation
+from fedmedjax.fed.types import LocalData, LocalOptimizer, Validation
 
 LOSSES = np.array([0.9, 0.5, 0.7], np.float32)
 
@@ -135,6 +135,15 @@ def test_a_round_of_fedavg_by_hand():
   np.testing.assert_allclose(metrics.weights, (0.1, 0.3, 0.6), rtol=1e-6)
   np.testing.assert_allclose(metrics.cosine, np.ones(3), rtol=1e-6)
   assert float(metrics.expected_gap) < 1e-6 and int(state.round) == 1
+
+
+def test_the_rate_follows_the_steps_that_a_site_takes():
+  """Rates 0.5 (k + 1) / K: of one step 0.5, t / 2; of two 0.25 and 0.5, t / 4 + 3 t / 8 = 5 t / 8:
+  0.5, 1.25, 2 -> 0.05 + 0.375 + 1.2 = 1.625."""
+  rising = LocalOptimizer(optax.identity(), lambda step, num_steps: 0.5 * (step + 1) / num_steps)
+  state, metrics = play(federation(optimizer=rising), data((1, 2, 1)))
+  assert entries(state.adapter) == pytest.approx((1.625, 1.625))
+  np.testing.assert_allclose(metrics.local_norm, (1.0, 2.5, 4.0), rtol=1e-6)
 
 
 def test_padded_steps_are_not_taken():
@@ -287,6 +296,10 @@ def test_product_gap_is_the_dense_formula():
   found = product_gap(
     {'l': {'a': to(a), 'b': to(b)}}, {'l': {'a': to(mean_a), 'b': to(mean_b)}}, to(weights))
   np.testing.assert_allclose(found, expected, rtol=1e-4)
+  # Of products that are zero there is no share to lose, and of a classifier no product at all.
+  nothing = {'a': jnp.ones((3, 5, 2)), 'b': jnp.zeros((3, 2, 4))}
+  assert np.isnan(product_gap(nothing, jax.tree.map(lambda x: x[0], nothing), to(weights)))
+  assert np.isnan(product_gap({'kernel': to(a)}, {'kernel': to(mean_a)}, to(weights)))
 
 
 def test_leaf_paths():

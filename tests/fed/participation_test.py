@@ -129,6 +129,13 @@ def test_a_simulated_round_by_hand():
   np.testing.assert_allclose(turn.seconds, (7, 11, 9, 11, 5))
   np.testing.assert_allclose(turn.weights, (10, 20, 15, 10, 300))
   assert turn.round_seconds == 11
+  # One step of 8 s ends 1 s before the deadline, and nobody waits for the rest of it.
+  almost = go(fleet._replace(deadline=12.0))
+  assert almost.steps.tolist() == [4, 4, 3, 1, 4]
+  np.testing.assert_allclose(almost.seconds, (7, 11, 12, 11, 5))
+  # Steps that take no time need only the message to arrive.
+  instant = go(fleet._replace(step_seconds=np.zeros(5), deadline=2.9))
+  assert not instant.steps.any() and instant.round_seconds == 2.9
   late = go(fleet._replace(deadline=4.0))
   assert late.steps.tolist() == [1, 0, 0, 0, 2]
   np.testing.assert_allclose(late.weights, (2.5, 0, 0, 0, 150))
