@@ -296,6 +296,10 @@ def main() -> int:
   parser.add_argument(
     'places', nargs='*', metavar='FILE[:LINE]', help=f'what to mutate (default: all of {TARGET})')
   options = parser.parse_args()
+  for place in options.places:
+    path = place.partition(':')[0]
+    if not (path.startswith(f'{TARGET}/') and (ROOT / path).is_file()):
+      parser.error(f'{place}: FILE is to be one of {TARGET}/*.py')
   deadline = time.monotonic() + 60 * options.minutes
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   with tempfile.TemporaryDirectory(prefix='mutants') as folder:

@@ -106,6 +106,8 @@ def test_schedule_by_hand():
   found = [float(rate(jnp.int32(k), jnp.int32(10))) for k in (0, 1, 2, 6, 9)]
   expected = [1.0, 2.0, 2.0, 1.0, 1.0 + np.cos(np.pi * 7 / 8)]
   np.testing.assert_allclose(found, expected, rtol=1e-5)
+  # A warm-up as long as the round is over with its only step.
+  assert float(local.warmup_cosine(2.0, 0.6)(jnp.int32(0), jnp.int32(1))) == 2.0
 
 
 def test_adamw_is_optaxs():
@@ -123,6 +125,21 @@ def test_adamw_is_optaxs():
     v, t = theirs.update(grad, t, q)
     q = optax.apply_updates(q, v)
   np.testing.assert_allclose(p, q, rtol=1e-6)
+
+
+def test_adamws_defaults():
+  """METHOD section 6: Adam's own, no decay, clipped to 1 (seen in the step after a long gradient),
+  warm-up over 5 % of 40 steps."""
+  ours, theirs = local.adamw(0.1), optax.chain(
+    optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.9, 0.999, 1e-8))
+  p = jnp.array([5.0, -5.0])
+  s, t = ours.transform.init(p), theirs.init(p)
+  for length in (6.0, 0.5):
+    u, s = ours.transform.update(length * jnp.array([0.6, 0.8]), s, p)
+    v, t = theirs.update(length * jnp.array([0.6, 0.8]), t, p)
+    np.testing.assert_array_equal(u, v)
+  found = [float(ours.rate(jnp.int32(k), jnp.int32(40))) for k in range(3)]
+  np.testing.assert_allclose(found, (0.05, 0.1, 0.1), rtol=1e-5)
 
 
 def test_a_round_of_fedavg_by_hand():
@@ -287,7 +304,8 @@ def test_eight_devices_give_the_same_round():
 
 def test_product_gap_is_the_dense_formula():
   rng = np.random.default_rng(0)
-  a, b = rng.normal(size=(3, 2, 5, 2)), rng.normal(size=(3, 2, 2, 4))
+  # Small, since the gap is a share.
+  a, b = 0.01 * rng.normal(size=(3, 2, 5, 2)), rng.normal(size=(3, 2, 2, 4))
   weights = np.array([0.2, 0.3, 0.5])
   mean_a, mean_b = np.tensordot(weights, a, 1), np.tensordot(weights, b, 1)
   dense = np.einsum('k,kldr,klro->ldo', weights, a, b)

@@ -127,6 +127,8 @@ def test_neutral_elements():
         outbound(codec, error_feedback=True)):
       sent, _ = neutral.update(update, neutral.init(update), key=jax.random.key(0))
       jax.tree.map(np.testing.assert_array_equal, sent, update)
+  # Nor does the whole need places.
+  assert top_k(1.0, quantised(4)).name == 'int4'
 
 
 def test_clip_by_hand():
