@@ -5,7 +5,7 @@ each error only the tests that execute its line, as many as --seconds allow. The
 a process that has imported every library but not our code, in a copy of the tree, with the
 compilations of the sound code at hand. A test that fails, or takes far too long, kills the mutant.
 
-usage: bash scripts/mutants.sh [--minutes=60] [--seed=0] [--seconds=15] [FILE[:LINE] ...]
+usage: bash scripts/mutants.sh [--minutes=60] [--seed=0] [--seconds=60] [FILE[:LINE] ...]
 Prints every survivor with its difference, and last `survivors: N of M`, M being the mutants tried.
 """
 
@@ -184,7 +184,7 @@ def mutant_run(tests):
 
 
 def concerned(mutant: Mutant, baseline: Baseline, seconds: float) -> list[str]:
-  """The tests that execute the mutant's line; the file's own first, then the short ones.
+  """The tests that execute the mutant's line, the short ones first: they are the sharp ones, too.
 
   As many as take the given seconds together on the sound code, and at least one.
   """
@@ -193,12 +193,11 @@ def concerned(mutant: Mutant, baseline: Baseline, seconds: float) -> list[str]:
     # Executed on import: whoever executes anything of the file.
     contexts = set().union(*(
       tests for (path, _), tests in baseline.contexts.items() if path == mutant.path)) - {''}
-  own = f'{TESTS}/{Path(mutant.path).stem}_test.py'
   chosen = [
     test for test in baseline.seconds
     if any(test == context or test.startswith((f'{context}::', f'{context}/'))
            for context in contexts)]
-  chosen.sort(key=lambda test: (not test.startswith(own), baseline.seconds[test]))
+  chosen.sort(key=baseline.seconds.get)
   before = itertools.accumulate((baseline.seconds[test] for test in chosen), initial=0.0)
   return [test for test, passed in zip(chosen, before, strict=False) if passed < seconds]
 
@@ -292,7 +291,7 @@ def main() -> int:
   parser.add_argument('--minutes', type=float, default=60, help='time budget (default 60)')
   parser.add_argument('--seed', type=int, default=0, help='of the spread (default 0)')
   parser.add_argument(
-    '--seconds', type=float, default=15, help='of tests that a mutant meets (default 15)')
+    '--seconds', type=float, default=60, help='of tests that a mutant meets (default 60)')
   parser.add_argument(
     'places', nargs='*', metavar='FILE[:LINE]', help=f'what to mutate (default: all of {TARGET})')
   options = parser.parse_args()
