@@ -195,7 +195,7 @@ def turnout(
   luck, moment = (pick(rng.random(len(sizes))) for _ in range(2))
   broken = luck < fleet.failure
   whole = sending + wanted * step
-  room = np.where(step > 0, (fleet.deadline - sending) / np.where(step > 0, step, 1.0), 0.0)
+  room = (fleet.deadline - sending) / np.where(step > 0, step, 1.0)
   steps = np.where(whole <= fleet.deadline, wanted, np.clip(np.floor(room), 0, wanted))
   steps = np.where(broken | ~cohort.present, 0, steps).astype(np.int32)
   seconds = np.where(steps > 0, sending + steps * step, np.where(broken, moment, 1.0) * whole)
