@@ -16,8 +16,8 @@ def get_config(preset: str = 'fed_medlora_plus'):
     sites=('synthetic_icu', 'synthetic_dictation'), external=(), synthetic_notes=40,
     max_length=64, validation_examples=4)
   config.data.partition.update(kind='iid', unit='sentence', sites=5)
-  config.fed.update(rounds=5, local_steps=5, batch_size=4, chunk=1, faulty=1, trim=0.2)
-  config.optim.update(learning_rate=1e-3, sgd_learning_rate=0.01)
+  config.fed.update(rounds=4, local_steps=4, batch_size=4, chunk=1, faulty=1, trim=0.2)
+  config.optim.update(learning_rate=2e-3, sgd_learning_rate=0.02)
   config.eval.update(max_examples=40, bootstrap_samples=200)
   config.log.steps = False
   return config

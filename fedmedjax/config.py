@@ -165,10 +165,15 @@ def validate(config: ConfigDict) -> None:
   check_method(values)
 
 
+# Folders beside those of the sites' own adapters and predictions.
+_RESERVED = ('global', 'zero_shot', 'pooled')
+
+
 def _check_folders(folders: Sequence[Mapping]) -> None:
   checks = {
     'name': Check(lambda v: isinstance(v, str) and re.fullmatch(r'[\w.-]+', v)
-                  and v not in (*COHORTS, *CORPORA), 'letters, digits, _ . -, and no known site'),
+                  and v not in (*COHORTS, *CORPORA, *_RESERVED),
+                  'letters, digits, _ . -, and no known site'),
     'path': _TEXT, 'format': _one_of(tuple(FORMATS)), 'mapping': _TEXT,
     'test_share': _number(lambda v: 0 <= v <= 1, 'a number in [0, 1]')}
   needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)
