@@ -1,6 +1,7 @@
 """What is written is read back: equal documents, or for CoNLL equal words and entities."""
 
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -104,14 +105,17 @@ def test_the_command_that_converts(tmp_path):
   (tmp_path / 'a.txt').write_text('Denies chest pain .\n')
   (tmp_path / 'a.con').write_text('c="chest pain" 1:1 1:2||t="problem"\n')
   (tmp_path / 'a.ast').write_text('c="chest pain" 1:1 1:2||t="problem"||a="absent"\n')
-  script = Path(__file__).resolve().parents[2] / 'scripts' / 'convert.py'
-  command = [sys.executable, str(script), f'--input={tmp_path}', '--format=i2b2', '--to=brat',
-             f'--output={tmp_path / "out"}', '--mapping=i2b2_2010']
-  done = subprocess.run(command, capture_output=True, text=True)
+  root = Path(__file__).resolve().parents[2]
+  command = [
+    sys.executable, str(root / 'scripts' / 'convert.py'), f'--input={tmp_path}', '--format=i2b2',
+    '--to=brat', f'--output={tmp_path / "out"}', '--mapping=i2b2_2010']
+  run = functools.partial(
+    subprocess.run, capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(root)})
+  done = run(command)
   assert done.returncode == 0, done.stderr
   assert '1 documents, 2 spans, 1 relations; set aside or repaired: nothing' in done.stdout
   (document,), _ = read_brat(tmp_path / 'out')
   assert document.spans == (Span(7, 17, 'problem'), Span(0, 6, 'negation'))
   assert document.relations == (Relation('negation', 0, 1),)
-  done = subprocess.run([*command, '--to=xls'], capture_output=True, text=True)
+  done = run([*command, '--to=xls'])
   assert done.returncode == 2 and "--to='xls': one of brat, bigbio_kb, conll" in done.stderr
