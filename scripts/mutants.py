@@ -65,6 +65,9 @@ class Recorder:
     self.coverage, self.seconds = coverage, defaultdict(float)
 
   def pytest_runtest_protocol(self, item):
+    import jax
+    # A function that an earlier test has traced would not be seen to run in this one.
+    jax.clear_caches()
     self.coverage.switch_context(item.nodeid)
 
   def pytest_fixture_setup(self, fixturedef):

@@ -189,14 +189,14 @@ def test_nobody_heard_moves_nothing(name):
 
 
 def test_columns_are_written_in_their_rounds_place():
-  """Two rounds of one column: the products add up, and the room of a third stays zero."""
+  """Two rounds of two columns: the products add up, and the room of a third stays zero."""
   anchor, _ = adapters(9)
-  folded = products.room(anchor, 3)
-  one, two = adapters(10, rank=1)[0], adapters(11, rank=1)[0]
+  folded = products.room(anchor, 6)
+  one, two = adapters(10, rank=2)[0], adapters(11, rank=2)[0]
   for number, fold in enumerate((one, two)):
     folded = products.write_columns(folded, fold, jnp.int32(number))
   np.testing.assert_allclose(dense(folded), dense(one) + dense(two), atol=1e-5)
-  assert not folded['layers']['q']['a'][..., 2].any()
+  assert not folded['layers']['q']['a'][..., 4:].any()
   np.testing.assert_allclose(
     dense(products.join(anchor, folded)), dense(anchor) + dense(one) + dense(two), atol=1e-5)
   assert products.write_columns((), (), 0) == () and products.join(anchor, ()) is anchor

@@ -54,6 +54,8 @@ def one_entry(aggregator, values, sizes=None):
   (robust.trimmed_mean(0.0), (1.0, 2.0, 6.0), 3.0),
   # On a line the geometric median is the median.
   (robust.geometric_median(size_power=0.0), (0.0, 1.0, 100.0), 1.0),
+  # With a smoothing of 10 times the mean norm all weigh the same: the mean.
+  (robust.geometric_median(size_power=0.0, smoothing=10.0), (0.0, 1.0, 100.0), 101 / 3),
   # Norms 1, 2, 9, their median 2: 9 is shortened to 2: (1 - 2 + 2) / 3.
   (robust.clipped_mean(limit=1.0, size_power=0.0), (1.0, -2.0, 9.0), 1 / 3),
   # And so at any scale.
@@ -76,12 +78,12 @@ def test_krum_by_hand():
 
 
 def test_krum_with_fewer_sites_than_planned():
-  """f = 1, m = 4, three of five sites present with 1, 2 and 1000: at most 3 - 1 = 2 are kept, the
+  """f = 1, m = 4, three of five sites present with 1000, 1 and 2: at most 3 - 1 = 2 are kept, the
   two nearest to each other, 1.5. One alone is taken wherever it stands, though it has no
   neighbour to be near to."""
   found, weights = one_entry(
-    robust.krum(faulty=1, kept=4), (1.0, 0.0, 2.0, 1000.0, 0.0), (1.0, 0.0, 1.0, 1.0, 0.0))
-  assert found == 1.5 and weights.tolist() == [0.5, 0, 0.5, 0, 0]
+    robust.krum(faulty=1, kept=4), (1000.0, 0.0, 1.0, 2.0, 0.0), (1.0, 0.0, 1.0, 1.0, 0.0))
+  assert found == 1.5 and weights.tolist() == [0, 0, 0.5, 0.5, 0]
   found, weights = one_entry(robust.krum(faulty=0), (0.0, 7.0, 0.0), (0.0, 1.0, 0.0))
   assert found == 7.0 and weights.tolist() == [0, 1, 0]
 
