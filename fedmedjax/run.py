@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax import exchange, tree, writer
@@ -193,19 +192,16 @@ def _score_all(
   scores = {}
   for site in (*study.data.sites, *study.data.external):
     path = folder / f'{site.name}.jsonl'
-    records = writer.read_lines(path) if state is None else []
-    if len(records) != len(site.test):
-      records = []
+    answers = [writer.read_lines(path)] if state is None else []
+    if not any(evaluate.asked(site, records) for records in answers):
       answering = [adapters[Path(site.name)]] if Path(site.name) in adapters else (
         list(adapters.values()))
       what = 'zero-shot' if state is None else 'decoding'
       with reporter.task(f'{what} {site.name}', len(site.test) * len(answering)) as advance:
-        for adapter in answering:
-          records += study.learner.answer(adapter, site, advance)
-      writer.write_lines(path, records)
+        answers = [study.learner.answer(adapter, site, advance) for adapter in answering]
+      writer.write_lines(path, (record for records in answers for record in records))
     scores[site.name] = evaluate.score(
-      site.test, study.learner.scored(site), records, study.options.seed,
-      study.options.bootstrap_samples)
+      site, answers, study.options.seed, study.options.bootstrap_samples)
   return scores
 
 
@@ -214,7 +210,7 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
   learner = study.learner
 
   def shown(scores):
-    return {name: evaluate.by_task(learner.task, site.scores) for name, site in scores.items()}
+    return {name: site.scores for name, site in scores.items()}
 
   def total(key):
     return sum(line[key] for line in lines)
@@ -236,8 +232,7 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
     'local_steps': total('local_steps'),
     'tokens_per_second': total('tokens') / seconds if seconds else 0.0,
     'examples_per_second': total('examples') / seconds if seconds else 0.0,
-    'copy_rate': np.mean([site.copy_rate for site in scores.values()]),
-    'parse_failure_rate': np.mean([site.parse_failure_rate for site in scores.values()]),
+    **evaluate.rates(scores.values()),
     'site_weights': [line['weights'] for line in lines],
     'cohorts': [line['sites'] for line in lines],
     'simulated_seconds': total('simulated_seconds'),

@@ -68,6 +68,8 @@ class SiteCorpus(NamedTuple):
   `types` are the entity types the site annotated; a type outside it is neither asked of the
   model nor scored (METHOD section 4, partial annotation). `report` counts what reading kept and
   dropped, e.g. {'documents': 200, 'entities': 11458, 'nested': 31, 'discontinuous': 44}.
+  `modifiers` are the modifier types it annotated of each entity type, {'drug': ('route',)}, {} if
+  it has no relations; None = those that occur in its notes.
   """
 
   name: str
@@ -75,6 +77,7 @@ class SiteCorpus(NamedTuple):
   train: tuple[Document, ...]
   test: tuple[Document, ...]
   report: dict[str, int]
+  modifiers: dict[str, tuple[str, ...]] | None = None
 
 
 class Example(NamedTuple):
@@ -90,6 +93,15 @@ class Example(NamedTuple):
   text: str
   entities: tuple[Span, ...]
   main: Span | None = None
+
+
+class Parse(NamedTuple):
+  """What a generated text says about its input; see `data/markup.py` and `data/json_list.py`."""
+
+  spans: tuple[Span, ...]  # sorted, flat; offsets into the input text
+  failed: bool             # not wholly understood: what could be placed is in `spans` all the same
+  copied: bool             # what it repeats of the input, it repeats character for character
+  dropped: int             # entities of an asked type that stand nowhere in the input
 
 
 class Batch(NamedTuple):

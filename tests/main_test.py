@@ -12,7 +12,6 @@ import torch
 import transformers
 
 from fedmedjax import compare, main, run
-from fedmedjax.data import tasks
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.site import encode_site
 from fedmedjax.eval import evaluate
@@ -116,10 +115,10 @@ def test_scores_are_those_of_the_answers(command, tmp_path, monkeypatch):
   So precision is 1 and recall (entities - sentences with any) / entities, recounted here from the
   records' offsets; the notes' own text at those offsets is what was marked.
   """
-  def answer(generator, adapter, base, site, advance):
+  def answer(generator, adapter, base, part, advance):
     out = []
-    for example in site.test:
-      out.append(tasks.render(example._replace(entities=example.entities[:-1]))[1])
+    for example in part.test:
+      out.append(part.ask.render(example._replace(entities=example.entities[:-1]))[1])
       advance(1)
     return out
 
@@ -157,7 +156,7 @@ def test_decoding_keeps_the_order_of_the_sentences(smollm, tiny_folder):
   llama = Llama(model.config, cached_attention)
   together, alone = (
     evaluate.generate(
-      evaluate.Generator(llama, model.tokenizer, size, 0.1), {}, model.params, site)
+      evaluate.Generator(llama, model.tokenizer, size, 0.1), {}, model.params, site.tasks[0])
     for size in (3, 1))
   assert together == alone and len(set(together)) > 1
 

@@ -4,22 +4,33 @@ import numpy as np
 import pytest
 
 from fedmedjax.data import schedule as schedules
+from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.data.tasks import ask
 from fedmedjax.data.tokenize import TokenExample
-from fedmedjax.types import Batch, InputError
+from fedmedjax.types import Batch, InputError, SiteCorpus
+
+CORPUS = SiteCorpus('any', ('problem',), (), (), {}, {'problem': ('severity',)})
 
 
-def site(name: str, count: int, first_token: int, validation: int = 3) -> schedules.SiteData:
+def task(
+    count: int, first_token: int, validation: int = 3, name: str = 'ner', prefix: int = 2
+) -> TaskData:
   """Examples whose tokens say where they come from; targets are two thirds of them."""
   rng = np.random.default_rng(first_token)
   examples = [
     TokenExample(np.full(6 + rng.integers(0, 9), first_token + i, np.int32), 2)
     for i in range(count + validation)]
-  return schedules.SiteData(
-    name, ('problem',), np.array([1, 2, 3 + first_token % 2], np.int32), tuple(examples[:count]),
-    tuple(examples[count:]), (), (), {})
+  return TaskData(
+    ask(name, CORPUS), np.arange(1, prefix + 2, dtype=np.int32), tuple(examples[:count]),
+    tuple(examples[count:]), (), ())
 
 
-SITES = (site('a', 10, 100), site('b', 5, 200), site('c', 3, 300, validation=6))
+def site(name: str, *tasks: TaskData) -> SiteData:
+  return SiteData(name, ('problem',), tasks, {})
+
+
+SITES = (
+  site('a', task(10, 100)), site('b', task(5, 200)), site('c', task(3, 300, validation=6)))
 
 
 def plan(**changes) -> schedules.Schedule:

@@ -108,6 +108,7 @@ def test_smollm_packing_on_real_notes(smollm, data_folder):
   corpus = load_corpus('maccrobat2020', data_folder)
   site = encode_site(
     corpus, smollm.tokenizer, max_length=256, max_train_notes=40, max_test=1)
+  (site,) = site.tasks
   lengths = np.asarray([len(example.tokens) for example in site.train])
   steps = [
     [site.train[i] for i in members] for members in pack.site_steps(lengths, 8, 0, 0, 0, 20)]

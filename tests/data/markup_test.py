@@ -1,11 +1,11 @@
-"""Prompts, targets, and what the parser makes of everything a model may write instead."""
+"""Span markup: what the parser makes of everything a model may write instead."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmedjax.data import tasks
-from fedmedjax.types import ENTITY_TYPES, Example, InputError, Span
+from fedmedjax.data import markup
+from fedmedjax.types import ENTITY_TYPES, Span
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=200, database=None)
 
@@ -19,35 +19,16 @@ def tagged(marked: str) -> str:
 
 def parsed(generated: str, text: str, types=ENTITY_TYPES):
   """(words, start, type) of each entity, failed, copied."""
-  spans, failed, copied = tasks.parse(generated, text, types)
+  spans, failed, copied, _ = markup.parse(generated, text, types)
   return [(text[s.start:s.end], s.start, s.type) for s in spans], failed, copied
 
 
-def test_instruction_names_the_types_asked_and_no_other():
-  every = tasks.instruction(ENTITY_TYPES)
-  assert every.startswith('### Task:\n') and every.endswith('\n### Input Text:\n')
-  assert len(every) < 4 * 170  # a GPT-2-like tokenizer makes about one token of 4 characters
-  some = tasks.instruction(('drug', 'problem'))
-  assert some == tasks.instruction(('problem', 'drug'))
-  for name in ENTITY_TYPES:
-    asked = name in ('drug', 'problem')
-    assert f'<span class="{name}">' in every and f'\n{name}: ' in every
-    assert (f'<span class="{name}">' in some) == (f'\n{name}: ' in some) == asked
-  with pytest.raises(InputError, match="'dose' is not one of problem, treatment, test, drug"):
-    tasks.instruction(('drug', 'dose'))
-  with pytest.raises(InputError, match='no entity type'):
-    tasks.instruction(())
-
-
-def test_render():
-  entities = (Span(3, 7, 'problem'), Span(12, 19, 'drug'))
-  example = Example('n1', 40, 'No rash\r\non aspirin', entities)
-  assert tasks.render(example) == (
-    'No rash\r\non aspirin\n### Output Text:\n',
-    'No <span class="problem">rash</span>\r\non <span class="drug">aspirin</span>',
-  )
+def test_write():
+  text = 'No rash\r\non aspirin'
+  assert markup.write(text, (Span(3, 7, 'problem'), Span(12, 19, 'drug'))) == (
+    'No <span class="problem">rash</span>\r\non <span class="drug">aspirin</span>')
   with pytest.raises(ValueError, match='overlaps'):
-    tasks.render(example._replace(entities=(Span(3, 7, 'drug'), Span(5, 8, 'drug'))))
+    markup.write(text, (Span(3, 7, 'drug'), Span(5, 8, 'drug')))
 
 
 # What the tags look like does not matter; nothing here is a repair.
@@ -149,9 +130,9 @@ def test_hallucinated_and_truncated(text, generated, entities):
 def test_literal_angle_brackets_are_text():
   text = 'Hgb <span, pH < 7.2 & <b>K</b> > 5 </p> <'
   entities = (Span(0, 3, 'test'), Span(4, 9, 'problem'), Span(11, 15, 'test'), Span(25, 26, 'test'))
-  model_input, target = tasks.render(Example('n', 0, text, entities))
-  assert model_input.startswith(text + '\n')
-  assert tasks.parse(target, text, ENTITY_TYPES) == (entities, False, True)
+  assert markup.write(text, ()) == text
+  target = markup.write(text, entities)
+  assert markup.parse(target, text, ENTITY_TYPES) == (entities, False, True, 0)
   assert parsed(tagged('[t:Hgb] <span, [t:pH] < 7.2 & K > 5'), text)[0] == [
     ('Hgb', 0, 'test'), ('pH', 11, 'test'),
   ]
@@ -161,59 +142,19 @@ def test_literal_tags_keep_offsets():
   """Without a look-alike the two targets below would be one string: nobody could tell them."""
   text = 'a</span></span>'
   first, both = Span(0, 8, 'drug'), Span(0, 15, 'drug')
-  targets = [tasks.render(Example('n', 0, text, (span,)))[1] for span in (first, both)]
+  targets = [markup.write(text, (span,)) for span in (first, both)]
   assert targets[0] != targets[1]
   for span, target in zip((first, both), targets, strict=True):
-    assert tasks.parse(target, text, ENTITY_TYPES) == ((span,), False, True)
+    assert markup.parse(target, markup.guard(text), ENTITY_TYPES) == ((span,), False, True, 0)
 
 
 def test_output_longer_than_is_read(monkeypatch):
-  monkeypatch.setattr(tasks, '_LONGEST', 0)
+  monkeypatch.setattr(markup, '_LONGEST', 0)
   whole = '<span class="problem">rash</span>   ' + '<span></span>' * 12
-  assert len(whole) == tasks._PER_CHARACTER * len('rash')
+  assert len(whole) == markup._PER_CHARACTER * len('rash')
   for generated, too_long in ((whole, False), (whole + '<span></span>', True)):
     got, failed, copied = parsed(generated, 'rash')
     assert (got, failed, copied) == ([('rash', 0, 'problem')], too_long, False)
-
-
-# Pieces that make trouble: markup, parts of it, and characters whose case changes their length.
-PIECES = st.sampled_from([
-  '<', '>', '/', '&', '"', '<span', '</span', '</span>', '<span class="drug">', '<SPAN class=test>',
-  'span', ' ', '\n', '\r\n', '\u2039', '\u0130', 'ß', '\x1c', '\u3000', 'pain', 'a', '_', '\ud800',
-])
-TEXTS = st.lists(PIECES | st.text(max_size=4), max_size=8).map(''.join)
-
-
-@st.composite
-def examples(draw):
-  text = draw(TEXTS)
-  edges = sorted(draw(st.sets(st.integers(0, len(text)), max_size=6)))
-  entities = []
-  for start, end in zip(edges[::2], edges[1::2], strict=False):
-    words = text[start:end].strip()
-    if words:
-      start = text.index(words, start)
-      entities.append(Span(start, start + len(words), draw(st.sampled_from(ENTITY_TYPES))))
-  return Example('n', 0, text, tuple(entities))
-
-
-@SETTINGS
-@given(examples())
-def test_parse_undoes_render(example):
-  _, target = tasks.render(example)
-  assert tasks.parse(target, example.text, ENTITY_TYPES) == (example.entities, False, True)
-
-
-@SETTINGS
-@given(TEXTS, TEXTS)
-def test_parse_takes_anything(generated, text):
-  spans, failed, copied = tasks.parse(generated, text, ('drug', 'test'))
-  end = 0
-  for span in spans:
-    assert end <= span.start < span.end <= len(text) and span.type in ('drug', 'test')
-    assert text[span.start:span.end] == text[span.start:span.end].strip() != ''
-    end = span.end
-  assert type(failed) is type(copied) is bool
 
 
 WORDS = st.lists(st.sampled_from(['no', 'of', 'left', 'mild', 'was', 'and']), max_size=5)
