@@ -7,7 +7,7 @@ place is looked for in the sentence. Nothing is copied, so there is nothing to a
 import json
 import re
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,16 +87,17 @@ def _entries(generated: str) -> tuple[list[_Entry], bool]:
     read = json.loads(fenced[1] if fenced else generated)
   except (ValueError, RecursionError):
     read = None
-  if isinstance(read, list):
-    entries = [
-      _Entry(entry['entity'], entry['text']) for entry in read
-      if isinstance(entry, dict)
-      and isinstance(entry.get('entity'), str) and isinstance(entry.get('text'), str)]
-    return entries, len(entries) == len(read)
-  return list(_repaired(generated)), False
+  listed = [
+    _Entry(entry['entity'], entry['text'])
+    for entry in (read if isinstance(read, list) else ()) if isinstance(entry, dict)
+    and isinstance(entry.get('entity'), str) and isinstance(entry.get('text'), str)]
+  if isinstance(read, list) and len(listed) == len(read):
+    return listed, True
+  return max(listed, list(_repaired(generated)), key=len), False
 
 
-def _repaired(generated: str) -> Iterable[_Entry]:
+def _repaired(generated: str) -> Iterator[_Entry]:
+  """The objects that stand anywhere in the output."""
   for found in _ENTRY.finditer(generated):
     # Four values, each in one of two kinds of quotes: type and words, or words and type.
     first, second, third, fourth = (
