@@ -144,6 +144,43 @@ def test_scores_are_those_of_the_answers(command, tmp_path, monkeypatch):
     assert entry['recall'] == pytest.approx((gold - lost) / gold)
 
 
+@pytest.mark.parametrize('style', ['markup', 'json'])
+def test_both_tasks_in_one_run(command, tmp_path, monkeypatch, style):
+  """One site has both tasks, one entities only, one relations only. Planted answers: all that is
+  right, so every score is 1; each site is scored on its own tasks, and end to end where it has
+  both. Main entities that are found are asked about once, not twice."""
+  asked = []
+
+  def answer(generator, adapter, base, part, advance=None):
+    asked.extend(part.test)
+    return [part.ask.render(example)[1] for example in part.test]
+
+  monkeypatch.setattr(evaluate, 'generate', answer)
+  workdir = tmp_path / 'joint'
+  assert main.main(command(
+    workdir, f'--config.data.style={style}', "--config.data.tasks=('ner', 're')",
+    "--config.data.site_tasks=('ner+re', 'ner', 're')", '--config.data.re_share=0.5',
+    '--config.eval.zero_shot=False', '--config.fed.rounds=1', '--config.eval.max_examples=8',
+    '--config.data.max_length=300', '--config.lora.targets=("q_proj","v_proj")')) == 0
+  summary = json.loads((workdir / 'summary.json').read_text())
+  tasks = {site: {task: list(entry) for task, entry in scores.items()}
+           for site, scores in summary['scores'].items()}
+  plain, related = ['strict', 'lenient', 'per_type'], ['modifier', 'triple']
+  assert tasks == {
+    'synthetic_icu': {'ner': plain, 're': [*related, 'end_to_end']},
+    'synthetic_dictation': {'ner': plain}, 'synthetic_clinic': {'re': related},
+    'synthetic_external': {'ner': plain, 're': [*related, 'end_to_end']}}
+  for scores in summary['scores'].values():
+    for entry in (*scores.get('re', {}).values(), *filter(None, [scores.get('ner')])):
+      assert entry['strict']['typed']['f1'] == entry['lenient']['typed']['f1'] == 1.0
+  assert len(set(map(str, asked))) == len(asked)
+  assert summary['instructions'].keys() == summary['scores'].keys()
+  assert set(summary['instructions']['synthetic_icu']) == {'ner', 're'}
+  assert (summary['copy_rate'], summary['parse_failure_rate'], summary['dropped']) == (1, 0, 0)
+  line = json.loads((workdir / 'metrics.jsonl').read_text())
+  assert line['local_steps'] == 6 and all(np.isfinite(line['validation_loss']))
+
+
 def test_decoding_keeps_the_order_of_the_sentences(smollm, tiny_folder):
   """Batches are sorted by length; each answer must come back to its own sentence.
 

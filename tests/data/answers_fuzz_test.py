@@ -20,8 +20,8 @@ styles = pytest.mark.parametrize('style', STYLES)
 # length.
 PIECES = st.sampled_from([
   '<', '>', '/', '&', '"', '<span', '</span', '</span>', '<span class="drug">', '<SPAN class=test>',
-  'span', '[', ']', '{', '}', '{"entity": "drug", "text": "', '"}', '", "text": "', "'", '\\', '\\u',
-  "{'text': '", "', 'entity': 'test'}", ': ', ', ', 'null', '```json', '```',
+  'span', '[', ']', '{', '}', '{"entity": "drug", "text": "', '"}', '", "text": "', "'", '\\',
+  '\\u', "{'text': '", "', 'entity': 'test'}", ': ', ', ', 'null', '```json', '```',
   ' ', '\n', '\r\n', '\u2039', '\u0130', 'ß', '\x1c', '\u3000', 'pain', 'a', '_', '\ud800',
 ])
 TEXTS = st.lists(PIECES | st.text(max_size=4), max_size=8).map(''.join)

@@ -57,7 +57,8 @@ def test_answers_are_read_as_they_are_written(style):
   asked = tasks.ask('re', EVERY, style)
   text = 'no "mild" <span>pain\\ in the left knee'
   example = Example('n', 7, text, (
-    Span(0, 2, 'negation'), Span(3, 9, 'severity'), Span(25, 38, 'bodyloc')), Span(16, 20, 'problem'))
+    Span(0, 2, 'negation'), Span(3, 9, 'severity'), Span(25, 38, 'bodyloc')),
+    Span(16, 20, 'problem'))
   question, target = asked.render(example)
   assert '<span class="problem">pain</span>' in question
   assert asked.parse(target, example) == (example.entities, False, True, 0)

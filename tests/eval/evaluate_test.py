@@ -74,8 +74,8 @@ def answers(examples, write) -> list[dict]:
   """Records of a model that finds aspirin, takes 'daily' for a drug, and misses ibuprofen."""
   asked = site([SENTENCE, QUIET], examples)
   entities, relations = asked.tasks
-  records = evaluate.predictions(
-    entities.ask, entities.test, [tagged(TEXT, ASPIRIN, FREQUENCY._replace(type='drug')), 'No pain.'])
+  records = evaluate.predictions(entities.ask, entities.test, [
+    tagged(TEXT, ASPIRIN, FREQUENCY._replace(type='drug')), 'No pain.'])
   records += evaluate.predictions(relations.ask, relations.test, [
     tagged(TEXT, STRENGTH, FREQUENCY._replace(type='route')),
     *[tagged(TEXT, FIVE)] * (len(examples) - 1)])

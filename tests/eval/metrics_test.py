@@ -206,9 +206,10 @@ def test_counts_add_and_scores_are_plain_json():
 def test_links_match_when_both_ends_do():
   """'On aspirin 81 mg daily' with tokens 0-3 On, 3-10 aspirin, 11-13 81, 14-16 mg, 17-22 daily.
 
-  Gold: aspirin-81 mg (strength), aspirin-daily (frequency). Predicted: aspirin-81 (strength: shares
-  a token), daily-81 mg (strength: another main), aspirin-daily as route. Strict: typed none; untyped
-  aspirin-daily. Lenient: aspirin-81 too. One gold pair never answers to two predictions.
+  Gold: aspirin-81 mg (strength), aspirin-daily (frequency). Predicted: aspirin-81 (strength:
+  shares a token), daily-81 mg (strength: another main), aspirin-daily as route. Strict: typed
+  none; untyped aspirin-daily. Lenient: aspirin-81 too. One gold pair never answers to two
+  predictions.
   """
   text, aspirin = 'On aspirin 81 mg daily', Span(3, 10, 'drug')
   daily = Span(17, 22, 'drug')
