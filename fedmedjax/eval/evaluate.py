@@ -96,7 +96,8 @@ def answer(
     def write(examples, part=part):
       tokens = encode_examples(
         generator.tokenizer, part.instruction, part.ask.render, examples)
-      return generate(generator, adapter, base, part._replace(test_tokens=tuple(tokens)))
+      return generate(generator, adapter, base, part._replace(
+        test=tuple(examples), test_tokens=tuple(tokens)))
 
     records += end_to_end(site, part, records, write)
   return records
