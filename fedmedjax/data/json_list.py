@@ -55,8 +55,10 @@ def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
     2. else where they stand anywhere else in the text, leftmost;
     3. else where the same characters stand within a word;
     4. otherwise it is dropped.
-  Each step goes over all entries, the longest first, before the next begins: so of two entries
-  that share characters the longer one stays, and mentions of the same words go left to right.
+  Each step goes over all entries before the next begins, first those whose words stand in the
+  fewest places, then the longest: so what can be placed surely holds the others in order, of two
+  entries that share characters the longer one stays (its words never stand in more places), and
+  mentions of the same words go left to right.
   Case and the amount and kind of white space are ignored. Types not in `types` are dropped in
   silence.
 
@@ -119,9 +121,10 @@ def _place(entries: Sequence[_Entry], text: str) -> list[Span]:
   """A place in the text for each entry that has one; see `parse`."""
   folded, inside = fold(text), inside_word(text)
   claimed = np.zeros(len(text), bool)
-  # More entries than characters cannot be placed.
-  order = sorted(range(len(entries[:len(text)])), key=lambda i: -len(entries[i].words))
-  places: dict[str, np.ndarray] = {}
+  entries = entries[:len(text)]  # more cannot be placed
+  places = {words: _occurrences(words, folded) for words in {entry.words for entry in entries}}
+  order = sorted(range(len(entries)), key=lambda i: (
+    places[entries[i].words].shape[1], -len(entries[i].words)))
   spans: dict[int, Span] = {}
   placed: list[int] = []  # entries that have a place, in the order of the list
 
@@ -132,10 +135,7 @@ def _place(entries: Sequence[_Entry], text: str) -> list[Span]:
 
   for in_order, whole_words in ((True, True), (False, True), (False, False)):
     for i in [i for i in order if i not in spans]:
-      words = entries[i].words
-      if words not in places:
-        places[words] = _occurrences(words, folded)
-      starts, ends = places[words]
+      starts, ends = places[entries[i].words]
       low, high = between(i) if in_order else (0, len(text))
       before = np.concatenate([[0], np.cumsum(claimed)])
       fits = (before[starts] == before[ends]) & (starts >= low) & (ends <= high)

@@ -27,6 +27,14 @@ def test_write():
   assert json_list.shown('drug', 'aspirin') == '{"entity": "drug", "text": "aspirin"}'
 
 
+def test_what_stands_once_holds_the_others_in_order():
+  """'25 mg' stands once, so the route that is listed after it is the second one."""
+  text = 'aspirin 10 mg po daily, heparin 25 mg po daily'
+  entries = ('strength', '25 mg'), ('route', 'po'), ('frequency', 'daily')
+  got, *_ = parsed(listed(*entries), text, ('strength', 'route', 'frequency'))
+  assert [start for _, start, _ in got] == [32, 38, 41]
+
+
 def test_mentions_of_the_same_words_go_left_to_right_between_their_neighbours():
   """The second 'pain' is the entity here, since it is listed after the fever; of two listed, both
   are; a third stands nowhere."""
