@@ -201,6 +201,10 @@ def test_sites_without_usable_examples(smollm):
     encode((note,), (blank,))
   with pytest.raises(InputError, match='longer than config.data.max_length=8'):
     encode((note,), (note,), max_length=8)
+  with pytest.raises(InputError, match="1 notes hold nothing of task 're' .which it does not anno"):
+    encode((note,), (note,), tasks=('re',))
+  # A site that owns one task takes part in that one.
+  assert [part.ask.task for part in encode((note,), (note,), tasks=('ner', 're')).tasks] == ['ner']
   site = encode((note, blank), (note,))
   assert len(site.train) == 1 and site.report['test_sentences'] == 1
 
