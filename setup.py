@@ -12,16 +12,18 @@ setup(
   install_requires=[
     'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'ml-collections', 'absl-py',
     'tokenizers', 'safetensors', 'gguf', 'huggingface-hub', 'ml-dtypes', 'rich', 'numpy',
-    'scipy',
+    'scipy', 'matplotlib',
   ],
   extras_require={
     # Baselines behind an endpoint: regimes api and api:MODEL of compare.
     'api': ['openai'],
+    # Sites in the format 'datasets': saved data sets and Parquet files.
+    'datasets': ['datasets'],
     # Oracles of the tests; the package never imports torch. This build of it is CPU only on
     # machines that serve one, and the tests need no more.
     # openai, fastapi and uvicorn are what `transformers serve` needs.
     'test': [
       'pytest', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'flwr', 'openai', 'fastapi',
-      'uvicorn'],
+      'uvicorn', 'bioc', 'seqeval', 'datasets'],
   },
 )

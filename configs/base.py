@@ -1,4 +1,4 @@
-"""Every configuration key once, with its meaning and unit, and the table of methods.
+"""Every configuration key once, with its meaning and unit; the table of methods is `methods.py`.
 
 `python -m fedmedjax.main --config=configs/x.py:preset --config.fed.rounds=5` takes the values of
 x.py, then those of the preset's row, then those of the command line.
@@ -6,75 +6,7 @@ x.py, then those of the preset's row, then those of the command line.
 
 from ml_collections import ConfigDict
 
-# One row a method: what it changes in `config.fed`. Keys that a row does not name have the
-# values below. Papers and provenance: METHOD sections 2-4 of the design notes, in README's table.
-METHOD_DEFAULTS = dict(
-  size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
-  pooled=False, train=True, learner='lora', server_optimizer='fedavg', server_learning_rate=1.0,
-  server_momentum=0.9, rule='plain', rule_strength=0.0, local_optimizer='adamw',
-  signal='loss', aggregator='mean', residual_rank=0, kept=1)
-PRESETS = {
-  # Fed-MedLoRA, arXiv:2601.22124: factors averaged by number of examples.
-  'fed_medlora': {},
-  # Plain mean over sites.
-  'uniform': dict(size_power=0.0),
-  # Fed-MedLoRA+: size times exp(-validation loss), what the paper's text says.
-  'fed_medlora_plus': dict(loss_power=1.0),
-  # Fed-MedLoRA+ exactly as the authors' public code does it: softmax(-loss), size ignored, loss
-  # over all tokens, the instruction included.
-  'fed_medlora_plus_code': dict(size_power=0.0, loss_power=1.0, loss_on='all'),
-  # Fed-MedLoRA+ with other signals, ours: what the average loses without a site, in units of 0.01
-  # nats per token, and how far an update goes down the validation loss's slope.
-  'fed_medlora_loo': dict(loss_power=1.0, signal='loo', temperature=0.01),
-  'fed_medlora_grad': dict(loss_power=1.0, signal='grad', temperature=0.01),
-  # Means of the products A B. FlexLoRA, arXiv:2402.11505, and HLoRA, arXiv:2503.00813: cut to the
-  # rank by SVD. FLoRA, arXiv:2409.05976: stacked into the base. FedEx-LoRA, arXiv:2410.09432: the
-  # residual goes into the base, whole or cut to a rank. LoRA-FAIR, arXiv:2411.14961: B corrected.
-  'flexlora': dict(aggregator='refactorised'),
-  'flora': dict(aggregator='stacked'),
-  'fedex_lora': dict(aggregator='residual'),
-  'fedex_lora_truncated': dict(aggregator='residual', residual_rank=4),
-  'lora_fair': dict(aggregator='corrected'),
-  # HetLoRA, arXiv:2401.06432: zero-padded factors, weighted by the norm of their product.
-  'hetlora': dict(
-    aggregator='padded_mean', signal='product_norm', size_power=0.0, loss_power=1.0),
-  # Robust means. Median and trimmed mean, arXiv:1803.01498; geometric median, arXiv:1912.13445;
-  # Krum and Multi-Krum, arXiv:1703.02757 (f = fed.faulty of n >= 2 f + 3 sites); shortened
-  # updates, arXiv:1911.07963.
-  'median': dict(aggregator='median'),
-  'trimmed_mean': dict(aggregator='trimmed_mean'),
-  'geometric_median': dict(aggregator='geometric_median'),
-  'krum': dict(aggregator='krum'),
-  'multi_krum': dict(aggregator='krum', kept=2),
-  'clipped_mean': dict(aggregator='clipped_mean'),
-  # Local rules. FedProx, arXiv:1812.06127, with mu = 0.01.
-  'fedprox': dict(rule='fedprox', rule_strength=0.01),
-  # SCAFFOLD, arXiv:1910.06378, option II: plain local steps, plain mean.
-  'scaffold': dict(rule='scaffold', local_optimizer='sgd', size_power=0.0),
-  # FedDyn, arXiv:2111.04263, with alpha = 1, plain mean.
-  'feddyn': dict(
-    rule='feddyn', rule_strength=1.0, local_optimizer='sgd', size_power=0.0),
-  # Sharing. FFA-LoRA, arXiv:2403.12313: A frozen, B trained and sent.
-  'ffa_lora': dict(sharing='only_b'),
-  # FedSA-LoRA, arXiv:2410.01463: A sent, B each site's own.
-  'fedsa_lora': dict(sharing='only_a'),
-  # RoLoRA, arXiv:2502.01755: B and A in turns.
-  'rolora': dict(sharing='alternating'),
-  # Server optimisers. Rates are ours: with updates of about 1e-3 an entry, as AdamW makes them, a
-  # step is then about as long as FedAvg's. FedAvgM, arXiv:1909.06335; the others arXiv:2003.00295.
-  'fedavgm': dict(server_optimizer='fedavgm'),
-  'fedadagrad': dict(
-    server_optimizer='fedadagrad', server_learning_rate=3e-3, server_momentum=0.0),
-  'fedadam': dict(server_optimizer='fedadam', server_learning_rate=1e-3),
-  'fedyogi': dict(server_optimizer='fedyogi', server_learning_rate=1e-3),
-  # Baselines: the base model alone, each site alone, all notes pooled in one place.
-  'zero_shot': dict(train=False),
-  'single_site': dict(sharing='nothing'),
-  'centralised': dict(pooled=True),
-  # Full-model FedAvg (McMahan et al., arXiv:1602.05629) of a BERT token classifier, embeddings
-  # frozen, as the paper's baseline; see config.bert.
-  'fed_bert': dict(learner='bert'),
-}
+from configs.methods import METHOD_DEFAULTS, PRESETS
 
 
 def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
@@ -102,11 +34,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Numerator of the scale alpha / r.
   lora.alpha = 64.0
   # Adapted projections, any subset of the seven.
-  lora.targets = (
-    'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
+  lora.targets = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
-  # Used by the learner 'bert' only, which takes nothing from config.model but remat, nothing from
-  # config.lora, and has its own learning rate and length.
+  # Used by the learner 'bert' only; of config.model it takes remat, of config.lora nothing.
   config.bert = bert = ConfigDict()
   # Folder with config.json, *.safetensors and a tokenizer (or vocab.txt) of a BERT encoder; a cased
   # vocabulary wants a tokenizer_config.json that says "do_lower_case": false.
@@ -122,7 +52,11 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Folder that holds the public corpora's folders; '' = the environment variable
   # FEDMEDJAX_DATA, else ../shared/data. Synthetic cohorts need none.
   data.root = ''
-  # Sites that train: synthetic_* cohorts, maccrobat2020, chia, phee, bc5cdr, ncbi_disease.
+  # Sites of your own, a dict(name=, path=, format=, mapping=, test_share=0.2; 1 if external) each.
+  # Formats: data/readers.py. Mapping: a .toml file, or the name of one in data/mappings/.
+  data.folders = ()
+  # Sites that train: synthetic_* cohorts, maccrobat2020, chia, phee, bc5cdr, ncbi_disease, names of
+  # data.folders.
   data.sites = ('synthetic_icu', 'synthetic_dictation', 'synthetic_clinic')
   # Sites never trained on, only tested.
   data.external = ('synthetic_external',)
@@ -135,6 +69,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   data.re_share = 0.0
   # How answers are written: 'markup' (the text with tags) or 'json' (a list of entities).
   data.style = 'markup'
+  # Training notes that each synthetic cohort has; 0 = as many as its description says.
+  data.synthetic_notes = 0
   # Training notes used of each site, the first by the site's order; 0 = all.
   data.max_train_notes = 0
   # Longest example in tokens, input to end token; longer ones are not trained on, and counted.
@@ -143,6 +79,24 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   data.validation_share = 0.1
   # Examples of each site and task in V, at most; every adapter is run on all of V each round.
   data.validation_examples = 16
+
+  # Training notes of all of data.sites pooled and dealt out to sites of our own making; tested are
+  # data.sites as before.
+  data.partition = partition = ConfigDict()
+  # '' = not dealt out; 'iid', 'types' (Dirichlet over the mix of entity types), 'quantity' (power
+  # law), 'style' (clusters of notes) or 'labels' (sites that leave types unannotated).
+  partition.kind = ''
+  # What is dealt out: whole notes ('note') or single sentences ('sentence'), which can be far more
+  # unlike; then a note's sentences end up at several sites and in V.
+  partition.unit = 'note'
+  # Sites S that the notes are dealt out to.
+  partition.sites = 10
+  # How unlike they are. 'types': concentration of the Dirichlet, small = unlike. 'quantity':
+  # exponent of the power law, 0 = alike. 'style': share of notes at their style's site. 'labels':
+  # chance that a site leaves a type unannotated. 'iid': not used.
+  partition.strength = 1.0
+  # Share of the sites whose annotation is corrupted: each entity is called another type.
+  partition.corrupted = 0.0
 
   config.fed = fed = ConfigDict()
   # Name of the row of PRESETS in force.
@@ -178,7 +132,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.kept = 1
   # Longest update that 'clipped_mean' leaves as it is, in median norms of the cohort.
   fed.norm_limit = 1.0
-  # Rank of every site, in the order of data.sites, each at most lora.rank; () = lora.rank.
+  # Rank of every site, in the order of data.sites (or of the partition's), each at most
+  # lora.rank; () = lora.rank.
   fed.ranks = ()
   # gamma: power of n_k in a site's weight. From the preset.
   fed.size_power = 1.0
@@ -186,8 +141,7 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.loss_power = 0.0
   # tau: temperature of the signal, nats per token. From the preset.
   fed.temperature = 1.0
-  # Supervised tokens: 'completion' (the target) or 'all' (instruction and input too). From the
-  # preset.
+  # Supervised tokens: 'completion' (the target) or 'all' (the prompt too). From the preset.
   fed.loss_on = 'completion'
   # Factors trained and sent: 'everything', 'nothing' (sent), 'only_b' (A frozen), 'only_a' (B
   # kept at its site), 'alternating' (B in even rounds, A in odd ones). From the preset.
@@ -224,13 +178,11 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.server_tau = 1e-3
   # Sites C drawn each round (on average, for 'poisson'); 0 = all.
   fed.cohort_size = 0
-  # How: 'uniform', 'size' (as often as the site's n_k says; then weighed to undo it) or
-  # 'poisson' (each site on its own).
+  # How: 'uniform', 'size' (by n_k, then weighed to undo it) or 'poisson' (each site on its own).
   fed.sampler = 'uniform'
   # Updates are scaled down to this norm before they are sent; 0 = not clipped.
   fed.clip_update = 0.0
-  # Number format in which updates are sent: 'float32', 'bfloat16', 'int8' or 'int4' (all three
-  # rounded at random, right in the mean), 'sign' (one bit a value).
+  # Number format of updates: 'float32', 'bfloat16', 'int8', 'int4' (rounded at random) or 'sign'.
   fed.outbound = 'float32'
   # Neighbouring values that share a scale in int8, int4 and sign; 0 = one scale a tensor.
   fed.block = 0
@@ -238,6 +190,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.top_k = 1.0
   # Sites add to their next update what the lines above left out of this one.
   fed.error_feedback = False
+  # Updates are masked, so that the server learns their weighted sum and no single one: Bonawitz et
+  # al., CCS 2017; what is simulated of it: fedmedjax/fed/secure.py.
+  fed.secure_aggregation = False
 
   config.simulation = simulation = ConfigDict()
   # Seconds of a local step at the median site, in the simulated clock; 0 = none.

@@ -52,7 +52,7 @@ def plan(config: ConfigDict, data: Data) -> dict[str, dict[str, Prompt]]:
     site.name: {
       part.ask.task: make_prompt(site, part, data.sites, config.api.shots, config.seed)
       for part in site.tasks if part.test}
-    for site in (*data.sites, *data.external)}
+    for site in (*data.tested, *data.external)}
 
 
 def run_api(
@@ -97,7 +97,7 @@ def run_api(
     (prompt, example) for prompts in plans.values() for prompt in prompts.values()
     for example in prompt.part.test]))
   scores = {}
-  for site in (*data.sites, *data.external):
+  for site in (*data.tested, *data.external):
     prompts, records = plans[site.name], []
     for prompt in prompts.values():
       test = prompt.part.test
@@ -169,10 +169,10 @@ def _summary(
   config: ConfigDict, data: Data, model: str, scores: dict[str, SiteScores]
 ) -> dict:
   """The keys that every regime's summary.json has, but those of time and cost."""
-  sites = (*data.sites, *data.external)
+  sites = (*data.tested, *data.external)
   return writer.plain({
     'preset': f'api:{model}', 'seed': config.seed, 'rounds': 0,
-    'sites': [site.name for site in data.sites],
+    'sites': [site.name for site in data.tested],
     'external': [site.name for site in data.external],
     'train_examples': [len(site.train) for site in data.sites],
     'scores': {site: entry.scores for site, entry in scores.items()},

@@ -25,7 +25,7 @@ from fedmedjax.eval.endpoint import endpoint_from
 from fedmedjax.experiment import load_data
 from fedmedjax.main import guarded, set_up
 from fedmedjax.progress import Reporter
-from fedmedjax.report import compare_table, relation_tables
+from fedmedjax.report import compare_table, relation_tables, with_global
 from fedmedjax.run import run
 from fedmedjax.types import InputError
 
@@ -139,8 +139,9 @@ def compare(
       row.config, workdir / row.folder, reporter, data[row.config.fed.learner])
   writer.write_json(workdir / 'compare.json', rows)
   first = next(iter(rows.values()))
-  reporter.say(compare_table(rows, first['sites'], first['external']))
-  for table in relation_tables(rows, first['sites'], first['external']):
+  shown = with_global(rows)
+  reporter.say(compare_table(shown, first['sites'], first['external']))
+  for table in relation_tables(shown, first['sites'], first['external']):
     reporter.say(table)
   return rows
 
@@ -148,7 +149,7 @@ def compare(
 def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string('workdir', None, 'Folder of the comparison.', flag_values=values)
   flags.DEFINE_list(
-    'regimes', list(REGIMES), 'Rows of PRESETS in configs/base.py, or api:MODEL.',
+    'regimes', list(REGIMES), 'Rows of PRESETS in configs/methods.py, or api:MODEL.',
     flag_values=values)
 
 

@@ -3,19 +3,23 @@
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.base import PRESETS, apply_preset
+from fedmedjax.data import partition
+from fedmedjax.data.cohorts import COHORTS
+from fedmedjax.data.corpora import CORPORA, SiteFolder
 from fedmedjax.data.pack import LOSS_ON
+from fedmedjax.data.readers import FORMATS
 from fedmedjax.data.tasks import STYLES, TASKS
 from fedmedjax.fed.rules import RULES
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
 from fedmedjax.fed.sharing import SHARINGS
-from fedmedjax.method import AGGREGATORS, SIGNALS, check_method, needs_validation
+from fedmedjax.method import AGGREGATORS, SIGNALS, check_method, needs_validation, num_sites
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import InputError
@@ -68,13 +72,20 @@ CHECKS = {
   'lora.rank': _integer(1), 'lora.alpha': _POSITIVE, 'lora.targets': _names(1),
   'bert.path': _TEXT, 'bert.task': _one_of(tuple(TASKS)), 'bert.max_length': _integer(16),
   'bert.learning_rate': _POSITIVE,
+  'data.folders': Check(
+    lambda v: isinstance(v, tuple) and all(isinstance(site, Mapping) for site in v),
+    "a tuple of dict(name='st_mary', path='notes/st_mary', format='brat', mapping='schema')"),
   'data.root': _TEXT, 'data.sites': _names(1), 'data.external': _names(0),
   'data.tasks': Check(lambda v: v in TASK_SETS, "('ner',), ('re',) or ('ner', 're')"),
   'data.site_tasks': Check(
     lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
     "a tuple of 'ner', 're' and 'ner+re', or ()"),
   'data.re_share': _BELOW_ONE, 'data.style': _one_of(tuple(STYLES)),
-  'data.max_train_notes': _integer(0), 'data.max_length': _integer(8),
+  'data.synthetic_notes': _integer(0), 'data.max_train_notes': _integer(0),
+  'data.max_length': _integer(8),
+  'data.partition.kind': _one_of(('', *partition.KINDS)), 'data.partition.sites': _integer(1),
+  'data.partition.unit': _one_of(tuple(partition.UNITS)), 'data.partition.strength': _POSITIVE,
+  'data.partition.corrupted': _number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
   'data.validation_share': _number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
   'data.validation_examples': _integer(0),
   'fed.preset': _one_of(tuple(PRESETS)), 'fed.rounds': _integer(1),
@@ -100,6 +111,7 @@ CHECKS = {
   'fed.cohort_size': _integer(0), 'fed.sampler': _one_of(SAMPLERS),
   'fed.clip_update': _NOT_NEGATIVE, 'fed.outbound': _one_of(CODECS), 'fed.block': _integer(0),
   'fed.top_k': _number(lambda v: 0 < v <= 1, 'a number in (0, 1]'), 'fed.error_feedback': _BOOLEAN,
+  'fed.secure_aggregation': _BOOLEAN,
   'simulation.step_seconds': _NOT_NEGATIVE, 'simulation.speed_spread': _NOT_NEGATIVE,
   'simulation.bandwidth': _NOT_NEGATIVE, 'simulation.bandwidth_spread': _NOT_NEGATIVE,
   'simulation.failure': _BELOW_ONE, 'simulation.deadline': _NOT_NEGATIVE,
@@ -136,6 +148,7 @@ def validate(config: ConfigDict) -> None:
   for key, check in CHECKS.items():
     if not check.allows(values[key]):
       raise InputError(f'config.{key}={values[key]!r}: {check.wording} is allowed')
+  _check_folders(values['data.folders'])
   both = set(values['data.sites']) & set(values['data.external'])
   if both:
     raise InputError(
@@ -152,6 +165,7 @@ def validate(config: ConfigDict) -> None:
     raise InputError(
       f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
       "'completion'")
+  _check_partition(values)
   _check_tasks(values)
   _check_participation(values)
   check_method(values)
@@ -167,6 +181,10 @@ def _check_tasks(values: dict[str, Any]) -> None:
     raise InputError(
       f"config.data.site_tasks={own!r}: {len(values['data.sites'])} entries are allowed, one a "
       'site of config.data.sites, or ()')
+  if own and values['data.partition.kind']:
+    raise InputError(
+      f"config.data.site_tasks={own!r}: the notes of config.data.sites are dealt out "
+      f"(config.data.partition.kind={values['data.partition.kind']!r}); () is allowed")
   foreign = {name for one in own for name in one.split('+')} - set(tasks)
   if foreign:
     raise InputError(
@@ -174,11 +192,44 @@ def _check_tasks(values: dict[str, Any]) -> None:
       f'config.data.tasks={tasks!r}')
 
 
-def _check_participation(values: dict[str, Any]) -> None:
-  if values['fed.cohort_size'] > len(values['data.sites']):
+def _check_folders(folders: Sequence[Mapping]) -> None:
+  checks = {
+    'name': Check(lambda v: isinstance(v, str) and re.fullmatch(r'[\w.-]+', v)
+                  and v not in (*COHORTS, *CORPORA), 'letters, digits, _ . -, and no known site'),
+    'path': _TEXT, 'format': _one_of(tuple(FORMATS)), 'mapping': _TEXT,
+    'test_share': _number(lambda v: 0 <= v <= 1, 'a number in [0, 1]')}
+  needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)
+  for i, site in enumerate(folders):
+    place = f'config.data.folders[{i}]'
+    for key in [*sorted(site.keys() - checks.keys(), key=str), *sorted(needed - site.keys())]:
+      raise InputError(f'{place}: {key!r} is {"unknown" if key in site else "missing"}; its keys '
+                       f'are {", ".join(checks)}')
+    for key, value in site.items():
+      if not checks[key].allows(value):
+        raise InputError(f'{place}.{key}={value!r}: {checks[key].wording} is allowed')
+  names = [site['name'] for site in folders]
+  for i, name in enumerate(names):
+    if name in names[:i]:
+      raise InputError(f'config.data.folders[{i}].name={name!r}: another folder has this name')
+
+
+def _check_partition(values: dict[str, Any]) -> None:
+  kind, strength = values['data.partition.kind'], values['data.partition.strength']
+  if kind in partition.SHARES and strength > 1:
     raise InputError(
-      f"config.fed.cohort_size={values['fed.cohort_size']}: there are "
-      f"{len(values['data.sites'])} sites in config.data.sites; 0 is all of them")
+      f'config.data.partition.strength={strength}: a share in (0, 1] for kind {kind!r}')
+  if values['data.partition.corrupted'] and not kind:
+    raise InputError(
+      f"config.data.partition.corrupted={values['data.partition.corrupted']}: corrupts sites that "
+      f"notes are dealt out to; set config.data.partition.kind, such as 'iid'")
+
+
+def _check_participation(values: dict[str, Any]) -> None:
+  if values['fed.cohort_size'] > num_sites(values):
+    where = 'config.data.partition' if values['data.partition.kind'] else 'config.data.sites'
+    raise InputError(
+      f"config.fed.cohort_size={values['fed.cohort_size']}: there are {num_sites(values)} sites in "
+      f'{where}; 0 is all of them')
   if values['fed.sampler'] == 'size' and values['fed.size_power'] != 1:
     raise InputError(
       f"config.fed.sampler='size': sites drawn by size are weighed to undo it, which is exact for "

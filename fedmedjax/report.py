@@ -11,27 +11,51 @@ from fedmedjax.progress import Reporter
 # What a reading can report having set aside: key -> how the table calls it.
 _DROPPED = {
   'used_nested': 'nested', 'used_crossing': 'crossing sentences', 'too_long': 'too long',
-  'used_invalid_pairs': 'modifiers of a wrong type',
-  'discontinuous': 'discontinuous', 'leaked_documents': 'leaked notes',
+  'used_invalid_pairs': 'modifiers of a wrong type', 'invalid_pairs': 'modifiers of a wrong type',
+  'unmapped': 'of other types', 'unmapped_relations': 'other relations',
+  'unmapped_attributes': 'other attributes', 'attributes_without_cue': 'negations without a cue',
+  'discontinuous': 'discontinuous', 'duplicate': 'repeated', 'leaked_documents': 'leaked notes',
+  'duplicate_documents': 'repeated notes', 'nary': 'n-ary relations',
+  'unanchored': 'relations without an end', 'unplaced': 'without a place',
+  'text_mismatch': 'quoted otherwise', 'stray_inside': 'tags that go on from nothing',
+  'broken_markup': 'tags without a partner', 'moved_passages': 'passages moved',
   'cut_sentences': 'cut sentences', 'unlabelled': 'entities without a word of their own',
 }
 
 
-def site_table(sites: Sequence[SiteData], external: Sequence[SiteData]) -> Table:
-  """What each site holds, and what reading it set aside."""
+def set_aside(report: dict[str, int]) -> str:
+  """What a site's reading left out or repaired, in words."""
+  return ', '.join(f'{report[key]:,} {name}' for key, name in _DROPPED.items() if report.get(key))
+
+
+# Sites of a partition that the table lists.
+_LISTED = 12
+
+
+def site_table(
+  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData]
+) -> Table:
+  """What each site holds, and what reading it set aside.
+
+  Args:
+    sites: that train; when they are not the `tested` ones, their notes are those of `tested`.
+    external: tested, too.
+  """
   table = Table(title='Sites')
   for name in ('site', 'types', 'train', 'validation', 'test', 'in no training note', 'set aside'):
     table.add_column(name, justify='right' if name in ('train', 'validation', 'test') else 'left')
-  for site in (*sites, *external):
+  dealt_out = [] if sites == tested else sites
+  for site in (*dealt_out[:_LISTED], *tested, *external):
     report = site.report
-    aside = ', '.join(f'{report[k]} {name}' for k, name in _DROPPED.items() if report.get(k))
     unseen = report.get('held_out_test_entities_percent')
     counts = (
       ' + '.join(str(len(getattr(part, key))) for part in site.tasks)
       for key in ('train', 'validation', 'test'))
     table.add_row(
       site.name + (' (external)' if site in external else ''), _asked(site), *counts,
-      '-' if unseen is None else f'{unseen} %', aside or '-')
+      '-' if unseen is None else f'{unseen} %', set_aside(report) or '-')
+  if len(dealt_out) > _LISTED:
+    table.caption = f'the first {_LISTED} of {len(dealt_out)} sites that train, then what is tested'
   return table
 
 
@@ -51,22 +75,27 @@ def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
 
 
 def score_table(summary: dict) -> Table:
-  """Typed F1 of every site, strict and lenient, beside the zero-shot row."""
+  """Typed F1 of every site, strict and lenient, beside that of the adapter for all, where sites
+  have their own, and zero-shot."""
   table = Table(title=f'Typed F1, {summary["preset"]}, seed {summary["seed"]} [95 % by note]')
-  zero = (summary.get('zero_shot') or {}).get('scores', {})
+  zero, everyone = (
+    (summary.get(key) or {}).get('scores', {}) for key in ('zero_shot', 'global'))
   kinds = ('strict', 'lenient')
-  for name in ('site', *kinds, 'zero-shot strict', 'zero-shot lenient'):
+  others = [('global', everyone)] * bool(everyone) + [('zero-shot', zero)]
+  for name in ('site', *kinds, *(f'{name} {kind}' for name, _ in others for kind in kinds)):
     table.add_column(
       name, justify='left' if name == 'site' else 'right', no_wrap=name == 'site')
+  # Six columns fit a terminal only with the intervals below the figures.
+  between = '\n' if everyone else ' '
   for site, tasks in summary['scores'].items():
-    before = zero.get(site, {}).get('ner')
+    entries = [tasks.get('ner'), *(scores.get(site, {}).get('ner') for _, scores in others)]
     table.add_row(_label(site, summary), *(
-      _f1(entry, kind) for entry in (tasks.get('ner'), before) for kind in kinds))
+      _f1(entry, kind, between) for entry in entries for kind in kinds))
   table.add_section()
   inside = [site for site in summary['scores'] if site not in summary['external']]
   table.add_row('mean of the sites', *(
     mean_f1(scores, inside, kind) if scores else '-'
-    for scores in (summary['scores'], zero) for kind in kinds))
+    for scores in (summary['scores'], *(scores for _, scores in others)) for kind in kinds))
   return table
 
 
@@ -174,6 +203,17 @@ def show(summary: dict, reporter: Reporter) -> None:
     reporter.say(relation_table(summary))
   for line in (api_lines if 'api' in summary else cost_lines)(summary):
     reporter.say(line)
+
+
+def with_global(rows: dict[str, dict]) -> dict[str, dict]:
+  """The regimes' summaries, those whose sites have adapters of their own a second time: with the
+  scores of the one adapter for all."""
+  out = {}
+  for regime, row in rows.items():
+    out[regime] = row
+    if row.get('global'):
+      out[f'{regime} (global)'] = row | row['global']
+  return out
 
 
 def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:

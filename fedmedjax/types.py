@@ -46,6 +46,7 @@ class Relation(NamedTuple):
   """A typed link between two spans of one document, by their index in `Document.spans`.
 
   In the paper's schema `type` is a modifier type, `head` the main entity, `tail` the modifier.
+  As corpora name things, a relation of a span to itself is an attribute ('POLARITY=NEG').
   """
 
   type: str

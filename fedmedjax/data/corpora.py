@@ -1,138 +1,64 @@
-"""The five public corpora of the federation, and a user's own brat folder.
+"""The sites that notes on disk make: the five public corpora, and folders of a user's own.
 
-Each maps its raw types onto `types.ENTITY_TYPES` by a table. A type that no row names is dropped
-and counted; a schema type that no row yields was never annotated there and is left out of the
-site's `types`, because its absence from the notes means nothing (METHOD section 4).
+A mapping (`mappings/*.toml`, see `mapping.py`) says what the names of a corpus mean and which types
+were annotated there. Splits are by note, or by what notes have in common, and never depend on the
+seed of a run, which must not move a note from test to training.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmedjax.data.readers import read_brat, read_phee, read_pubtator
-from fedmedjax.types import ENTITY_TYPES, Document, InputError, Relation, SiteCorpus
+from fedmedjax.data.mapping import Mapping, apply_mapping, check_names, read_mapping
+from fedmedjax.data.readers import FORMATS, Parts, read_notes, read_parts
+from fedmedjax.types import Document, InputError, SiteCorpus
 
-_SPLIT_SEED = 42  # fixed: a run's own seed must never move a note from test to training
+_SPLIT_SEED = 42
 _HELD_OUT = 0.1  # share of dev, and of test, where a corpus has no official split
 
 
-class Parts(NamedTuple):
-  """The documents of a corpus by use. `dev` is neither trained nor tested on: it is left for
-  choices that a person makes."""
-
-  train: list[Document]
-  dev: list[Document]
-  test: list[Document]
-
-
 class Corpus(NamedTuple):
-  """How one corpus is read and what its types mean."""
+  """How a public corpus is read; its mapping has its name."""
 
-  mapping: Mapping[str, str]  # raw type -> schema type
-  read: Callable[[Path], tuple[Parts, Counter]]  # from its folder
+  format: str
+  files: tuple[str, ...] = ()  # train, dev, test; () = one folder, split here
   shares_notes_with: tuple[str, ...] = ()  # corpora made from some of the same abstracts
+
+
+class SiteFolder(NamedTuple):
+  """A site of a user's own: an entry of config.data.folders.
+
+  `path` is a file or folder in the `format` of that name. Parts named train, (dev,) test are
+  kept; otherwise `test_share` of the notes is tested on, where 0 and 1 are allowed. `mapping`
+  is the name of a shipped one or a .toml file.
+  """
+
+  name: str
+  path: str
+  format: str
+  mapping: str
+  test_share: float = 0.2
+
+
+CORPORA = {
+  'maccrobat2020': Corpus('brat'),
+  'chia': Corpus('brat'),
+  'phee': Corpus('phee', ('train.json', 'dev.json', 'test.json'), ('bc5cdr',)),
+  'bc5cdr': Corpus(
+    'pubtator',
+    tuple(f'CDR_{part}Set.PubTator.txt' for part in ('Training', 'Development', 'Test')),
+    ('phee',)),
+  'ncbi_disease': Corpus(
+    'pubtator', tuple(f'NCBI{part}set_corpus.txt' for part in ('train', 'develop', 'test'))),
+}
 
 
 def source_id(document: str) -> str:
   """The trial or PubMed id in a document's name; all sentences of a PHEE abstract share it."""
   return document.split('_')[0]
-
-
-def map_types(
-  documents: Iterable[Document], table: Mapping[str, str]
-) -> tuple[list[Document], Counter]:
-  """Renames the types of spans by a table, drops the others and merges identical spans.
-
-  A relation is kept, with its type, if both of its ends are.
-
-  Args:
-    documents: with raw types.
-    table: raw type -> new type.
-
-  Returns:
-    The documents, and counts: entities and relations (kept), unmapped and duplicate (spans
-    dropped), unlinked (relations dropped), mapped_TYPE (spans of a type before merging).
-  """
-  mapped, counts = [], Counter()
-  for document in documents:
-    kept, spans = {}, {}  # index of a raw span -> of its new one; new span -> its index
-    for i, span in enumerate(document.spans):
-      if span.type in table:
-        new = span._replace(type=table[span.type])
-        counts[f'mapped_{new.type}'] += 1
-        counts['duplicate'] += new in spans
-        kept[i] = spans.setdefault(new, len(spans))
-    relations = tuple(Relation(link.type, kept[link.head], kept[link.tail])
-                      for link in document.relations if link.head in kept and link.tail in kept)
-    counts.update(entities=len(spans), unmapped=len(document.spans) - len(kept),
-                  relations=len(relations), unlinked=len(document.relations) - len(relations))
-    mapped.append(document._replace(spans=tuple(spans), relations=relations))
-  return mapped, counts
-
-
-def _read_official(
-  folder: Path, reader: Callable, files: Sequence[str]
-) -> tuple[Parts, Counter]:
-  parts, counts = zip(*(reader(folder / file) for file in files), strict=True)
-  return Parts(*parts), sum(counts, Counter())
-
-
-def _read_shuffled(folder: Path) -> tuple[Parts, Counter]:
-  """Splits a brat folder by source, so that both files of a trial land on the same side."""
-  documents, counts = read_brat(folder)
-  sources = sorted({source_id(document.name) for document in documents})
-  order = np.random.default_rng(_SPLIT_SEED).permutation(len(sources))
-  held_out = round(_HELD_OUT * len(sources))
-  chosen = np.split(order, [len(sources) - 2 * held_out, len(sources) - held_out])
-  parts = ({sources[i] for i in indices} for indices in chosen)
-  return Parts(*([d for d in documents if source_id(d.name) in part] for part in parts)), counts
-
-
-CORPORA = {
-  'maccrobat2020': Corpus(
-    {
-      'Sign_symptom': 'problem',
-      'Disease_disorder': 'problem',
-      'Therapeutic_procedure': 'treatment',
-      'Diagnostic_procedure': 'test',
-      'Medication': 'drug',
-    },
-    _read_shuffled,
-  ),
-  'chia': Corpus(
-    {'Condition': 'problem', 'Procedure': 'treatment', 'Measurement': 'test', 'Drug': 'drug'},
-    _read_shuffled,
-  ),
-  'phee': Corpus(
-    {
-      'Effect': 'problem',
-      'Subject.Disorder': 'problem',
-      'Treatment.Disorder': 'problem',
-      'Treatment.Drug': 'drug',
-    },
-    partial(_read_official, reader=read_phee, files=('train.json', 'dev.json', 'test.json')),
-    shares_notes_with=('bc5cdr',),
-  ),
-  'bc5cdr': Corpus(
-    {'Disease': 'problem', 'Chemical': 'drug'},
-    partial(
-      _read_official, reader=read_pubtator,
-      files=[f'CDR_{part}Set.PubTator.txt' for part in ('Training', 'Development', 'Test')],
-    ),
-    shares_notes_with=('phee',),
-  ),
-  'ncbi_disease': Corpus(
-    dict.fromkeys(('SpecificDisease', 'DiseaseClass', 'Modifier', 'CompositeMention'), 'problem'),
-    partial(
-      _read_official, reader=read_pubtator,
-      files=[f'NCBI{part}set_corpus.txt' for part in ('train', 'develop', 'test')],
-    ),
-  ),
-}
 
 
 def load_corpus(name: str, root: str | Path) -> SiteCorpus:
@@ -147,7 +73,7 @@ def load_corpus(name: str, root: str | Path) -> SiteCorpus:
 
   Returns:
     The site. Its report counts over all that was read: the reader's counts (its entities and
-    relations as raw_entities and raw_relations) and those of `map_types`; and then
+    relations as raw_entities and raw_relations) and those of `apply_mapping`; and then
     train_documents, dev_documents (unused), test_documents and leaked_documents (dropped).
   """
   if name not in CORPORA:
@@ -156,66 +82,76 @@ def load_corpus(name: str, root: str | Path) -> SiteCorpus:
   if not folder.is_dir():
     raise InputError(f'FEDMEDJAX_DATA (or config key data.root) must name the folder that holds '
                      f'{name}/; looked for {folder}')
-  types = [kind for kind in ENTITY_TYPES if kind in corpus.mapping.values()]
-  site = _site(name, types, corpus.mapping, *corpus.read(folder))
+  site = _site(name, read_mapping(name), *_read(corpus, folder))
   tested = {
     source_id(document.name)
     for other in corpus.shares_notes_with if (Path(root) / other).is_dir()
-    for document in CORPORA[other].read(Path(root) / other)[0].test
+    for document in _read(CORPORA[other], Path(root) / other)[0].test
   }
-  train = tuple(document for document in site.train if source_id(document.name) not in tested)
+  return _without_leaks(site, lambda document: source_id(document.name), tested)
+
+
+def load_folder(site: SiteFolder) -> SiteCorpus:
+  """Reads a site of a user's own.
+
+  Training notes whose text is that of a test note are dropped and counted.
+
+  Raises:
+    InputError: a reader's or a mapping's; a mapping that does not fit the notes; notes too few
+      to split.
+  """
+  mapping = read_mapping(site.mapping)
+  found, counts = read_parts(Path(site.path), FORMATS[site.format])
+  parts = found if isinstance(found, Parts) else _split(site, found)
+  check_names(mapping, {span.type for part in parts for d in part for span in d.spans}, site.path)
+  corpus = _site(site.name, mapping, parts, counts)
+  return _without_leaks(corpus, lambda document: document.text,
+                        {document.text for document in corpus.test})
+
+
+def _read(corpus: Corpus, folder: Path) -> tuple[Parts, Counter]:
+  form = FORMATS[corpus.format]
+  if corpus.files:
+    parts, counts = zip(*(read_notes(folder / file, form) for file in corpus.files), strict=True)
+    return Parts(*parts), sum(counts, Counter())
+  documents, counts = read_notes(folder, form)
+  return _split_by_source(documents), counts
+
+
+def _split_by_source(documents: Sequence[Document]) -> Parts:
+  """Both files of a trial land on the same side."""
+  sources = sorted({source_id(document.name) for document in documents})
+  order = np.random.default_rng(_SPLIT_SEED).permutation(len(sources))
+  held_out = round(_HELD_OUT * len(sources))
+  chosen = np.split(order, [len(sources) - 2 * held_out, len(sources) - held_out])
+  parts = ({sources[i] for i in indices} for indices in chosen)
+  return Parts(*([d for d in documents if source_id(d.name) in part] for part in parts))
+
+
+def _split(site: SiteFolder, documents: Sequence[Document]) -> Parts:
+  order = np.random.default_rng(_SPLIT_SEED).permutation(len(documents))
+  tested = set(order[:round(site.test_share * len(documents))].tolist())
+  sides = [[d for i, d in enumerate(documents) if (i in tested) == side] for side in (False, True)]
+  if 0 < site.test_share < 1 and not all(sides):
+    raise InputError(f'site {site.name!r}: {len(documents)} documents cannot be split with '
+                     f'test_share {site.test_share}; give more documents, or a share of 0 or 1')
+  return Parts(sides[0], [], sides[1])
+
+
+def _without_leaks(site: SiteCorpus, key_of, tested: set[Any]) -> SiteCorpus:
+  """Drops training notes whose key is among the tested ones."""
+  train = tuple(document for document in site.train if key_of(document) not in tested)
   return site._replace(train=train, report=site.report | {
     'train_documents': len(train), 'leaked_documents': len(site.train) - len(train),
   })
 
 
-def load_brat_site(
-  name: str, path: str | Path, mapping: Mapping[str, str], types: Sequence[str],
-  test_share: float, seed: int,
-) -> SiteCorpus:
-  """Reads a site's own brat folder and splits it by document.
-
-  Args:
-    name: of the site.
-    path: the folder.
-    mapping: raw type -> schema type; every raw type of it must occur.
-    types: the schema types the site annotated throughout.
-    test_share: part of the documents to test on; 0 and 1 are allowed.
-    seed: of the split.
-
-  Returns:
-    The site, with the same report as `load_corpus`.
-  """
-  unknown = sorted({*types, *mapping.values()} - set(ENTITY_TYPES))
-  if unknown or not types:
-    raise InputError(f'site {name!r}: types {unknown} are not among {", ".join(ENTITY_TYPES)}'
-                     if unknown else f'site {name!r} has no entity type')
-  if outside := sorted(set(mapping.values()) - set(types)):
-    raise InputError(f'site {name!r}: its mapping yields {", ".join(outside)}, which its types '
-                     f'({", ".join(types)}) leave out')
-  if not 0 <= test_share <= 1:
-    raise InputError(f'site {name!r}: test_share {test_share} is not between 0 and 1')
-  documents, counts = read_brat(path)
-  found = {span.type for document in documents for span in document.spans}
-  if absent := sorted(set(mapping) - found):
-    raise InputError(f'site {name!r}: the types {", ".join(absent)} of its mapping do not occur '
-                     f'in {path}; it has {", ".join(sorted(found)) or "no annotation"}')
-  order = np.random.default_rng(seed).permutation(len(documents))
-  tested = set(order[:round(test_share * len(documents))].tolist())
-  sides = [[d for i, d in enumerate(documents) if (i in tested) == side] for side in (False, True)]
-  if 0 < test_share < 1 and not all(sides):
-    raise InputError(f'site {name!r}: {len(documents)} documents cannot be split with '
-                     f'test_share {test_share}; give more documents, or a share of 0 or 1')
-  return _site(name, types, mapping, Parts(sides[0], [], sides[1]), counts)
-
-
-def _site(
-  name: str, types: Sequence[str], mapping: Mapping[str, str], parts: Parts, counts: Counter
-) -> SiteCorpus:
+def _site(name: str, mapping: Mapping, parts: Parts, counts: Counter) -> SiteCorpus:
   report = {{'entities': 'raw_entities', 'relations': 'raw_relations'}.get(key, key): value
             for key, value in counts.items()}
-  mapped, map_counts = zip(*(map_types(part, mapping) for part in parts), strict=True)
+  mapped, map_counts = zip(*(apply_mapping(part, mapping) for part in parts), strict=True)
   report |= sum(map_counts, Counter())
   report |= {f'{part}_documents': len(documents)
              for part, documents in zip(Parts._fields, parts, strict=True)}
-  return SiteCorpus(name, tuple(types), tuple(mapped[0]), tuple(mapped[2]), report)
+  return SiteCorpus(name, mapping.types, tuple(mapped[0]), tuple(mapped[2]), report,
+                    mapping.modifiers)

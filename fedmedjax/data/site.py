@@ -109,6 +109,7 @@ def read_site(
   validation_examples: int = 0,
   max_test: int = 0,
   trains: bool = True,
+  tests: bool = True,
 ) -> SiteData:
   """Splits notes into examples, holds out V by note, and encodes.
 
@@ -120,6 +121,7 @@ def read_site(
     validation_examples: most examples of V of each task, at random among the held-out notes'.
     max_test: the first test sentences used, with all examples in them; 0 = all.
     trains: False for a site that is only tested (its training notes are not read).
+    tests: False for a site that only trains.
 
   Raises:
     InputError: the site annotates nothing of any task, or has no example to test on or, when it
@@ -129,28 +131,30 @@ def read_site(
   notes = corpus.train[:max_train_notes or None] if trains else ()
   held_out = set()
   if notes and validation_examples:
-    number = max(1, round(validation_share * len(notes)))
+    # A site with one note keeps it to train on.
+    number = min(max(1, round(validation_share * len(notes))), len(notes) - 1)
     held_out = set(rng.permutation(len(notes))[:number].tolist())
   places = [
     (note.name, start) for note in corpus.test for start, _ in split_sentences(note.text)]
-  if not places:
+  if tests and not places:
     raise InputError(f'site {corpus.name!r}: no sentence to test on')
   split = _Split(
     [note for i, note in enumerate(notes) if i not in held_out],
     [notes[i] for i in sorted(held_out)], corpus.test, set(places[:max_test or None]))
   report, parts = Counter(corpus.report), []
-  for form in _annotated(corpus, forms, trains):
+  for form in _annotated(corpus, forms, trains) if tests else [f for f in forms if f.ask.types]:
     part = _read_task(form, split, validation_examples, rng, report)
     if trains:
       _check_training(corpus.name, len(notes), len(held_out), part, {
         'max_train_notes': max_train_notes, 'validation_share': validation_share,
         'limit': form.limit})
-    if trains and validation_examples and not part.validation:
+    # A part of a pool may be too small to have one; V then lacks its group.
+    if trains and tests and held_out and not part.validation:
       raise InputError(
         f'site {corpus.name!r}: no validation example (config.data.validation_share='
         f'{validation_share}, {form.limit}); raise one of them')
     parts.append(part)
-  if not any(part.test for part in parts):
+  if tests and not any(part.test for part in parts):
     raise InputError(f'site {corpus.name!r}: no example to test on in its first {max_test} '
                      'sentences (config.eval.max_examples); raise it')
   for key in ('train', 'validation', 'test'):

@@ -3,29 +3,17 @@
 import functools
 import json
 import os
-import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from fedmedjax.data.corpora import CORPORA, load_brat_site, load_corpus, map_types, source_id
+from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder, source_id
 from fedmedjax.data.sentences import sentence_examples
-from fedmedjax.types import Document, InputError, Relation, Span
+from fedmedjax.types import ENTITY_TYPES, InputError, Span
 
 DATA = Path(os.environ.get('FEDMEDJAX_DATA')
             or Path(__file__).resolve().parents[2] / '../shared/data')
-
-
-def test_mapping_drops_merges_and_keeps_relations_between_survivors():
-  document = Document('note', 'severe cough', (
-    Span(0, 6, 'Severity'), Span(7, 12, 'Disease'), Span(0, 6, 'Sign'), Span(7, 12, 'Sign'),
-  ), (Relation('MODIFY', 0, 1), Relation('CAUSE', 2, 3), Relation('CAUSE', 3, 1)))
-  (mapped,), counts = map_types([document], {'Disease': 'problem', 'Sign': 'problem'})
-  assert mapped.spans == (Span(7, 12, 'problem'), Span(0, 6, 'problem'))
-  assert mapped.relations == (Relation('CAUSE', 1, 0), Relation('CAUSE', 0, 0))
-  assert counts == {'entities': 2, 'unmapped': 1, 'duplicate': 1, 'mapped_problem': 3,
-                    'relations': 2, 'unlinked': 1}
 
 
 def write_pubtator(path, ids):
@@ -61,7 +49,7 @@ def test_training_never_sees_a_note_that_another_corpus_tests_on(tmp_path):
 
 
 def write_trials(folder, sources, names=('inc', 'exc')):
-  folder.mkdir()
+  folder.mkdir(parents=True)
   for source in sources:
     for name in names:
       (folder / f'NCT{source:03}_{name}.txt').write_text('Diabetes')
@@ -88,31 +76,91 @@ def test_load_corpus_names_what_is_wrong(tmp_path):
   assert 'chia/' in message and str(tmp_path / 'chia') in message
 
 
+def folder_site(tmp_path, notes=10, rows='[entities]\nCondition = "problem"\n', **changes):
+  write_trials(tmp_path / 'notes', range(notes), names=('a',))
+  (tmp_path / 'mine.toml').write_text(rows)
+  return SiteFolder('mine', str(tmp_path / 'notes'), 'brat', str(tmp_path / 'mine.toml'), 0.3
+                    )._replace(**changes)
+
+
 def test_a_site_of_ones_own(tmp_path):
-  write_trials(tmp_path / 'notes', range(10), names=('a',))
-  own = functools.partial(load_brat_site, 'mine', tmp_path / 'notes', {'Condition': 'problem'},
-                          ['problem'])
-  site = own(0.3, seed=1)
+  described = folder_site(tmp_path)
+  # All trials have one text; as notes of their own they must differ, or all would be leaks.
+  for i, path in enumerate(sorted((tmp_path / 'notes').glob('*.txt'))):
+    path.write_text(f'Diabetes {i}')
+  site = load_folder(described)
   assert (site.name, site.types, len(site.train), len(site.test)) == ('mine', ('problem',), 7, 3)
   assert not {d.name for d in site.train} & {d.name for d in site.test}
-  assert site == own(0.3, seed=1) and site.test != own(0.3, seed=2).test
-  assert len(own(1.0, seed=1).test) == 10 and len(own(0.0, seed=1).train) == 10
+  assert site == load_folder(described) and site.modifiers == {}
+  assert len(load_folder(described._replace(test_share=1.0)).test) == 10
+  assert len(load_folder(described._replace(test_share=0.0)).train) == 10
   assert site.report['entities'] == 10 and site.train[0].spans == (Span(0, 8, 'problem'),)
 
 
-@pytest.mark.parametrize(('mapping', 'types', 'share', 'said'), [
-  ({'Condition': 'illness'}, ['problem'], 0.3, 'illness'),
-  ({'Condition': 'problem'}, ['drug'], 0.3, 'problem'),
-  ({'Condition': 'problem'}, [], 0.3, 'no entity type'),
-  ({'Condition': 'problem', 'Conditon': 'problem'}, ['problem'], 0.3, 'Conditon.*it has Condition'),
-  ({'Condition': 'problem'}, ['problem'], 1.3, '1.3'),
-  ({'Condition': 'problem'}, ['problem'], 0.01, '0.01'),
+def test_a_training_note_with_the_text_of_a_test_note_is_dropped(tmp_path):
+  site = load_folder(folder_site(tmp_path))
+  assert (len(site.train), len(site.test), site.report['leaked_documents']) == (0, 3, 7)
+
+
+def test_parts_that_are_named_are_kept(tmp_path):
+  described = folder_site(tmp_path, notes=3)
+  for part in ('train', 'test'):
+    write_trials(tmp_path / 'notes' / part, range(2 if part == 'train' else 1), names=(part,))
+  (tmp_path / 'notes' / 'train' / 'NCT001_train.txt').write_text('Diabetes mellitus')
+  site = load_folder(described)
+  # NCT000 has the same text on both sides.
+  assert [d.name for d in site.test] == ['NCT000_test']
+  assert [d.name for d in site.train] == ['NCT001_train']
+  (tmp_path / 'notes' / 'test').rename(tmp_path / 'notes' / 'tests')
+  with pytest.raises(InputError, match='has train but no test part'):
+    load_folder(described)
+
+
+def test_files_named_for_parts_and_a_folder_of_files(tmp_path):
+  for name in ('train-00000-of-00002', 'train-00001-of-00002', 'test', 'validation'):
+    (tmp_path / f'{name}.bio').write_text(f'{name}\tO\nasthma\tB-Condition\n')
+  found = load_folder(folder_site(tmp_path / 'x', path=str(tmp_path), format='conll'))
+  assert [len(found.train), len(found.test), found.report['dev_documents']] == [2, 1, 1]
+  (tmp_path / 'test.bio').rename(tmp_path / 'notes.bio')
+  for path in tmp_path.glob('[tv]*.bio'):
+    path.rename(tmp_path / f'a_{path.name}')
+  found = load_folder(folder_site(tmp_path / 'y', path=str(tmp_path), format='conll'))
+  assert [len(found.train), len(found.test)] == [3, 1]
+
+
+@pytest.mark.parametrize(('rows', 'changes', 'said'), [
+  ('[entities]\nCondition = "illness"\n', {}, "mine.toml:2: 'Condition': .*illness.* problem"),
+  ('annotated = ["drug"]\n[entities]\nCondition = "problem"\n', {}, 'mine.toml:1: .*problem'),
+  ('', {}, r'mine.toml:1: no \[entities\]'),
+  ('[entities]\nCondition = \n', {}, 'mine.toml:2: no TOML'),
+  ('[entities]\nCondition = ["problem", "drug"]\n', {}, "mine.toml:2: 'Condition'"),
+  (f'x = {"9" * 5000}\n', {}, 'mine.toml:2: no TOML'),
+  ('[entities]\nDisease = "problem"\n', {}, 'Disease do not occur in .*it has Condition'),
+  ('[entities]\nConditions = "problem"\nX = "drug"\n', {}, 'do not occur'),
+  ('[entities]\nCondition = "problem"\n[relations.R]\nmodifiers = "colour"\n', {},
+   "mine.toml:3: 'R': .*colour"),
+  ('[entities]\nCondition = "problem"\n[relations.R]\nmodifier = "course"\n', {},
+   "mine.toml:3: 'R': 'modifier' is not among main, modifiers, sibling"),
+  ('[entities]\nCondition = "problem"\n[attributes.A]\nmodifier = "negation"\n', {}, "'cues'"),
+  ('[entity]\nCondition = "problem"\n', {}, "mine.toml:1: 'entity'.*entities"),
+  ('[entities]\nCondition = "problem"\n', {'test_share': 0.01}, "site 'mine'.*0.01"),
+  ('[entities]\nCondition = "problem"\n', {'mapping': 'chai'}, "'chai' is neither one of .*chia"),
+  ('[entities]\nCondition = "problem"\n', {'path': '/nowhere'}, '/nowhere'),
+  ('[entities]\nCondition = "problem"\n', {'format': 'conll', 'path': '.'}, 'no file ending in'),
 ])
-def test_a_site_of_ones_own_with_mistakes(tmp_path, mapping, types, share, said):
-  write_trials(tmp_path / 'notes', range(3), names=('a',))
+def test_a_site_of_ones_own_with_mistakes(tmp_path, rows, changes, said):
   with pytest.raises(InputError, match=said) as error:
-    load_brat_site('mine', tmp_path / 'notes', mapping, types, share, seed=1)
-  assert '\n' not in str(error.value) and re.match("site 'mine'", str(error.value))
+    load_folder(folder_site(tmp_path, 3, rows, **changes))
+  assert '\n' not in str(error.value)
+
+
+def test_a_slip_in_a_mapping_that_would_drop_a_type(tmp_path):
+  described = folder_site(tmp_path, 3, '[entities]\nCondition = "problem"\nDurg = "drug"\n')
+  assert load_folder(described).types == ('problem', 'drug')  # it may just not occur
+  note = tmp_path / 'notes' / 'NCT000_a.ann'
+  note.write_text(note.read_text() + 'T2\tDrug 0 8\tDiabetes\n')
+  with pytest.raises(InputError, match="'Durg' does not occur in .*; it has 'Drug'"):
+    load_folder(described)
 
 
 @functools.cache
@@ -124,7 +172,7 @@ def corpus(name):
   return load_corpus(name, DATA)
 
 
-# Counts of shared/DATA.md per schema type, over all parts; documents trained and tested on.
+# Official counts per schema type, over all parts; documents trained and tested on.
 @pytest.mark.parametrize(('name', 'mapped', 'documents'), [
   ('maccrobat2020', dict(problem=4744, treatment=1036, test=4598, drug=1080), (160, 20)),
   ('chia', dict(problem=12039, treatment=3595, test=3305, drug=3801), (1600, 200)),
@@ -138,6 +186,28 @@ def test_counts_and_splits_of_the_corpora(name, mapped, documents):
   assert {kind: site.report[f'mapped_{kind}'] for kind in mapped} == mapped
   assert (len(site.train), len(site.test)) == documents
   assert not {source_id(d.name) for d in site.train} & {source_id(d.name) for d in site.test}
+
+
+# Official counts of relations that are in the schema, by (entity, modifier).
+@pytest.mark.parametrize(('name', 'counts'), [
+  ('maccrobat2020', dict(test_labvalue=2747, problem_bodyloc=1802, drug_dosage=354,
+                         problem_severity=352, drug_route=179)),
+  ('chia', dict(test_labvalue=2799, problem_temporal=1323, treatment_temporal=857,
+                drug_temporal=532, test_temporal=286, problem_negation=380,
+                treatment_negation=148, drug_negation=125, test_negation=13)),
+])
+def test_counts_of_mapped_relations(name, counts):
+  """Chia's sum to the official 2,799 Has_value, 2,998 Has_temporal and 666 Has_negation."""
+  assert {key: corpus(name).report[f'mapped_{key}'] for key in counts} == counts
+  if name == 'chia':
+    assert sum(counts.values()) == 2799 + 2998 + 666
+
+
+def test_negation_cues_of_maccrobat():
+  """909 of the 1,008 negated entities of the schema have a cue in their sentence."""
+  report = corpus('maccrobat2020').report
+  cued = sum(report[f'mapped_{kind}_negation'] for kind in ENTITY_TYPES)
+  assert (cued, report['attributes_without_cue']) == (909, 99)
 
 
 @pytest.mark.parametrize('name', CORPORA)

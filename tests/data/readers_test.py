@@ -4,12 +4,13 @@ import functools
 import json
 import os
 import re
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
-from fedmedjax.data.readers import read_brat, read_phee, read_pubtator
+from fedmedjax.data.formats.brat import read_brat
+from fedmedjax.data.formats.phee import read_phee
+from fedmedjax.data.formats.pubtator import read_pubtator
 from fedmedjax.types import Document, InputError, Relation, Span
 
 DATA = Path(os.environ.get('FEDMEDJAX_DATA')
@@ -68,9 +69,18 @@ def test_brat_resolves_events_and_counts_what_has_no_place(tmp_path):
   )
   (document,), counts = read_brat(brat(tmp_path, 'severe cough today', ann))
   assert [s.type for s in document.spans] == ['Symptom', 'Severity', 'Time']
-  assert set(document.relations) == {Relation('MODIFY', 1, 0), Relation('Of', 2, 0)}
+  assert document.relations == (  # in the order of their lines
+    Relation('MODIFY', 1, 0), Relation('POLARITY=NEG', 0, 0), Relation('Of', 2, 0))
   assert counts == {'documents': 1, 'entities': 3, 'relations': 2, 'events': 2, 'nary': 1,
                     'attributes': 1, 'notes': 1, 'normalisations': 1, 'discontinuous': 0}
+
+
+def test_brat_attributes_of_relations_and_with_several_words(tmp_path):
+  ann = ('T1\tSymptom 0 5\tcough\nR1\tSAME Arg1:T1 Arg2:T1\nA1\tSure R1\n'
+         'M1\tKind T1 very bad\nA2\tSeen T1\n')
+  (document,), counts = read_brat(brat(tmp_path, 'cough', ann))
+  assert [link.type for link in document.relations] == ['SAME', 'Kind=very_bad', 'Seen']
+  assert (counts['relations'], counts['attributes'], counts['relation_attributes']) == (1, 3, 1)
 
 
 def test_brat_covers_a_discontinuous_span_in_any_order(tmp_path):
@@ -267,18 +277,3 @@ def test_official_counts(read, names, documents, expected):
   total = sum((counts for _, counts in parts[1:]), parts[0][1].copy())
   total['types'] = len({s.type for part, _ in parts for d in part for s in d.spans})
   assert {key: total[key] for key in expected} == expected
-
-
-def test_pubtator_agrees_with_bioc():
-  """The development part of BC5CDR also comes as BioC XML: another format, the same mentions."""
-  ((documents, _),) = corpus(read_pubtator, BC5CDR[1])
-  spans = {
-    (root.findtext('id'), int(mark.find('location').get('offset')),
-     mark.findtext('text'), mark.findtext("infon[@key='type']"))
-    for root in ElementTree.parse(DATA / 'bc5cdr/CDR_DevelopmentSet.BioC.xml').iter('document')
-    for mark in root.iter('annotation')
-    # PubTator lists the parts of a composite mention in a column of its own.
-    if mark.findtext("infon[@key='CompositeRole']") != 'IndividualMention'
-  }
-  ours = {(d.name, s.start, d.text[s.start:s.end], s.type) for d in documents for s in d.spans}
-  assert len(ours) > 9000 and ours == spans

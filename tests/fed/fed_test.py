@@ -7,7 +7,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quadratics import ADAPTER, SIZES, data, federation, play
+from quadratics import ADAPTER, SIZES, data, entries, federation, play
 
 from fedmedjax import tree
 from fedmedjax.fed import local, sharing
@@ -15,7 +15,7 @@ from fedmedjax.fed.aggregate import adaptive_mean, adaptive_weights, weighted_su
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.products import product_gap
 from fedmedjax.fed.round import site_adapter
-from fedmedjax.fed.types import LocalData, Validation
+from fedmedjax.fed.types import LocalData, LocalOptimizer, Validation
 
 LOSSES = np.array([0.9, 0.5, 0.7], np.float32)
 
@@ -85,12 +85,29 @@ def test_smoothed_weights_by_hand():
   np.testing.assert_allclose(swapped.weights, (0.625, 0.375), atol=1e-6)
 
 
+def test_a_floor_and_a_past_without_some_of_the_sites():
+  """A lone usable site has all, floor or not. With mu = 0.5 and the past (0.1, 0.3, 0.6), of which
+  the third is lost: fresh (1/4, 3/4, 0), smoothed (0.175, 0.525, 0) / 0.7 = (1/4, 3/4, 0)."""
+  lone = adaptive_weights(
+    SIZES, np.array([np.nan, 0.5, np.inf], np.float32), size_power=1, loss_power=1, temperature=1,
+    floor=0.3)
+  np.testing.assert_allclose(lone, (0, 1, 0), atol=1e-6)
+  lost = adaptive_mean(
+    ema=0.5, loss_power=1.0, signal=lambda **_: jnp.array([0.7, 0.7, jnp.nan]))
+  out = lost.update(
+    {'a': jnp.zeros((3, 1))}, jnp.array([0.1, 0.3, 0.6]), weights=jnp.asarray(SIZES),
+    cohort=jnp.arange(3), anchor=None, local=None, key=None)
+  np.testing.assert_allclose(out.weights, (0.25, 0.75, 0), atol=1e-6)
+
+
 def test_schedule_by_hand():
   """10 steps, 20 % warm-up: 0.5, 1 of the peak, then the half cosine over 8 steps to 0."""
   rate = local.warmup_cosine(2.0, 0.2)
   found = [float(rate(jnp.int32(k), jnp.int32(10))) for k in (0, 1, 2, 6, 9)]
   expected = [1.0, 2.0, 2.0, 1.0, 1.0 + np.cos(np.pi * 7 / 8)]
   np.testing.assert_allclose(found, expected, rtol=1e-5)
+  # A warm-up as long as the round is over with its only step.
+  assert float(local.warmup_cosine(2.0, 0.6)(jnp.int32(0), jnp.int32(1))) == 2.0
 
 
 def test_adamw_is_optaxs():
@@ -110,6 +127,21 @@ def test_adamw_is_optaxs():
   np.testing.assert_allclose(p, q, rtol=1e-6)
 
 
+def test_adamws_defaults():
+  """METHOD section 6: Adam's own, no decay, clipped to 1 (seen in the step after a long gradient),
+  warm-up over 5 % of 40 steps."""
+  ours, theirs = local.adamw(0.1), optax.chain(
+    optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.9, 0.999, 1e-8))
+  p = jnp.array([5.0, -5.0])
+  s, t = ours.transform.init(p), theirs.init(p)
+  for length in (6.0, 0.5):
+    u, s = ours.transform.update(length * jnp.array([0.6, 0.8]), s, p)
+    v, t = theirs.update(length * jnp.array([0.6, 0.8]), t, p)
+    np.testing.assert_array_equal(u, v)
+  found = [float(ours.rate(jnp.int32(k), jnp.int32(40))) for k in range(3)]
+  np.testing.assert_allclose(found, (0.05, 0.1, 0.1), rtol=1e-5)
+
+
 def test_a_round_of_fedavg_by_hand():
   """One step of rate 0.5 from 0: local = target / 2 = (0.5, 1, 2); sizes (0.1, 0.3, 0.6):
   mean 0.05 + 0.3 + 1.2 = 1.55 in every entry. Update norms over 4 entries: 2 local."""
@@ -122,6 +154,15 @@ def test_a_round_of_fedavg_by_hand():
   assert float(metrics.expected_gap) < 1e-6 and int(state.round) == 1
 
 
+def test_the_rate_follows_the_steps_that_a_site_takes():
+  """Rates 0.5 (k + 1) / K: of one step 0.5, t / 2; of two 0.25 and 0.5, t / 4 + 3 t / 8 = 5 t / 8:
+  0.5, 1.25, 2 -> 0.05 + 0.375 + 1.2 = 1.625."""
+  rising = LocalOptimizer(optax.identity(), lambda step, num_steps: 0.5 * (step + 1) / num_steps)
+  state, metrics = play(federation(optimizer=rising), data((1, 2, 1)))
+  assert entries(state.adapter) == pytest.approx((1.625, 1.625))
+  np.testing.assert_allclose(metrics.local_norm, (1.0, 2.5, 4.0), rtol=1e-6)
+
+
 def test_padded_steps_are_not_taken():
   """(1, 3, 2) steps: local = target (1 - 0.5^n): 0.5, 1.75, 3 -> 0.05 + 0.525 + 1.8 = 2.375."""
   state, metrics = play(federation(), data((1, 3, 2)))
@@ -131,6 +172,20 @@ def test_padded_steps_are_not_taken():
     [False, True, True], [False, False, False], [False, False, True]]
   # Mean loss of the first step: 4 entries of target^2 / 2.
   np.testing.assert_allclose(metrics.train_loss[:, 0], (2.0, 8.0, 32.0), rtol=1e-6)
+
+
+def test_every_step_is_told_padded_ones_as_such():
+  """(site, step, loss, active): a site's first step has the loss 2 target^2, a later one a quarter
+  of that; a padded step has no loss, and the number of the step that it would have been."""
+  told = []
+  algorithm = federation(on_step=lambda *args: told.append(tuple(x.item() for x in args)))
+  play(algorithm, data((1, 2, 1)))
+  jax.effects_barrier()
+  assert sorted(line for line in told if line[3]) == [
+    (0, 0, 2.0, True), (1, 0, 8.0, True), (1, 1, 2.0, True), (2, 0, 32.0, True)]
+  padded = sorted(line for line in told if not line[3])
+  assert [line[:2] for line in padded] == [(0, 1), (2, 1)]
+  assert all(np.isnan(line[2]) for line in padded)
 
 
 @pytest.mark.parametrize('chunk', [1, 2, 3])
@@ -249,7 +304,8 @@ def test_eight_devices_give_the_same_round():
 
 def test_product_gap_is_the_dense_formula():
   rng = np.random.default_rng(0)
-  a, b = rng.normal(size=(3, 2, 5, 2)), rng.normal(size=(3, 2, 2, 4))
+  # Small, since the gap is a share.
+  a, b = 0.01 * rng.normal(size=(3, 2, 5, 2)), rng.normal(size=(3, 2, 2, 4))
   weights = np.array([0.2, 0.3, 0.5])
   mean_a, mean_b = np.tensordot(weights, a, 1), np.tensordot(weights, b, 1)
   dense = np.einsum('k,kldr,klro->ldo', weights, a, b)
@@ -258,6 +314,10 @@ def test_product_gap_is_the_dense_formula():
   found = product_gap(
     {'l': {'a': to(a), 'b': to(b)}}, {'l': {'a': to(mean_a), 'b': to(mean_b)}}, to(weights))
   np.testing.assert_allclose(found, expected, rtol=1e-4)
+  # Of products that are zero there is no share to lose, and of a classifier no product at all.
+  nothing = {'a': jnp.ones((3, 5, 2)), 'b': jnp.zeros((3, 2, 4))}
+  assert np.isnan(product_gap(nothing, jax.tree.map(lambda x: x[0], nothing), to(weights)))
+  assert np.isnan(product_gap({'kernel': to(a)}, {'kernel': to(mean_a)}, to(weights)))
 
 
 def test_leaf_paths():

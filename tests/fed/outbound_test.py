@@ -74,6 +74,18 @@ def test_top_k_by_hand():
   assert read(top_k(0.5, float32()), [2.0, -2.0, 1.0, 2.0]).tolist() == [2, -2, 0, 0]
 
 
+def test_places_are_said_the_shorter_way():
+  """Of 2^16 values an index has 2 bytes, of one more 4. Of 16 values one index and the mask have 2
+  bytes each: the mask is taken; of 17 the mask has 3."""
+  def places(n):
+    parts = jax.eval_shape(
+      top_k(1 / n, float32()).encode, jax.ShapeDtypeStruct((n,), jnp.float32), jax.random.key(0))
+    return {name: str(array.dtype) for name, array in parts.items() if name != 'kept'}
+
+  assert [places(n) for n in (16, 17, 2**16, 2**16 + 1)] == [
+    {'mask': 'uint8'}, {'indices': 'uint16'}, {'indices': 'uint16'}, {'indices': 'uint32'}]
+
+
 def test_bfloat16_by_hand():
   """1 + 2^-9 is a quarter of the way from 1 to the next bfloat16, 1 + 2^-7: 1/4 go up."""
   codec = bfloat16()
@@ -115,6 +127,8 @@ def test_neutral_elements():
         outbound(codec, error_feedback=True)):
       sent, _ = neutral.update(update, neutral.init(update), key=jax.random.key(0))
       jax.tree.map(np.testing.assert_array_equal, sent, update)
+  # Nor does the whole need places.
+  assert top_k(1.0, quantised(4)).name == 'int4'
 
 
 def test_clip_by_hand():

@@ -73,6 +73,7 @@ def test_poisson_cohorts_vary_about_their_mean_and_fit():
   # Standard error of a variance: s^2 sqrt(2 / n).
   assert abs(counts.var() - 47.5) < 4 * 47.5 * np.sqrt(2 / 2000)
   assert counts.max() < sampler.size < 150
+  assert poisson(1, 1, 0).size == 1
   assert all(len(set(cohort.sites.tolist())) == sampler.size for cohort in drawn[:50])
 
 
@@ -129,6 +130,16 @@ def test_a_simulated_round_by_hand():
   np.testing.assert_allclose(turn.seconds, (7, 11, 9, 11, 5))
   np.testing.assert_allclose(turn.weights, (10, 20, 15, 10, 300))
   assert turn.round_seconds == 11
+  # One step of 8 s ends 1 s before the deadline, and nobody waits for the rest of it.
+  almost = go(fleet._replace(deadline=12.0))
+  assert almost.steps.tolist() == [4, 4, 3, 1, 4]
+  np.testing.assert_allclose(almost.seconds, (7, 11, 12, 11, 5))
+  # Steps that take no time need only the message to arrive.
+  instant = go(fleet._replace(step_seconds=np.zeros(5), deadline=2.9))
+  assert not instant.steps.any() and instant.round_seconds == 2.9
+  # One step planned and taken is all of it, none planned is nothing.
+  for planned, share in ((1, 1.0), (0, 0.0)):
+    np.testing.assert_allclose(go(lognormal_fleet(5, 0), planned=planned).weights, SIZES * share)
   late = go(fleet._replace(deadline=4.0))
   assert late.steps.tolist() == [1, 0, 0, 0, 2]
   np.testing.assert_allclose(late.weights, (2.5, 0, 0, 0, 150))
@@ -180,6 +191,7 @@ def test_speeds_are_lognormal_and_a_sites_own():
   same = lognormal_fleet(DRAWS, 0, step_seconds=1.0)
   assert (same.step_seconds == 1).all() and not same.byte_seconds.any()
   assert np.isinf(same.deadline)
+  assert (lognormal_fleet(DRAWS, 0, bandwidth=2.0).byte_seconds == 0.5).all()
 
 
 ADAPTER = {'q': {'a': jnp.zeros((4, 1)), 'b': jnp.zeros((1, 4))}}

@@ -140,8 +140,8 @@ def test_fair_by_hand_and_its_ends():
 
 
 def test_het_weights_by_hand():
-  """|A B| = 2 * 3 = 6 and 1 * 2 = 2: weights 3/4 and 1/4; the mean of B is (9 + 2) / 4 = 2.75."""
-  local = {'a': jnp.array([[[2.0]], [[1.0]]]), 'b': jnp.array([[[3.0]], [[2.0]]])}
+  """|A B| = 0.2 * 3 = 0.6 and 0.1 * 2 = 0.2: weights 3/4 and 1/4; the mean of B is (9 + 2) / 4."""
+  local = {'a': jnp.array([[[0.2]], [[0.1]]]), 'b': jnp.array([[[3.0]], [[2.0]]])}
   anchor = {'a': jnp.zeros((1, 1)), 'b': jnp.zeros((1, 1))}
   aggregator = adaptive_mean(
     size_power=0.0, loss_power=1.0, signal=products.product_norms,

@@ -56,6 +56,8 @@ def one_entry(aggregator, values, sizes=None):
   (robust.geometric_median(size_power=0.0), (0.0, 1.0, 100.0), 1.0),
   # Norms 1, 2, 9, their median 2: 9 is shortened to 2: (1 - 2 + 2) / 3.
   (robust.clipped_mean(limit=1.0, size_power=0.0), (1.0, -2.0, 9.0), 1 / 3),
+  # And so at any scale.
+  (robust.clipped_mean(limit=1.0, size_power=0.0), (0.1, -0.2, 0.9), 1 / 30),
   (robust.clipped_mean(limit=1e9, size_power=0.0), (1.0, -2.0, 9.0), 8 / 3),
 ])
 def test_by_hand(aggregator, values, expected):

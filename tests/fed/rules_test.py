@@ -57,6 +57,15 @@ def test_scaffold_by_hand():
     state.sites.ctrl['layers']['q']['a'][:, 0, 0, 0], (0.2, -3.2), rtol=1e-5)
 
 
+def test_scaffold_of_a_site_without_steps_learns_nothing():
+  """K = 2, eta = 0.1, x = 1, y = 0.6, c = 3, c_i = 2: c_i+ = 2 - 3 + 0.4 / 0.2 = 1. With K = 0 the
+  path says nothing about the gradient, least of all that it is 0: c_i stays."""
+  rule, one = rules.control_variates(rate=0.1), jnp.ones(1)
+  for steps, ctrl, delta in ((2, 1.0, -1.0), (0, 2.0, 0.0)):
+    found = rule.finish(one, (1.0 - 0.2 * steps) * one, jnp.int32(steps), 3 * one, 2 * one)
+    np.testing.assert_allclose(found, ([ctrl], [delta]), rtol=1e-5)
+
+
 def test_feddyn_by_hand():
   """alpha = 1, one step of rate 0.1 from 0: as FedAvg y = (0, 0.4). g_i = -(0, 0.4), h = -0.2;
   x = 0.2 + 0.2 = 0.4. Round 2: g = h_i (0.4 - t_i) = (0.4, -2.4); minus g_i: (0.4, -2.0);

@@ -8,7 +8,8 @@ import pytest
 
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
 
-SETTINGS = dict(learning_rate=0.5, momentum=0.5, b2=0.75, tau=1.0)
+# b2 unlike 1 - b2, and below 1/2: 1 % b2 would be 1 - b2 above.
+SETTINGS = dict(learning_rate=0.5, momentum=0.5, b2=0.25, tau=1.0)
 
 
 def play(name, deltas, **settings):
@@ -30,22 +31,22 @@ def play(name, deltas, **settings):
   ('fedavgm', (1.0, 1.0)),
   # m = 1, then 0.5 - 0.5 = 0. v = 1 + 4 = 5: x = 0.5 / (sqrt 5 + 1); the second step is 0.
   ('fedadagrad', (0.5 / (5**0.5 + 1), 0.5 / (5**0.5 + 1))),
-  # v = 0.75 + 1 = 1.75.
-  ('fedadam', (0.5 / (1.75**0.5 + 1), 0.5 / (1.75**0.5 + 1))),
-  # v = 1 - 0.25 * 4 * sign(1 - 4) = 2.
-  ('fedyogi', (0.5 / (2**0.5 + 1), 0.5 / (2**0.5 + 1))),
+  # v = 0.25 + 3 = 3.25.
+  ('fedadam', (0.5 / (3.25**0.5 + 1), 0.5 / (3.25**0.5 + 1))),
+  # v = 1 - 0.75 * 4 * sign(1 - 4) = 4.
+  ('fedyogi', (0.5 / (4**0.5 + 1), 0.5 / (4**0.5 + 1))),
 ])
 def test_two_steps_by_hand(name, expected):
-  """Aggregates 2, then -1, with eta = beta_1 = 0.5, beta_2 = 0.75, tau = 1 = v_{-1}."""
+  """Aggregates 2, then -1, with eta = beta_1 = 0.5, beta_2 = 0.25, tau = 1 = v_{-1}."""
   np.testing.assert_allclose(play(name, (2.0, -1.0)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize('name, third', [
   # m: 2, 3, 3.5 of aggregates 4, 4, 4; v: 1 + 16 n.
   ('fedadagrad', 3.5 / (49**0.5 + 1)),
-  # v: 4.75, 7.5625, 9.671875.
-  ('fedadam', 3.5 / (9.671875**0.5 + 1)),
-  # v: 1 + 4, 5 + 4, 9 + 4: 13.
+  # v: 12.25, 15.0625, 15.765625.
+  ('fedadam', 3.5 / (15.765625**0.5 + 1)),
+  # v: 1 + 12, 13 + 12, 25 - 12 = 13.
   ('fedyogi', 3.5 / (13**0.5 + 1)),
 ])
 def test_the_second_moments_third_step(name, third):

@@ -1,0 +1,166 @@
+"""BioC, XML or JSON: collections of documents, of passages, of sentences (Comeau et al. 2013)."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fedmedjax.data.formats.files import (
+  Element,
+  Layout,
+  Located,
+  Place,
+  Unit,
+  int_field,
+  lay_out,
+  list_field,
+  locate,
+  parse_json,
+  read_text,
+  read_xml,
+  text_field,
+  with_own_names,
+)
+from fedmedjax.types import Document, InputError, Relation, Span
+
+# An element's parts in XML -> the key of their list in JSON.
+_LISTS = {
+  'document': 'documents', 'passage': 'passages', 'sentence': 'sentences',
+  'annotation': 'annotations', 'location': 'locations', 'relation': 'relations', 'node': 'nodes',
+}
+_ATTRIBUTES = ('id', 'offset', 'length', 'refid', 'role')
+_FORM = 'BioC'
+
+
+def read_bioc(path: str | Path) -> tuple[list[Document], Counter]:
+  """Reads one BioC file, as JSON where its name ends in .json, else as XML.
+
+  Passages, or their sentences, make the text (see `files.lay_out`). An annotation in several
+  pieces becomes their covering range. A relation's head and tail are its two nodes, in their
+  order; an annotation stands for itself, whatever part of the document holds it.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The documents, and counts: documents, entities, relations, discontinuous, text_mismatch,
+    unplaced (annotations without a location), nary (relations of other than two nodes), nested
+    relations (an end is a relation) as unanchored, moved_passages, renamed_documents.
+  """
+  path = Path(path)
+  if path.suffix.lower() == '.json':
+    found = parse_json(path, read_text(path).removeprefix('\ufeff'))
+    # A collection, the answer of PubTator's service, a list of documents, or one alone.
+    if isinstance(found, Located):
+      found = found.get('documents', found.get('PubTator3', [found]))
+    sources = found if isinstance(found, list) else [None]
+  else:
+    sources = _as_json(read_xml(path)).get('documents', [])
+  counts = Counter()
+  documents = [_document(path, source, counts) for source in sources]
+  if not documents:
+    raise InputError(f'no BioC document in {path}')
+  return with_own_names(documents, counts), counts
+
+
+def _as_json(element: Element) -> Located:
+  """An XML element as BioC's JSON has it; `line` is kept, what is no part of BioC is not."""
+  record = Located({key: value for key, value in element.attributes.items() if key in _ATTRIBUTES})
+  record['infons'] = {}
+  record.line = element.line
+  for child in element.children:
+    text = ''.join(child.pieces)
+    if child.tag in _LISTS:
+      record.setdefault(_LISTS[child.tag], []).append(_as_json(child))
+    elif child.tag == 'infon':
+      record['infons'][child.attributes.get('key', '')] = text
+    elif child.tag in ('id', 'offset', 'text'):
+      record[child.tag] = text if child.tag == 'text' else text.strip()
+  for key in ('offset', 'length'):
+    if re.fullmatch('[0-9]{1,9}', record.get(key, '')):
+      record[key] = int(record[key])
+  return record
+
+
+def _document(path: Path, source, counts: Counter) -> Document:
+  if not isinstance(source, Located):
+    raise InputError(f'{path}:1: malformed, expected {_FORM} (documents)')
+  place = (path, source.line)
+  name = text_field(place, source, 'id', _FORM)
+  passages = list(_parts(path, source, 'passages'))
+  units, holders = [], [source]
+  for passage in passages:
+    sentences = list(_parts(path, passage, 'sentences'))
+    holders += [passage, *sentences]
+    units += [_unit(path, holder) for holder in sentences or [passage]
+              if holder.get('text') is not None]
+  layout = lay_out(units, counts)
+  spans, index = [], {}
+  for holder in holders:
+    for annotation in _parts(path, holder, 'annotations'):
+      span = _span(path, annotation, layout, counts)
+      if span is not None:
+        # Some tools count anew in each passage; only a relation that means such an id is lost.
+        ident = text_field((path, annotation.line), annotation, 'id', _FORM, '')
+        index[ident] = -1 if ident in index else len(spans)
+        spans.append(span)
+  relations = [relation for holder in holders
+               for relation in _relations(path, holder, index, counts)]
+  counts.update(documents=1, entities=len(spans), relations=len(relations))
+  return Document(name, layout.text, tuple(spans), tuple(relations))
+
+
+def _parts(path: Path, record: Located, key: str) -> Iterator[Located]:
+  for part in list_field((path, record.line), record, key, _FORM):
+    if not isinstance(part, Located):
+      raise InputError(f'{path}:{record.line}: malformed, expected {_FORM} ({key})')
+    yield part
+
+
+def _unit(path: Path, holder: Located) -> Unit:
+  place = (path, holder.line)
+  return Unit(int_field(place, holder, 'offset', _FORM), text_field(place, holder, 'text', _FORM))
+
+
+def _kind(place: Place, record: Located, *keys: str) -> str:
+  """The infon that tells the type: the first of `keys` that is there."""
+  infons = record.get('infons')
+  if not isinstance(infons, dict) or not any(key in infons for key in keys):
+    raise InputError(f'{place[0]}:{place[1]}: malformed, expected {_FORM} (infon {keys[0]!r})')
+  return text_field(place, infons, next(key for key in keys if key in infons), _FORM)
+
+
+def _span(path: Path, annotation: Located, layout: Layout, counts: Counter) -> Span | None:
+  """The covering range of an annotation's locations; None where it has none."""
+  place = (path, annotation.line)
+  pieces = []
+  for location in _parts(path, annotation, 'locations'):
+    start, length = (int_field((path, location.line), location, key, _FORM)
+                     for key in ('offset', 'length'))
+    pieces.append(locate(layout, (*place, annotation.get('id')), start, start + length))
+  if not pieces:
+    counts['unplaced'] += 1
+    return None
+  stated = text_field(place, annotation, 'text', _FORM, '')
+  actual = [layout.text[start:end] for start, end in pieces]
+  counts['text_mismatch'] += stated.split() != ' '.join(actual).split()
+  counts['discontinuous'] += len(pieces) > 1
+  return Span(min(start for start, _ in pieces), max(end for _, end in pieces),
+              _kind(place, annotation, 'type'))
+
+
+def _relations(
+  path: Path, holder: Located, index: dict[str, int], counts: Counter
+) -> Sequence[Relation]:
+  found = []
+  for relation in _parts(path, holder, 'relations'):
+    place = (path, relation.line)
+    nodes = list(_parts(path, relation, 'nodes'))
+    ends = [index.get(text_field(place, node, 'refid', _FORM), -1) for node in nodes]
+    if len(ends) > 2:
+      counts['nary'] += 1
+    elif len(ends) < 2 or -1 in ends:
+      counts['unanchored'] += 1
+    else:
+      found.append(Relation(_kind(place, relation, 'type', 'relation'), *ends))
+  return found

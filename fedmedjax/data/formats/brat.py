@@ -1,0 +1,122 @@
+"""brat stand-off: a folder of NAME.txt with NAME.ann beside it."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedmedjax.data.formats.files import (
+  INT,
+  check_range,
+  malformed,
+  numbered_lines,
+  read_text,
+)
+from fedmedjax.types import Document, InputError, Relation, Span
+
+_ID = re.compile(r'([TERAMN#][0-9]+|\*)\t')
+# Lines that are counted by a name of their own; a Document has a place for attributes only.
+_COUNTED = {
+  '*': 'nary', 'A': 'attributes', 'M': 'attributes', 'N': 'normalisations', '#': 'notes',
+}
+_ATTRIBUTE = re.compile(r'(\S+) (\S+)(?:\s+(\S.*?))?\s*', re.DOTALL)
+_BODY = {
+  'T': re.compile(rf'(\S+) ({INT} {INT}(?:;{INT} {INT})*)\t(.*)', re.DOTALL),
+  'E': re.compile(r'([^\s:]+):(\S+)((?: [^\s:]+:\S+)*)\s*'),
+  'R': re.compile(r'(\S+) Arg1:(\S+) Arg2:(\S+)\s*'),
+} | dict.fromkeys(_COUNTED, re.compile(r'\S+ \S+.*')) | dict.fromkeys('AM', _ATTRIBUTE)
+
+
+def read_brat(folder: str | Path) -> tuple[list[Document], Counter]:
+  """Reads every NAME.txt + NAME.ann of a brat folder, in the order of their names.
+
+  A discontinuous span becomes its covering range. A relation's head is Arg1 and its tail Arg2;
+  an event stands for its trigger, and its arguments are relations (role, trigger, argument). An
+  attribute is a relation of a span to itself, named 'NAME' or 'NAME=VALUE'; one of a relation has
+  no place and is left out. Relations are in the order of their lines.
+
+  Args:
+    folder: holds the pairs; its other files are ignored.
+
+  Returns:
+    The documents, and counts: documents, entities, relations (attributes apart), events,
+    discontinuous, text_mismatch, nary, attributes, relation_attributes (left out),
+    normalisations, notes.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    raise InputError(f'brat folder not found: {folder}')
+  stems = {p.with_suffix('') for p in folder.glob('[!.]*') if p.suffix in ('.txt', '.ann')}
+  if not stems:
+    raise InputError(f'no .txt and .ann files in brat folder {folder}')
+  counts = Counter()
+  return [_document(stem, counts) for stem in sorted(stems)], counts
+
+
+def _document(stem: Path, counts: Counter) -> Document:
+  text, path = read_text(Path(f'{stem}.txt')), Path(f'{stem}.ann')
+  lines, seen = {kind: [] for kind in _BODY}, set()
+  for number, line in _lines(path):
+    ident = _ID.match(line)
+    body = ident and _BODY[line[0]].fullmatch(line, ident.end())
+    if not body:
+      # The surplus of a joined line is what is wrong, so its own number is the useful one.
+      raise malformed(path, number + ('\n' in line), 'brat')
+    if line[0] in 'TE' and ident[1] in seen:
+      raise InputError(f'{path}:{number}: the id {ident[1]} occurs twice')
+    seen.add(ident[1])
+    lines[line[0]].append((number, ident[1], body.groups()))
+  index, spans, links = {}, [], []
+  for number, ident, (kind, offsets, stated) in lines['T']:
+    index[ident] = len(spans)
+    spans.append(_span((path, number, ident), kind, offsets, stated, text, counts))
+  for number, ident, (_, trigger, arguments) in lines['E']:
+    index[ident] = _resolve(path, number, trigger, index)
+    links += [(number, role, ident, target) for role, _, target in
+              (argument.partition(':') for argument in arguments.split())]
+  links += [(number, *body) for number, _, body in lines['R']]
+  counts.update(relations=len(links))
+  for number, _, (name, target, value) in lines['A'] + lines['M']:
+    if target[0] == 'R' and target in seen:
+      counts['relation_attributes'] += 1
+    else:
+      kind = f'{name}={"_".join(value.split())}' if value else name
+      links.append((number, kind, target, target))
+  relations = tuple(Relation(kind, *(_resolve(path, number, end, index) for end in ends))
+                    for number, kind, *ends in sorted(links, key=lambda link: link[0]))
+  for kind, name in _COUNTED.items():
+    counts[name] += len(lines[kind])
+  counts.update(documents=1, entities=len(spans), events=len(lines['E']))
+  return Document(stem.name, text, tuple(spans), relations)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+  """Numbered lines; one that begins like no annotation goes on the one above, because some tools
+  write the newline inside a span as it is."""
+  logical = []
+  for number, line in numbered_lines(path):
+    if line.strip() and (not logical or _ID.match(line)):
+      logical.append((number, [line]))
+    elif line.strip():
+      logical[-1][1].append(line)
+  for number, lines in logical:
+    yield number, '\n'.join(lines)
+
+
+def _span(place, kind: str, offsets: str, stated: str, text: str, counts: Counter) -> Span:
+  ranges = [tuple(map(int, part.split())) for part in offsets.split(';')]
+  for start, end in ranges:
+    check_range(place, start, end, text)
+  actual = ' '.join(text[start:end] for start, end in ranges).split()  # as brat joins them
+  if actual != stated.split():
+    if '\n' in stated:
+      raise malformed(place[0], place[1] + 1, 'brat')
+    counts['text_mismatch'] += 1
+  counts['discontinuous'] += len(ranges) > 1
+  return Span(min(start for start, _ in ranges), max(end for _, end in ranges), kind)
+
+
+def _resolve(path: Path, number: int, ident: str, index: dict[str, int]) -> int:
+  if ident not in index:
+    raise InputError(f'{path}:{number}: no entity or event has the id {ident!r}')
+  return index[ident]

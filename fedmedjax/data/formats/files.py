@@ -1,0 +1,237 @@
+"""What readers of different formats share: files, lines, JSON and XML that know their lines."""
+
+import json
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.parsers import expat
+
+from fedmedjax.types import Document, InputError
+
+# At most nine digits: Python refuses to convert absurdly long ones, with an untyped error.
+INT = '[0-9]{1,9}'
+Place = tuple[Path, int]  # a file and a line in it, from 1
+
+
+def read_bytes(path: Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except (OSError, ValueError) as error:
+    raise InputError(f'cannot read {path}: {error}') from error
+
+
+def read_text(path: Path) -> str:
+  """The file with its carriage returns, which offsets count."""
+  content = read_bytes(path)
+  try:
+    return content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    line = content.count(b'\n', 0, error.start) + 1
+    raise InputError(f'{path}:{line}: no UTF-8 text: {error.reason}') from error
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+  """Lines from 1, cut at line feeds only, with a Windows line end or mark taken off."""
+  for number, line in enumerate(read_text(path).removeprefix('\ufeff').split('\n'), 1):
+    yield number, line.removesuffix('\r')
+
+
+def malformed(path: Path, number: int, form: str) -> InputError:
+  return InputError(f'{path}:{number}: malformed line, expected {form}')
+
+
+def check_range(place, start: int, end: int, text: str) -> None:
+  if not 0 <= start < end <= len(text):
+    path, number, ident = place
+    raise InputError(f'{path}:{number}: annotation {ident!r} has the offsets {start} to {end}, '
+                     f'which is no range of its text of {len(text)} characters')
+
+
+def with_own_names(documents: Sequence[Document], counts: Counter) -> list[Document]:
+  """A name that occurs again becomes NAME_2, NAME_3, ..., and is counted."""
+  seen, kept = Counter(), []
+  taken = {document.name for document in documents}
+  for document in documents:
+    name = document.name
+    seen[name] += 1
+    if seen[name] > 1:
+      while (name := f'{document.name}_{seen[document.name]}') in taken:
+        seen[document.name] += 1
+      taken.add(name)
+      counts['renamed_documents'] += 1
+    kept.append(document._replace(name=name))
+  return kept
+
+
+class Unit(NamedTuple):
+  """A stretch of a document's text, and the offset that its source gives it."""
+
+  offset: int
+  text: str
+
+
+class Layout(NamedTuple):
+  """Units in one text. `starts[i]` is where unit i begins in it; see `lay_out`."""
+
+  units: tuple[Unit, ...]
+  starts: tuple[int, ...]
+  text: str
+
+
+def lay_out(units: Sequence[Unit], counts: Counter) -> Layout:
+  r"""Puts units after one another, at the offsets that they state where these leave small gaps.
+
+  A gap is filled with '\n' and blanks. Offsets that overlap, go back or leap (counted in bytes,
+  or of a part of the note only) are repaired: such a unit follows on a line of its own and
+  counts as 'moved_passages'; annotations find their place by their unit, so they move along.
+  """
+  pieces, starts, length, before = [], [], 0, None
+  for unit in units:
+    gap = unit.offset - (before.offset + len(before.text)) if before else unit.offset
+    if 0 <= gap <= 8:
+      filling = '\n' + ' ' * (gap - 1) if gap and before else ' ' * gap
+    else:
+      filling = '\n' if before else ''
+      counts['moved_passages'] += 1
+    pieces += [filling, unit.text]
+    starts.append(length + len(filling))
+    length = starts[-1] + len(unit.text)
+    before = unit
+  return Layout(tuple(units), tuple(starts), ''.join(pieces))
+
+
+def locate(layout: Layout, place, start: int, end: int) -> tuple[int, int]:
+  """A range in the source's offsets as one in the laid-out text.
+
+  Raises InputError, with `place` (file, line, annotation), when no unit holds one of its ends.
+  """
+  found = []
+  for at in (start, end - 1):
+    found.append(next(
+      (first + at - unit.offset
+       for unit, first in zip(layout.units, layout.starts, strict=True)
+       if unit.offset <= at < unit.offset + len(unit.text)), None))
+  if None in found or end <= start:
+    path, number, ident = place
+    raise InputError(f'{path}:{number}: annotation {ident!r} has the offsets {start} to {end}, '
+                     'which is no range of its document')
+  check_range(place, found[0], found[1] + 1, layout.text)
+  return found[0], found[1] + 1
+
+
+class Located(dict):
+  """A JSON object, or an XML element in its place, and the line it begins in."""
+
+  line = 0
+
+
+def parse_json(path: Path, text: str) -> Any:
+  """JSON whose objects are `Located`. Raises InputError with the line where it breaks off."""
+  breaks = [match.start() for match in re.finditer('\n', text)]
+  decoder = json.JSONDecoder()
+
+  def parse_object(state, *rest):
+    value, end = json.decoder.JSONObject(state, *rest)
+    found = Located(value)
+    found.line = bisect_left(breaks, state[1]) + 1
+    return found, end
+
+  # The scanner in C takes no parser of objects; the one in Python does.
+  decoder.parse_object = parse_object
+  decoder.scan_once = json.scanner.py_make_scanner(decoder)
+  try:
+    return decoder.decode(text)
+  except json.JSONDecodeError as error:
+    raise malformed(path, error.lineno, f'JSON ({error.msg})') from error
+  except (ValueError, RecursionError) as error:  # digits without end, brackets without end
+    raise malformed(path, 1, 'JSON that Python can read') from error
+
+
+def json_records(path: Path, form: str) -> Iterator[tuple[Place, dict]]:
+  """The objects of a JSON array, or of JSON lines."""
+  text = read_text(path).removeprefix('\ufeff')
+  if text.lstrip().startswith('['):
+    for record in parse_json(path, text):
+      if not isinstance(record, Located):
+        raise InputError(f'{path}:1: malformed, expected an array of objects ({form})')
+      yield (path, record.line), record
+    return
+  for number, line in enumerate(text.split('\n'), 1):
+    if line.strip():
+      try:
+        record = json.loads(line)
+      except (ValueError, RecursionError) as error:
+        raise malformed(path, number, form) from error
+      if not isinstance(record, dict):
+        raise malformed(path, number, form)
+      yield (path, number), record
+
+
+class Element(NamedTuple):
+  """An XML element: the line it begins in, and its text in `pieces`."""
+
+  tag: str
+  attributes: dict[str, str]
+  line: int
+  children: list['Element']
+  pieces: list[str]
+
+
+def read_xml(path: Path) -> Element:
+  """The root element. Entity declarations are refused; nothing but the file is ever read."""
+  parser = expat.ParserCreate()
+  stack = [Element('', {}, 0, [], [])]
+
+  def start(tag, attributes):
+    element = Element(tag, attributes, parser.CurrentLineNumber, [], [])
+    stack[-1].children.append(element)
+    stack.append(element)
+
+  def refuse(*_):
+    raise InputError(f'{path}:{parser.CurrentLineNumber}: XML entities are not read')
+
+  parser.StartElementHandler = start
+  parser.EndElementHandler = lambda tag: stack.pop()
+  parser.CharacterDataHandler = lambda text: stack[-1].pieces.append(text)
+  parser.EntityDeclHandler = parser.SkippedEntityHandler = refuse
+  try:
+    parser.Parse(read_bytes(path), True)
+  except expat.ExpatError as error:
+    raise malformed(path, error.lineno, f'XML ({error})') from error
+  except (ValueError, LookupError) as error:  # an encoding that Python does not know
+    if isinstance(error, InputError):
+      raise
+    raise malformed(path, parser.CurrentLineNumber, f'XML ({error})') from error
+  return stack[0].children[0]
+
+
+def text_field(place: Place, record: dict, key: str, form: str, default: str | None = None) -> str:
+  """A string that can be written as UTF-8. Raises InputError, naming the place."""
+  value = record.get(key, default)
+  try:
+    value.encode()
+  except (AttributeError, UnicodeEncodeError) as error:
+    raise InputError(f'{place[0]}:{place[1]}: malformed, expected {form}: {key!r} is no text'
+                     ) from error
+  return value
+
+
+def list_field(place: Place, record: dict, key: str, form: str) -> list:
+  """A list, empty where the key is absent or null."""
+  value = record.get(key)
+  if value is None:
+    return []
+  if not isinstance(value, list):
+    raise InputError(f'{place[0]}:{place[1]}: malformed, expected {form}: {key!r} is no list')
+  return value
+
+
+def int_field(place: Place, record: dict, key: str, form: str) -> int:
+  """An integer of at most nine digits, not below 0."""
+  value = record.get(key)
+  if type(value) is not int or not 0 <= value < 10**9:
+    raise InputError(f'{place[0]}:{place[1]}: malformed, expected {form}: {key!r} is no offset')
+  return value

@@ -1,0 +1,92 @@
+"""PubTator: title and abstract of an id, then its mentions and the relations of concepts."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedmedjax.data.formats.files import INT, check_range, malformed, numbered_lines
+from fedmedjax.types import Document, InputError, Relation, Span
+
+_PUBTATOR_TEXT = re.compile(r'([^|\t]+)\|([ta])\|(.*)')
+_PUBTATOR_MENTION = re.compile(
+  rf'([^\t]+)\t({INT})\t({INT})\t([^\t]*)\t([^\t]+)(?:\t([^\t]*))?(?:\t([^\t]*))?'
+)
+_PUBTATOR_RELATION = re.compile(r'([^\t]+)\t([^\t]+)\t([^\t]+)\t([^\t]+)')
+
+
+def read_pubtator(path: str | Path) -> tuple[list[Document], Counter]:
+  r"""Reads one PubTator file; a text is title + '\n' + abstract, which keeps its offsets.
+
+  A relation links concepts: its ends are their first mentions; without one it is counted
+  'unanchored' and dropped. A repeated document is dropped; a repeated id becomes ID_2, ID_3, ...
+
+  Args:
+    path: the file.
+
+  Returns:
+    The documents, and counts: documents, entities, relations, composite, text_mismatch,
+    unanchored, duplicate_documents, duplicate_entities (in dropped ones), renamed_documents.
+  """
+  path = Path(path)
+  counts, versions, documents = Counter(), {}, []
+  for block in _pubtator_blocks(path):
+    found = Counter()
+    document = _pubtator_document(path, block, found)
+    same_id = versions.setdefault(document.name, [])
+    if document in same_id:
+      counts.update(duplicate_documents=1, duplicate_entities=len(document.spans))
+      continue
+    same_id.append(document)
+    if len(same_id) > 1:
+      found['renamed_documents'] += 1
+      document = document._replace(name=f'{document.name}_{len(same_id)}')
+    documents.append(document)
+    counts.update(found)
+  if not documents:
+    raise InputError(f'no PubTator document in {path}')
+  return documents, counts
+
+
+def _pubtator_blocks(path: Path) -> Iterator[list[tuple[int, str]]]:
+  """Groups numbered lines by document: a title opens one, blank lines mean nothing."""
+  block = []
+  for number, line in numbered_lines(path):
+    head = _PUBTATOR_TEXT.fullmatch(line)
+    if head and head[2] == 't' and block:
+      yield block
+      block = []
+    if line.strip():
+      block.append((number, line))
+  if block:
+    yield block
+
+
+def _pubtator_document(path: Path, block: list[tuple[int, str]], counts: Counter) -> Document:
+  heads = [_PUBTATOR_TEXT.fullmatch(line) for _, line in block[:2]]
+  if [h and h[2] for h in heads] != ['t', 'a'] or heads[0][1] != heads[1][1]:
+    raise malformed(path, block[0][0], 'PubTator (title, then abstract, of one id)')
+  name, text = heads[0][1], f'{heads[0][3]}\n{heads[1][3]}'
+  spans, links, first = [], [], {}
+  for number, line in block[2:]:
+    mention = _PUBTATOR_MENTION.fullmatch(line)
+    link = None if mention else _PUBTATOR_RELATION.fullmatch(line)
+    if not (mention or link) or (mention or link)[1] != name:
+      raise malformed(path, number, f'PubTator (document {name})')
+    if link:
+      links.append(link.groups()[1:])
+      continue
+    start, end = int(mention[2]), int(mention[3])
+    check_range((path, number, mention[4]), start, end, text)
+    counts['text_mismatch'] += text[start:end] != mention[4]
+    # 'renal and liver failure' is one mention of two concepts: BC5CDR adds a column that spells
+    # them out, NCBI has a type for it.
+    counts['composite'] += bool(mention[7]) or mention[5] == 'CompositeMention'
+    for concept in (mention[6] or '').split('|'):
+      first.setdefault(concept, len(spans))
+    spans.append(Span(start, end, mention[5]))
+  relations = tuple(Relation(kind, first[head], first[tail]) for kind, head, tail in links
+                    if head in first and tail in first)
+  counts.update(documents=1, entities=len(spans), relations=len(relations),
+                unanchored=len(links) - len(relations))
+  return Document(name, text, tuple(spans), relations)

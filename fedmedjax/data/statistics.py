@@ -1,0 +1,109 @@
+"""What a site's notes are like, in numbers: size, lengths, what is annotated; and how sites differ.
+
+Words are runs of letters and digits, and single signs: no tokenizer, so that the numbers are those
+of the notes and not of a model.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.types import SiteCorpus
+
+_WORD = re.compile(r'\w+|[^\w\s]')
+
+
+class SiteStatistics(NamedTuple):
+  """One site, training and test notes together. N sentences, D notes."""
+
+  name: str
+  types: tuple[str, ...]
+  train_notes: int
+  test_notes: int
+  sentence_words: np.ndarray  # i64[N]
+  note_words: np.ndarray      # i64[D]
+  vocabulary: Counter         # lower-cased word -> how often
+  entities: Counter           # type -> how many, as training sees them: whole and flat
+  modifiers: Counter          # modifier type -> relations
+  report: dict[str, int]      # what reading counted, with used_nested and used_crossing
+
+
+def site_statistics(corpus: SiteCorpus) -> SiteStatistics:
+  sentence_words, note_words, vocabulary = [], [], Counter()
+  entities, modifiers, counts = Counter(), Counter(), Counter()
+  for document in corpus.train + corpus.test:
+    examples, found = sentence_examples(document, corpus.types)
+    counts += found
+    words = [_WORD.findall(example.text.lower()) for example in examples]
+    sentence_words += map(len, words)
+    note_words.append(sum(map(len, words)))
+    for sentence in words:
+      vocabulary.update(sentence)
+    entities.update(span.type for example in examples for span in example.entities)
+    modifiers.update(link.type for link in document.relations)
+  report = corpus.report | {f'used_{key}': counts[key] for key in ('nested', 'crossing')}
+  return SiteStatistics(
+    corpus.name, corpus.types, len(corpus.train), len(corpus.test), np.array(sentence_words, int),
+    np.array(note_words, int), vocabulary, entities, modifiers, report)
+
+
+def divergence(counts: np.ndarray) -> float:
+  """Generalised Jensen-Shannon divergence of the rows of `counts` [S, T], in bits.
+
+  Lin, "Divergence measures based on the Shannon entropy", IEEE Transactions on Information Theory
+  37 (1991): H(mean of the rows' shares) - mean of their H, with equal weights and base 2. Rows
+  without any count are left out.
+
+  Returns:
+    0 where all shares are equal, at most log2 of the number of rows.
+  """
+  totals = counts.sum(1, keepdims=True)
+  shares = (counts / np.maximum(totals, 1))[totals[:, 0] > 0]
+  if not len(shares):
+    return 0.0
+  # Rounding may leave -1e-17 of equal shares.
+  return max(0.0, _entropy(shares.mean(0)) - np.mean([_entropy(row) for row in shares]).item())
+
+
+def jensen_shannon(p: Mapping[str, int], q: Mapping[str, int]) -> float:
+  """`divergence` of two counts: in [0, 1]; NaN if one has none."""
+  names = sorted(p.keys() | q.keys())
+  counts = np.array([[of.get(name, 0) for name in names] for of in (p, q)], float)
+  return divergence(counts) if counts.any(1).all() else float('nan')
+
+
+def _entropy(shares: np.ndarray) -> float:
+  """In bits, with 0 log 0 = 0."""
+  positive = shares[shares > 0]
+  return float(-(positive * np.log2(positive)).sum())
+
+
+def type_divergence(a: SiteStatistics, b: SiteStatistics) -> float:
+  """Of the entity types that both annotated; NaN if that is but one, whose share is always 1."""
+  both = [kind for kind in a.types if kind in b.types]
+  if len(both) < 2:
+    return float('nan')
+  return jensen_shannon(*({kind: s.entities[kind] for kind in both} for s in (a, b)))
+
+
+def vocabulary_divergence(a: SiteStatistics, b: SiteStatistics) -> float:
+  return jensen_shannon(a.vocabulary, b.vocabulary)
+
+
+def matrix(divergence, sites: Sequence[SiteStatistics]) -> np.ndarray:
+  """f64[S, S]: a divergence of every pair of sites."""
+  out = np.zeros((len(sites), len(sites)))
+  for i, a in enumerate(sites):
+    for j, b in enumerate(sites[:i]):
+      out[i, j] = out[j, i] = divergence(a, b)
+  return out
+
+
+def shares(counts: Mapping[str, int], names: Iterable[str]) -> dict[str, float]:
+  """Each name's share of all counts; 0 where there are none."""
+  total = sum(counts.values())
+  return {name: counts.get(name, 0) / total if total else 0.0 for name in names}

@@ -1,0 +1,133 @@
+"""The formats in which notes are written: brat, bigbio_kb JSON lines, CoNLL.
+
+What brat and bigbio_kb hold is all of a `Document`: reading it back gives an equal one. CoNLL
+holds the words of sentences with flat entities, no relations.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.types import Document, Example, InputError, Relation, Span
+
+_WORD = re.compile(r'\w+|[^\w\s]')
+_LINE = re.compile('[^\n\r]+')
+
+
+def write_brat(folder: str | Path, documents: Iterable[Document]) -> None:
+  """Writes NAME.txt and NAME.ann of each document.
+
+  A span over several lines is written in as many pieces, as brat wants it; a relation of a span
+  to itself as an attribute.
+
+  Raises:
+    InputError: a name that is no file name, a type that brat cannot hold, or no room to write.
+  """
+  folder = Path(folder)
+  for document in documents:
+    if not re.fullmatch(r'[^/\\\0.][^/\\\0]*', document.name):
+      raise InputError(f'{folder}: document name {document.name!r} is no name of a file')
+    for kind in {item.type for item in (*document.spans, *document.relations)}:
+      if not re.fullmatch(r'\S+', kind):
+        raise InputError(f'{folder}: type {kind!r} of document {document.name!r} has blanks, which '
+                         'brat has no place for')
+    lines = [_brat_span(document.text, i, span) for i, span in enumerate(document.spans, 1)]
+    lines += [_brat_relation(i, link) for i, link in enumerate(document.relations, 1)]
+    _write(folder / f'{document.name}.txt', document.text)
+    _write(folder / f'{document.name}.ann', ''.join(f'{line}\n' for line in lines))
+
+
+def _brat_span(text: str, number: int, span: Span) -> str:
+  pieces = [piece.span() for piece in _LINE.finditer(text, span.start, span.end)]
+  # A span of line breaks only has no text to state.
+  pieces = pieces or [(span.start, span.end)]
+  stated = ' '.join(' '.join(text[start:end].splitlines()) for start, end in pieces)
+  offsets = ';'.join(f'{start} {end}' for start, end in pieces)
+  if (pieces[0][0], pieces[-1][1]) != (span.start, span.end):  # line breaks at its edges
+    offsets, stated = f'{span.start} {span.end}', ' '.join(text[span.start:span.end].split())
+  return f'T{number}\t{span.type} {offsets}\t{stated}'
+
+
+def _brat_relation(number: int, link: Relation) -> str:
+  if link.head == link.tail:
+    name, _, value = link.type.partition('=')
+    return f'A{number}\t{name} T{link.head + 1} {value}'.rstrip()
+  return f'R{number}\t{link.type} Arg1:T{link.head + 1} Arg2:T{link.tail + 1}'
+
+
+def write_bigbio(path: str | Path, documents: Iterable[Document]) -> None:
+  """Writes one file of bigbio_kb, a record a line; a document is one passage."""
+  _write(Path(path), ''.join(
+    json.dumps(_bigbio_record(document), ensure_ascii=False) + '\n' for document in documents))
+
+
+def _bigbio_record(document: Document) -> dict:
+  name, text = document.name, document.text
+  return {
+    'id': name, 'document_id': name,
+    'passages': [{'id': f'{name}_text', 'type': 'document', 'text': [text],
+                  'offsets': [[0, len(text)]]}],
+    'entities': [
+      {'id': f'{name}_T{i}', 'type': span.type, 'text': [text[span.start:span.end]],
+       'offsets': [[span.start, span.end]], 'normalized': []}
+      for i, span in enumerate(document.spans)],
+    'events': [], 'coreferences': [],
+    'relations': [
+      {'id': f'{name}_R{i}', 'type': link.type, 'arg1_id': f'{name}_T{link.head}',
+       'arg2_id': f'{name}_T{link.tail}', 'normalized': []}
+      for i, link in enumerate(document.relations)],
+  }
+
+
+def write_conll(
+  path: str | Path, documents: Iterable[Document], types: Sequence[str]
+) -> Counter:
+  """Writes one file: a word, a tab and its tag (IOB2) a line, documents named by '# newdoc id'.
+
+  Words are runs of letters and digits, and single signs; one that an entity begins or ends in is
+  cut there, so that its tags say exactly what the entity was.
+
+  Args:
+    path: the file.
+    documents: with names of one line.
+    types: of the entities to write.
+
+  Returns:
+    Counts: sentences, entities (written), and left out: nested, crossing, blank; see
+    `sentences.sentence_examples`.
+  """
+  blocks, total = [], Counter()
+  for document in documents:
+    if not document.name.strip() or re.search(r'[\n\r\t]', document.name):
+      raise InputError(f'{path}: document name {document.name!r} is no name in one line')
+    examples, counts = sentence_examples(document, types)
+    total += counts
+    blocks.append(f'# newdoc id = {document.name}\n' + '\n'.join(map(_conll_sentence, examples)))
+  _write(Path(path), '\n'.join(blocks))
+  return total
+
+
+def _conll_sentence(example: Example) -> str:
+  lines = []
+  edges = sorted({0, len(example.text), *(at for span in example.entities for at in span[:2])})
+  kinds = {span.start: span for span in example.entities}
+  for start, end in zip(edges, edges[1:], strict=False):
+    span, tag = kinds.get(start), 'O'
+    if span:
+      tag = f'B-{span.type}'
+    for word in _WORD.findall(example.text, start, end):
+      lines.append(f'{word}\t{tag}\n')
+      tag = tag.replace('B-', 'I-', 1)
+  return ''.join(lines)
+
+
+def _write(path: Path, text: str) -> None:
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w', encoding='utf-8', newline='') as file:
+      file.write(text)
+  except (OSError, ValueError) as error:
+    raise InputError(f'cannot write {path}: {error}') from error

@@ -1,0 +1,51 @@
+"""Says what the sites of a configuration hold and how they differ, before any training.
+
+    python -m fedmedjax.describe --config=configs/quickstart.py [--output=runs/description]
+
+Reads notes only: no model is loaded and nothing is compiled.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from fedmedjax.config import parse
+from fedmedjax.data.statistics import site_statistics
+from fedmedjax.description import describe
+from fedmedjax.experiment import load_corpora
+from fedmedjax.main import guarded
+from fedmedjax.progress import Reporter
+from fedmedjax.types import InputError
+
+# Of a partition: more make no table that can be read.
+SHOWN = 20
+
+
+def define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string(
+    'output', None, 'Folder for numbers and figures (JSON, SVG, PNG).', flag_values=values)
+
+
+def main(argv: list[str]) -> int:
+  def body():
+    config, values, _ = parse(argv, define)
+    reporter = Reporter()
+    with reporter.task('reading notes'):
+      corpora = load_corpora(config)
+    shown = (corpora.parts or corpora.sites)[:SHOWN]
+    sites = [site_statistics(corpus) for corpus in (*shown, *corpora.external)]
+    if corpora.skew:
+      reporter.say(f'{config.data.partition.kind} partition: {corpora.skew}; the first '
+                   f'{len(shown)} sites are shown')
+    try:
+      describe(sites, [corpus.name for corpus in corpora.external],
+               Path(values.output) if values.output else None, reporter)
+    except OSError as error:
+      raise InputError(f'--output={values.output}: cannot be written: {error}') from None
+
+  return guarded(body)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

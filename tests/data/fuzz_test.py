@@ -1,0 +1,209 @@
+"""Damaged input: every reader gives sound documents or an InputError of one line, nothing else.
+
+FEDMEDJAX_FUZZ is the number of inputs for each reader, by default a few; e.g.
+    FEDMEDJAX_FUZZ=100000 python -m pytest tests/data/fuzz_test.py
+"""
+
+import copy
+import json
+import os
+import random
+import re
+import tempfile
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from fedmedjax.data.mapping import MODIFIERS, SHIPPED, read_mapping
+from fedmedjax.data.readers import FORMATS
+from fedmedjax.types import InputError
+
+KB = {
+  'id': '0', 'document_id': 'd',
+  'passages': [{'id': 'p', 'type': 'x', 'text': ['Rash after aspirin'], 'offsets': [[0, 18]]},
+               {'id': 'q', 'type': 'x', 'text': ['Bad.'], 'offsets': [[19, 23]]}],
+  'entities': [{'id': 'T1', 'type': 's', 'text': ['Rash'], 'offsets': [[0, 4]], 'normalized': []},
+               {'id': 'T2', 'type': 's', 'text': ['Ra', 'as'], 'offsets': [[0, 2], [11, 13]]}],
+  'events': [{'id': 'E1', 'type': 'b', 'trigger': {'text': ['Bad'], 'offsets': [[19, 22]]},
+              'arguments': [{'role': 'of', 'ref_id': 'T1'}]}],
+  'coreferences': [],
+  'relations': [{'id': 'R', 'type': 'by', 'arg1_id': 'T1', 'arg2_id': 'E1', 'normalized': []}]}
+REFERENCE = [
+  {'tokens': ['a', ' ', 'b'], 'tags': ['O', 'O', 'B-x']},
+  {'html': 'a <span class="x">b</span>'},
+  {'input': 'a <span class="x">b</span> c', 'output': '<span class="y">a</span> b c'}]
+BIOC = {'documents': [{
+  'id': 'd', 'infons': {}, 'passages': [
+    {'offset': 0, 'infons': {}, 'text': 'Rash, cough', 'annotations': [
+      {'id': '1', 'infons': {'type': 's'}, 'text': 'Rash',
+       'locations': [{'offset': 0, 'length': 4}]}], 'relations': [], 'sentences': []},
+    {'offset': 12, 'sentences': [{'offset': 12, 'text': 'Bad.', 'annotations': []}]}],
+  'relations': [{'id': 'R', 'infons': {'type': 'r'}, 'nodes': [
+    {'refid': '1', 'role': ''}, {'refid': '1', 'role': ''}]}]}]}
+_EVENT = {'event_type': 'A', 'Trigger': {'text': [['due']], 'start': [[5]]},
+          'Effect': {'text': [['Rash']], 'start': [[0]], 'Drug': {'text': [['x']], 'start': [[9]]}}}
+PHEE = {'id': '1_1', 'context': 'Rash due x', 'annotations': [{'events': [_EVENT]}]}
+XML = (
+  '<?xml version="1.0" encoding="UTF-8"?>\n<collection><source>s</source>\n<document><id>d</id>\n'
+  '<passage><infon key="type">t</infon><offset>0</offset><text>Rash &amp; cough</text>\n'
+  '<annotation id="1"><infon key="type">s</infon><location offset="0" length="4"/>'
+  '<text>Rash</text></annotation>\n</passage>\n<relation id="R"><infon key="type">r</infon>'
+  '<node refid="1" role=""/><node refid="1" role=""/></relation></document></collection>\n')
+# Format -> {file of a sound input: its content}; the first is what the reader is given, a folder
+# for those of several files. Texts are damaged by characters, other values by their parts too.
+SOUND = {
+  'brat': {'a.txt': 'Rash, cough\nno', 'a.ann': (
+    'T1\tS 0 4\tRash\nT2\tS 0 4;6 11\tRash cough\nE1\tS:T1 Of:T2\nR1\tM Arg1:T1 Arg2:E1\n'
+    '*\tO T1 T2\nA1\tP E1 NEG\n#1\tN T1\tnote\nN1\tR T1 X:1\tx\n')},
+  'i2b2': {'a.txt': 'Rash , cough\nno\n', 'a.con': (
+    'c="rash" 1:0 1:0||t="problem"\nc="no" 2:0 2:0||t="test"\n'),
+    'a.rel': 'c="rash" 1:0 1:0||r="R"||c="no" 2:0 2:0\n',
+    'a.ast': 'c="rash" 1:0 1:0||t="problem"||a="absent"\n'},
+  'bioc': {'a.xml': XML},
+  'bioc json': {'a.json': BIOC},
+  'pubtator': {'a.txt': (
+    '7|t|Rash and cough\n7|a|After asa.\n7\t0\t4\tRash\tD\tM1|M2\tx|y\n7\t21\t24\tasa\tC\tM3\n'
+    '7\tCID\tM3\tM1\n\n8|t|A\n8|a|B\n')},
+  'phee': {'a.json': PHEE},
+  'conll': {'a.bio': '-DOCSTART- O\n\nno O\nmild X B-s\ncough\tX\tI-s\n\n# newdoc id = n\na S-b\n'},
+  'reference': {'a.json': REFERENCE},
+  'bigbio_kb': {'a.json': [KB, KB]},
+  'datasets': {'a.parquet': [KB]},
+}
+MANY = int(os.environ.get('FEDMEDJAX_FUZZ', 0))
+_VALUES = (
+  None, True, 0, 1, 7, -1, 40, 10**9, 10**30, 1.5, '', 'a', 'T1', 'E1', '1', '<span class="x">',
+  '</span>', '\ud800', '\n', {}, [], [[]], [0], [3, 1], [0, 4], [None], ['a', 'b'], {'a': 1})
+_PIECES = (
+  '\n', '\t', '\r\n', '\r', ' ', '|', '||', ':', '"', "'", '<', '</', '>', '&x;', '0', '7', '99',
+  '999999999999', '-1', 'T1', 'E1', '\ufeff', '\x00', '\x0b', '\u2028', 'é', 'B-', 'I-', '#', '*\t',
+  '[', ']', '{', '}', ',', '\\', '\\ud800', '=', 'null', '<!DOCTYPE a [<!ENTITY b "c">]>')
+# One number an input: drawing every part of it would take longer than reading it.
+SEEDS = st.integers(0, 2**63)
+FUZZED = settings(
+  max_examples=MANY or 40, deadline=timedelta(seconds=20), database=None,
+  phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+
+
+def damaged_text(rng: random.Random, text: str) -> bytes:
+  """Up to four cuts, insertions, repetitions and swaps of stretches; sometimes stray bytes."""
+  for _ in range(rng.randint(1, 4)):
+    start = rng.randint(0, len(text))
+    end = min(len(text), start + rng.randint(0, 12))
+    piece = rng.choice(_PIECES)
+    text = rng.choice((
+      text[:start] + piece + text[start:], text[:start] + piece + text[end:],
+      text[:start] + text[end:], text[:end] + text[start:], text[:start],
+      text[end:] + text[:start]))
+  content = text.encode()
+  if rng.random() < 0.05:
+    at = rng.randint(0, len(content))
+    content = content[:at] + rng.randbytes(rng.randint(1, 3)) + content[at:]
+  return content
+
+
+def damaged_value(rng: random.Random, value):
+  """Up to three parts anywhere in the value replaced, repeated or left out."""
+  value = copy.deepcopy(value)
+  for _ in range(rng.randint(1, 3)):
+    holder = value
+    while isinstance(holder, dict | list) and holder:
+      key = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
+      if not isinstance(holder[key], dict | list) or rng.random() < 0.25:
+        what = rng.randrange(6)
+        if what == 0:
+          del holder[key]
+        elif what == 1 and isinstance(holder, list):
+          holder.append(holder[key])
+        else:
+          holder[key] = copy.deepcopy(rng.choice(_VALUES))
+        break
+      holder = holder[key]
+  return value
+
+
+def write_damaged(rng: random.Random, path: Path, content) -> None:
+  if isinstance(content, str):
+    path.write_bytes(damaged_text(rng, content) if rng.random() < 0.6 else content.encode())
+  elif path.suffix == '.parquet':
+    write_parquet(rng, path, content)
+  elif rng.random() < 0.75:
+    content = damaged_value(rng, content)
+    lines = isinstance(content, list) and rng.random() < 0.5
+    path.write_text('\n'.join(map(json.dumps, content)) if lines else json.dumps(content))
+  else:
+    path.write_bytes(damaged_text(rng, json.dumps(content)))
+
+
+def write_parquet(rng: random.Random, path: Path, rows) -> None:
+  import pyarrow.parquet
+  try:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(damaged_value(rng, rows)), path)
+  except (pyarrow.ArrowException, TypeError, ValueError, AttributeError, OverflowError):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)  # no table has such rows
+    content = path.read_bytes()
+    at = rng.randint(0, len(content))
+    path.write_bytes(content[:at] + rng.randbytes(4) + content[at + 4:])
+
+
+def is_sound(documents, counts) -> None:
+  assert documents and isinstance(counts, Counter)
+  assert len({d.name for d in documents}) == len(documents)
+  for document in documents:
+    (document.name + document.text).encode()
+    for start, end, kind in document.spans:
+      assert 0 <= start < end <= len(document.text) and isinstance(kind, str)
+    for kind, *ends in document.relations:
+      assert isinstance(kind, str) and all(0 <= end < len(document.spans) for end in ends)
+
+
+@pytest.mark.parametrize('name', SOUND)
+@FUZZED
+@given(seed=SEEDS)
+def test_damaged_notes(name, seed):
+  files, rng = SOUND[name], random.Random(seed)
+  with tempfile.TemporaryDirectory(dir='/dev/shm' if Path('/dev/shm').is_dir() else None) as folder:
+    for file, content in files.items():
+      write_damaged(rng, Path(folder) / file, content)
+    path = Path(folder) if len(files) > 1 else Path(folder) / next(iter(files))
+    try:
+      is_sound(*FORMATS[name.split()[0]].read(path))
+    except InputError as error:
+      assert '\n' not in str(error) and folder in str(error)
+      # Where in the file, unless there is nothing in it, or no table of rows at all.
+      assert re.search(r':\d+: ', str(error)) or re.search(
+        ': (no|its columns)|^no |as a data set', str(error)), str(error)
+
+
+@pytest.mark.parametrize('name', SOUND)
+def test_undamaged_notes(name, tmp_path):
+  """Else the test above might only ever see errors."""
+  for file, content in SOUND[name].items():
+    if file.endswith('.parquet'):
+      import pyarrow.parquet
+      pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / file)
+    else:
+      (tmp_path / file).write_text(content if isinstance(content, str) else json.dumps(content))
+  is_sound(*FORMATS[name.split()[0]].read(
+    tmp_path if len(SOUND[name]) > 1 else tmp_path / next(iter(SOUND[name]))))
+
+
+@FUZZED
+@given(seed=SEEDS)
+def test_damaged_mappings(seed):
+  from importlib import resources
+  rng = random.Random(seed)
+  shipped = rng.choice(SHIPPED)
+  text = resources.files('fedmedjax.data').joinpath('mappings', f'{shipped}.toml').read_text()
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / 'x.toml'
+    path.write_bytes(damaged_text(rng, text))
+    try:
+      mapping = read_mapping(path)
+      assert set().union(*mapping.modifiers.values()) <= set(MODIFIERS)
+    except InputError as error:
+      assert '\n' not in str(error) and re.search(r'x.toml:\d+: ', str(error)), str(error)
