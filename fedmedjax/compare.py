@@ -25,7 +25,7 @@ from fedmedjax.eval.endpoint import endpoint_from
 from fedmedjax.experiment import load_data
 from fedmedjax.main import guarded, set_up
 from fedmedjax.progress import Reporter
-from fedmedjax.report import compare_table, has_relations, modifier_table, with_global
+from fedmedjax.report import compare_table, relation_tables, with_global
 from fedmedjax.run import run
 from fedmedjax.types import InputError
 
@@ -141,8 +141,8 @@ def compare(
   first = next(iter(rows.values()))
   shown = with_global(rows)
   reporter.say(compare_table(shown, first['sites'], first['external']))
-  if any(has_relations(row['scores']) for row in rows.values()):
-    reporter.say(modifier_table(shown, first['sites'], first['external']))
+  for table in relation_tables(shown, first['sites'], first['external']):
+    reporter.say(table)
   return rows
 
 

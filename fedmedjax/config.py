@@ -15,6 +15,7 @@ from fedmedjax.data.cohorts import COHORTS
 from fedmedjax.data.corpora import CORPORA, SiteFolder
 from fedmedjax.data.pack import LOSS_ON
 from fedmedjax.data.readers import FORMATS
+from fedmedjax.data.tasks import STYLES, TASKS
 from fedmedjax.fed.rules import RULES
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
 from fedmedjax.fed.sharing import SHARINGS
@@ -59,7 +60,7 @@ _BELOW_ONE = _number(lambda v: 0 <= v < 1, 'a number in [0, 1)')
 # experiment.py maps these names to values; a test holds both sides together.
 DTYPES = ('float32', 'bfloat16')
 LEARNERS = ('lora', 'bert')
-BERT_TASKS = ('ner', 're')
+TASK_SETS = (('ner',), ('re',), ('ner', 're'))
 # exchange.py does, of these.
 SAMPLERS = ('uniform', 'size', 'poisson')
 CODECS = ('float32', 'bfloat16', 'int8', 'int4', 'sign')
@@ -69,12 +70,17 @@ CHECKS = {
   'model.path': _TEXT, 'model.dtype': _one_of(DTYPES), 'model.remat': _one_of(tuple(REMAT)),
   'model.quantization': _one_of(tuple(QUANTIZATIONS)),
   'lora.rank': _integer(1), 'lora.alpha': _POSITIVE, 'lora.targets': _names(1),
-  'bert.path': _TEXT, 'bert.task': _one_of(BERT_TASKS), 'bert.max_length': _integer(16),
+  'bert.path': _TEXT, 'bert.task': _one_of(tuple(TASKS)), 'bert.max_length': _integer(16),
   'bert.learning_rate': _POSITIVE,
   'data.folders': Check(
     lambda v: isinstance(v, tuple) and all(isinstance(site, Mapping) for site in v),
     "a tuple of dict(name='st_mary', path='notes/st_mary', format='brat', mapping='schema')"),
   'data.root': _TEXT, 'data.sites': _names(1), 'data.external': _names(0),
+  'data.tasks': Check(lambda v: v in TASK_SETS, "('ner',), ('re',) or ('ner', 're')"),
+  'data.site_tasks': Check(
+    lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
+    "a tuple of 'ner', 're' and 'ner+re', or ()"),
+  'data.re_share': _BELOW_ONE, 'data.style': _one_of(tuple(STYLES)),
   'data.synthetic_notes': _integer(0), 'data.max_train_notes': _integer(0),
   'data.max_length': _integer(8),
   'data.partition.kind': _one_of(('', *partition.KINDS)), 'data.partition.sites': _integer(1),
@@ -115,7 +121,6 @@ CHECKS = {
   'optim.clip_norm': _NOT_NEGATIVE, 'optim.warmup_share': _BELOW_ONE,
   'eval.zero_shot': _BOOLEAN, 'eval.max_examples': _integer(0), 'eval.batch_size': _integer(1),
   'eval.max_new_ratio': _POSITIVE, 'eval.bootstrap_samples': _integer(1),
-  'api.tasks': Check(lambda v: v in (('ner',), ('ner', 're')), "('ner',) or ('ner', 're')"),
   'api.shots': _integer(0), 'api.concurrency': _integer(1), 'api.max_attempts': _integer(1),
   'api.timeout': _POSITIVE, 'api.price_input': _NOT_NEGATIVE, 'api.price_output': _NOT_NEGATIVE,
   'api.cache': _TEXT,
@@ -161,8 +166,30 @@ def validate(config: ConfigDict) -> None:
       f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
       "'completion'")
   _check_partition(values)
+  _check_tasks(values)
   _check_participation(values)
   check_method(values)
+
+
+def _check_tasks(values: dict[str, Any]) -> None:
+  tasks, own = values['data.tasks'], values['data.site_tasks']
+  if values['data.re_share'] and len(tasks) < 2:
+    raise InputError(
+      f"config.data.re_share={values['data.re_share']}: config.data.tasks={tasks!r} has nothing to "
+      "mix; use 0, or ('ner', 're')")
+  if own and len(own) != len(values['data.sites']):
+    raise InputError(
+      f"config.data.site_tasks={own!r}: {len(values['data.sites'])} entries are allowed, one a "
+      'site of config.data.sites, or ()')
+  if own and values['data.partition.kind']:
+    raise InputError(
+      f"config.data.site_tasks={own!r}: the notes of config.data.sites are dealt out "
+      f"(config.data.partition.kind={values['data.partition.kind']!r}); () is allowed")
+  foreign = {name for one in own for name in one.split('+')} - set(tasks)
+  if foreign:
+    raise InputError(
+      f'config.data.site_tasks={own!r}: {sorted(foreign)[0]!r} is not in '
+      f'config.data.tasks={tasks!r}')
 
 
 # Folders beside those of the sites' own adapters and predictions.

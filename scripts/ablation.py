@@ -74,7 +74,10 @@ def cell(config: ConfigDict, setting: str, seed: int, reporter: Reporter) -> Cel
 
 def tested(data: Data, batch_size: int) -> schedules.Schedule:
   """The test sentences, where a schedule has its validation set."""
-  sites = tuple(site._replace(train=(), validation=site.test_tokens) for site in data.tested)
+  sites = tuple(
+    site._replace(tasks=tuple(
+      part._replace(train=(), validation=part.test_tokens) for part in site.tasks))
+    for site in data.tested)
   return schedules.Schedule(sites, (), np.zeros(0), None, batch_size)
 
 
@@ -86,13 +89,14 @@ def layouts(cells: Sequence[Cell], loss_on: Sequence[str]) -> dict[str, schedule
     plan = prepare(regime_config(config, 'fed_medlora', {}), data).schedule
     for schedule in (plan, tested(data, size)):
       steps += schedules.all_steps(schedule.sites, schedule.plan, size)
-      prefix = max(prefix, *(len(site.instruction) - 1 for site in schedule.sites))
+      prefix = max(prefix, *(
+        len(part.instruction) - 1 for site in schedule.sites for part in site.tasks))
   found = {}
   for kind in loss_on:
     shape = pack.plan_shape(steps, prefix, kind)
     found[kind] = schedules.Layout(
-      lambda site, examples, shape=shape, kind=kind: pack.pack(
-        site.instruction, examples, shape, kind), pack.blank(shape, kind))
+      lambda part, examples, shape=shape, kind=kind: pack.pack(
+        part.instruction, examples, shape, kind), pack.blank(shape, kind))
   return found
 
 

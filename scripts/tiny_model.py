@@ -53,7 +53,7 @@ def train_tokenizer(corpora, folder: Path) -> transformers.PreTrainedTokenizerFa
   """Byte-level BPE of the notes and of the instruction, saved to `folder`."""
   texts = [note.text for corpus in corpora for note in corpus.train]
   # As often as it takes for the instruction's words to be tokens.
-  texts += [tasks.instruction(corpus.types) for corpus in corpora] * 100
+  texts += [tasks.ask('ner', corpus).instruction for corpus in corpora] * 100
   bpe = ByteLevelBPETokenizer()
   bpe.train_from_iterator(texts, VOCABULARY, special_tokens=[END], show_progress=False)
   tokenizer = transformers.PreTrainedTokenizerFast(

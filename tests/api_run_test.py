@@ -7,13 +7,12 @@ import transformers
 from fake_endpoint import body, error, serving
 
 from fedmedjax import api_run, compare
-from fedmedjax.data import tasks
+from fedmedjax.data import markup
 from fedmedjax.data.cohorts import generate_cohort
-from fedmedjax.data.relations import relation_examples
-from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.data.site import encode_site
+from fedmedjax.data.tasks import INPUT_HEADING, TASKS, ask
 from fedmedjax.eval import api
-from fedmedjax.eval.prompt import donors, messages, ner_prompt, re_prompt
+from fedmedjax.eval.prompt import donors, make_prompt, messages
 from fedmedjax.types import InputError
 
 KEY = 'sk-canary-5f2c8e'
@@ -26,17 +25,16 @@ def solutions() -> dict[str, str]:
   found = {}
   for name in SITES:
     corpus = generate_cohort(name)
-    for note in corpus.test:
-      for example in (
-        *sentence_examples(note, corpus.types)[0], *relation_examples(note, corpus.types)[0]):
-        question, target = tasks.render(example)
+    for asked in (ask(task, corpus) for task in TASKS):
+      for example in (one for note in corpus.test for one in asked.find(note)[0]):
+        question, target = asked.render(example)
         assert found.setdefault(question, target) == target
   return found
 
 
 def question_of(turns: list[dict]) -> str:
   assert turns[-1]['role'] == 'user'
-  return turns[-1]['content'].rpartition(tasks.INPUT_HEADING)[2]
+  return turns[-1]['content'].rpartition(INPUT_HEADING)[2]
 
 
 @pytest.fixture
@@ -55,7 +53,7 @@ def command(tiny_folder):
   return lambda workdir, *more: [
     'fedmedjax', '--config=configs/quickstart.py', f'--config.model.path={tiny_folder}',
     f'--workdir={workdir}', f'--config.data.sites={SITES[:2]}', '--config.eval.max_examples=8',
-    '--config.eval.bootstrap_samples=20', "--config.api.tasks=('ner', 're')", '--regimes=api',
+    '--config.eval.bootstrap_samples=20', "--config.data.tasks=('ner', 're')", '--regimes=api',
     *more]
 
 
@@ -82,10 +80,15 @@ def test_perfect_answers_score_one_and_a_second_run_asks_nothing(
   assert set(summary['scores']) == set(SITES)
   asked = 0
   for site, scores in summary['scores'].items():
-    for entry in (scores['ner'], scores['re']['modifier']):
+    assert list(scores['re']) == ['modifier', 'triple', 'end_to_end']
+    for entry in (scores['ner'], *scores['re'].values()):
       assert entry['strict']['typed']['f1'] == entry['lenient']['typed']['f1'] == 1.0
     lines = (workdir / 'api_meta%2Fsmall-1' / 'predictions' / f'{site}.jsonl').read_text()
     records = [json.loads(line) for line in lines.splitlines()]
+    # The main entities found are the true ones: what was asked about these is not asked again.
+    chained = [record for record in records if record['task'] == 'end_to_end']
+    records = records[:-len(chained)]
+    assert [r | {'task': 're'} for r in chained] == [r for r in records if 'main' in r]
     asked += len(records)
     assert [record['task'] for record in records[:9]] == ['ner'] * 8 + ['re']
     # The relations asked about are those of the sentences asked about, one a gold entity.
@@ -96,9 +99,9 @@ def test_perfect_answers_score_one_and_a_second_run_asks_nothing(
       for record in records[:8] for entity in record['gold'])
   assert asked == summary['api']['answers']
   out = capfd.readouterr().out
-  tables = out[out.index('Typed strict F1 by regime'):].split('Typed strict F1 of modifiers')
+  tables = out[out.index('Typed strict F1 by regime'):].split('Typed strict F1 of ')
   assert all('api:meta/small-1' in table and '1.000' in table for table in tables)
-  assert len(tables) == 2 and f'{count} requests' in out
+  assert len(tables) == 4 and f'{count} requests' in out
 
   # Finished; then finished elsewhere with the same answers on disk.
   assert compare.main(argv) == 0
@@ -120,14 +123,14 @@ def test_perfect_answers_score_one_and_a_second_run_asks_nothing(
 
 def test_a_copy_scores_nothing_and_a_fault_costs_its_sentence(server, command, tmp_path, capfd):
   """Copies without a tag: no entity is found. One sentence is never answered."""
-  server.answer = lambda turns: tasks._TAG.sub('', question_of(turns).partition('\n###')[0])
+  server.answer = lambda turns: markup._TAG.sub('', question_of(turns).partition('\n###')[0])
   server.script = [error(400, code='content_filter')]
   workdir = tmp_path / 'copies'
   argv = command(workdir, '--regimes=api:other', '--config.api.concurrency=1')
   assert compare.main(argv) == 0
   summary = summary_of(workdir, 'api_other')
   for scores in summary['scores'].values():
-    for entry in (scores['ner'], scores['re']['modifier']):
+    for entry in (scores['ner'], *scores['re'].values()):
       assert entry['lenient']['untyped']['f1'] == 0.0
   assert summary['api']['failed'] == 1 and summary['copy_rate'] < 1
   first = json.loads(
@@ -169,7 +172,7 @@ def test_the_key_and_the_address_are_nowhere(server, command, tmp_path, capfd, c
   ({}, [f'--regimes=api:{"x" * 300}'], 'too many for a model name'),
   ({}, ['--config.api.shots=100000'], 'config.api.shots=100000'),
   ({}, ['--config.api.timeout=0'], 'config.api.timeout'),
-  ({}, ["--config.api.tasks=('re',)"], "('ner',) or ('ner', 're')"),
+  ({}, ["--config.data.tasks=('er',)"], "('ner',), ('re',) or ('ner', 're')"),
 ])
 def test_bad_input_is_told_before_anything_starts(
     server, command, tmp_path, monkeypatch, capfd, change, flags, message):
@@ -193,45 +196,53 @@ def encoded(tiny_folder):
   tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
   return [
     encode_site(generate_cohort(name), tokenizer, max_length=160, trains=name != SITES[2],
-                validation_share=0.1, validation_examples=4) for name in SITES]
+                validation_share=0.1, validation_examples=4, tasks=tuple(TASKS)) for name in SITES]
 
 
-@pytest.mark.parametrize('builder', [ner_prompt, re_prompt])
-def test_shots_are_solved_training_sentences_of_the_site(encoded, builder):
+@pytest.mark.parametrize('number', [0, 1])
+def test_shots_are_solved_training_sentences_of_the_site(encoded, number):
   icu, clinic, external = encoded
-  prompt = builder(icu, [icu, clinic], 4, 1)
-  assert prompt == builder(icu, [icu, clinic], 4, 1)
-  assert prompt.shots != builder(icu, [icu, clinic], 4, 2).shots
-  tested = {example.text for example in prompt.test}
+  part = icu.tasks[number]
+  prompt = make_prompt(icu, part, [icu, clinic], 4, 1)
+  assert prompt.shots == make_prompt(icu, part, [icu, clinic], 4, 1).shots
+  assert prompt.shots != make_prompt(icu, part, [icu, clinic], 4, 2).shots
+  tested = {example.text for example in part.test}
   assert len({shot.text for shot in prompt.shots}) == 4
   for shot in prompt.shots:
     assert shot.entities and shot.text not in tested and '_train_' in shot.document
-  turns = messages(prompt, prompt.test[0])
+  turns = messages(prompt, part.test[0])
   assert [turn['role'] for turn in turns] == ['user', 'assistant'] * 4 + ['user']
-  assert turns[0]['content'].startswith(prompt.instruction)
-  assert [turn['content'].count(tasks.INPUT_HEADING) for turn in turns[::2]] == [1] * 5
+  assert turns[0]['content'].startswith(part.ask.instruction)
+  assert [turn['content'].count(INPUT_HEADING) for turn in turns[::2]] == [1] * 5
   assert [turn['content'] for turn in turns[1::2]] == [
-    tasks.render(shot)[1] for shot in prompt.shots]
+    part.ask.render(shot)[1] for shot in prompt.shots]
   # The answer is never part of the question.
-  question, target = tasks.render(prompt.test[0])
-  assert turns[-1]['content'] == tasks.INPUT_HEADING + question
-  assert len(messages(builder(icu, [icu], 0, 1), prompt.test[0])) == 1
+  question, target = part.ask.render(part.test[0])
+  assert turns[-1]['content'] == INPUT_HEADING + question
+  assert len(messages(make_prompt(icu, part, [icu], 0, 1), part.test[0])) == 1
 
 
 def test_a_site_that_leaves_a_type_out_shows_nothing_to_an_external_one(encoded):
-  """The clinic does not mark treatments, which the external notes do."""
+  """The clinic does not mark treatments, which the external notes do, nor their modifiers."""
   icu, clinic, external = encoded
-  assert donors(external, [icu, clinic]) == [icu] and donors(clinic, [icu, clinic]) == [clinic]
-  prompt = ner_prompt(external, [icu, clinic], 3, 0)
-  assert all(shot.document.startswith('synthetic_icu_train') for shot in prompt.shots)
-  with pytest.raises(InputError, match='config.api.shots=3: 0 training sentences'):
-    ner_prompt(external, [clinic], 3, 0)
+  for number in (0, 1):
+    mine, theirs, asked = (site.tasks[number] for site in (icu, clinic, external))
+    assert [part is mine for part in donors(external, asked, [icu, clinic])] == [True]
+    assert [part is theirs for part in donors(clinic, theirs, [icu, clinic])] == [True]
+    prompt = make_prompt(external, asked, [icu, clinic], 3, 0)
+    assert all(shot.document.startswith('synthetic_icu_train') for shot in prompt.shots)
+    with pytest.raises(InputError, match='config.api.shots=3: 0 training sentences'):
+      make_prompt(external, asked, [clinic], 3, 0)
+  # What the other site marks and this one does not is not shown.
+  shown = make_prompt(
+    external, external.tasks[0]._replace(ask=clinic.tasks[0].ask), [icu], 9, 0).shots
+  assert {span.type for shot in shown for span in shot.entities} <= {'problem', 'test', 'drug'}
 
 
 def test_a_training_sentence_that_is_tested_too_is_never_shown(encoded):
-  icu = encoded[0]
-  solved = next(example for example in icu.sentences if example.entities)
-  only = icu._replace(sentences=(solved,), test=(solved._replace(document='elsewhere'),))
+  icu, part = encoded[0], encoded[0].tasks[0]
+  solved = next(example for example in part.solved if example.entities)
+  only = part._replace(solved=(solved,), test=(solved._replace(document='elsewhere'),))
   with pytest.raises(InputError, match='0 training sentences'):
-    ner_prompt(only, [only], 1, 0)
-  assert ner_prompt(only._replace(test=icu.test), [only], 0, 0).shots == ()
+    make_prompt(icu, only, [icu], 1, 0)
+  assert make_prompt(icu, only._replace(test=part.test), [icu], 0, 0).shots == ()

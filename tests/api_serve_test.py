@@ -57,7 +57,7 @@ def asked_tokens(flags, tokenizer) -> int:
   data = load_data(config, Reporter())
   dialogues = {
     json.dumps(messages(prompt, example)) for prompts in api_run.plan(config, data).values()
-    for prompt in prompts.values() for example in prompt.test}
+    for prompt in prompts.values() for example in prompt.part.test}
   return sum(
     len(tokenizer.apply_chat_template(
       json.loads(dialogue), add_generation_prompt=True, return_dict=True)['input_ids'])
@@ -96,7 +96,7 @@ def test_a_random_model_of_transformers_serve(tiny_folder, tmp_path, monkeypatch
   tokenizer.save_pretrained(folder)
   summary = run_against(
     str(folder), tokenizer, tmp_path / 'run', monkeypatch, f'--config.model.path={folder}',
-    '--config.eval.max_examples=3', '--config.api.shots=2', "--config.api.tasks=('ner', 're')",
+    '--config.eval.max_examples=3', '--config.api.shots=2', "--config.data.tasks=('ner', 're')",
     '--config.eval.max_new_ratio=0.01')
   answers = summary['api']['answers']
   # 3 sentences and their entities; at most 32 tokens and 1 % of the input's.

@@ -29,6 +29,12 @@ from fedmedjax.types import Document, InputError, SiteCorpus, Span
   (['--config.data.external=("synthetic_icu",)'], 'a site that trains is no external cohort'),
   (['--config.data.validation_examples=0'], 'weighs sites by their validation loss'),
   (['--config.data.max_length=8'], 'is longer than config.data.max_length=8'),
+  (["--config.data.tasks=('er',)"], "('ner',), ('re',) or ('ner', 're') is allowed"),
+  (['--config.data.re_share=0.5'], "config.data.re_share=0.5: config.data.tasks=('ner',) has"),
+  (["--config.data.site_tasks=('ner',)"], '3 entries are allowed, one a site'),
+  (["--config.data.site_tasks=('ner','re','ner')"], "'re' is not in config.data.tasks=('ner',)"),
+  (["--config.data.site_tasks=('ner','both')"], "a tuple of 'ner', 're' and 'ner+re', or ()"),
+  (['--config.data.style=xml'], 'one of markup, json is allowed'),
   (['--config.fedd.rounds=3'], "config key 'fedd' is unknown"),
   (['--config.data.max_train_notes=1'], 'no sentence to train on among 1 notes, 1 of them held'),
   (['--config.eval.max_new_ratio=900'], 'positions, the model has 8192'),
@@ -195,6 +201,10 @@ def test_sites_without_usable_examples(smollm):
     encode((note,), (blank,))
   with pytest.raises(InputError, match='longer than config.data.max_length=8'):
     encode((note,), (note,), max_length=8)
+  with pytest.raises(InputError, match="1 notes hold nothing of task 're' .which it does not anno"):
+    encode((note,), (note,), tasks=('re',))
+  # A site that owns one task takes part in that one.
+  assert [part.ask.task for part in encode((note,), (note,), tasks=('ner', 're')).tasks] == ['ner']
   site = encode((note, blank), (note,))
   assert len(site.train) == 1 and site.report['test_sentences'] == 1
 

@@ -54,10 +54,8 @@ def test_a_regime_keeps_the_command_line_but_for_what_makes_it_itself():
 def test_named_choices_are_the_same_in_config_and_experiment():
   from fedmedjax import config as checks
   from fedmedjax import exchange, experiment
-  from fedmedjax.data.label_steps import TASKS
   assert checks.DTYPES == tuple(experiment.DTYPES)
   assert checks.LEARNERS == tuple(experiment.LEARNERS)
-  assert checks.BERT_TASKS == tuple(TASKS)
   assert checks.SAMPLERS == tuple(exchange.SAMPLERS)
   assert checks.CODECS == tuple(exchange.CODECS)
 

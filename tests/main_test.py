@@ -13,13 +13,13 @@ import transformers
 from rich.console import Console
 
 from fedmedjax import compare, main, report, run, writer
-from fedmedjax.data import tasks
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.site import encode_site
 from fedmedjax.eval import evaluate
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.load import load_model
+from fedmedjax.types import Span
 
 SHRINK = [
   '--config.fed.rounds=2', '--config.fed.local_steps=2', '--config.fed.batch_size=4',
@@ -117,10 +117,10 @@ def test_scores_are_those_of_the_answers(command, tmp_path, monkeypatch):
   So precision is 1 and recall (entities - sentences with any) / entities, recounted here from the
   records' offsets; the notes' own text at those offsets is what was marked.
   """
-  def answer(generator, adapter, base, site, advance):
+  def answer(generator, adapter, base, part, advance):
     out = []
-    for example in site.test:
-      out.append(tasks.render(example._replace(entities=example.entities[:-1]))[1])
+    for example in part.test:
+      out.append(part.ask.render(example._replace(entities=example.entities[:-1]))[1])
       advance(1)
     return out
 
@@ -146,6 +146,58 @@ def test_scores_are_those_of_the_answers(command, tmp_path, monkeypatch):
     assert entry['recall'] == pytest.approx((gold - lost) / gold)
 
 
+@pytest.mark.parametrize('style', ['markup', 'json'])
+def test_both_tasks_in_one_run(command, tmp_path, monkeypatch, style):
+  """One site has both tasks, one entities only, one relations only. Planted answers: all that is
+  right, so every score is 1; each site is scored on its own tasks, and end to end where it has
+  both. Main entities that are found are asked about once, not twice. At the external cohort the
+  model takes the word before each first entity for a drug: it is asked about that, too, and finds
+  no modifier of it, so only the entities' precision suffers."""
+  asked = []
+
+  def answer(generator, adapter, base, part, advance=None):
+    asked.extend(part.test)
+    assert len(part.test_tokens) == len(part.test)
+    return [part.ask.render(planted(example))[1] for example in part.test]
+
+  def planted(example):
+    if example.main or 'external' not in example.document or not example.entities:
+      return example
+    before = example.text[:example.entities[0].start].split()[-1:]
+    place = example.text.find(*before) if before else 0
+    wrong = [Span(place, place + len(word), 'drug') for word in before]
+    return example._replace(entities=(*wrong, *example.entities))
+
+  monkeypatch.setattr(evaluate, 'generate', answer)
+  workdir = tmp_path / 'joint'
+  assert main.main(command(
+    workdir, f'--config.data.style={style}', "--config.data.tasks=('ner', 're')",
+    "--config.data.site_tasks=('ner+re', 'ner', 're')", '--config.data.re_share=0.5',
+    '--config.eval.zero_shot=False', '--config.fed.rounds=1', '--config.eval.max_examples=8',
+    '--config.data.max_length=300', '--config.lora.targets=("q_proj","v_proj")')) == 0
+  summary = json.loads((workdir / 'summary.json').read_text())
+  tasks = {site: {task: list(entry) for task, entry in scores.items()}
+           for site, scores in summary['scores'].items()}
+  plain, related = ['strict', 'lenient', 'per_type'], ['modifier', 'triple']
+  assert tasks == {
+    'synthetic_icu': {'ner': plain, 're': [*related, 'end_to_end']},
+    'synthetic_dictation': {'ner': plain}, 'synthetic_clinic': {'re': related},
+    'synthetic_external': {'ner': plain, 're': [*related, 'end_to_end']}}
+  for site, scores in summary['scores'].items():
+    for entry in (*scores.get('re', {}).values(), *filter(None, [scores.get('ner')])):
+      known = site != 'synthetic_external' or entry is not scores.get('ner')
+      assert (entry['strict']['typed']['precision'] == 1.0) == known
+      assert entry['strict']['typed']['recall'] == entry['lenient']['typed']['recall'] == 1.0
+  assert any(example.main and not example.entities and 'external' in example.document
+             for example in asked)
+  assert len(set(map(str, asked))) == len(asked)
+  assert summary['instructions'].keys() == summary['scores'].keys()
+  assert set(summary['instructions']['synthetic_icu']) == {'ner', 're'}
+  assert (summary['copy_rate'], summary['parse_failure_rate'], summary['dropped']) == (1, 0, 0)
+  line = json.loads((workdir / 'metrics.jsonl').read_text())
+  assert line['local_steps'] == 6 and all(np.isfinite(line['validation_loss']))
+
+
 def test_decoding_keeps_the_order_of_the_sentences(smollm, tiny_folder):
   """Batches are sorted by length; each answer must come back to its own sentence.
 
@@ -158,7 +210,7 @@ def test_decoding_keeps_the_order_of_the_sentences(smollm, tiny_folder):
   llama = Llama(model.config, cached_attention)
   together, alone = (
     evaluate.generate(
-      evaluate.Generator(llama, model.tokenizer, size, 0.1), {}, model.params, site)
+      evaluate.Generator(llama, model.tokenizer, size, 0.1), {}, model.params, site.tasks[0])
     for size in (3, 1))
   assert together == alone and len(set(together)) > 1
 

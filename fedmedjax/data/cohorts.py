@@ -35,7 +35,15 @@ from fedmedjax.data.invent.frames import Sentence, render
 from fedmedjax.data.invent.note import Missing, Note
 from fedmedjax.data.invent.patients import make_patient, scenarios
 from fedmedjax.data.invent.vocabulary import held_out, read
-from fedmedjax.types import ENTITY_TYPES, Document, InputError, Relation, SiteCorpus, Span
+from fedmedjax.types import (
+  ENTITY_TYPES,
+  MODIFIER_TYPES,
+  Document,
+  InputError,
+  Relation,
+  SiteCorpus,
+  Span,
+)
 
 _PREFIX = re.compile(r'(?:#(\w+) )?((?:[+-]\w+ )*)(.*)')
 
@@ -94,7 +102,8 @@ def generate_cohort(
     'unseen_test_entities_percent': round(100 * unseen_share(train, test)['all']),
     'held_out_test_entities_percent': round(100 * held / max(len(mentions), 1)),
   }
-  return SiteCorpus(name, cohort.types, train, test, report)
+  return SiteCorpus(
+    name, cohort.types, train, test, report, {kind: MODIFIER_TYPES[kind] for kind in cohort.types})
 
 
 def unseen_share(train: Iterable[Document], test: Iterable[Document]) -> dict[str, float]:

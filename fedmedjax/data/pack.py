@@ -2,7 +2,7 @@
 
 One step = the instruction once + its examples packed into rows (`types.Batch`). All steps of a
 federation share one shape, so that a round compiles once. Which examples a step holds is a
-function of (seed, site, step) alone: a resumed run needs no iterator state.
+function of (seed, site, task, step) alone: a resumed run needs no iterator state.
 """
 
 import math
@@ -47,13 +47,13 @@ def round_up(number: int, multiple: int) -> int:
 
 
 def site_steps(
-  lengths: np.ndarray, batch_size: int, seed: int, site: int, first: int, count: int
+  lengths: np.ndarray, batch_size: int, seed: int, site: int, first: int, count: int, task: int = 0
 ) -> list[np.ndarray]:
   """Example indices of a site's steps `first` ... `first + count - 1`, counted over all rounds.
 
   Every epoch visits each example once, in ceil(n / batch_size) steps whose sizes differ by at
   most one. Steps are stratified by length: sorted examples are cut into batch_size strata and
-  each step draws one of each, without replacement, in an order seeded by (seed, site, epoch).
+  each step draws one of each, without replacement, in an order seeded by (seed, site, epoch, task).
   So steps hold nearly equal numbers of tokens and fixed-shape rows waste little.
   """
   steps_per_epoch = math.ceil(len(lengths) / batch_size)
@@ -62,7 +62,8 @@ def site_steps(
   for step in range(first, first + count):
     epoch, place = divmod(step, steps_per_epoch)
     if epoch not in epochs:
-      epochs[epoch] = _epoch(lengths, steps_per_epoch, np.random.default_rng((seed, site, epoch)))
+      rng = np.random.default_rng((seed, site, epoch, task))
+      epochs[epoch] = _epoch(lengths, steps_per_epoch, rng)
     steps.append(epochs[epoch][place])
   return steps
 

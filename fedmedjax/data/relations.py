@@ -1,21 +1,20 @@
-"""Relation extraction as text rewriting: mark one main entity, get its modifiers back.
+"""Relation extraction: given one main entity of a sentence, its modifiers.
 
 One example is a (sentence, main entity) pair. The input marks the main entity only, the target
-marks only its modifiers, with the tags of `data/tasks.py`; a main entity without modifiers has
-the plain sentence as target. `tasks.render` and `tasks.parse` serve both tasks. Provenance of
-the task, its 16 types and 22 valid pairs: METHOD section 5.
+marks only its modifiers; a main entity without modifiers has the plain sentence, or an empty list,
+as target. `tasks.py` asks, in the terms of both tasks. Provenance of the task, its 16 types and 22
+valid pairs: METHOD section 5.
 """
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from fedmedjax.data import tasks
 from fedmedjax.data.sentences import flat, split_sentences, trimmed
-from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, Document, Example, InputError, Span
+from fedmedjax.types import MODIFIER_TYPES, Document, Example, SiteCorpus, Span
 
-# Per type: an example that shows the markup, and a definition, short as in `data/tasks.py`.
-_GUIDE = {
+# Per type: an example, and a definition, short as in `data/tasks.py`.
+GUIDE = {
   'severity': ('severe', 'how bad a problem is'),
   'condition': ('on exertion', 'the circumstance in which a problem shows'),
   'uncertain': ('possible', 'doubt that a problem is there'),
@@ -35,46 +34,34 @@ _GUIDE = {
 }
 
 
-def modifier_types(types: Sequence[str]) -> tuple[str, ...]:
-  """The modifiers that a main entity of any of `types` can have, in the order of the guide."""
-  allowed = {modifier for name in types for modifier in MODIFIER_TYPES[name]}
-  return tuple(name for name in _GUIDE if name in allowed)
-
-
-def instruction(types: Sequence[str]) -> str:
-  """The prompt in front of every example of a site that annotates modifiers of `types`.
-
-  Raises InputError when a type is unknown or none is given.
-  """
-  unknown = [name for name in types if name not in ENTITY_TYPES]
-  if unknown or not types:
-    raise InputError(
-      f'entity types {tuple(types)!r}: some of {", ".join(ENTITY_TYPES)} are allowed')
-  asked = modifier_types(types)
-  return '\n'.join([
-    '### Task:',
-    'One entity of the clinical text is tagged. Copy the text word for word without that tag and '
-    'put a tag around every word or phrase that modifies this entity, as in:',
-    *(f'<span class="{name}">{_GUIDE[name][0]}</span>' for name in asked),
-    '### Definitions:',
-    *(f'{name}: {_GUIDE[name][1]}' for name in asked),
-    tasks.INPUT_HEADING,
-  ])
+def annotated(corpus: SiteCorpus) -> dict[str, tuple[str, ...]]:
+  """{entity type: its modifier types} that a site annotated, of the 22 valid pairs; entity types
+  without any are left out. See `SiteCorpus.modifiers`."""
+  pairs = corpus.modifiers
+  if pairs is None:
+    found = {
+      (note.spans[link.head].type, link.type)
+      for note in (*corpus.train, *corpus.test) for link in note.relations}
+    pairs = {main: tuple(kind for head, kind in found if head == main) for main, _ in found}
+  valid = {
+    main: tuple(kind for kind in kinds if kind in pairs.get(main, ()))
+    for main, kinds in MODIFIER_TYPES.items() if main in corpus.types}
+  return {main: kinds for main, kinds in valid.items() if kinds}
 
 
 def relation_examples(
-  document: Document, types: Sequence[str]
+  document: Document, asked: Mapping[str, tuple[str, ...]]
 ) -> tuple[list[Example], Counter]:
   """One example per main entity that a sentence holds whole, in the order of the note.
 
   Args:
     document: the note; a relation's head is the main entity, its tail the modifier.
-    types: the types of main entities whose modifiers were annotated.
+    asked: {entity type: modifier types} whose annotation counts; other entities are no mains.
 
   Returns:
     The examples, `entities` being the modifiers, and counts: mains, modifiers (kept), and
     dropped: crossing (in another sentence than the main entity, or in none as a whole), nested
-    (overlapping a longer modifier), invalid_pairs (a type that the main entity cannot have).
+    (overlapping a longer modifier), invalid_pairs (a type that is not asked of the main entity).
   """
   text, sentences = document.text, split_sentences(document.text)
   starts = [start for start, _ in sentences]
@@ -93,13 +80,13 @@ def relation_examples(
 
   found, counts = [], Counter()
   for index, span in enumerate(document.spans):
-    main = place(span) if span.type in types else None
+    main = place(span) if span.type in asked else None
     if main is None:
       continue
     number, span = main
     modifiers = []
     for tail in tails.get(index, ()):
-      if tail.type not in MODIFIER_TYPES[span.type]:
+      if tail.type not in asked[span.type]:
         counts['invalid_pairs'] += 1
         continue
       at = place(tail)

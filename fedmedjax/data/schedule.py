@@ -1,30 +1,33 @@
 """What every site trains on in every round, and the server's validation set: numpy arrays.
 
-All of it is a function of (seed, round, site), known before the first round, so the shape in
-which every step fits is planned once and a run resumes without iterator state.
+A step holds examples of one site and one task, since it has one instruction; all steps of all
+sites and tasks share one shape, so that a round is one program. All of it is a function of (seed,
+round, site), known before the first round, so the shape is planned once and a run resumes without
+iterator state.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedmedjax.data import pack
-from fedmedjax.data.site import SPLIT_SEED, SiteData
+from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
 from fedmedjax.types import InputError
 
 
 class Step(NamedTuple):
-  """One step before packing: the site it comes from and its examples' indices."""
+  """One step before packing: the site it comes from, which of its tasks, its examples' indices."""
 
   site: int
+  task: int
   members: np.ndarray
 
 
 class Layout(NamedTuple):
   """How the examples of a step become arrays, of the same shapes for all steps."""
 
-  pack: Callable  # (site, examples) -> arrays
+  pack: Callable  # (TaskData, examples) -> arrays
   blank: Any      # the arrays of a step without examples: weight zero everywhere
 
 
@@ -47,6 +50,12 @@ class Schedule(NamedTuple):
     return max(len(one) for steps in self.plan for one in steps)
 
 
+def _step_examples(sites: Sequence[SiteData], step: Step) -> tuple[TaskData, list]:
+  """What a step is about, and its examples."""
+  part = sites[step.site].tasks[step.task]
+  return part, [part.train[i] for i in step.members]
+
+
 def plan_rounds(
   sites: Sequence[SiteData],
   size: Callable[[Any], int],
@@ -58,17 +67,21 @@ def plan_rounds(
   seed: int,
   pooled: bool,
   cohorts_of: Callable[[np.ndarray], Sequence[Sequence[int]]] | None = None,
+  shares: Mapping[str, float] | None = None,
 ) -> tuple[Plan, np.ndarray]:
   """(which examples every step of every round holds, f32[S] or pooled f32[1] n_k).
 
   A site takes `local_steps` steps a round or, when that is 0, ceil(n / batch_size) *
-  local_epochs. Pooled, one participant takes the very steps that the cohort would have taken,
-  shuffled: the same examples and the same number of steps as the federation.
+  local_epochs, added up over its tasks. Pooled, one participant takes the very steps that the
+  cohort would have taken, shuffled: the same examples and the same number of steps as the
+  federation.
 
   Args:
     size: of an example; n_k adds it up over a site's training examples.
     cohorts_of: (f32[S] n_k) -> the sites of each round, the others take no step; None = all of
       them in every round.
+    shares: of a site's steps, by task, relative to those of its other tasks; None = as many as
+      the task has in an epoch, so that every example comes as often as any other.
 
   Raises:
     InputError: no site is in any cohort.
@@ -79,11 +92,12 @@ def plan_rounds(
   for number in range(rounds):
     steps: list[tuple[Step, ...]] = []
     for index, site in enumerate(sites):
-      lengths = np.asarray([len(example.tokens) for example in site.train])
-      count = local_steps or local_epochs * -(-len(lengths) // batch_size)
-      taken = count if index in cohorts[number] else 0
-      members = pack.site_steps(lengths, batch_size, seed, index, number * count, taken)
-      steps.append(tuple(Step(index, chosen) for chosen in members))
+      epoch = [-(-len(part.train) // batch_size) for part in site.tasks]
+      count = local_steps or local_epochs * sum(epoch)
+      wanted = [shares[part.ask.task] for part in site.tasks] if shares else epoch
+      taken = index in cohorts[number]
+      steps.append(
+        _site_round(site, index, number, count, wanted, batch_size, seed) if taken else ())
     if pooled:
       together = [step for one in steps for step in one]
       order = np.random.default_rng((seed, number)).permutation(len(together))
@@ -95,12 +109,36 @@ def plan_rounds(
   return tuple(plan), sizes.sum(keepdims=True) if pooled else sizes
 
 
+def _site_round(
+  site: SiteData, index: int, number: int, count: int, wanted: Sequence[float], batch_size: int,
+  seed: int,
+) -> tuple[Step, ...]:
+  """The `count` steps of a site in round `number`, of its tasks in the proportion `wanted`.
+
+  Each task's steps go on where the last round stopped. The proportion holds within one step after
+  every round, since what is rounded is the number of steps so far. The order of the tasks is a
+  function of (seed, round, site), so that a site that stops early has taken some of each.
+  """
+  upto = np.concatenate([[0.0], np.cumsum(wanted)]) / sum(wanted)
+  first, end = (
+    np.diff(np.floor(upto * n + 0.5).astype(int)) for n in (number * count, (number + 1) * count))
+  steps = [
+    iter(pack.site_steps(
+      np.asarray([len(example.tokens) for example in part.train]), batch_size, seed, index,
+      first[task], end[task] - first[task], task))
+    for task, part in enumerate(site.tasks)]
+  order = np.random.default_rng((seed, number, index, 1)).permutation(
+    np.repeat(np.arange(len(site.tasks)), end - first))
+  return tuple(Step(index, int(task), next(steps[task])) for task in order)
+
+
 def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[list]:
   """The examples of every step, of training and of validation: what one shape must hold."""
   return [
-    [sites[step.site].train[i] for i in step.members]
-    for steps in plan for one in steps for step in one
-  ] + [examples for site in sites for examples in _validation_steps(site, batch_size)]
+    _step_examples(sites, step)[1] for steps in plan for one in steps for step in one
+  ] + [
+    examples for site in sites for part in site.tasks
+    for examples in _validation_steps(part, batch_size)]
 
 
 def make_schedule(
@@ -116,22 +154,22 @@ def make_schedule(
   sites = tuple(sites)
   sizes = {'examples': lambda example: 1, 'tokens': lambda e: pack.supervised(e, loss_on)}
   steps, weights = plan_rounds(sites, sizes[weight_by], batch_size=batch_size, **plan)
-  prefix = max(len(site.instruction) for site in sites) - 1
+  prefix = max(len(part.instruction) for site in sites for part in site.tasks) - 1
   shape = pack.plan_shape(all_steps(sites, steps, batch_size), prefix, loss_on)
   layout = Layout(
-    lambda site, examples: pack.pack(site.instruction, examples, shape, loss_on),
+    lambda part, examples: pack.pack(part.instruction, examples, shape, loss_on),
     pack.blank(shape, loss_on))
   return Schedule(sites, steps, weights, layout, batch_size)
 
 
-def _validation_steps(site: SiteData, batch_size: int) -> list[list]:
+def _validation_steps(part: TaskData, batch_size: int) -> list[list]:
   """Like training steps, stratified by length, so that they fit the same shape."""
-  if not site.validation:
+  if not part.validation:
     return []
-  lengths = np.asarray([len(example.tokens) for example in site.validation])
+  lengths = np.asarray([len(example.tokens) for example in part.validation])
   count = -(-len(lengths) // batch_size)
   return [
-    [site.validation[i] for i in members]
+    [part.validation[i] for i in members]
     for members in pack.site_steps(lengths, batch_size, SPLIT_SEED, 0, 0, count)
   ]
 
@@ -159,12 +197,10 @@ def round_arrays(
   longest, layout = schedule.most_steps, schedule.layout
   taken = _taken(schedule, number, cohort, steps)
 
-  def packed(step: Step):
-    site = schedule.sites[step.site]
-    return layout.pack(site, [site.train[i] for i in step.members])
-
   batches = pack.stack([
-    pack.stack([packed(step) for step in one] + [layout.blank] * (longest - len(one)))
+    pack.stack(
+      [layout.pack(*_step_examples(schedule.sites, step)) for step in one]
+      + [layout.blank] * (longest - len(one)))
     for one in taken
   ])
   mask = np.asarray([[k < len(one) for k in range(longest)] for one in taken])
@@ -172,12 +208,13 @@ def round_arrays(
 
 
 def validation_arrays(schedule: Schedule) -> tuple[Any, np.ndarray] | None:
-  """(batches [Q, ...], group f32[Q, G]) of V, a group per site; None when V is empty."""
+  """(batches [Q, ...], group f32[Q, G]) of V, a group per site and task; None when V is empty."""
   batches, groups = [], []
   for site in schedule.sites:
-    for examples in _validation_steps(site, schedule.batch_size):
-      batches.append(schedule.layout.pack(site, examples))
-      groups.append(site.name)
+    for part in site.tasks:
+      for examples in _validation_steps(part, schedule.batch_size):
+        batches.append(schedule.layout.pack(part, examples))
+        groups.append((site.name, part.ask.task))
   if not batches:
     return None
   names = sorted(set(groups))
@@ -195,8 +232,8 @@ def round_work(
   examples, tokens = 0, 0
   for one in _taken(schedule, number, cohort, steps):
     for step in one:
-      site = schedule.sites[step.site]
-      examples += len(step.members)
-      tokens += len(site.instruction) - 1
-      tokens += sum(len(site.train[i].tokens) for i in step.members)
+      part, members = _step_examples(schedule.sites, step)
+      examples += len(members)
+      tokens += len(part.instruction) - 1
+      tokens += sum(len(example.tokens) for example in members)
   return examples, tokens

@@ -1,6 +1,7 @@
 """One site's notes as examples: split by note, sentences or main entities, tokens."""
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedmedjax.data.labels import LabelExample
-from fedmedjax.data.relations import relation_examples
-from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.tasks import Ask, ask
 from fedmedjax.data.tokenize import TokenExample, encode_examples, encode_instruction
 from fedmedjax.types import Document, Example, InputError, SiteCorpus
 
@@ -17,42 +18,50 @@ from fedmedjax.types import Document, Example, InputError, SiteCorpus
 SPLIT_SEED = 42
 
 
-class RelationExamples(NamedTuple):
-  """A site's relation examples; none where its notes hold no modifier of its main entities."""
-
-  train: tuple[Example, ...] = ()
-  test: tuple[Example, ...] = ()  # only those of the sentences that are tested on
-
-
-class SiteData(NamedTuple):
-  """A site's notes as sentences, tokenised. `instruction` is i32[P + 1].
+class TaskData(NamedTuple):
+  """A site's notes as examples of one task, tokenised. `instruction` is i32[P + 1].
 
   Token sequences are TokenExamples for a language model; for a BERT they are LabelExamples, a
-  tuple of them for each test sentence, and the instruction is without tokens (P = 0).
+  tuple of them for each test example, and the instruction is without tokens (P = 0).
   """
 
-  name: str
-  types: tuple[str, ...]
+  ask: Ask
   instruction: np.ndarray
   train: tuple[TokenExample | LabelExample, ...]
   validation: tuple[TokenExample | LabelExample, ...]
   test: tuple[Example, ...]
   test_tokens: tuple
+  solved: tuple[Example, ...] = ()  # what `train` was made from, too long ones included
+
+
+class SiteData(NamedTuple):
+  """What a site trains and is scored on, task by task: only those it annotates."""
+
+  name: str
+  types: tuple[str, ...]
+  tasks: tuple[TaskData, ...]
   report: dict[str, int]
-  sentences: tuple[Example, ...] = ()  # what `train` was made from, too long ones included
-  relations: RelationExamples = RelationExamples()
+
+  @property
+  def train(self) -> tuple[TokenExample | LabelExample, ...]:
+    """The training examples of all tasks."""
+    return tuple(example for part in self.tasks for example in part.train)
+
+  @property
+  def test(self) -> tuple[Example, ...]:
+    """The test examples of all tasks."""
+    return tuple(example for part in self.tasks for example in part.test)
 
 
 class Form(NamedTuple):
-  """How a site's notes become examples and token sequences.
+  """How a site's notes become examples and token sequences of one task.
 
-  find(document, types) -> (examples, counts)
   encode(examples) -> (what training holds, counts), encode_test(examples) -> one entry each
   limit: the key that bounds a sequence, with its value, for error messages.
   """
 
+  ask: Ask
   instruction: np.ndarray
-  find: Callable
   encode: Callable
   encode_test: Callable
   limit: str
@@ -63,6 +72,8 @@ def encode_site(
   tokenizer: Any,
   *,
   max_length: int,
+  tasks: Sequence[str] = ('ner',),
+  style: str = 'markup',
   **split,
 ) -> SiteData:
   """A site for a language model: drops what is longer than `max_length` tokens from training.
@@ -71,24 +82,27 @@ def encode_site(
     corpus: the site's notes.
     tokenizer: a transformers tokenizer.
     max_length: longest training or validation example in tokens.
+    tasks: keys of `tasks.TASKS`; those that the site does not annotate are left out.
+    style: a key of `tasks.STYLES`.
     split: see `read_site`, which also lists the errors.
   """
-  instruction = encode_instruction(tokenizer, corpus.types)
+  def form(asked: Ask) -> Form:
+    instruction = encode_instruction(tokenizer, asked.instruction)
+    encode = partial(encode_examples, tokenizer, instruction, asked.render)
 
-  def fitting(found: list[Example]):
-    encoded = encode_examples(tokenizer, instruction, found)
-    kept = [example for example in encoded if len(example.tokens) <= max_length]
-    return kept, {'too_long': len(encoded) - len(kept)}
+    def fitting(found: list[Example]):
+      encoded = encode(found)
+      kept = [example for example in encoded if len(example.tokens) <= max_length]
+      return kept, {'too_long': len(encoded) - len(kept)}
 
-  form = Form(
-    instruction, sentence_examples, fitting, partial(encode_examples, tokenizer, instruction),
-    f'config.data.max_length={max_length}')
-  return read_site(corpus, form, **split)
+    return Form(asked, instruction, fitting, encode, f'config.data.max_length={max_length}')
+
+  return read_site(corpus, [form(ask(task, corpus, style)) for task in tasks], **split)
 
 
 def read_site(
   corpus: SiteCorpus,
-  form: Form,
+  forms: Sequence[Form],
   *,
   max_train_notes: int = 0,
   validation_share: float = 0.0,
@@ -101,16 +115,17 @@ def read_site(
 
   Args:
     corpus: the site's notes.
-    form: how its examples are found and encoded.
+    forms: one a task; those of which its notes hold nothing are left out.
     max_train_notes: the first notes used for training; 0 = all.
-    validation_share: share of the training notes held out for V.
-    validation_examples: most examples of V, at random among the held-out notes'.
-    max_test: the first test examples used; 0 = all.
+    validation_share: share of the training notes held out for V, the same for all tasks.
+    validation_examples: most examples of V of each task, at random among the held-out notes'.
+    max_test: the first test sentences used, with all examples in them; 0 = all.
     trains: False for a site that is only tested (its training notes are not read).
     tests: False for a site that only trains.
 
   Raises:
-    InputError: the site has no example to test on or, when it trains, to train on.
+    InputError: the site annotates nothing of any task, or has no example to test on or, when it
+      trains, to train on.
   """
   rng = np.random.default_rng((SPLIT_SEED, zlib.crc32(corpus.name.encode())))
   notes = corpus.train[:max_train_notes or None] if trains else ()
@@ -119,72 +134,98 @@ def read_site(
     # A site with one note keeps it to train on.
     number = min(max(1, round(validation_share * len(notes))), len(notes) - 1)
     held_out = set(rng.permutation(len(notes))[:number].tolist())
-  report = dict(corpus.report)
+  places = [
+    (note.name, start) for note in corpus.test for start, _ in split_sentences(note.text)]
+  if tests and not places:
+    raise InputError(f'site {corpus.name!r}: no sentence to test on')
+  split = _Split(
+    [note for i, note in enumerate(notes) if i not in held_out],
+    [notes[i] for i in sorted(held_out)], corpus.test, set(places[:max_test or None]))
+  report, parts = Counter(corpus.report), []
+  for form in _annotated(corpus, forms, trains) if tests else [f for f in forms if f.ask.types]:
+    part = _read_task(form, split, validation_examples, rng, report)
+    if trains:
+      _check_training(corpus.name, len(notes), len(held_out), part, {
+        'max_train_notes': max_train_notes, 'validation_share': validation_share,
+        'limit': form.limit})
+    # A part of a pool may be too small to have one; V then lacks its group.
+    if trains and tests and held_out and not part.validation:
+      raise InputError(
+        f'site {corpus.name!r}: no validation example (config.data.validation_share='
+        f'{validation_share}, {form.limit}); raise one of them')
+    parts.append(part)
+  if tests and not any(part.test for part in parts):
+    raise InputError(f'site {corpus.name!r}: no example to test on in its first {max_test} '
+                     'sentences (config.eval.max_examples); raise it')
+  for key in ('train', 'validation', 'test'):
+    report[f'{key}_sentences'] = sum(len(getattr(part, key)) for part in parts)
+  return SiteData(corpus.name, corpus.types, tuple(parts), dict(report))
+
+
+class _Split(NamedTuple):
+  """A site's notes by use; of the tested notes only the sentences (note, start) of `tested`."""
+
+  train: Sequence[Document]
+  validation: Sequence[Document]
+  test: Sequence[Document]
+  tested: set[tuple[str, int]]
+
+
+def _read_task(
+  form: Form, split: _Split, validation_examples: int, rng: np.random.Generator, report: Counter
+) -> TaskData:
+  """One task of a site; adds to `report` what was found, kept and dropped."""
 
   def examples(documents: Sequence[Document]) -> list[Example]:
     out = []
     for document in documents:
-      found, counts = form.find(document, corpus.types)
+      found, counts = form.ask.find(document)
       out += found
-      for key, value in counts.items():
-        # The corpus's own counts are over all its notes, these over the ones read here.
-        report[f'used_{key}'] = report.get(f'used_{key}', 0) + value
+      # The corpus's own counts are over all its notes, these over the ones read here.
+      report.update({f'used_{key}': value for key, value in counts.items()})
     return out
 
   def encoded(found: list[Example]) -> list:
     kept, counts = form.encode(found)
-    for key, value in counts.items():
-      report[key] = report.get(key, 0) + value
+    report.update(counts)
     return kept
 
-  used = [note for i, note in enumerate(notes) if i not in held_out]
-  sentences = examples(used)
-  train = encoded(sentences)
-  validation = encoded(examples([notes[i] for i in sorted(held_out)]))
+  solved = examples(split.train)
+  train, validation = encoded(solved), encoded(examples(split.validation))
   chosen = np.sort(rng.permutation(len(validation))[:validation_examples])
-  validation = [validation[i] for i in chosen]
-  test = examples(corpus.test)[:max_test or None]
-  report |= {
-    'train_sentences': len(train), 'validation_sentences': len(validation),
-    'test_sentences': len(test)}
-  if trains:
-    _check_training(corpus.name, len(notes), len(held_out), sentences, train, {
-      'max_train_notes': max_train_notes, 'validation_share': validation_share,
-      'limit': form.limit})
-    # A part of a pool may be too small to have one; V then lacks its group.
-    if tests and held_out and not validation:
-      raise InputError(
-        f'site {corpus.name!r}: no validation example (config.data.validation_share='
-        f'{validation_share}, {form.limit}); raise one of them')
-  if tests and not test:
-    raise InputError(f'site {corpus.name!r}: no sentence to test on')
-  return SiteData(
-    corpus.name, corpus.types, form.instruction, tuple(train), tuple(validation), tuple(test),
-    tuple(form.encode_test(test)), report, tuple(sentences), _relations(corpus, used, test))
+  test = [e for e in examples(split.test) if (e.document, e.start) in split.tested]
+  return TaskData(
+    form.ask, form.instruction, tuple(train), tuple(validation[i] for i in chosen), tuple(test),
+    tuple(form.encode_test(test)), tuple(solved))
 
 
-def _relations(
-  corpus: SiteCorpus, used: Sequence[Document], tested: Sequence[Example]
-) -> RelationExamples:
-  """Relation examples of the notes `used` for training and of the sentences `tested`."""
-  train, test = (
-    [example for note in notes for example in relation_examples(note, corpus.types)[0]]
-    for notes in (used, corpus.test))
-  if not any(example.entities for example in (*train, *test)):
-    return RelationExamples()
-  places = {(sentence.document, sentence.start) for sentence in tested}
-  return RelationExamples(
-    tuple(train), tuple(e for e in test if (e.document, e.start) in places))
+def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[Form]:
+  """The tasks of which a site's notes hold anything: without, its words would be taught, or
+  scored, as if they were known to be outside of everything."""
+  notes = corpus.train if trains else corpus.test
+  owned = [
+    form for form in forms if form.ask.types
+    and any(example.entities for note in notes for example in form.ask.find(note)[0])]
+  if not owned and any(split_sentences(note.text) for note in notes):
+    asked = ' and '.join(
+      f'{form.ask.task!r} ({", ".join(form.ask.types) or "which it does not annotate"})'
+      for form in forms)
+    raise InputError(
+      f'site {corpus.name!r}: its {len(notes)} notes hold nothing of task {asked}; choose '
+      'another of config.data.tasks (a BERT: config.bert.task), or leave the site out')
+  return owned or list(forms)
 
 
-def _check_training(name, notes, held_out, sentences, fitting, settings) -> None:
+def _check_training(
+  name: str, notes: int, held_out: int, part: TaskData, settings: dict[str, Any]
+) -> None:
   """Raises InputError when a site has nothing to train on, and says why."""
-  if not sentences:
+  if not part.solved:
     raise InputError(
       f'site {name!r}: no sentence to train on among {notes} notes, {held_out} of them held out '
       f'(config.data.max_train_notes={settings["max_train_notes"]}, '
       f'config.data.validation_share={settings["validation_share"]})')
-  if not fitting:
+  if not part.train:
     raise InputError(
-      f'site {name!r}: each of its {len(sentences)} training examples is longer than '
+      f'site {name!r}: each of its {len(part.solved)} training examples is longer than '
       f'{settings["limit"]} tokens; allow longer ones')

@@ -1,24 +1,31 @@
-"""Entity recognition as text rewriting: what the model reads, must write, and is understood to say.
+"""What a model is asked about a site's notes: the tasks, the styles of answers, and their words.
 
-A sentence is one example. The model copies it with `<span class="problem">...</span>` around each
-entity. Nothing is escaped: '<' and '&' go through as they are, since the parser looks for span
-tags only and compares everything else with the sentence, character by character. The one string
-that could be taken for markup, a span tag that stands in the sentence itself, gets a look-alike
-for its '<' (one character for one character, in input and target alike): offsets never move.
+One sentence is an example of entity recognition, one (sentence, main entity) pair an example of
+relation extraction; its input marks that entity (METHOD section 5). An answer is written as span
+markup or as a JSON list, see `markup.py` and `json_list.py`. A site is asked for what it annotates
+and for nothing else: what it left out is neither in its prompt nor in its score.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
-import numpy as np
+from fedmedjax.data import json_list, markup, relations
+from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.types import (
+  ENTITY_TYPES,
+  MODIFIER_TYPES,
+  Document,
+  Example,
+  InputError,
+  Parse,
+  SiteCorpus,
+  Span,
+)
 
-from fedmedjax.data.align import align, fold, inside_word
-from fedmedjax.types import ENTITY_TYPES, Example, InputError, Span
-
-# Per type: an example that shows the markup, and a definition. Few words on purpose: every step
-# of training pays for each token of the instruction.
-_GUIDE = {
+# Per type: an example, and a definition. Few words on purpose: every step of training pays for
+# each token of the instruction.
+_ENTITIES = {
   'problem': ('fever', 'a disease, symptom, abnormal finding or injury'),
   'treatment': ('dialysis', 'a procedure, device or therapy, not a drug'),
   'test': ('chest x-ray', 'a laboratory test, imaging study, vital sign or examination'),
@@ -27,233 +34,132 @@ _GUIDE = {
 
 INPUT_HEADING = '### Input Text:\n'  # the last line of every instruction
 
-# Tags as models write them: any case, any quotes, blanks. A tag cannot contain '<', so markup put
-# next to a stray '<' of the sentence is still found and the search is linear in the length; nor
-# the look-alike, so writing one never makes a tag of what stands before it ('<span</span>').
-_LOOK_ALIKE = '\u2039'
-_TAG = re.compile(rf'<(/?)\s*span\b([^<>{_LOOK_ALIKE}]*)>', re.IGNORECASE)
-_CUT_TAG = re.compile(rf'</?\s*(?:s|sp|spa|span\b[^<>{_LOOK_ALIKE}]*)?\Z', re.IGNORECASE)
-_CLASS = re.compile(r'class\W*([\w-]+)', re.IGNORECASE)
-
-_LONGEST = 1 << 15  # characters of output that are read, plus _PER_CHARACTER for each of the input
-_PER_CHARACTER = 48  # more than a tagged one-character entity needs
+# Types asked for, by the type of the main entity that they are asked about; '' where there is
+# none, in entity recognition.
+Asked = Mapping[str, tuple[str, ...]]
 
 
-class Parse(NamedTuple):
-  """What a generated text says about its input; see `parse`."""
+class Style(NamedTuple):
+  """How answers are written: a value of config.data.style."""
 
-  spans: tuple[Span, ...]  # sorted, flat; offsets into the input text
-  failed: bool
-  copied: bool
-
-
-class _Mark(NamedTuple):
-  """A tagged stretch [start, end) of the generated text after its tags are taken out."""
-
-  start: int
-  end: int
-  type: str
+  shown: Callable[[str, str], str]                       # (type, words) -> a line of the guide
+  write: Callable[[str, Sequence[Span]], str]            # (text, spans) -> the answer
+  parse: Callable[[str, str, Sequence[str]], Parse]      # (generated, text, types)
 
 
-class _Reading(NamedTuple):
-  """An output without tags (`plain`, m characters) laid against the input (`text`, n)."""
-
-  text: str            # folded: see align.fold
-  plain: str           # folded
-  inside: np.ndarray   # bool[n + 1]  boundaries inside a word of the text; see align.inside_word
-  inside_plain: np.ndarray  # bool[m + 1]
-  place: np.ndarray    # i64[m]  see align.Alignment
-  equal: np.ndarray    # bool[m]
+STYLES = {
+  'markup': Style(markup.shown, markup.write, markup.parse),
+  'json': Style(json_list.shown, json_list.write, json_list.parse),
+}
 
 
-def instruction(types: Sequence[str]) -> str:
-  """The prompt in front of every sentence of a site that annotates `types`.
+class Task(NamedTuple):
+  """A value of config.data.tasks."""
 
-  The order of `types` does not matter: sites with the same types share one instruction.
+  asked: Callable[[SiteCorpus], Asked]  # what a site annotates of it
+  find: Callable[[Document, Asked], tuple[list[Example], Mapping[str, int]]]  # and counts
+  guide: Mapping[str, tuple[str, str]]  # type -> (example, definition), in the order of prompts
+  words: Mapping[str, str]              # style -> the sentence that asks
+  given: str = ''                       # the task whose entities are this one's main entities
+
+
+def _entities(corpus: SiteCorpus) -> Asked:
+  unknown = [name for name in corpus.types if name not in ENTITY_TYPES]
+  if unknown or not corpus.types:
+    raise InputError(
+      f'site {corpus.name!r}: entity types {tuple(corpus.types)!r}: some of '
+      f'{", ".join(ENTITY_TYPES)} are allowed')
+  return {'': tuple(corpus.types)}
+
+
+TASKS = {
+  'ner': Task(
+    _entities, lambda document, asked: sentence_examples(document, asked['']), _ENTITIES, {
+      'markup': 'Copy the clinical text word for word and put a tag around every entity, as in:',
+      'json': 'List every entity of the clinical text, word for word and in order, as JSON like:',
+    }),
+  're': Task(
+    relations.annotated, relations.relation_examples, relations.GUIDE, {
+      'markup':
+        'One entity of the clinical text is tagged. Copy the text word for word without that tag '
+        'and put a tag around every word or phrase that modifies this entity, as in:',
+      'json':
+        'One entity of the clinical text is tagged. List every word or phrase that modifies this '
+        'entity, word for word and in order, as JSON like:',
+    }, given='ner'),
+}
+
+
+class Ask(NamedTuple):
+  """One task at one site. The order of a site's types does not matter: sites that annotate the
+  same share one instruction."""
+
+  task: str
+  given: str
+  asked: Asked
+  types: tuple[str, ...]  # all of `asked`, in the order of prompts; what is scored over
+  find: Callable[[Document], tuple[list[Example], Mapping[str, int]]]
+  instruction: str        # the prompt in front of every example
+  render: Callable[[Example], tuple[str, str]]  # what follows it, and what is to be written
+  parse: Callable[[str, Example], Parse]        # (generated, example)
+
+
+def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
+  """What `corpus` is asked in a task; `types` is empty where it annotates nothing of it.
+
+  Args:
+    task: a key of TASKS.
+    corpus: the site.
+    style: a key of STYLES.
+
+  Raises:
+    InputError: the site has an entity type that is unknown, or none.
   """
-  for name in types:
-    if name not in _GUIDE:
-      raise InputError(f'entity type {name!r} is not one of {", ".join(ENTITY_TYPES)}')
-  if not types:
-    raise InputError(f'no entity type given; choose from {", ".join(ENTITY_TYPES)}')
-  asked = [name for name in ENTITY_TYPES if name in types]
-  guide = [f'<span class="{name}">{_GUIDE[name][0]}</span>' for name in asked]
-  definitions = [f'{name}: {_GUIDE[name][1]}' for name in asked]
+  row, form = TASKS[task], STYLES[style]
+  asked = row.asked(corpus)
+  types = tuple(name for name in row.guide if any(name in kinds for kinds in asked.values()))
+  return Ask(
+    task, row.given, asked, types, partial(row.find, asked=asked),
+    _instruction(row, form, style, asked, types), partial(_render, form), partial(
+      _parse, form, asked, types))
+
+
+def asked_types(task: str, corpora: Sequence[SiteCorpus]) -> tuple[str, ...]:
+  """The types that any of `corpora` is asked for, in the order of prompts."""
+  found = {name for corpus in corpora for name in ask(task, corpus).types}
+  return tuple(name for name in TASKS[task].guide if name in found)
+
+
+def _instruction(
+  row: Task, form: Style, style: str, asked: Asked, types: Sequence[str]
+) -> str:
+  def defined(name: str) -> str:
+    # Said only where it is not all that can have it: the others were not annotated.
+    able = [main for main in asked if name in MODIFIER_TYPES.get(main, ())]
+    some = [main for main in able if name in asked[main]]
+    of = '' if len(some) == len(able) else f' (of a {" or ".join(some)})'
+    return f'{name}: {row.guide[name][1]}{of}'
+
   return '\n'.join([
-    '### Task:',
-    'Copy the clinical text word for word and put a tag around every entity, as in:',
-    *guide,
-    '### Definitions:',
-    *definitions,
-    INPUT_HEADING,
-  ])
+    '### Task:', row.words[style], *(form.shown(name, row.guide[name][0]) for name in types),
+    '### Definitions:', *map(defined, types), INPUT_HEADING])
 
 
-def render(example: Example) -> tuple[str, str]:
-  """What follows the instruction, and what the model must write after it."""
-  marked = () if example.main is None else (example.main,)
-  return f'{markup(example, marked)}\n### Output Text:\n', markup(example, example.entities)
+def _render(form: Style, example: Example) -> tuple[str, str]:
+  main = () if example.main is None else (example.main,)
+  return (
+    f'{markup.write(example.text, main)}\n### Output Text:\n',
+    form.write(markup.guard(example.text), example.entities))
 
 
-def markup(example: Example, spans: Sequence[Span]) -> str:
-  """The example's text with a tag around each of `spans`, which are sorted and flat."""
-  text = _guard(example.text)
-  pieces, at = [], 0
-  for span in spans:
-    if not at <= span.start <= span.end <= len(text):
-      raise ValueError(f'{span} of {example.document} overlaps or leaves its sentence')
-    pieces += [text[at:span.start], f'<span class="{span.type}">',
-               text[span.start:span.end], '</span>']
-    at = span.end
-  return ''.join(pieces) + text[at:]
+def _parse(form: Style, asked: Asked, types: Sequence[str], generated: str, example: Example):
+  return form.parse(generated, markup.guard(example.text), judged(asked, types, example))
 
 
-def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
-  """Recovers entities from what a model wrote for the sentence `text`.
-
-  The tags are taken out and what is left is aligned with `text`. A tagged stretch is placed
-    1. where the alignment puts it, if it reads the same there, word edges included; else
-    2. where the same whole words stand unclaimed in `text`, the nearest place first (entities
-       out of order, text made up in between); else
-    3. where the alignment puts it, if at least half of the longer of both was matched; else
-    4. where the same characters stand unclaimed within a word;
-    5. otherwise it is dropped.
-  Each step goes over all tagged stretches before the next begins. Case and the kind of white
-  space are ignored, and a word cut short at an entity's edge counts as the whole word.
-  Tags never nest: an opening tag ends the entity before it, a closing tag with nothing open is
-  ignored, the end of the output ends the last entity. Classes not in `types` are dropped in
-  silence. Blanks at the edges of an entity do not belong to it.
-
-  Returns:
-    spans: sorted, without overlap, offsets into `text`.
-    copied: the output without its tags is `text`, character for character.
-    failed: at least one of
-      - fewer than half of the characters (of the longer of output and input) could be matched;
-      - the markup had to be repaired: a tag left open, closed twice, opened inside another, or
-        cut off at the end;
-      - a tagged stretch of an asked type, blank ones aside, was dropped;
-      - the output was too long to be read to its end.
-    A failed parse still returns every entity it could place.
-  """
-  text = _guard(text)
-  limit = _LONGEST + _PER_CHARACTER * len(text)
-  whole, generated = len(generated) <= limit, generated[:limit]
-  plain, marks, sound = _strip_tags(generated, types)
-  if whole and plain == text:
-    return Parse(tuple(Span(*mark) for mark in marks), failed=not sound, copied=True)
-  cut = _CUT_TAG.search(generated)
-  if cut:
-    plain, marks, _ = _strip_tags(generated[:cut.start()], types)
-  reading = _Reading(
-    fold(text), fold(plain), inside_word(text), inside_word(plain), *align(text, plain),
-  )
-  spans = _place(marks, reading)
-  alike = 2 * np.count_nonzero(reading.equal) >= max(len(text), len(plain))
-  understood = whole and sound and not cut and alike and len(spans) == len(marks)
-  return Parse(tuple(sorted(spans)), failed=not understood, copied=False)
-
-
-def _guard(text: str) -> str:
-  return _TAG.sub(lambda tag: _LOOK_ALIKE + tag[0][1:], text)
-
-
-def _strip_tags(generated: str, types: Sequence[str]) -> tuple[str, list[_Mark], bool]:
-  """Returns the text without tags, what was tagged with an asked type, and if tags were sound."""
-  asked = {name.lower(): name for name in types}
-  pieces, marks, sound = [], [], True
-  at = size = 0  # characters read of `generated`, and kept of them
-  opened = None  # (where in the kept text, class) of the tag that is open
-  for tag in _TAG.finditer(generated):
-    pieces.append(generated[at:tag.start()])
-    size += tag.start() - at
-    at = tag.end()
-    closing = bool(tag[1])
-    sound &= closing == (opened is not None)
-    if opened:
-      marks.append(_Mark(opened[0], size, opened[1]))
-    name = None if closing else _CLASS.search(tag[2])
-    opened = None if closing else (size, name[1].lower() if name else '')
-  pieces.append(generated[at:])
-  plain = ''.join(pieces)
-  if opened:
-    sound = False
-    marks.append(_Mark(opened[0], len(plain), opened[1]))
-  marks = [mark._replace(type=asked[mark.type]) for mark in marks if mark.type in asked]
-  return plain, _trim(plain, marks), sound
-
-
-def _trim(plain: str, marks: list[_Mark]) -> list[_Mark]:
-  """Takes blanks off the edges, and drops what is then empty."""
-  trimmed = []
-  for start, end, name in marks:
-    words = plain[start:end].strip()
-    if words:
-      start = plain.index(words, start)
-      trimmed.append(_Mark(start, start + len(words), name))
-  return trimmed
-
-
-def _place(marks: list[_Mark], reading: _Reading) -> list[Span]:
-  """Places marks in the text, no two on the same character, surest first: see `parse`."""
-  inside = reading.inside
-  missing = np.ones(len(reading.text), bool)  # characters of the text that the output left out
-  missing[reading.place[reading.place >= 0]] = False
-  claimed = np.zeros(len(reading.text), bool)
-  spans = []
-  for find, strict in ((_aligned, True), (_verbatim, True), (_aligned, False), (_verbatim, False)):
-    left = []
-    for mark in marks:
-      found = find(mark, reading, claimed, strict)
-      if found is None:
-        left.append(mark)
-        continue
-      start, end = found
-      # A word cut short at the edge of an entity ('diabete') stands for the whole word.
-      while inside[start] and missing[start - 1] and not claimed[start - 1]:
-        start -= 1
-      while inside[end] and missing[end] and not claimed[end]:
-        end += 1
-      claimed[start:end] = True
-      spans.append(Span(start, end, mark.type))
-    marks = left
-  return spans
-
-
-def _aligned(
-  mark: _Mark, reading: _Reading, claimed: np.ndarray, strict: bool,
-) -> tuple[int, int] | None:
-  """Where the alignment puts a mark: reading the same (strict), or at least half matched."""
-  where = reading.place[mark.start:mark.end]
-  where = [int(at) for at in where if at >= 0 and reading.text[at] != ' ']
-  if not where:
-    return None
-  start, end = where[0], where[-1] + 1
-  if strict:
-    found = reading.text[start:end] == reading.plain[mark.start:mark.end] and all(
-      reading.inside[at] == reading.inside_plain[edge]
-      for at, edge in ((start, mark.start), (end, mark.end))
-    )
-  else:
-    longer = max(mark.end - mark.start, end - start)
-    found = 2 * np.count_nonzero(reading.equal[mark.start:mark.end]) >= longer
-  return (start, end) if found and not claimed[start:end].any() else None
-
-
-def _verbatim(
-  mark: _Mark, reading: _Reading, claimed: np.ndarray, strict: bool,
-) -> tuple[int, int] | None:
-  """The unclaimed place nearest to where the output had arrived; strict: whole words only."""
-  words = reading.plain[mark.start:mark.end]
-  found = re.finditer(f'(?={re.escape(words)})', reading.text)
-  starts = np.array([at.start() for at in found], int)
-  ends = starts + len(words)
-  before = np.concatenate([[0], np.cumsum(claimed)])
-  free = before[starts] == before[ends]
-  if strict:
-    free &= ~(reading.inside[starts] | reading.inside[ends])
-  starts = starts[free]
-  if not len(starts):
-    return None
-  arrived = reading.place[:mark.start].max(initial=-1) + 1  # the text copied before the mark
-  near = int(starts[np.argmin(np.abs(starts - arrived))])
-  return near, near + len(words)
+def judged(asked: Asked, types: Sequence[str], example: Example) -> list[str]:
+  """Those of `types` that can be right or wrong in an example: not those that its main entity can
+  have but whose annotation lacks there."""
+  main = '' if example.main is None else example.main.type
+  return [
+    name for name in types
+    if name in asked.get(main, ()) or name not in MODIFIER_TYPES.get(main, ())]

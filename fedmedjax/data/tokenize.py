@@ -1,11 +1,10 @@
 """Examples to token sequences. An example's tokens do not depend on what it is packed with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmedjax.data import tasks
 from fedmedjax.types import Example
 
 
@@ -19,21 +18,22 @@ class TokenExample(NamedTuple):
   prompt_length: int
 
 
-def encode_instruction(tokenizer: Any, types: Sequence[str]) -> np.ndarray:
+def encode_instruction(tokenizer: Any, instruction: str) -> np.ndarray:
   """i32[P + 1]: the instruction with the tokenizer's start token, when it has one."""
-  tokens = tokenizer(tasks.instruction(types))['input_ids']
+  tokens = tokenizer(instruction)['input_ids']
   if tokens[-1] == tokenizer.eos_token_id:
     tokens = tokens[:-1]
   return np.asarray(tokens, np.int32)
 
 
 def encode_examples(
-  tokenizer: Any, instruction: np.ndarray, examples: Sequence[Example]
+  tokenizer: Any, instruction: np.ndarray, render: Callable[[Example], tuple[str, str]],
+  examples: Sequence[Example],
 ) -> list[TokenExample]:
   """Tokenises input and target apart, so that training sees exactly what decoding feeds."""
   if not examples:
     return []
-  rendered = [tasks.render(example) for example in examples]
+  rendered = [render(example) for example in examples]
   inputs, targets = (
     tokenizer(list(texts), add_special_tokens=False)['input_ids']
     for texts in zip(*rendered, strict=True))

@@ -1,15 +1,16 @@
 """Decodes a site's test sentences and scores answers against its annotation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedmedjax.data import tasks
 from fedmedjax.data.pack import round_up
-from fedmedjax.data.site import SiteData
+from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.data.tasks import Ask
+from fedmedjax.data.tokenize import encode_examples
 from fedmedjax.eval import metrics
 from fedmedjax.model.decode import decoder, prefiller
 from fedmedjax.model.llama import Llama
@@ -34,25 +35,27 @@ def generate(
   generator: Generator,
   adapter: dict,
   base: dict,
-  site: SiteData,
+  part: TaskData,
   advance: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
-  """Greedy outputs for a site's test sentences, in their order.
+  """Greedy outputs for the test examples of a site's task, in their order.
 
   Args:
     generator: see above.
     adapter: the `lora` collection; {} is the base model alone.
     base: the `params` collection.
-    site: its `test_tokens` are decoded.
-    advance: called with the number of sentences done since the last call.
+    part: its `test_tokens` are decoded.
+    advance: called with the number of examples done since the last call.
   """
-  prompts = [example.tokens[:example.prompt_length] for example in site.test_tokens]
+  prompts = [example.tokens[:example.prompt_length] for example in part.test_tokens]
+  if not prompts:
+    return []
   # Like lengths together, longest first: they finish together, and the first batch is the
   # slowest, so the time left is never underestimated by much.
   order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
   outputs: list[str] = [''] * len(prompts)
   eos = jnp.asarray([generator.tokenizer.eos_token_id], jnp.int32)
-  shared = prefiller(generator.model)(adapter, base, site.instruction[:-1])
+  shared = prefiller(generator.model)(adapter, base, part.instruction[:-1])
   # Equal batches: 40 sentences at 32 a batch are two of 20, not 32 and a mostly empty one.
   size = -(-len(order) // -(-len(order) // generator.batch_size))
   for start in range(0, len(order), size):
@@ -67,7 +70,7 @@ def generate(
       [most_new_tokens(length, generator.max_new_ratio) for length in lengths], np.int32)
     # To the host at once: slicing on the device would compile once per length.
     out, counts = jax.device_get(greedy(
-      adapter, base, shared, jnp.int32(len(site.instruction) - 1), tokens, lengths, limits, eos))
+      adapter, base, shared, jnp.int32(len(part.instruction) - 1), tokens, lengths, limits, eos))
     for row, index in enumerate(chosen):
       # No clean-up: it would join what the text keeps apart, such as ' .' and ' ,'.
       outputs[index] = generator.tokenizer.decode(
@@ -81,30 +84,50 @@ def most_new_tokens(prompt_length: int, max_new_ratio: float) -> int:
   return int(max_new_ratio * prompt_length) + _SPARE_TOKENS
 
 
-def predictions(
-  examples: Sequence[Example], types: Sequence[str], outputs: Sequence[str]
+def answer(
+  generator: Generator, base: dict, adapter: dict, site: SiteData, advance: Callable[[int], None]
 ) -> list[dict]:
+  """Prediction records of all test examples of a site, task by task, then those of `end_to_end`."""
+  records = []
+  for part in site.tasks:
+    records += predictions(
+      part.ask, part.test, generate(generator, adapter, base, part, advance))
+  for part in site.tasks:
+    def write(examples, part=part):
+      tokens = encode_examples(
+        generator.tokenizer, part.instruction, part.ask.render, examples)
+      return generate(generator, adapter, base, part._replace(
+        test=tuple(examples), test_tokens=tuple(tokens)))
+
+    records += end_to_end(site, part, records, write)
+  return records
+
+
+def instructions(sites: Sequence[SiteData]) -> dict[str, dict[str, str]]:
+  """{site: {task: the prompt in front of its examples}}, as summary.json holds them."""
+  return {site.name: {part.ask.task: part.ask.instruction for part in site.tasks} for site in sites}
+
+
+def predictions(ask: Ask, examples: Sequence[Example], outputs: Sequence[str]) -> list[dict]:
   """One record an example, as `predictions/SITE.jsonl` holds them.
 
   Offsets of `predicted`, `gold` and `main` are into the document; `model_input` follows the
-  instruction. `main`, the main entity [start, end, type], makes a record one of task 're'; without
-  it the task is 'ner'.
+  instruction. `main`, the main entity [start, end, type], is there in relation extraction only.
 
   Args:
-    examples: of either task.
-    types: the types asked for: entity types, or those of modifiers.
+    ask: what was asked.
+    examples: about these.
     outputs: what was generated for each.
   """
   records = []
   for example, output in zip(examples, outputs, strict=True):
-    parsed = tasks.parse(output, example.text, types)
+    parsed = ask.parse(output, example)
     record = {
-      'document': example.document, 'sentence_start': example.start,
-      'task': 'ner' if example.main is None else 're',
-      'model_input': tasks.render(example)[0], 'generated': output,
+      'document': example.document, 'sentence_start': example.start, 'task': ask.task,
+      'model_input': ask.render(example)[0], 'generated': output,
       'predicted': [_in_document(span, example) for span in parsed.spans],
       'gold': [_in_document(span, example) for span in example.entities],
-      'parse_failed': parsed.failed, 'copied': parsed.copied,
+      'parse_failed': parsed.failed, 'copied': parsed.copied, 'dropped': parsed.dropped,
     }
     main = {} if example.main is None else {'main': _in_document(example.main, example)}
     records.append(record | main)
@@ -115,47 +138,156 @@ def _in_document(span: Span, example: Example) -> list:
   return [span.start + example.start, span.end + example.start, span.type]
 
 
-def by_task(task: str, scores: dict) -> dict:
-  """Scores as summary.json holds them, {'ner': scores} or {'re': {'modifier': scores}}.
+END_TO_END = 'end_to_end'  # the `task` of the records below
+INVALID = 'invalid'        # the type of a triple that no annotation can hold
 
-  Relations have several scores: this one is of the modifiers, their main entity given.
+
+def end_to_end(
+  site: SiteData, part: TaskData, records: Sequence[dict],
+  write: Callable[[list[Example]], Sequence[str]],
+) -> list[dict]:
+  """One record for every main entity that the model itself predicted: its modifiers.
+
+  Where a predicted main entity is a true one, the question is the one that was asked with it
+  given, and so is the answer. None for a site that lacks the task which finds main entities: its
+  notes do not tell right ones from wrong ones.
+
+  Args:
+    site: whose texts these are.
+    part: the task that asks about main entities.
+    records: of all tasks of the site.
+    write: (examples) -> what the model writes for each.
   """
-  return {task: {'modifier': scores} if task == 're' else scores}
+  def key(record, main):
+    return record['document'], record['sentence_start'], *main
+
+  known = {key(r, r['main']): r for r in records if r['task'] == part.ask.task and 'main' in r}
+  texts = _texts(site)
+  found: dict[tuple, Example | dict] = {}
+  for record in records:
+    if record['task'] != part.ask.given:
+      continue
+    place = record['document'], record['sentence_start']
+    for main in record['predicted']:
+      if main[2] in part.ask.asked:
+        start, end, kind = main
+        found[key(record, main)] = known.get(key(record, main)) or Example(
+          *place, texts[place], (), Span(start - place[1], end - place[1], kind))
+  fresh = [example for example in found.values() if isinstance(example, Example)]
+  answers = iter(predictions(part.ask, fresh, write(fresh)) if fresh else ())
+  return [
+    (next(answers) if isinstance(one, Example) else one) | {'task': END_TO_END}
+    for one in found.values()]
+
+
+def _texts(site: SiteData) -> dict[tuple[str, int], str]:
+  return {(example.document, example.start): example.text for example in site.test}
+
+
+def asked(site: SiteData, records: Sequence[dict]) -> bool:
+  """Whether these are the records of one adapter that answered all test examples of a site."""
+  return sum(record['task'] != END_TO_END for record in records) == len(site.test)
 
 
 class SiteScores(NamedTuple):
   """A site's scores in the shape of summary.json, and what they add up from."""
 
-  scores: dict
-  counts: np.ndarray     # i64[notes, 2, T + 1, 3], see eval/metrics.py
+  scores: dict                   # {'ner': ..., 're': {'modifier': ..., 'triple': ..., ...}}
+  counts: dict[str, np.ndarray]  # 'ner', 're.modifier', ...: i64[notes, 2, T + 1, 3]
   copy_rate: float
   parse_failure_rate: float
+  dropped: int                   # entities written that stand nowhere in their sentence
 
 
 def score(
-  examples: Sequence[Example], types: Sequence[str], records: Sequence[dict], seed: int,
-  samples: int,
+  site: SiteData, answers: Sequence[Sequence[dict]], seed: int, samples: int
 ) -> SiteScores:
-  """Scores prediction records of one task of a site; intervals resample its notes.
+  """Scores the answers for a site; intervals resample its notes.
+
+  A task that asks about main entities has three scores: `modifier`, of the spans, the true main
+  entity given, one question after the other; `triple`, of (main entity, modifier) pairs, each once,
+  typed by both; `end_to_end`, the same with the main entities that the model found itself, where
+  the site has the task that finds them.
 
   Args:
-    examples: what was asked, for the texts.
-    types: the types scored over: entity types, or those of modifiers.
-    records: from `predictions`, in the order of `examples`, once for every adapter that
-      answered; counts add up over adapters.
+    site: what was asked.
+    answers: of each adapter that answered, its records (`answer`); counts add up over adapters.
     seed, samples: of the bootstrap.
   """
-  by_note: dict[str, np.ndarray] = {}
-  repeated = tuple(examples) * (len(records) // len(examples))
-  for example, record in zip(repeated, records, strict=True):
-    gold, predicted = (
-      [Span(start - example.start, end - example.start, kind) for start, end, kind in spans]
-      for spans in (record['gold'], record['predicted']))
-    found = metrics.count(gold, predicted, example.text, types)
-    by_note[example.document] = by_note.get(example.document, 0) + found
-  counts = np.stack(list(by_note.values()))
-  interval = metrics.bootstrap_f1(counts, seed, samples)
+  texts, scores, counts = _texts(site), {}, {}
+
+  def summed(name: str, types: Sequence[str], found) -> dict:
+    """`found`: (note, counts) of texts or questions; every note of the site counts, in order."""
+    by_note = {note: np.zeros((2, len(types) + 1, 3), np.int64) for note, _ in texts}
+    for note, some in found:
+      by_note[note] += some
+    counts[name] = np.stack(list(by_note.values()))
+    interval = metrics.bootstrap_f1(counts[name], seed, samples)
+    return metrics.scores(counts[name].sum(axis=0), types, interval)
+
+  for part in site.tasks:
+    task, types, pairs = part.ask.task, part.ask.types, _pairs(part.ask)
+    spans = summed(f'{task}.modifier' if pairs else task, types, (
+      found for records in answers for found in _span_counts(records, task, types, texts)))
+    if not pairs:
+      scores[task] = spans
+      continue
+    scores[task] = {'modifier': spans}
+    sources = {'triple': task}
+    if any(other.ask.task == part.ask.given for other in site.tasks):
+      sources[END_TO_END] = END_TO_END
+    for name, source in sources.items():
+      scores[task][name] = summed(f'{task}.{name}', pairs, (
+        found for records in answers
+        for found in _link_counts(records, task, source, pairs, texts)))
+  records = [record for some in answers for record in some]
   return SiteScores(
-    metrics.scores(counts.sum(axis=0), types, interval), counts,
+    scores, counts,
     float(np.mean([record['copied'] for record in records])),
-    float(np.mean([record['parse_failed'] for record in records])))
+    float(np.mean([record['parse_failed'] for record in records])),
+    sum(record['dropped'] for record in records))
+
+
+def rates(scores: Iterable[SiteScores]) -> dict[str, float]:
+  """What summary.json says of the answers as such: means over sites, and how many were dropped."""
+  scores = list(scores)
+  return {
+    'copy_rate': np.mean([site.copy_rate for site in scores]),
+    'parse_failure_rate': np.mean([site.parse_failure_rate for site in scores]),
+    'dropped': sum(site.dropped for site in scores)}
+
+
+def _pairs(ask: Ask) -> tuple[str, ...]:
+  """'drug.route', ..., INVALID: what a triple can be typed; none for a task without mains."""
+  named = [f'{main}.{kind}' for main, kinds in ask.asked.items() if main for kind in kinds]
+  return (*named, INVALID) if named else ()
+
+
+def _span_counts(records, task: str, types: Sequence[str], texts) -> Iterator[tuple]:
+  for record in records:
+    if record['task'] == task:
+      start = record['sentence_start']
+      gold, predicted = (
+        [_in_sentence(span, start) for span in record[key]] for key in ('gold', 'predicted'))
+      yield record['document'], metrics.count(
+        gold, predicted, texts[record['document'], start], types)
+
+
+def _link_counts(records, task: str, source: str, pairs, texts) -> Iterator[tuple]:
+  """Counts of each sentence's triples: true ones from `task`, predicted ones from `source`."""
+  links = {place: ({}, {}) for place in texts}
+  for record in records:
+    place = record['document'], record['sentence_start']
+    for side, (key, origin) in enumerate((('gold', task), ('predicted', source))):
+      for span in record[key] if record['task'] == origin else ():
+        main, kind = record['main'], f'{record["main"][2]}.{span[2]}'
+        link = metrics.Link(
+          _in_sentence(main, place[1]), _in_sentence(span, place[1]),
+          kind if kind in pairs else INVALID)
+        links[place][side][link] = None
+  for (note, start), (gold, predicted) in links.items():
+    yield note, metrics.count_links(gold, predicted, texts[note, start], pairs)
+
+
+def _in_sentence(span: Sequence, start: int) -> Span:
+  return Span(span[0] - start, span[1] - start, span[2])

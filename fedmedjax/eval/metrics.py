@@ -18,10 +18,12 @@ Letters: N notes, T types. Counts are i64[2 match kinds, T types + untyped, (tp,
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from fedmedjax.types import Span
 
@@ -29,6 +31,14 @@ KINDS = ('strict', 'lenient')
 AVERAGES = ('typed', 'untyped', 'macro')
 
 _TOKEN = re.compile(r'\w+|[^\w\s]')
+
+
+class Link(NamedTuple):
+  """A (main entity, modifier) pair of one text and its type, such as 'drug.route'."""
+
+  main: Span
+  modifier: Span
+  type: str
 
 
 class Difference(NamedTuple):
@@ -53,13 +63,7 @@ def count(
   Returns:
     i64[2, T + 1, 3].
   """
-  tokens = [token.span() for token in _TOKEN.finditer(text)]
-  starts, ends = [start for start, _ in tokens], [end for _, end in tokens]
-
-  def covered(span: Span) -> tuple[int, int]:
-    """The tokens [first, last) that share a character with the span."""
-    return bisect_right(ends, span.start), bisect_left(starts, span.end)
-
+  covered = _covered(text)
   rows = []
   for asked in [(name,) for name in types] + [tuple(types)]:
     wanted = [span for span in gold if span.type in asked]
@@ -68,6 +72,54 @@ def count(
     pairs = (exact.total(), _most_pairs(map(covered, wanted), map(covered, found)))
     rows.append([(tp, len(found) - tp, len(wanted) - tp) for tp in pairs])
   return np.array(rows, np.int64).transpose(1, 0, 2)
+
+
+def count_links(
+  gold: Iterable[Link], predicted: Iterable[Link], text: str, types: Sequence[str],
+) -> np.ndarray:
+  """Counts of (main entity, modifier) pairs of one text: `count`, both of whose spans must match.
+
+  Strict: both spans and types are the same. Lenient: both types are, and both spans share a token.
+
+  Args:
+    gold, predicted: each pair once; all of `types`.
+    text, types: as in `count`.
+
+  Returns:
+    i64[2, T + 1, 3].
+  """
+  covered = _covered(text)
+
+  def overlap(a: Span, b: Span) -> bool:
+    (first, end), (other_first, other_end) = covered(a), covered(b)
+    return max(first, other_first) < min(end, other_end)
+
+  rows = []
+  for asked in [(name,) for name in types] + [tuple(types)]:
+    wanted, found = (
+      [link for link in links if link.type in asked] for links in (gold, predicted))
+    exact = Counter((link.main[:2], link.modifier[:2]) for link in wanted) & Counter(
+      (link.main[:2], link.modifier[:2]) for link in found)
+    touching = np.array([
+      [overlap(a.main, b.main) and overlap(a.modifier, b.modifier) for b in found]
+      for a in wanted], bool).reshape(len(wanted), len(found))
+    pairs = (exact.total(), _matched(touching))
+    rows.append([(tp, len(found) - tp, len(wanted) - tp) for tp in pairs])
+  return np.array(rows, np.int64).transpose(1, 0, 2)
+
+
+def _matched(edges: np.ndarray) -> int:
+  """Size of the largest one-to-one matching in bool[G, P]."""
+  if not edges.any():
+    return 0
+  return int((maximum_bipartite_matching(csr_array(edges)) >= 0).sum())
+
+
+def _covered(text: str) -> Callable[[Span], tuple[int, int]]:
+  """(span) -> the tokens [first, last) of the text that share a character with it."""
+  tokens = [token.span() for token in _TOKEN.finditer(text)]
+  starts, ends = [start for start, _ in tokens], [end for _, end in tokens]
+  return lambda span: (bisect_right(ends, span.start), bisect_left(starts, span.end))
 
 
 def _most_pairs(

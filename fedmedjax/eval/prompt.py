@@ -12,56 +12,49 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedmedjax.data import relations, tasks
-from fedmedjax.data.site import SiteData
+from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.data.tasks import INPUT_HEADING
 from fedmedjax.types import Example, InputError
 
 
 class Prompt(NamedTuple):
   """What a site is asked in one task."""
 
-  types: tuple[str, ...]      # asked for, and scored over
-  instruction: str
+  part: TaskData
   shots: tuple[Example, ...]  # solved examples shown before every question
-  test: tuple[Example, ...]
 
 
-def ner_prompt(site: SiteData, trained: Sequence[SiteData], count: int, seed: int) -> Prompt:
-  """Entity recognition; see `choose_shots`."""
-  pool = [
-    example._replace(entities=tuple(span for span in example.entities if span.type in site.types))
-    for donor in donors(site, trained) for example in donor.sentences]
-  shots = choose_shots(site, 'ner', pool, site.test, count, seed)
-  return Prompt(site.types, tasks.instruction(site.types), shots, site.test)
+def make_prompt(
+  site: SiteData, part: TaskData, trained: Sequence[SiteData], count: int, seed: int
+) -> Prompt:
+  """One of a site's tasks with `count` solved examples; see `choose_shots`."""
+  asked = part.ask.asked
+  pool = []
+  for donor in donors(site, part, trained):
+    for example in donor.solved:
+      kinds = asked.get('' if example.main is None else example.main.type)
+      if kinds is not None:
+        pool.append(example._replace(
+          entities=tuple(span for span in example.entities if span.type in kinds)))
+  return Prompt(part, choose_shots(site.name, part.ask.task, pool, part.test, count, seed))
 
 
-def re_prompt(site: SiteData, trained: Sequence[SiteData], count: int, seed: int) -> Prompt | None:
-  """Relation extraction; None when the site has no relation example to test on."""
-  test = site.relations.test
-  if not test:
-    return None
-  pool = [
-    example for donor in donors(site, trained) for example in donor.relations.train
-    if example.main.type in site.types]
-  shots = choose_shots(site, 're', pool, test, count, seed)
-  return Prompt(
-    relations.modifier_types(site.types), relations.instruction(site.types), shots, test)
-
-
-def donors(site: SiteData, trained: Sequence[SiteData]) -> list[SiteData]:
-  """Whose training sentences may be shown to a model that is asked about `site`: its own.
+def donors(site: SiteData, part: TaskData, trained: Sequence[SiteData]) -> list[TaskData]:
+  """Whose training examples may be shown to a model that is asked about a site's task: its own.
 
   An external cohort has none. It is shown those of the training sites that annotate all of its
   types: another site's sentences would teach that a type is not to be marked.
   """
   if site in trained:
-    return [site]
-  return [other for other in trained if set(site.types) <= set(other.types)]
+    return [part]
+  return [
+    other for donor in trained for other in donor.tasks
+    if other.ask.task == part.ask.task and all(
+      set(kinds) <= set(other.ask.asked.get(main, ())) for main, kinds in part.ask.asked.items())]
 
 
 def choose_shots(
-  site: SiteData, task: str, pool: Sequence[Example], tested: Sequence[Example], count: int,
-  seed: int,
+  site: str, task: str, pool: Sequence[Example], tested: Sequence[Example], count: int, seed: int
 ) -> tuple[Example, ...]:
   """Draws `count` different sentences with something to find, a function of (seed, site, task).
 
@@ -76,18 +69,19 @@ def choose_shots(
   if len(fresh) < count:
     raise InputError(
       f'config.api.shots={count}: {len(fresh)} training sentences can be shown for task {task!r} '
-      f'of site {site.name!r}; fewer shots are allowed')
-  rng = np.random.default_rng((seed, zlib.crc32(f'{site.name}/{task}'.encode())))
+      f'of site {site!r}; fewer shots are allowed')
+  rng = np.random.default_rng((seed, zlib.crc32(f'{site}/{task}'.encode())))
   candidates = list(fresh.values())
   return tuple(candidates[i] for i in rng.permutation(len(candidates))[:count])
 
 
 def messages(prompt: Prompt, example: Example) -> list[dict[str, str]]:
   """The dialogue that asks for `example`, in the terms of chat completions."""
-  turns, before = [], prompt.instruction
+  ask = prompt.part.ask
+  turns, before = [], ask.instruction
   for shot in prompt.shots:
-    text, target = tasks.render(shot)
+    text, target = ask.render(shot)
     turns += [
       {'role': 'user', 'content': before + text}, {'role': 'assistant', 'content': target}]
-    before = tasks.INPUT_HEADING
-  return [*turns, {'role': 'user', 'content': before + tasks.render(example)[0]}]
+    before = INPUT_HEADING
+  return [*turns, {'role': 'user', 'content': before + ask.render(example)[0]}]

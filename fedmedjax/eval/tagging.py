@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedmedjax.data.label_steps import TASKS, label_batch
+from fedmedjax.data.label_steps import label_batch
 from fedmedjax.data.labels import allowed_labels, marked_text, spans
 from fedmedjax.data.pack import round_up
-from fedmedjax.data.site import SiteData
+from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.data.tasks import judged
 from fedmedjax.model.bert import BertTagger, label_logits
 from fedmedjax.types import Example, Span
 
@@ -23,7 +24,6 @@ class Tagger(NamedTuple):
   """How test examples are answered: compiled once per bucket."""
 
   model: BertTagger
-  task: str                 # a key of TASKS
   labels: tuple[str, ...]
   max_length: int           # of a window, in tokens
   batch_size: int           # windows classified at once
@@ -40,21 +40,21 @@ def tag(
   tagger: Tagger,
   adapter: dict,
   base: dict,
-  site: SiteData,
+  part: TaskData,
   advance: Callable[[int], None] = lambda count: None,
 ) -> list[list[str]]:
-  """Label names of the words of each test example, in the order of `site.test`.
+  """Label names of the words of each test example, in the order of `part.test`.
 
   Args:
     tagger: see above.
     adapter, base: from `model/bert.split_frozen`.
-    site: its `test_tokens` are classified; only labels it annotates are given.
+    part: its `test_tokens` are classified; only labels the site annotates are given.
     advance: called with the number of examples done since the last call.
   """
-  windows = [(i, window) for i, one in enumerate(site.test_tokens) for window in one]
+  windows = [(i, window) for i, one in enumerate(part.test_tokens) for window in one]
   # Like lengths together: less padding.
   order = sorted(range(len(windows)), key=lambda i: -len(windows[i][1].tokens))
-  allowed = allowed_labels(tagger.labels, TASKS[tagger.task].asked(site.types))
+  allowed = allowed_labels(tagger.labels, part.ask.types)
   tags: list[list[str]] = [[] for _ in windows]
   for start in range(0, len(order), tagger.batch_size):
     chosen = order[start:start + tagger.batch_size]
@@ -63,9 +63,9 @@ def tag(
     best = np.asarray(_classifier(tagger.model)(adapter, base, batch))
     for row, i in enumerate(chosen):
       tags[i] = [tagger.labels[label] for label in best[row, windows[i][1].places]]
-    before, after = (n * len(site.test) // len(windows) for n in (start, start + len(chosen)))
+    before, after = (n * len(part.test) // len(windows) for n in (start, start + len(chosen)))
     advance(after - before)
-  joined: list[list[str]] = [[] for _ in site.test]
+  joined: list[list[str]] = [[] for _ in part.test]
   for (example, _), found in zip(windows, tags, strict=True):
     joined[example] += found
   return joined
@@ -80,18 +80,20 @@ def answer(
   as copied and readable. A record of relation extraction has `main`, the given main entity.
   Offsets are into the document.
   """
+  (part,) = site.tasks
   records = []
-  found = tag(tagger, adapter, base, site, advance)
-  for example, windows, tags in zip(site.test, site.test_tokens, found, strict=True):
+  found = tag(tagger, adapter, base, part, advance)
+  for example, windows, tags in zip(part.test, part.test_tokens, found, strict=True):
+    known = judged(part.ask.asked, part.ask.types, example)
     words = [word for window in windows for word in window.words]
     place = partial(_in_document, example)
     main = {} if example.main is None else {'main': place(example.main)}
     records.append({
-      'document': example.document, 'sentence_start': example.start, 'task': tagger.task,
+      'document': example.document, 'sentence_start': example.start, 'task': part.ask.task,
       **main, 'model_input': marked_text(example), 'generated': ' '.join(tags),
-      'predicted': [place(span) for span in spans(tags, words)],
+      'predicted': [place(span) for span in spans(tags, words) if span.type in known],
       'gold': [place(span) for span in example.entities],
-      'parse_failed': False, 'copied': True,
+      'parse_failed': False, 'copied': True, 'dropped': 0,
     })
   return records
 

@@ -9,11 +9,12 @@ from fedmedjax.data import label_steps
 from fedmedjax.data import labels as token_labels
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
-from fedmedjax.data.relations import modifier_types
+from fedmedjax.data.relations import GUIDE
+from fedmedjax.data.tasks import ask
 from fedmedjax.types import ENTITY_TYPES, Example, InputError, SiteCorpus, Span
 
 NER = token_labels.label_names(ENTITY_TYPES)
-RE = token_labels.label_names(modifier_types(ENTITY_TYPES))
+RE = token_labels.label_names(tuple(GUIDE))
 PIECES = [
   '[PAD]', '[UNK]', '[CLS]', '[SEP]', 'no', 'chest', 'pain', 'hyper', '##tension', '##s', 'on',
   'met', '##form', '##in', '500', 'mg', '.', ',', '@', '*', 'problem', 'severe']
@@ -136,7 +137,7 @@ def test_cohorts_round_trip_and_a_shift_by_one_does_not(name, tokenizer):
   for task, labels in (('ner', NER), ('re', RE)):
     examples = [
       example for note in (*corpus.train, *corpus.test)
-      for example in label_steps.TASKS[task].find(note, corpus.types)[0]]
+      for example in ask(task, corpus).find(note)[0]]
     encoded, _ = token_labels.encode_labels(tokenizer, examples, labels, 128)
     gold = sum(len(example.entities) for example in examples)
     right = sum(
@@ -165,7 +166,7 @@ def test_sites_and_steps(tokenizer):
   sites = (
     encode_site('synthetic_icu', ENTITY_TYPES), encode_site('synthetic_clinic', ('test', 'drug')))
   schedule = label_steps.label_schedule(
-    sites, task='ner', labels=NER, max_length=40, batch_size=8, pooled=False,
+    sites, labels=NER, max_length=40, batch_size=8, pooled=False,
     weight_by='examples', rounds=2, local_steps=0, local_epochs=1, seed=0)
   assert schedule.weights.tolist() == [len(site.train) for site in sites]
   batches, mask = schedules.round_arrays(schedule, 0)
@@ -182,11 +183,11 @@ def test_sites_and_steps(tokenizer):
   assert group.tolist() == [[0, 1], [1, 0]] and validation.tokens.shape[1:] == (
     batches.tokens.shape[2:])
   by_words = label_steps.label_schedule(
-    sites, task='ner', labels=NER, max_length=40, batch_size=8, pooled=True, weight_by='tokens',
+    sites, labels=NER, max_length=40, batch_size=8, pooled=True, weight_by='tokens',
     rounds=1, local_steps=0, local_epochs=1, seed=0)
   assert by_words.weights.tolist() == [batches.weight.sum()]
   drawn = label_steps.label_schedule(
-    sites, task='ner', labels=NER, max_length=40, batch_size=8, pooled=False, weight_by='tokens',
+    sites, labels=NER, max_length=40, batch_size=8, pooled=False, weight_by='tokens',
     rounds=2, local_steps=3, local_epochs=1, seed=0,
     cohorts_of=lambda sizes: [[int(sizes.argmax())], [int(sizes.argmin())]])
   order = np.argsort(-drawn.weights)
@@ -200,14 +201,15 @@ def test_test_windows_carry_no_gold(tokenizer):
   site = label_steps.encode_label_site(
     corpus('synthetic_external', ENTITY_TYPES), tokenizer, task='ner',
     labels=token_labels.label_names(('drug',)), max_length=40, trains=False, max_test=9)
-  assert len(site.test) == len(site.test_tokens) == 9 and not site.train
+  (part,) = site.tasks
+  assert len(part.test) == len(part.test_tokens) == 9 and not site.train
   assert any(example.entities for example in site.test)
-  assert not any(window.labels.any() for one in site.test_tokens for window in one)
+  assert not any(window.labels.any() for one in part.test_tokens for window in one)
 
 
 def test_a_site_without_annotated_modifiers_is_refused(tokenizer):
   """Its words would be taught as modifying nothing."""
-  with pytest.raises(InputError, match="'synthetic_icu': none of its 8 notes annotates"):
+  with pytest.raises(InputError, match="'synthetic_icu': its 8 notes hold nothing of task 're'"):
     label_steps.encode_label_site(
       corpus('synthetic_icu', ENTITY_TYPES, relations=False), tokenizer, task='re', labels=RE,
       max_length=40)

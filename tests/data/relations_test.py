@@ -2,16 +2,10 @@
 
 import pytest
 
-from fedmedjax.data import relations, tasks
+from fedmedjax.data import relations
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
-from fedmedjax.types import (
-  ENTITY_TYPES,
-  MODIFIER_TYPES,
-  Document,
-  InputError,
-  Relation,
-  Span,
-)
+from fedmedjax.data.tasks import ask
+from fedmedjax.types import MODIFIER_TYPES, Document, Relation, SiteCorpus, Span
 
 TEXT = 'Denies chest pain. On aspirin 81 mg daily for fever.'
 
@@ -26,9 +20,9 @@ def note(*links):
 
 
 def test_one_example_per_main_entity_with_its_modifiers_only():
-  found, counts = relations.relation_examples(
-    note((0, 3), (1, 4), (1, 5)), ENTITY_TYPES)
-  assert [tasks.render(example) for example in found] == [
+  asked = ask('re', SiteCorpus('a', ('problem', 'drug'), (), (), {}, MODIFIER_TYPES))
+  found, counts = asked.find(note((0, 3), (1, 4), (1, 5)))
+  assert [asked.render(example) for example in found] == [
     ('Denies <span class="problem">chest pain</span>.\n### Output Text:\n',
      '<span class="negation">Denies</span> chest pain.'),
     ('On <span class="drug">aspirin</span> 81 mg daily for fever.\n### Output Text:\n',
@@ -43,28 +37,31 @@ def test_one_example_per_main_entity_with_its_modifiers_only():
 def test_what_is_set_aside_is_counted():
   """A modifier in another sentence, one inside another, one its main entity cannot have."""
   found, counts = relations.relation_examples(
-    note((2, 3), (1, 4), (1, 6), (0, 4)), ('problem', 'drug'))
+    note((2, 3), (1, 4), (1, 6), (0, 4)),
+    {kind: MODIFIER_TYPES[kind] for kind in ('problem', 'drug')})
   assert counts == {'mains': 3, 'modifiers': 1, 'nested': 1, 'crossing': 1, 'invalid_pairs': 1}
   assert [len(example.entities) for example in found] == [0, 1, 0]
 
 
 def test_types_that_were_not_annotated_make_no_examples():
-  found, _ = relations.relation_examples(note((0, 3), (1, 4)), ('drug',))
-  assert [example.main.type for example in found] == ['drug']
+  """Neither other entities, nor modifiers whose type is not asked of this one."""
+  found, counts = relations.relation_examples(
+    note((0, 3), (1, 4), (1, 5)), {'drug': ('strength',)})
+  assert [(e.main.type, [m.type for m in e.entities]) for e in found] == [('drug', ['strength'])]
+  assert counts['invalid_pairs'] == 1
 
 
 @pytest.mark.parametrize('name', COHORTS)
 def test_cohorts_round_trip(name):
   """What is rendered is parsed back, for every main entity of a cohort."""
   corpus = generate_cohort(name, seed=1)
-  asked = relations.modifier_types(corpus.types)
-  modifiers = 0
+  asked, modifiers = ask('re', corpus), 0
   for document in (*corpus.train, *corpus.test):
-    found, counts = relations.relation_examples(document, corpus.types)
+    found, counts = asked.find(document)
     modifiers += counts['modifiers']
     assert not counts['invalid_pairs']
     for example in found:
-      parsed = tasks.parse(tasks.render(example)[1], example.text, asked)
+      parsed = asked.parse(asked.render(example)[1], example)
       assert parsed.spans == example.entities and parsed.copied and not parsed.failed
       main = example.main
       place = Span(example.start + main.start, example.start + main.end, main.type)
@@ -72,12 +69,13 @@ def test_cohorts_round_trip(name):
   assert modifiers > 20
 
 
-def test_instruction_names_just_the_possible_modifiers():
-  whole = relations.instruction(ENTITY_TYPES)
-  assert relations.modifier_types(ENTITY_TYPES) == tuple(relations._GUIDE)
-  assert len(relations._GUIDE) == 16 and sum(map(len, MODIFIER_TYPES.values())) == 22
-  assert all(f'<span class="{name}">' in whole for name in relations._GUIDE)
-  only = relations.instruction(('test',))
-  assert 'class="labvalue"' in only and 'class="route"' not in only
-  with pytest.raises(InputError, match='surgery'):
-    relations.instruction(('surgery',))
+def test_what_was_annotated_is_what_occurs_unless_it_is_told():
+  """Of the 22 pairs, for entity types of the site; a link that is no pair does not count."""
+  assert sum(map(len, MODIFIER_TYPES.values())) == 22 and len(relations.GUIDE) == 16
+  notes = (note((0, 3), (1, 4), (0, 4)), note((1, 5)))
+  site = SiteCorpus('a', ('problem', 'drug'), notes[:1], notes[1:], {})
+  assert relations.annotated(site) == {'problem': ('negation',), 'drug': ('strength', 'frequency')}
+  assert relations.annotated(site._replace(types=('problem',))) == {'problem': ('negation',)}
+  told = {'drug': ('route',), 'test': ('labvalue',), 'problem': ()}
+  assert relations.annotated(site._replace(modifiers=told)) == {'drug': ('route',)}
+  assert relations.annotated(site._replace(modifiers={})) == {}

@@ -4,26 +4,37 @@ import numpy as np
 import pytest
 
 from fedmedjax.data import schedule as schedules
+from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.data.tasks import ask
 from fedmedjax.data.tokenize import TokenExample
-from fedmedjax.types import Batch, InputError
+from fedmedjax.types import Batch, InputError, SiteCorpus
+
+CORPUS = SiteCorpus('any', ('problem',), (), (), {}, {'problem': ('severity',)})
 
 
-def site(name: str, count: int, first_token: int, validation: int = 3) -> schedules.SiteData:
+def task(
+    count: int, first_token: int, validation: int = 3, name: str = 'ner', prefix: int = 2
+) -> TaskData:
   """Examples whose tokens say where they come from; targets are two thirds of them."""
   rng = np.random.default_rng(first_token)
   examples = [
     TokenExample(np.full(6 + rng.integers(0, 9), first_token + i, np.int32), 2)
     for i in range(count + validation)]
-  return schedules.SiteData(
-    name, ('problem',), np.array([1, 2, 3 + first_token % 2], np.int32), tuple(examples[:count]),
-    tuple(examples[count:]), (), (), {})
+  return TaskData(
+    ask(name, CORPUS), np.arange(1, prefix + 2, dtype=np.int32), tuple(examples[:count]),
+    tuple(examples[count:]), (), ())
 
 
-SITES = (site('a', 10, 100), site('b', 5, 200), site('c', 3, 300, validation=6))
+def site(name: str, *tasks: TaskData) -> SiteData:
+  return SiteData(name, ('problem',), tasks, {})
 
 
-def plan(**changes) -> schedules.Schedule:
-  return schedules.make_schedule(SITES, **{
+SITES = (
+  site('a', task(10, 100)), site('b', task(5, 200)), site('c', task(3, 300, validation=6)))
+
+
+def plan(sites=SITES, **changes) -> schedules.Schedule:
+  return schedules.make_schedule(sites, **{
     'rounds': 3, 'local_steps': 0, 'local_epochs': 1, 'batch_size': 4, 'seed': 0, 'pooled': False,
     'weight_by': 'examples', 'loss_on': 'completion', **changes})
 
@@ -84,6 +95,56 @@ def test_validation_is_grouped_by_site():
   assert group.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
   ids = {int(x) for x in np.unique(batches.tokens)} - {0}
   assert ids == {*range(110, 113), *range(205, 208), *range(303, 309)}
+
+
+BOTH = site('d', task(12, 100), task(30, 200, name='re', prefix=40))
+
+
+def tasks_of(schedule, number) -> list[list[int]]:
+  return [[step.task for step in one] for one in schedule.plan[number]]
+
+
+def test_steps_of_two_tasks_share_a_shape_and_keep_to_their_share():
+  """A quarter of 6 steps is 1.5: two, one, two, one of four rounds, in an order of its own. Site b
+  has one task only and takes all steps of it, the ones it takes without the others."""
+  sites, settings = (BOTH, SITES[1]), dict(rounds=4, local_steps=6)
+  schedule = plan(sites, shares={'ner': 0.75, 're': 0.25}, **settings)
+  mixed = [tasks_of(schedule, number)[0] for number in range(4)]
+  assert [sum(one) for one in mixed] == [1, 2, 1, 2] and len({tuple(one) for one in mixed}) > 1
+  assert [tasks_of(schedule, number)[1] for number in range(4)] == [[0] * 6] * 4
+  alone = plan(sites[1:], **settings)
+  for number in range(4):
+    batches, mask = schedules.round_arrays(schedule, number)
+    assert mask.all() and batches.prefix.shape[2] == 48
+    for step, arrays in zip(schedule.plan[number][0], batches.prefix[0], strict=True):
+      # A step has the instruction of its task, padded to the longer one, and only its examples.
+      assert (arrays >= 0).sum() == (2, 40)[step.task]
+    for step, tokens in zip(schedule.plan[number][0], batches.tokens[0], strict=True):
+      assert set(np.unique(tokens)) - {0} <= set(((100 + np.arange(12)), (200 + np.arange(30)))[
+        step.task])
+    # Whose index is the same has the same steps, whatever else the federation holds.
+    assert [s.members.tolist() for s in plan(sites[::-1], **settings).plan[number][0]] == [
+      s.members.tolist() for s in alone.plan[number][0]]
+  # The tasks' own steps go on over rounds: six of 're' are most of an epoch of eight, none twice.
+  seen = [i for steps in schedule.plan for step in steps[0] if step.task for i in step.members]
+  assert len(seen) == len(set(seen))
+
+
+def test_epochs_of_two_tasks_visit_every_example_of_both():
+  schedule = plan((BOTH,), rounds=2)
+  assert schedule.weights.tolist() == [42.0]
+  for number in range(2):
+    assert sum(tasks_of(schedule, number)[0]) == 8 and len(tasks_of(schedule, number)[0]) == 11
+    assert examples_of(schedule, number) == [*range(100, 112), *range(200, 230)]
+  short, long = plan((BOTH,), rounds=1), plan((BOTH,), rounds=3)
+  assert examples_of(short, 0) == examples_of(long, 0)
+  assert tasks_of(plan((BOTH,), seed=1), 0) != tasks_of(short, 0) == tasks_of(long, 0)
+
+
+def test_validation_is_grouped_by_site_and_task():
+  """One step each: METHOD section 3, the plain mean over (site, task) groups."""
+  _, group = schedules.validation_arrays(plan((BOTH, SITES[1])))
+  assert group.tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
 
 
 def test_rounds_do_not_depend_on_how_many_are_planned():

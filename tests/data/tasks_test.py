@@ -1,236 +1,89 @@
-"""Prompts, targets, and what the parser makes of everything a model may write instead."""
+"""What a site is asked: prompts, examples and answers of both tasks in both styles."""
+
+import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fedmedjax.data import tasks
-from fedmedjax.types import ENTITY_TYPES, Example, InputError, Span
-
-SETTINGS = settings(derandomize=True, deadline=None, max_examples=200, database=None)
+from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, Example, InputError, SiteCorpus, Span
 
 
-def tagged(marked: str) -> str:
-  """Short hand: [p:rash] is a tagged problem, [d:..] a drug, [t:..] a test."""
-  for letter, name in (('p', 'problem'), ('d', 'drug'), ('t', 'test')):
-    marked = marked.replace(f'[{letter}:', f'<span class="{name}">')
-  return marked.replace(']', '</span>')
+def corpus(*types, modifiers=MODIFIER_TYPES) -> SiteCorpus:
+  return SiteCorpus('ward', types, (), (), {}, modifiers)
 
 
-def parsed(generated: str, text: str, types=ENTITY_TYPES):
-  """(words, start, type) of each entity, failed, copied."""
-  spans, failed, copied = tasks.parse(generated, text, types)
-  return [(text[s.start:s.end], s.start, s.type) for s in spans], failed, copied
+EVERY = corpus(*ENTITY_TYPES)
 
 
-def test_instruction_names_the_types_asked_and_no_other():
-  every = tasks.instruction(ENTITY_TYPES)
-  assert every.startswith('### Task:\n') and every.endswith('\n### Input Text:\n')
-  assert len(every) < 4 * 170  # a GPT-2-like tokenizer makes about one token of 4 characters
-  some = tasks.instruction(('drug', 'problem'))
-  assert some == tasks.instruction(('problem', 'drug'))
-  for name in ENTITY_TYPES:
-    asked = name in ('drug', 'problem')
-    assert f'<span class="{name}">' in every and f'\n{name}: ' in every
-    assert (f'<span class="{name}">' in some) == (f'\n{name}: ' in some) == asked
-  with pytest.raises(InputError, match="'dose' is not one of problem, treatment, test, drug"):
-    tasks.instruction(('drug', 'dose'))
-  with pytest.raises(InputError, match='no entity type'):
-    tasks.instruction(())
+@pytest.mark.parametrize('style', tasks.STYLES)
+@pytest.mark.parametrize('task, count, limit', [('ner', 4, 170), ('re', 16, 500)])
+def test_instruction_names_the_types_asked_and_no_other(task, count, limit, style):
+  every = tasks.ask(task, EVERY, style)
+  assert every.instruction.startswith('### Task:\n')
+  assert every.instruction.endswith('\n' + tasks.INPUT_HEADING)
+  # A GPT-2-like tokenizer makes about one token of 4 characters of prose, fewer of markup.
+  assert len(every.instruction) < 4 * limit
+  some = tasks.ask(task, corpus('drug', 'test'), style)
+  assert some.instruction == tasks.ask(task, corpus('test', 'drug'), style).instruction
+  assert len(every.types) == count and set(some.types) < set(every.types)
+  line = {'markup': '<span class="{}">', 'json': '{{"entity": "{}", "text": '}[style]
+  for name in every.types:
+    assert line.format(name) in every.instruction and f'\n{name}: ' in every.instruction
+    shown = line.format(name) in some.instruction, f'\n{name}: ' in some.instruction
+    assert shown == (name in some.types,) * 2
+  with pytest.raises(InputError, match="'ward': entity types .*'dose'.*problem, treatment, test"):
+    tasks.ask('ner', corpus('drug', 'dose'))
+  with pytest.raises(InputError, match='some of problem'):
+    tasks.ask('ner', corpus())
 
 
-def test_render():
-  entities = (Span(3, 7, 'problem'), Span(12, 19, 'drug'))
-  example = Example('n1', 40, 'No rash\r\non aspirin', entities)
-  assert tasks.render(example) == (
+def test_the_words_of_the_quick_start_are_pinned():
+  """Every saved adapter knows just these; the public results were made with them."""
+  asked = tasks.ask('ner', corpus('drug', 'problem'))
+  assert asked.instruction == (
+    '### Task:\nCopy the clinical text word for word and put a tag around every entity, as in:\n'
+    '<span class="problem">fever</span>\n<span class="drug">aspirin</span>\n### Definitions:\n'
+    'problem: a disease, symptom, abnormal finding or injury\n'
+    'drug: a medication, by name or by class\n### Input Text:\n')
+  example = Example('n1', 40, 'No rash\r\non aspirin', (Span(3, 7, 'problem'),))
+  assert asked.render(example) == (
     'No rash\r\non aspirin\n### Output Text:\n',
-    'No <span class="problem">rash</span>\r\non <span class="drug">aspirin</span>',
-  )
-  with pytest.raises(ValueError, match='overlaps'):
-    tasks.render(example._replace(entities=(Span(3, 7, 'drug'), Span(5, 8, 'drug'))))
+    'No <span class="problem">rash</span>\r\non aspirin')
 
 
-# What the tags look like does not matter; nothing here is a repair.
-@pytest.mark.parametrize('generated', [
-  'on <span class="drug">aspirin</span> daily',
-  "on <span class='drug'>aspirin</span> daily",
-  'on <SPAN CLASS=Drug >aspirin</ span > daily',
-  'on <span class=\\"drug\\">aspirin</span> daily',
-  'on <span id="7" class="drug">aspirin</span> daily',
-  'on<span class="drug"> aspirin </span>daily',
-  '<span class="dose">on</span> <span class="drug">aspirin</span> <span>daily</span>',
-  '<span class="test">on</span> <span class="drug">aspirin</span> daily',
-])
-def test_copied_with_any_quotes_and_unasked_classes(generated):
-  result = parsed(generated, 'on aspirin daily', ('problem', 'drug'))
-  assert result == ([('aspirin', 3, 'drug')], False, True)
+@pytest.mark.parametrize('style', tasks.STYLES)
+def test_answers_are_read_as_they_are_written(style):
+  """Also where the sentence holds a tag of its own, which gets a look-alike on both sides."""
+  asked = tasks.ask('re', EVERY, style)
+  text = 'no "mild" <span>pain\\ in the left knee'
+  example = Example('n', 7, text, (
+    Span(0, 2, 'negation'), Span(3, 9, 'severity'), Span(25, 38, 'bodyloc')),
+    Span(16, 20, 'problem'))
+  question, target = asked.render(example)
+  assert '<span class="problem">pain</span>' in question
+  assert asked.parse(target, example) == (example.entities, False, True, 0)
+  plain = example._replace(entities=())
+  assert asked.parse(asked.render(plain)[1], plain) == ((), False, True, 0)
+  if style == 'json':
+    assert json.loads(target)[1] == {'entity': 'severity', 'text': '"mild"'}
 
 
-# Wrong markup over a true copy: what is right elsewhere stays, and the repair is reported.
-@pytest.mark.parametrize('generated, entities', [
-  ('[p:rash after [d:aspirin]] [t:ECG] ok', ['rash after', 'aspirin', 'ECG']),   # nested
-  ('[p:rash after [d:aspirin] [t:ECG] ok', ['rash after', 'aspirin', 'ECG']),    # left open
-  ('[p:[p:rash]] after aspirin [t:ECG] ok', ['rash', 'ECG']),                    # doubled
-  ('[p:rash]] after] aspirin [t:ECG] ok', ['rash', 'ECG']),                      # stray closes
-  ('[p:rash] after aspirin [t:ECG ok', ['rash', 'ECG ok']),                      # open to the end
-])
-def test_malformed_markup_is_repaired_and_reported(generated, entities):
-  got, failed, copied = parsed(tagged(generated), 'rash after aspirin ECG ok')
-  assert [words for words, _, _ in got] == entities
-  assert failed and copied
-
-
-# Not a copy. Beside each case, what a matcher that walks token by token would do with it.
-@pytest.mark.parametrize('text, generated, entities', [
-  # A word left out before the entity; everything after it would be one token off.
-  ('he denies any chest pain or rash', 'he denies [p:chest pain] or [p:rash]',
-   [('chest pain', 14, 'problem'), ('rash', 28, 'problem')]),
-  ('chronic chest pain', '[p:chest pain]', [('chest pain', 8, 'problem')]),
-  # A word put in, and one left out within the entity.
-  ('fever and rash', 'has fever and a [p:rash]', [('rash', 10, 'problem')]),
-  ('severe left chest pain', 'severe [p:left pain]', [('left chest pain', 7, 'problem')]),
-  # Typing errors mended or made; a word cut at the edge.
-  ('on asprin, diabetes mellitus', 'on [d:aspirin], [p:diabete] mellitus',
-   [('asprin', 3, 'drug'), ('diabetes', 11, 'problem')]),
-  ('had hypertension', 'had [p:tension]', [('hypertension', 4, 'problem')]),
-  ('no   rash', 'no [p:xrash]', [('rash', 5, 'problem')]),
-  ('Na 140\r\nK 4.1', '[t:NA] 140\n[t:K] 4.1', [('Na', 0, 'test'), ('K', 8, 'test')]),
-  # The same words twice, the second tagged, with and without a loss before it.
-  ('pain at rest, no pain at night', 'pain at rest, [p:pain] at night', [('pain', 17, 'problem')]),
-  ('pain at rest, no pain at night', 'pain at rst, no [p:pain] at night',
-   [('pain', 17, 'problem')]),
-  # Both tagged: neither takes the other's place.
-  ('pain and no pain', 'the [p:pain] and [p:pain]',
-   [('pain', 0, 'problem'), ('pain', 12, 'problem')]),
-  # Out of order.
-  ('fever, cough and chest pain', '[p:chest pain], [p:cough] and [p:fever]',
-   [('fever', 0, 'problem'), ('cough', 7, 'problem'), ('chest pain', 17, 'problem')]),
-  # Not a word of its own: 'rash' stands in 'rashly' too.
-  ('rashly took aspirin, rash', '[p:rash] after [d:aspirin]',
-   [('aspirin', 12, 'drug'), ('rash', 21, 'problem')]),
-])
-def test_imperfect_copies(text, generated, entities):
-  got, failed, copied = parsed(tagged(generated), text)
-  assert got == entities and not copied
-  assert failed == (text.startswith('fever, cough')), 'only the reordered one is unlike its input'
-
-
-def test_words_put_in_go_to_the_nearest_place():
-  text = 'pain at rest, pain at night, pain now, pain gone'
-  got, _, _ = parsed(tagged('pain at rest, pain at night [p:pain], pain now, pain gone'), text)
-  assert got == [('pain', 29, 'problem')]
-
-
-def test_out_of_order_without_blanks_between_words():
-  assert parsed(tagged('[p:发热]和[p:咳嗽]'), '咳嗽和发热')[0] == [
-    ('咳嗽', 0, 'problem'), ('发热', 3, 'problem'),
-  ]
-
-
-# Text made up, missing or cut off: reported, and the entities that are there are kept.
-@pytest.mark.parametrize('text, generated, entities', [
-  ('rash daily', 'The [p:plague] is here. [p:rash] daily', [('rash', 0, 'problem')]),
-  ('rash daily', '[p:rash] daily\n### Input Text:\nno [p:cough] today', [('rash', 0, 'problem')]),
-  ('rash daily', '[p:rash] and [p:rash] daily', [('rash', 0, 'problem')]),
-  ('rash, chest pain since', '[p:rash], [p:chest pa',
-   [('rash', 0, 'problem'), ('chest pain', 6, 'problem')]),
-  ('rash, chest pain since', '[p:rash], <span clas', [('rash', 0, 'problem')]),
-  ('rash daily', '[p:rash</spa', [('rash', 0, 'problem')]),
-  ('no pain today', 'no [p:pein] today. [d:pain]', [('pain', 3, 'drug')]),  # one place, one entity
-  ('rash, chest pain since', '[p:rash], chest pain <', [('rash', 0, 'problem')]),
-  ('severe chest pain', '[p:thoracic ache]', []),
-  ('rash', '', []),
-  ('', 'rash', []),
-])
-def test_hallucinated_and_truncated(text, generated, entities):
-  assert parsed(tagged(generated), text) == (entities, True, False)
-
-
-def test_literal_angle_brackets_are_text():
-  text = 'Hgb <span, pH < 7.2 & <b>K</b> > 5 </p> <'
-  entities = (Span(0, 3, 'test'), Span(4, 9, 'problem'), Span(11, 15, 'test'), Span(25, 26, 'test'))
-  model_input, target = tasks.render(Example('n', 0, text, entities))
-  assert model_input.startswith(text + '\n')
-  assert tasks.parse(target, text, ENTITY_TYPES) == (entities, False, True)
-  assert parsed(tagged('[t:Hgb] <span, [t:pH] < 7.2 & K > 5'), text)[0] == [
-    ('Hgb', 0, 'test'), ('pH', 11, 'test'),
-  ]
-
-
-def test_literal_tags_keep_offsets():
-  """Without a look-alike the two targets below would be one string: nobody could tell them."""
-  text = 'a</span></span>'
-  first, both = Span(0, 8, 'drug'), Span(0, 15, 'drug')
-  targets = [tasks.render(Example('n', 0, text, (span,)))[1] for span in (first, both)]
-  assert targets[0] != targets[1]
-  for span, target in zip((first, both), targets, strict=True):
-    assert tasks.parse(target, text, ENTITY_TYPES) == ((span,), False, True)
-
-
-def test_output_longer_than_is_read(monkeypatch):
-  monkeypatch.setattr(tasks, '_LONGEST', 0)
-  whole = '<span class="problem">rash</span>   ' + '<span></span>' * 12
-  assert len(whole) == tasks._PER_CHARACTER * len('rash')
-  for generated, too_long in ((whole, False), (whole + '<span></span>', True)):
-    got, failed, copied = parsed(generated, 'rash')
-    assert (got, failed, copied) == ([('rash', 0, 'problem')], too_long, False)
-
-
-# Pieces that make trouble: markup, parts of it, and characters whose case changes their length.
-PIECES = st.sampled_from([
-  '<', '>', '/', '&', '"', '<span', '</span', '</span>', '<span class="drug">', '<SPAN class=test>',
-  'span', ' ', '\n', '\r\n', '\u2039', '\u0130', 'ß', '\x1c', '\u3000', 'pain', 'a', '_', '\ud800',
-])
-TEXTS = st.lists(PIECES | st.text(max_size=4), max_size=8).map(''.join)
-
-
-@st.composite
-def examples(draw):
-  text = draw(TEXTS)
-  edges = sorted(draw(st.sets(st.integers(0, len(text)), max_size=6)))
-  entities = []
-  for start, end in zip(edges[::2], edges[1::2], strict=False):
-    words = text[start:end].strip()
-    if words:
-      start = text.index(words, start)
-      entities.append(Span(start, start + len(words), draw(st.sampled_from(ENTITY_TYPES))))
-  return Example('n', 0, text, tuple(entities))
-
-
-@SETTINGS
-@given(examples())
-def test_parse_undoes_render(example):
-  _, target = tasks.render(example)
-  assert tasks.parse(target, example.text, ENTITY_TYPES) == (example.entities, False, True)
-
-
-@SETTINGS
-@given(TEXTS, TEXTS)
-def test_parse_takes_anything(generated, text):
-  spans, failed, copied = tasks.parse(generated, text, ('drug', 'test'))
-  end = 0
-  for span in spans:
-    assert end <= span.start < span.end <= len(text) and span.type in ('drug', 'test')
-    assert text[span.start:span.end] == text[span.start:span.end].strip() != ''
-    end = span.end
-  assert type(failed) is type(copied) is bool
-
-
-WORDS = st.lists(st.sampled_from(['no', 'of', 'left', 'mild', 'was', 'and']), max_size=5)
-
-
-@SETTINGS
-@given(WORDS, WORDS, WORDS, st.data())
-def test_one_lost_word_loses_no_entity(before, between, after, data):
-  """Whichever single word beside two entities is dropped, both are still found, exactly."""
-  words = [*before, 'chest pain', *between, 'aspirin', *after]
-  text = ' '.join(words)
-  output = ['[p:chest pain]' if w == 'chest pain' else '[d:aspirin]' if w == 'aspirin' else w
-            for w in words]
-  plain = [i for i, w in enumerate(words) if output[i] == w]
-  if plain:
-    del output[data.draw(st.sampled_from(plain))]
-  got, failed, _ = parsed(tagged(' '.join(output)), text)
-  assert got == [('chest pain', text.index('chest pain'), 'problem'),
-                 ('aspirin', text.index('aspirin'), 'drug')]
-  assert not failed
+def test_pairs_that_were_not_annotated_are_neither_asked_nor_judged():
+  """This site annotates negation of problems, not of drugs, and severity. A negation of a drug is
+  then neither right nor wrong; a severity of a drug, which no annotation can hold, is wrong."""
+  site = corpus('problem', 'drug', modifiers={
+    'problem': ('negation', 'severity'), 'drug': ('route',)})
+  asked = tasks.ask('re', site)
+  assert asked.types == ('severity', 'negation', 'route')
+  assert 'absent or was not done (of a problem)\n' in asked.instruction
+  assert '(of a' not in tasks.ask('re', EVERY).instruction
+  output = ('<span class="severity">no</span> <span class="negation">more</span> oral aspirin '
+            '<span class="route">now</span>')
+  text = 'no more oral aspirin now'
+  kinds = {
+    main.type: [span.type for span in asked.parse(output, Example('n', 0, text, (), main)).spans]
+    for main in (Span(13, 20, 'drug'), Span(13, 20, 'problem'))}
+  assert kinds == {
+    'drug': ['severity', 'route'], 'problem': ['severity', 'negation', 'route']}
+  assert tasks.asked_types('re', [site, corpus('test', modifiers={'test': ('labvalue',)})]) == (
+    'severity', 'negation', 'route', 'labvalue')

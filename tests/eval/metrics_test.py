@@ -201,3 +201,29 @@ def test_counts_add_and_scores_are_plain_json():
   assert got['strict']['typed']['ci95'] == [.5, 1]
   assert json.loads(json.dumps(got)) == got
   assert set(got) == {'strict', 'lenient', 'per_type'}
+
+
+def test_links_match_when_both_ends_do():
+  """'On aspirin 81 mg daily' with tokens 0-3 On, 3-10 aspirin, 11-13 81, 14-16 mg, 17-22 daily.
+
+  Gold: aspirin-81 mg (strength), aspirin-daily (frequency). Predicted: aspirin-81 (strength:
+  shares a token), daily-81 mg (strength: another main), aspirin-daily as route. Strict: typed
+  none; untyped aspirin-daily. Lenient: aspirin-81 too. One gold pair never answers to two
+  predictions.
+  """
+  text, aspirin = 'On aspirin 81 mg daily', Span(3, 10, 'drug')
+  daily = Span(17, 22, 'drug')
+  types = ('drug.strength', 'drug.frequency', 'drug.route')
+
+  def link(main, start, end, kind):
+    return metrics.Link(main, Span(start, end, kind), f'drug.{kind}')
+
+  gold = [link(aspirin, 11, 16, 'strength'), link(aspirin, 17, 22, 'frequency')]
+  predicted = [
+    link(aspirin, 11, 13, 'strength'), link(daily, 11, 16, 'strength'),
+    link(aspirin, 17, 22, 'route')]
+  counts = metrics.count_links(gold, predicted, text, types)
+  assert counts[0].tolist() == [[0, 2, 1], [0, 0, 1], [0, 1, 0], [1, 2, 1]]
+  assert counts[1].tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0], [2, 1, 0]]
+  halves = [link(aspirin, 11, 13, 'strength'), link(aspirin, 14, 16, 'strength')]
+  assert metrics.count_links(gold[:1], halves, text, types)[1, 0].tolist() == [1, 1, 0]

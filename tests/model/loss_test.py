@@ -69,12 +69,13 @@ def check_equal(packed, plain, tolerance):
 @pytest.mark.parametrize('loss_on', pack.LOSS_ON)
 @pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 1e-5), (jnp.float64, 1e-10)])
 def test_packed_rows_equal_one_padded_row_each(tiny_params, loss_on, dtype, tolerance):
-  """8 examples of unlike lengths in a few rows, instruction of 11 tokens padded to 16."""
+  """8 examples of unlike lengths in a few rows, behind an instruction of 11 tokens, padded to 32 as
+  when another task's has 27."""
   rng = np.random.default_rng(0)
   instruction = rng.integers(3, 97, 12).astype(np.int32)
   members = examples(rng, instruction, [9, 17, 5, 30, 12, 21, 7, 16])
-  shape = pack.plan_shape([members], 11, loss_on)
-  assert shape.prefix == 16 and shape.rows < len(members)
+  shape = pack.plan_shape([members], 27, loss_on)
+  assert shape.prefix == 32 and shape.rows < len(members)
   with jax.enable_x64(dtype == jnp.float64):
     packed = loss_and_gradient(dtype, tiny_params, pack.pack(instruction, members, shape, loss_on))
     plain = loss_and_gradient(dtype, tiny_params, one_row_each(instruction, members, loss_on))
@@ -108,6 +109,7 @@ def test_smollm_packing_on_real_notes(smollm, data_folder):
   corpus = load_corpus('maccrobat2020', data_folder)
   site = encode_site(
     corpus, smollm.tokenizer, max_length=256, max_train_notes=40, max_test=1)
+  (site,) = site.tasks
   lengths = np.asarray([len(example.tokens) for example in site.train])
   steps = [
     [site.train[i] for i in members] for members in pack.site_steps(lengths, 8, 0, 0, 0, 20)]
