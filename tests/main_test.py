@@ -11,7 +11,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-from fedmedjax import compare, main, run
+from fedmedjax import checkpoint, compare, main, run, training
 from fedmedjax.data import tasks
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.site import encode_site
@@ -217,7 +217,7 @@ def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, caps
   # Size weights against size times exp(-loss): unlike.
   assert rows['fed_medlora']['site_weights'] != rows['fed_medlora_plus']['site_weights']
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run, '_train', None)  # a second call must not train anything
+    patch.setattr(run, 'train', None)  # a second call must not train anything
     assert compare.main(argv) == 0
 
 
@@ -256,11 +256,11 @@ def test_a_finished_run_goes_on_with_more_rounds(command, tmp_path, monkeypatch)
   two = command(workdir, '--config.eval.zero_shot=False')
   assert main.main(one) == 0
 
-  def stop(checkpointer, state):
+  def stop(*args):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(run, 'save', stop)
+    patch.setattr(checkpoint, 'save', stop)
     assert main.main(two) == 130
   # Half done: neither finished for one round nor refused for two.
   assert not (workdir / 'summary.json').exists()
@@ -324,7 +324,7 @@ def test_cohorts_failures_and_compressed_updates(command, tmp_path, monkeypatch,
     return ''
 
   with monkeypatch.context() as patch:
-    patch.setattr(run, '_round_sentence', stop)
+    patch.setattr(training, 'round_sentence', stop)
     assert main.main(command(stopped, *more)) == 130
   assert main.main(command(stopped, *more)) == 0
   ours, theirs = (
@@ -372,4 +372,7 @@ def test_divergence_is_told_in_one_line(command, tmp_path, capsys):
     tmp_path / 'wild', '--config.optim.learning_rate=1e30', '--config.eval.zero_shot=False'))
   assert status == 1
   error = capsys.readouterr().err
-  assert error.count('\n') == 1 and ('not finite' in error or 'no site has a finite' in error)
+  assert error.count('\n') == 1 and 'has a site a finite loss and update' in error
+  lines = [json.loads(x) for x in (tmp_path / 'wild' / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['skipped'] for line in lines] == [True, True]
+  assert all(line['quarantined'] == line['sites'] for line in lines)
