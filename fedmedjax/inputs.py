@@ -31,16 +31,16 @@ def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
 
 
 def check_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
-  """Records the inputs of a run in WORKDIR/inputs.json, or compares them with what is there.
+  """Records the inputs of a run in WORKDIR/inputs.json, or compares them with what is there."""
+  if not (workdir / FILE).exists():
+    write_json(workdir / FILE, found)
+  compare_inputs(workdir, found)
 
-  Raises:
-    InputError: an input is not the one that the run began with; it is named.
-  """
+
+def compare_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
+  """Raises InputError when an input is not the one that the run there began with, and names it."""
   path = workdir / FILE
-  if not path.exists():
-    write_json(path, found)
-    return
-  held = read_json(path)
+  held = read_json(path) if path.exists() else found
   for group in sorted(held.keys() | found.keys()):
     before, now = held.get(group, {}), found.get(group, {})
     changed = [name for name in sorted(before.keys() | now.keys())

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from fedmedjax.types import InputError
 
@@ -30,17 +31,7 @@ def locked(workdir: Path, warn: Callable[[str], None]) -> Iterator[None]:
   """
   path = workdir / FILE
   with path.open('a+') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      file.seek(0)
-      raise InputError(
-        f'--workdir={workdir}: in use by {_holder(file.read())}; wait for it or stop it') from None
-    file.seek(0)
-    text = file.read()
-    if text and _host(text) not in (socket.gethostname(), None):
-      raise InputError(
-        f'--workdir={workdir}: in use by {_holder(text)}; if that run is dead, delete {path}')
+    text = _taken(workdir, file)
     if text:
       warn(f'{path}: {_holder(text)} is dead, its lock is taken over')
     _write(file, json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}))
@@ -50,7 +41,31 @@ def locked(workdir: Path, warn: Callable[[str], None]) -> Iterator[None]:
       _write(file, '')
 
 
-def _write(file, text: str) -> None:
+def check_free(workdir: Path) -> None:
+  """Raises InputError when another run holds the folder; writes nothing."""
+  if (workdir / FILE).exists():
+    with (workdir / FILE).open() as file:
+      _taken(workdir, file)
+
+
+def _taken(workdir: Path, file: TextIO) -> str:
+  """Locks the open file -> what it says of a dead run; InputError when a live one has it."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    file.seek(0)
+    raise InputError(
+      f'--workdir={workdir}: in use by {_holder(file.read())}; wait for it or stop it') from None
+  file.seek(0)
+  text = file.read()
+  if text and _read(text).get('host', socket.gethostname()) != socket.gethostname():
+    raise InputError(
+      f'--workdir={workdir}: in use by {_holder(text)}; if that run is dead, delete '
+      f'{workdir / FILE}')
+  return text
+
+
+def _write(file: TextIO, text: str) -> None:
   file.seek(0)
   file.truncate()
   file.write(text)
@@ -63,10 +78,6 @@ def _read(text: str) -> dict:
   except ValueError:
     entry = {}
   return entry if isinstance(entry, dict) else {}
-
-
-def _host(text: str) -> str | None:
-  return _read(text).get('host')
 
 
 def _holder(text: str) -> str:

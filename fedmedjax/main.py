@@ -14,6 +14,7 @@ import transformers
 from absl import flags
 
 from fedmedjax.config import parse
+from fedmedjax.preview import preview
 from fedmedjax.progress import Reporter
 from fedmedjax.run import run
 from fedmedjax.stopping import stoppable
@@ -56,15 +57,21 @@ def guarded(body: Callable[[], None]) -> int:
 
 def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string('workdir', None, 'Folder of this run.', flag_values=values)
+  flags.DEFINE_bool(
+    'validate_only', False, 'Check everything, print what would run, and write nothing.',
+    flag_values=values)
 
 
 def main(argv: list[str]) -> int:
   def body():
     config, values, _ = parse(argv, define)
-    if not values.workdir:
+    if not values.workdir and not values.validate_only:
       raise InputError('--workdir is missing: name a folder, such as --workdir=runs/quickstart')
     set_up()
-    run(config, Path(values.workdir), Reporter())
+    if values.validate_only:
+      preview(config, Path(values.workdir) if values.workdir else None, Reporter())
+    else:
+      run(config, Path(values.workdir), Reporter())
 
   return guarded(body)
 

@@ -96,7 +96,8 @@ def check_workdir(
     raise InputError(f'--workdir={workdir}: a folder is expected, a file is there')
   if not (workdir / 'config.json').exists():
     # A crash may leave what is written before config.json.
-    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - {'lock', 'inputs.json'}:
+    first = {'lock', 'inputs.json', 'inputs.json.part', 'config.json.part'}
+    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - first:
       raise InputError(f'--workdir={workdir}: is not empty and holds no run of fedmedjax')
     return None
   held = read_json(workdir / 'config.json')
