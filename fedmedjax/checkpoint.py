@@ -108,8 +108,6 @@ def damage(path: Path) -> str | None:
     found = describe(path)
   except (InputError, OSError):
     return f'{MANIFEST} cannot be read'
-  if not isinstance(manifest, dict):
-    return f'{MANIFEST} is no manifest'
   for name in sorted(manifest.keys() | found.keys()):
     if name not in found:
       return f'{name} is missing'

@@ -41,6 +41,8 @@ def compare_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
   """Raises InputError when an input is not the one that the run there began with, and names it."""
   path = workdir / FILE
   held = read_json(path) if path.exists() else found
+  if not all(isinstance(entry, dict) for entry in held.values()):
+    raise InputError(f'{path}: is no list of inputs; bring back the file')
   for group in sorted(held.keys() | found.keys()):
     before, now = held.get(group, {}), found.get(group, {})
     changed = [name for name in sorted(before.keys() | now.keys())

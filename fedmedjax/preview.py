@@ -8,16 +8,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from fedmedjax import exchange, lock, tree, writer
-from fedmedjax.checkpoint import latest_round
+from fedmedjax import checkpoint, exchange, tree, writer
 from fedmedjax.config import leaves
 from fedmedjax.data import schedule as schedules
-from fedmedjax.experiment import Study, load_data, prepare
+from fedmedjax.experiment import Study, load_data, options, prepare
 from fedmedjax.inputs import compare_inputs, fingerprint
 from fedmedjax.method import algorithm_parts
 from fedmedjax.progress import Reporter
 from fedmedjax.report import site_table
 from fedmedjax.rounds import participant_names
+from fedmedjax.run import check_continued
 from fedmedjax.training import CHECKPOINTS
 
 
@@ -27,15 +27,14 @@ def preview(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
   Raises InputError as a run would.
   """
   if workdir:
-    writer.check_workdir(workdir, writer.plain(leaves(config.to_dict())))
-    lock.check_free(workdir)
+    check_continued(workdir, writer.plain(leaves(config.to_dict())), options(config).rounds)
   with reporter.live():
     data = load_data(config, reporter)
     study = prepare(config, data)
   if workdir:
     compare_inputs(workdir, fingerprint(config, data))
   reporter.say(site_table(data.sites, data.external))
-  done = latest_round(workdir / CHECKPOINTS) if workdir else 0
+  done = checkpoint.latest_round(workdir / CHECKPOINTS) if workdir else 0
   if study.options.rounds:
     reporter.say(_rounds_table(study, done), _memory_table(config, study))
   device = jax.devices()[0]

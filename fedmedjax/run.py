@@ -17,7 +17,7 @@ from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
 from fedmedjax.inputs import check_inputs, fingerprint
-from fedmedjax.lock import locked
+from fedmedjax.lock import check_free, locked
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show, site_table
 from fedmedjax.rounds import participant_names
@@ -48,12 +48,7 @@ def run(
   """
   times = time.monotonic(), _compile_seconds[0]
   settings, rounds = writer.plain(leaves(config.to_dict())), options(config).rounds
-  finished = writer.check_workdir(workdir, settings)
-  held = latest_round(workdir / CHECKPOINTS)
-  if held > rounds:
-    raise InputError(
-      f'--workdir={workdir}: holds {held} rounds, config.fed.rounds={rounds}; ask for as many '
-      'or more')
+  finished = check_continued(workdir, settings, rounds)
   if finished and finished['rounds'] == rounds:
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
@@ -62,11 +57,26 @@ def run(
     data = data or load_data(config, reporter)
     display = StepDisplay()
     study = prepare(config, data, display)
-  writer.make_folder(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
   with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
     check_inputs(workdir, fingerprint(config, data))
     writer.claim(workdir, settings)
     return _carried_out(study, workdir, reporter, display, times)
+
+
+def check_continued(workdir: Path, settings: dict, rounds: int) -> dict | None:
+  """Whether a run of so many rounds may begin or go on there; writes nothing.
+
+  Returns the summary of a run that was finished there, see `writer.check_workdir`.
+  """
+  finished = writer.check_workdir(workdir, settings)
+  held = latest_round(workdir / CHECKPOINTS)
+  if held > rounds:
+    raise InputError(
+      f'--workdir={workdir}: holds {held} rounds, config.fed.rounds={rounds}; ask for as many '
+      'or more')
+  check_free(workdir)
+  return finished
 
 
 def _carried_out(

@@ -39,12 +39,15 @@ def write_lines(path: Path, records: Iterable[Any]) -> None:
     json.dumps(record, ensure_ascii=False, allow_nan=False) + '\n' for record in records))
 
 
-def read_json(path: Path) -> Any:
-  """Raises InputError when the file is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+  """Raises InputError when the file is not a JSON object."""
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(f'{path}: cannot be read: {error}') from None
+  if not isinstance(value, dict):
+    raise InputError(f'{path}: a JSON object is expected')
+  return value
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -94,6 +97,9 @@ def check_workdir(
   """
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f'--workdir={workdir}: a folder is expected, a file is there')
+  nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+  if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    raise InputError(f'--workdir={workdir}: {nearest} is no folder that can be written in')
   if not (workdir / 'config.json').exists():
     # A crash may leave what is written before config.json.
     first = {'lock', 'inputs.json', 'inputs.json.part', 'config.json.part'}
@@ -112,17 +118,10 @@ def check_workdir(
       f'config.{key}={held.get(key)!r}, this one has {settings.get(key)!r}' for key in changed)
     raise InputError(f'--workdir={workdir}: holds a run with {named}; choose another workdir')
   path = workdir / 'summary.json'
-  return read_json(path) if path.exists() else None
-
-
-def make_folder(workdir: Path) -> None:
-  """Raises InputError when it cannot be made or written in."""
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(f'--workdir={workdir}: cannot be made: {error}') from None
-  if not os.access(workdir, os.W_OK):
-    raise InputError(f'--workdir={workdir}: cannot be written')
+  summary = read_json(path) if path.exists() else None
+  if summary is not None and 'rounds' not in summary:
+    raise InputError(f'{path}: is no summary of a run; delete it, and the run is scored again')
+  return summary
 
 
 def claim(workdir: Path, settings: dict[str, Any]) -> None:

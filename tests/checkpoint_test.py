@@ -65,7 +65,7 @@ def test_a_copy_on_the_host_is_not_the_devices_memory():
 @pytest.mark.parametrize('break_it, message', [
   (lambda p: (p / 'manifest.json').unlink(), 'manifest.json cannot be read'),
   (lambda p: (p / 'manifest.json').write_text('{"a'), 'manifest.json cannot be read'),
-  (lambda p: (p / 'manifest.json').write_text('[]'), 'is no manifest'),
+  (lambda p: (p / 'manifest.json').write_text('[]'), 'manifest.json cannot be read'),
   (lambda p: (p / 'metrics.jsonl').unlink(), 'metrics.jsonl is missing'),
   (lambda p: largest(p).write_bytes(largest(p).read_bytes()[:-7]), 'is not what was written'),
   (lambda p: flip(largest(p)), 'is not what was written'),
