@@ -52,10 +52,12 @@ def _taken(workdir: Path, file: TextIO) -> str:
   """Locks the open file -> what it says of a dead run; InputError when a live one has it."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError:
+  except BlockingIOError:
     file.seek(0)
     raise InputError(
       f'--workdir={workdir}: in use by {_holder(file.read())}; wait for it or stop it') from None
+  except OSError as error:
+    raise InputError(f'--workdir={workdir}: its file system keeps no locks: {error}') from None
   file.seek(0)
   text = file.read()
   if text and _read(text).get('host', socket.gethostname()) != socket.gethostname():
