@@ -179,8 +179,7 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.batch_size = 4
   # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n.
   fed.chunk = 0
-  # What n_k counts: 'examples' (the paper's text; a BERT's are windows) or 'tokens' (supervised
-  # tokens, the code).
+  # What n_k counts: 'examples' (the paper's text) or 'tokens' (supervised ones, the code).
   fed.weight_by = 'examples'
   # How updates become one. Weighted means: 'mean' (factor by factor), 'padded_mean',
   # 'refactorised', 'stacked', 'residual', 'corrected'; robust ones: 'median', 'trimmed_mean',
@@ -261,6 +260,11 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Updates are masked, so that the server learns their weighted sum and no single one: Bonawitz et
   # al., CCS 2017; what is simulated of it: fedmedjax/fed/secure.py.
   fed.secure_aggregation = False
+  # A site whose update per step is longer than so many medians of the cohort is left out of the
+  # round, as one that is not finite always is; >= 2, or 0 = none is too long.
+  fed.explosion = 100.0
+  # Rounds in a row with no usable site after which the run stops; the adapter stays as it was.
+  fed.max_bad_rounds = 3
 
   config.simulation = simulation = ConfigDict()
   # Seconds of a local step at the median site, in the simulated clock; 0 = none.
@@ -328,8 +332,10 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   log.steps = True
 
   config.checkpoint = checkpoint = ConfigDict()
-  # Rounds whose state is kept on disk, the newest ones.
+  # Rounds whose state is kept on disk, the newest; a damaged one is made again from the one before.
   checkpoint.keep = 2
+  # Rounds kept besides, of least mean validation loss over the sites; only where it is the signal.
+  checkpoint.keep_best = 0
 
   apply_preset(config, preset)
   config.lock()

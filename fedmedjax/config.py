@@ -56,6 +56,8 @@ _TEXT = Check(lambda v: isinstance(v, str), 'a text')
 _BOOLEAN = Check(lambda v: isinstance(v, bool), 'True or False')
 _POSITIVE = _number(lambda v: v > 0, 'a finite number > 0')
 _NOT_NEGATIVE = _number(lambda v: v >= 0, 'a finite number >= 0')
+# Of two updates neither is more than twice as long as their mean.
+_EXPLOSION = _number(lambda v: v == 0 or v >= 2, 'a finite number >= 2, or 0')
 _BELOW_ONE = _number(lambda v: 0 <= v < 1, 'a number in [0, 1)')
 # experiment.py maps these names to values; a test holds both sides together.
 DTYPES = ('float32', 'bfloat16')
@@ -112,6 +114,7 @@ CHECKS = {
   'fed.clip_update': _NOT_NEGATIVE, 'fed.outbound': _one_of(CODECS), 'fed.block': _integer(0),
   'fed.top_k': _number(lambda v: 0 < v <= 1, 'a number in (0, 1]'), 'fed.error_feedback': _BOOLEAN,
   'fed.secure_aggregation': _BOOLEAN,
+  'fed.explosion': _EXPLOSION, 'fed.max_bad_rounds': _integer(1),
   'simulation.step_seconds': _NOT_NEGATIVE, 'simulation.speed_spread': _NOT_NEGATIVE,
   'simulation.bandwidth': _NOT_NEGATIVE, 'simulation.bandwidth_spread': _NOT_NEGATIVE,
   'simulation.failure': _BELOW_ONE, 'simulation.deadline': _NOT_NEGATIVE,
@@ -125,7 +128,7 @@ CHECKS = {
   'api.timeout': _POSITIVE, 'api.price_input': _NOT_NEGATIVE, 'api.price_output': _NOT_NEGATIVE,
   'api.cache': _TEXT,
   'log.steps': _BOOLEAN,
-  'checkpoint.keep': _integer(1),
+  'checkpoint.keep': _integer(1), 'checkpoint.keep_best': _integer(0),
 }
 
 
@@ -157,6 +160,11 @@ def validate(config: ConfigDict) -> None:
     raise InputError(
       f"config.data.validation_examples=0: preset {values['fed.preset']!r} weighs sites by their "
       'validation loss; allow at least 1')
+  if values['checkpoint.keep_best'] and (
+      not needs_validation(values) or values['fed.signal'] != 'loss'):
+    raise InputError(
+      f"config.checkpoint.keep_best={values['checkpoint.keep_best']}: the best checkpoint is that "
+      f"of least validation loss, which preset {values['fed.preset']!r} does not compute; use 0")
   if values['fed.pooled'] and values['fed.sharing'] == 'nothing':
     raise InputError("config.fed.sharing='nothing': pooled training has one site; use 'everything'")
   if values['fed.learner'] == 'bert' and not values['fed.train']:

@@ -59,7 +59,9 @@ class Options(NamedTuple):
   pooled: bool
   zero_shot: bool
   bootstrap_samples: int
-  keep: int
+  keep: int              # newest checkpoints
+  keep_best: int
+  max_bad_rounds: int
   adds_aggregate: bool   # the server's step must be the aggregate itself
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
 
@@ -241,8 +243,8 @@ def options(config: ConfigDict) -> Options:
   fed = config.fed
   return Options(
     fed.preset, config.seed, fed.rounds if fed.train else 0, fed.pooled, config.eval.zero_shot,
-    config.eval.bootstrap_samples, config.checkpoint.keep,
-    adds_aggregate(fed), fed.size_power)
+    config.eval.bootstrap_samples, config.checkpoint.keep, config.checkpoint.keep_best,
+    fed.max_bad_rounds, adds_aggregate(fed), fed.size_power)
 
 
 def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
@@ -297,8 +299,8 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   algorithm = federated_algorithm(
     loss_fn=learner.loss_fn, gradient=mean_gradient, sharing=sharing,
     outbound=exchange.outbound(fed), map_sites=map_sites(fed.chunk),
-    num_sites=len(schedule.weights), on_step=on_step if config.log.steps else None,
-    **algorithm_parts(config, learner.learning_rate))
+    num_sites=len(schedule.weights), explosion=fed.explosion,
+    on_step=on_step if config.log.steps else None, **algorithm_parts(config, learner.learning_rate))
   return Study(
     data, options(config), learner, sharing, schedule,
     exchange.meeting(config, schedule.weights, learner.adapter, sharing),

@@ -2,7 +2,6 @@
 
 import resource
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -10,22 +9,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax import exchange, tree, writer
-from fedmedjax.checkpoint import checkpoints, latest_round, restore, save
+from fedmedjax.checkpoint import latest_round
 from fedmedjax.config import leaves
-from fedmedjax.data import schedule as schedules
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment import Data, Study, load_data, options, prepare
 from fedmedjax.fed.aggregate import adaptive_weights
 from fedmedjax.fed.round import global_adapter, site_adapter
 from fedmedjax.fed.sharing import shares_all
-from fedmedjax.fed.types import FedState, LocalData
+from fedmedjax.fed.types import FedState
+from fedmedjax.inputs import check_inputs, fingerprint
+from fedmedjax.lock import check_free, locked
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show, site_table
-from fedmedjax.rounds import check_round, metrics_line, participant_names
+from fedmedjax.rounds import participant_names
+from fedmedjax.training import CHECKPOINTS, StepDisplay, train
 from fedmedjax.types import InputError
 
-# Sites that the sentence about a round names.
-_NAMED = 8
 # Folder of what belongs to the one adapter for all, where sites have their own.
 _GLOBAL = 'global'
 _compile_seconds = [0.0]
@@ -39,18 +38,6 @@ def _count_compilation(event: str, seconds: float, **_) -> None:
 jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
-class StepDisplay:
-  """The host end of a round's progress: called by the compiled program after every step."""
-
-  def __init__(self):
-    self.names: tuple[str, ...] = ()
-    self.advance: Callable = lambda count, note: None
-
-  def __call__(self, site, step, loss, active) -> None:
-    if active:
-      self.advance(1, f'{self.names[int(site)]} loss {float(loss):.3f}')
-
-
 def run(
   config: ConfigDict, workdir: Path, reporter: Reporter, data: Data | None = None
 ) -> dict:
@@ -60,16 +47,11 @@ def run(
 
   Raises:
     InputError: bad configuration, data, model or workdir, before anything is compiled or saved.
-    RuntimeError: training diverged or did not move; finished rounds stay on disk.
+    RuntimeError: training diverged or did not move, or the disk is full; finished rounds stay.
   """
-  started, compiled = time.monotonic(), _compile_seconds[0]
+  times = time.monotonic(), _compile_seconds[0]
   settings, rounds = writer.plain(leaves(config.to_dict())), options(config).rounds
-  finished = writer.check_workdir(workdir, settings)
-  held = latest_round(workdir / 'checkpoints')
-  if held > rounds:
-    raise InputError(
-      f'--workdir={workdir}: holds {held} rounds, config.fed.rounds={rounds}; ask for as many '
-      'or more')
+  finished = check_continued(workdir, settings, rounds)
   if finished and finished['rounds'] == rounds:
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
@@ -78,12 +60,40 @@ def run(
     data = data or load_data(config, reporter)
     display = StepDisplay()
     study = prepare(config, data, display)
+  workdir.mkdir(parents=True, exist_ok=True)
+  with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
+    check_inputs(workdir, fingerprint(config, data))
     writer.claim(workdir, settings)
-    # A finished run that goes on has no summary until it has finished again.
-    (workdir / 'summary.json').unlink(missing_ok=True)
-    reporter.say(site_table(data.sites, data.tested, data.external))
-    if data.skew:
-      reporter.say(f'{config.data.partition.kind} partition: {data.skew}')
+    return _carried_out(study, workdir, reporter, display, times)
+
+
+def check_continued(workdir: Path, settings: dict, rounds: int) -> dict | None:
+  """Whether a run of so many rounds may begin or go on there; writes nothing.
+
+  Returns the summary of a run that was finished there, see `writer.check_workdir`.
+  """
+  finished = writer.check_workdir(workdir, settings)
+  held = latest_round(workdir / CHECKPOINTS)
+  if held > rounds:
+    raise InputError(
+      f'--workdir={workdir}: holds {held} rounds, config.fed.rounds={rounds}; ask for as many '
+      'or more')
+  check_free(workdir)
+  return finished
+
+
+def _carried_out(
+  study: Study, workdir: Path, reporter: Reporter, display: StepDisplay,
+  times: tuple[float, float],
+) -> dict:
+  """Trains, scores and writes -> summary; `times`: the clock and the compiler's at the start."""
+  # A finished run that goes on has no summary until it has finished again.
+  (workdir / 'summary.json').unlink(missing_ok=True)
+  rounds = study.options.rounds
+  with reporter.live():
+    reporter.say(site_table(study.data.sites, study.data.tested, study.data.external))
+    if study.data.skew:
+      reporter.say(f'sites dealt out: {study.data.skew}')
     zero_shot = None
     if study.options.zero_shot and rounds and study.learner.untrained is not None:
       zero_shot = _score_all(
@@ -91,7 +101,7 @@ def run(
         trained=False)
     state, lines, earlier = None, [], 0.0
     if rounds:
-      state, lines, earlier = _train(study, workdir, reporter, display)
+      state, lines, earlier = train(study, workdir, reporter, display)
     adapters, averaged = _adapters(study, state), _averaged(study, state, lines)
     for name, adapter in (adapters | averaged).items() if rounds else ():
       study.learner.save(adapter, workdir / study.learner.folder / name)
@@ -100,84 +110,16 @@ def run(
     global_scores = averaged and _score_all(
       study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
   summary = _summary(study, lines, scores, zero_shot, global_scores) | {
-    'wall_seconds': earlier + time.monotonic() - started,
-    'compile_seconds': _compile_seconds[0] - compiled,
+    'wall_seconds': earlier + time.monotonic() - times[0],
+    'compile_seconds': _compile_seconds[0] - times[1],
+    'quarantined': sum(len(line.get('quarantined', ())) for line in lines),
+    'skipped_rounds': sum(line.get('skipped', False) for line in lines),
     'peak_memory_bytes': _peak_memory(),
   }
   writer.write_text(workdir / 'ledger.csv', exchange.ledger_csv(study.meeting, lines))
   writer.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
   return summary
-
-
-def _train(study: Study, workdir: Path, reporter: Reporter, display: StepDisplay):
-  """All rounds not yet done -> (state, metrics lines, seconds that earlier runs trained)."""
-  schedule, path = study.schedule, workdir / 'metrics.jsonl'
-  names = participant_names(study)
-  display.names = names
-  key = jax.random.key(study.options.seed)
-  with checkpoints(workdir / 'checkpoints', study.options.keep) as checkpointer:
-    fresh = study.algorithm.init(study.learner.adapter)
-    state = restore(checkpointer, fresh) or fresh
-    done = int(state.round)
-    lines = [line for line in writer.read_lines(path) if line['round'] <= done]
-    writer.write_lines(path, lines)
-    earlier = sum(line['seconds'] for line in lines)
-    if done:
-      reporter.say(f'resuming after round {done}')
-    compiled = None
-    for number in range(done, study.options.rounds):
-      turn = exchange.turnout(study.meeting, schedule, number)
-      line = exchange.turnout_line(study.meeting, schedule, number, turn, names)
-      seconds = 0.0
-      if turn.steps.any():
-        cohort = turn.cohort.sites
-        data = LocalData(
-          *schedules.round_arrays(schedule, number, cohort, turn.steps), turn.weights)
-        inputs = (
-          state, study.learner.base, data, cohort, study.validation,
-          jax.random.fold_in(key, number))
-        if compiled is None:
-          with reporter.task('compiling the round') as advance:
-            compiled = study.algorithm.round.lower(*inputs).compile()
-            advance()
-        begun = time.monotonic()
-        label = f'round {number + 1}/{study.options.rounds}'
-        with reporter.task(label, line['local_steps']) as advance:
-          display.advance = advance
-          state, metrics = compiled(*inputs)
-          metrics = jax.device_get(metrics)
-          jax.effects_barrier()
-        seconds = time.monotonic() - begun
-        line |= metrics_line(turn, metrics)
-        for warning in check_round(study, line, turn, metrics):
-          reporter.say(f'warning: {warning}')
-      else:
-        # Nobody came: neither the adapter nor the server's optimiser moves.
-        state = state._replace(round=state.round + 1)
-        line |= {'skipped': True, 'weights': [0.0] * len(line['sites'])}
-      line = writer.plain(line | {'seconds': seconds})
-      # The line first: on resuming, a line without its checkpoint is dropped and made again.
-      writer.append_line(path, line)
-      save(checkpointer, state)
-      lines.append(line)
-      reporter.say(_round_sentence(line, study.options.rounds))
-  if not any(line['local_steps'] for line in lines):
-    raise RuntimeError(
-      f'in none of {len(lines)} rounds did a site send anything; see config.simulation.deadline '
-      'and failure')
-  return state, lines, earlier
-
-
-def _round_sentence(line: dict, rounds: int) -> str:
-  head = f'round {line["round"]}/{rounds}'
-  if line.get('skipped'):
-    return f'{head}: skipped, none of its {len(line["sites"])} sites sent anything'
-  parts = [
-    f'{name} sent nothing' if loss is None else f'{name} {loss:.3f} (weight {weight:.2f})'
-    for name, loss, weight in zip(line['sites'], line['train_loss'], line['weights'], strict=True)]
-  more = f' and {len(parts) - _NAMED} more' if len(parts) > _NAMED else ''
-  return f'{head}: mean training loss ' + ', '.join(parts[:_NAMED]) + more
 
 
 def _adapters(study: Study, state: FedState | None) -> dict[str, dict]:

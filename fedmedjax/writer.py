@@ -13,8 +13,9 @@ from fedmedjax.method import FOLDING
 from fedmedjax.types import InputError
 
 # Keys and groups of keys that may differ between a run and its continuation: they do not change
-# finished rounds.
-HARMLESS = ('fed.rounds', 'log.steps', 'checkpoint.keep', 'api')
+# finished rounds. (The notes themselves are held to be the same by their checksums.)
+HARMLESS = (
+  'fed.rounds', 'fed.max_bad_rounds', 'data.root', 'eval.batch_size', 'log', 'checkpoint', 'api')
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -38,12 +39,15 @@ def write_lines(path: Path, records: Iterable[Any]) -> None:
     json.dumps(record, ensure_ascii=False, allow_nan=False) + '\n' for record in records))
 
 
-def read_json(path: Path) -> Any:
-  """Raises InputError when the file is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+  """Raises InputError when the file is not a JSON object."""
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(f'{path}: cannot be read: {error}') from None
+  if not isinstance(value, dict):
+    raise InputError(f'{path}: a JSON object is expected')
+  return value
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -58,14 +62,6 @@ def read_lines(path: Path) -> list[Any]:
     except ValueError:
       break
   return records
-
-
-def append_line(path: Path, record: Any) -> None:
-  """Appends one JSON line and waits until it is on disk."""
-  with path.open('a', encoding='utf-8') as file:
-    file.write(json.dumps(record, allow_nan=False) + '\n')
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def plain(value: Any) -> Any:
@@ -101,8 +97,13 @@ def check_workdir(
   """
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f'--workdir={workdir}: a folder is expected, a file is there')
+  nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+  if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    raise InputError(f'--workdir={workdir}: {nearest} is no folder that can be written in')
   if not (workdir / 'config.json').exists():
-    if workdir.is_dir() and any(workdir.iterdir()):
+    # A crash may leave what is written before config.json.
+    first = {'lock', 'inputs.json', 'inputs.json.part', 'config.json.part'}
+    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - first:
       raise InputError(f'--workdir={workdir}: is not empty and holds no run of fedmedjax')
     return None
   held = read_json(workdir / 'config.json')
@@ -113,20 +114,18 @@ def check_workdir(
     key for key in settings.keys() | held.keys()
     if settings.get(key) != held.get(key) and not {key, key.split('.')[0]} & harmless)
   if changed:
-    key = changed[0]
-    more = f' and {len(changed) - 1} more keys differ' if len(changed) > 1 else ''
-    raise InputError(
-      f'--workdir={workdir}: holds a run with config.{key}={held.get(key)!r}, this one has '
-      f'{settings.get(key)!r}{more}; choose another workdir')
+    named = ', '.join(
+      f'config.{key}={held.get(key)!r}, this one has {settings.get(key)!r}' for key in changed)
+    raise InputError(f'--workdir={workdir}: holds a run with {named}; choose another workdir')
   path = workdir / 'summary.json'
-  return read_json(path) if path.exists() else None
+  summary = read_json(path) if path.exists() else None
+  if summary is not None and 'rounds' not in summary:
+    raise InputError(f'{path}: is no summary of a run; delete it, and the run is scored again')
+  return summary
 
 
 def claim(workdir: Path, settings: dict[str, Any]) -> None:
-  """Writes config.json. Raises InputError when the folder cannot be written."""
+  """Writes config.json."""
   path = workdir / 'config.json'
-  try:
-    if not path.exists() or read_json(path) != settings:
-      write_json(path, settings)
-  except OSError as error:
-    raise InputError(f'--workdir={workdir}: cannot be written: {error}') from None
+  if not path.exists() or read_json(path) != settings:
+    write_json(path, settings)

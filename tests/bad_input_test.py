@@ -2,15 +2,20 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fedmedjax.experiment as experiment
-from fedmedjax import main
-from fedmedjax.config import CHECKS, leaves
+from fedmedjax import main, writer
+from fedmedjax.config import CHECKS, leaves, parse
+from fedmedjax.data.corpora import load_corpus
 from fedmedjax.data.site import encode_site
+from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.model.load import load_model
+from fedmedjax.model.peft_format import load_peft
 from fedmedjax.types import Document, InputError, SiteCorpus, Span
 
 
@@ -51,6 +56,22 @@ from fedmedjax.types import Document, InputError, SiteCorpus, Span
   (['--config.simulation.deadline=5.0'], 'nothing takes time'),
   (['--config.fed.sampler=poisson', '--config.fed.cohort_size=1', '--config.fed.rounds=1',
     '--config.seed=9'], 'no site is drawn in 1 rounds'),
+  (['--config.checkpoint.keep=0'], 'config.checkpoint.keep=0: an integer >= 1'),
+  (['--config.checkpoint.keep_best=-1'], 'an integer >= 0'),
+  (['--config.checkpoint.keep_best=1', '--config.fed.preset=uniform'],
+   "which preset 'uniform' does not compute"),
+  (['--config.checkpoint.keep_best=1', '--config.fed.preset=fed_medlora_loo'], 'does not compute'),
+  (['--config.fed.explosion=1.5'], 'a finite number >= 2, or 0 is allowed'),
+  (['--config.fed.explosion=inf'], 'a finite number >= 2'),
+  (['--config.fed.max_bad_rounds=0'], 'config.fed.max_bad_rounds=0: an integer >= 1'),
+  (['--config.data.sites=("synthetic_icu","synthetic_icu")'], 'different names is allowed'),
+  (['--config.data.sites=()'], 'a tuple of different names is allowed'),
+  (['--config.seed=-1'], 'config.seed=-1: an integer >= 0'),
+  (['--config.lora.alpha=inf'], 'config.lora.alpha=inf: a finite number > 0'),
+  (['--config.optim.b2=1.0'], 'config.optim.b2=1.0: a number in [0, 1)'),
+  (['--config.data.validation_share=1.0'], 'a number between 0 and 1'),
+  (['--validate_only', '--config.fed.rounds=0'], 'an integer >= 1'),
+  (['--validate_only=perhaps'], 'validate_only'),
   (['--workdri=x'], "Unknown command line flag 'workdri'"),
   (['stray'], "'stray': not a flag"),
 ])
@@ -105,6 +126,44 @@ def test_a_workdir_that_is_none(tmp_path, capsys):
   assert [path.name for path in (tmp_path / 'full').iterdir()] == ['thesis.tex']
 
 
+def _held(workdir: Path, **changes):
+  """A workdir of the quick start with these settings."""
+  config = parse(['fedmedjax', '--config=configs/quickstart.py'], lambda values: None)[0]
+  settings = writer.plain(leaves(config.to_dict())) | changes
+  writer.write_json(workdir / 'config.json', settings)
+
+
+@pytest.mark.parametrize('make, message', [
+  (lambda w: (w / 'config.json').write_text('{"seed": 4'), 'config.json: cannot be read'),
+  (lambda w: (w / 'config.json').write_text('[' * 100_000), 'config.json: cannot be read'),
+  (lambda w: (w / 'config.json').write_bytes(b'\xff\xfe'), 'config.json: cannot be read'),
+  (lambda w: (w / 'config.json').write_text('[]'), 'a JSON object is expected'),
+  (lambda w: (_held(w), (w / 'summary.json').write_text('{')), 'summary.json: cannot be read'),
+  (lambda w: (_held(w), (w / 'summary.json').write_text('{}')), 'is no summary of a run'),
+  (lambda w: _held(w, **{'seed': 41, 'optim.b1': 0.5}),
+   'config.optim.b1=0.5, this one has 0.9, config.seed=41, this one has 42'),
+  (lambda w: (_held(w), (w / 'checkpoints' / '7').mkdir(parents=True)), 'holds 7 rounds'),
+  (lambda w: (_held(w), (w / 'lock').write_text('{"pid": 1, "host": "elsewhere"}')),
+   'in use by process 1 on host elsewhere; if that run is dead, delete'),
+])
+@pytest.mark.parametrize('more', [(), ('--validate_only',)])
+def test_a_workdir_that_cannot_go_on(make, message, more, tmp_path, capsys):
+  make(tmp_path)
+  before = sorted(tmp_path.rglob('*'))
+  status = main.main(
+    ['fedmedjax', '--config=configs/quickstart.py', f'--workdir={tmp_path}', *more])
+  error = capsys.readouterr().err
+  assert status == 2 and error.count('\n') == 1 and message in error
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_workdir_below_a_file(tmp_path, capsys):
+  (tmp_path / 'file').write_text('')
+  assert main.main(
+    ['fedmedjax', '--config=configs/quickstart.py', f'--workdir={tmp_path}/file/run']) == 2
+  assert 'is no folder that can be written in' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('damage', ['truncated', 'garbage', 'empty', 'flipped_magic'])
 def test_a_corrupt_gguf_file(damage, tmp_path):
   content = experiment.model_path('').read_bytes()
@@ -142,6 +201,17 @@ def _tensors(folder: Path, change):
   safetensors.numpy.save_file(tensors, path)
 
 
+def _index(folder: Path, file):
+  (folder / 'model.safetensors.index.json').write_text(
+    json.dumps({'weight_map': {'model.norm.weight': file}}))
+
+
+def _header(folder: Path, header: bytes, length: int | None = None):
+  """A safetensors file of this header, which says that it is so long."""
+  (folder / 'model.safetensors').write_bytes(
+    struct.pack('<Q', length or len(header)) + header + bytes(4))
+
+
 def _tokenizer(folder: Path, size: int, eos: str | None):
   import tokenizers
   import transformers
@@ -172,6 +242,30 @@ def _tokenizer(folder: Path, size: int, eos: str | None):
   (lambda f: _edit(f, num_attention_heads=0, head_dim=None), 'not a usable configuration'),
   (lambda f: _tokenizer(f, 31, eos=None), 'names no end token'),
   (lambda f: _tokenizer(f, 40, eos='w2'), 'its tokenizer has 40 tokens, the model 31'),
+  (lambda f: _edit(f, num_hidden_layers=10**9), '1000000000 layers; 1 to 10000'),
+  (lambda f: _edit(f, num_hidden_layers=0), '0 layers; 1 to'),
+  (lambda f: _edit(f, vocab_size=10**12), r'expected \(1000000000000, 8\)'),
+  (lambda f: _edit(f, model_type=['llama']), 'supported are'),
+  (lambda f: _edit(f, rope_parameters=[1]), 'not a usable configuration'),
+  (lambda f: (f / 'config.json').write_text('{"a":' * 100_000), 'config.json: cannot be read'),
+  (lambda f: (f / 'config.json').write_bytes(b'\xff'), 'config.json: cannot be read'),
+  (lambda f: _index(f, '../../etc/model.safetensors'), "names '../../etc/model.safetensors'"),
+  (lambda f: _index(f, '/etc/passwd'), "names '/etc/passwd'; a .* file of its folder is allowed"),
+  (lambda f: _index(f, 'sub/model.safetensors'), "names 'sub/model.safetensors'"),
+  (lambda f: _index(f, 'model.bin'), "names 'model.bin'"),
+  (lambda f: _index(f, 'absent.safetensors'), 'absent.safetensors, named by .* is missing'),
+  (lambda f: _index(f, 7), 'index.json: cannot be read'),
+  (lambda f: (f / 'model.safetensors.index.json').write_text('[]'), 'index.json: cannot be read'),
+  (lambda f: _header(f, b'{}', 2**63), 'damaged safetensors'),
+  (lambda f: _header(f, b'{}', 2**40), 'damaged safetensors'),
+  (lambda f: _header(f, b'[' * 100_000), 'damaged safetensors'),
+  (lambda f: _header(
+    f, b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}}'),
+   'damaged safetensors'),
+  (lambda f: _header(f, b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}'),
+   'damaged safetensors'),
+  (lambda f: _header(f, b'{"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}'),
+   'is of type I32'),
 ])
 def test_a_broken_safetensors_folder(model_folder, tmp_path, break_it, message):
   folder = tmp_path / 'model'
@@ -179,6 +273,64 @@ def test_a_broken_safetensors_folder(model_folder, tmp_path, break_it, message):
   break_it(folder)
   with pytest.raises(InputError, match=message) as error:
     load_model(folder)
+  assert '\n' not in str(error.value)
+
+
+_SHAPE = LlamaConfig(
+  vocab_size=31, hidden_size=8, intermediate_size=12, num_layers=1, num_heads=2, num_kv_heads=1,
+  head_dim=4, rms_norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=64,
+  tie_word_embeddings=True)
+_Q = 'base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight'
+_FACTORS = {
+  _Q.format('A'): np.ones((2, 8), np.float32), _Q.format('B'): np.ones((8, 2), np.float32)}
+_PEFT = {'peft_type': 'LORA', 'r': 2, 'lora_alpha': 4}
+
+
+@pytest.mark.parametrize('settings, tensors, message', [
+  (None, {}, 'not a PEFT adapter'),
+  ('{', {}, 'not a PEFT adapter'),
+  ('[' * 100_000, {}, 'not a PEFT adapter'),
+  ('[]', {}, 'peft_type=None: LORA is allowed'),
+  (_PEFT | {'peft_type': 'IA3'}, {}, "peft_type='IA3'"),
+  (_PEFT | {'use_dora': True}, {}, 'use_dora=True: only plain LoRA is read'),
+  (_PEFT | {'r': 'two'}, {}, "r='two': a finite number > 0"),
+  (_PEFT | {'r': 3}, {}, 'says rank 3 for layer 0 q_proj, its tensors have rank 2'),
+  (_PEFT | {'lora_alpha': float('nan')}, {}, 'lora_alpha=nan'),
+  (_PEFT | {'rank_pattern': {'(': 2}}, {}, 'not a usable configuration'),
+  (_PEFT | {'alpha_pattern': [1]}, {}, 'not a usable configuration'),
+  (_PEFT, {'../../etc/passwd': np.ones(1, np.float32)}, "unknown tensor '../../etc/passwd'"),
+  (_PEFT, {_Q.format('A').replace('.0.', '.99.'): np.ones((2, 8), np.float32)}, 'unknown tensor'),
+  (_PEFT, {_Q.format('A'): np.ones((2, 9), np.float32)}, r'has shape \(2, 9\), expected \(2, 8\)'),
+  (_PEFT, {_Q.format('B'): np.full((8, 2), np.nan, np.float32)}, 'values that are not finite'),
+])
+def test_a_broken_adapter(settings, tensors, message, tmp_path):
+  import safetensors.numpy
+  if settings is not None:
+    (tmp_path / 'adapter_config.json').write_text(
+      settings if isinstance(settings, str) else json.dumps(settings))
+  safetensors.numpy.save_file(_FACTORS | tensors, tmp_path / 'adapter_model.safetensors')
+  with pytest.raises(InputError, match=message) as error:
+    load_peft(tmp_path, _SHAPE)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('file, content, message', [
+  ('phee/train.json', b'{', 'train.json'),
+  ('phee/train.json', b'\xff\xfe', 'train.json'),
+  ('phee/train.json', b'{"id": 3}', 'train.json'),
+  ('bc5cdr/CDR_TrainingSet.PubTator.txt', b'1|t|Pain\n1|a|\n1\t0\t99\tPain\tDisease\tD1\n\n',
+   'TrainingSet.PubTator.txt:3'),
+  ('bc5cdr/CDR_TrainingSet.PubTator.txt', b'no table', 'TrainingSet.PubTator.txt:1'),
+  ('ncbi_disease/other.txt', b'', 'NCBItrainset_corpus.txt'),
+  ('maccrobat2020/other.csv', b'', 'no .txt and .ann files'),
+  ('maccrobat2020/1.ann', b'', '1.txt'),
+])
+def test_a_broken_corpus(file, content, message, tmp_path):
+  path = tmp_path / file
+  path.parent.mkdir()
+  path.write_bytes(content)
+  with pytest.raises(InputError, match=message) as error:
+    load_corpus(path.parent.name, tmp_path)
   assert '\n' not in str(error.value)
 
 

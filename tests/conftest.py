@@ -94,14 +94,14 @@ def real_sentences(data_folder):
 @pytest.fixture
 def stop_after_a_round(monkeypatch):
   """stop_after_a_round(argv): the program is interrupted once the first round is on disk."""
-  from fedmedjax import main, run
+  from fedmedjax import main, training
 
   def interrupted(argv):
     def stop(line, rounds):
       raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-      patch.setattr(run, '_round_sentence', stop)
+      patch.setattr(training, 'round_sentence', stop)
       assert main.main(argv) == 130
 
   return interrupted

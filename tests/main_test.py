@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -12,13 +14,15 @@ import torch
 import transformers
 from rich.console import Console
 
-from fedmedjax import compare, main, report, run, writer
+from fedmedjax import checkpoint, compare, main, report, run, training, writer
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.site import encode_site
 from fedmedjax.eval import evaluate
+from fedmedjax.lock import locked
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.load import load_model
+from fedmedjax.preview import kept_for_gradient
 from fedmedjax.types import Span
 
 SHRINK = [
@@ -252,6 +256,68 @@ def test_stopped_after_round_one_it_resumes_at_round_two(
   assert rounds == [1, 2]
 
 
+def test_a_damaged_checkpoint_costs_a_round(finished, command, tmp_path, capsys):
+  """The newest of a stopped run loses a byte; a live run has the folder to itself meanwhile."""
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished, workdir)
+  (workdir / 'summary.json').unlink()
+  (workdir / 'metrics.jsonl').write_text('{"round": 1, "seco')
+  file = next((workdir / 'checkpoints' / '2' / 'state').rglob('manifest.ocdbt'))
+  file.write_bytes(file.read_bytes()[:-1])
+  with locked(workdir, pytest.fail):
+    assert main.main(command(workdir)) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1 and 'in use by process' in error
+  assert main.main(command(workdir)) == 0
+  out = ' '.join(capsys.readouterr().out.split())
+  assert 'damaged (state/' in out and 'resuming after round 1' in out
+  for name in ('adapter/adapter_model.safetensors', 'ledger.csv'):
+    assert (workdir / name).read_bytes() == (finished / name).read_bytes()
+  ours, theirs = ([
+    {key: value for key, value in json.loads(line).items() if key != 'seconds'}
+    for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    for folder in (workdir, finished))
+  assert ours == theirs
+
+
+def test_a_preview_says_what_the_run_does_and_writes_nothing(finished, command, tmp_path, capsys):
+  """Steps, examples, tokens and bytes are those of the run's own lines."""
+  workdir = tmp_path / 'none'
+  assert main.main(command(workdir, '--validate_only')) == 0
+  assert not workdir.exists()
+  out = capsys.readouterr().out
+  lines = [json.loads(line) for line in (finished / 'metrics.jsonl').read_text().splitlines()]
+  for key in ('local_steps', 'examples', 'tokens'):
+    assert f'{sum(line[key] for line in lines):,}' in out
+  for key in ('bytes_up', 'bytes_down'):
+    assert f'{sum(line[key] for line in lines) / 1e6:.2f}' in out
+  assert 'estimate' in out and '0 of 2 rounds are done. Nothing was written' in out
+  before = fingerprint(finished)
+  assert main.main(command(finished, '--validate_only')) == 0
+  assert fingerprint(finished) == before and '2 of 2 rounds are done' in capsys.readouterr().out
+
+
+def test_what_a_gradient_keeps_by_hand():
+  """sum(sin(a x) y) over 5 entries keeps cos(a x), 5 float32; x and y are arguments."""
+  def loss(adapter, base, batch):
+    return (jnp.sin(adapter * base) * batch).sum(), jnp.float32(1)
+
+  five = jnp.ones(5)
+  assert kept_for_gradient(loss, five, five, five) == 5 * 4
+
+
+def test_a_model_that_changed_is_named(finished, command, tiny_folder, tmp_path, capsys):
+  model, workdir = tmp_path / 'model', tmp_path / 'copy'
+  shutil.copytree(tiny_folder, model)
+  shutil.copytree(finished, workdir)
+  (workdir / 'summary.json').unlink()
+  config = json.loads((workdir / 'config.json').read_text())
+  (workdir / 'config.json').write_text(json.dumps(config | {'model.path': str(model)}))
+  (model / 'generation_config.json').write_text('{"eos_token_id": 1}')
+  assert main.main(command(workdir, f'--config.model.path={model}')) == 2
+  assert 'model: generation_config.json changed since the run began' in capsys.readouterr().err
+
+
 def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, capsys):
   workdir = tmp_path / 'compare'
   argv = command(workdir, '--config.fed.rounds=1', '--config.data.external=()')
@@ -273,7 +339,7 @@ def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, caps
   # Size weights against size times exp(-loss): unlike.
   assert rows['fed_medlora']['site_weights'] != rows['fed_medlora_plus']['site_weights']
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run, '_train', None)  # a second call must not train anything
+    patch.setattr(run, 'train', None)  # a second call must not train anything
     assert compare.main(argv) == 0
 
 
@@ -344,11 +410,11 @@ def test_a_finished_run_goes_on_with_more_rounds(command, tmp_path, monkeypatch)
   two = command(workdir, '--config.eval.zero_shot=False')
   assert main.main(one) == 0
 
-  def stop(checkpointer, state):
+  def stop(*args):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(run, 'save', stop)
+    patch.setattr(checkpoint, 'save', stop)
     assert main.main(two) == 130
   # Half done: neither finished for one round nor refused for two.
   assert not (workdir / 'summary.json').exists()
@@ -412,7 +478,7 @@ def test_cohorts_failures_and_compressed_updates(command, tmp_path, monkeypatch,
     return ''
 
   with monkeypatch.context() as patch:
-    patch.setattr(run, '_round_sentence', stop)
+    patch.setattr(training, 'round_sentence', stop)
     assert main.main(command(stopped, *more)) == 130
   assert main.main(command(stopped, *more)) == 0
   ours, theirs = (
@@ -460,7 +526,10 @@ def test_divergence_is_told_in_one_line(command, tmp_path, capsys):
     tmp_path / 'wild', '--config.optim.learning_rate=1e30', '--config.eval.zero_shot=False'))
   assert status == 1
   error = capsys.readouterr().err
-  assert error.count('\n') == 1 and ('not finite' in error or 'no site has a finite' in error)
+  assert error.count('\n') == 1 and 'has a site a finite loss and update' in error
+  lines = [json.loads(x) for x in (tmp_path / 'wild' / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['skipped'] for line in lines] == [True, True]
+  assert all(line['quarantined'] == line['sites'] for line in lines)
 
 
 def test_sites_of_our_own_making(command, tmp_path, capsys):
@@ -480,4 +549,4 @@ def test_sites_of_our_own_making(command, tmp_path, capsys):
   # Asked of the tested cohorts are all four types, whatever single sites annotate.
   assert all(name in summary['instructions']['synthetic_icu'] for name in (
     'problem', 'treatment', 'test', 'drug'))
-  assert 'labels partition: 6 sites of 4 to 4' in capsys.readouterr().out
+  assert 'sites dealt out: 6 sites of 4 to 4' in capsys.readouterr().out

@@ -9,6 +9,7 @@ import optax
 
 from fedmedjax import tree
 from fedmedjax.fed.aggregate import weighted_sum
+from fedmedjax.fed.faults import sound_sites
 from fedmedjax.fed.local import local_training, mean_loss
 from fedmedjax.fed.products import join, product_gap, write_columns
 from fedmedjax.fed.types import (
@@ -40,6 +41,7 @@ def federated_algorithm(
   server_optimizer: optax.GradientTransformation,
   map_sites: Callable,
   num_sites: int,
+  explosion: float = 0.0,
   on_step: Callable | None = None,
 ) -> FederatedAlgorithm:
   """Composes the parts into init and one jitted round.
@@ -48,10 +50,10 @@ def federated_algorithm(
   private leaves, as far as the site's rank goes; local training over the sites; update = local -
   start on shared leaves, in the server's scale; outbound per site; aggregate; server side of the
   rule; server optimiser on the negative; scatter the site state. A site of weight 0 (padding, or
-  one that sends nothing) takes no part: it counts nowhere and keeps its state; a round in which
-  all weigh 0 is not to be run. One whose numbers are not finite keeps its state, too. FedAvg
-  (arXiv:1602.05629) is plain rule, everything shared, identity outbound, size weights and a
-  server optimiser that adds the aggregate.
+  one that sends nothing) takes no part: it counts nowhere and keeps its state; so is one that is
+  not sound (see `faults.py`). When no site has any weight, nothing but the count of rounds changes.
+  FedAvg (arXiv:1602.05629) is plain rule, everything shared, identity outbound, size weights and
+  a server optimiser that adds the aggregate.
 
   Args:
     loss_fn: of the model on (adapter, base, batch).
@@ -59,11 +61,48 @@ def federated_algorithm(
       as a site sees it, with its own scale and what is folded into the base.
     on_step: see `local_training`.
     map_sites, num_sites: from `fed/sites.py`; S.
+    explosion: see `sound_sites`.
     The other parts: values of `fed/types.py`, or optax's; outbound may take the keyword `key`,
       which differs by round and site.
   """
   one_site = _site_program(loss_fn, gradient, optimizer, rule, sharing, ranks, outbound, on_step)
   server_step = _server_program(rule, sharing, server_optimizer)
+  init = _init_program(rule, sharing, outbound, aggregator, server_optimizer, num_sites)
+
+  @partial(jax.jit, donate_argnums=0)
+  def round_fn(state, base, data, cohort, val, key):
+    before = jax.tree.map(lambda x: x[cohort], state.sites)
+    sent, after, ctrl_delta, losses, local_norm = map_sites(partial(one_site, state, base, key))(
+      cohort, before, data.batches, data.step_mask)
+    sound = sound_sites(
+      local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
+      explosion=explosion)
+    sent = tree.where(sound, sent, jax.tree.map(jnp.zeros_like, sent))
+    local = jax.tree.map(
+      jnp.add, jax.vmap(ranks.mask, (None, 0))(state.adapter, cohort), sent)
+
+    def validation_loss(adapter):
+      return mean_loss(loss_fn, join(adapter, state.folded), base, val)
+
+    aggregate = aggregator.update(
+      sent, state.aggregator, weights=jnp.where(sound, data.weight, 0), cohort=cohort,
+      anchor=state.adapter, local=local, validation_loss=map_sites(validation_loss),
+      validation_gradient=lambda: jax.grad(validation_loss)(state.adapter),
+      key=jax.random.fold_in(key, num_sites))
+    useful = (aggregate.weights > 0).any()
+    sites = _scatter(state.sites, tree.where(sound & useful, after, before), cohort)
+    # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
+    ctrl_delta = weighted_sum(ctrl_delta, sound / num_sites)
+    new, given, step = server_step(state, aggregate, ctrl_delta, useful)
+    metrics = _metrics(state.adapter, new.adapter, local, sent, aggregate, given, step)
+    return new._replace(sites=sites), RoundMetrics(
+      losses, sound=sound, local_norm=local_norm, **metrics)
+
+  return FederatedAlgorithm(init, round_fn)
+
+
+def _init_program(rule, sharing, outbound, aggregator, server_optimizer, num_sites: int):
+  """The state before the first round."""
 
   def init(adapter):
     server_ctrl, site_ctrl = rule.init(adapter)
@@ -74,34 +113,7 @@ def federated_algorithm(
       jnp.int32(0), jax.tree.map(jnp.array, adapter), aggregator.fold(adapter), server_ctrl,
       server_optimizer.init(adapter), aggregator.init(adapter, num_sites), copies)
 
-  @partial(jax.jit, donate_argnums=0)
-  def round_fn(state, base, data, cohort, val, key):
-    before = jax.tree.map(lambda x: x[cohort], state.sites)
-    sent, after, ctrl_delta, losses, local_norm = map_sites(partial(one_site, state, base, key))(
-      cohort, before, data.batches, data.step_mask)
-    heard = data.weight > 0
-    sent = tree.where(heard, sent, jax.tree.map(jnp.zeros_like, sent))
-    local = jax.tree.map(
-      jnp.add, jax.vmap(ranks.mask, (None, 0))(state.adapter, cohort), sent)
-
-    def validation_loss(adapter):
-      return mean_loss(loss_fn, join(adapter, state.folded), base, val)
-
-    aggregate = aggregator.update(
-      sent, state.aggregator, weights=data.weight, cohort=cohort, anchor=state.adapter,
-      local=local, validation_loss=map_sites(validation_loss),
-      validation_gradient=lambda: jax.grad(validation_loss)(state.adapter),
-      key=jax.random.fold_in(key, num_sites))
-    # What an aggregator may leave out, as it does NaN, must not stay in the state either.
-    sound = heard & jnp.isfinite(local_norm) & jnp.isfinite(jax.vmap(tree.norm)(sent))
-    sites = _scatter(state.sites, tree.where(sound, after, before), cohort)
-    # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
-    ctrl_delta = weighted_sum(ctrl_delta, sound / num_sites)
-    new, given, step = server_step(state, aggregate, ctrl_delta)
-    metrics = _metrics(state.adapter, new.adapter, local, sent, aggregate, given, step)
-    return new._replace(sites=sites), RoundMetrics(losses, local_norm=local_norm, **metrics)
-
-  return FederatedAlgorithm(init, round_fn)
+  return init
 
 
 def _scatter(sites, cohort_sites, cohort):
@@ -152,9 +164,9 @@ def _site_program(
 
 
 def _server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
-  """From the aggregate to the next state, but for the sites' own."""
+  """From the aggregate to the next state, but for the sites' own; as it was unless `useful`."""
 
-  def server_step(state: FedState, aggregate: Aggregate, ctrl_delta):
+  def server_step(state: FedState, aggregate: Aggregate, ctrl_delta, useful):
     ctrl = jax.tree.map(jnp.add, state.ctrl, ctrl_delta)
     given = rule.server(aggregate.update, ctrl)
     step, server_opt = server_optimizer.update(
@@ -166,7 +178,8 @@ def _server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
       round=state.round + 1, adapter=optax.apply_updates(state.adapter, step), ctrl=ctrl,
       folded=write_columns(state.folded, aggregate.fold, state.round), server_opt=server_opt,
       aggregator=aggregate.state)
-    return new, given, step
+    still = state._replace(round=new.round)
+    return jax.tree.map(lambda a, b: jnp.where(useful, a, b), new, still), given, step
 
   return server_step
 

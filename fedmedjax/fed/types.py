@@ -134,7 +134,8 @@ class RoundMetrics(NamedTuple):
 
   train_loss: Array        # f32[C, K], NaN at padded steps
   validation_loss: Array   # f32[C], the weights' signal, see `Aggregate`
-  weights: Array           # f32[C], sum 1
+  weights: Array           # f32[C], sum 1; all 0 = no site could be used, nothing changed
+  sound: Array             # bool[C], False = in quarantine, or absent
   local_norm: Array        # f32[C], of what each site learnt, sent or not
   update_norm: Array       # f32[C], of what each site sent
   cosine: Array            # f32[C], of each update to their weighted mean

@@ -19,6 +19,7 @@ from fedmedjax.types import InputError
 INDEX = 'model.safetensors.index.json'
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt')
 _TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'vocab.txt')
+_SHARD = re.compile(r'[^/\\\0]+\.safetensors')
 _DTYPES = ('F64', 'F32', 'F16', 'BF16')
 # Buffers of old checkpoints that hold no weights.
 _NOT_WEIGHTS = re.compile(r'.*\.rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids')
@@ -43,7 +44,7 @@ def read_settings(folder: Path) -> dict:
   """config.json of a model folder; raises InputError when it cannot be read."""
   try:
     settings = json.loads((folder / 'config.json').read_text())
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(f'{folder}/config.json: cannot be read: {error}') from None
   if not isinstance(settings, dict):
     raise InputError(f'{folder}/config.json: a JSON object is expected')
@@ -57,11 +58,15 @@ def weight_files(folder: Path, model: str = 'AutoModelForCausalLM') -> list[Path
   """
   if (folder / INDEX).is_file():
     try:
-      index = json.loads((folder / INDEX).read_text())['weight_map']
-      # The name only: an index must not lead out of its folder.
-      return [folder / Path(name).name for name in sorted(set(index.values()))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      names = sorted(set(json.loads((folder / INDEX).read_text())['weight_map'].values()))
+      # An index must not lead out of its folder, nor to what is no safetensors file.
+      astray = [name for name in names if not _SHARD.fullmatch(name)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
       raise InputError(f'{folder}/{INDEX}: cannot be read: {error}') from None
+    if astray:
+      raise InputError(
+        f'{folder}/{INDEX}: names {astray[0]!r}; a *.safetensors file of its folder is allowed')
+    return [folder / name for name in names]
   whole = folder / 'model.safetensors'
   files = [whole] if whole.is_file() else sorted(folder.glob('*.safetensors'))
   if not files:

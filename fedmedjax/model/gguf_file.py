@@ -13,8 +13,9 @@ import transformers
 
 from fedmedjax.model.convert import GGUF, BaseModel, Placement, convert
 from fedmedjax.model.folder import StoredTensor
+from fedmedjax.model.gguf_header import check_header
 from fedmedjax.model.llama import LlamaConfig
-from fedmedjax.model.settings import settings_of
+from fedmedjax.model.settings import check_layers, settings_of
 from fedmedjax.types import InputError
 
 # Architecture -> whether its q and k rows hold rotary pairs side by side; and what its models
@@ -29,6 +30,7 @@ _ROPE_DIVISORS = 'rope_freqs.weight'
 
 def load_gguf(path: Path, placement: Placement) -> BaseModel:
   """Raises InputError when the file is damaged or of an architecture that is not supported."""
+  check_header(path)
   try:
     reader = gguf.GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -102,6 +104,7 @@ def _config_from_gguf(
 
   width, heads, layers = (
     value(key) for key in ('embedding_length', 'attention.head_count', 'block_count'))
+  check_layers(layers, origin)
   head_dim = value('attention.key_length', value('rope.dimension_count', width // heads))
   rotated = value('rope.dimension_count', head_dim)
   if rotated != head_dim:

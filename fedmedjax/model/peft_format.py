@@ -19,6 +19,7 @@ import safetensors
 from fedmedjax.model.folder import write_folder
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.model.lora import PEFT_MODULES, LoraConfig, check_lora
+from fedmedjax.model.settings import settings_of
 from fedmedjax.types import InputError
 
 _KEY = re.compile(
@@ -86,8 +87,16 @@ def load_peft(folder: Path, config: LlamaConfig) -> tuple[dict, LoraConfig]:
     settings = json.loads(path.read_text())
     with safetensors.safe_open(folder / 'adapter_model.safetensors', 'np') as archive:
       tensors = {key: archive.get_tensor(key) for key in archive.keys()}
-  except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+  except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
     raise InputError(f'{folder}: not a PEFT adapter: {error}') from None
+  with settings_of(str(path)):
+    return _plain_lora(settings, tensors, config, folder)
+
+
+def _plain_lora(
+  settings: Any, tensors: dict[str, np.ndarray], config: LlamaConfig, folder: Path
+) -> tuple[dict, LoraConfig]:
+  path = folder / 'adapter_config.json'
   _check_settings(settings, path)
   pairs = _pairs(tensors, config, folder)
   rank, alpha = int(settings['r']), float(settings['lora_alpha'])
@@ -172,6 +181,9 @@ def _pairs(
         raise InputError(
           f'{folder}: tensor {_peft_key(layer, name, factor)!r} has shape '
           f'{factors[factor].shape}, expected {shape}')
+      if not np.isfinite(factors[factor].astype(np.float32)).all():
+        raise InputError(
+          f'{folder}: tensor {_peft_key(layer, name, factor)!r} holds values that are not finite')
     pairs[name, layer] = tuple(factors[factor].astype(np.float32) for factor in 'AB')
   return pairs
 

@@ -1,5 +1,6 @@
 """Hyper-parameters between a Hugging Face config.json and `LlamaConfig`, both ways."""
 
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -60,6 +61,8 @@ ROPE_TYPES: dict[str, Callable[[int, float, dict[str, Any]], tuple[float, ...]]]
     original_max_position_embeddings=int(rope['original_max_position_embeddings'])),
 }
 
+_MOST_LAYERS = 10_000
+
 
 @contextmanager
 def settings_of(origin: str):
@@ -70,14 +73,21 @@ def settings_of(origin: str):
     raise
   except KeyError as error:
     raise InputError(f'{origin}: key {error.args[0]!r} is missing') from None
-  except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError) as error:
+  except (
+      TypeError, AttributeError, ValueError, LookupError, ArithmeticError, re.error) as error:
     raise InputError(f'{origin}: not a usable configuration: {error}') from None
+
+
+def check_layers(layers: int, origin: str) -> None:
+  """Raises InputError for a number that no model has, before anything is laid out by it."""
+  if not 1 <= layers <= _MOST_LAYERS:
+    raise InputError(f'{origin}: {layers} layers; 1 to {_MOST_LAYERS} are supported')
 
 
 def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConfig:
   """config.json -> LlamaConfig; anything this decoder does not compute is refused by name."""
   kind = settings.get('model_type')
-  if kind not in FAMILIES:
+  if not isinstance(kind, str) or kind not in FAMILIES:
     raise InputError(
       f'{origin}: model_type={kind!r}: supported are {", ".join(FAMILIES)} (LLaMA 2 and 3, '
       'DeepSeek-R1-Distill-Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3)')
@@ -93,6 +103,7 @@ def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConf
     rope = settings.get('rope_parameters') or settings.get('rope_scaling') or {}
     theta = float(rope.get('rope_theta', settings.get('rope_theta', 10000.0)))
     heads, layers = int(settings['num_attention_heads']), int(settings['num_hidden_layers'])
+    check_layers(layers, origin)
     head_dim = int(settings.get('head_dim') or settings['hidden_size'] // heads)
     biases = set(family.biases)
     biases |= set(_ATTENTION if settings.get('attention_bias') else ())

@@ -60,6 +60,16 @@ def test_epochs_visit_every_example_and_padding_is_masked():
   assert schedules.round_work(schedule, 0)[0] == len(expected)
 
 
+def test_a_site_with_one_example_trains_on_it():
+  """Beside larger ones, in every step of a fixed number, and once an epoch."""
+  alone = site('one', 1, 400, validation=1)
+  schedule = schedules.make_schedule((SITES[0], alone), **{
+    'rounds': 2, 'local_steps': 3, 'local_epochs': 1, 'batch_size': 4, 'seed': 0, 'pooled': False,
+    'weight_by': 'examples', 'loss_on': 'completion'})
+  assert [x for x in examples_of(schedule, 1) if x >= 400] == [400] * 3
+  assert schedule.weights.tolist() == [10, 1]
+
+
 def test_fixed_steps_go_on_where_the_last_round_stopped():
   """2 steps a round: site a's epoch of 3 steps ends in the middle of round 2."""
   schedule = plan(local_steps=2)

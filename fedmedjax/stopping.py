@@ -1,0 +1,86 @@
+"""SIGINT and SIGTERM: the first ends the program where nothing is lost, the second at once."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+  """A signal asked the program to leave."""
+
+  def __init__(self, number: int):
+    super().__init__(signal.Signals(number).name)
+    self.number = number
+
+
+# Handlers belong to the process, and so does what they have seen.
+_depth = 0
+_pending: list[int] = []
+
+
+def _handle(number, frame) -> None:
+  if _depth:
+    _pending.append(number)
+  else:
+    raise Stopped(number)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+  """Holds a signal's `Stopped` back until this closes without another exception."""
+  global _depth
+  _depth += 1
+  try:
+    yield
+  finally:
+    _depth -= 1
+  if _pending and not _depth:
+    raise Stopped(_pending.pop())
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+  """While open, signals raise `Stopped` in the main thread; a second one ends the process at once.
+
+  Python runs handlers in the main thread only, between two of its own instructions, so one that
+  waits for a compiled round hears nothing. A thread of its own reads the signals' numbers from the
+  handlers' wake-up socket, tells of the first and leaves on the second.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  reader, sender = socket.socketpair()
+  sender.setblocking(False)
+
+  def watch():
+    seen = 0
+    while number := reader.recv(1):
+      if number[0] not in SIGNALS:
+        continue
+      seen += 1
+      if seen > 1:
+        os._exit(128 + number[0])
+      print(
+        f'{signal.Signals(number[0]).name}: leaving as soon as the round under way is saved; once '
+        'more leaves at once', file=sys.stderr, flush=True)
+
+  _pending.clear()
+  thread = threading.Thread(target=watch, daemon=True)
+  thread.start()
+  before = {number: signal.signal(number, _handle) for number in SIGNALS}
+  woken = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(woken)
+    for number, handler in before.items():
+      signal.signal(number, handler)
+    sender.close()  # ends the thread
+    thread.join()
+    reader.close()

@@ -1,0 +1,317 @@
+"""Disturbs a small run at random moments, resumes it, and compares it with an undisturbed one.
+
+    python scripts/chaos.py --kills=100 --out=chaos.json
+
+Each trial is a run of its own that is disturbed once, in one of the ways of `DISTURBANCES`, and
+then resumed by the same command until it is finished. Its adapter, ledger, predictions, metrics
+and summary (but for clocks and memory) are compared byte by byte with those of a run that nobody
+disturbed. FILE gets {"kills", "equal", "different": [what and where], ...}; the exit status is 1
+when anything differed. The model is tiny, random and made here; notes are the synthetic cohorts.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.numpy
+import tokenizers
+import transformers
+
+from fedmedjax import main as program
+from fedmedjax.data.cohorts import generate_cohort
+from fedmedjax.model.convert import HUGGING_FACE, expected_shapes, tensor_names
+from fedmedjax.model.folder import load_tokenizer
+from fedmedjax.model.llama import LlamaConfig
+from fedmedjax.model.settings import to_hugging_face
+
+ROOT = Path(__file__).resolve().parent.parent
+# Wall-clock and memory, which no two runs share.
+CLOCKS = ('seconds', 'wall_seconds', 'compile_seconds', 'tokens_per_second',
+          'examples_per_second', 'peak_memory_bytes')
+# There when the first round's checkpoint is whole.
+FIRST = 'checkpoints/1'
+# A state with every part filled: error feedback, a server optimiser with memory, cohorts of two of
+# three sites, smoothed weights.
+SETTINGS = (
+  'fed.rounds=5', 'fed.local_steps=1', 'fed.batch_size=2', 'fed.cohort_size=2', 'fed.ema=0.3',
+  'fed.server_optimizer=fedadam', 'fed.server_learning_rate=0.001', 'fed.outbound=int8',
+  'fed.error_feedback=True', 'data.external=()', 'data.validation_examples=1',
+  'data.max_train_notes=3', 'data.max_length=256', 'lora.rank=2', 'lora.targets=("q_proj",)',
+  'eval.max_examples=1', 'eval.zero_shot=False', 'eval.bootstrap_samples=2',
+  'eval.max_new_ratio=0.01', 'eval.batch_size=1', 'log.steps=False', 'checkpoint.keep_best=1')
+
+
+def make_model(folder: Path) -> None:
+  """A random decoder of one layer, with a tokenizer learnt from a synthetic cohort."""
+  folder.mkdir()
+  notes = [note.text for note in generate_cohort('synthetic_icu').train]
+  backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = tokenizers.decoders.ByteLevel()
+  backend.train_from_iterator(notes, tokenizers.trainers.BpeTrainer(
+    vocab_size=800, special_tokens=['</s>'], show_progress=False,
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+  tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token='</s>')
+  tokenizer.save_pretrained(folder)
+  config = LlamaConfig(
+    vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2,
+    num_kv_heads=1, head_dim=8, rms_norm_eps=1e-5, rope_theta=10000.0,
+    max_position_embeddings=4096, tie_word_embeddings=True)
+  shapes, rng = expected_shapes(config), np.random.default_rng(0)
+  safetensors.numpy.save_file({
+    name: rng.normal(size=shapes[path]).astype(np.float32) * 0.3
+    for name, path, _ in tensor_names(config, HUGGING_FACE)}, folder / 'model.safetensors')
+  (folder / 'config.json').write_text(json.dumps(to_hugging_face(config, 'chaos')))
+
+
+class Place(NamedTuple):
+  """Where a trial happens. `log` is a pipe, since a full disk must not stop what is said."""
+
+  model: Path
+  workdir: Path
+  log: tuple[int, int]
+
+
+def said(place: Place) -> str:
+  """What the children have written since it was last asked; it fits into a pipe's buffer."""
+  parts = []
+  while True:
+    try:
+      parts.append(os.read(place.log[0], 1 << 16))
+    except BlockingIOError:
+      return b''.join(parts).decode(errors='replace')
+
+
+def start(place: Place, file_limit: int | None = None) -> int:
+  """Runs the program in a child -> its process number. A fork spares the imports."""
+  child = os.fork()
+  if child:
+    return child
+  status = 70
+  try:
+    os.chdir(ROOT)
+    os.dup2(place.log[1], 1)
+    os.dup2(place.log[1], 2)
+    if file_limit is not None:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    status = program.main([
+      'fedmedjax', '--config=configs/quickstart.py', f'--workdir={place.workdir}',
+      f'--config.model.path={place.model}', *(f'--config.{entry}' for entry in SETTINGS)])
+    sys.stdout.flush()
+  except BaseException:
+    traceback.print_exc()
+  finally:
+    os._exit(status)  # never back into the parent's code
+
+
+def wait(child: int, seconds: float | None = None) -> int | None:
+  """The child's exit status, negative for a signal; None when it lives on after `seconds`."""
+  end = None if seconds is None else time.monotonic() + seconds
+  while True:
+    done, status = os.waitpid(child, 0 if end is None else os.WNOHANG)
+    if done:
+      return os.waitstatus_to_exitcode(status)
+    if time.monotonic() >= end:
+      return None
+    time.sleep(0.002)
+
+
+def interrupted(place: Place, number: int, delay: float, after: str = '') -> str | None:
+  """Sends a signal `delay` seconds after the start, or after a file that matches `after` is there.
+
+  Returns how the run ended, or None when it was finished before.
+  """
+  child = start(place)
+  while after and not any(place.workdir.glob(after)):
+    if wait(child, 0.01) is not None:
+      return None
+  if wait(child, delay) is not None:
+    return None
+  os.kill(child, number)
+  status = wait(child)
+  allowed = {
+    # Before the program has its handlers the default ones end it.
+    signal.SIGTERM: (143, -signal.SIGTERM, 0), signal.SIGKILL: (-signal.SIGKILL,)}[number]
+  return f'status {status}' if status in allowed else f'status {status} is not expected'
+
+
+def damaged(place: Place, delay: float, rng: random.Random, change: Callable) -> str | None:
+  """Kills the run once it has a checkpoint and changes a file of the newest."""
+  told = interrupted(place, signal.SIGKILL, delay, FIRST)
+  if told is None:
+    return None
+  newest = max(
+    (path for path in place.workdir.glob('checkpoints/*') if path.name.isdecimal()),
+    key=lambda path: int(path.name))
+  files = sorted(path for path in newest.rglob('*') if path.is_file() and path.stat().st_size)
+  path = rng.choice(files)
+  content = bytearray(path.read_bytes())
+  path.write_bytes(change(content, rng))
+  return f'{told}, {path.relative_to(place.workdir)}'
+
+
+def truncated(content: bytearray, rng: random.Random) -> bytes:
+  return bytes(content[:rng.randrange(len(content))])
+
+
+def flipped(content: bytearray, rng: random.Random) -> bytes:
+  content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+  return bytes(content)
+
+
+def full_disk(place: Place, delay: float, rng: random.Random) -> str | None:
+  """No file may grow past some size: as ENOSPC, an error of the write and no signal."""
+  del delay
+  status = wait(start(place, int(10 ** rng.uniform(1, 4.5))))
+  return None if status == 0 else (
+    f'status {status}' if status == 1 else f'status {status} is not expected')
+
+
+def torn_metrics(place: Place, delay: float, rng: random.Random) -> str | None:
+  """Kills the run and spoils metrics.jsonl: a torn line, bytes that are no text, or a double."""
+  told = interrupted(place, signal.SIGKILL, delay, FIRST)
+  path = place.workdir / 'metrics.jsonl'
+  if told is None:
+    return None
+  content = path.read_bytes()
+  path.write_bytes(rng.choice((
+    content + content[:40], b'\xff\xfe\x00' + content, content + content, b'')))
+  return told
+
+
+def changed_model(place: Place, delay: float, rng: random.Random) -> str | None:
+  """Kills the run and changes a file of the model: refused by name, until it is as it was."""
+  told = interrupted(place, signal.SIGKILL, delay, 'config.json')
+  path = place.model / 'tokenizer_config.json'
+  if told is None:
+    return None
+  content = path.read_bytes()
+  path.write_bytes(content + b' ' * rng.randrange(1, 9))
+  status = wait(start(place))
+  path.write_bytes(content)
+  refused = status == 2 and f'{path.name} changed since' in said(place)
+  return told if refused else f'a changed model is not expected to give status {status}'
+
+
+# name -> (place, seconds, random) -> what happened, None when the run was over.
+DISTURBANCES = {
+  'kill': lambda place, delay, rng: interrupted(place, signal.SIGKILL, delay),
+  'terminate': lambda place, delay, rng: interrupted(place, signal.SIGTERM, delay),
+  'full_disk': full_disk,
+  'truncated_checkpoint': lambda place, delay, rng: damaged(place, delay, rng, truncated),
+  'flipped_checkpoint': lambda place, delay, rng: damaged(place, delay, rng, flipped),
+  'torn_metrics': torn_metrics,
+  'changed_model': changed_model,
+}
+
+
+def results(workdir: Path) -> dict[str, bytes]:
+  """What a run leaves, without clocks."""
+  found = {
+    path.relative_to(workdir).as_posix(): path.read_bytes()
+    for path in workdir.rglob('*') if path.is_file()
+    and path.relative_to(workdir).parts[0] in ('adapter', 'predictions', 'ledger.csv')}
+  for name in ('metrics.jsonl', 'summary.json'):
+    text = (workdir / name).read_text()
+    values = [json.loads(entry) for entry in (text.splitlines() if 'l' in name[-1] else [text])]
+    found[name] = json.dumps(
+      [{key: v for key, v in value.items() if key not in CLOCKS} for value in values]).encode()
+  return found
+
+
+def resume(place: Place) -> str | None:
+  """The same command again -> what went wrong, or None."""
+  status = wait(start(place))
+  return None if status == 0 else f'resuming ended with status {status}'
+
+
+def trial(place: Place, kind: str, delay: float, rng: random.Random, whole: dict) -> dict | None:
+  """One disturbed run -> {'kind', 'told', 'wrong'}; None when the disturbance came too late."""
+  shutil.rmtree(place.workdir, ignore_errors=True)
+  told = DISTURBANCES[kind](place, delay, rng)
+  if told is None:
+    return None
+  wrong = [told] if 'not expected' in told else []
+  fault = resume(place)
+  if fault:
+    wrong.append(fault)
+  else:
+    found = results(place.workdir)
+    wrong += [f'{name} differs' for name in sorted(found.keys() | whole.keys())
+              if found.get(name) != whole.get(name)]
+  log = said(place)
+  if 'Traceback' in log:
+    wrong.append('a traceback reached the user')
+  if wrong:
+    print(log, file=sys.stderr)
+  return {'kind': kind, 'seconds': round(delay, 3), 'told': told, 'wrong': wrong}
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--kills', type=int, default=100)
+  parser.add_argument('--out', type=Path, required=True)
+  parser.add_argument('--seed', type=int, default=0)
+  options = parser.parse_args()
+  rng = random.Random(options.seed)
+  with tempfile.TemporaryDirectory() as folder:
+    root = Path(folder)
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(root / 'xla'))
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    make_model(root / 'model')
+    load_tokenizer(root / 'model')  # imports much, which the children then need not
+    log = os.pipe()
+    os.set_blocking(log[0], False)
+    whole = Place(root / 'model', root / 'whole', log)
+    fault = resume(whole)  # fills the compilation cache
+    if fault:
+      print(f'{fault}:\n{said(whole)}', file=sys.stderr)
+      return 1
+    expected = results(whole.workdir)
+    shutil.rmtree(whole.workdir)
+    begun = time.monotonic()
+    fault = resume(whole)
+    length = time.monotonic() - begun
+    # Undisturbed twice: the same command gives the same bytes.
+    different = [] if not fault and results(whole.workdir) == expected else [
+      {'kind': 'none', 'wrong': [fault or 'two undisturbed runs differ']}]
+    done, late = [], 0
+    place = Place(root / 'model', root / 'run', log)
+    said(place)
+    while len(done) < options.kills:
+      kind = list(DISTURBANCES)[len(done) % len(DISTURBANCES)]
+      # Of a run half is over before the first round; what waits for a file goes on from there.
+      waits = kind not in ('kill', 'terminate')
+      told = trial(place, kind, rng.uniform(0, length * (0.4 if waits else 1)), rng, expected)
+      if told is None:
+        late += 1
+        continue
+      done.append(told)
+      if told['wrong']:
+        different.append(told)
+      print(f'{len(done)}/{options.kills} {told["kind"]} after {told["seconds"]} s: '
+            f'{told["wrong"] or "equal"}', flush=True)
+  report = {
+    'kills': len(done), 'equal': len(done) - len([d for d in different if d['kind'] != 'none']),
+    'different': different, 'kinds': Counter(d['kind'] for d in done),
+    'came_too_late': late, 'seconds_undisturbed': round(length, 2)}
+  options.out.write_text(json.dumps(report, indent=2) + '\n')
+  print(json.dumps({key: report[key] for key in ('kills', 'equal')}))
+  return 1 if different else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
