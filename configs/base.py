@@ -126,6 +126,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   data.sites = ('synthetic_icu', 'synthetic_dictation', 'synthetic_clinic')
   # Sites never trained on, only tested.
   data.external = ('synthetic_external',)
+  # Training notes that each synthetic cohort has; 0 = as many as its description says.
+  data.synthetic_notes = 0
   # Training notes used of each site, the first by the site's order; 0 = all.
   data.max_train_notes = 0
   # Longest example in tokens, from the input's first to the end token; longer ones are left out
@@ -135,6 +137,24 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   data.validation_share = 0.1
   # Examples of each site in V, at most; every site's adapter is run on all of V.
   data.validation_examples = 16
+
+  # Training notes of all of data.sites pooled and dealt out to sites of our own making; tested are
+  # data.sites as before.
+  data.partition = partition = ConfigDict()
+  # '' = not dealt out; 'iid', 'types' (Dirichlet over the mix of entity types), 'quantity' (power
+  # law), 'style' (clusters of notes) or 'labels' (sites that leave types unannotated).
+  partition.kind = ''
+  # What is dealt out: whole notes ('note') or single sentences ('sentence'), which can be far more
+  # unlike; then a note's sentences end up at several sites and in V.
+  partition.unit = 'note'
+  # Sites S that the notes are dealt out to.
+  partition.sites = 10
+  # How unlike they are. 'types': concentration of the Dirichlet, small = unlike. 'quantity':
+  # exponent of the power law, 0 = alike. 'style': share of notes at their style's site. 'labels':
+  # chance that a site leaves a type unannotated. 'iid': not used.
+  partition.strength = 1.0
+  # Share of the sites whose annotation is corrupted: each entity is called another type.
+  partition.corrupted = 0.0
 
   config.fed = fed = ConfigDict()
   # Name of the row of PRESETS in force.
@@ -169,7 +189,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.kept = 1
   # Longest update that 'clipped_mean' leaves as it is, in median norms of the cohort.
   fed.norm_limit = 1.0
-  # Rank of every site, in the order of data.sites, each at most lora.rank; () = lora.rank.
+  # Rank of every site, in the order of data.sites (or of the partition's), each at most
+  # lora.rank; () = lora.rank.
   fed.ranks = ()
   # gamma: power of n_k in a site's weight. From the preset.
   fed.size_power = 1.0
@@ -177,8 +198,7 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.loss_power = 0.0
   # tau: temperature of the signal, nats per token. From the preset.
   fed.temperature = 1.0
-  # Supervised tokens: 'completion' (the target) or 'all' (instruction and input too). From the
-  # preset.
+  # Supervised tokens: 'completion' (the target) or 'all' (the prompt too). From the preset.
   fed.loss_on = 'completion'
   # Factors trained and sent: 'everything', 'nothing' (sent), 'only_b' (A frozen), 'only_a' (B
   # kept at its site), 'alternating' (B in even rounds, A in odd ones). From the preset.
@@ -215,12 +235,11 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.server_tau = 1e-3
   # Sites C drawn each round (on average, for 'poisson'); 0 = all.
   fed.cohort_size = 0
-  # How: 'uniform', 'size' (by n_k; then weighed to undo it), 'poisson' (each site on its own).
+  # How: 'uniform', 'size' (by n_k, then weighed to undo it) or 'poisson' (each site on its own).
   fed.sampler = 'uniform'
   # Updates are scaled down to this norm before they are sent; 0 = not clipped.
   fed.clip_update = 0.0
-  # Number format of updates: 'float32'; 'bfloat16', 'int8', 'int4' (all three rounded at random,
-  # right in the mean); 'sign' (one bit a value).
+  # Number format of updates: 'float32', 'bfloat16', 'int8', 'int4' (rounded at random) or 'sign'.
   fed.outbound = 'float32'
   # Neighbouring values that share a scale in int8, int4 and sign; 0 = one scale a tensor.
   fed.block = 0
@@ -233,6 +252,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.explosion = 100.0
   # Rounds in a row with no usable site after which the run stops; the adapter stays as it was.
   fed.max_bad_rounds = 3
+  # Updates are masked, so that the server learns their weighted sum and no single one: Bonawitz et
+  # al., CCS 2017; what is simulated of it: fedmedjax/fed/secure.py.
+  fed.secure_aggregation = False
 
   config.simulation = simulation = ConfigDict()
   # Seconds of a local step at the median site, in the simulated clock; 0 = none.

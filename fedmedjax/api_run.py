@@ -51,7 +51,7 @@ def settings(config: ConfigDict) -> dict[str, Any]:
 def plan(config: ConfigDict, data: Data) -> dict[str, dict[str, Prompt]]:
   """{site: {task: prompt}}; raises InputError when a site has too few sentences to show."""
   plans = {}
-  for site in (*data.sites, *data.external):
+  for site in (*data.tested, *data.external):
     prompts = {
       task: PROMPTS[task](site, data.sites, config.api.shots, config.seed)
       for task in config.api.tasks}
@@ -171,7 +171,7 @@ def _summary(
   every = [entry for tasks in scores.values() for entry in tasks.values()]
   return writer.plain({
     'preset': f'api:{model}', 'seed': config.seed, 'rounds': 0,
-    'sites': [site.name for site in data.sites],
+    'sites': [site.name for site in data.tested],
     'external': [site.name for site in data.external],
     'train_examples': [len(site.train) for site in data.sites],
     'scores': {

@@ -25,7 +25,7 @@ from fedmedjax.eval.endpoint import endpoint_from
 from fedmedjax.experiment import load_data
 from fedmedjax.main import guarded, set_up
 from fedmedjax.progress import Reporter
-from fedmedjax.report import compare_table, has_relations, modifier_table
+from fedmedjax.report import compare_table, has_relations, modifier_table, with_global
 from fedmedjax.run import run
 from fedmedjax.types import InputError
 
@@ -139,9 +139,10 @@ def compare(
       row.config, workdir / row.folder, reporter, data[row.config.fed.learner])
   writer.write_json(workdir / 'compare.json', rows)
   first = next(iter(rows.values()))
-  reporter.say(compare_table(rows, first['sites'], first['external']))
+  shown = with_global(rows)
+  reporter.say(compare_table(shown, first['sites'], first['external']))
   if any(has_relations(row['scores']) for row in rows.values()):
-    reporter.say(modifier_table(rows, first['sites'], first['external']))
+    reporter.say(modifier_table(shown, first['sites'], first['external']))
   return rows
 
 

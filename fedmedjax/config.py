@@ -10,11 +10,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.base import PRESETS, apply_preset
+from fedmedjax.data import partition
 from fedmedjax.data.pack import LOSS_ON
 from fedmedjax.fed.rules import RULES
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
 from fedmedjax.fed.sharing import SHARINGS
-from fedmedjax.method import AGGREGATORS, SIGNALS, check_method, needs_validation
+from fedmedjax.method import AGGREGATORS, SIGNALS, check_method, needs_validation, num_sites
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import InputError
@@ -70,7 +71,11 @@ CHECKS = {
   'bert.path': _TEXT, 'bert.task': _one_of(BERT_TASKS), 'bert.max_length': _integer(16),
   'bert.learning_rate': _POSITIVE,
   'data.root': _TEXT, 'data.sites': _names(1), 'data.external': _names(0),
-  'data.max_train_notes': _integer(0), 'data.max_length': _integer(8),
+  'data.synthetic_notes': _integer(0), 'data.max_train_notes': _integer(0),
+  'data.max_length': _integer(8),
+  'data.partition.kind': _one_of(('', *partition.KINDS)), 'data.partition.sites': _integer(1),
+  'data.partition.unit': _one_of(tuple(partition.UNITS)), 'data.partition.strength': _POSITIVE,
+  'data.partition.corrupted': _number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
   'data.validation_share': _number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
   'data.validation_examples': _integer(0),
   'fed.preset': _one_of(tuple(PRESETS)), 'fed.rounds': _integer(1),
@@ -97,6 +102,7 @@ CHECKS = {
   'fed.clip_update': _NOT_NEGATIVE, 'fed.outbound': _one_of(CODECS), 'fed.block': _integer(0),
   'fed.top_k': _number(lambda v: 0 < v <= 1, 'a number in (0, 1]'), 'fed.error_feedback': _BOOLEAN,
   'fed.explosion': _EXPLOSION, 'fed.max_bad_rounds': _integer(1),
+  'fed.secure_aggregation': _BOOLEAN,
   'simulation.step_seconds': _NOT_NEGATIVE, 'simulation.speed_spread': _NOT_NEGATIVE,
   'simulation.bandwidth': _NOT_NEGATIVE, 'simulation.bandwidth_spread': _NOT_NEGATIVE,
   'simulation.failure': _BELOW_ONE, 'simulation.deadline': _NOT_NEGATIVE,
@@ -155,15 +161,28 @@ def validate(config: ConfigDict) -> None:
     raise InputError(
       f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
       "'completion'")
+  _check_partition(values)
   _check_participation(values)
   check_method(values)
 
 
-def _check_participation(values: dict[str, Any]) -> None:
-  if values['fed.cohort_size'] > len(values['data.sites']):
+def _check_partition(values: dict[str, Any]) -> None:
+  kind, strength = values['data.partition.kind'], values['data.partition.strength']
+  if kind in partition.SHARES and strength > 1:
     raise InputError(
-      f"config.fed.cohort_size={values['fed.cohort_size']}: there are "
-      f"{len(values['data.sites'])} sites in config.data.sites; 0 is all of them")
+      f'config.data.partition.strength={strength}: a share in (0, 1] for kind {kind!r}')
+  if values['data.partition.corrupted'] and not kind:
+    raise InputError(
+      f"config.data.partition.corrupted={values['data.partition.corrupted']}: corrupts sites that "
+      f"notes are dealt out to; set config.data.partition.kind, such as 'iid'")
+
+
+def _check_participation(values: dict[str, Any]) -> None:
+  if values['fed.cohort_size'] > num_sites(values):
+    where = 'config.data.partition' if values['data.partition.kind'] else 'config.data.sites'
+    raise InputError(
+      f"config.fed.cohort_size={values['fed.cohort_size']}: there are {num_sites(values)} sites in "
+      f'{where}; 0 is all of them')
   if values['fed.sampler'] == 'size' and values['fed.size_power'] != 1:
     raise InputError(
       f"config.fed.sampler='size': sites drawn by size are weighed to undo it, which is exact for "

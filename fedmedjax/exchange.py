@@ -1,7 +1,7 @@
 """Who meets in a round and what they send: from the configuration, and for a round's line."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -15,9 +15,11 @@ from fedmedjax.fed import ledger, participation
 from fedmedjax.fed import outbound as outbounds
 from fedmedjax.fed.ledger import Exchange
 from fedmedjax.fed.participation import Fleet, Sampler, Turnout
+from fedmedjax.fed.products import room
+from fedmedjax.fed.ranks import cut, rank_first
 from fedmedjax.fed.rules import SENT_CONTROL
 from fedmedjax.fed.types import Sharing
-from fedmedjax.method import aggregator
+from fedmedjax.method import FOLDING
 
 # (sizes f[S], C, seed) -> Sampler
 SAMPLERS = {
@@ -34,11 +36,11 @@ CODECS = {
 
 
 class Meeting(NamedTuple):
-  """Who takes part in the rounds, and what one site sends. Pooled, one place that sends nothing."""
+  """Who takes part in the rounds, and what they send. Pooled, one place that sends nothing."""
 
   sampler: Sampler
   fleet: Fleet
-  exchange: Callable[[int], Exchange]   # the messages of one site in a round, from 0
+  exchange: Callable[[int], tuple[Exchange, ...]]   # each cohort site's messages, round from 0
 
 
 def codec(fed: ConfigDict) -> outbounds.Codec:
@@ -47,8 +49,9 @@ def codec(fed: ConfigDict) -> outbounds.Codec:
 
 
 def outbound(fed: ConfigDict) -> optax.GradientTransformationExtraArgs:
-  return outbounds.outbound(
+  sender = outbounds.outbound(
     codec(fed), clip_norm=fed.clip_update, error_feedback=fed.error_feedback)
+  return rank_first(sender) if fed.ranks else sender
 
 
 def _sampler(config: ConfigDict, sizes: np.ndarray) -> Sampler:
@@ -70,32 +73,56 @@ def meeting(config: ConfigDict, sizes: np.ndarray, adapter, sharing: Sharing) ->
     sizes: f[S] n_k, the same as for `cohorts`; pooled, its one entry is not looked at.
     adapter, sharing: what one site's messages are made of.
   """
-  if config.fed.pooled:
+  fed, rank = config.fed, config.lora.rank
+  if fed.pooled:
     return Meeting(
       participation.uniform(1, 1, config.seed), participation.lognormal_fleet(1, config.seed),
-      lambda number: Exchange((), ()))
+      lambda number: (Exchange((), ()),))
   fleet = participation.lognormal_fleet(
     len(sizes), config.seed, **config.simulation.to_dict())
-  control = adapter if config.fed.rule in SENT_CONTROL else ()
-  fold = jax.eval_shape(aggregator(config, rounds=1).fold, adapter)
+  sampler = _sampler(config, sizes)
+  # A site's last round is looked for in all rounds before.
+  sampler = sampler._replace(draw=cache(sampler.draw))
+  ranks = fed.ranks or (rank,) * len(sizes)
+  update_codec = codec(fed)
+  columns = FOLDING.get(fed.aggregator, lambda fed, rank, ranks: 0)
 
-  @cache
-  def exchange(number):
-    # Sites are sent what the round before folded into the base.
+  # Not all of them: a run has as many as rounds times sites.
+  @lru_cache(1024)
+  def messages(site_rank, number, last):
+    one = cut(adapter, site_rank) if fed.ranks else adapter
+    folded = sum(
+      columns(fed, rank, [ranks[site] for site in sampler.draw(past).sites])
+      for past in range(max(last, 0), number))
     return ledger.exchange(
-      adapter, sharing, codec(config.fed), number, control=control,
-      residual=fold if number else ())
+      one, sharing, update_codec, number, last,
+      control=one if fed.rule in SENT_CONTROL else (),
+      residual=jax.eval_shape(partial(room, columns=folded), adapter) if folded else (),
+      masked=fed.secure_aggregation)
 
-  return Meeting(_sampler(config, sizes), fleet, exchange)
+  def exchange(number):
+    last = participation.last_taken(sampler, number)
+    return tuple(
+      messages(ranks[site], number, int(last[site])) for site in sampler.draw(number).sites)
+
+  return Meeting(sampler, fleet, exchange)
+
+
+def _lengths(meeting: Meeting, number: int) -> tuple[np.ndarray, np.ndarray]:
+  """(bytes down, bytes up) i64[C] of the messages of the cohort's sites."""
+  exchanges = meeting.exchange(number)
+  return (
+    np.asarray([ledger.num_bytes(one.down) for one in exchanges]),
+    np.asarray([ledger.num_bytes(one.up) for one in exchanges]))
 
 
 def turnout(meeting: Meeting, schedule: Schedule, number: int) -> Turnout:
   """How round `number` goes; see `participation.turnout`."""
-  exchanged = meeting.exchange(number)
+  down, up = _lengths(meeting, number)
   return participation.turnout(
     meeting.sampler, meeting.fleet, number, sizes=schedule.weights,
     planned=np.asarray([len(one) for one in schedule.plan[number]]),
-    bytes_down=ledger.num_bytes(exchanged.down), bytes_up=ledger.num_bytes(exchanged.up))
+    bytes_down=down, bytes_up=up)
 
 
 def turnout_line(
@@ -108,9 +135,8 @@ def turnout_line(
   """
   here, (sites, steps) = turn.cohort.present, (turn.cohort.sites, turn.steps)
   examples, tokens = schedules.round_work(schedule, number, sites, steps)
-  exchanged = meeting.exchange(number)
-  down = np.full(len(sites), ledger.num_bytes(exchanged.down))[here]
-  up = np.where(steps > 0, ledger.num_bytes(exchanged.up), 0)[here]
+  down, up = _lengths(meeting, number)
+  down, up = down[here], np.where(steps > 0, up, 0)[here]
   return {
     'round': number + 1, 'sites': [names[site] for site in sites[here]], 'steps': steps[here],
     'local_steps': steps.sum(),
@@ -124,8 +150,9 @@ def turnout_line(
 
 def ledger_csv(meeting: Meeting, lines: Iterable[dict]) -> str:
   """The ledger of a run, a line a (round, site, tensor), from the rounds' lines."""
+  # Those that are present come first in a cohort.
   rounds = [
-    (line['round'], meeting.exchange(line['round'] - 1), line['sites'],
+    (line['round'], line['sites'], meeting.exchange(line['round'] - 1)[:len(line['sites'])],
      [count > 0 for count in line['steps']])
     for line in lines]
   rows = ledger.table(rounds)

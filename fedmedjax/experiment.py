@@ -16,6 +16,7 @@ from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, load_corpus
 from fedmedjax.data.label_steps import TASKS, encode_label_site, label_schedule
 from fedmedjax.data.labels import label_names
+from fedmedjax.data.partition import Skew, partition
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
 from fedmedjax.eval import evaluate
@@ -42,8 +43,10 @@ class Data(NamedTuple):
   """The model and every site's tokenised notes: what all regimes with one learner share."""
 
   base: BaseModel | Bert
-  sites: tuple[SiteData, ...]
-  external: tuple[SiteData, ...]
+  sites: tuple[SiteData, ...]      # that train
+  tested: tuple[SiteData, ...]     # in-domain: the same, or those whose notes were dealt out
+  external: tuple[SiteData, ...]   # tested, too, and never trained on
+  skew: Skew | None = None         # of the notes dealt out
 
 
 class Options(NamedTuple):
@@ -59,6 +62,7 @@ class Options(NamedTuple):
   keep_best: int
   max_bad_rounds: int
   adds_aggregate: bool   # the server's step must be the aggregate itself
+  size_power: float      # of n_k, where sites' own leaves are averaged at the end
 
 
 class Study(NamedTuple):
@@ -98,18 +102,34 @@ def data_root(path: str) -> Path:
   return Path(path or os.environ.get('FEDMEDJAX_DATA') or '../shared/data')
 
 
-def load_corpora(config: ConfigDict) -> tuple[list[SiteCorpus], list[SiteCorpus]]:
-  """The notes of the training sites and of the external cohorts."""
+class Corpora(NamedTuple):
+  """The notes of a study."""
+
+  sites: list[SiteCorpus]      # config.data.sites
+  external: list[SiteCorpus]   # config.data.external
+  parts: list[SiteCorpus]      # what the sites' training notes were dealt out to, if they were
+  skew: Skew | None
+
+
+def load_corpora(config: ConfigDict) -> Corpora:
+  """Reads the notes of all sites, and deals them out if config.data.partition says so."""
 
   def load(key: str, name: str) -> SiteCorpus:
     if name in COHORTS:
-      return generate_cohort(name, seed=config.seed)
+      wanted = config.data.synthetic_notes if key == 'sites' else 0
+      return generate_cohort(name, seed=config.seed, train_notes=wanted or None)
     if name in CORPORA:
       return load_corpus(name, data_root(config.data.root))
     raise InputError(
       f'config.data.{key}: unknown site {name!r}; allowed are {", ".join((*COHORTS, *CORPORA))}')
 
-  return tuple([load(key, name) for name in config.data[key]] for key in ('sites', 'external'))
+  sites, external = (
+    [load(key, name) for name in config.data[key]] for key in ('sites', 'external'))
+  chosen = config.data.partition
+  parts, skew = partition(
+    sites, chosen.kind, unit=chosen.unit, sites=chosen.sites, strength=chosen.strength,
+    corrupted=chosen.corrupted, seed=config.seed) if chosen.kind else ([], None)
+  return Corpora(sites, external, parts, skew)
 
 
 def load_data(config: ConfigDict, reporter: Reporter) -> Data:
@@ -121,7 +141,7 @@ def _load_lora(config: ConfigDict, reporter: Reporter) -> Data:
   lora = lora_config(config)
   check_lora(lora)
   with reporter.task('reading notes'):
-    corpora, external = load_corpora(config)
+    corpora = load_corpora(config)
   path = model_path(config.model.path)
   placement = Placement(DTYPES[config.model.dtype], config.model.quantization)
   with reporter.task(f'loading {Path(path).name}'):
@@ -129,9 +149,11 @@ def _load_lora(config: ConfigDict, reporter: Reporter) -> Data:
   encode = partial(
     encode_site, tokenizer=base.tokenizer, max_length=config.data.max_length,
     max_test=config.eval.max_examples)
-  sites, others = _encoded(encode, config.data, corpora, external, reporter)
-  _check_context(base, (*sites, *others), config.data.max_length, config.eval.max_new_ratio)
-  return Data(base, sites, others)
+  data = _encoded(base, encode, config.data, corpora, reporter)
+  _check_context(
+    base, {site.name: site for site in (*data.sites, *data.tested, *data.external)}.values(),
+    config.data.max_length, config.eval.max_new_ratio)
+  return data
 
 
 def _load_bert(config: ConfigDict, reporter: Reporter) -> Data:
@@ -141,8 +163,8 @@ def _load_bert(config: ConfigDict, reporter: Reporter) -> Data:
       f"config.bert.path='': preset {config.fed.preset!r} needs a folder with config.json, "
       'model.safetensors and a tokenizer, such as Bio_ClinicalBERT converted to safetensors')
   with reporter.task('reading notes'):
-    corpora, external = load_corpora(config)
-  known = {name for corpus in corpora for name in corpus.types}
+    corpora = load_corpora(config)
+  known = {name for corpus in corpora.sites for name in corpus.types}
   labels = label_names(task.asked(tuple(name for name in ENTITY_TYPES if name in known)))
   with reporter.task(f'loading {Path(bert.path).name}'):
     base = load_bert(bert.path, labels, config.seed)
@@ -153,32 +175,36 @@ def _load_bert(config: ConfigDict, reporter: Reporter) -> Data:
   encode = partial(
     encode_label_site, tokenizer=base.tokenizer, task=bert.task, labels=labels,
     max_length=bert.max_length, max_test=config.eval.max_examples)
-  return Data(base, *_encoded(encode, config.data, corpora, external, reporter))
+  return _encoded(base, encode, config.data, corpora, reporter)
 
 
 def _encoded(
-  encode: Callable[..., SiteData], data: ConfigDict, corpora: list[SiteCorpus],
-  external: list[SiteCorpus], reporter: Reporter,
-) -> tuple[tuple[SiteData, ...], tuple[SiteData, ...]]:
-  """The sites that train and the others."""
-  with reporter.task('tokenising', len(corpora) + len(external)) as advance:
-    sites, others = [], []
-    for corpus in corpora:
-      sites.append(encode(
-        corpus, max_train_notes=data.max_train_notes, validation_share=data.validation_share,
-        validation_examples=data.validation_examples))
-      advance()
-    for corpus in external:
-      others.append(encode(corpus, trains=False))
-      advance()
-  return tuple(sites), tuple(others)
+  base, encode: Callable[..., SiteData], data: ConfigDict, corpora: Corpora, reporter: Reporter
+) -> Data:
+  """Sites that train are tested, too, unless their notes were dealt out."""
+  training = partial(
+    encode, max_train_notes=data.max_train_notes, validation_share=data.validation_share,
+    validation_examples=data.validation_examples)
+  with reporter.task('tokenising', sum(map(len, corpora[:3]))) as advance:
+
+    def encoded(notes: list[SiteCorpus], how: Callable[..., SiteData]) -> tuple[SiteData, ...]:
+      found = []
+      for corpus in notes:
+        found.append(how(corpus))
+        advance()
+      return tuple(found)
+
+    parts = encoded(corpora.parts, partial(training, tests=False))
+    sites = encoded(corpora.sites, partial(encode, trains=False) if parts else training)
+    external = encoded(corpora.external, partial(encode, trains=False))
+  return Data(base, parts or sites, sites, external, corpora.skew)
 
 
 def _check_context(base: BaseModel, sites, max_length: int, max_new_ratio: float) -> None:
   """Raises InputError when training or decoding would run past the model's context."""
   context = base.config.max_position_embeddings
   for site in sites:
-    prompt = max(example.prompt_length for example in site.test_tokens)
+    prompt = max((example.prompt_length for example in site.test_tokens), default=0)
     needed = len(site.instruction) + max(
       max_length if site.train else 0, prompt + evaluate.most_new_tokens(prompt, max_new_ratio))
     if needed > context:
@@ -196,12 +222,12 @@ def options(config: ConfigDict) -> Options:
   return Options(
     fed.preset, config.seed, fed.rounds if fed.train else 0, fed.pooled, config.eval.zero_shot,
     config.eval.bootstrap_samples, config.checkpoint.keep, config.checkpoint.keep_best,
-    fed.max_bad_rounds, adds_aggregate(fed))
+    fed.max_bad_rounds, adds_aggregate(fed), fed.size_power)
 
 
 def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
   learner = lora_learner(
-    data.base, (*data.sites, *data.external), lora_config(config),
+    data.base, (*data.tested, *data.external), lora_config(config),
     learning_rate=config.optim.learning_rate, seed=config.seed,
     dtype=DTYPES[config.model.dtype], remat=config.model.remat,
     batch_size=config.eval.batch_size, max_new_ratio=config.eval.max_new_ratio)

@@ -26,7 +26,8 @@ def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
   Notes count as they were read, split and tokenised, from whatever files; a model as its files.
   """
   path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
-  return {f'notes of site {site.name}': _notes(site) for site in (*data.sites, *data.external)} | {
+  sites = (*data.sites, *data.tested, *data.external)
+  return {f'notes of site {site.name}': _notes(site) for site in sites} | {
     'model': _files(resolve(path))}
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fedmedjax.fed import aggregate, products, robust
+from fedmedjax.fed import aggregate, products, robust, secure
 from fedmedjax.fed.local import adamw, sgd
 from fedmedjax.fed.ranks import mixed_ranks, same_ranks
-from fedmedjax.fed.rules import RULES, STATEFUL
+from fedmedjax.fed.rules import RULES, SENT_CONTROL, STATEFUL
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
 from fedmedjax.fed.types import Aggregator
 from fedmedjax.types import InputError
@@ -42,8 +42,13 @@ ROBUST = {
     limit=fed.norm_limit, size_power=fed.size_power),
 }
 AGGREGATORS = (*COMBINES, *ROBUST)
-# These add to the base every round; the room for it is laid out for all rounds at the start.
-FOLDING = ('stacked', 'residual')
+# These add to the base every round; the room for it is laid out for all rounds at the start. What
+# of it travels, in columns: (config.fed, lora.rank, ranks of the cohort's sites). Of a stack, what
+# each site has; a residual holds the mean of all in every site's columns.
+FOLDING = {
+  'stacked': lambda fed, rank, ranks: sum(ranks),
+  'residual': lambda fed, rank, ranks: fed.residual_rank or rank * len(ranks),
+}
 PRODUCTS = ('refactorised', 'corrected', *FOLDING)
 
 
@@ -79,16 +84,25 @@ def aggregator(config: ConfigDict, rounds: int) -> Aggregator:
     return ROBUST[fed.aggregator](fed)
   columns = cohort_size({
     'fed.pooled': fed.pooled, 'fed.cohort_size': fed.cohort_size,
-    'data.sites': config.data.sites}) * rank
+    'data.sites': config.data.sites, 'data.partition.kind': config.data.partition.kind,
+    'data.partition.sites': config.data.partition.sites}) * rank
+  combine = secure.masked_mean() if fed.secure_aggregation else (
+    COMBINES[fed.aggregator](fed, rank, rounds, columns))
   return aggregate.adaptive_mean(
     size_power=fed.size_power, loss_power=fed.loss_power, temperature=fed.temperature,
     floor=fed.floor, ema=fed.ema, signal=SIGNALS[fed.signal],
-    combine=COMBINES[fed.aggregator](fed, rank, rounds, columns))
+    combine=combine)
+
+
+def num_sites(values: dict[str, Any]) -> int:
+  """S: how many sites own training notes."""
+  dealt_out = values['data.partition.kind']
+  return values['data.partition.sites'] if dealt_out else len(values['data.sites'])
 
 
 def cohort_size(values: dict[str, Any]) -> int:
   """C: how many sites are drawn for a round."""
-  return 1 if values['fed.pooled'] else values['fed.cohort_size'] or len(values['data.sites'])
+  return 1 if values['fed.pooled'] else values['fed.cohort_size'] or num_sites(values)
 
 
 def adds_aggregate(fed: ConfigDict) -> bool:
@@ -116,6 +130,10 @@ def _needs_plain_sum(v) -> bool:
 
 def _lossy(v) -> bool:
   return v['fed.outbound'] != 'float32' or v['fed.top_k'] < 1 or v['fed.clip_update'] > 0
+
+
+def _secure(v, fails: bool) -> bool:
+  return v['fed.secure_aggregation'] and fails
 
 
 # (what is wrong, the key to name, why): the first that holds is the error.
@@ -165,9 +183,9 @@ UNSOUND = (
    'exactly'),
   (lambda v: v['fed.residual_rank'] > cohort_size(v) * v['lora.rank'], 'fed.residual_rank',
    'the whole residual has no more than sites times lora.rank columns; 0 sends all of it'),
-  (lambda v: v['fed.ranks'] and (v['fed.pooled'] or len(v['fed.ranks']) != len(v['data.sites'])),
+  (lambda v: v['fed.ranks'] and (v['fed.pooled'] or len(v['fed.ranks']) != num_sites(v)),
    'fed.ranks',
-   'one rank for each site of config.data.sites is needed'),
+   'one rank for each site of config.data.sites, or of the partition, is needed'),
   (lambda v: any(rank > v['lora.rank'] for rank in v['fed.ranks']), 'fed.ranks',
    'no site may have more than config.lora.rank'),
   (lambda v: v['fed.aggregator'] in FOLDING and v['fed.sampler'] == 'poisson', 'fed.sampler',
@@ -178,6 +196,9 @@ UNSOUND = (
    "'uniform'"),
   (lambda v: v['fed.ranks'] and v['fed.outbound'] == 'sign', 'fed.outbound',
    'columns that a site lacks would count in the mean that is the size of all its values'),
+  (lambda v: v['fed.ranks'] and v['fed.top_k'] < 1, 'fed.top_k',
+   'the share would be of the values of lora.rank, of which a site of lower rank lacks some; use '
+   '1.0'),
   (lambda v: v['fed.error_feedback'] and v['fed.sharing'] == 'alternating', 'fed.error_feedback',
    'what is owed of a factor would be paid in the round that freezes it, and so be lost'),
   (lambda v: v['fed.error_feedback'] and v['fed.aggregator'] in ('refactorised', 'stacked'),
@@ -186,6 +207,22 @@ UNSOUND = (
   (lambda v: v['fed.rule'] == 'feddyn' and _lossy(v), 'fed.rule',
    "FedDyn's server makes its control variate of the sites' whole updates; send them in float32, "
    'without top_k and clip_update'),
+  (lambda v: _secure(v, v['fed.loss_power'] > 0), 'fed.secure_aggregation',
+   "weights by a signal, such as Fed-MedLoRA+'s, need every site's own update, of which the server "
+   'learns the sum only; set loss_power to 0'),
+  (lambda v: _secure(v, v['fed.aggregator'] != 'mean'), 'fed.secure_aggregation',
+   "this aggregator needs every site's own update, of which the server learns the sum only; use "
+   "aggregator 'mean'"),
+  (lambda v: _secure(v, v['fed.outbound'] != 'float32' or v['fed.top_k'] < 1),
+   'fed.secure_aggregation',
+   "a masked message has 32 bits a value whatever a codec leaves of it; use outbound 'float32' and "
+   'top_k 1'),
+  (lambda v: _secure(v, bool(v['fed.ranks'])), 'fed.secure_aggregation',
+   'masks of a pair have one shape, updates of sites of unlike rank have not; use ranks ()'),
+  (lambda v: _secure(v, v['fed.rule'] in SENT_CONTROL), 'fed.secure_aggregation',
+   "a site's control variate would travel without a mask; use rule 'plain'"),
+  (lambda v: _secure(v, not v['fed.pooled'] and cohort_size(v) < 2), 'fed.secure_aggregation',
+   'the sum of one update is that update; at least 2 sites a round are needed'),
 )
 
 

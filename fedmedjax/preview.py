@@ -33,7 +33,7 @@ def preview(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
     study = prepare(config, data)
   if workdir:
     compare_inputs(workdir, fingerprint(config, data))
-  reporter.say(site_table(data.sites, data.external))
+  reporter.say(site_table(data.sites, data.tested, data.external))
   done = checkpoint.latest_round(workdir / CHECKPOINTS) if workdir else 0
   if study.options.rounds:
     reporter.say(_rounds_table(study, done), _memory_table(config, study))

@@ -17,12 +17,24 @@ _DROPPED = {
 }
 
 
-def site_table(sites: Sequence[SiteData], external: Sequence[SiteData]) -> Table:
-  """What each site holds, and what reading it set aside."""
+# Sites of a partition that the table lists.
+_LISTED = 12
+
+
+def site_table(
+  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData]
+) -> Table:
+  """What each site holds, and what reading it set aside.
+
+  Args:
+    sites: that train; when they are not the `tested` ones, their notes are those of `tested`.
+    external: tested, too.
+  """
   table = Table(title='Sites')
   for name in ('site', 'types', 'train', 'validation', 'test', 'in no training note', 'set aside'):
     table.add_column(name, justify='right' if name in ('train', 'validation', 'test') else 'left')
-  for site in (*sites, *external):
+  dealt_out = [] if sites == tested else sites
+  for site in (*dealt_out[:_LISTED], *tested, *external):
     report = site.report
     aside = ', '.join(f'{report[k]} {name}' for k, name in _DROPPED.items() if report.get(k))
     unseen = report.get('held_out_test_entities_percent')
@@ -30,6 +42,8 @@ def site_table(sites: Sequence[SiteData], external: Sequence[SiteData]) -> Table
       site.name + (' (external)' if site in external else ''), ', '.join(site.types),
       str(report['train_sentences']), str(report['validation_sentences']),
       str(report['test_sentences']), '-' if unseen is None else f'{unseen} %', aside or '-')
+  if len(dealt_out) > _LISTED:
+    table.caption = f'the first {_LISTED} of {len(dealt_out)} sites that train, then what is tested'
   return table
 
 
@@ -42,28 +56,31 @@ def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
 
 
 def score_table(summary: dict) -> Table:
-  """Typed F1 of every site, strict and lenient, beside the zero-shot row."""
+  """Typed F1 of every site, strict and lenient, beside that of the adapter for all, where sites
+  have their own, and zero-shot."""
   table = Table(title=f'Typed F1, {summary["preset"]}, seed {summary["seed"]} [95 % by note]')
-  zero = (summary.get('zero_shot') or {}).get('scores', {})
+  zero, everyone = (
+    (summary.get(key) or {}).get('scores', {}) for key in ('zero_shot', 'global'))
   kinds = ('strict', 'lenient')
   related = has_relations(summary['scores'])
-  names = ['site', *kinds, 'zero-shot strict', 'zero-shot lenient']
+  others = [('global', everyone)] * bool(everyone) + [('zero-shot', zero)]
+  names = ['site', *kinds, *(f'{name} {kind}' for name, _ in others for kind in kinds)]
   for name in names + [f'modifiers {kind}' for kind in kinds if related]:
     table.add_column(
       name, justify='left' if name == 'site' else 'right', no_wrap=name == 'site')
   # Six columns fit a terminal only with the intervals below the figures.
-  between = '\n' if related else ' '
+  between = '\n' if related or everyone else ' '
   for site, tasks in summary['scores'].items():
-    before = zero.get(site, {}).get('ner')
+    entries = [tasks.get('ner'), *(scores.get(site, {}).get('ner') for _, scores in others)]
     label = f'{site} (external)' if site in summary['external'] else site
     table.add_row(
-      label, *(_f1(entry, kind, between) for entry in (tasks.get('ner'), before) for kind in kinds),
+      label, *(_f1(entry, kind, between) for entry in entries for kind in kinds),
       *(_f1(tasks.get('re', {}).get('modifier'), kind, between) for kind in kinds if related))
   table.add_section()
   inside = [site for site in summary['scores'] if site not in summary['external']]
   table.add_row('mean of the sites', *(
     mean_f1(scores, inside, kind) if scores else '-'
-    for scores in (summary['scores'], zero) for kind in kinds),
+    for scores in (summary['scores'], *(scores for _, scores in others)) for kind in kinds),
     *(mean_modifier_f1(summary['scores'], inside, kind) for kind in kinds if related))
   return table
 
@@ -133,6 +150,17 @@ def show(summary: dict, reporter: Reporter) -> None:
   reporter.say(score_table(summary))
   for line in (api_lines if 'api' in summary else cost_lines)(summary):
     reporter.say(line)
+
+
+def with_global(rows: dict[str, dict]) -> dict[str, dict]:
+  """The regimes' summaries, those whose sites have adapters of their own a second time: with the
+  scores of the one adapter for all."""
+  out = {}
+  for regime, row in rows.items():
+    out[regime] = row
+    if row.get('global'):
+      out[f'{regime} (global)'] = row | row['global']
+  return out
 
 
 def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:

@@ -13,7 +13,8 @@ from fedmedjax.checkpoint import latest_round
 from fedmedjax.config import leaves
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment import Data, Study, load_data, options, prepare
-from fedmedjax.fed.round import site_adapter
+from fedmedjax.fed.aggregate import adaptive_weights
+from fedmedjax.fed.round import global_adapter, site_adapter
 from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
 from fedmedjax.inputs import check_inputs, fingerprint
@@ -24,6 +25,8 @@ from fedmedjax.rounds import participant_names
 from fedmedjax.training import CHECKPOINTS, StepDisplay, train
 from fedmedjax.types import InputError
 
+# Folder of what belongs to the one adapter for all, where sites have their own.
+_GLOBAL = 'global'
 _compile_seconds = [0.0]
 
 
@@ -57,6 +60,9 @@ def run(
     data = data or load_data(config, reporter)
     display = StepDisplay()
     study = prepare(config, data, display)
+    reporter.say(site_table(data.sites, data.tested, data.external))
+    if data.skew:
+      reporter.say(f'{config.data.partition.kind} partition: {data.skew}')
   workdir.mkdir(parents=True, exist_ok=True)
   with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
     check_inputs(workdir, fingerprint(config, data))
@@ -88,17 +94,22 @@ def _carried_out(
   (workdir / 'summary.json').unlink(missing_ok=True)
   rounds = study.options.rounds
   with reporter.live():
-    reporter.say(site_table(study.data.sites, study.data.external))
     zero_shot = None
     if study.options.zero_shot and rounds and study.learner.untrained is not None:
-      zero_shot = _score_all(study, None, workdir / 'predictions' / 'zero_shot', reporter)
+      zero_shot = _score_all(
+        study, _adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
+        trained=False)
     state, lines, earlier = None, [], 0.0
     if rounds:
       state, lines, earlier = train(study, workdir, reporter, display)
-      for folder, adapter in _adapters(study, state, workdir / study.learner.folder).items():
-        study.learner.save(adapter, folder)
-    scores = _score_all(study, state, workdir / 'predictions', reporter)
-  summary = _summary(study, lines, scores, zero_shot) | {
+    adapters, averaged = _adapters(study, state), _averaged(study, state, lines)
+    for name, adapter in (adapters | averaged).items() if rounds else ():
+      study.learner.save(adapter, workdir / study.learner.folder / name)
+    scores = _score_all(
+      study, adapters, workdir / 'predictions', reporter, trained=rounds > 0)
+    global_scores = averaged and _score_all(
+      study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
+  summary = _summary(study, lines, scores, zero_shot, global_scores) | {
     'wall_seconds': earlier + time.monotonic() - times[0],
     'compile_seconds': _compile_seconds[0] - times[1],
     'quarantined': sum(len(line.get('quarantined', ())) for line in lines),
@@ -111,36 +122,65 @@ def _carried_out(
   return summary
 
 
-def _adapters(study: Study, state: FedState | None, folder: Path) -> dict[Path, dict]:
-  """Where each adapter of the run goes: one for all, or one a site when leaves are its own."""
+def _adapters(study: Study, state: FedState | None) -> dict[str, dict]:
+  """The run's adapters: {'': one for all}, or one a site when leaves are its own.
+
+  Without a state, what answers before training.
+  """
   if state is None:
-    return {folder: study.learner.untrained}
+    return {'': study.learner.untrained}
   if shares_all(study.sharing, study.learner.adapter):
-    return {folder: site_adapter(state, study.sharing, 0)}
+    return {'': site_adapter(state, study.sharing, 0)}
   return {
-    folder / name: site_adapter(state, study.sharing, index)
+    name: site_adapter(state, study.sharing, index)
     for index, name in enumerate(participant_names(study))}
 
 
-def _score_all(
-  study: Study, state: FedState | None, folder: Path, reporter: Reporter
-) -> dict[str, evaluate.SiteScores]:
-  """Decodes and scores every site's test set; state None = the base model alone.
+def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[str, dict]:
+  """{_GLOBAL: the one adapter that serves all where some leaves are sites' own}, or nothing.
 
-  A site is answered by the shared adapter or its own. An external cohort has none of its own:
-  when leaves are sites' own, every site's adapter answers and the counts add up. Zero-shot answers
-  found on disk are used again, since no round changes them.
+  Sites' own leaves are averaged once, at the end, by n_k to the power of config.fed.size_power
+  (METHOD section 4), over the sites that ever sent anything: the others' are as drawn. Sites that
+  share nothing are no federation, and what each learnt from an A of its own has no common mean:
+  single-site has no such adapter.
   """
-  adapters = _adapters(study, state, Path())
+  paths = tree.paths(study.learner.adapter)
+  own = [path for path in paths if not study.sharing.shared(path)]
+  if state is None or not own or len(own) == len(paths):
+    return {}
+  trained = {
+    name for line in lines for name, steps in zip(line['sites'], line['steps'], strict=True)
+    if steps}
+  sizes = np.where(
+    [name in trained for name in participant_names(study)], study.schedule.weights, 0)
+  weights = adaptive_weights(
+    sizes, np.zeros_like(sizes), size_power=study.options.size_power, loss_power=0.0,
+    temperature=1.0)
+  return {_GLOBAL: global_adapter(state, study.sharing, weights)}
+
+
+def _score_all(
+  study: Study, adapters: dict[str, dict], folder: Path, reporter: Reporter, *,
+  trained: bool = True,
+) -> dict[str, evaluate.SiteScores]:
+  """Decodes and scores every site's test set.
+
+  A site is answered by the adapter of its name or else by all that there are, and their counts add
+  up: an external cohort has none of its own.
+
+  Args:
+    adapters: of `_adapters` or `_averaged`.
+    folder: of the predictions.
+    trained: False = no round changes the answers, so those found on disk are used again.
+  """
   scores = {}
-  for site in (*study.data.sites, *study.data.external):
+  for site in (*study.data.tested, *study.data.external):
     path = folder / f'{site.name}.jsonl'
-    records = writer.read_lines(path) if state is None else []
+    records = [] if trained else writer.read_lines(path)
     if len(records) != len(site.test):
       records = []
-      answering = [adapters[Path(site.name)]] if Path(site.name) in adapters else (
-        list(adapters.values()))
-      what = 'zero-shot' if state is None else 'decoding'
+      answering = [adapters[site.name]] if site.name in adapters else list(adapters.values())
+      what = 'decoding' if trained else 'zero-shot'
       with reporter.task(f'{what} {site.name}', len(site.test) * len(answering)) as advance:
         for adapter in answering:
           records += study.learner.answer(adapter, site, advance)
@@ -151,8 +191,15 @@ def _score_all(
   return scores
 
 
-def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | None) -> dict:
-  """summary.json without what only the whole run knows (times, memory)."""
+def _summary(
+  study: Study, lines: list[dict], scores: dict, zero_shot: dict | None,
+  global_scores: dict | None,
+) -> dict:
+  """summary.json without what only the whole run knows (times, memory).
+
+  Where sites keep leaves to themselves, `scores` are of their own adapters, as they would be used,
+  and `global` of the one for all.
+  """
   learner = study.learner
 
   def shown(scores):
@@ -167,9 +214,10 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
     count > 0 for line in lines for count in line['site_bytes_up'] + line['site_bytes_down'])
   return writer.plain({
     'preset': study.options.preset, 'seed': study.options.seed, 'rounds': len(lines),
-    'sites': [site.name for site in study.data.sites],
+    'sites': [site.name for site in study.data.tested],
     'external': [site.name for site in study.data.external],
     'train_examples': [len(site.train) for site in study.data.sites],
+    'partition': study.data.skew and study.data.skew._asdict(),
     'scores': shown(scores),
     'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
     'bytes_full_model': learner.whole_bytes * exchanges,
@@ -184,6 +232,7 @@ def _summary(study: Study, lines: list[dict], scores: dict, zero_shot: dict | No
     'cohorts': [line['sites'] for line in lines],
     'simulated_seconds': total('simulated_seconds'),
     'zero_shot': zero_shot and {'scores': shown(zero_shot)},
+    'global': {'scores': shown(global_scores)} if global_scores else None,
     **learner.summary,
   })
 

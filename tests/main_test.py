@@ -12,8 +12,9 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
+from rich.console import Console
 
-from fedmedjax import checkpoint, compare, main, run, training
+from fedmedjax import checkpoint, compare, main, report, run, training, writer
 from fedmedjax.data import tasks
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.site import encode_site
@@ -277,6 +278,9 @@ def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, caps
   sent = {regime: row['bytes_up'] > 0 for regime, row in rows.items()}
   assert [regime for regime, any_ in sent.items() if any_] == ['fed_medlora', 'fed_medlora_plus']
   assert (workdir / 'single_site' / 'adapter' / 'synthetic_clinic' / 'adapter_config.json').exists()
+  # Sites that share nothing have no adapter for all.
+  assert rows['single_site']['global'] is None
+  assert not (workdir / 'single_site' / 'adapter' / 'global').exists()
   out = capsys.readouterr().out
   table = out[out.index('Typed strict F1 by regime'):]
   assert all(regime in table for regime in compare.REGIMES)
@@ -290,7 +294,7 @@ def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, caps
 def test_a_run_that_folds_and_one_with_private_factors(command, tmp_path, capsys):
   """FedEx-LoRA: the exported adapter holds the residual's columns, 4 + 2 rounds * 3 sites * 4, at
   the scale of rank 4; more rounds would need more room. FedSA-LoRA: an adapter a site, whose B is
-  not the server's zero."""
+  not the server's zero, and one whose B is their mean by size."""
   settings = ('--config.eval.zero_shot=False', '--config.data.external=()')
   folded = command(tmp_path / 'fold', '--config.fed.preset=fedex_lora', *settings)
   assert main.main(folded) == 0
@@ -306,13 +310,45 @@ def test_a_run_that_folds_and_one_with_private_factors(command, tmp_path, capsys
   assert 'config.fed.rounds=2, this one has 3' in capsys.readouterr().err
   assert main.main(
     command(tmp_path / 'own', '--config.fed.preset=fedsa_lora', *settings)) == 0
-  ours = [safetensors.numpy.load_file(path) for path in sorted(
-    (tmp_path / 'own' / 'adapter').rglob('adapter_model.safetensors'))]
+  own = tmp_path / 'own'
+  summary = json.loads((own / 'summary.json').read_text())
+  ours, everyone = [
+    [safetensors.numpy.load_file(own / 'adapter' / name / 'adapter_model.safetensors')
+     for name in names] for names in (summary['sites'], ['global'])]
   key = next(key for key in ours[0] if 'lora_B' in key)
-  assert len(ours) == 3 and len({one[key].tobytes() for one in ours}) == 3
+  assert len({one[key].tobytes() for one in ours}) == 3
   assert all(one[key].any() for one in ours)
   shared = key.replace('lora_B', 'lora_A')
-  assert len({one[shared].tobytes() for one in ours}) == 1
+  assert len({one[shared].tobytes() for one in [*ours, *everyone]}) == 1
+  # The one for all: B averaged by n_k, here the number of examples.
+  mean = np.average([one[key] for one in ours], axis=0, weights=summary['train_examples'])
+  np.testing.assert_allclose(everyone[0][key], mean, rtol=1e-5, atol=1e-9)
+  assert set(summary['global']['scores']) == set(summary['scores'])
+  for site in summary['sites']:
+    personal, one = (
+      writer.read_lines(own / 'predictions' / folder / f'{site}.jsonl')
+      for folder in ('', 'global'))
+    assert [r['model_input'] for r in personal] == [r['model_input'] for r in one]
+  table = Console(width=200)
+  with table.capture() as shown:
+    table.print(report.score_table(summary))
+    table.print(report.compare_table(
+      report.with_global({'fedsa_lora': summary}), summary['sites'], ()))
+  assert all(text in shown.get() for text in ('global strict', '(global)'))
+
+
+def test_the_two_rows_of_private_factors_tell_their_own_scores():
+  """Planted: own adapters F1 0.75, the one for all 0.25, each in its place."""
+  entry = lambda f1: {'ner': {  # noqa: E731
+    kind: {'typed': {'f1': f1, 'ci95': [f1, f1]}} for kind in ('strict', 'lenient')}}
+  summary = {
+    'preset': 'fedsa_lora', 'seed': 0, 'external': [], 'scores': {'x': entry(0.75)},
+    'zero_shot': None, 'global': {'scores': {'x': entry(0.25)}}, 'local_steps': 1, 'bytes_up': 0,
+    'bytes_down': 0}
+  rows = report.with_global({'fedsa_lora': summary, 'uniform': summary | {'global': None}})
+  assert list(rows) == ['fedsa_lora', 'fedsa_lora (global)', 'uniform']
+  assert [report.mean_f1(row['scores'], ['x'], 'strict') for row in rows.values()] == [
+    '0.750', '0.250', '0.750']
 
 
 def test_a_finished_run_goes_on_with_more_rounds(command, tmp_path, monkeypatch):
@@ -442,3 +478,23 @@ def test_divergence_is_told_in_one_line(command, tmp_path, capsys):
   lines = [json.loads(x) for x in (tmp_path / 'wild' / 'metrics.jsonl').read_text().splitlines()]
   assert [line['skipped'] for line in lines] == [True, True]
   assert all(line['quarantined'] == line['sites'] for line in lines)
+
+
+def test_sites_of_our_own_making(command, tmp_path, capsys):
+  """Two cohorts dealt out to six sites that leave types unannotated, three of them a round."""
+  sites = ('synthetic_icu', 'synthetic_dictation')
+  assert main.main(command(
+    tmp_path / 'run', f'--config.data.sites={sites}', '--config.data.external=()',
+    '--config.data.partition.kind=labels', '--config.data.partition.strength=0.5',
+    '--config.data.partition.sites=6', '--config.fed.cohort_size=3',
+    '--config.data.synthetic_notes=12', '--config.eval.zero_shot=False',
+    '--config.fed.preset=fed_medlora')) == 0
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert summary['sites'] == list(sites) == list(summary['scores'])
+  assert summary['partition']['sizes'] == [4] * 6 and 0.25 <= summary['partition']['annotated'] < 1
+  assert [len(cohort) for cohort in summary['cohorts']] == [3, 3]
+  assert all(name.startswith('part_00') for cohort in summary['cohorts'] for name in cohort)
+  # Asked of the tested cohorts are all four types, whatever single sites annotate.
+  assert all(name in summary['instructions']['synthetic_icu'] for name in (
+    'problem', 'treatment', 'test', 'drug'))
+  assert 'labels partition: 6 sites of 4 to 4' in capsys.readouterr().out

@@ -6,6 +6,7 @@ import pytest
 
 from configs import quickstart
 from configs.base import PRESETS
+from fedmedjax import exchange, tree
 from fedmedjax.config import leaves, parse, validate
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import generate_cohort
@@ -28,7 +29,7 @@ TRAINED = [
 
 def shrunk(preset, **fed):
   config = quickstart.get_config(preset)
-  config.fed.update(rounds=2, local_steps=2, batch_size=4, **fed)
+  config.fed.update({'rounds': 2, 'local_steps': 2, 'batch_size': 4} | fed)
   config.lora.update(rank=4, targets=('q_proj', 'down_proj'))
   config.log.steps = False
   validate(config)
@@ -52,7 +53,7 @@ def data(smollm):
     for name in quickstart.get_config().data.sites]
   base = BaseModel(
     config=shape, params=dict(params), tokenizer=smollm.tokenizer, name='tiny')
-  return Data(base, tuple(sites), ())
+  return Data(base, tuple(sites), tuple(sites), ())
 
 
 def rounds(config, data):
@@ -113,12 +114,28 @@ def test_mixed_ranks_on_a_language_model(data):
   ('hetlora', ['ranks=(4,8,32)'], 'more than config.lora.rank'),
   ('hetlora', ['ranks=(4,8,0)'], 'a tuple of integers >= 1'),
   ('hetlora', ['ranks=(4,8,16)', 'outbound=sign'], 'columns that a site lacks would count'),
+  ('hetlora', ['ranks=(4,8,16)', 'top_k=0.5'], 'a site of lower rank lacks'),
   ('krum', ['cohort_size=2'], '2 f + 3 sites'),
   ('median', ['sampler=size'], 'takes no weights'),
   ('flora', ['sampler=poisson'], 'cohorts of one size'),
   ('flora', ['error_feedback=True'], 'replaces by others'),
   ('rolora', ['error_feedback=True'], 'and so be lost'),
   ('feddyn', ['outbound=int8'], "the sites' whole updates"),
+  ('fed_medlora_plus', ['secure_aggregation=True'], "Fed-MedLoRA+'s, need every site's own"),
+  ('fed_medlora_plus_code', ['secure_aggregation=True'], 'learns the sum only'),
+  ('fed_medlora_loo', ['secure_aggregation=True'], 'learns the sum only'),
+  ('fed_medlora_grad', ['secure_aggregation=True'], 'learns the sum only'),
+  ('hetlora', ['secure_aggregation=True'], 'learns the sum only'),
+  ('krum', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('geometric_median', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('flora', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('fedex_lora', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('lora_fair', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('fed_medlora', ['secure_aggregation=True', 'outbound=int8'], 'has 32 bits a value'),
+  ('fed_medlora', ['secure_aggregation=True', 'top_k=0.5'], 'has 32 bits a value'),
+  ('fed_medlora', ['secure_aggregation=True', 'ranks=(4,8,16)'], 'have one shape'),
+  ('scaffold', ['secure_aggregation=True'], 'travel without a mask'),
+  ('fed_medlora', ['secure_aggregation=True', 'cohort_size=1'], 'the sum of one update'),
   ('fed_bert', ['aggregator=refactorised'], 'no factors A and B to multiply'),
   ('fed_bert', ['signal=product_norm'], 'no factors A and B to multiply'),
   ('fed_bert', ['sharing=only_a'], "use 'everything' or 'nothing'"),
@@ -130,6 +147,20 @@ def test_unsound_pairs_are_refused_with_the_reason(preset, flags, message):
     parse(argv, lambda values: None)
   assert message in str(error.value) and '\n' not in str(error.value)
   assert str(error.value).startswith('config.fed.')
+
+
+@pytest.mark.parametrize('preset', [
+  'fed_medlora', 'uniform', 'fedprox', 'feddyn', 'fedadam', 'ffa_lora', 'fedsa_lora', 'rolora',
+  'fed_bert', 'centralised'])
+def test_sums_are_enough_for_these(preset):
+  validate(shrunk(preset, secure_aggregation=True))
+
+
+def test_a_masked_study_charges_four_bytes_a_value(data):
+  study = prepare(shrunk('uniform', secure_aggregation=True), data)
+  for one in study.meeting.exchange(0):
+    assert {e.codec for e in one.up if e.kind == 'adapter'} == {'masked'}
+    assert sum(e.bytes for e in one.up) == 4 * 4 * 2 * 72 + 28 + 4
 
 
 def test_a_quantised_base_takes_no_fold():
@@ -147,18 +178,26 @@ def test_every_named_choice_is_in_some_row():
   assert used('signal', 'loss') == set(SIGNALS)
 
 
+def values_down(exchanged, kind):
+  """Float32 values of a kind in a message to a site."""
+  return sum(entry.bytes for entry in exchanged.down if entry.kind == kind) // 4
+
+
 def test_the_bytes_of_a_fold_by_hand(data):
   """FedEx: 3 sites of rank 4 leave 12 columns a matrix and round; two layers of q_proj [16, 16]
-  and down_proj [24, 16]: 12 * 2 * (32 + 40) float32. Truncated to 4 columns: a third. A cohort of
-  2: two thirds. Before the first round nothing has been folded."""
+  and down_proj [24, 16]: 12 * 2 * (32 + 40) float32. Truncated to 4 columns: a third. Of ranks 1,
+  2 and 4 FLoRA stacks 7 columns, while FedEx's hold the mean of all: 12. Before the first round
+  nothing has been folded."""
   def folded(study, number=1):
-    down = study.meeting.exchange(number).down
-    return sum(entry.bytes for entry in down if entry.kind == 'residual')
+    found = {values_down(one, 'residual') for one in study.meeting.exchange(number)}
+    assert len(found) == 1
+    return found.pop() / (2 * 72)
 
   study = prepare(shrunk('fedex_lora'), data)
-  assert (folded(study, 0), folded(study)) == (0, 12 * 2 * (32 + 40) * 4)
-  assert folded(prepare(shrunk('fedex_lora_truncated'), data)) == 4 * 2 * 72 * 4
-  assert folded(prepare(shrunk('flora', cohort_size=2), data)) == 8 * 2 * 72 * 4
+  assert (folded(study, 0), folded(study)) == (0, 12)
+  assert folded(prepare(shrunk('fedex_lora_truncated'), data)) == 4
+  assert folded(prepare(shrunk('flora', ranks=(1, 2, 4)), data)) == 7
+  assert folded(prepare(shrunk('fedex_lora', ranks=(1, 2, 4)), data)) == 12
   assert folded(prepare(shrunk('fed_medlora'), data)) == 0
   lora = LoraConfig(4, 64.0, ('q_proj', 'down_proj'))
   state = study.algorithm.init(study.learner.adapter)
@@ -166,10 +205,65 @@ def test_the_bytes_of_a_fold_by_hand(data):
   assert (wide.rank, wide.scale) == (4 + 2 * 12, lora.scale)
 
 
+@pytest.mark.parametrize('preset', ['flora', 'rolora', 'ffa_lora', 'fedsa_lora', 'fed_medlora'])
+def test_sites_that_missed_rounds_are_sent_what_they_lack(preset, data):
+  """Two of three sites, of ranks 1, 2 and 4, in six rounds, against a replica at every site: which
+  version of each leaf and which folds it holds. A leaf's version is the round that trained it."""
+  ranks = (1, 2, 4)
+  config = shrunk(preset, cohort_size=2, rounds=6, ranks=ranks)
+  study = prepare(config, data)
+  leaves_ = dict(zip(
+    tree.paths(study.learner.adapter), jax.tree.leaves(study.learner.adapter), strict=True))
+  shared = [path for path in leaves_ if study.sharing.shared(path)]
+  server, folds = dict.fromkeys(shared, 'start'), []
+  held, done = [{} for _ in ranks], [0] * 3
+  missed = 0
+  for number in range(6):
+    cohort = study.meeting.sampler.draw(number).sites
+    for site, exchanged in zip(cohort, study.meeting.exchange(number), strict=True):
+      lacking = [path for path in shared if held[site].get(path) != server[path]]
+      found = {e.tensor: e.bytes for e in exchanged.down if e.kind == 'adapter'}
+      assert found == {
+        path: leaves_[path].size // 4 * ranks[site] * 4 for path in lacking}
+      assert values_down(exchanged, 'residual') == 2 * 72 * sum(folds[done[site]:])
+      up = {e.tensor: e.bytes for e in exchanged.up if e.kind == 'adapter'}
+      assert up == {
+        path: leaves_[path].size // 4 * ranks[site] * 4 for path in shared
+        if study.sharing.trained(path, number)}
+      missed += len(folds) - done[site] > 1
+      held[site], done[site] = dict(server), number
+    folds.append(sum(ranks[site] for site in cohort) if preset == 'flora' else 0)
+    server |= {path: number for path in shared if study.sharing.trained(path, number)}
+  assert missed > 2
+
+
+def test_a_line_of_a_round_charges_every_site_by_its_rank(data):
+  """Rank r of 4: r * 2 * (32 + 40) floats each way, and headers; a site that fails sends nothing.
+  The simulated seconds are those of its own message."""
+  config = shrunk('fed_medlora', ranks=(1, 2, 4))
+  config.simulation.update(bandwidth=1e4, failure=0.4)
+  study = prepare(config, data)
+  broke = 0
+  for number in range(2):
+    turn = exchange.turnout(study.meeting, study.schedule, number)
+    line = exchange.turnout_line(study.meeting, study.schedule, number, turn, 'xyz')
+    values = 4 * 2 * 72 * np.array([1, 2, 4])
+    assert line['site_bytes_down'].tolist() == (values + 12).tolist()
+    came = turn.steps > 0
+    assert line['site_bytes_up'].tolist() == np.where(came, values + 28, 0).tolist()
+    np.testing.assert_allclose(turn.seconds[came], ((2 * values + 40) / 1e4)[came], rtol=1e-6)
+    broke += (~came).sum()
+    rows = exchange.ledger_csv(study.meeting, [line]).splitlines()[1:]
+    for site, total in zip('xyz', line['site_bytes_down'], strict=True):
+      own = [row.split(',') for row in rows if row.split(',')[1] == site]
+      assert sum(int(row[-2]) for row in own) == total
+  assert broke
+
+
 def test_only_scaffold_sends_control_variates(data):
   """Both ways, as many values as the adapter has."""
   exchanges = {
-    rule: prepare(shrunk(rule), data).meeting.exchange(0) for rule in ('scaffold', 'feddyn')}
+    rule: prepare(shrunk(rule), data).meeting.exchange(0)[0] for rule in ('scaffold', 'feddyn')}
   sent = {
     (rule, way): {
       kind: sum(entry.bytes for entry in message if entry.kind == kind)

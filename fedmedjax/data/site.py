@@ -95,6 +95,7 @@ def read_site(
   validation_examples: int = 0,
   max_test: int = 0,
   trains: bool = True,
+  tests: bool = True,
 ) -> SiteData:
   """Splits notes into examples, holds out V by note, and encodes.
 
@@ -106,6 +107,7 @@ def read_site(
     validation_examples: most examples of V, at random among the held-out notes'.
     max_test: the first test examples used; 0 = all.
     trains: False for a site that is only tested (its training notes are not read).
+    tests: False for a site that only trains.
 
   Raises:
     InputError: the site has no example to test on or, when it trains, to train on.
@@ -114,7 +116,8 @@ def read_site(
   notes = corpus.train[:max_train_notes or None] if trains else ()
   held_out = set()
   if notes and validation_examples:
-    number = max(1, round(validation_share * len(notes)))
+    # A site with one note keeps it to train on.
+    number = min(max(1, round(validation_share * len(notes))), len(notes) - 1)
     held_out = set(rng.permutation(len(notes))[:number].tolist())
   report = dict(corpus.report)
 
@@ -148,11 +151,11 @@ def read_site(
     _check_training(corpus.name, len(notes), len(held_out), sentences, train, {
       'max_train_notes': max_train_notes, 'validation_share': validation_share,
       'limit': form.limit})
-    if validation_examples and not validation:
+    if held_out and not validation:
       raise InputError(
         f'site {corpus.name!r}: no validation example (config.data.validation_share='
         f'{validation_share}, {form.limit}); raise one of them')
-  if not test:
+  if tests and not test:
     raise InputError(f'site {corpus.name!r}: no sentence to test on')
   return SiteData(
     corpus.name, corpus.types, form.instruction, tuple(train), tuple(validation), tuple(test),

@@ -101,7 +101,7 @@ def adaptive_mean(
 
   def init(adapter, num_sites):
     del adapter
-    return jnp.zeros(num_sites, jnp.float32)
+    return jnp.zeros(num_sites)
 
   def update(updates, state, *, weights, cohort, anchor, local, key, **lazy):
     losses = jnp.zeros_like(weights)

@@ -99,16 +99,19 @@ def local_training(
 
 
 def mean_loss(loss_fn, adapter, base, validation):
-  """Mean over groups of nats per supervised token (METHOD section 3) -> f32[]."""
-  groups = validation.group.shape[1]
+  """Mean over groups of nats per supervised token (METHOD section 3) -> f32[].
+
+  Sums are kept in the number format of `validation.group`.
+  """
+  groups, dtype = validation.group.shape[1], validation.group.dtype
 
   # Differentiated, it keeps no more than one step's activations.
   @partial(jax.checkpoint, prevent_cse=False)
   def body(sums, inputs):
     batch, group = inputs
     total, weight = loss_fn(adapter, base, batch)
-    return sums + jnp.stack([total, weight]).astype(jnp.float32)[:, None] * group[None], None
+    return sums + jnp.stack([total, weight]).astype(dtype)[:, None] * group[None], None
 
   sums, _ = jax.lax.scan(
-    body, jnp.zeros((2, groups), jnp.float32), (validation.batches, validation.group))
+    body, jnp.zeros((2, groups), dtype), (validation.batches, validation.group))
   return jnp.mean(sums[0] / sums[1])

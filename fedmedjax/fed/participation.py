@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import bdtrc
 
+# In place of a round, for a site that took part in none.
+NEVER = -1
 # Odds that a Poisson cohort is larger than the places kept for it.
 _OVERFLOW = 1e-12
 
@@ -132,6 +134,15 @@ def _cohort(chosen: np.ndarray, size: int, num_sites: int) -> Cohort:
   return Cohort(sites, np.arange(size) < len(chosen))
 
 
+def last_taken(sampler: Sampler, number: int) -> np.ndarray:
+  """i64[S]: the last round before `number` in which each site was drawn, or NEVER."""
+  last = np.full(len(sampler.inclusion), NEVER)
+  for past in range(number):
+    cohort = sampler.draw(past)
+    last[cohort.sites[cohort.present]] = past
+  return last
+
+
 def lognormal_fleet(
   num_sites: int, seed: int, *, step_seconds: float = 0.0, speed_spread: float = 0.0,
   bandwidth: float = 0.0, bandwidth_spread: float = 0.0, failure: float = 0.0,
@@ -158,7 +169,7 @@ def lognormal_fleet(
 
 def turnout(
   sampler: Sampler, fleet: Fleet, number: int, *, sizes: np.ndarray, planned: np.ndarray,
-  bytes_down: int, bytes_up: int,
+  bytes_down: np.ndarray | int, bytes_up: np.ndarray | int,
 ) -> Turnout:
   """How round `number` goes.
 
@@ -173,7 +184,7 @@ def turnout(
   Args:
     sizes: f[S] n_k.
     planned: i[S] K, the steps a site would take.
-    bytes_down, bytes_up: of one site's messages.
+    bytes_down, bytes_up: i[C], of each site's messages in the order of the cohort; or of all.
   """
   cohort = sampler.draw(number)
   pick = lambda values: np.asarray(values)[cohort.sites]  # noqa: E731

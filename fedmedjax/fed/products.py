@@ -133,8 +133,9 @@ def refactorised(rank: int) -> Combine:
   """FlexLoRA and HLoRA: sum w A B, cut to the server's rank by SVD.
 
   Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
-  Resources", NeurIPS 2024, arXiv:2402.11505; HLoRA, arXiv:2503.00813. Exact up to the rank;
-  the singular values are shared between both factors, and only small matrices are decomposed.
+  Resources", NeurIPS 2024, arXiv:2402.11505; Liu et al., "HLoRA: Efficient Federated Learning
+  System for LLM Heterogeneous Fine-Tuning", arXiv:2503.00813. Exact up to the rank; the singular
+  values are shared between both factors, and only small matrices are decomposed.
 
   Args:
     rank: r of the server's adapter.

@@ -7,12 +7,18 @@ c_k = r / r_k the site trains (A_k, B_k) and the model is shown (A_k, c_k B_k): 
 by the chain rule, both gradients are those of alpha / r_k, so a site trains as it would alone,
 whatever the optimiser. What it sends is (A_k, c_k B_k), so that the server averages *scaled*
 products only. Ranks are an array indexed by the site: all share one compiled program.
+
+What travels is (A_k, c_k B_k) cut to r_k columns of A and rows of B. In the compiled program its
+place is a whole tensor, zero beyond; with the rank's axis first the cut tensor is the beginning of
+the whole one, and codecs that work value by value or block by block make the same of both.
 """
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from fedmedjax.fed.products import map_pairs
 from fedmedjax.fed.types import Ranks
@@ -47,3 +53,37 @@ def mixed_ranks(ranks: Sequence[int], rank: int) -> Ranks:
   return Ranks(
     mask, lambda adapter, site: scaled(mask(adapter, site), share(site)),
     lambda adapter, site: scaled(adapter, 1 / share(site)))
+
+
+def cut(adapter, rank: int):
+  """The shapes of a site's adapter: `rank` columns of every A and rows of every B, first axis."""
+  def pair(factors):
+    a, b = factors['a'], factors['b']
+    return {
+      'a': jax.ShapeDtypeStruct((rank, *a.shape[:-1]), a.dtype),
+      'b': jax.ShapeDtypeStruct((rank, *b.shape[:-2], b.shape[-1]), b.dtype)}
+
+  return map_pairs(pair, adapter)
+
+
+def rank_first(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+  """`inner` on tensors whose first axis is the rank's, so that a site's own values come first."""
+  inner = optax.with_extra_args_support(inner)
+
+  def moved(adapter):
+    return map_pairs(
+      lambda pair: {'a': jnp.moveaxis(pair['a'], -1, 0), 'b': jnp.moveaxis(pair['b'], -2, 0)},
+      adapter)
+
+  def back(adapter):
+    return map_pairs(
+      lambda pair: {'a': jnp.moveaxis(pair['a'], 0, -1), 'b': jnp.moveaxis(pair['b'], 0, -2)},
+      adapter)
+
+  def update(updates, state, params=None, **extra):
+    sent, state = inner.update(
+      moved(updates), state, None if params is None else moved(params), **extra)
+    return back(sent), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: inner.init(moved(params)), update)

@@ -77,9 +77,10 @@ def _middle(updates, present, cut):
 def geometric_median(*, size_power: float, smoothing: float = 1e-6, steps: int = 64) -> Aggregator:
   """argmin_v sum_k a_k |v - update_k|, by Weiszfeld's iteration from the mean.
 
-  Pillutla et al., "Robust Aggregation for Federated Learning", arXiv:1912.13445 (RFA), algorithm
-  2: beta_k = a_k / max(nu, |v - u_k|), v = sum beta u / sum beta. The paper takes a few steps;
-  ours are enough to converge, and cost no communication.
+  Pillutla et al., "Robust Aggregation for Federated Learning" (RFA), IEEE Transactions on Signal
+  Processing 70, 2022, arXiv:1912.13445, algorithm 2: beta_k = a_k / max(nu, |v - u_k|),
+  v = sum beta u / sum beta. The paper takes a few steps; ours are enough to converge, and cost no
+  communication.
 
   Args:
     size_power: a_k is proportional to n_k to this power.
@@ -111,9 +112,9 @@ def krum(*, faulty: int, kept: int = 1) -> Aggregator:
   """The update (Krum), or the plain mean of the `kept` updates (Multi-Krum), nearest to others.
 
   Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
-  NeurIPS 2017, arXiv:1703.02757. The score of a site is the sum of squared distances to its
-  n - f - 2 nearest others; n >= 2 f + 3 is asked for. Of fewer sites present than that, at most
-  n - f are kept and at least one.
+  NeurIPS 2017; preprint "Byzantine-Tolerant Machine Learning", arXiv:1703.02757. The score
+  of a site is the sum of squared distances to its n - f - 2 nearest others; n >= 2 f + 3 is asked
+  for. Of fewer sites present than that, at most n - f are kept and at least one.
 
   Args:
     faulty: f, sites that may send anything.

@@ -1,7 +1,8 @@
 """Server optimisers: the aggregate as a pseudo-gradient, through optax.
 
 Reddi et al., "Adaptive Federated Optimization", ICLR 2021, arXiv:2003.00295, algorithm 2, and for
-momentum Hsu et al., arXiv:1909.06335. They are fed -Delta_t, the negative aggregate, so that
+momentum Hsu et al., "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+Classification", arXiv:1909.06335. They are fed -Delta_t, the negative aggregate, so that
 optax's descent adds it. As in the paper, and unlike optax's own versions: no bias correction, tau
 is added to the root, and v_{-1} = tau^2, its least allowed value.
 """

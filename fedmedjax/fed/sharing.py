@@ -45,7 +45,7 @@ def alternating(paths: list[str]) -> Sharing:
   """RoLoRA: B is trained and sent in even rounds, A in odd ones, from round 0.
 
   Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA",
-  arXiv:2502.01755. B comes first: while it is 0, A has no gradient.
+  NeurIPS 2025, arXiv:2502.01755. B comes first: while it is 0, A has no gradient.
   """
   factor_a, factor_b = _ending(paths, '/a'), _ending(paths, '/b')
 

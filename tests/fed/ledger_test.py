@@ -10,6 +10,7 @@ import pytest
 from fedmedjax import tree
 from fedmedjax.fed import ledger, sharing
 from fedmedjax.fed.outbound import bfloat16, compress, float32, quantised, sign, top_k
+from fedmedjax.fed.ranks import cut, mixed_ranks, rank_first
 
 # Sizes 3 * 5 * 3 = 45 and 3 * 3 * 7 = 63: odd, no multiple of a block of 8; 216 in all.
 ADAPTER = {'layers': {
@@ -116,13 +117,64 @@ def test_only_what_is_shared_is_charged():
 
 
 def test_factors_in_turns_are_charged_in_turns():
-  """RoLoRA: B in round 0, 2 * 63 floats; A in round 1, 2 * 45; a header with each."""
+  """RoLoRA, up: B in round 0, 2 * 63 floats; A in round 1, 2 * 45. Down: both at first; then the
+  factor of the round before; both when a round was missed."""
   share = sharing.alternating(tree.paths(ADAPTER))
-  first, second = (ledger.exchange(ADAPTER, share, float32(), number) for number in (0, 1))
+  sent = lambda *rounds: ledger.exchange(ADAPTER, share, float32(), *rounds)  # noqa: E731
+  first, second = sent(0), sent(1, 0)
   assert ledger.num_bytes(first.up) == 4 * 126 + len(HEADER_UP)
   assert ledger.num_bytes(second.up) == 4 * 90 + len(HEADER_UP)
-  rows = list(ledger.table([(1, first, ('x',), (True,)), (2, second, ('x',), (True,))]))
-  assert {row.round for row in rows if row.tensor.endswith('/a')} == {2}
+  values = {
+    rounds: (ledger.num_bytes(sent(*rounds).down) - len(HEADER_DOWN)) // 4
+    for rounds in ((0,), (1,), (1, 0), (2, 1), (2, 0), (9, 8))}
+  assert values == {(0,): 216, (1,): 216, (1, 0): 126, (2, 1): 90, (2, 0): 216, (9, 8): 126}
+  rows = list(ledger.table(
+    [(1, ('x',), (first,), (True,)), (2, ('x',), (second,), (True,))]))
+  assert {row.round for row in rows if row.up and row.tensor.endswith('/a')} == {2}
+
+
+def test_a_frozen_factor_travels_once():
+  """FFA-LoRA: A and B when a site first comes, B alone ever after."""
+  share = sharing.only_b(tree.paths(ADAPTER))
+  for rounds, values in (((0,), 216), ((5,), 216), ((5, 4), 126), ((5, 0), 126)):
+    exchanged = ledger.exchange(ADAPTER, share, float32(), *rounds)
+    assert ledger.num_bytes(exchanged.down) == 4 * values + len(HEADER_DOWN)
+    assert ledger.num_bytes(exchanged.up) == 4 * 126 + len(HEADER_UP)
+
+
+def test_a_site_of_lower_rank_by_hand():
+  """Rank 2 of 3: A has 2 * 15 = 30 values, B 2 * 21 = 42, twice. In 4 bits with a scale per 8:
+  15 + 4 * 4 and 21 + 4 * 6 bytes."""
+  exchanged = ledger.exchange(cut(ADAPTER, 2), sharing.everything(), quantised(4, 8))
+  assert ledger.num_bytes(exchanged.down) == 4 * 144 + len(HEADER_DOWN)
+  assert ledger.by_tensor(exchanged.up)['adapter', 'layers/q/a'] == 15 + 16
+  assert ledger.by_tensor(exchanged.up)['adapter', 'layers/v/b'] == 21 + 24
+  assert cut(ADAPTER, 3)['layers']['q']['a'].shape == (3, 3, 5)
+
+
+@pytest.mark.parametrize('codec', [float32(), bfloat16(), quantised(8), quantised(4, 8)])
+def test_a_site_of_lower_rank_sends_the_beginning_of_the_whole(codec):
+  """What the compiled round makes of the whole tensors, zero where the site has no rank, is what
+  the counted arrays of the cut ones decode to."""
+  ranks, key = mixed_ranks((2,), 3), jax.random.key(7)
+  draw = lambda x: jnp.asarray(  # noqa: E731
+    np.random.default_rng(x.size).normal(size=x.shape), jnp.float32)
+  update = ranks.mask(jax.tree.map(draw, ADAPTER), 0)
+  sender = rank_first(compress(codec))
+  sent, _ = jax.jit(sender.update)(update, sender.init(update), key=key)
+  exchanged = ledger.exchange(cut(ADAPTER, 2), sharing.everything(), codec)
+  counted = ledger.by_tensor(exchanged.up)
+  encode, decode = jax.jit(codec.encode), jax.jit(codec.decode, static_argnums=1)
+  flat = zip(tree.paths(update), jax.tree.leaves(update), jax.tree.leaves(sent), strict=True)
+  for number, (path, leaf, whole) in enumerate(flat):
+    axis = -1 if path.endswith('/a') else -2
+    own = jnp.moveaxis(leaf, axis, 0)[:2].reshape(-1)
+    parts = encode(own, jax.random.fold_in(key, number))
+    assert counted['adapter', path] == sum(np.asarray(x).nbytes for x in jax.tree.leaves(parts))
+    moved = jnp.moveaxis(whole, axis, 0)
+    np.testing.assert_allclose(
+      moved[:2].reshape(-1), decode(parts, own.size), rtol=1e-6, atol=1e-7)
+    assert not moved[2].any()
 
 
 def test_control_variates_and_residuals_are_charged():
@@ -139,7 +191,7 @@ def test_the_table_adds_up_to_the_messages():
   """Two rounds of two sites, of which one sent nothing back: 4 down, 3 up."""
   exchanged = ledger.exchange(ADAPTER, sharing.everything(), quantised(4, 8))
   rows = list(ledger.table([
-    (1, exchanged, ('x', 'y'), (True, False)), (2, exchanged, ('y', 'z'), (1, 1))]))
+    (1, ('x', 'y'), (exchanged,) * 2, (True, False)), (2, ('y', 'z'), (exchanged,) * 2, (1, 1))]))
   assert sum(row.down for row in rows) == 4 * ledger.num_bytes(exchanged.down)
   assert sum(row.up for row in rows) == 3 * ledger.num_bytes(exchanged.up)
   assert {row.site for row in rows if not row.up and row.kind == 'adapter'} == {'y'}

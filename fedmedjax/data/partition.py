@@ -1,0 +1,271 @@
+"""Pooled notes dealt out to sites of our own making, for studies of heterogeneity.
+
+Every partitioner maps training notes to sites: (notes, number of sites, strength, rng) ->
+i[number of notes] site of each note. None leaves a site empty; all are functions of the rng's seed.
+Sites share the test notes of the pool, so that runs with unlike partitions are scored alike.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.cluster.vq import kmeans2
+
+from fedmedjax.data.sentences import split_sentences
+from fedmedjax.types import Document, InputError, SiteCorpus
+
+# Words whose frequencies tell styles apart: the pool's most frequent ones, as in stylometry.
+_STYLE_WORDS = 60
+
+
+class Skew(NamedTuple):
+  """What a partition came out as."""
+
+  sizes: tuple[int, ...]   # training notes (or sentences, as dealt out) of each site
+  type_divergence: float   # bits, see `divergence`, between the sites' mixes of entity types
+  annotated: float         # share of (site, entity type) pairs that are annotated
+
+  def __str__(self) -> str:
+    return (
+      f'{len(self.sizes)} sites of {min(self.sizes)} to {max(self.sizes)} (median '
+      f'{int(np.median(self.sizes))}), entity types diverge by {self.type_divergence:.3f} bits, '
+      f'{self.annotated:.0%} of types annotated')
+
+
+def divergence(counts: np.ndarray) -> float:
+  """Generalised Jensen-Shannon divergence of the rows of `counts` [S, T], in bits.
+
+  H(mean of the rows' distributions) - mean of their entropies H, all rows of one weight; rows
+  without any count are left out. 0 = all alike, at most log2 of the number of rows.
+  """
+  counts = counts[counts.sum(1) > 0]
+  if not len(counts):
+    return 0.0
+  shares = counts / counts.sum(1, keepdims=True)
+
+  def entropy(p):
+    return -np.sum(p * np.log2(np.where(p > 0, p, 1)), -1)
+
+  return float(entropy(shares.mean(0)) - entropy(shares).mean())
+
+
+def type_counts(notes: Sequence[Document], types: Sequence[str]) -> np.ndarray:
+  """i[number of notes, T] entities of each type."""
+  return np.asarray(
+    [[sum(span.type == name for span in note.spans) for name in types] for note in notes]
+  ).reshape(len(notes), len(types))
+
+
+def iid(notes, types, sites, strength, rng) -> np.ndarray:
+  """Alike: notes stratified by their most frequent entity type are dealt out one by one."""
+  del strength
+  stratum = type_counts(notes, types).argmax(1)
+  order = np.lexsort((rng.random(len(notes)), stratum))
+  dealt = np.empty(len(notes), int)
+  dealt[order] = np.arange(len(notes)) % sites
+  return dealt
+
+
+def by_types(notes, types, sites, strength, rng) -> np.ndarray:
+  """Skewed mixes of entity types, by a Dirichlet distribution of concentration `strength`.
+
+  After Hsu, Qi and Brown, arXiv:1909.06335, where an example has one label; a note has a mix of
+  them. Each site draws a mix q ~ Dir(strength * the pool's mix); each note, in random order, goes
+  to a site with room with probability proportional to prod_t q_t^(entities of type t in the
+  note). All sites have room for equally many notes. A large strength gives sites alike.
+  """
+  counts = type_counts(notes, types)
+  mix = counts.sum(0) + 1e-9
+  # Draws underflow for small strengths; a type that a site all but lacks is rare there, not banned.
+  q = np.maximum(rng.dirichlet(np.maximum(strength * mix / mix.sum(), 1e-3), sites), 1e-6)
+  room = np.full(sites, len(notes) // sites)
+  room[rng.permutation(sites)[:len(notes) % sites]] += 1
+  dealt = np.empty(len(notes), int)
+  for note in rng.permutation(len(notes)):
+    score = np.where(room > 0, np.log(q) @ counts[note], -np.inf)
+    chance = np.exp(score - score.max())
+    dealt[note] = rng.choice(sites, p=chance / chance.sum())
+    room[dealt[note]] -= 1
+  return dealt
+
+
+def by_quantity(notes, types, sites, strength, rng) -> np.ndarray:
+  """Sizes by a power law: site k = 1..S holds a share proportional to k^-strength of the notes.
+
+  Which site has which size is drawn, and so are its notes. Everyone has at least one.
+  """
+  del types
+  shares = np.arange(1, sites + 1, dtype=float) ** -strength
+  extra = shares / shares.sum() * (len(notes) - sites)
+  sizes = 1 + extra.astype(int)
+  # Largest remainders take what rounding down left over.
+  sizes[np.argsort(extra.astype(int) - extra, kind='stable')[:len(notes) - sizes.sum()]] += 1
+  return rng.permutation(np.repeat(rng.permutation(sites), sizes))
+
+
+def by_style(notes, types, sites, strength, rng) -> np.ndarray:
+  """Sites of one style each: clusters of notes, by k-means on what marks a style.
+
+  Features: frequencies of the pool's most frequent words, shares of capitals, digits and
+  punctuation, mean length of lines and words; each to unit variance. Clusters are of unlike
+  size; an empty one takes half of the largest. `strength` is the share of notes that go to
+  the site of their cluster (the rest are dealt at random), in [0, 1].
+  """
+  del types
+  features = _style_features(notes)
+  clusters = kmeans2(features, sites, minit='++', seed=rng, missing='warn')[1] if (
+    sites > 1) else np.zeros(len(notes), int)
+  stray = rng.random(len(notes)) >= strength
+  return _none_empty(np.where(stray, rng.integers(sites, size=len(notes)), clusters), sites)
+
+
+def _style_features(notes: Sequence[Document]) -> np.ndarray:
+  words = [note.text.lower().split() for note in notes]
+  frequent = [word for word, _ in Counter(w for one in words for w in one).most_common(
+    _STYLE_WORDS)]
+
+  def features(text: str, tokens: list[str]) -> list[float]:
+    counts, size = Counter(tokens), max(len(tokens), 1)
+    shares = (sum(map(test, text)) / max(len(text), 1) for test in (
+      str.isupper, str.isdigit, lambda c: not c.isalnum() and not c.isspace()))
+    return [counts[word] / size for word in frequent] + [
+      *shares, len(text) / (text.count('\n') + 1), len(text) / size]
+
+  found = np.asarray([features(note.text, one) for note, one in zip(notes, words, strict=True)])
+  return (found - found.mean(0)) / np.maximum(found.std(0), 1e-9)
+
+
+def _none_empty(dealt: np.ndarray, sites: int) -> np.ndarray:
+  dealt = dealt.copy()
+  for site in range(sites):
+    if not (dealt == site).any():
+      largest = np.flatnonzero(dealt == np.bincount(dealt, minlength=sites).argmax())
+      dealt[largest[len(largest) // 2:]] = site
+  return dealt
+
+
+def annotated_types(
+  types: Sequence[str], sites: int, strength: float, rng: np.random.Generator
+) -> list[tuple[str, ...]]:
+  """Which types each site annotates: each is left out with chance `strength` in [0, 1].
+
+  Every site annotates one type at least, and every type is annotated somewhere.
+  """
+  kept = rng.random((sites, len(types))) >= strength
+  for site in np.flatnonzero(~kept.any(1)):
+    kept[site, rng.integers(len(types))] = True
+  for place in np.flatnonzero(~kept.any(0)):
+    kept[rng.integers(sites), place] = True
+  return [tuple(n for n, keep in zip(types, row, strict=True) if keep) for row in kept]
+
+
+def _restricted(note: Document, types: Sequence[str]) -> Document:
+  """The note as a site that annotates only `types` has it: no other entity, nor its modifiers."""
+  heads = {i for i, span in enumerate(note.spans) if span.type in types}
+  relations = [r for r in note.relations if r.head in heads]
+  kept = sorted(heads | {r.tail for r in relations})
+  place = {old: new for new, old in enumerate(kept)}
+  return note._replace(
+    spans=tuple(note.spans[i] for i in kept),
+    relations=tuple(r._replace(head=place[r.head], tail=place[r.tail]) for r in relations))
+
+
+def annotating(corpus: SiteCorpus, types: Sequence[str]) -> SiteCorpus:
+  """The corpus of a site that annotates only `types`."""
+  return corpus._replace(
+    types=tuple(types), train=tuple(_restricted(note, types) for note in corpus.train),
+    test=tuple(_restricted(note, types) for note in corpus.test))
+
+
+def mislabelled(note: Document, types: Sequence[str]) -> Document:
+  """The note as a site has it whose types are mixed up: each entity is called the next of `types`.
+
+  Modifiers go, since their pairs with the wrong entity would be invalid.
+  """
+  following = dict(zip(types, (*types[1:], *types[:1]), strict=True))
+  return note._replace(
+    spans=tuple(
+      span._replace(type=following[span.type]) for span in note.spans if span.type in following),
+    relations=())
+
+
+def sentences_of(note: Document) -> list[Document]:
+  """Its sentences as notes of their own, '#' and the place of the first character in their names.
+
+  Entities that cross a sentence's end, and relations between two sentences, are left out.
+  """
+  found = []
+  for start, end in split_sentences(note.text):
+    inside = [i for i, span in enumerate(note.spans) if start <= span.start and span.end <= end]
+    place = {old: new for new, old in enumerate(inside)}
+    found.append(Document(
+      f'{note.name}#{start}', note.text[start:end],
+      tuple(note.spans[i]._replace(
+        start=note.spans[i].start - start, end=note.spans[i].end - start) for i in inside),
+      tuple(r._replace(head=place[r.head], tail=place[r.tail]) for r in note.relations
+            if r.head in place and r.tail in place)))
+  return found
+
+
+# config.data.partition.unit -> what a note is cut into before it is dealt out.
+UNITS: dict[str, Callable] = {'note': lambda note: [note], 'sentence': sentences_of}
+# config.data.partition.kind -> partitioner of notes; 'labels' deals alike and hides types.
+KINDS: dict[str, Callable] = {
+  'iid': iid, 'types': by_types, 'quantity': by_quantity, 'style': by_style, 'labels': iid}
+# A share, where `strength` is one.
+SHARES = ('style', 'labels')
+
+
+def partition(
+  sources: Sequence[SiteCorpus],
+  kind: str,
+  *,
+  unit: str,
+  sites: int,
+  strength: float,
+  corrupted: float,
+  seed: int,
+) -> tuple[list[SiteCorpus], Skew]:
+  """Deals the training notes of all sources out to sites 'part_001', ..., without test notes.
+
+  Args:
+    sources: corpora that annotate the same types.
+    kind, unit: keys of `KINDS` and `UNITS`.
+    sites: S.
+    strength: of the skew, see the partitioners.
+    corrupted: share of the sites, rounded, whose types are mixed up, see `mislabelled`.
+    seed: of everything drawn.
+
+  Raises:
+    InputError: sources that annotate unlike types, or fewer notes than sites.
+  """
+  types = sources[0].types
+  for source in sources[1:]:
+    if set(source.types) != set(types):
+      raise InputError(
+        f'config.data.partition.kind={kind!r}: sites that annotate the same types can be pooled; '
+        f'{sources[0].name} has {", ".join(types)}, {source.name} {", ".join(source.types)}')
+  notes = [piece for source in sources for note in source.train for piece in UNITS[unit](note)]
+  if len(notes) < sites:
+    raise InputError(
+      f'config.data.partition.sites={sites}: there are {len(notes)} {unit}s of training notes to '
+      'deal out')
+  rng = np.random.default_rng((seed, 0))
+  dealt = KINDS[kind](notes, types, sites, strength, rng)
+  asked = annotated_types(types, sites, strength, rng) if kind == 'labels' else [types] * sites
+  broken = set(rng.permutation(sites)[:round(corrupted * sites)].tolist())
+  digits = max(3, len(str(sites)))
+  parts = []
+  for site in range(sites):
+    own = [_restricted(notes[i], asked[site]) for i in np.flatnonzero(dealt == site)]
+    if site in broken:
+      own = [mislabelled(note, asked[site]) for note in own]
+    parts.append(SiteCorpus(
+      f'part_{site + 1:0{digits}}', asked[site], tuple(own), (), {
+        'documents': len(own), 'corrupted': int(site in broken),
+        'entities': sum(span.type in types for note in own for span in note.spans)}))
+  counts = np.stack([type_counts(part.train, types).sum(0) for part in parts])
+  return parts, Skew(
+    tuple(len(part.train) for part in parts), divergence(counts),
+    sum(map(len, asked)) / (sites * len(types)))

@@ -1,0 +1,124 @@
+"""Dealing pooled notes out: every note once, skews that go the right way, hand-worked numbers."""
+
+import numpy as np
+import pytest
+
+from fedmedjax.data.cohorts import generate_cohort
+from fedmedjax.data.partition import (
+  KINDS,
+  annotated_types,
+  by_quantity,
+  divergence,
+  partition,
+  sentences_of,
+)
+from fedmedjax.types import ENTITY_TYPES, Document, InputError, Relation, Span
+
+STRENGTH = {'iid': 1.0, 'types': 0.05, 'quantity': 1.2, 'style': 1.0, 'labels': 0.5}
+
+
+@pytest.fixture(scope='module')
+def sources():
+  return [generate_cohort(f'synthetic_{name}', train_notes=40) for name in ('icu', 'dictation')]
+
+
+def deal(sources, kind, strength=None, corrupted=0.0, seed=1, sites=8, unit='note'):
+  return partition(
+    sources, kind, unit=unit, sites=sites, strength=strength or STRENGTH[kind],
+    corrupted=corrupted, seed=seed)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_note_goes_to_one_site_and_none_is_empty(sources, kind):
+  parts, skew = deal(sources, kind)
+  names = sorted(note.name for part in parts for note in part.train)
+  assert names == sorted(note.name for source in sources for note in source.train)
+  assert len(parts) == 8 and all(part.train and not part.test for part in parts)
+  assert skew.sizes == tuple(len(part.train) for part in parts)
+  again, other = deal(sources, kind)[0], deal(sources, kind, seed=2)[0]
+  assert parts == again
+  assert [note.name for note in parts[0].train] != [note.name for note in other[0].train]
+
+
+def test_divergence_by_hand():
+  """Rows (1, 0) and (0, 1): H(1/2, 1/2) - 0 = 1 bit. Rows (1, 0), (1/2, 1/2):
+  H(3/4, 1/4) - 1/2 = 0.8113 - 0.5; the rows' sizes do not count, nor does an empty row."""
+  assert divergence(np.asarray([[5, 0], [0, 2]])) == pytest.approx(1.0)
+  assert divergence(np.asarray([[9, 0], [2, 2], [0, 0]])) == pytest.approx(0.811278 - 0.5, abs=1e-6)
+  assert divergence(np.asarray([[3, 1], [6, 2]])) == pytest.approx(0.0)
+
+
+def test_type_mixes_follow_the_concentration(sources):
+  """Small strength: unlike sites of equal size. Large: nearly as alike as those dealt evenly."""
+  skews = [deal(sources, 'types', strength, unit='sentence')[1] for strength in (0.2, 10.0, 1e6)]
+  assert skews[0].type_divergence > 2 * skews[1].type_divergence > 4 * skews[2].type_divergence
+  assert skews[0].type_divergence > 0.5 and max(skews[0].sizes) - min(skews[0].sizes) <= 1
+  assert deal(sources, 'iid', unit='sentence')[1].type_divergence < 0.02
+
+
+def test_sizes_by_hand():
+  """k^-1 over 3 sites: 6/11, 3/11, 2/11 of the 11 notes that are left after one each: 6, 3, 2."""
+  dealt = by_quantity(range(14), (), 3, 1.0, np.random.default_rng(0))
+  assert sorted(np.bincount(dealt)) == [3, 4, 7]
+
+
+def test_styles_come_apart():
+  """Two cohorts of unlike style, two sites: nearly all notes of a cohort at one of them."""
+  sources = [generate_cohort(f'synthetic_{name}', train_notes=20) for name in ('icu', 'dictation')]
+  parts, _ = deal(sources, 'style', sites=2)
+  shares = [np.mean(['icu' in note.name for note in part.train]) for part in parts]
+  assert sorted(shares) == [0.0, 1.0]
+  parts, _ = deal(sources, 'style', strength=1e-9, sites=2)
+  assert all(0.2 < np.mean(['icu' in note.name for note in part.train]) < 0.8 for part in parts)
+
+
+def test_unannotated_types_are_gone(sources):
+  parts, skew = deal(sources, 'labels')
+  assert {name for part in parts for name in part.types} == set(ENTITY_TYPES)
+  assert skew.annotated == sum(len(part.types) for part in parts) / 32 < 0.9
+  for part in parts:
+    for note in part.train:
+      heads = {r.tail for r in note.relations}
+      assert all(
+        span.type in part.types or i in heads for i, span in enumerate(note.spans))
+      assert all(note.spans[r.head].type in part.types for r in note.relations)
+  alone = annotated_types(('a', 'b'), 1, 1.0, np.random.default_rng(0))
+  assert alone == [('a', 'b')]  # every type is annotated somewhere
+
+
+def test_corrupted_sites_call_every_type_another(sources):
+  """Two of eight; types move on by one, so nothing keeps its name and nothing else changes."""
+  clean, _ = deal(sources, 'iid')
+  parts, _ = deal(sources, 'iid', corrupted=0.25)
+  broken = [i for i, part in enumerate(parts) if part.report['corrupted']]
+  assert len(broken) == 2
+  following = dict(zip(ENTITY_TYPES, (*ENTITY_TYPES[1:], ENTITY_TYPES[0]), strict=True))
+  for i, (before, after) in enumerate(zip(clean, parts, strict=True)):
+    if i not in broken:
+      assert before.train == after.train
+      continue
+    for one, other in zip(before.train, after.train, strict=True):
+      assert one.text == other.text and not other.relations
+      assert [following[span.type] for span in one.spans if span.type in following] == [
+        span.type for span in other.spans]
+
+
+def test_a_note_as_sentences():
+  """Spans and relations move along; what lies in two sentences goes."""
+  note = Document(
+    'n', 'No severe pain. CT of head.\nFever today.',
+    (Span(3, 9, 'severity'), Span(10, 14, 'problem'), Span(16, 18, 'test'),
+     Span(28, 33, 'problem')),
+    (Relation('severity', 1, 0), Relation('temporal', 3, 0)))
+  first, second, third = sentences_of(note)
+  assert (first.name, first.text) == ('n#0', 'No severe pain.')
+  assert first.relations == (Relation('severity', 1, 0),)
+  assert second.spans == (Span(0, 2, 'test'),) and third.spans == (Span(0, 5, 'problem'),)
+  assert (third.name, third.relations) == ('n#28', ())
+
+
+def test_what_cannot_be_dealt_out(sources):
+  with pytest.raises(InputError, match='partition.sites=500: there are 80 notes'):
+    deal(sources, 'iid', sites=500)
+  with pytest.raises(InputError, match='synthetic_clinic problem, test, drug'):
+    deal([*sources, generate_cohort('synthetic_clinic')], 'iid')
