@@ -60,6 +60,9 @@ def run(
     data = data or load_data(config, reporter)
     display = StepDisplay()
     study = prepare(config, data, display)
+    reporter.say(site_table(data.sites, data.tested, data.external))
+    if data.skew:
+      reporter.say(f'{config.data.partition.kind} partition: {data.skew}')
   workdir.mkdir(parents=True, exist_ok=True)
   with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
     check_inputs(workdir, fingerprint(config, data))

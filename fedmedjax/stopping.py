@@ -25,23 +25,31 @@ _pending: list[int] = []
 
 
 def _handle(number, frame) -> None:
-  if _depth:
-    _pending.append(number)
-  else:
+  # Kept also when raised: raised within a destructor it would be dropped, and the signal with it.
+  _pending.append(number)
+  if not _depth:
     raise Stopped(number)
+
+
+def _quiet(unraisable) -> None:
+  """What is raised in a destructor is told, but for a signal, which the next round minds."""
+  if not isinstance(unraisable.exc_value, Stopped):
+    sys.__unraisablehook__(unraisable)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
   """Holds a signal's `Stopped` back until this closes without another exception."""
   global _depth
+  if _pending and not _depth:
+    raise Stopped(_pending[0])
   _depth += 1
   try:
     yield
   finally:
     _depth -= 1
   if _pending and not _depth:
-    raise Stopped(_pending.pop())
+    raise Stopped(_pending[0])
 
 
 @contextmanager
@@ -73,12 +81,15 @@ def stoppable() -> Iterator[None]:
   _pending.clear()
   thread = threading.Thread(target=watch, daemon=True)
   thread.start()
+  told, sys.unraisablehook = sys.unraisablehook, _quiet
   before = {number: signal.signal(number, _handle) for number in SIGNALS}
   woken = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
   try:
     yield
   finally:
     signal.set_wakeup_fd(woken)
+    sys.unraisablehook = told
+    _pending.clear()
     for number, handler in before.items():
       signal.signal(number, handler)
     sender.close()  # ends the thread

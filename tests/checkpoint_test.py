@@ -175,6 +175,21 @@ def test_a_signal_waits_for_what_is_deferred(number):
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_signal_in_a_destructor_is_not_lost(capsys):
+  """Python drops what a destructor raises; the next round is not begun all the same."""
+  class Last:
+    def __del__(self):
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(0.1)
+
+  with pytest.raises(stopping.Stopped), stopping.stoppable():
+    last = Last()
+    del last
+    with stopping.deferred():
+      pytest.fail('a round was begun')
+  assert 'Traceback' not in capsys.readouterr().err
+
+
 def test_a_second_signal_leaves_at_once():
   """Even where the main thread hears nothing, deep in foreign code: here in one long product."""
   code = (

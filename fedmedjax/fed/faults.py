@@ -9,7 +9,8 @@ def sound_sites(local_norm, sent_norm, losses, step_mask, heard, *, explosion: f
   A site is left out when its loss or update is not finite, or when it has exploded: when its
   update is longer than `explosion` times the median over the finite ones. Updates are compared per
   local step, since sites take unlike numbers of them. Of two sites none can have exploded when
-  explosion is 2 or more: the longer one is at most twice their mean. Ours.
+  explosion is 2 or more: the longer one is at most twice their mean. Norms and losses are numbers
+  that sites report, as they do n_k, so masked updates can be judged as well. Ours.
 
   Args:
     local_norm, sent_norm: f32[C], of what each site learnt and of what it sent.
