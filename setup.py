@@ -23,7 +23,7 @@ setup(
     # machines that serve one, and the tests need no more.
     # openai, fastapi and uvicorn are what `transformers serve` needs.
     'test': [
-      'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'flwr', 'openai', 'fastapi',
-      'uvicorn', 'bioc', 'seqeval', 'datasets'],
+      'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'flwr',
+      'openai', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'datasets'],
   },
 )
