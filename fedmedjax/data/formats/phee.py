@@ -73,12 +73,12 @@ def _phee_spans(place, role: str, node, text: str, counts: Counter) -> list[Span
     pieces = [list(zip(*mention, strict=True))
               for mention in zip(node['text'], node['start'], strict=True)]
   except (KeyError, TypeError, ValueError) as error:
-    raise malformed(*place, f'PHEE ({role})') from error
+    raise malformed(*place, f'PHEE ({role!r})') from error
   counts['fragments'] += sum(len(piece) for piece in pieces if len(piece) > 1)
   spans = []
   for stated, start in (fragment for piece in pieces for fragment in piece):
     if not isinstance(stated, str) or type(start) is not int:
-      raise malformed(*place, f'PHEE ({role})')
+      raise malformed(*place, f'PHEE ({role!r})')
     end = start + len(stated)
     check_range((*place, role), start, end, text)
     counts['text_mismatch'] += text[start:end] != stated
