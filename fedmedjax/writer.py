@@ -107,7 +107,7 @@ def check_workdir(
       raise InputError(f'--workdir={workdir}: is not empty and holds no run of fedmedjax')
     return None
   held = read_json(workdir / 'config.json')
-  harmless = set(HARMLESS)
+  harmless = set(harmless)
   if settings.get('fed.aggregator') in FOLDING:
     harmless -= {'fed.rounds'}
   changed = sorted(

@@ -35,7 +35,7 @@ from fedmedjax.fed.types import FederatedAlgorithm, LocalData, Validation
 from fedmedjax.main import guarded, set_up
 from fedmedjax.progress import Reporter
 from fedmedjax.types import InputError
-from fedmedjax.writer import append_line, check_workdir, claim, plain, read_lines, write_text
+from fedmedjax.writer import check_workdir, claim, plain, read_lines, write_lines, write_text
 
 # Kind of heterogeneity -> what it changes in the configuration.
 SETTINGS = {
@@ -154,7 +154,7 @@ def ablation(
         before, after = final_losses(study, programs[mixed], layout, chosen.fed.loss_on)
         line |= {'before': before, 'loss': after, 'seconds': time.monotonic() - begun}
       held.append(plain(line))
-      append_line(path, held[-1])
+      write_lines(path, held)
       reporter.say(' '.join(f'{value:.4f}' if isinstance(value, float) else str(value)
                             for value in line.values()))
   write_text(folder / 'table.md', table(held, presets, settings))
