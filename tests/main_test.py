@@ -547,6 +547,6 @@ def test_sites_of_our_own_making(command, tmp_path, capsys):
   assert [len(cohort) for cohort in summary['cohorts']] == [3, 3]
   assert all(name.startswith('part_00') for cohort in summary['cohorts'] for name in cohort)
   # Asked of the tested cohorts are all four types, whatever single sites annotate.
-  assert all(name in summary['instructions']['synthetic_icu'] for name in (
+  assert all(name in summary['instructions']['synthetic_icu']['ner'] for name in (
     'problem', 'treatment', 'test', 'drug'))
   assert 'sites dealt out: 6 sites of 4 to 4' in capsys.readouterr().out
