@@ -27,7 +27,7 @@ from fedmedjax.fed.sharing import SHARINGS
 from fedmedjax.fed.sites import map_sites
 from fedmedjax.fed.types import FederatedAlgorithm, Sharing, Validation
 from fedmedjax.learners import Learner, bert_learner, lora_learner
-from fedmedjax.method import adds_aggregate, algorithm_parts
+from fedmedjax.method import adds_aggregate, algorithm_parts, needs_validation
 from fedmedjax.model.bert_load import Bert, load_bert
 from fedmedjax.model.convert import BaseModel, Placement
 from fedmedjax.model.load import load_model
@@ -286,13 +286,21 @@ LEARNERS = {
 
 
 def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
-  """Plans the rounds and composes the algorithm; nothing is compiled yet."""
+  """Plans the rounds and composes the algorithm; nothing is compiled yet.
+
+  Raises InputError when the method needs a validation set and no site has a note for it.
+  """
   fed = config.fed
   learner, schedule = LEARNERS[fed.learner].parts(
     config, data, rounds=fed.rounds, local_steps=fed.local_steps, local_epochs=fed.local_epochs,
     batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by,
     cohorts_of=partial(exchange.cohorts, config))
   validation = schedules.validation_arrays(schedule)
+  if validation is None and needs_validation(
+      {'fed.loss_power': fed.loss_power, 'fed.signal': fed.signal}):
+    raise InputError(
+      f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
+      f'for validation, and preset {fed.preset!r} weighs sites by their validation loss')
   if fed.local_optimizer == 'sgd':
     learner = learner._replace(rate_key='config.optim.sgd_learning_rate')
   sharing = SHARINGS[fed.sharing](tree.paths(learner.adapter))

@@ -41,7 +41,7 @@ from fedmedjax.types import Document, InputError, SiteCorpus, Span
   (["--config.data.site_tasks=('ner','both')"], "a tuple of 'ner', 're' and 'ner+re', or ()"),
   (['--config.data.style=xml'], 'one of markup, json is allowed'),
   (['--config.fedd.rounds=3'], "config key 'fedd' is unknown"),
-  (['--config.data.max_train_notes=1'], 'no sentence to train on among 1 notes, 1 of them held'),
+  (['--config.data.max_train_notes=1'], 'no site has a note to spare'),
   (['--config.eval.max_new_ratio=900'], 'positions, the model has 8192'),
   (['--config.fed.preset=fed_bert'], "config.bert.path='': preset 'fed_bert' needs a folder"),
   (['--config.fed.preset=fed_bert', '--config.bert.path=/nowhere'], "config.bert.path='/nowhere'"),
