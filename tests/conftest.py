@@ -9,6 +9,11 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
 from pathlib import Path  # noqa: E402
 
+# Runs of the entry points compile the same programs again and again, in both processes.
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR', str(Path(__file__).parent.parent / '.pytest_cache' / 'xla'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
