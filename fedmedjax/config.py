@@ -1,15 +1,27 @@
 """Command line and config file to a checked ConfigDict; every mistake is a one-line InputError."""
 
-import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.base import PRESETS, apply_preset
+from fedmedjax.checks import (
+  BELOW_ONE,
+  BOOLEAN,
+  EXPLOSION,
+  NOT_NEGATIVE,
+  POSITIVE,
+  TEXT,
+  Check,
+  integer,
+  names,
+  number,
+  one_of,
+)
 from fedmedjax.data import partition
 from fedmedjax.data.cohorts import COHORTS
 from fedmedjax.data.corpora import CORPORA, SiteFolder
@@ -24,41 +36,6 @@ from fedmedjax.model.llama import REMAT
 from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import InputError
 
-
-class Check(NamedTuple):
-  """What a key may hold: a test and its wording."""
-
-  allows: Callable[[Any], bool]
-  wording: str
-
-
-def _integer(least: int) -> Check:
-  return Check(lambda v: type(v) is int and v >= least, f'an integer >= {least}')
-
-
-def _number(test: Callable[[float], bool], wording: str) -> Check:
-  return Check(
-    lambda v: type(v) in (int, float) and math.isfinite(v) and test(v), wording)
-
-
-def _one_of(names) -> Check:
-  return Check(lambda v: v in names, 'one of ' + ', '.join(names))
-
-
-def _names(least: int) -> Check:
-  return Check(
-    lambda v: isinstance(v, tuple) and len(v) >= least and all(isinstance(n, str) for n in v)
-    and len(set(v)) == len(v),
-    f'a tuple of {"" if least else "zero or more "}different names')
-
-
-_TEXT = Check(lambda v: isinstance(v, str), 'a text')
-_BOOLEAN = Check(lambda v: isinstance(v, bool), 'True or False')
-_POSITIVE = _number(lambda v: v > 0, 'a finite number > 0')
-_NOT_NEGATIVE = _number(lambda v: v >= 0, 'a finite number >= 0')
-# Of two updates neither is more than twice as long as their mean.
-_EXPLOSION = _number(lambda v: v == 0 or v >= 2, 'a finite number >= 2, or 0')
-_BELOW_ONE = _number(lambda v: 0 <= v < 1, 'a number in [0, 1)')
 # experiment.py maps these names to values; a test holds both sides together.
 DTYPES = ('float32', 'bfloat16')
 LEARNERS = ('lora', 'bert')
@@ -68,67 +45,67 @@ SAMPLERS = ('uniform', 'size', 'poisson')
 CODECS = ('float32', 'bfloat16', 'int8', 'int4', 'sign')
 
 CHECKS = {
-  'seed': _integer(0),
-  'model.path': _TEXT, 'model.dtype': _one_of(DTYPES), 'model.remat': _one_of(tuple(REMAT)),
-  'model.quantization': _one_of(tuple(QUANTIZATIONS)),
-  'lora.rank': _integer(1), 'lora.alpha': _POSITIVE, 'lora.targets': _names(1),
-  'bert.path': _TEXT, 'bert.task': _one_of(tuple(TASKS)), 'bert.max_length': _integer(16),
-  'bert.learning_rate': _POSITIVE,
+  'seed': integer(0),
+  'model.path': TEXT, 'model.dtype': one_of(DTYPES), 'model.remat': one_of(tuple(REMAT)),
+  'model.quantization': one_of(tuple(QUANTIZATIONS)),
+  'lora.rank': integer(1), 'lora.alpha': POSITIVE, 'lora.targets': names(1),
+  'bert.path': TEXT, 'bert.task': one_of(tuple(TASKS)), 'bert.max_length': integer(16),
+  'bert.learning_rate': POSITIVE,
   'data.folders': Check(
     lambda v: isinstance(v, tuple) and all(isinstance(site, Mapping) for site in v),
     "a tuple of dict(name='st_mary', path='notes/st_mary', format='brat', mapping='schema')"),
-  'data.root': _TEXT, 'data.sites': _names(1), 'data.external': _names(0),
+  'data.root': TEXT, 'data.sites': names(1), 'data.external': names(0),
   'data.tasks': Check(lambda v: v in TASK_SETS, "('ner',), ('re',) or ('ner', 're')"),
   'data.site_tasks': Check(
     lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
     "a tuple of 'ner', 're' and 'ner+re', or ()"),
-  'data.re_share': _BELOW_ONE, 'data.style': _one_of(tuple(STYLES)),
-  'data.synthetic_notes': _integer(0), 'data.max_train_notes': _integer(0),
-  'data.max_length': _integer(8),
-  'data.partition.kind': _one_of(('', *partition.KINDS)), 'data.partition.sites': _integer(1),
-  'data.partition.unit': _one_of(tuple(partition.UNITS)), 'data.partition.strength': _POSITIVE,
-  'data.partition.corrupted': _number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
-  'data.validation_share': _number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
-  'data.validation_examples': _integer(0),
-  'fed.preset': _one_of(tuple(PRESETS)), 'fed.rounds': _integer(1),
-  'fed.local_epochs': _integer(1), 'fed.local_steps': _integer(0),
-  'fed.batch_size': _integer(1), 'fed.chunk': _integer(0),
-  'fed.weight_by': _one_of(('examples', 'tokens')), 'fed.size_power': _NOT_NEGATIVE,
-  'fed.loss_power': _NOT_NEGATIVE, 'fed.temperature': _POSITIVE, 'fed.loss_on': _one_of(LOSS_ON),
-  'fed.sharing': _one_of(tuple(SHARINGS)), 'fed.pooled': _BOOLEAN, 'fed.train': _BOOLEAN,
-  'fed.learner': _one_of(LEARNERS),
-  'fed.floor': _BELOW_ONE, 'fed.ema': _BELOW_ONE,
-  'fed.signal': _one_of(tuple(SIGNALS)), 'fed.aggregator': _one_of(AGGREGATORS),
-  'fed.residual_rank': _integer(0), 'fed.fair_penalty': _POSITIVE,
-  'fed.trim': _number(lambda v: 0 <= v < 0.5, 'a number in [0, 0.5)'),
-  'fed.faulty': _integer(0), 'fed.kept': _integer(1), 'fed.norm_limit': _POSITIVE,
+  'data.re_share': BELOW_ONE, 'data.style': one_of(tuple(STYLES)),
+  'data.synthetic_notes': integer(0), 'data.max_train_notes': integer(0),
+  'data.max_length': integer(8),
+  'data.partition.kind': one_of(('', *partition.KINDS)), 'data.partition.sites': integer(1),
+  'data.partition.unit': one_of(tuple(partition.UNITS)), 'data.partition.strength': POSITIVE,
+  'data.partition.corrupted': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
+  'data.validation_share': number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
+  'data.validation_examples': integer(0),
+  'fed.preset': one_of(tuple(PRESETS)), 'fed.rounds': integer(1),
+  'fed.local_epochs': integer(1), 'fed.local_steps': integer(0),
+  'fed.batch_size': integer(1), 'fed.chunk': integer(0),
+  'fed.weight_by': one_of(('examples', 'tokens')), 'fed.size_power': NOT_NEGATIVE,
+  'fed.loss_power': NOT_NEGATIVE, 'fed.temperature': POSITIVE, 'fed.loss_on': one_of(LOSS_ON),
+  'fed.sharing': one_of(tuple(SHARINGS)), 'fed.pooled': BOOLEAN, 'fed.train': BOOLEAN,
+  'fed.learner': one_of(LEARNERS),
+  'fed.floor': BELOW_ONE, 'fed.ema': BELOW_ONE,
+  'fed.signal': one_of(tuple(SIGNALS)), 'fed.aggregator': one_of(AGGREGATORS),
+  'fed.residual_rank': integer(0), 'fed.fair_penalty': POSITIVE,
+  'fed.trim': number(lambda v: 0 <= v < 0.5, 'a number in [0, 0.5)'),
+  'fed.faulty': integer(0), 'fed.kept': integer(1), 'fed.norm_limit': POSITIVE,
   'fed.ranks': Check(
     lambda v: isinstance(v, tuple) and all(type(r) is int and r >= 1 for r in v),
     'a tuple of integers >= 1, or ()'),
-  'fed.rule': _one_of(tuple(RULES)), 'fed.rule_strength': _NOT_NEGATIVE,
-  'fed.local_optimizer': _one_of(('adamw', 'sgd')),
-  'fed.server_optimizer': _one_of(tuple(SERVER_OPTIMIZERS)),
-  'fed.server_learning_rate': _POSITIVE, 'fed.server_momentum': _BELOW_ONE,
-  'fed.server_b2': _BELOW_ONE, 'fed.server_tau': _POSITIVE,
-  'fed.cohort_size': _integer(0), 'fed.sampler': _one_of(SAMPLERS),
-  'fed.clip_update': _NOT_NEGATIVE, 'fed.outbound': _one_of(CODECS), 'fed.block': _integer(0),
-  'fed.top_k': _number(lambda v: 0 < v <= 1, 'a number in (0, 1]'), 'fed.error_feedback': _BOOLEAN,
-  'fed.secure_aggregation': _BOOLEAN,
-  'fed.explosion': _EXPLOSION, 'fed.max_bad_rounds': _integer(1),
-  'simulation.step_seconds': _NOT_NEGATIVE, 'simulation.speed_spread': _NOT_NEGATIVE,
-  'simulation.bandwidth': _NOT_NEGATIVE, 'simulation.bandwidth_spread': _NOT_NEGATIVE,
-  'simulation.failure': _BELOW_ONE, 'simulation.deadline': _NOT_NEGATIVE,
-  'optim.sgd_learning_rate': _POSITIVE,
-  'optim.learning_rate': _POSITIVE, 'optim.b1': _BELOW_ONE, 'optim.b2': _BELOW_ONE,
-  'optim.eps': _POSITIVE, 'optim.weight_decay': _NOT_NEGATIVE,
-  'optim.clip_norm': _NOT_NEGATIVE, 'optim.warmup_share': _BELOW_ONE,
-  'eval.zero_shot': _BOOLEAN, 'eval.max_examples': _integer(0), 'eval.batch_size': _integer(1),
-  'eval.max_new_ratio': _POSITIVE, 'eval.bootstrap_samples': _integer(1),
-  'api.shots': _integer(0), 'api.concurrency': _integer(1), 'api.max_attempts': _integer(1),
-  'api.timeout': _POSITIVE, 'api.price_input': _NOT_NEGATIVE, 'api.price_output': _NOT_NEGATIVE,
-  'api.cache': _TEXT,
-  'log.steps': _BOOLEAN,
-  'checkpoint.keep': _integer(1), 'checkpoint.keep_best': _integer(0),
+  'fed.rule': one_of(tuple(RULES)), 'fed.rule_strength': NOT_NEGATIVE,
+  'fed.local_optimizer': one_of(('adamw', 'sgd')),
+  'fed.server_optimizer': one_of(tuple(SERVER_OPTIMIZERS)),
+  'fed.server_learning_rate': POSITIVE, 'fed.server_momentum': BELOW_ONE,
+  'fed.server_b2': BELOW_ONE, 'fed.server_tau': POSITIVE,
+  'fed.cohort_size': integer(0), 'fed.sampler': one_of(SAMPLERS),
+  'fed.clip_update': NOT_NEGATIVE, 'fed.outbound': one_of(CODECS), 'fed.block': integer(0),
+  'fed.top_k': number(lambda v: 0 < v <= 1, 'a number in (0, 1]'), 'fed.error_feedback': BOOLEAN,
+  'fed.secure_aggregation': BOOLEAN,
+  'fed.explosion': EXPLOSION, 'fed.max_bad_rounds': integer(1),
+  'simulation.step_seconds': NOT_NEGATIVE, 'simulation.speed_spread': NOT_NEGATIVE,
+  'simulation.bandwidth': NOT_NEGATIVE, 'simulation.bandwidth_spread': NOT_NEGATIVE,
+  'simulation.failure': BELOW_ONE, 'simulation.deadline': NOT_NEGATIVE,
+  'optim.sgd_learning_rate': POSITIVE,
+  'optim.learning_rate': POSITIVE, 'optim.b1': BELOW_ONE, 'optim.b2': BELOW_ONE,
+  'optim.eps': POSITIVE, 'optim.weight_decay': NOT_NEGATIVE,
+  'optim.clip_norm': NOT_NEGATIVE, 'optim.warmup_share': BELOW_ONE,
+  'eval.zero_shot': BOOLEAN, 'eval.max_examples': integer(0), 'eval.batch_size': integer(1),
+  'eval.max_new_ratio': POSITIVE, 'eval.bootstrap_samples': integer(1),
+  'api.shots': integer(0), 'api.concurrency': integer(1), 'api.max_attempts': integer(1),
+  'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
+  'api.cache': TEXT,
+  'log.steps': BOOLEAN,
+  'checkpoint.keep': integer(1), 'checkpoint.keep_best': integer(0),
 }
 
 
@@ -205,24 +182,24 @@ _RESERVED = ('global', 'zero_shot', 'pooled')
 
 
 def _check_folders(folders: Sequence[Mapping]) -> None:
-  checks = {
+  keys = {
     'name': Check(lambda v: isinstance(v, str) and re.fullmatch(r'[\w.-]+', v)
                   and v not in (*COHORTS, *CORPORA, *_RESERVED),
                   'letters, digits, _ . -, and no known site'),
-    'path': _TEXT, 'format': _one_of(tuple(FORMATS)), 'mapping': _TEXT,
-    'test_share': _number(lambda v: 0 <= v <= 1, 'a number in [0, 1]')}
+    'path': TEXT, 'format': one_of(tuple(FORMATS)), 'mapping': TEXT,
+    'test_share': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]')}
   needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)
   for i, site in enumerate(folders):
     place = f'config.data.folders[{i}]'
-    for key in [*sorted(site.keys() - checks.keys(), key=str), *sorted(needed - site.keys())]:
+    for key in [*sorted(site.keys() - keys.keys(), key=str), *sorted(needed - site.keys())]:
       raise InputError(f'{place}: {key!r} is {"unknown" if key in site else "missing"}; its keys '
-                       f'are {", ".join(checks)}')
+                       f'are {", ".join(keys)}')
     for key, value in site.items():
-      if not checks[key].allows(value):
-        raise InputError(f'{place}.{key}={value!r}: {checks[key].wording} is allowed')
-  names = [site['name'] for site in folders]
-  for i, name in enumerate(names):
-    if name in names[:i]:
+      if not keys[key].allows(value):
+        raise InputError(f'{place}.{key}={value!r}: {keys[key].wording} is allowed')
+  used = [site['name'] for site in folders]
+  for i, name in enumerate(used):
+    if name in used[:i]:
       raise InputError(f'config.data.folders[{i}].name={name!r}: another folder has this name')
 
 
@@ -233,8 +210,8 @@ def _check_partition(values: dict[str, Any]) -> None:
       f'config.data.partition.strength={strength}: a share in (0, 1] for kind {kind!r}')
   if values['data.partition.corrupted'] and not kind:
     raise InputError(
-      f"config.data.partition.corrupted={values['data.partition.corrupted']}: corrupts sites that "
-      f"notes are dealt out to; set config.data.partition.kind, such as 'iid'")
+      f"config.data.partition.corrupted={values['data.partition.corrupted']}: corrupts sites of a "
+      "partition; set config.data.partition.kind, such as 'iid'")
 
 
 def _check_participation(values: dict[str, Any]) -> None:

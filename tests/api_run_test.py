@@ -105,7 +105,7 @@ def test_perfect_answers_score_one_and_a_second_run_asks_nothing(
 
   # Finished; then finished elsewhere with the same answers on disk.
   assert compare.main(argv) == 0
-  assert 'finished, nothing to do' in capfd.readouterr().out
+  assert 'finished, nothing to do' in ' '.join(capfd.readouterr().out.split())
   cache = tmp_path / 'cache'
   cache.mkdir()
   (workdir / 'api_meta%2Fsmall-1' / 'answers.jsonl').rename(cache / 'api_meta%2Fsmall-1.jsonl')

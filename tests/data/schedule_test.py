@@ -62,7 +62,7 @@ def test_epochs_visit_every_example_and_padding_is_masked():
 
 def test_a_site_with_one_example_trains_on_it():
   """Beside larger ones, in every step of a fixed number, and once an epoch."""
-  alone = site('one', 1, 400, validation=1)
+  alone = site('one', task(1, 400, validation=1))
   schedule = schedules.make_schedule((SITES[0], alone), **{
     'rounds': 2, 'local_steps': 3, 'local_epochs': 1, 'batch_size': 4, 'seed': 0, 'pooled': False,
     'weight_by': 'examples', 'loss_on': 'completion'})
