@@ -15,7 +15,7 @@ def script(name: str, *argv) -> str:
 
 
 def test_the_table_of_methods(tmp_path):
-  """Training lowers the loss, what is unsound is refused in its cell, a second call runs nothing."""
+  """Training lowers the loss, what is unsound is refused in its cell, a second call adds none."""
   said = script('tiny_model.py', f'--output={tmp_path / "tiny"}', '--steps=50')
   assert 'step 50/50' in said
   command = (
