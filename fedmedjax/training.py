@@ -35,9 +35,9 @@ def train(
 ) -> tuple[FedState, list[dict], float]:
   """All rounds not yet done -> (state, metrics lines, seconds that earlier runs trained).
 
-  A round's checkpoint is written while the next round computes, from a copy on the host. Its line
-  is in metrics.jsonl, and it is announced, only when the checkpoint is on disk. A signal lets the
-  round under way and its checkpoint finish.
+  On an accelerator a round's checkpoint is written while the next round computes, from a copy on
+  the host; on a CPU before it. Its line is in metrics.jsonl, and it is announced, only when the
+  checkpoint is on disk. A signal lets the round under way and its checkpoint finish.
 
   Raises:
     RuntimeError: training failed for good, or a checkpoint could not be written.
@@ -72,10 +72,21 @@ def train(
         lines = [*lines, line]
         saving.result()
         saving = disk.submit(keep, checkpoint.host_copy(state), lines)
+        if not _overlaps():
+          saving.result()
     saving.result()
   _check_streak(study, lines)
   _check_any(study, lines)
   return state, lines, earlier
+
+
+def _overlaps() -> bool:
+  """Whether a checkpoint can be written while a round computes.
+
+  On a CPU the call of a round keeps the interpreter's lock to its end, so a save behind it would
+  be on disk no sooner than the next round's, and a kill would cost two rounds.
+  """
+  return jax.default_backend() != 'cpu'
 
 
 def _inputs(study: Study, state: FedState, number: int) -> tuple[Turnout, tuple]:
