@@ -50,7 +50,7 @@ def save(
   try:
     _remove(part)
     part.mkdir(parents=True)
-    ocp.save(part / 'state', state)
+    ocp.save((part / 'state').absolute(), state)
     write_lines(part / _LINES, lines)
     write_json(part / MANIFEST, describe(part, sync=True))
     if final.exists():  # a damaged one, which was skipped on resuming
@@ -89,7 +89,7 @@ def newest(
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     try:
-      return ocp.load(path / 'state', abstract), read_lines(path / _LINES)
+      return ocp.load((path / 'state').absolute(), abstract), read_lines(path / _LINES)
     except Exception as error:  # of whatever kind Orbax finds
       reason = str(error).splitlines()[0]
       raise RuntimeError(f'{path}: does not hold the state of this run: {reason}') from None

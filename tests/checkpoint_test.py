@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,10 @@ def names(folder):
   return sorted(path.name for path in folder.iterdir())
 
 
-def test_all_of_a_state_and_its_lines_come_back(tmp_path):
+@pytest.mark.parametrize('relative', [False, True])
+def test_all_of_a_state_and_its_lines_come_back(tmp_path, monkeypatch, relative):
+  monkeypatch.chdir(tmp_path)
+  tmp_path = Path('checkpoints') if relative else tmp_path
   save(tmp_path, 3)
   found, lines = checkpoint.newest(tmp_path, state(0), pytest.fail)
   for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(state(3)), strict=True):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def finished(command, tmp_path_factory) -> Path:
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(training, '_inputs', after_the_save)
-    assert main.main(command(workdir)) == 0
+    # A folder as people name it, from where they are.
+    assert main.main(command(os.path.relpath(workdir))) == 0
   return workdir
 
 
