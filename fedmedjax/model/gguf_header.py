@@ -9,22 +9,40 @@ import math
 import os
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from fedmedjax.types import InputError
 
 _MAGIC = b'GGUF'
 _VERSIONS = (2, 3)
-# Type number -> bytes of a value; strings and arrays have no fixed size.
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_STRING, _ARRAY = 8, 9
 # Bytes that the smallest string, entry and tensor take.
 _LEAST_STRING, _LEAST_ENTRY, _LEAST_TENSOR = 8, 13, 24
 # More than any model's.
 _LONGEST_NAME, _MOST_DIMENSIONS, _LARGEST_ALIGNMENT, _MOST_VALUES = 1 << 16, 4, 1 << 20, 1 << 24
+
+
+class Header(NamedTuple):
+  """An open file, read from its position on. What cannot be true is a ValueError."""
+
+  file: BinaryIO
+  size: int  # bytes of the file
+
+  def number(self, form: str) -> int:
+    """The next number, of a format of `struct`; struct.error where the file ends."""
+    return struct.unpack(f'<{form}', self.file.read(struct.calcsize(form)))[0]
+
+  def fitting(self, count: int, least: int, what: str) -> int:
+    """`count`, if so many things of `least` bytes fit in what is left of the file."""
+    if count > (self.size - self.file.tell()) // least:
+      raise ValueError(f'{count} {what} do not fit in what is left of it')
+    return count
+
+  def skip(self, count: int) -> None:
+    self.file.seek(count, os.SEEK_CUR)
 
 
 def check_header(path: Path) -> None:
@@ -32,90 +50,88 @@ def check_header(path: Path) -> None:
   with path.open('rb') as file:
     size = os.fstat(file.fileno()).st_size
     try:
-      _walk(file, size)
+      _walk(Header(file, size))
     except (ValueError, struct.error) as error:
       raise InputError(
         f'{path}: not a readable GGUF file: {error} (byte {file.tell()} of {size})') from None
 
 
-def _walk(file: BinaryIO, size: int) -> None:
+def _walk(header: Header) -> None:
   """Raises ValueError or struct.error, which says what is wrong at the file's position."""
-
-  def number(form: str) -> int:
-    return struct.unpack(f'<{form}', file.read(struct.calcsize(form)))[0]
-
-  def fitting(count: int, least: int, what: str) -> int:
-    if count > (size - file.tell()) // least:
-      raise ValueError(f'{count} {what} do not fit in what is left of it')
-    return count
-
-  def skip_string() -> None:
-    file.seek(fitting(number('Q'), 1, 'bytes of a text'), os.SEEK_CUR)
-
-  if file.read(4) != _MAGIC:
+  if header.file.read(4) != _MAGIC:
     raise ValueError('it does not begin with GGUF')
-  version = number('I')
+  version = header.number('I')
   if version not in _VERSIONS:
     raise ValueError(f'version {version}; {" and ".join(map(str, _VERSIONS))} are read')
-  tensors = number('Q')
-  entries = fitting(number('Q'), _LEAST_ENTRY, 'entries')
-  fitting(tensors, _LEAST_TENSOR, 'tensors')
+  tensors = header.number('Q')
+  entries = header.fitting(header.number('Q'), _LEAST_ENTRY, 'entries')
+  header.fitting(tensors, _LEAST_TENSOR, 'tensors')
   alignment = 32
   for _ in range(entries):
-    key = _name(file, number, fitting)
-    kind = number('I')
+    key, kind = _name(header), header.number('I')
     if key == 'general.alignment':
-      if kind != 4:
+      if kind != GGUFValueType.UINT32:
         raise ValueError('general.alignment is no 32-bit integer')
-      alignment = number('I')
+      alignment = header.number('I')
       if not 8 <= alignment <= _LARGEST_ALIGNMENT or alignment & alignment - 1:
         raise ValueError(f'general.alignment={alignment}')
     else:
-      _skip_value(file, kind, number, fitting, skip_string)
-  ends = [_tensor_end(file, number, fitting) for _ in range(tensors)]
-  data = -(-file.tell() // alignment) * alignment
-  if max(ends, default=0) > size - data:
+      _skip_values(header, _VALUES, kind, 1)
+  ends = [_tensor_end(header) for _ in range(tensors)]
+  data = -(-header.file.tell() // alignment) * alignment
+  if max(ends, default=0) > header.size - data:
     raise ValueError('its tensors reach past its end')
 
 
-def _name(file: BinaryIO, number: Callable, fitting: Callable) -> str:
-  length = fitting(number('Q'), 1, 'bytes of a name')
+def _name(header: Header) -> str:
+  length = header.fitting(header.number('Q'), 1, 'bytes of a name')
   if length > _LONGEST_NAME:
     raise ValueError(f'a name of {length} bytes')
-  return file.read(length).decode('utf-8')  # UnicodeDecodeError is a ValueError
+  return header.file.read(length).decode('utf-8')  # UnicodeDecodeError is a ValueError
 
 
-def _skip_value(file: BinaryIO, kind: int, number: Callable, fitting: Callable, skip_string):
-  """Skips a value; arrays of arrays, which no model has, are refused."""
-  if kind == _STRING:
-    skip_string()
-  elif kind == _ARRAY:
-    inner, count = number('I'), number('Q')
-    if count > _MOST_VALUES:  # each of them becomes an object
-      raise ValueError(f'an array of {count} values')
-    if inner == _STRING:
-      for _ in range(fitting(count, _LEAST_STRING, 'texts')):
-        skip_string()
-    else:
-      file.seek(_bytes(inner) * fitting(count, _bytes(inner), 'values'), os.SEEK_CUR)
-  else:
-    file.seek(fitting(_bytes(kind), 1, 'bytes'), os.SEEK_CUR)
+def _skip_sized(size: int, header: Header, count: int) -> None:
+  header.skip(size * header.fitting(count, size, 'values'))
 
 
-def _bytes(kind: int) -> int:
-  if kind not in _SIZES:
+def _skip_strings(header: Header, count: int) -> None:
+  for _ in range(header.fitting(count, _LEAST_STRING, 'texts')):
+    header.skip(header.fitting(header.number('Q'), 1, 'bytes of a text'))
+
+
+def _skip_arrays(header: Header, count: int) -> None:
+  for _ in range(count):
+    kind, length = header.number('I'), header.number('Q')
+    if length > _MOST_VALUES:  # each of them becomes an object
+      raise ValueError(f'an array of {length} values')
+    _skip_values(header, _ELEMENTS, kind, length)
+
+
+# Type number -> what skips (header, so many values of it). Arrays of arrays, which no model has,
+# are refused.
+_ELEMENTS: dict[int, Callable[[Header, int], None]] = {
+  kind: partial(_skip_sized, size) for kind, size in (
+    (GGUFValueType.UINT8, 1), (GGUFValueType.INT8, 1), (GGUFValueType.BOOL, 1),
+    (GGUFValueType.UINT16, 2), (GGUFValueType.INT16, 2), (GGUFValueType.UINT32, 4),
+    (GGUFValueType.INT32, 4), (GGUFValueType.FLOAT32, 4), (GGUFValueType.UINT64, 8),
+    (GGUFValueType.INT64, 8), (GGUFValueType.FLOAT64, 8))
+} | {GGUFValueType.STRING: _skip_strings}
+_VALUES = _ELEMENTS | {GGUFValueType.ARRAY: _skip_arrays}
+
+
+def _skip_values(header: Header, known: dict[int, Callable], kind: int, count: int) -> None:
+  if kind not in known:
     raise ValueError(f'a value of unknown type {kind}')
-  return _SIZES[kind]
+  known[kind](header, count)
 
 
-def _tensor_end(file: BinaryIO, number: Callable, fitting: Callable) -> int:
+def _tensor_end(header: Header) -> int:
   """The first byte after a tensor's values, from the beginning of the data."""
-  name = _name(file, number, fitting)
-  count = number('I')
+  name, count = _name(header), header.number('I')
   if not 1 <= count <= _MOST_DIMENSIONS:
     raise ValueError(f'tensor {name!r} has {count} dimensions')
-  shape = [number('Q') for _ in range(count)]
-  kind, offset = number('I'), number('Q')
+  shape = [header.number('Q') for _ in range(count)]
+  kind, offset = header.number('I'), header.number('Q')
   if kind not in iter(GGMLQuantizationType):
     raise ValueError(f'tensor {name!r} is of unknown type {kind}')
   block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
