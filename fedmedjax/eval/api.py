@@ -125,10 +125,10 @@ async def _ask_all(
   answers, in_a_row, waiting = {}, 0, iter(todo.items())
   refused: set[str] = set()
 
-  async def work(client) -> None:
+  async def work(connection) -> None:
     nonlocal in_a_row
     for key, question in waiting:  # shared by all tasks: each question is taken once
-      answers[key] = answer = await _answer(client, endpoint, question, limits, refused)
+      answers[key] = answer = await _answer(connection, endpoint, question, limits, refused)
       in_a_row = in_a_row + 1 if answer.text is None else 0
       if answer.text is not None:
         keep(key, answer)
@@ -142,10 +142,10 @@ async def _ask_all(
       base_url=endpoint.url, api_key=endpoint.key, max_retries=0, timeout=None,
       # Notes go to the address that was named and to no other.
       http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=None),
-    ) as client:
+    ) as connection:
       async with asyncio.TaskGroup() as group:
         for _ in range(min(limits.concurrency, len(todo))):
-          group.create_task(work(client))
+          group.create_task(work(connection))
   except ExceptionGroup as group:
     # Alone: the cause holds the request, and with it the key.
     raise group.exceptions[0] from None
@@ -162,12 +162,12 @@ def _silent(endpoint: Endpoint, count: int, last: Answer) -> RuntimeError:
 
 
 async def _answer(
-  client, endpoint: Endpoint, question: Question, limits: Limits, refused: set[str]
+  connection, endpoint: Endpoint, question: Question, limits: Limits, refused: set[str]
 ) -> Answer:
   """Attempts until one brings a text; tokens add up over those that were billed."""
   replies: list[Reply] = []
   while True:
-    reply = await _attempt(client, endpoint, question, limits.timeout, refused)
+    reply = await _attempt(connection, endpoint, question, limits.timeout, refused)
     replies.append(reply)
     if not reply.again or len(replies) == limits.max_attempts:
       break
@@ -188,7 +188,7 @@ def _total(counts: Sequence[int | None]) -> int | None:
 
 
 async def _attempt(
-  client, endpoint: Endpoint, question: Question, timeout: float, refused: set[str]
+  connection, endpoint: Endpoint, question: Question, timeout: float, refused: set[str]
 ) -> Reply:
   """One request. Raises InputError or RuntimeError for what no further one can mend.
 
@@ -202,7 +202,7 @@ async def _attempt(
   sent.pop('', None)
   try:
     async with asyncio.timeout(timeout):
-      response = await client.chat.completions.with_raw_response.create(**sent)
+      response = await connection.chat.completions.with_raw_response.create(**sent)
       return read_reply(response.http_response.content)
   except openai.APIStatusError as error:
     # As text: an endpoint may put anything there.
