@@ -23,7 +23,7 @@ from fedmedjax import api_run, writer
 from fedmedjax.config import choose_preset, leaves, parse, validate
 from fedmedjax.eval.endpoint import endpoint_from
 from fedmedjax.experiment import load_data
-from fedmedjax.main import guarded, set_up
+from fedmedjax.program import guarded, set_up
 from fedmedjax.progress import Reporter
 from fedmedjax.report import compare_table, relation_tables, with_global
 from fedmedjax.run import run

@@ -14,7 +14,7 @@ from fedmedjax.config import parse
 from fedmedjax.data.statistics import site_statistics
 from fedmedjax.description import describe
 from fedmedjax.experiment import load_corpora
-from fedmedjax.main import guarded
+from fedmedjax.program import guarded
 from fedmedjax.progress import Reporter
 from fedmedjax.types import InputError
 

@@ -32,7 +32,7 @@ from fedmedjax.experiment import Data, Study, load_data, prepare
 from fedmedjax.fed.local import mean_loss
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.types import FederatedAlgorithm, LocalData, Validation
-from fedmedjax.main import guarded, set_up
+from fedmedjax.program import guarded, set_up
 from fedmedjax.progress import Reporter
 from fedmedjax.types import InputError
 from fedmedjax.writer import check_workdir, claim, plain, read_lines, write_lines, write_text

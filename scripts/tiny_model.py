@@ -24,12 +24,12 @@ from fedmedjax.data import tasks
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.partition import annotating
 from fedmedjax.data.site import encode_site
-from fedmedjax.main import guarded, set_up
 from fedmedjax.model.convert import HUGGING_FACE, tensor_names
 from fedmedjax.model.folder import write_folder
 from fedmedjax.model.llama import Llama, LlamaConfig
 from fedmedjax.model.loss import packed_attention, packed_loss
 from fedmedjax.model.settings import to_hugging_face
+from fedmedjax.program import guarded, read_flags, set_up
 from fedmedjax.types import ENTITY_TYPES, InputError
 
 # Cohort -> entity types that the base has seen marked there.
@@ -134,12 +134,7 @@ def define(values: flags.FlagValues) -> None:
 
 def main(argv: list[str]) -> int:
   def body():
-    values = flags.FlagValues()
-    define(values)
-    try:
-      values(argv)
-    except flags.Error as error:
-      raise InputError(str(error)) from None
+    values = read_flags(argv, define, needed=('output',))
     set_up()
     build(Path(values.output), values.steps)
 

@@ -1,0 +1,72 @@
+"""What every program here begins and ends with: flags, settings of the process, exit status."""
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import transformers
+from absl import flags
+
+from fedmedjax.stopping import stoppable
+from fedmedjax.types import InputError
+
+
+def read_flags(
+  argv: Sequence[str], define: Callable[[flags.FlagValues], None], needed: Sequence[str] = ()
+) -> flags.FlagValues:
+  """The flags of a program that takes no configuration; `config.parse` is for those that do.
+
+  Args:
+    argv: as sys.argv.
+    define: declares them on the given FlagValues.
+    needed: names of flags that may not be left out or empty.
+
+  Raises InputError: an unknown flag, a value of the wrong type, one of `needed` that is missing.
+  """
+  values = flags.FlagValues()
+  define(values)
+  try:
+    values(list(argv))
+  except flags.Error as error:
+    raise InputError(str(error)) from None
+  for name in needed:
+    if not values[name].value:
+      raise InputError(f'--{name} is missing')
+  return values
+
+
+def set_up() -> None:
+  """Settings of the process: compilations are kept between runs, libraries warn only."""
+  # absl's handler would print every checkpoint's bookkeeping between the progress bars.
+  # What goes wrong in a save is raised as well, so its traceback there would say it twice.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  transformers.logging.set_verbosity_error()
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update(
+      'jax_compilation_cache_dir', str(Path('~/.cache/fedmedjax/xla').expanduser()))
+
+
+def guarded(body: Callable[[], None]) -> int:
+  """Runs `body` -> exit status.
+
+  0; 2 for bad input; 1 for a failure while running; 130 or 143 when SIGINT or SIGTERM stopped it.
+  """
+  try:
+    with stoppable():
+      body()
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except (RuntimeError, OSError) as error:
+    print(f'failed: {error}', file=sys.stderr)
+    return 1
+  except KeyboardInterrupt as stop:
+    number = getattr(stop, 'number', signal.SIGINT)
+    print(
+      f'stopped by {signal.Signals(number).name}; the same command goes on after the last finished '
+      'round', file=sys.stderr)
+    return 128 + number
+  return 0
