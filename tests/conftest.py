@@ -19,13 +19,13 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from real_data import real_data  # noqa: E402
 
-from fedmedjax.experiment import data_root, model_path  # noqa: E402
+from fedmedjax.experiment import model_path  # noqa: E402
 from fedmedjax.model.llama import Llama, LlamaConfig  # noqa: E402
 from fedmedjax.model.load import load_model  # noqa: E402
 from fedmedjax.model.loss import packed_attention  # noqa: E402
 from fedmedjax.model.settings import llama3_divisors  # noqa: E402
-from fedmedjax.types import InputError  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Two pools of spinning threads on two cores cost minutes.
@@ -74,12 +74,7 @@ def tiny_folder(smollm, tmp_path_factory) -> Path:
 @pytest.fixture(scope='session')
 def data_folder() -> Path:
   """The public corpora, or a skip that says how to get them."""
-  root = data_root('')
-  if not root.is_dir():
-    if os.environ.get('FEDMEDJAX_REQUIRE_DATA'):
-      raise InputError(f'FEDMEDJAX_DATA: no folder {root}')
-    pytest.skip(f'no corpora at {root}: set FEDMEDJAX_DATA')
-  return root
+  return real_data()
 
 
 @pytest.fixture(scope='session')

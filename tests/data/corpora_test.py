@@ -2,18 +2,14 @@
 
 import functools
 import json
-import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from real_data import real_data
 
 from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder, source_id
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.types import ENTITY_TYPES, InputError, Span
-
-DATA = Path(os.environ.get('FEDMEDJAX_DATA')
-            or Path(__file__).resolve().parents[2] / '../shared/data')
 
 
 def write_pubtator(path, ids):
@@ -165,11 +161,7 @@ def test_a_slip_in_a_mapping_that_would_drop_a_type(tmp_path):
 
 @functools.cache
 def corpus(name):
-  if not (DATA / name).is_dir():
-    # CI sets this where corpora lie beside the checkout: none may go unread there.
-    assert not os.environ.get('FEDMEDJAX_REQUIRE_DATA'), f'{DATA / name} is absent'
-    pytest.skip(f'{DATA / name} is absent; FEDMEDJAX_DATA names the folder of the corpora')
-  return load_corpus(name, DATA)
+  return load_corpus(name, real_data(name))
 
 
 # Official counts per schema type, over all parts; documents trained and tested on.

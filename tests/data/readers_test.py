@@ -2,19 +2,15 @@
 
 import functools
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
+from real_data import real_data
 
 from fedmedjax.data.formats.brat import read_brat
 from fedmedjax.data.formats.phee import read_phee
 from fedmedjax.data.formats.pubtator import read_pubtator
 from fedmedjax.types import Document, InputError, Relation, Span
-
-DATA = Path(os.environ.get('FEDMEDJAX_DATA')
-            or Path(__file__).resolve().parents[2] / '../shared/data')
 
 
 def brat(folder, text, ann, name='note'):
@@ -244,12 +240,8 @@ def test_missing_and_empty_files_are_named(tmp_path, read):
 @functools.cache
 def corpus(read, *names):
   """Reads once however many tests ask: (documents, counts) of each file or folder."""
-  for name in names:
-    if not (DATA / name).exists():
-      # CI sets this where corpora lie beside the checkout: none may go unread there.
-      assert not os.environ.get('FEDMEDJAX_REQUIRE_DATA'), f'{DATA / name} is absent'
-      pytest.skip(f'{DATA / name} is absent; FEDMEDJAX_DATA names the folder of the corpora')
-  return [read(DATA / name) for name in names]
+  root = real_data(*names)
+  return [read(root / name) for name in names]
 
 
 BC5CDR = [f'bc5cdr/CDR_{part}Set.PubTator.txt' for part in ('Training', 'Development', 'Test')]
@@ -257,7 +249,7 @@ NCBI = [f'ncbi_disease/NCBI{part}set_corpus.txt' for part in ('train', 'develop'
 PHEE = [f'phee/{part}.json' for part in ('train', 'dev', 'test')]
 
 
-# Counts of shared/DATA.md; the second entry of NCBI's repeated abstract holds 11 of its 6,892.
+# Counts of the data notes; the second entry of NCBI's repeated abstract holds 11 of its 6,892.
 @pytest.mark.parametrize(('read', 'names', 'documents', 'expected'), [
   (read_brat, ['maccrobat2020'], [200], dict(
     entities=25189, types=41, relations=16307, nary=2023, attributes=1416, discontinuous=44,
