@@ -63,6 +63,7 @@ class Options(NamedTuple):
   keep_best: int
   max_bad_rounds: int
   adds_aggregate: bool   # the server's step must be the aggregate itself
+  cross_site: bool
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
 
 
@@ -195,8 +196,8 @@ def _encoded(
 ) -> Data:
   """Sites that train are tested, too, unless their notes were dealt out."""
   training = partial(
-    encode, max_train_notes=data.max_train_notes, validation_share=data.validation_share,
-    validation_examples=data.validation_examples)
+    encode, max_train_notes=data.max_train_notes, max_train_sentences=data.max_train_sentences,
+    validation_share=data.validation_share, validation_examples=data.validation_examples)
   with reporter.task('tokenising', sum(map(len, corpora[:3]))) as advance:
 
     def encoded(notes: list[SiteCorpus], how: Callable[..., SiteData]) -> tuple[SiteData, ...]:
@@ -244,13 +245,13 @@ def options(config: ConfigDict) -> Options:
   return Options(
     fed.preset, config.seed, fed.rounds if fed.train else 0, fed.pooled, config.eval.zero_shot,
     config.eval.bootstrap_samples, config.checkpoint.keep, config.checkpoint.keep_best,
-    fed.max_bad_rounds, adds_aggregate(fed), fed.size_power)
+    fed.max_bad_rounds, adds_aggregate(fed), config.eval.cross_site, fed.size_power)
 
 
 def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
   learner = lora_learner(
     data.base, (*data.tested, *data.external), lora_config(config),
-    learning_rate=config.optim.learning_rate, seed=config.seed,
+    start=config.lora.start, learning_rate=config.optim.learning_rate, seed=config.seed,
     dtype=DTYPES[config.model.dtype], remat=config.model.remat,
     batch_size=config.eval.batch_size, max_new_ratio=config.eval.max_new_ratio)
   related = config.data.re_share

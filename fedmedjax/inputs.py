@@ -21,14 +21,16 @@ _VALIDATION = 'its validation notes'
 
 
 def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
-  """{'notes of site NAME': {document: checksum}, ..., 'model': {file: checksum}}.
+  """{'notes of site NAME': {document: checksum}, ..., 'model': {file: checksum}, ...}.
 
-  Notes count as they were read, split and tokenised, from whatever files; a model as its files.
+  Notes count as they were read, split and tokenised, from whatever files; the model, and the
+  adapter that training starts from, as their files.
   """
   path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
   sites = (*data.sites, *data.tested, *data.external)
+  start = Path(config.lora.start) if config.fed.learner == 'lora' and config.lora.start else None
   return {f'notes of site {site.name}': _notes(site) for site in sites} | {
-    'model': _files(resolve(path))}
+    'model': _files(resolve(path))} | ({'starting adapter': _files(start)} if start else {})
 
 
 def check_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
