@@ -140,20 +140,24 @@ def load_corpora(config: ConfigDict) -> Corpora:
   return Corpora(sites, external, parts, skew)
 
 
-def load_data(config: ConfigDict, reporter: Reporter) -> Data:
-  """Reads notes, then weights, then tokenises; notes first, since their mistakes show sooner."""
-  return LEARNERS[config.fed.learner].load(config, reporter)
+def load_data(config: ConfigDict, reporter: Reporter, base: BaseModel | None = None) -> Data:
+  """Reads notes, then weights, then tokenises; notes first, since their mistakes show sooner.
+
+  `base` is the language model of config.model, if it was loaded before.
+  """
+  return LEARNERS[config.fed.learner].load(config, reporter, base)
 
 
-def _load_lora(config: ConfigDict, reporter: Reporter) -> Data:
+def _load_lora(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -> Data:
   lora = lora_config(config)
   check_lora(lora)
   with reporter.task('reading notes'):
     corpora = load_corpora(config)
-  path = model_path(config.model.path)
-  placement = Placement(DTYPES[config.model.dtype], config.model.quantization)
-  with reporter.task(f'loading {Path(path).name}'):
-    base = load_model(path, placement)
+  if base is None:
+    path = model_path(config.model.path)
+    placement = Placement(DTYPES[config.model.dtype], config.model.quantization)
+    with reporter.task(f'loading {Path(path).name}'):
+      base = load_model(path, placement)
   own = dict(zip(config.data.sites, config.data.site_tasks, strict=False))
 
   def encode(corpus: SiteCorpus, **split) -> SiteData:
@@ -170,7 +174,7 @@ def _load_lora(config: ConfigDict, reporter: Reporter) -> Data:
   return data
 
 
-def _load_bert(config: ConfigDict, reporter: Reporter) -> Data:
+def _load_bert(config: ConfigDict, reporter: Reporter, _: BaseModel | None) -> Data:
   bert = config.bert
   if not bert.path:
     raise InputError(
@@ -274,8 +278,8 @@ def _bert_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedu
 class LearnerKind(NamedTuple):
   """A value of config.fed.learner.
 
-  load(config, reporter) -> Data; parts(config, data, **plan), where the plan's keywords are those
-  that all learners share.
+  load(config, reporter, base) -> Data; parts(config, data, **plan), where the plan's keywords are
+  those that all learners share.
   """
 
   load: Callable[..., Data]

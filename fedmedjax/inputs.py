@@ -28,9 +28,18 @@ def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
   """
   path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
   sites = (*data.sites, *data.tested, *data.external)
-  start = Path(config.lora.start) if config.fed.learner == 'lora' and config.lora.start else None
   return {f'notes of site {site.name}': _notes(site) for site in sites} | {
-    'model': _files(resolve(path))} | ({'starting adapter': _files(start)} if start else {})
+    'model': _files(resolve(path))} | starting_adapter(config)
+
+
+def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:
+  """Its part of the fingerprint, {} without one."""
+  if config.fed.learner != 'lora' or not config.lora.start:
+    return {}
+  try:
+    return {'starting adapter': _files(Path(config.lora.start))}
+  except OSError as error:
+    raise InputError(f'config.lora.start={config.lora.start!r}: {error.strerror}') from None
 
 
 def check_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
@@ -40,13 +49,18 @@ def check_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
   compare_inputs(workdir, found)
 
 
-def compare_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
-  """Raises InputError when an input is not the one that the run there began with, and names it."""
+def compare_inputs(
+  workdir: Path, found: dict[str, dict[str, str]], only: Iterable[str] | None = None
+) -> None:
+  """Raises InputError when an input is not the one that the run there began with, and names it.
+
+  `only` these groups are looked at, if they are given.
+  """
   path = workdir / FILE
   held = read_json(path) if path.exists() else found
   if not all(isinstance(entry, dict) for entry in held.values()):
     raise InputError(f'{path}: is no list of inputs; bring back the file')
-  for group in sorted(held.keys() | found.keys()):
+  for group in sorted(held.keys() | found.keys() if only is None else only):
     before, now = held.get(group, {}), found.get(group, {})
     changed = [name for name in sorted(before.keys() | now.keys())
                if before.get(name) != now.get(name)]

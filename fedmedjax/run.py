@@ -17,7 +17,7 @@ from fedmedjax.fed.aggregate import adaptive_weights
 from fedmedjax.fed.round import global_adapter, site_adapter
 from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
-from fedmedjax.inputs import check_inputs, fingerprint
+from fedmedjax.inputs import check_inputs, compare_inputs, fingerprint, starting_adapter
 from fedmedjax.lock import check_free, locked
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show, site_table
@@ -53,6 +53,8 @@ def run(
   settings, rounds = writer.plain(leaves(config.to_dict())), options(config).rounds
   finished = check_continued(workdir, settings, rounds)
   if finished and finished['rounds'] == rounds:
+    start = starting_adapter(config)
+    compare_inputs(workdir, start, only=start)
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
     return finished
@@ -94,9 +96,6 @@ def _carried_out(
   (workdir / 'summary.json').unlink(missing_ok=True)
   rounds = study.options.rounds
   with reporter.live():
-    reporter.say(site_table(study.data.sites, study.data.tested, study.data.external))
-    if study.data.skew:
-      reporter.say(f'sites dealt out: {study.data.skew}')
     zero_shot = None
     if study.options.zero_shot and rounds and study.learner.untrained is not None:
       zero_shot, _ = _score_all(
