@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs.base import PRESETS
-from fedmedjax import api_run, writer
+from fedmedjax import api_run, page, writer
 from fedmedjax.config import choose_preset, leaves, parse, validate
 from fedmedjax.eval.endpoint import endpoint_from
 from fedmedjax.experiment import load_data
@@ -97,7 +97,7 @@ def compare(
   reporter: Reporter,
   overrides: dict[str, Any] | None = None,
 ) -> dict[str, dict]:
-  """Runs the regimes -> {regime: summary}; writes WORKDIR/compare.json.
+  """Runs the regimes -> {regime: summary}; writes WORKDIR/compare.json and report.html.
 
   Every trained regime takes the same steps on the same examples: single-site as the federation
   does, centralised all sites' steps in one place.
@@ -118,7 +118,7 @@ def compare(
   _check_budget(chosen.values())
   foreign = sorted(
     name for name in ({path.name for path in workdir.iterdir()} if workdir.is_dir() else ())
-    if name not in (*PRESETS, 'compare.json') and not name.startswith('api_'))
+    if name not in (*PRESETS, 'compare.json', page.FILE) and not name.startswith('api_'))
   if foreign:
     raise InputError(f'--workdir={workdir}: holds {foreign[0]!r}, which is no part of a comparison')
   for row in chosen.values():
@@ -138,6 +138,10 @@ def compare(
     rows[regime] = row.run(
       row.config, workdir / row.folder, reporter, data[row.config.fed.learner])
   writer.write_json(workdir / 'compare.json', rows)
+  page.write_report(
+    workdir / page.FILE, workdir.resolve().name,
+    {regime: workdir / row.folder for regime, row in chosen.items()},
+    examples=config.report.examples)
   first = next(iter(rows.values()))
   shown = with_global(rows)
   reporter.say(compare_table(shown, first['sites'], first['external']))
