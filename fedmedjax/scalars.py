@@ -30,7 +30,7 @@ _OF_SITES = ('train_loss', 'validation_loss', 'weights', 'update_norm', 'cosine'
 def restart(workdir: Path, lines: Sequence[dict], sites: Sequence[str]) -> None:
   """The file anew, with the rounds so far; `sites` are all that train."""
   path = workdir / FILE
-  path.parent.mkdir(exist_ok=True)
+  path.parent.mkdir(parents=True, exist_ok=True)
   records = [_record(Event(file_version='brain.Event:2'))]
   records += [_round(lines[:count + 1], sites) for count in range(len(lines))]
   part = path.with_name('part')

@@ -29,12 +29,15 @@ from fedmedjax.page.svg import (
 _LONG, _SHORT = 44, 16
 # A line of so many points shows no marks.
 _MARKED = 30
+# Of curves, so that one that lies on another leaves it to be seen.
+_STYLES = '-', (0, (4, 2.5))
 # Of a heat map's hue, so that text on it can be read.
 _DEEPEST = 0.5
 
 
 def lines(
-  key: str, description: str, series: Sequence[tuple[int, np.ndarray, np.ndarray]], x_label: str,
+  key: str, description: str, series: Sequence[tuple[int | None, np.ndarray, np.ndarray]],
+  x_label: str,
   *, bands: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = (), whole: bool = True,
   zero: bool = False,
 ) -> Markup:
@@ -42,7 +45,7 @@ def lines(
 
   Args:
     key, description: see `svg.embed`.
-    series: (place in the palette, x f[N], y f[N]) each.
+    series: (place in the palette, x f[N], y f[N]) each; None is no series of a legend.
     x_label: what x counts.
     bands: (place, x, low, high) each: a range around a curve.
     whole: x are whole numbers, such as rounds.
@@ -52,9 +55,10 @@ def lines(
     for place, x, low, high in bands:
       axes.fill_between(x, low, high, color=SERIES[place], alpha=0.2, linewidth=0)
     for place, x, y in series:
-      axes.plot(
-        x, y, color=SERIES[place], linewidth=1.8, markersize=5,
-        marker=MARKERS[place] if len(x) <= _MARKED else '')
+      colour, mark, style = (INK, '.', '-') if place is None else (
+        SERIES[place], MARKERS[place], _STYLES[place % 2])
+      axes.plot(x, y, color=colour, linewidth=1.8, markersize=5, linestyle=style,
+                marker=mark if len(x) <= _MARKED else '')
     axes.grid(axis='y', linewidth=0.8)
     axes.spines['left'].set_visible(False)
     axes.set_xlabel(x_label)

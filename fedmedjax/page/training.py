@@ -133,7 +133,7 @@ def _server_curves(run: Run) -> list[Chart]:
     'How far the product of the averages of A and B is from the average of their products, as a '
     'share of it.', charts.lines(
       'round-gap', 'Gap between product of averages and average of products, by round',
-      [(7, rounds, gaps)], 'round', zero=True))]
+      [(None, rounds, gaps)], 'round', zero=True))]
 
 
 def _run_curves(runs: Sequence[Run]) -> Charts:
