@@ -59,12 +59,12 @@ def _described(sites: dict) -> list:
   total = sites['training_sites']
   left = total - sum(bool(sum(e['train'] for e in sites['examples'][name].values()))
                      for name in described)
-  note = 'Examples by task where there are several (entities + modifiers).' + (
-    f' {left} more sites train.' if left > 0 else '')
+  note = ('Examples by task where there are several (entities + modifiers). New test entities '
+          'stand in no training note.') + f' {left} more sites train.' * (left > 0)
   return [
     Table('Size', note, (
       'site', 'training', 'held out', 'test', 'words', 'words a sentence (median)', 'entities',
-      'modifiers', 'test entities in no training note'), rows),
+      'modifiers', 'new test entities'), rows),
     Table('Types, and what reading set aside', 'What cannot be kept in flat spans is left out and '
           'counted, not silently dropped.', ('site', 'annotated types', 'set aside'), aside,
           words=True),
@@ -83,7 +83,7 @@ def _charts(described: dict, divergences: dict) -> list[Charts]:
   note = f'Drawn are the first {_DRAWN} of {len(described)} sites.' * (len(described) > _DRAWN)
   drawn = [
     Chart(
-      f'Unlike {name}', 'Jensen-Shannon divergence in bits: 0 = alike, 1 = nothing in common.',
+      f'How unlike: {name}', 'Jensen-Shannon divergence in bits: 0 = alike, 1 = nothing in common.',
       charts.heat(
         f'apart-{index}', f'Divergence of {name} between any two sites', names, names,
         np.array([[np.nan if value is None else value for value in row[:_DRAWN]]

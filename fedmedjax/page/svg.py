@@ -107,6 +107,10 @@ def _restyle(element: ElementTree.Element, key: str, wanted: set[str]) -> None:
 
 
 def clean(text: str, most: int = 0) -> str:
-  """`text` as a label: without what XML cannot hold, and not longer than `most` signs, if given."""
+  """`text` as a label: without what XML cannot hold, and not longer than `most` signs, if given:
+  names that begin alike often differ at the end, so the middle is left out."""
   text = ''.join(sign if sign.isprintable() else '\N{REPLACEMENT CHARACTER}' for sign in text)
-  return text if not most or len(text) <= most else text[:most - 1] + '\N{HORIZONTAL ELLIPSIS}'
+  if not most or len(text) <= most:
+    return text
+  end = most // 3
+  return f'{text[:most - 1 - end]}\N{HORIZONTAL ELLIPSIS}{text[-end:]}'
