@@ -340,6 +340,10 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Show every local step's loss (a host callback inside the round; costs a GPU little).
   log.steps = True
 
+  config.report = report = ConfigDict()
+  # Wrongly answered sentences of each site that report.html shows; 0 = no text of a note.
+  report.examples = 6
+
   config.checkpoint = checkpoint = ConfigDict()
   # Rounds whose state is kept on disk, the newest; a damaged one is made again from the one before.
   checkpoint.keep = 2

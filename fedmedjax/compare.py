@@ -11,27 +11,30 @@ Settings are in fedmedjax/settings.py, what is said of them in fedmedjax/finding
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
+from rich.markup import escape
+from rich.table import Table
 
 from configs.base import PRESETS
-from fedmedjax import api_run, findings, writer
+from fedmedjax import api_run, findings, page, writer
 from fedmedjax.config import parse
 from fedmedjax.eval.paired import read_answers
 from fedmedjax.experiment import Data, load_corpora, load_data, options
 from fedmedjax.findings import Draws, Runs
 from fedmedjax.program import guarded, set_up
 from fedmedjax.progress import Reporter
-from fedmedjax.report import compare_table, relation_tables, with_global
+from fedmedjax.report import compare_table, folded, relation_tables, with_global
 from fedmedjax.run import run
 from fedmedjax.settings import SETTINGS, Part, Row, Study, parts
 from fedmedjax.types import InputError
 
 REGIMES = ('zero_shot', 'single_site', 'centralised', 'fed_medlora', 'fed_medlora_plus')
-_FILES = ('compare.json', 'findings.json')
+_FILES = ('compare.json', 'findings.json', page.FILE)
 
 # {setting: {label of the part: {row: its runs, one a seed}}}
 Results = dict[str, dict[str, dict[str, Runs]]]
@@ -60,7 +63,8 @@ def _check_workdir(workdir: Path) -> None:
 def compare(
   study: Study, settings: Sequence[str], seeds: Sequence[int], reporter: Reporter
 ) -> Results:
-  """Runs all regimes in all settings -> their runs; writes compare.json and findings.json.
+  """Runs all regimes in all settings -> their runs; writes compare.json, findings.json and
+  report.html, of other settings than in_domain in a folder of their own.
 
   Every trained regime takes the same steps on the same examples: single-site as the federation
   does, centralised all sites' steps in one place.
@@ -90,7 +94,8 @@ def compare(
   results: Results = {}
   for (setting, label, name), runs in done.items():
     results.setdefault(setting, {}).setdefault(label, {})[name] = Runs(*zip(*runs, strict=True))
-  _tell(study, results, reporter)
+  for setting in settings:
+    _tell(study, setting, planned, results[setting], reporter)
   return results
 
 
@@ -121,52 +126,104 @@ def _finished(row: Row) -> bool:
   return row.run is run and bool(summary) and summary['rounds'] == options(row.config).rounds
 
 
-def _tell(study: Study, results: Results, reporter: Reporter) -> None:
-  """Tables, sentences and files."""
+class Told(NamedTuple):
+  """What there is to say of a setting beside its rows' own scores."""
+
+  tables: list[page.Table]
+  plots: list[page.Plot]
+  found: list[findings.Finding]
+
+
+def _tell(
+  study: Study, setting: str, planned: Sequence[Part], by_label: dict[str, dict[str, Runs]],
+  reporter: Reporter,
+) -> None:
+  """Tables and sentences of a setting; its files are in WORKDIR or WORKDIR/SETTING."""
   draws = Draws(study.config.seed, study.config.eval.bootstrap_samples)
-  found = []
-  for setting, by_label in results.items():
-    for table in _tables(setting, by_label, draws):
-      reporter.say(table)
-    if setting == 'new_site':
-      found += findings.new_site_comparisons(by_label, draws)
-    else:
-      for label, rows in by_label.items():
-        found += findings.comparisons(rows, setting, label, draws)
-  for finding in found:
-    reporter.say(str(finding))
-  writer.write_json(study.folder / 'findings.json', [finding.record() for finding in found])
-  if 'in_domain' in results:
-    rows = results['in_domain']['']
-    writer.write_json(study.folder / 'compare.json', writer.plain(
-      {name: findings.merged(runs, draws) for name, runs in rows.items()}))
-
-
-def _tables(setting: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Iterator:
-  """What the terminal shows of a setting."""
+  told = (_regimes if setting == 'in_domain' else _curves)(setting, by_label, draws)
+  folder = study.folder / ('' if setting == 'in_domain' else setting)
   if setting == 'in_domain':
-    rows = by_label['']
-    summaries = with_global({name: findings.merged(runs, draws) for name, runs in rows.items()})
-    first = next(iter(summaries.values()))
+    merged = {name: findings.merged(runs, draws) for name, runs in by_label[''].items()}
+    writer.write_json(folder / 'compare.json', writer.plain(merged))
+    shown = with_global(merged)
+    first = next(iter(shown.values()))
     if any('ner' in tasks for tasks in first['scores'].values()):
-      yield compare_table(summaries, first['sites'], first['external'])
-    yield from relation_tables(summaries, first['sites'], first['external'])
-  for score in findings.scores_of({
-      f'{label} {name}': runs for label, rows in by_label.items() for name, runs in rows.items()}):
-    if setting == 'in_domain':
-      for build in (findings.spread_table, findings.cross_site_table):
-        table = build(by_label[''], score, draws)
-        if table:
-          yield table
-    else:
-      yield findings.curve_table(
-        _TITLES[setting], by_label, score, draws, external=setting == 'leave_one_out')
+      reporter.say(compare_table(shown, first['sites'], first['external']))
+    for table in relation_tables(shown, first['sites'], first['external']):
+      reporter.say(table)
+  for table in told.tables:
+    reporter.say(_on_terminal(table))
+  sentences = [str(finding) for finding in told.found]
+  for sentence in sentences:
+    reporter.say(escape(sentence))
+  writer.write_json(folder / 'findings.json', [finding.record() for finding in told.found])
+  # Single runs are shown of one seed and one part, the last.
+  own = [part for part in planned if part.setting == setting]
+  part = [part for part in own if part.seed == own[0].seed][-1]
+  if len({part.seed for part in own}) > 1:
+    sentences.append(f'These are over all seeds; what is shown of single runs is of {part.seed}.')
+  page.write_report(
+    folder / page.FILE, study.folder.resolve().name + (
+      '' if setting == 'in_domain' else f': {setting.replace("_", " ")}'),
+    {name: row.folder for name, row in part.rows.items()}, examples=study.config.report.examples,
+    sentences=sentences, tables=told.tables, plots=told.plots)
+
+
+def _regimes(_: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Told:
+  rows = by_label['']
+  tables = [
+    build(rows, score, draws) for score in findings.scores_of(rows.values())
+    for build in (findings.spread_table, findings.cross_site_table)]
+  return Told(
+    [table for table in tables if table], [], findings.comparisons(rows, 'in_domain', '', draws))
 
 
 _TITLES = {
   'leave_one_out': 'Each site, left out of training',
-  'scaling': 'Notes dealt out to so many sites, mean over the tested cohorts',
+  'scaling': 'Notes dealt out to so many sites',
   'new_site': 'A new site, fine-tuned on so many of its sentences'}
+
+
+def _curves(setting: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Told:
+  """Settings of several parts: a column each, and a line where parts are numbers."""
+  told, title = Told([], [], []), _TITLES[setting]
+  for score in findings.scores_of(
+      runs for rows in by_label.values() for runs in rows.values()):
+    found = findings.curve(by_label, score, draws, external=setting == 'leave_one_out')
+    told.tables.append(findings.curve_table(title, list(by_label), found, score))
+    if setting != 'leave_one_out':
+      x = {label: _place(label, rows) for label, rows in by_label.items()}
+      told.plots.append(findings.curve_plot(
+        title, 'sentences' if setting == 'new_site' else 'sites', x, found, score))
+  if setting == 'new_site':
+    told.found.extend(findings.new_site_comparisons(by_label, draws))
+  else:
+    for label, rows in by_label.items():
+      told.found.extend(findings.comparisons(rows, setting, label, draws))
+  return told
+
+
+def _place(label: str, rows: dict[str, Runs]) -> float:
+  """A number as it is; 'all' at how many sentences that was."""
+  first = next(iter(rows.values())).summaries[0]
+  return float(label) if label.isdigit() else float(sum(first['train_examples']))
+
+
+def _on_terminal(block: page.Table) -> Table:
+  table = Table(title=block.title, caption=block.note)
+  for i, column in enumerate(block.columns):
+    cells = [row[i] for row in block.rows]
+    # Lines are wrapped between words, and never within an interval.
+    width = max((len(cell.below) for cell in cells if isinstance(cell, page.Cell)
+                 and cell.below.startswith('[')), default=5)
+    table.add_column(
+      column.replace('_', ' '), no_wrap=i == 0, min_width=width if i else 0,
+      justify='right' if i else 'left')
+  for name, *cells in block.rows:
+    table.add_row(folded(escape(name)), *(
+      escape('\n'.join(filter(None, cell)) if isinstance(cell, page.Cell) else cell)
+      for cell in cells))
+  return table
 
 
 def define(values: flags.FlagValues) -> None:

@@ -107,7 +107,7 @@ CHECKS = {
   'api.shots': integer(0), 'api.concurrency': integer(1), 'api.max_attempts': integer(1),
   'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
   'api.cache': TEXT,
-  'log.steps': BOOLEAN,
+  'log.steps': BOOLEAN, 'report.examples': integer(0),
   'checkpoint.keep': integer(1), 'checkpoint.keep_best': integer(0),
 }
 

@@ -1,14 +1,13 @@
 """What a comparison found: seeds put together, tables, and a plain sentence for each difference."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.table import Table
 
 from fedmedjax.eval import metrics, paired
 from fedmedjax.eval.paired import Answers, Estimate
-from fedmedjax.report import folded
+from fedmedjax.page.blocks import Cell, Plot, Table
 from fedmedjax.settings import LOCAL
 
 # Scores as sentences call them.
@@ -18,6 +17,7 @@ WORDS = {
 # What federated methods are compared with, in this order, beside Fed-MedLoRA.
 _BASELINES = ('zero_shot', 'single_site', 'centralised', 'fed_bert')
 _REFERENCE = 'fed_medlora'
+NONE = '-'
 
 
 class Runs(NamedTuple):
@@ -176,24 +176,31 @@ def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | 
   if len(first['sites']) < 2 or not having:
     return None
   sites = paired.having(next(iter(having.values())).scores, first['sites'], score)
-  table = Table(title=(
-    f'{WORDS[score].capitalize()}, typed strict F1: worst site, spread, gain over single-site '
-    '[95 % by note]'))
-  table.add_column('regime', no_wrap=True)
-  for column in ('worst site', 'best - worst', *(site.replace('_', ' ') for site in sites)):
-    table.add_column(column, justify='right', min_width=11)
-  alone = having.get('single_site')
+  alone, lines = having.get('single_site'), []
   for name, runs in having.items():
     values = {site: paired.mean_f1(runs.scores, [site], score, **draws._asdict()).value
               for site in sites}
     worst = min(values, key=values.get)
-    gains = ['-' if alone is None or runs is alone else str(paired.difference(
-      runs.scores, alone.scores, [site], score, **draws._asdict())).replace(' ', '\n', 1)
-      for site in sites]
-    table.add_row(
-      folded(name), f'{values[worst]:.3f}\n{worst}',
-      f'{max(values.values()) - values[worst]:.3f}', *gains)
-  return table
+    gains = [_gain(runs, alone, site, score, draws) for site in sites]
+    lines.append([
+      name, Cell(f'{values[worst]:.3f}', worst), f'{max(values.values()) - values[worst]:.3f}',
+      *gains])
+  return Table(
+    f'{_capital(score)}: who gains by joining',
+    'Typed strict F1 of the worst site, that of the best one minus it, and what each site gains '
+    'over its single-site adapter [95 % by note].',
+    ('regime', 'worst site', 'best − worst', *sites), lines)
+
+
+def _gain(runs: Runs, alone: Runs | None, site: str, score: str, draws: Draws) -> Cell | str:
+  if alone is None or runs is alone:
+    return NONE
+  estimate = paired.difference(runs.scores, alone.scores, [site], score, **draws._asdict())
+  return Cell(f'{estimate.value:+.3f}', f'[{estimate.low:+.2f}, {estimate.high:+.2f}]')
+
+
+def _capital(score: str) -> str:
+  return WORDS[score][0].upper() + WORDS[score][1:]
 
 
 def cross_site_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | None:
@@ -203,17 +210,14 @@ def cross_site_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Tabl
     return None
   first = alone.summaries[0]
   sites = [*first['sites'], *first['external']]
-  table = Table(title=f'{WORDS[score].capitalize()}, typed strict F1: adapter x tested site')
-  table.add_column('adapter of', no_wrap=True)
-  for site in sites:
-    table.add_column(
-      (f'{site} (external)' if site in first['external'] else site).replace('_', ' '),
-      justify='right')
-  for name, answers in matrix(rows).items():
-    table.add_row(folded(name), *(
+  return Table(
+    f'{_capital(score)}: every adapter on every site', 'Typed strict F1.',
+    ('adapter of', *(f'{site} (external)' if site in first['external'] else site
+                     for site in sites)),
+    [[name, *(
       f'{paired.mean_f1(answers, [site], score, **draws._asdict()).value:.3f}'
-      if paired.having(answers, [site], score) else '-' for site in sites))
-  return table
+      if paired.having(answers, [site], score) else NONE for site in sites)]
+     for name, answers in matrix(rows).items()])
 
 
 def matrix(rows: Mapping[str, Runs]) -> dict[str, list[Answers]]:
@@ -227,40 +231,57 @@ def matrix(rows: Mapping[str, Runs]) -> dict[str, list[Answers]]:
     if name != 'single_site' and not any(runs.cross_site)}
 
 
-def curve_table(
-  title: str, parts: Mapping[str, Mapping[str, Runs]], score: str, draws: Draws, *,
-  external: bool = False,
-) -> Table:
-  """Rows of a comparison x parts of a setting, mean over the tested sites [95 % by note].
+def curve(
+  parts: Mapping[str, Mapping[str, Runs]], score: str, draws: Draws, *, external: bool = False
+) -> dict[str, dict[str, Estimate]]:
+  """{row of the comparison: {label of the part: mean over its tested sites}}.
 
   Args:
-    title: of the table.
     parts: {label: {row: Runs}}.
     score: a key of WORDS.
     draws: of the intervals.
     external: the external cohorts are meant, not the sites that train.
   """
-  table = Table(title=f'{title}: typed strict F1 of {WORDS[score]} [95 % by note]')
-  table.add_column('regime', no_wrap=True)
-  for label in parts:
-    table.add_column(label.replace('_', ' '), justify='right', min_width=11)
-  for name in dict.fromkeys(name for rows in parts.values() for name in rows):
-    cells = []
-    for rows in parts.values():
-      runs = rows.get(name)
-      wanted = runs.summaries[0]['external' if external else 'sites'] if runs else ()
-      sites = paired.having(runs.scores, wanted, score) if runs else []
+  found: dict[str, dict[str, Estimate]] = {}
+  for label, rows in parts.items():
+    for name, runs in rows.items():
+      sites = paired.having(
+        runs.scores, runs.summaries[0]['external' if external else 'sites'], score)
       if sites:
-        value, low, high = paired.mean_f1(runs.scores, sites, score, **draws._asdict())
-        cells.append(f'{value:.3f}\n[{low:.2f},{high:.2f}]')
-      else:
-        cells.append('-')
-    table.add_row(folded(name), *cells)
-  return table
+        found.setdefault(name, {})[label] = paired.mean_f1(
+          runs.scores, sites, score, **draws._asdict())
+  return found
 
 
-def scores_of(rows: Mapping[str, Runs]) -> list[str]:
+def curve_table(
+  title: str, labels: Sequence[str], found: Mapping[str, Mapping[str, Estimate]], score: str
+) -> Table:
+  """Rows of a comparison x parts of a setting, see `curve`."""
+  return Table(
+    f'{title}: {WORDS[score]}', 'Typed strict F1 [95 % by note].', ('regime', *labels),
+    [[name, *(_figure(values.get(label)) for label in labels)] for name, values in found.items()])
+
+
+def curve_plot(
+  title: str, x_label: str, x: Mapping[str, float], found: Mapping[str, Mapping[str, Estimate]],
+  score: str,
+) -> Plot:
+  """The same as lines; `x`: where each label stands."""
+  series = {name: [(x[label], *estimate) for label, estimate in values.items()]
+            for name, values in found.items()}
+  return Plot(
+    f'{title}: {WORDS[score]}', 'Typed strict F1, with 95 % intervals by note.', x_label, series)
+
+
+def _figure(estimate: Estimate | None) -> Cell | str:
+  if estimate is None:
+    return NONE
+  value, low, high = estimate
+  return Cell(f'{value:.3f}', f'[{low:.2f}, {high:.2f}]')
+
+
+def scores_of(rows: Iterable[Runs]) -> list[str]:
   """The scores that any row has, in the order of WORDS."""
-  held = {name for runs in rows.values() for answers in runs.scores
+  held = {name for runs in rows for answers in runs.scores
           for scores in answers.values() for name in scores}
   return [name for name in WORDS if name in held]

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedmedjax import exchange, tree, writer
+from fedmedjax import exchange, page, scalars, tree, writer
 from fedmedjax.checkpoint import latest_round
 from fedmedjax.config import leaves
+from fedmedjax.description import used
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment import Data, Study, load_data, options, prepare
 from fedmedjax.fed.aggregate import adaptive_weights
@@ -19,6 +20,7 @@ from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
 from fedmedjax.inputs import check_inputs, compare_inputs, fingerprint, starting_adapter
 from fedmedjax.lock import check_free, locked
+from fedmedjax.program import versions
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show, site_table
 from fedmedjax.rounds import participant_names
@@ -57,6 +59,7 @@ def run(
     compare_inputs(workdir, start, only=start)
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
+    page.freshen(workdir, config.report.examples)
     return finished
   with reporter.live():
     data = data or load_data(config, reporter)
@@ -69,7 +72,9 @@ def run(
   with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
     check_inputs(workdir, fingerprint(config, data))
     writer.claim(workdir, settings)
-    return _carried_out(study, workdir, reporter, display, times)
+    summary = _carried_out(study, workdir, reporter, display, times)
+    page.freshen(workdir, config.report.examples)
+    return summary
 
 
 def check_continued(workdir: Path, settings: dict, rounds: int) -> dict | None:
@@ -93,7 +98,10 @@ def _carried_out(
 ) -> dict:
   """Trains, scores and writes -> summary; `times`: the clock and the compiler's at the start."""
   # A finished run that goes on has no summary until it has finished again.
-  (workdir / 'summary.json').unlink(missing_ok=True)
+  for name in ('summary.json', page.FILE):
+    (workdir / name).unlink(missing_ok=True)
+  writer.write_json(workdir / page.SITES, used(
+    study.data.sites, study.data.tested, study.data.external))
   rounds = study.options.rounds
   with reporter.live():
     zero_shot = None
@@ -124,9 +132,10 @@ def _carried_out(
     'compile_seconds': _compile_seconds[0] - times[1],
     'quarantined': sum(len(line.get('quarantined', ())) for line in lines),
     'skipped_rounds': sum(line.get('skipped', False) for line in lines),
-    'peak_memory_bytes': _peak_memory(),
+    'peak_memory_bytes': _peak_memory(), 'versions': versions(),
   }
   writer.write_text(workdir / 'ledger.csv', exchange.ledger_csv(study.meeting, lines))
+  scalars.finish(workdir, lines, summary)
   writer.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
   return summary

@@ -1,10 +1,7 @@
 """What a comparison says: pairs, sentences, seeds put together, who gains."""
 
-import io
-
 import numpy as np
 import pytest
-from rich.console import Console
 
 from fedmedjax import findings
 from fedmedjax.eval import metrics
@@ -36,10 +33,10 @@ def runs(*seeds, external=('out',), cross=()) -> Runs:
   return Runs(summaries, seeds, tuple(cross) or ({},) * len(seeds), ({},) * len(seeds))
 
 
-def shown(table) -> str:
-  out = io.StringIO()
-  Console(width=200, file=out).print(table)
-  return ' '.join(out.getvalue().split())
+def shown(table) -> dict[str, list[str]]:
+  """{row: its cells, what is below in brackets}."""
+  return {name: [' '.join(filter(None, (cell,) if isinstance(cell, str) else cell))
+                 for cell in cells] for name, *cells in table.rows}
 
 
 @pytest.fixture(scope='module')
@@ -99,13 +96,13 @@ def test_seeds_are_put_together(rows):
 
 
 def test_tables_of_who_gains_and_of_adapters_across_sites(rows):
-  text = shown(findings.spread_table(rows, 'ner', DRAWS))
-  assert 'fed_medlora │ 0.600 │ 0.100 │ +0.200 │ +0.000 │' in text
-  text = shown(findings.cross_site_table(rows, 'ner', DRAWS))
-  for row in ('a │ 0.500 │ 0.200 │ 0.300', 'b │ 0.300 │ 0.600 │ 0.100',
-              'fed_medlora │ 0.700 │ 0.600 │ 0.400'):
-    assert row in text
-  assert 'single_site' not in text
+  gains = shown(findings.spread_table(rows, 'ner', DRAWS))
+  assert gains['fed_medlora'] == [
+    '0.600 b', '0.100', '+0.200 [+0.10, +0.30]', '+0.000 [+0.00, +0.00]']
+  assert gains['single_site'] == ['0.500 a', '0.100', '-', '-']
+  assert shown(findings.cross_site_table(rows, 'ner', DRAWS)) == {
+    'a': ['0.500', '0.200', '0.300'], 'b': ['0.300', '0.600', '0.100'],
+    'fed_medlora': ['0.700', '0.600', '0.400'], 'api:some model': ['0.900'] * 3}
   alone = {'single_site': rows['single_site']._replace(cross_site=({},))}
   assert findings.cross_site_table(alone, 'ner', DRAWS) is None
 
@@ -120,5 +117,9 @@ def test_a_new_sites_curve():
     'fed_medlora + n − local only: +0.400 [+0.400, +0.400]',
     'fed_medlora + n − local only: +0.100 [+0.100, +0.100]']
   assert '(entities, n = all, new, 3 notes)' in str(found[1])
-  text = shown(findings.curve_table('A new site', parts, 'ner', DRAWS))
-  assert 'local only │ 0.000 │ 0.500' in text and 'fed_medlora │ 0.400 │ 0.600' in text
+  curve = findings.curve(parts, 'ner', DRAWS)
+  assert shown(findings.curve_table('A new site', ['0', 'all'], curve, 'ner')) == {
+    LOCAL: ['0.000 [0.00, 0.00]', '0.500 [0.50, 0.50]'],
+    'fed_medlora': ['0.400 [0.40, 0.40]', '0.600 [0.60, 0.60]']}
+  plot = findings.curve_plot('A new site', 'sentences', {'0': 0.0, 'all': 9.0}, curve, 'ner')
+  assert [point[:2] for point in plot.series['fed_medlora']] == [(0.0, 0.4), (9.0, 0.6)]

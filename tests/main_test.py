@@ -15,7 +15,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from fedmedjax import checkpoint, compare, main, report, run, training, writer
+from fedmedjax import checkpoint, compare, main, report, run, scalars, training, writer
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.site import encode_site
 from fedmedjax.eval import evaluate
@@ -97,6 +97,25 @@ def test_the_files_of_a_run(finished):
           'parse_failed'} <= set(record)
   assert (finished / 'adapter' / 'adapter_model.safetensors').exists()
   assert sorted(path.name for path in (finished / 'checkpoints').iterdir()) == ['1', '2']
+  described = json.loads((finished / 'sites.json').read_text())
+  assert list(described['sites']) == [*sites, 'synthetic_external']
+  assert [described['examples'][site]['ner']['train'] for site in sites] == (
+    summary['train_examples'])
+  report_page = (finished / 'report.html').read_text()
+  assert '<h1>whole</h1>' in report_page and summary['versions']['jax'] in report_page
+  assert (finished / scalars.FILE).stat().st_size > 1000
+
+
+def test_an_older_finished_run_gets_a_report_and_no_excerpts_when_asked(
+    finished, command, tmp_path):
+  workdir = tmp_path / 'whole'
+  shutil.copytree(finished, workdir)
+  (workdir / 'report.html').unlink()
+  assert main.main(command(workdir)) == 0
+  assert fingerprint(workdir)['report.html'][0] == fingerprint(finished)['report.html'][0]
+  assert main.main(command(workdir, '--config.report.examples=0')) == 0
+  before, after = fingerprint(finished), fingerprint(workdir)
+  assert {key for key in after if before[key][0] != after[key][0]} == {'report.html'}
 
 
 @pytest.mark.parametrize('family, quantization', [('qwen3', 'nf4'), ('llama32', 'int8')])
@@ -266,6 +285,8 @@ def test_stopped_after_round_one_it_resumes_at_round_two(
     np.testing.assert_array_equal(ours[key], theirs[key])
   rounds = [json.loads(x)['round'] for x in (workdir / 'metrics.jsonl').read_text().splitlines()]
   assert rounds == [1, 2]
+  # As many points for TensorBoard, whose file grew in two runs; only the seconds differ.
+  assert len({(f / scalars.FILE).stat().st_size for f in (workdir, finished)}) == 1
 
 
 def test_a_damaged_checkpoint_costs_a_round(finished, command, tmp_path, capsys):
@@ -355,6 +376,9 @@ def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, caps
     ('fed_medlora_plus', 'single_site (each its own)'), ('fed_medlora_plus', 'centralised'),
     ('fed_medlora_plus', 'fed_medlora')]
   assert all(one['sentence'] in ' '.join(out.split()) for one in found)
+  shown = (workdir / 'report.html').read_text()
+  assert all(f'<th scope="row">{regime.replace("_", "_<wbr>")}</th>' in shown
+             for regime in compare.REGIMES)
   # Size weights against size times exp(-loss): unlike.
   assert rows['fed_medlora']['site_weights'] != rows['fed_medlora_plus']['site_weights']
   with pytest.MonkeyPatch.context() as patch:

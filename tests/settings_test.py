@@ -116,7 +116,9 @@ def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
     '--config.lora.targets=("q_proj","v_proj")', '--config.data.validation_examples=3']
   assert compare.main(argv) == 0
   out = ' '.join(capsys.readouterr().out.split())
-  found = json.loads((workdir / 'findings.json').read_text())
+  folders = workdir, workdir / 'scaling', workdir / 'new_site'
+  found = [one for folder in folders
+           for one in json.loads((folder / 'findings.json').read_text())]
   pairs = {(one['setting'], one['label'], one['ours'], one['theirs'].split(' (')[0])
            for one in found}
   assert pairs == {
@@ -124,9 +126,10 @@ def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
     *(('scaling', '2', 'fed_medlora', other) for other in ('single_site', 'best single site')),
     *(('new_site', f'n = {n}', 'fed_medlora + n', LOCAL) for n in (0, 4))}
   assert all(one['sentence'] in out for one in found)
-  for title in ('adapter x tested site', 'Notes dealt out to so many sites',
-                'A new site, fine-tuned on'):
-    assert title in out
+  titles = ('Entities: every adapter on every site', 'Notes dealt out to so many sites: entities',
+            'A new site, fine-tuned on so many of its sentences: entities')
+  for folder, title in zip(folders, titles, strict=True):
+    assert title in out and title in (folder / 'report.html').read_text()
   few = json.loads((workdir / 'new_site/4_sentences/fed_medlora/summary.json').read_text())
   assert few['train_examples'] == [4] and few['sites'] == ['synthetic_newsite']
   # The adapter as it is, asked at the new site: that of the federation's run.
