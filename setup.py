@@ -12,7 +12,7 @@ setup(
   install_requires=[
     'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'ml-collections', 'absl-py',
     'tokenizers', 'safetensors', 'gguf', 'huggingface-hub', 'ml-dtypes', 'rich', 'numpy',
-    'scipy', 'matplotlib', 'jinja2', 'markupsafe', 'tensorboardX',
+    'scipy', 'matplotlib', 'jinja2', 'markupsafe',
   ],
   extras_require={
     # Baselines behind an endpoint: regimes api and api:MODEL of compare.
@@ -24,6 +24,6 @@ setup(
     # openai, fastapi and uvicorn are what `transformers serve` needs.
     'test': [
       'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'flwr',
-      'openai', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'datasets'],
+      'openai', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'datasets', 'tensorboardX'],
   },
 )
