@@ -103,7 +103,7 @@ CHECKS = {
   'optim.clip_norm': NOT_NEGATIVE, 'optim.warmup_share': BELOW_ONE,
   'eval.zero_shot': BOOLEAN, 'eval.max_examples': integer(0), 'eval.batch_size': integer(1),
   'eval.max_new_ratio': POSITIVE, 'eval.bootstrap_samples': integer(1),
-  'eval.cross_site': BOOLEAN,
+  'eval.guesses': integer(0), 'eval.cross_site': BOOLEAN,
   'api.shots': integer(0), 'api.concurrency': integer(1), 'api.max_attempts': integer(1),
   'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
   'api.cache': TEXT,

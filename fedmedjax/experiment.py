@@ -257,7 +257,8 @@ def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedu
     data.base, (*data.tested, *data.external), lora_config(config),
     start=config.lora.start, learning_rate=config.optim.learning_rate, seed=config.seed,
     dtype=DTYPES[config.model.dtype], remat=config.model.remat,
-    batch_size=config.eval.batch_size, max_new_ratio=config.eval.max_new_ratio)
+    batch_size=config.eval.batch_size, max_new_ratio=config.eval.max_new_ratio,
+    guesses=config.eval.guesses)
   related = config.data.re_share
   schedule = schedules.make_schedule(
     data.sites, loss_on=config.fed.loss_on,

@@ -52,6 +52,7 @@ def lora_learner(
   remat: str,
   batch_size: int,
   max_new_ratio: float,
+  guesses: int,
 ) -> Learner:
   """A LLaMA whose LoRA adapter learns to write what is asked of sentences.
 
@@ -63,11 +64,11 @@ def lora_learner(
     learning_rate: config.optim.learning_rate.
     seed: of the fresh adapter.
     dtype, remat: of the model.
-    batch_size, max_new_ratio: of decoding, see `evaluate.Generator`.
+    batch_size, max_new_ratio, guesses: of decoding, see `evaluate.Generator`.
   """
   llama = partial(Llama, base.config, lora_scale=lora.scale, dtype=dtype)
   generator = evaluate.Generator(
-    llama(cached_attention), base.tokenizer, batch_size, max_new_ratio)
+    llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses)
 
   parameters = parameter_count(base.config)
   given = _starting_adapter(Path(start), base, lora) if start else {}

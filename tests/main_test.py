@@ -244,7 +244,7 @@ def test_decoding_keeps_the_order_of_the_sentences(smollm, tiny_folder):
   llama = Llama(model.config, cached_attention)
   together, alone = (
     evaluate.generate(
-      evaluate.Generator(llama, model.tokenizer, size, 0.1), {}, model.params, site.tasks[0])
+      evaluate.Generator(llama, model.tokenizer, size, 0.1, 2), {}, model.params, site.tasks[0])
     for size in (3, 1))
   assert together == alone and len(set(together)) > 1
 

@@ -102,6 +102,7 @@ class Ask(NamedTuple):
   instruction: str        # the prompt in front of every example
   render: Callable[[Example], tuple[str, str]]  # what follows it, and what is to be written
   parse: Callable[[str, Example], Parse]        # (generated, example)
+  pieces: tuple[str, ...]  # what an answer puts around the words that it copies
 
 
 def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
@@ -121,7 +122,7 @@ def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
   return Ask(
     task, row.given, asked, types, partial(row.find, asked=asked),
     _instruction(row, form, style, asked, types), partial(_render, form), partial(
-      _parse, form, asked, types))
+      _parse, form, asked, types), _pieces(form, types))
 
 
 def asked_types(task: str, corpora: Sequence[SiteCorpus]) -> tuple[str, ...]:
@@ -143,6 +144,13 @@ def _instruction(
   return '\n'.join([
     '### Task:', row.words[style], *(form.shown(name, row.guide[name][0]) for name in types),
     '### Definitions:', *map(defined, types), INPUT_HEADING])
+
+
+def _pieces(form: Style, types: Sequence[str]) -> tuple[str, ...]:
+  """What stands before and behind an entity of each type."""
+  word = 'word'
+  return tuple(dict.fromkeys(
+    piece for name in types for piece in form.shown(name, word).split(word)))
 
 
 def _render(form: Style, example: Example) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from fedmedjax.data.tasks import Ask
 from fedmedjax.data.tokenize import encode_examples
 from fedmedjax.eval import metrics
 from fedmedjax.model.decode import decoder, prefiller
+from fedmedjax.model.draft import END
 from fedmedjax.model.llama import Llama
 from fedmedjax.types import Example, Span
 
@@ -29,6 +30,7 @@ class Generator(NamedTuple):
   tokenizer: Any
   batch_size: int
   max_new_ratio: float
+  guesses: int  # tokens checked in a pass beside the one it makes, see `model/decode.py`
 
 
 def generate(
@@ -56,12 +58,14 @@ def generate(
   outputs: list[str] = [''] * len(prompts)
   eos = jnp.asarray([generator.tokenizer.eos_token_id], jnp.int32)
   shared = prefiller(generator.model)(adapter, base, part.instruction[:-1])
+  pieces = piece_tokens(generator.tokenizer, part.ask.pieces)
   # Equal batches: 40 sentences at 32 a batch are two of 20, not 32 and a mostly empty one.
   size = -(-len(order) // -(-len(order) // generator.batch_size))
   for start in range(0, len(order), size):
     chosen = order[start:start + size]
     width = round_up(len(prompts[chosen[0]]), _INPUT_BUCKET)
-    greedy = decoder(generator.model, most_new_tokens(width, generator.max_new_ratio))
+    greedy = decoder(
+      generator.model, most_new_tokens(width, generator.max_new_ratio), generator.guesses)
     tokens, lengths = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
     for row, index in enumerate(chosen):
       lengths[row] = len(prompts[index])
@@ -69,14 +73,29 @@ def generate(
     limits = np.asarray(
       [most_new_tokens(length, generator.max_new_ratio) for length in lengths], np.int32)
     # To the host at once: slicing on the device would compile once per length.
-    out, counts = jax.device_get(greedy(
-      adapter, base, shared, jnp.int32(len(part.instruction) - 1), tokens, lengths, limits, eos))
+    out = jax.device_get(greedy(
+      adapter, base, shared, jnp.int32(len(part.instruction) - 1), tokens, lengths, limits, eos,
+      pieces))
     for row, index in enumerate(chosen):
       # No clean-up: it would join what the text keeps apart, such as ' .' and ' ,'.
       outputs[index] = generator.tokenizer.decode(
-        out[row, :counts[row]], clean_up_tokenization_spaces=False)
+        out.tokens[row, :out.lengths[row]], clean_up_tokenization_spaces=False)
     advance(len(chosen))
   return outputs
+
+
+def piece_tokens(tokenizer: Any, pieces: Sequence[str]) -> np.ndarray:
+  """i32[H]: the tokens of each piece, behind a word and behind a blank, each closed by END."""
+  out = []
+  for piece in pieces:
+    for before in ('a', 'a '):
+      # What the piece's tokens are depends on what stands before it.
+      alone, whole = (
+        tokenizer(text, add_special_tokens=False)['input_ids'] for text in (before, before + piece))
+      shared = next(
+        (i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone))
+      out += [*whole[shared:], END]
+  return np.asarray(out or [END], np.int32)
 
 
 def most_new_tokens(prompt_length: int, max_new_ratio: float) -> int:

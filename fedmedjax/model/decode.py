@@ -1,9 +1,10 @@
 """Greedy decoding of a batch that shares one instruction.
 
 The instruction is prefilled once per adapter; its keys and values [L, KV, P, d] serve every
-batch. Inputs [B, T] are right-padded; generated tokens go to slots T, T+1, ... for all examples
-alike, while rotary positions go on from each example's own length. The cache is read-only inside
-the layer scan and new keys are written once after it, so no step copies the cache.
+batch. Inputs [B, T] are right-padded; what is generated follows each example's own input in its
+cache, over the padding. Each pass checks guesses at the next tokens and keeps those that are right
+(`model/draft.py`). The cache is read-only inside the layer scan and new keys are written once after
+it, so no pass copies the cache for that.
 """
 
 from functools import cache, partial
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedmedjax.model import draft as drafting
 from fedmedjax.model.llama import Llama, Source, attend, head_weight, heads_first
 
 
@@ -74,9 +76,29 @@ def prefill(model: Llama, adapter: dict, base: dict, prefix: jax.Array) -> Cache
   return jax.tree.map(lambda x: x[:, :, 0], kept)
 
 
+class Decoded(NamedTuple):
+  """Greedy continuations of a batch."""
+
+  tokens: jax.Array   # i32[B, max_new_tokens]
+  lengths: jax.Array  # i32[B], without the closing eos
+  passes: jax.Array   # i32[B], of the model, that each of them took
+
+
+class _State(NamedTuple):
+  """Between two passes."""
+
+  pending: jax.Array  # i32[B]: the next token of each, which no pass has seen yet
+  done: jax.Array     # bool[B]
+  out: Decoded
+  filled: jax.Array   # i32[B]: slots of the own cache that hold a token
+  own: Cache
+  trail: drafting.Trail
+
+
 def greedy(
   model: Llama,
   max_new_tokens: int,
+  guesses: int,
   adapter: dict,
   base: dict,
   shared: Cache | None,
@@ -85,12 +107,16 @@ def greedy(
   lengths: jax.Array,
   limits: jax.Array,
   eos: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+  pieces: jax.Array,
+) -> Decoded:
   """Greedy continuations; stops as soon as every example has.
 
   Args:
     model: a Llama built with `cached_attention`.
     max_new_tokens: the size of the output, static.
+    guesses: tokens guessed and checked in each pass beside the one that it makes, static; 0 = one
+      token a pass. They change the number of passes only (and, by rounding, a choice between two
+      tokens of equal logits).
     adapter, base: `lora` and `params` collections.
     shared: the instruction's cache from `prefill`.
     prefix_length: i32[], tokens in it.
@@ -98,56 +124,92 @@ def greedy(
     lengths: i32[B], tokens of each input, >= 1; 0 marks a row that only fills the batch.
     limits: i32[B], the most tokens to generate for each example, <= max_new_tokens.
     eos: i32[E], tokens that end an output.
-
-  Returns:
-    (generated i32[B, max_new_tokens], its length i32[B] without the closing eos).
+    pieces: i32[H], H >= 1, see `model/draft.py`.
   """
   batch, width = tokens.shape
-  last = jnp.maximum(lengths - 1, 0)
   slots = jnp.arange(width)
   causal = jnp.broadcast_to(jnp.tril(jnp.ones((width, width), bool)), (batch, width, width))
   hidden, kept = _extend(
     model, adapter, base, tokens, jnp.broadcast_to(prefix_length + slots, tokens.shape),
     (shared, None), (causal, None, None))
-  room = ((0, 0), (0, 0), (0, 0), (0, max_new_tokens), (0, 0))
+  # A pass may end behind the last slot that is ever attended to.
+  room = ((0, 0), (0, 0), (0, 0), (0, max_new_tokens + guesses), (0, 0))
   own = jax.tree.map(lambda x: jnp.pad(x, room), kept)
   head = head_weight(base)
 
   def pick(hidden):
     return jnp.argmax(
-      jnp.einsum('bd,vd->bv', hidden, head, preferred_element_type=jnp.float32), axis=-1
+      jnp.einsum('...d,vd->...v', hidden, head, preferred_element_type=jnp.float32), axis=-1
     ).astype(jnp.int32)
 
+  def over(pending, out):
+    return jnp.isin(pending, eos) | (out.lengths >= limits)
+
+  last = jnp.maximum(lengths - 1, 0)
   first = pick(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
-  alone = jnp.ones((batch, 1, 1), bool)
-  all_slots = jnp.arange(width + max_new_tokens)[None]
-  slot_positions = prefix_length + jnp.where(
-    all_slots < width, all_slots, lengths[:, None] + all_slots - width)
+  steps = jnp.arange(guesses + 1)[None]
+  own_slots = jnp.arange(width + max_new_tokens + guesses)[None]
+  among_new = jnp.broadcast_to(
+    jnp.tril(jnp.ones((guesses + 1,) * 2, bool)), (batch, guesses + 1, guesses + 1))
 
-  def unfinished(state):
-    step, done, *_ = state
-    return (step < max_new_tokens) & ~jnp.all(done)
-
-  def step_once(state):
-    step, done, token, out, counts, own = state
-    ends = jnp.isin(token, eos) | (step >= limits)
-    done = done | ends
-    out = out.at[:, step].set(jnp.where(done, 0, token))
-    counts = counts + ~done
-    own_mask = (all_slots < lengths[:, None]) | (
-      (all_slots >= width) & (all_slots < width + step))
+  def one_pass(state: _State) -> _State:
+    trail = drafting.follow(state.trail, state.pending, tokens, lengths)
+    guessed = drafting.draft(trail, tokens, lengths, pieces, guesses)
+    said = jnp.concatenate([state.pending[:, None], guessed], axis=1)
+    positions = prefix_length + state.filled[:, None] + steps
+    own_mask = jnp.broadcast_to(
+      (own_slots < state.filled[:, None])[:, None], (batch, guesses + 1, own_slots.size))
     hidden, kept = _extend(
-      model, adapter, base, token[:, None], (prefix_length + lengths + step)[:, None],
-      (shared, own), (alone, own_mask[:, None], slot_positions))
-    own = jax.tree.map(
-      lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, width + step, axis=3),
-      own, kept)
-    return step + 1, done, pick(hidden[:, 0]), out, counts, own
+      model, adapter, base, said, positions, (shared, state.own),
+      (among_new, own_mask, jnp.broadcast_to(prefix_length + own_slots, (batch, own_slots.size))))
+    following = pick(hidden)
+    accepted, out = _accepted(state, said, following, eos, limits)
+    pending = jnp.take_along_axis(following, accepted[:, None] - 1, axis=1)[:, 0]
+    return _State(
+      pending, state.done | over(pending, out), out,
+      jnp.minimum(state.filled + accepted, width + max_new_tokens),
+      jax.tree.map(partial(_write, state.filled), state.own, kept),
+      drafting.follow_first(trail, guessed, accepted - 1, tokens, lengths))
 
-  out = jnp.zeros((batch, max_new_tokens), jnp.int32)
-  state = (jnp.int32(0), lengths == 0, first, out, jnp.zeros(batch, jnp.int32), own)
-  state = jax.lax.while_loop(unfinished, step_once, state)
-  return state[3], state[4]
+  nothing = Decoded(
+    jnp.zeros((batch, max_new_tokens), jnp.int32), jnp.zeros(batch, jnp.int32),
+    jnp.zeros(batch, jnp.int32))
+  state = _State(
+    first, (lengths == 0) | over(first, nothing), nothing, lengths, own, drafting.start(batch))
+  return jax.lax.while_loop(lambda state: ~jnp.all(state.done), one_pass, state).out
+
+
+def _accepted(
+  state: _State, said: jax.Array, following: jax.Array, eos: jax.Array, limits: jax.Array
+) -> tuple[jax.Array, Decoded]:
+  """What of a pass is kept -> (how many of its tokens i32[B], >= 1, the output with them).
+
+  The pending token is, and so is each guess that the model makes, too, up to the first that it does
+  not make. The output ends before an eos, and at its limit; then what else is kept does not matter.
+
+  Args:
+    state: before the pass.
+    said: i32[B, T], the pending token and guesses.
+    following: i32[B, T], what the model says after each of them.
+    eos, limits: see `greedy`.
+  """
+  right = jnp.cumprod(said[:, 1:] == following[:, :-1], axis=1)
+  accepted = 1 + right.sum(axis=1)
+  step = jnp.arange(said.shape[1])[None]
+  place = state.out.lengths[:, None] + step
+  over = jnp.isin(said, eos) | (place >= limits[:, None])
+  written = (step < accepted[:, None]) & (jnp.cumsum(over, axis=1) == 0) & ~state.done[:, None]
+  tokens, rows = state.out.tokens, jnp.arange(said.shape[0])[:, None]
+  return accepted, Decoded(
+    tokens.at[rows, jnp.where(written, place, tokens.shape[1])].set(said, mode='drop'),
+    state.out.lengths + written.sum(axis=1), state.out.passes + ~state.done)
+
+
+def _write(slots: jax.Array, cache: jax.Array, new: jax.Array) -> jax.Array:
+  """cache [L, KV, B, M, d] with new [L, KV, B, T, d] at each example's own slot, i32[B]."""
+  return jax.vmap(
+    lambda row, values, slot: jax.lax.dynamic_update_slice(row, values, (0, 0, slot, 0)),
+    in_axes=(2, 2, 0), out_axes=2)(cache, new, slots)
 
 
 # Cached, so that the second batch of a kind finds the first one's compilation.
@@ -158,6 +220,6 @@ def prefiller(model: Llama):
 
 
 @cache
-def decoder(model: Llama, max_new_tokens: int):
+def decoder(model: Llama, max_new_tokens: int, guesses: int):
   """`greedy` compiled, its static arguments bound."""
-  return jax.jit(partial(greedy, model, max_new_tokens))
+  return jax.jit(partial(greedy, model, max_new_tokens, guesses))

@@ -13,6 +13,7 @@ from conftest import TINY
 from fedmedjax.experiment import model_path
 from fedmedjax.model import llama
 from fedmedjax.model.decode import cached_attention, decoder, prefiller
+from fedmedjax.model.draft import END
 from fedmedjax.model.loss import packed_attention
 
 
@@ -115,10 +116,10 @@ def test_smollm_greedy_continuations(smollm, torch_smollm, real_sentences):
     tokens[row, :len(prompt)] = prompt
   ours = llama.Llama(smollm.config, cached_attention)
   shared = prefiller(ours)({}, smollm.params, jnp.asarray(prefix[:-1]))
-  out, counts = decoder(ours, new)(
+  out = decoder(ours, new, 2)(
     {}, smollm.params, shared, jnp.int32(len(prefix) - 1), tokens,
     np.asarray([len(p) for p in prompts], np.int32), np.full(20, new, np.int32),
-    jnp.asarray([smollm.tokenizer.eos_token_id]))
+    jnp.asarray([smollm.tokenizer.eos_token_id]), jnp.asarray([END]))
   for row, prompt in enumerate(prompts):
     whole = torch.tensor([prefix[:-1] + prompt])
     with torch.no_grad():
@@ -127,7 +128,7 @@ def test_smollm_greedy_continuations(smollm, torch_smollm, real_sentences):
         pad_token_id=0)[0, whole.shape[1]:].tolist()
     if smollm.tokenizer.eos_token_id in expected:
       expected = expected[:expected.index(smollm.tokenizer.eos_token_id)]
-    assert out[row, :counts[row]].tolist() == expected
+    assert out.tokens[row, :out.lengths[row]].tolist() == expected
 
 
 def test_lora_adds_the_scaled_product(tiny_params):
