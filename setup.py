@@ -8,11 +8,11 @@ setup(
   description='Federated low-rank tuning of language models for clinical information extraction',
   python_requires='>=3.11',
   packages=find_packages(include=['fedmedjax', 'fedmedjax.*', 'configs']),
-  package_data={'fedmedjax': ['**/*.toml']},
+  package_data={'fedmedjax': ['**/*.toml', 'templates/*.html']},
   install_requires=[
     'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'ml-collections', 'absl-py',
     'tokenizers', 'safetensors', 'gguf', 'huggingface-hub', 'ml-dtypes', 'rich', 'numpy',
-    'scipy', 'matplotlib',
+    'scipy', 'matplotlib', 'jinja2',
   ],
   extras_require={
     # Baselines behind an endpoint: regimes api and api:MODEL of compare.

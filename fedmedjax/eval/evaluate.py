@@ -29,6 +29,7 @@ class Generator(NamedTuple):
   tokenizer: Any
   batch_size: int
   max_new_ratio: float
+  full: bool = False  # all batches have batch_size rows: one shape for any number of sentences
 
 
 def generate(
@@ -57,7 +58,9 @@ def generate(
   eos = jnp.asarray([generator.tokenizer.eos_token_id], jnp.int32)
   shared = prefiller(generator.model)(adapter, base, part.instruction[:-1])
   # Equal batches: 40 sentences at 32 a batch are two of 20, not 32 and a mostly empty one.
-  size = -(-len(order) // -(-len(order) // generator.batch_size))
+  size = generator.batch_size
+  if not generator.full:
+    size = -(-len(order) // -(-len(order) // size))
   for start in range(0, len(order), size):
     chosen = order[start:start + size]
     width = round_up(len(prompts[chosen[0]]), _INPUT_BUCKET)
