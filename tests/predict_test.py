@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -42,7 +40,7 @@ def joint(tiny_folder, tmp_path_factory) -> Path:
       "--config.data.sites=('synthetic_clinic','synthetic_icu')",
       "--config.data.tasks=('ner','re')", "--config.data.site_tasks=('ner','ner+re')",
       '--config.data.max_length=300', '--config.lora.rank=2', '--config.eval.zero_shot=False',
-      '--config.eval.max_examples=4', '--config.eval.batch_size=2',
+      '--config.eval.max_examples=2', '--config.eval.batch_size=2',
       '--config.eval.max_new_ratio=0.1', '--config.eval.bootstrap_samples=1']) == 0
   return workdir
 
@@ -131,7 +129,7 @@ def test_answers_are_those_of_the_run(joint, tmp_path, monkeypatch, capsys):
   assert predict.main(
     command(joint / 'adapter', source, tmp_path / 'out', '--site=synthetic_icu')) == 0
   found = {(r['document'], r['sentence_start']): r for r in answered if r['task'] == 'ner'}
-  assert len(held) == 4 and len({record['generated'] for record in held}) > 1
+  assert len(held) == 2 and len({record['generated'] for record in held}) > 1
   for record in held:
     ours = found[f'{record["document"]}.txt', record['sentence_start']]
     for key in ('model_input', 'generated', 'predicted', 'parse_failed'):
@@ -310,7 +308,6 @@ def _instructions(joint: Path, keep) -> dict:
   (lambda t, r: r, ['--batch_size=0'], '--batch_size=0: an integer >= 1 is allowed'),
   (lambda t, r: r, ['--batch_size=many'], 'batch_size'),
   (lambda t, r: r, ['--base=/nowhere'], "'/nowhere'"),
-  (lambda t, r: r, ['--base='], "unknown tensor|has shape"),
   (lambda t, r: r, ['--input='], '--input is missing'),
   (lambda t, r: r, ['--input=/nowhere'], '--input=/nowhere: a folder of .txt files is expected'),
   (lambda t, r: r, ['--output=/dev/null/x'], 'is no folder that can be written in'),
@@ -321,12 +318,12 @@ def _instructions(joint: Path, keep) -> dict:
   (lambda t, r: _bare(t, r, config={}), [], 'no finished run is around it (summary.json)'),
   (lambda t, r: _bare(t, r, config={'model.dtype': 'int1'}), [], "config.json: model.dtype='int1'"),
   (lambda t, r: _bare(t, r, config={'eval.max_new_ratio': 900}), ['--types=drug'], 'has no room'),
-  (lambda t, r: _bare(t, r, config={'model.path': 'gone/x.gguf'}), ['--types=drug'],
+  (lambda t, r: _bare(t, r, config={'model.path': '/gone/x.gguf'}), ['--types=drug'],
    '(--base names another place)'),
   (lambda t, r: _bare(t, r, config={}, summary={'instructions': 3}), [], 'does not say what its'),
   (lambda t, r: _bare(t, r, config={}, summary=_instructions(r, lambda s, task: task == 're')), [],
    'its run was asked for modifiers of given entities only'),
-  (lambda t, r: (_bare(t / 'adapter', r), _bare(t / 'adapter' / 'two', r), t)[-1], [],
+  (lambda t, r: (_bare(t / 'one', r), _bare(t / 'two', r), t)[-1], [],
    'holds 2 adapters, choose one: '),
   (lambda t, r: ((t / 'model').mkdir(), (t / 'config.json').write_text(
     '{"fed.preset": "fed_bert", "fed.learner": "bert"}'), t)[-1], [], 'trained a BERT classifier'),
@@ -337,8 +334,7 @@ def test_one_line_and_status_two(make, flags, message, joint, tmp_path, planted,
   adapter = make(tmp_path / 'run', joint)
   assert predict.main(command(adapter, source, out, *flags)) == 2
   error = capsys.readouterr().err
-  assert error.count('\n') == 1 and error.startswith('error: ') and re.search(
-    message if '|' in message else re.escape(message), error), error
+  assert error.count('\n') == 1 and error.startswith('error: ') and message in error, error
   assert not planted and not (out / 'annotations.jsonl').exists()
 
 
@@ -370,16 +366,16 @@ def test_other_settings_in_the_same_output_are_refused(joint, tmp_path, planted,
     assert error.count('\n') == 1 and message in error
   adapter = _bare(tmp_path, joint, config={}, summary={})
   path = adapter / 'adapter_config.json'
-  path.write_text(path.read_text().replace('"lora_alpha": 64', '"lora_alpha": 63'))
+  path.write_text(path.read_text() + ' ')
   assert predict.main(command(adapter, source, out)) == 2
   assert 'with other adapter; choose' in capsys.readouterr().err
   assert contents(out) == before
 
 
-def test_the_program_says_how_it_is_used():
-  done = subprocess.run(
-    [sys.executable, '-m', 'fedmedjax.predict', '--help'], capture_output=True, text=True)
-  assert done.returncode == 0 and '--adapter' in done.stdout and 'Annotates a folder' in done.stdout
+def test_the_program_says_how_it_is_used(capsys):
+  with pytest.raises(SystemExit, match='0'):
+    predict.main(['predict', '--help'])
+  assert '--adapter' in capsys.readouterr().out
 
 
 def test_pieces_hold_every_character(smollm):
