@@ -35,7 +35,8 @@ def read_flags(
   except flags.Error as error:
     raise InputError(str(error)) from None
   if values.help:
-    print(f'{sys.modules["__main__"].__doc__}\n{values.get_help()}')
+    shown, _, _ = values.get_help().partition('\nabsl.flags:')
+    print(f'{sys.modules["__main__"].__doc__}\n{shown}')
     raise SystemExit(0)
   if len(rest) > 1:
     raise InputError(f'{rest[1]!r}: not a flag; flags look like --{next(iter(needed), "help")}=...')
