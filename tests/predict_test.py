@@ -40,7 +40,7 @@ def joint(tiny_folder, tmp_path_factory) -> Path:
       "--config.data.sites=('synthetic_clinic','synthetic_icu')",
       "--config.data.tasks=('ner','re')", "--config.data.site_tasks=('ner','ner+re')",
       '--config.data.max_length=300', '--config.lora.rank=2', '--config.eval.zero_shot=False',
-      '--config.eval.max_examples=2', '--config.eval.batch_size=2',
+      '--config.eval.max_examples=4', '--config.eval.batch_size=2',
       '--config.eval.max_new_ratio=0.1', '--config.eval.bootstrap_samples=1']) == 0
   return workdir
 
@@ -129,7 +129,7 @@ def test_answers_are_those_of_the_run(joint, tmp_path, monkeypatch, capsys):
   assert predict.main(
     command(joint / 'adapter', source, tmp_path / 'out', '--site=synthetic_icu')) == 0
   found = {(r['document'], r['sentence_start']): r for r in answered if r['task'] == 'ner'}
-  assert len(held) == 2 and len({record['generated'] for record in held}) > 1
+  assert len(held) == 4 and len({record['generated'] for record in held}) > 1
   for record in held:
     ours = found[f'{record["document"]}.txt', record['sentence_start']]
     for key in ('model_input', 'generated', 'predicted', 'parse_failed'):
