@@ -8,7 +8,7 @@ setup(
   description='Federated low-rank tuning of language models for clinical information extraction',
   python_requires='>=3.11',
   packages=find_packages(include=['fedmedjax', 'fedmedjax.*', 'configs']),
-  package_data={'fedmedjax': ['**/*.toml', 'page/templates/*']},
+  package_data={'fedmedjax': ['**/*.toml', 'templates/*', 'page/templates/*']},
   install_requires=[
     'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'ml-collections', 'absl-py',
     'tokenizers', 'safetensors', 'gguf', 'huggingface-hub', 'ml-dtypes', 'rich', 'numpy',

@@ -20,7 +20,8 @@ from fedmedjax.description import used
 from fedmedjax.eval import api, evaluate
 from fedmedjax.eval.answers import Answer, append_answer, read_answers
 from fedmedjax.eval.endpoint import Endpoint
-from fedmedjax.eval.evaluate import SiteScores, most_new_tokens
+from fedmedjax.eval.evaluate import SiteScores
+from fedmedjax.eval.generation import most_new_tokens
 from fedmedjax.eval.prompt import Prompt, make_prompt, messages
 from fedmedjax.experiment import Data
 from fedmedjax.program import versions

@@ -20,7 +20,7 @@ from fedmedjax.data.partition import Skew, partition
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
 from fedmedjax.data.tasks import asked_types
-from fedmedjax.eval import evaluate
+from fedmedjax.eval.generation import most_new_tokens
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sharing import SHARINGS
@@ -233,7 +233,7 @@ def _check_context(base: BaseModel, sites, max_length: int, max_new_ratio: float
     for part in site.tasks:
       prompt = max((example.prompt_length for example in part.test_tokens), default=0)
       needed = len(part.instruction) + max(
-        max_length if part.train else 0, prompt + evaluate.most_new_tokens(prompt, max_new_ratio))
+        max_length if part.train else 0, prompt + most_new_tokens(prompt, max_new_ratio))
       if needed > context:
         raise InputError(
           f'site {site.name!r} needs up to {needed} positions, the model has {context}: lower '

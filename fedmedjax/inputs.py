@@ -29,7 +29,7 @@ def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
   path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
   sites = (*data.sites, *data.tested, *data.external)
   return {f'notes of site {site.name}': _notes(site) for site in sites} | {
-    'model': _files(resolve(path))} | starting_adapter(config)
+    'model': file_checksums(resolve(path))} | starting_adapter(config)
 
 
 def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:
@@ -37,7 +37,7 @@ def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:
   if config.fed.learner != 'lora' or not config.lora.start:
     return {}
   try:
-    return {'starting adapter': _files(Path(config.lora.start))}
+    return {'starting adapter': file_checksums(Path(config.lora.start))}
   except OSError as error:
     raise InputError(f'config.lora.start={config.lora.start!r}: {error.strerror}') from None
 
@@ -86,8 +86,8 @@ def _checksum(parts: Iterable[Any]) -> str:
   return hashlib.sha256('\n'.join(map(str, parts)).encode()).hexdigest()[:_DIGITS]
 
 
-def _files(path: Path) -> dict[str, str]:
-  """The file, or the files of a model's folder; those below it are not read by us."""
+def file_checksums(path: Path) -> dict[str, str]:
+  """Of the file, or the files of a model's folder; those below it are not read by us."""
   files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
   found = {}
   for file in files:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fedmedjax import tree
 from fedmedjax.data.site import SiteData
 from fedmedjax.eval import evaluate, tagging
+from fedmedjax.eval.generation import Generator
 from fedmedjax.fed.types import LossFn
 from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
 from fedmedjax.model.bert_load import Bert, save_bert
@@ -64,10 +65,10 @@ def lora_learner(
     learning_rate: config.optim.learning_rate.
     seed: of the fresh adapter.
     dtype, remat: of the model.
-    batch_size, max_new_ratio, guesses: of decoding, see `evaluate.Generator`.
+    batch_size, max_new_ratio, guesses: of decoding, see `generation.Generator`.
   """
   llama = partial(Llama, base.config, lora_scale=lora.scale, dtype=dtype)
-  generator = evaluate.Generator(
+  generator = Generator(
     llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses)
 
   parameters = parameter_count(base.config)

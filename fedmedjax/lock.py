@@ -55,14 +55,14 @@ def _taken(workdir: Path, file: TextIO) -> str:
   except BlockingIOError:
     file.seek(0)
     raise InputError(
-      f'--workdir={workdir}: in use by {_holder(file.read())}; wait for it or stop it') from None
+      f'{workdir}: in use by {_holder(file.read())}; wait for it or stop it') from None
   except OSError as error:
-    raise InputError(f'--workdir={workdir}: its file system keeps no locks: {error}') from None
+    raise InputError(f'{workdir}: its file system keeps no locks: {error}') from None
   file.seek(0)
   text = file.read()
   if text and _read(text).get('host', socket.gethostname()) != socket.gethostname():
     raise InputError(
-      f'--workdir={workdir}: in use by {_holder(text)}; if that run is dead, delete '
+      f'{workdir}: in use by {_holder(text)}; if that run is dead, delete '
       f'{workdir / FILE}')
   return text
 

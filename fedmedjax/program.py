@@ -26,14 +26,22 @@ def read_flags(
     define: declares them on the given FlagValues.
     needed: names of flags that may not be left out or empty.
 
-  Raises InputError: an unknown flag, a value of the wrong type, one of `needed` that is missing.
+  Raises InputError: an unknown flag, a value of the wrong type, one of `needed` that is missing,
+  or what is no flag. Leaves with --help.
   """
   values = flags.FlagValues()
   define(values)
+  flags.DEFINE_bool('help', False, 'Print the flags and leave.', flag_values=values)
   try:
-    values(list(argv))
+    rest = values(list(argv))
   except flags.Error as error:
     raise InputError(str(error)) from None
+  if values.help:
+    shown, _, _ = values.get_help().partition('\nabsl.flags:')
+    print(f'{sys.modules["__main__"].__doc__}\n{shown}')
+    raise SystemExit(0)
+  if len(rest) > 1:
+    raise InputError(f'{rest[1]!r}: not a flag; flags look like --{next(iter(needed), "help")}=...')
   for name in needed:
     if not values[name].value:
       raise InputError(f'--{name} is missing')
@@ -75,7 +83,7 @@ def guarded(body: Callable[[], None]) -> int:
   except KeyboardInterrupt as stop:
     number = getattr(stop, 'number', signal.SIGINT)
     print(
-      f'stopped by {signal.Signals(number).name}; the same command goes on after the last finished '
-      'round', file=sys.stderr)
+      f'stopped by {signal.Signals(number).name}; the same command goes on after what is saved',
+      file=sys.stderr)
     return 128 + number
   return 0

@@ -75,8 +75,8 @@ def stoppable() -> Iterator[None]:
       if seen > 1:
         os._exit(128 + number[0])
       print(
-        f'{signal.Signals(number[0]).name}: leaving as soon as the round under way is saved; once '
-        'more leaves at once', file=sys.stderr, flush=True)
+        f'{signal.Signals(number[0]).name}: leaving as soon as nothing is lost by it; once more '
+        'leaves at once', file=sys.stderr, flush=True)
 
   _pending.clear()
   thread = threading.Thread(target=watch, daemon=True)

@@ -78,6 +78,15 @@ def plain(value: Any) -> Any:
   return value
 
 
+def check_place(flag: str, folder: Path) -> None:
+  """Raises InputError when `folder`, the flag's value, is none and cannot be made one."""
+  if folder.exists() and not folder.is_dir():
+    raise InputError(f'{flag}={folder}: a folder is expected, a file is there')
+  nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+  if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    raise InputError(f'{flag}={folder}: {nearest} is no folder that can be written in')
+
+
 def check_workdir(
   workdir: Path, settings: dict[str, Any], harmless: Sequence[str] = HARMLESS
 ) -> dict | None:
@@ -96,11 +105,7 @@ def check_workdir(
     InputError: config.json there differs in a key that changes the mathematics, or the folder
       holds files but no config.json.
   """
-  if workdir.exists() and not workdir.is_dir():
-    raise InputError(f'--workdir={workdir}: a folder is expected, a file is there')
-  nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-  if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-    raise InputError(f'--workdir={workdir}: {nearest} is no folder that can be written in')
+  check_place('--workdir', workdir)
   if not (workdir / 'config.json').exists():
     # A crash may leave what is written before config.json.
     first = {'lock', 'inputs.json', 'inputs.json.part', 'config.json.part'}

@@ -18,7 +18,7 @@ from rich.console import Console
 from fedmedjax import checkpoint, compare, main, report, run, scalars, training, writer
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.site import encode_site
-from fedmedjax.eval import evaluate
+from fedmedjax.eval import evaluate, generation
 from fedmedjax.lock import locked
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
@@ -243,8 +243,8 @@ def test_decoding_keeps_the_order_of_the_sentences(smollm, tiny_folder):
     max_test=5)
   llama = Llama(model.config, cached_attention)
   together, alone = (
-    evaluate.generate(
-      evaluate.Generator(llama, model.tokenizer, size, 0.1, 2), {}, model.params, site.tasks[0])
+    generation.generate(
+      generation.Generator(llama, model.tokenizer, size, 0.1, 2), {}, model.params, site.tasks[0])
     for size in (3, 1))
   assert together == alone and len(set(together)) > 1
 

@@ -34,10 +34,15 @@ def write_brat(folder: str | Path, documents: Iterable[Document]) -> None:
       if not re.fullmatch(r'\S+', kind):
         raise InputError(f'{folder}: type {kind!r} of document {document.name!r} has blanks, which '
                          'brat has no place for')
-    lines = [_brat_span(document.text, i, span) for i, span in enumerate(document.spans, 1)]
-    lines += [_brat_relation(i, link) for i, link in enumerate(document.relations, 1)]
     _write(folder / f'{document.name}.txt', document.text)
-    _write(folder / f'{document.name}.ann', ''.join(f'{line}\n' for line in lines))
+    _write(folder / f'{document.name}.ann', brat_annotation(document))
+
+
+def brat_annotation(document: Document) -> str:
+  """What brat's .ann file of a document holds."""
+  lines = [_brat_span(document.text, i, span) for i, span in enumerate(document.spans, 1)]
+  lines += [_brat_relation(i, link) for i, link in enumerate(document.relations, 1)]
+  return ''.join(f'{line}\n' for line in lines)
 
 
 def _brat_span(text: str, number: int, span: Span) -> str:
