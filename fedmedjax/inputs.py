@@ -9,8 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fedmedjax.data.site import SiteData
-from fedmedjax.experiment import Data, model_path
-from fedmedjax.model.load import resolve
+from fedmedjax.experiment import Data
+from fedmedjax.model.load import model_path, resolve
 from fedmedjax.types import InputError
 from fedmedjax.writer import read_json, write_json
 

@@ -17,11 +17,11 @@ from fedmedjax.annotate import Annotator, annotate, make_annotator
 from fedmedjax.data.formats.files import read_text
 from fedmedjax.data.sentences import split_sentences
 from fedmedjax.data.tasks import Asked
-from fedmedjax.experiment import DTYPES, model_path
+from fedmedjax.experiment import DTYPES
 from fedmedjax.inputs import file_checksums
 from fedmedjax.lock import check_free, locked
 from fedmedjax.model.convert import Placement
-from fedmedjax.model.load import load_model, resolve
+from fedmedjax.model.load import load_model, model_path, resolve
 from fedmedjax.note_records import (
   FORMS,
   RECORDS,

@@ -15,10 +15,10 @@ import numpy as np
 import safetensors.numpy
 from absl import flags
 
-from fedmedjax.experiment import DTYPES, model_path
+from fedmedjax.experiment import DTYPES
 from fedmedjax.model.convert import HUGGING_FACE, Placement, tensor_names
 from fedmedjax.model.folder import read_settings
-from fedmedjax.model.load import load_model, resolve
+from fedmedjax.model.load import load_model, model_path, resolve
 from fedmedjax.model.peft_format import load_peft, merged_kernel
 from fedmedjax.model.settings import to_hugging_face
 from fedmedjax.program import guarded, read_flags

@@ -17,7 +17,8 @@ import transformers
 from fedmedjax import api_run, compare
 from fedmedjax.config import parse
 from fedmedjax.eval.prompt import messages
-from fedmedjax.experiment import load_data, model_path
+from fedmedjax.experiment import load_data
+from fedmedjax.model.load import model_path
 from fedmedjax.progress import Reporter
 
 SERVE = 'from transformers.cli.transformers import main; main()'

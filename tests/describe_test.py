@@ -9,7 +9,7 @@ from fedmedjax import describe
 
 
 def test_sites_are_described_without_a_model(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr('fedmedjax.experiment.MODEL_PACKAGE', 'no-such-package')
+  monkeypatch.setattr('fedmedjax.model.load.MODEL_PACKAGE', 'no-such-package')
   (tmp_path / 'ward.bio').write_text(''.join(
     f'# newdoc id = n{i}\nNo O\ncough B-problem\n{i} O\n' for i in range(5)))
   own = {'name': 'ward', 'path': str(tmp_path / 'ward.bio'), 'format': 'conll',

@@ -22,6 +22,8 @@ _ENTRY = re.compile(
   r'''["']entity["']\s*+:\s*+''' + _VALUE + r'''\s*+,\s*+["']text["']\s*+:\s*+''' + _VALUE
   + r'''|["']text["']\s*+:\s*+''' + _VALUE + r'''\s*+,\s*+["']entity["']\s*+:\s*+''' + _VALUE,
   re.DOTALL)
+# Where an object begins: a quote that is missing in the one before it costs that one only.
+_OBJECT = re.compile(r'''(?=\{\s*+["'](?:entity|text)["']\s*+:)''')
 _FENCE = re.compile(r'\s*```(?:json)?(.*)```\s*', re.DOTALL)
 
 _LONGEST = 1 << 15   # characters of output that are read, plus _PER_CHARACTER for each of the input
@@ -56,9 +58,10 @@ def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
     3. else where the same characters stand within a word;
     4. otherwise it is dropped.
   Each step goes over all entries before the next begins, first those whose words stand in the
-  fewest places, then the longest: so what can be placed surely holds the others in order, of two
-  entries that share characters the longer one stays (its words never stand in more places), and
-  mentions of the same words go left to right.
+  fewest places, then the longest; those with one place only take the first two steps before all
+  others. So what can be placed surely holds the others in order, of two entries that share
+  characters the longer one stays (its words never stand in more places), and mentions of the same
+  words go left to right.
   Case and the amount and kind of white space are ignored. Types not in `types` are dropped in
   silence.
 
@@ -100,7 +103,7 @@ def _entries(generated: str) -> tuple[list[_Entry], bool]:
 
 def _repaired(generated: str) -> Iterator[_Entry]:
   """The objects that stand anywhere in the output."""
-  for found in _ENTRY.finditer(generated):
+  for found in (found for part in _OBJECT.split(generated) for found in _ENTRY.finditer(part)):
     # Four values, each in one of two kinds of quotes: type and words, or words and type.
     first, second, third, fourth = (
       _unescaped(found[i] if found[i] is not None else found[i + 1])
@@ -126,15 +129,18 @@ def _place(entries: Sequence[_Entry], text: str) -> list[Span]:
   order = sorted(range(len(entries)), key=lambda i: (
     places[entries[i].words].shape[1], -len(entries[i].words)))
   spans: dict[int, Span] = {}
-  placed: list[int] = []  # entries that have a place, in the order of the list
+  placed: list[int] = []  # entries that have a place and keep the order of the list
 
   def between(i: int) -> tuple[int, int]:
     at = bisect_left(placed, i)
     return (spans[placed[at - 1]].end if at else 0,
             spans[placed[at]].start if at < len(placed) else len(text))
 
-  for in_order, whole_words in ((True, True), (False, True), (False, False)):
-    for i in [i for i in order if i not in spans]:
+  alone = [i for i in order if places[entries[i].words].shape[1] == 1]
+  for some, in_order, whole_words in (
+      (alone, True, True), (alone, False, True), (order, True, True), (order, False, True),
+      (order, False, False)):
+    for i in [i for i in some if i not in spans]:
       starts, ends = places[entries[i].words]
       low, high = between(i) if in_order else (0, len(text))
       before = np.concatenate([[0], np.cumsum(claimed)])
@@ -145,7 +151,8 @@ def _place(entries: Sequence[_Entry], text: str) -> list[Span]:
         start, end = int(starts[fits][0]), int(ends[fits][0])
         claimed[start:end] = True
         spans[i] = Span(start, end, entries[i].type)
-        insort(placed, i)
+        if in_order:
+          insort(placed, i)
   return list(spans.values())
 
 

@@ -7,8 +7,9 @@ that stands in the sentence itself, gets a look-alike for its '<' (one character
 in input and target alike): offsets never move.
 """
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,7 @@ class _Reading(NamedTuple):
   inside_plain: np.ndarray  # bool[m + 1]
   place: np.ndarray    # i64[m]  see align.Alignment
   equal: np.ndarray    # bool[m]
+  starts: Callable[[str], np.ndarray]  # i64[?]  where folded words begin in the text
 
 
 def write(text: str, spans: Sequence[Span]) -> str:
@@ -70,7 +72,8 @@ def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
   The tags are taken out and what is left is aligned with `text`. A tagged stretch is placed
     1. where the alignment puts it, if it reads the same there, word edges included; else
     2. where the same whole words stand unclaimed in `text`, the nearest place first (entities
-       out of order, text made up in between); else
+       out of order, text made up in between); or where a shorter entity took part of their place,
+       the output has nothing else of it, and the shorter one's words stand elsewhere, too; else
     3. where the alignment puts it, if at least half of the longer of both was matched; else
     4. where the same characters stand unclaimed within a word;
     5. otherwise it is dropped.
@@ -99,9 +102,10 @@ def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
   cut = _CUT_TAG.search(generated)
   if cut:
     plain, marks, _ = _strip_tags(generated[:cut.start()], types)
+  folded = fold(text)
   reading = _Reading(
-    fold(text), fold(plain), inside_word(text), inside_word(plain), *align(text, plain),
-  )
+    folded, fold(plain), inside_word(text), inside_word(plain), *align(text, plain),
+    functools.cache(lambda words: _starts(words, folded)))
   spans = _place(marks, reading)
   alike = 2 * np.count_nonzero(reading.equal) >= max(len(text), len(plain))
   dropped = len(marks) - len(spans)
@@ -156,9 +160,11 @@ def _place(marks: list[_Mark], reading: _Reading) -> list[Span]:
   missing = np.ones(len(reading.text), bool)  # characters of the text that the output left out
   missing[reading.place[reading.place >= 0]] = False
   claimed = np.zeros(len(reading.text), bool)
-  spans = []
+  placed: list[tuple[Span, _Mark]] = []
   for find, strict in ((_aligned, True), (_verbatim, True), (_aligned, False), (_verbatim, False)):
     left = []
+    if find is _verbatim and strict:
+      marks = _displaced(marks, placed, reading, claimed, missing)
     for mark in marks:
       found = find(mark, reading, claimed, strict)
       if found is None:
@@ -171,9 +177,50 @@ def _place(marks: list[_Mark], reading: _Reading) -> list[Span]:
       while inside[end] and missing[end] and not claimed[end]:
         end += 1
       claimed[start:end] = True
-      spans.append(Span(start, end, mark.type))
+      placed.append((Span(start, end, mark.type), mark))
     marks = left
-  return spans
+  return [span for span, _ in placed]
+
+
+def _displaced(
+  marks: list[_Mark], placed: list[tuple[Span, _Mark]], reading: _Reading, claimed: np.ndarray,
+  missing: np.ndarray,
+) -> list[_Mark]:
+  """Marks still to be placed, after short ones that stand in a longer one's place gave it up.
+
+  Of 'rectal examination' and 'digital rectal examination' in each other's places, the alignment
+  finds the first within the second. Changes `placed` and `claimed`.
+  """
+  given_up = []
+  blank = np.fromiter((c == ' ' for c in reading.text), bool, len(reading.text))
+  for mark in marks:
+    starts, length = _whole_words(mark, reading), mark.end - mark.start
+    taken, free = (
+      np.concatenate([[0], np.cumsum(of)]) for of in (claimed, claimed | missing | blank))
+    taken, free = (sums[starts + length] - sums[starts] for sums in (taken, free))
+    starts = starts[(taken > 0) & (taken < length) & (free == length)]
+    for start, end in zip(starts, starts + length, strict=True):
+      above = [pair for pair in placed if pair[0].start < end and start < pair[0].end]
+      if all(_may_move(pair, start, end, reading, claimed) for pair in above):
+        placed[:] = [pair for pair in placed if pair not in above]
+        claimed[start:end] = True
+        placed.append((Span(int(start), int(end), mark.type), mark))
+        given_up += [moved for _, moved in above]
+        break
+  done = {id(mark) for _, mark in placed}
+  return sorted([mark for mark in marks if id(mark) not in done] + given_up)
+
+
+def _may_move(
+  pair: tuple[Span, _Mark], start: int, end: int, reading: _Reading, claimed: np.ndarray
+) -> bool:
+  """Whether a mark lies within [start, end), shorter, and its words are free outside of it."""
+  span, mark = pair
+  if not (start <= span.start and span.end <= end and span.end - span.start < end - start):
+    return False
+  length = mark.end - mark.start
+  return any((at >= end or at + length <= start) and not claimed[at:at + length].any()
+             for at in _whole_words(mark, reading))
 
 
 def _aligned(
@@ -200,17 +247,25 @@ def _verbatim(
   mark: _Mark, reading: _Reading, claimed: np.ndarray, strict: bool,
 ) -> tuple[int, int] | None:
   """The unclaimed place nearest to where the output had arrived; strict: whole words only."""
-  words = reading.plain[mark.start:mark.end]
-  found = re.finditer(f'(?={re.escape(words)})', reading.text)
-  starts = np.array([at.start() for at in found], int)
-  ends = starts + len(words)
+  starts = _whole_words(mark, reading) if strict else reading.starts(_words(mark, reading))
   before = np.concatenate([[0], np.cumsum(claimed)])
-  free = before[starts] == before[ends]
-  if strict:
-    free &= ~(reading.inside[starts] | reading.inside[ends])
-  starts = starts[free]
+  starts = starts[before[starts] == before[starts + mark.end - mark.start]]
   if not len(starts):
     return None
   arrived = reading.place[:mark.start].max(initial=-1) + 1  # the text copied before the mark
   near = int(starts[np.argmin(np.abs(starts - arrived))])
-  return near, near + len(words)
+  return near, near + mark.end - mark.start
+
+
+def _words(mark: _Mark, reading: _Reading) -> str:
+  return reading.plain[mark.start:mark.end]
+
+
+def _whole_words(mark: _Mark, reading: _Reading) -> np.ndarray:
+  """i64[?]: where the words of a mark begin in the text and are no part of longer words."""
+  starts, inside = reading.starts(_words(mark, reading)), reading.inside
+  return starts[~(inside[starts] | inside[starts + mark.end - mark.start])]
+
+
+def _starts(words: str, text: str) -> np.ndarray:
+  return np.array([at.start() for at in re.finditer(f'(?={re.escape(words)})', text)], int)

@@ -1,7 +1,8 @@
 """Pooled notes dealt out to sites of our own making, for studies of heterogeneity.
 
 Every partitioner maps training notes to sites: (notes, number of sites, strength, rng) ->
-i[number of notes] site of each note. None leaves a site empty; all are functions of the rng's seed.
+i[number of notes] site of each note. None leaves a site empty (nor without any entity, see
+`each_with_entities`); all are functions of the rng's seed.
 Sites share the test notes of the pool, so that runs with unlike partitions are scored alike.
 """
 
@@ -129,6 +130,37 @@ def _none_empty(dealt: np.ndarray, sites: int) -> np.ndarray:
   return dealt
 
 
+def each_with_entities(
+  dealt: np.ndarray, holds: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+  """The deal with the fewest swaps after which every site has a note with an entity to learn.
+
+  Small strengths and many sites leave some with sentences only in which there is nothing: they
+  would teach to mark nothing. A swap keeps the sizes, and takes no site's last such note.
+
+  Args:
+    dealt: i[number of notes], site of each note.
+    holds: bool[sites, number of notes], whether a note holds an entity of a type that a site
+      annotates.
+
+  Raises:
+    InputError: too few notes hold one.
+  """
+  dealt = dealt.copy()
+  for site, useful in enumerate(holds):
+    if useful[dealt == site].any():
+      continue
+    theirs = holds[dealt, np.arange(len(dealt))]  # does a note serve the site that has it?
+    spare = useful & (~theirs | (np.bincount(dealt[theirs], minlength=len(holds))[dealt] > 1))
+    if not spare.any():
+      raise InputError(
+        f'config.data.partition.sites={len(holds)}: {useful.sum()} of {len(dealt)} notes or '
+        'sentences dealt out hold an entity, too few for each site to have one; lower it')
+    taken, given = (rng.choice(np.flatnonzero(of)) for of in (spare, dealt == site))
+    dealt[taken], dealt[given] = site, dealt[taken]
+  return dealt
+
+
 def annotated_types(
   types: Sequence[str], sites: int, strength: float, rng: np.random.Generator
 ) -> list[tuple[str, ...]]:
@@ -222,7 +254,7 @@ def partition(
     seed: of everything drawn.
 
   Raises:
-    InputError: sources that annotate unlike types, or fewer notes than sites.
+    InputError: sources that annotate unlike types, or fewer notes (with an entity) than sites.
   """
   types = sources[0].types
   for source in sources[1:]:
@@ -238,6 +270,8 @@ def partition(
   rng = np.random.default_rng((seed, 0))
   dealt = KINDS[kind](notes, types, sites, strength, rng)
   asked = annotated_types(types, sites, strength, rng) if kind == 'labels' else [types] * sites
+  holds = np.stack([[t in names for t in types] for names in asked]) @ type_counts(notes, types).T
+  dealt = each_with_entities(dealt, holds > 0, rng)
   broken = set(rng.permutation(sites)[:round(corrupted * sites)].tolist())
   digits = max(3, len(str(sites)))
   parts = []

@@ -147,7 +147,7 @@ def read_site(
     trained=_drawn(split.train, max_train_sentences, (SPLIT_SEED, name, 1)),
     tested=_drawn(split.test, max_test, (SPLIT_SEED, name, 2)))
   report, parts = Counter(corpus.report), []
-  for form in _annotated(corpus, forms, trains) if tests else [f for f in forms if f.ask.types]:
+  for form in _annotated(corpus, forms, trains) if tests else _trainable(forms, split.train):
     part = _read_task(form, split, validation_examples, rng, report)
     if trains:
       _check_training(corpus.name, len(notes), len(held_out), part, {
@@ -231,6 +231,13 @@ def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[
       f'site {corpus.name!r}: its {len(notes)} notes hold nothing of task {asked}; choose '
       'another of config.data.tasks (a BERT: config.bert.task), or leave the site out')
   return owned or list(forms)
+
+
+def _trainable(forms: Sequence[Form], notes: Sequence[Document]) -> Sequence[Form]:
+  """The tasks of which notes that were dealt out give an example: they may lack all main entities
+  though others of the pool have them. All of `forms` where there is none, for the error."""
+  return [form for form in forms if form.ask.types and any(
+    form.ask.find(note)[0] for note in notes)] or forms
 
 
 def _check_training(

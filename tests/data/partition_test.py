@@ -8,6 +8,7 @@ from fedmedjax.data.partition import (
   KINDS,
   annotated_types,
   by_quantity,
+  each_with_entities,
   partition,
   sentences_of,
 )
@@ -115,6 +116,32 @@ def test_a_note_as_sentences():
   assert first.relations == (Relation('severity', 1, 0),)
   assert second.spans == (Span(0, 2, 'test'),) and third.spans == (Span(0, 5, 'problem'),)
   assert (third.name, third.relations) == ('n#28', ())
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_site_has_an_entity_to_learn(sources, kind):
+  """Sixty sites of few sentences each, as skewed as can be."""
+  parts, skew = deal(sources, kind, sites=60, unit='sentence')
+  for part in parts:
+    assert any(span.type in part.types for note in part.train for span in note.spans)
+  names = [note.name for part in parts for note in part.train]
+  assert len(names) == len(set(names)) == sum(skew.sizes)
+
+
+def test_swaps_by_hand():
+  """Site 1 has nothing it can learn from; notes 0 and 1 of site 0 would serve, and note 4 of site
+  2, which is its last. One swap, with note 2 or 3, leaves the sizes as they were."""
+  dealt, holds = np.array([0, 0, 1, 1, 2]), np.array([[1, 1, 0, 0, 1]] * 3, bool)
+  found = each_with_entities(dealt, holds, np.random.default_rng(0))
+  assert np.bincount(found).tolist() == [2, 2, 1] and found[4] == 2
+  assert sorted(found[:2]) == [0, 1] and (found != dealt).sum() == 2
+  assert (each_with_entities(found, holds, np.random.default_rng(0)) == found).all()
+  # Note 4 is of no use to the site that has it: it may go.
+  holds[2, 4], holds[2, 2] = False, True
+  assert all(holds[site][found == site].any() for found in [each_with_entities(
+    dealt, holds, np.random.default_rng(1))] for site in range(3))
+  with pytest.raises(InputError, match='partition.sites=3: 2 of 5 notes'):
+    each_with_entities(dealt, np.array([[1, 0, 0, 0, 1]] * 3, bool), np.random.default_rng(0))
 
 
 def test_what_cannot_be_dealt_out(sources):

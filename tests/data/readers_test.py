@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from collections import Counter
 
 import pytest
 from real_data import real_data
@@ -269,3 +270,20 @@ def test_official_counts(read, names, documents, expected):
   total = sum((counts for _, counts in parts[1:]), parts[0][1].copy())
   total['types'] = len({s.type for part, _ in parts for d in part for s in d.spans})
   assert {key: total[key] for key in expected} == expected
+
+
+def test_official_counts_by_type_and_source():
+  """Arguments and cues of PHEE, abstracts that two corpora share, trials of Chia."""
+  parts = corpus(read_phee, *PHEE)
+  types = Counter(s.type for part, _ in parts for d in part for s in d.spans)
+  expected = {
+    'Effect': 4871, 'Treatment.Drug': 6058, 'Treatment.Dosage': 471, 'Treatment.Route': 632,
+    'Treatment.Freq': 114, 'Treatment.Duration': 155, 'Severity': 418, 'Negated': 76,
+    'Speculated': 640}
+  assert {kind: types[kind] for kind in expected} == expected
+  assert types['Treatment.Disorder'] + types['Subject.Disorder'] == 2085
+  phee = {d.name.split('_')[0] for part, _ in parts for d in part}
+  bc5cdr = {d.name for part, _ in corpus(read_pubtator, *BC5CDR) for d in part}
+  assert len(phee & bc5cdr) == 21
+  ((chia, _),) = corpus(read_brat, 'chia')
+  assert len({d.name.split('_')[0] for d in chia}) == 1000

@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+import seqeval.metrics
+from nervaluate import Evaluator
 
 from fedmedjax.eval import metrics
 from fedmedjax.types import Span
@@ -103,6 +105,56 @@ def test_repeated_prediction_is_a_false_positive():
 def test_lenient_tokens(text, gold, predicted, shared):
   counts = metrics.count([Span(*gold, 'drug')], [Span(*predicted, 'drug')], text, ('drug',))
   assert counts[:, 0].tolist() == [[0, 1, 1], [shared, 1 - shared, 1 - shared]]
+
+
+def random_tags(draw: np.random.Generator) -> list[str]:
+  """BIO tags of the words of WORDS; I- only goes on with what is open."""
+  tags, kind = [], None
+  for what in draw.random(7):
+    goes_on = kind and what < .35
+    kind = kind if goes_on else draw.choice(TYPES) if what < .7 else None
+    tags.append(f'{"I" if goes_on else "B"}-{kind}' if kind else 'O')
+  return tags
+
+
+def one_to_one(gold, predicted) -> bool:
+  return all(sum(a.start < b.end and b.start < a.end for b in others) <= 1
+             for some, others in ((gold, predicted), (predicted, gold)) for a in some)
+
+
+def test_scores_agree_with_nervaluate_and_seqeval():
+  """nervaluate's strict and exact are our strict, typed and untyped; its ent_type and partial (an
+  overlap, with and without the type) count what our lenient does as long as no entity overlaps
+  two: of two ours takes the largest matching, theirs the first. seqeval's micro and macro averages
+  are our strict ones."""
+  draw, simple = np.random.default_rng(0), 0
+  for _ in range(300):
+    tags = random_tags(draw), random_tags(draw)
+    gold, predicted = (spans(' '.join(one)) for one in tags)
+    strict, lenient = metrics.count(gold, predicted, WORDS, TYPES)
+    theirs = Evaluator([tags[0]], [tags[1]], tags=list(TYPES), loader='list').evaluate()
+    overall = theirs['overall']
+    for ours, their in ((strict[:-1].sum(0), overall['strict']), (strict[-1], overall['exact'])):
+      assert ours.tolist() == [
+        their.correct, their.actual - their.correct, their.possible - their.correct]
+    for name, ours in zip(TYPES, strict, strict=False):
+      their = theirs['entities'].get(name)
+      assert (ours[0], ours[:2].sum(), ours[::2].sum()) == (
+        (their['strict'].correct, *(sum(s.type == name for s in one) for one in (predicted, gold)))
+        if their else (0, 0, 0))
+    if one_to_one(gold, predicted):
+      simple += 1
+      assert lenient[:-1, 0].sum() == overall['ent_type'].correct
+      assert lenient[-1, 0] == overall['partial'].correct + overall['partial'].partial
+    got = scored(gold, predicted)['strict']
+    for average, name in (('typed', 'micro'), ('macro', 'macro')):
+      for part, score in (('precision', seqeval.metrics.precision_score),
+                          ('recall', seqeval.metrics.recall_score),
+                          ('f1', seqeval.metrics.f1_score)):
+        if gold or predicted:
+          assert got[average][part] == pytest.approx(
+            score(*([one] for one in tags), average=name, zero_division=0)), tags
+  assert simple > 100
 
 
 def brute_force(gold, predicted):

@@ -10,7 +10,6 @@ import torch
 import transformers
 from conftest import TINY
 
-from fedmedjax.experiment import model_path
 from fedmedjax.model import llama
 from fedmedjax.model.decode import cached_attention, decoder, prefiller
 from fedmedjax.model.draft import END

@@ -58,8 +58,9 @@ def documents_of(
 
   Returns:
     The documents, and counts: documents, entities, relations, records, merged_records (of a text
-    that the one before has too), stray_inside, broken_markup (tags without their partner),
-    text_mismatch (records whose input and output are different texts; the output's are lost).
+    that the one before has too), stray_inside, empty_tokens (without a character, left out),
+    broken_markup (tags without their partner), text_mismatch (records whose input and output are
+    different texts; the output's are lost).
   """
   counts, sentences = Counter(), []
   for place, record in records:
@@ -94,11 +95,14 @@ def _sentence(place: Place, record: dict, counts: Counter, name_of) -> _Sentence
   entries = {str(i): entry for i, entry in enumerate([*words, *tags])}
   for key in entries:
     text_field(place, entries, key, _FORM)
-  if not words or len(words) != len(tags):
+  if not any(words) or len(words) != len(tags):
     raise InputError(f'{place[0]}:{place[1]}: malformed, expected {_FORM}: {len(words)} tokens '
                      f'and {len(tags)} tags')
+  counts['empty_tokens'] += words.count('')
+  words, tags = zip(*((word, tag) for word, tag in zip(words, tags, strict=True) if word),
+                    strict=True)
   # Where white space stands among the tokens, they are all of the text.
-  joint = '' if any(not word.strip() for word in words) else ' '
+  joint = '' if any(word.isspace() for word in words) else ' '
   spans = tag_spans(tags, word_places(words, joint), counts)
   if isinstance(spans, int):
     raise InputError(f'{place[0]}:{place[1]}: malformed, expected {_FORM}: tag {tags[spans]!r}')
