@@ -114,6 +114,8 @@ def run_api(
     writer.write_lines(workdir / 'predictions' / f'{site.name}.jsonl', records)
     scores[site.name] = evaluate.score(
       site, [records], config.seed, config.eval.bootstrap_samples)
+  writer.write_json(workdir / 'predictions' / evaluate.COUNTS, writer.plain({
+    'scores': evaluate.note_counts(scores)}))
   summary = _summary(config, data, endpoint.model, scores) | {
     'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started,
     'versions': versions()}

@@ -369,6 +369,13 @@ def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, caps
   out = capsys.readouterr().out
   table = out[out.index('Typed strict F1 by regime'):]
   assert all(regime in table for regime in compare.REGIMES)
+  found = json.loads((workdir / 'findings.json').read_text())
+  assert [(one['ours'], one['theirs']) for one in found] == [
+    ('fed_medlora', 'zero_shot'), ('fed_medlora', 'single_site (each its own)'),
+    ('fed_medlora', 'centralised'), ('fed_medlora_plus', 'zero_shot'),
+    ('fed_medlora_plus', 'single_site (each its own)'), ('fed_medlora_plus', 'centralised'),
+    ('fed_medlora_plus', 'fed_medlora')]
+  assert all(one['sentence'] in ' '.join(out.split()) for one in found)
   shown = (workdir / 'report.html').read_text()
   assert all(f'<th scope="row">{regime.replace("_", "_<wbr>")}</th>' in shown
              for regime in compare.REGIMES)
