@@ -111,18 +111,18 @@ def choose(
   """
   held = {name: _by_place(records) for name, records in answers.items()}
   shown = held[next(reversed(held))] if held and count else {}
+  found = {place: errors(record) for place, record in shown.items()}
 
   def order(place):
     record = shown[place]
     rivals = {str(run[place]['predicted']) for run in held.values() if place in run}
-    total = sum(errors(record).values())
+    agreed = len(held) > 1 and len(rivals) == 1
     return (
-      len(sentence(record)) > _LONG, total > _MANY, len(held) > 1 and len(rivals) == 1,
+      len(sentence(record)) > _LONG, found[place].total() > _MANY, agreed,
       zlib.crc32(f'{seed} {place}'.encode(errors='replace')))
 
-  queues = [
-    [place for place in sorted(shown, key=order) if errors(shown[place])[kind]]
-    for kind in ERRORS]
+  ordered = sorted((place for place in shown if found[place]), key=order)
+  queues = [[place for place in ordered if found[place][kind]] for kind in ERRORS]
   chosen = []
   while len(chosen) < count and any(queues):
     for queue in queues:

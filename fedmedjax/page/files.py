@@ -46,7 +46,8 @@ def read_runs(folders: Mapping[str, Path]) -> list[Run]:
     for key, beside in (('global', f'{name} (global)'), ('zero_shot', 'zero-shot')):
       if run.summary.get(key):
         rows.append(run._replace(
-          name=beside, summary=run.summary | run.summary[key], lines=[], answers=run.answers / key))
+          name=beside, summary=run.summary | run.summary[key] | {'cross_site': None}, lines=[],
+          answers=run.answers / key))
   return rows
 
 

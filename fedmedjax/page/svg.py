@@ -60,11 +60,11 @@ def embed(axes: Axes, key: str, description: str) -> Markup:
 
   Args:
     axes: of `canvas`.
-    key: different for every drawing of a page, in letters and digits: begins its ids.
+    key: different for every drawing of a page.
     description: what a reader hears who does not see it.
   """
   out = io.BytesIO()
-  # The same drawing has the same bytes.
+  # Ids are hashes, salted so that the same drawing has the same bytes and no two share an id.
   with matplotlib.rc_context({'svg.hashsalt': key}), warnings.catch_warnings():
     # Only measures text with its own font; the browser has more.
     warnings.filterwarnings('ignore', 'Glyph .* missing from')
@@ -74,7 +74,7 @@ def embed(axes: Axes, key: str, description: str) -> Markup:
   _strip(root)
   wanted = set(re.findall(r'(?:url\(#|href="#)([\w-]+)', out.getvalue().decode()))
   for element in root.iter():
-    _restyle(element, key, wanted)
+    _restyle(element, wanted)
     element.tag = element.tag.removeprefix(f'{{{_SVG}}}')
   for name in ('width', 'height', 'version'):
     root.attrib.pop(name, None)
@@ -91,15 +91,12 @@ def _strip(root: ElementTree.Element) -> None:
         parent.remove(child)
 
 
-def _restyle(element: ElementTree.Element, key: str, wanted: set[str]) -> None:
-  """The page's colours and fonts, and ids that no other drawing has."""
-  name = element.attrib.pop('id', None)
-  if name in wanted:
-    element.set('id', f'{key}-{name}')
-  if 'clip-path' in element.attrib:
-    element.set('clip-path', element.attrib['clip-path'].replace('#', f'#{key}-'))
+def _restyle(element: ElementTree.Element, wanted: set[str]) -> None:
+  """The page's colours and fonts, and only ids that are wanted: others recur in every drawing."""
+  if element.attrib.get('id') not in wanted:
+    element.attrib.pop('id', None)
   if _HREF in element.attrib:
-    element.set('href', element.attrib.pop(_HREF).replace('#', f'#{key}-'))
+    element.set('href', element.attrib.pop(_HREF))
   style = element.attrib.get('style')
   if style:
     style = _COLOUR.sub(lambda found: _VARIABLES[found[0]], style)

@@ -122,17 +122,19 @@ def test_points_per_megabyte_and_the_spread_of_sites(tmp_path):
 def test_text_of_others_stays_text(tmp_path):
   """In a note, the name of a site, of a regime, a setting, a finding."""
   run = invent(
-    tmp_path / 'run', sites=(SCRIPT.replace('/', '|'), 'ward'),
+    tmp_path / 'run', sites=(SCRIPT.replace('/', '|'), '$x^2$'),
     config={'data.root': f'</dd>{SCRIPT}'})
   write(run / 'sites.json', described(SCRIPT, '</svg><img src=x onerror=alert(1)>'))
-  runs = {f'api:{SCRIPT}': run, '</title><b>x</b>&$x^2$': run}
+  runs = {f'api:{SCRIPT}': run, '</title><b>x</b>&': run}
   made = page(tmp_path / 'report.html', runs, sentences=[f'finding {SCRIPT}'], tables=[
     Table('t', 'n', ('a', SCRIPT), [(SCRIPT, 'x')])], plots=[
     Plot(SCRIPT, '', SCRIPT, {SCRIPT: [(1, 0.5, None, None), (2, 0.75, 0.5, 1)]})])
   # All tags are those of the templates and of matplotlib.
   assert not made.tags.keys() & {'script', 'img', 'iframe', 'link', 'object'}
   assert made.asked and all(name == 'href' and value[0] == '#' for name, value in made.asked)
-  assert made.text.count('document.title') > 10 and '$x^2$' in made.text
+  assert made.text.count('document.title') > 10
+  # Nor is a label a formula.
+  assert '>$x^2$</text>' in (tmp_path / 'report.html').read_text()
   assert max(made.ids.values()) == 1
 
 
