@@ -183,9 +183,9 @@ _RESERVED = ('global', 'zero_shot', 'pooled')
 
 def _check_folders(folders: Sequence[Mapping]) -> None:
   keys = {
-    'name': Check(lambda v: isinstance(v, str) and re.fullmatch(r'[\w.-]+', v)
+    'name': Check(lambda v: isinstance(v, str) and re.fullmatch(r'[\w-][\w.-]*', v)
                   and v not in (*COHORTS, *CORPORA, *_RESERVED),
-                  'letters, digits, _ . -, and no known site'),
+                  'letters, digits, _ . -, no dot in front, and no known site'),
     'path': TEXT, 'format': one_of(tuple(FORMATS)), 'mapping': TEXT,
     'test_share': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]')}
   needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)

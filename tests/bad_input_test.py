@@ -66,6 +66,8 @@ from fedmedjax.types import Document, InputError, SiteCorpus, Span
   (['--config.fed.max_bad_rounds=0'], 'config.fed.max_bad_rounds=0: an integer >= 1'),
   (['--config.data.sites=("synthetic_icu","synthetic_icu")'], 'different names is allowed'),
   (['--config.data.sites=()'], 'a tuple of different names is allowed'),
+  (["--config.data.folders=({'name': '..', 'path': 'x', 'format': 'brat', 'mapping': 'schema'},)"],
+   'no dot in front'),
   (['--config.seed=-1'], 'config.seed=-1: an integer >= 0'),
   (['--config.lora.alpha=inf'], 'config.lora.alpha=inf: a finite number > 0'),
   (['--config.optim.b2=1.0'], 'config.optim.b2=1.0: a number in [0, 1)'),
