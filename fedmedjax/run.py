@@ -102,9 +102,9 @@ def _carried_out(
       zero_shot = _score_all(
         study, _adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
         trained=False)
-    state, lines, earlier = None, [], 0.0
+    state, lines, earlier, saving = None, [], 0.0, 0.0
     if rounds:
-      state, lines, earlier = train(study, workdir, reporter, display)
+      state, lines, earlier, saving = train(study, workdir, reporter, display)
     adapters, averaged = _adapters(study, state), _averaged(study, state, lines)
     for name, adapter in (adapters | averaged).items() if rounds else ():
       study.learner.save(adapter, workdir / study.learner.folder / name)
@@ -115,6 +115,7 @@ def _carried_out(
   summary = _summary(study, lines, scores, zero_shot, global_scores) | {
     'wall_seconds': earlier + time.monotonic() - times[0],
     'compile_seconds': _compile_seconds[0] - times[1],
+    'checkpoint_seconds': saving,
     'quarantined': sum(len(line.get('quarantined', ())) for line in lines),
     'skipped_rounds': sum(line.get('skipped', False) for line in lines),
     'peak_memory_bytes': _peak_memory(),
