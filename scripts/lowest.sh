@@ -27,7 +27,7 @@ for line in importlib.metadata.requires('fedmedjax'):
   # 2 is 2.0.0
   if bound is None or re.sub(r'(\.0)+$', '', found) != re.sub(r'(\.0)+$', '', bound):
     wrong.append(f'{line}: {found} is the lowest that fits')
-sys.exit('\n'.join(wrong))
+sys.exit('\n'.join(wrong) or None)
 CHECK
 # What the package does not need itself may be new.
 uv pip install --quiet --python "$python" pytest hypothesis
