@@ -103,6 +103,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   lora.alpha = 64.0
   # Adapted projections, any subset of the seven.
   lora.targets = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
+  # Folder of a PEFT adapter of these settings that training starts from, and that answers where
+  # nothing is trained; '' = a fresh one.
+  lora.start = ''
 
   # Used by the learner 'bert' only; of config.model it takes remat, of config.lora nothing.
   config.bert = bert = ConfigDict()
@@ -141,6 +144,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   data.synthetic_notes = 0
   # Training notes used of each site, the first by the site's order; 0 = all.
   data.max_train_notes = 0
+  # Sentences trained on of each site, drawn from those notes with all examples in them, the same
+  # for every seed; 0 = all.
+  data.max_train_sentences = 0
   # Longest example in tokens, input to end token; longer ones are not trained on, and counted.
   data.max_length = 256
   # Share of each site's training notes held out, by note, for the validation set V.
@@ -299,14 +305,17 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   optim.warmup_share = 0.05
 
   config.eval = evaluation = ConfigDict()
-  # Score the untouched base model too, before training.
+  # Score what answers before training, too: the untouched base model, or lora.start on it.
   evaluation.zero_shot = True
-  # Test sentences of each site, the first, with all main entities in them; 0 = all.
+  # Test sentences of each site, drawn from all of its test notes with all examples in them, the
+  # same for every seed; 0 = all.
   evaluation.max_examples = 0
   # Sentences decoded at once.
   evaluation.batch_size = 32
   # Most new tokens of a sentence, as a multiple of its input tokens (32 are always allowed more).
   evaluation.max_new_ratio = 2.5
+  # Where sites have adapters of their own: score each of them on every site, not only on its own.
+  evaluation.cross_site = False
   # Resamples of the bootstrap by note behind every 95 % interval.
   evaluation.bootstrap_samples = 1000
 
@@ -330,6 +339,10 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   config.log = log = ConfigDict()
   # Show every local step's loss (a host callback inside the round; costs a GPU little).
   log.steps = True
+
+  config.report = report = ConfigDict()
+  # Wrongly answered sentences of each site that report.html shows; 0 = no text of a note.
+  report.examples = 6
 
   config.checkpoint = checkpoint = ConfigDict()
   # Rounds whose state is kept on disk, the newest; a damaged one is made again from the one before.

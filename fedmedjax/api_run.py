@@ -14,14 +14,16 @@ from urllib.parse import quote
 
 from ml_collections import ConfigDict
 
-from fedmedjax import writer
+from fedmedjax import page, scalars, writer
 from fedmedjax.config import leaves
+from fedmedjax.description import used
 from fedmedjax.eval import api, evaluate
 from fedmedjax.eval.answers import Answer, append_answer, read_answers
 from fedmedjax.eval.endpoint import Endpoint
 from fedmedjax.eval.evaluate import SiteScores, most_new_tokens
 from fedmedjax.eval.prompt import Prompt, make_prompt, messages
 from fedmedjax.experiment import Data
+from fedmedjax.program import versions
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show
 from fedmedjax.types import Example, InputError
@@ -72,10 +74,13 @@ def run_api(
   if finished and not finished['api']['failed']:
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
+    page.freshen(workdir, config.report.examples)
     return finished
   plans = plan(config, data)
   cache = _cache(config.api.cache, workdir, endpoint.model)
   writer.claim(workdir, settings(config))
+  (workdir / page.FILE).unlink(missing_ok=True)
+  writer.write_json(workdir / page.SITES, used(data.sites, data.tested, data.external))
   # What was said, by the first question of each site and task.
   writer.write_json(workdir / 'prompts.json', {
     site: {task: messages(prompt, prompt.part.test[0]) for task, prompt in prompts.items()}
@@ -109,10 +114,15 @@ def run_api(
     writer.write_lines(workdir / 'predictions' / f'{site.name}.jsonl', records)
     scores[site.name] = evaluate.score(
       site, [records], config.seed, config.eval.bootstrap_samples)
+  writer.write_json(workdir / 'predictions' / evaluate.COUNTS, writer.plain({
+    'scores': evaluate.note_counts(scores)}))
   summary = _summary(config, data, endpoint.model, scores) | {
-    'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started}
+    'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started,
+    'versions': versions()}
+  scalars.finish(workdir, [], summary)
   writer.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
+  page.freshen(workdir, config.report.examples)
   return summary
 
 

@@ -1,83 +1,43 @@
 """Runs several regimes of one configuration with equal local steps and tabulates them.
 
     python -m fedmedjax.compare --config=configs/quickstart.py --workdir=runs/compare
+      [--settings=in_domain,leave_one_out,scaling,new_site] [--seeds=42,43,44]
 
 Each regime is a run of its own in WORKDIR/REGIME, so a stopped comparison resumes. Besides the
 rows of PRESETS, `api:MODEL` asks a model behind an OpenAI-compatible endpoint; its address and key
 come from OPENAI_BASE_URL and OPENAI_API_KEY, and `api` alone takes its model from OPENAI_MODEL.
+Settings are in fedmedjax/settings.py, what is said of them in fedmedjax/findings.py.
 """
 
-import copy
-import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
+from rich.markup import escape
+from rich.table import Table
 
 from configs.base import PRESETS
-from fedmedjax import api_run, writer
-from fedmedjax.config import choose_preset, leaves, parse, validate
-from fedmedjax.eval.endpoint import endpoint_from
-from fedmedjax.experiment import load_data
+from fedmedjax import api_run, findings, page, writer
+from fedmedjax.config import parse
+from fedmedjax.eval.paired import read_answers
+from fedmedjax.experiment import Data, load_corpora, load_data, options
+from fedmedjax.findings import Draws, Runs
 from fedmedjax.program import guarded, set_up
 from fedmedjax.progress import Reporter
-from fedmedjax.report import compare_table, relation_tables, with_global
+from fedmedjax.report import compare_table, folded, relation_tables, with_global
 from fedmedjax.run import run
+from fedmedjax.settings import SETTINGS, Part, Row, Study, parts
 from fedmedjax.types import InputError
 
 REGIMES = ('zero_shot', 'single_site', 'centralised', 'fed_medlora', 'fed_medlora_plus')
+_FILES = ('compare.json', 'findings.json', page.FILE)
 
-
-class Row(NamedTuple):
-  """One regime, ready to run."""
-
-  folder: str
-  config: ConfigDict
-  settings: dict[str, Any]  # what its folder is bound to, see writer.check_workdir
-  harmless: Sequence[str]
-  run: Callable[..., dict]  # (config, workdir, reporter, data) -> summary
-
-
-def regime_row(config: ConfigDict, regime: str, overrides: dict[str, Any]) -> tuple[str, Row]:
-  """A regime's name in the table and what it takes to run it.
-
-  Raises:
-    InputError: unknown, or an endpoint that the environment does not name.
-  """
-  kind, colon, model = regime.partition(':')
-  if kind == 'api' and bool(colon) == bool(model):
-    endpoint = endpoint_from(os.environ, model)
-    # What it shares with zero-shot: nothing is trained.
-    chosen = regime_config(config, 'zero_shot', overrides)
-    return f'api:{endpoint.model}', Row(
-      api_run.folder_name(endpoint.model), chosen, api_run.settings(chosen), api_run.HARMLESS,
-      partial(api_run.run_api, endpoint=endpoint))
-  if regime not in PRESETS:
-    raise InputError(
-      f'--regimes: {regime!r} is not one of {", ".join(PRESETS)}, api, api:MODEL')
-  chosen = regime_config(config, regime, overrides)
-  return regime, Row(
-    regime, chosen, writer.plain(leaves(chosen.to_dict())), writer.HARMLESS, run)
-
-
-def regime_config(config: ConfigDict, regime: str, overrides: dict[str, Any]) -> ConfigDict:
-  """`config` as a regime; zero-shot is a regime here, not an extra.
-
-  What the regime's row of PRESETS names is the regime; of the rest, the command line goes before
-  the defaults of methods.
-  """
-  chosen = copy.deepcopy(config)
-  choose_preset(chosen, regime)
-  own = {'fed.preset', *(f'fed.{key}' for key in PRESETS[regime])}
-  chosen.update_from_flattened_dict(
-    {key: value for key, value in overrides.items() if key not in own})
-  chosen.eval.zero_shot = False
-  validate(chosen)
-  return chosen
+# {setting: {label of the part: {row: its runs, one a seed}}}
+Results = dict[str, dict[str, dict[str, Runs]]]
 
 
 def _check_budget(rows: Iterable[Row]) -> None:
@@ -90,60 +50,180 @@ def _check_budget(rows: Iterable[Row]) -> None:
       'number >= 1, so that all regimes take as many')
 
 
+def _check_workdir(workdir: Path) -> None:
+  """Raises InputError when the folder holds what is no part of a comparison."""
+  known = {*PRESETS, *SETTINGS, *_FILES}
+  foreign = sorted(
+    path.name for path in (workdir.iterdir() if workdir.is_dir() else ())
+    if path.name not in known and not re.match(r'api_|seed_\d+$', path.name))
+  if foreign:
+    raise InputError(f'--workdir={workdir}: holds {foreign[0]!r}, which is no part of a comparison')
+
+
 def compare(
-  config: ConfigDict,
-  workdir: Path,
-  regimes: Sequence[str],
-  reporter: Reporter,
-  overrides: dict[str, Any] | None = None,
-) -> dict[str, dict]:
-  """Runs the regimes -> {regime: summary}; writes WORKDIR/compare.json.
+  study: Study, settings: Sequence[str], seeds: Sequence[int], reporter: Reporter
+) -> Results:
+  """Runs all regimes in all settings -> their runs; writes compare.json, findings.json and
+  report.html, of other settings than in_domain in a folder of their own.
 
   Every trained regime takes the same steps on the same examples: single-site as the federation
   does, centralised all sites' steps in one place.
 
-  Args:
-    config: the values that all regimes share.
-    workdir: one folder a regime is made in it.
-    regimes: rows of PRESETS, `api:MODEL` or `api`.
-    reporter: shows progress.
-    overrides: flat keys from the command line, see `regime_config`.
-
   Raises:
     InputError: as `run`, or an unknown regime; before the first one starts.
   """
-  if not regimes:
+  if not study.regimes:
     raise InputError(f'--regimes is empty: a list of {", ".join(PRESETS)}, api:MODEL is allowed')
-  chosen = dict(regime_row(config, regime, overrides or {}) for regime in regimes)
-  _check_budget(chosen.values())
-  foreign = sorted(
-    name for name in ({path.name for path in workdir.iterdir()} if workdir.is_dir() else ())
-    if name not in (*PRESETS, 'compare.json') and not name.startswith('api_'))
-  if foreign:
-    raise InputError(f'--workdir={workdir}: holds {foreign[0]!r}, which is no part of a comparison')
-  for row in chosen.values():
-    writer.check_workdir(workdir / row.folder, row.settings, row.harmless)
-  # Once a learner; all of it before anything runs, so that mistakes show first.
-  data = {}
-  for row in chosen.values():
-    if row.config.fed.learner not in data:
+  planned = parts(study, settings, seeds)
+  _check_workdir(study.folder)
+  for part in planned:
+    _check_budget(part.rows.values())
+    for row in part.rows.values():
+      writer.check_workdir(row.folder, row.settings, row.harmless)
+  # The first part's data are loaded at once, with all that can be wrong in them.
+  for part in planned[1:]:
+    load_corpora(next(iter(part.rows.values())).config)
+  done: dict[tuple, list] = {}
+  base = None
+  for part in planned:
+    base, summaries = _carry_out(part, base, reporter)
+    for name, summary in summaries.items():
+      answers = read_answers(part.rows[name].folder / 'predictions')
+      done.setdefault((part.setting, part.label, name), []).append(
+        (summary, answers['scores'], answers['cross_site'], answers['global']))
+  results: Results = {}
+  for (setting, label, name), runs in done.items():
+    results.setdefault(setting, {}).setdefault(label, {})[name] = Runs(*zip(*runs, strict=True))
+  for setting in settings:
+    _tell(study, setting, planned, results[setting], reporter)
+  return results
+
+
+def _carry_out(part: Part, base, reporter: Reporter) -> tuple:
+  """Runs a part's rows -> (the language model, {row: summary}); `base`: if it was loaded before."""
+  place = ' '.join(filter(None, (part.setting.replace('_', ' '), part.label)))
+  data: dict[str, Data] = {}
+  # All of it before anything runs, so that mistakes show first.
+  for row in (row for row in part.rows.values() if not _finished(row)):
+    learner = row.config.fed.learner
+    if learner not in data:
       with reporter.live():
-        data[row.config.fed.learner] = load_data(row.config, reporter)
-  for regime, row in chosen.items():
-    if regime.startswith('api:'):
+        data[learner] = load_data(row.config, reporter, base)
+      base = data[learner].base if learner == 'lora' else base
+  for name, row in part.rows.items():
+    if name.startswith('api:'):
       api_run.plan(row.config, data[row.config.fed.learner])
-  rows = {}
-  for regime, row in chosen.items():
-    reporter.say(f'regime {regime}')
-    rows[regime] = row.run(
-      row.config, workdir / row.folder, reporter, data[row.config.fed.learner])
-  writer.write_json(workdir / 'compare.json', rows)
-  first = next(iter(rows.values()))
-  shown = with_global(rows)
-  reporter.say(compare_table(shown, first['sites'], first['external']))
-  for table in relation_tables(shown, first['sites'], first['external']):
-    reporter.say(table)
-  return rows
+  summaries = {}
+  for name, row in part.rows.items():
+    reporter.say(f'{place}, seed {part.seed}: {name}')
+    summaries[name] = row.run(row.config, row.folder, reporter, data.get(row.config.fed.learner))
+  return base, summaries
+
+
+def _finished(row: Row) -> bool:
+  """Whether the run is only shown again; one that asks an endpoint may have questions left."""
+  summary = writer.check_workdir(row.folder, row.settings, row.harmless)
+  return row.run is run and bool(summary) and summary['rounds'] == options(row.config).rounds
+
+
+class Told(NamedTuple):
+  """What there is to say of a setting beside its rows' own scores."""
+
+  tables: list[page.Table]
+  plots: list[page.Plot]
+  found: list[findings.Finding]
+
+
+def _tell(
+  study: Study, setting: str, planned: Sequence[Part], by_label: dict[str, dict[str, Runs]],
+  reporter: Reporter,
+) -> None:
+  """Tables and sentences of a setting; its files are in WORKDIR or WORKDIR/SETTING."""
+  draws = Draws(study.config.seed, study.config.eval.bootstrap_samples)
+  told = (_regimes if setting == 'in_domain' else _curves)(setting, by_label, draws)
+  folder = study.folder / ('' if setting == 'in_domain' else setting)
+  if setting == 'in_domain':
+    merged = {name: findings.merged(runs, draws) for name, runs in by_label[''].items()}
+    writer.write_json(folder / 'compare.json', writer.plain(merged))
+    shown = with_global(merged)
+    first = next(iter(shown.values()))
+    if any('ner' in tasks for tasks in first['scores'].values()):
+      reporter.say(compare_table(shown, first['sites'], first['external']))
+    for table in relation_tables(shown, first['sites'], first['external']):
+      reporter.say(table)
+  for table in told.tables:
+    reporter.say(_on_terminal(table))
+  sentences = [str(finding) for finding in told.found]
+  for sentence in sentences:
+    reporter.say(escape(sentence))
+  writer.write_json(folder / 'findings.json', [finding.record() for finding in told.found])
+  # Single runs are shown of one seed and one part, the last.
+  own = [part for part in planned if part.setting == setting]
+  part = [part for part in own if part.seed == own[0].seed][-1]
+  if len({part.seed for part in own}) > 1:
+    sentences.append(f'These are over all seeds; what is shown of single runs is of {part.seed}.')
+  page.write_report(
+    folder / page.FILE, study.folder.resolve().name + (
+      '' if setting == 'in_domain' else f': {setting.replace("_", " ")}'),
+    {name: row.folder for name, row in part.rows.items()}, examples=study.config.report.examples,
+    sentences=sentences, tables=told.tables, plots=told.plots)
+
+
+def _regimes(_: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Told:
+  rows = by_label['']
+  tables = [
+    build(rows, score, draws) for score in findings.scores_of(rows.values())
+    for build in (findings.spread_table, findings.cross_site_table)]
+  return Told(
+    [table for table in tables if table], [], findings.comparisons(rows, 'in_domain', '', draws))
+
+
+_TITLES = {
+  'leave_one_out': 'Each site, left out of training',
+  'scaling': 'Notes dealt out to so many sites',
+  'new_site': 'A new site, fine-tuned on so many of its sentences'}
+
+
+def _curves(setting: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Told:
+  """Settings of several parts: a column each, and a line where parts are numbers."""
+  told, title = Told([], [], []), _TITLES[setting]
+  for score in findings.scores_of(
+      runs for rows in by_label.values() for runs in rows.values()):
+    found = findings.curve(by_label, score, draws, external=setting == 'leave_one_out')
+    told.tables.append(findings.curve_table(title, list(by_label), found, score))
+    if setting != 'leave_one_out':
+      x = {label: _place(label, rows) for label, rows in by_label.items()}
+      told.plots.append(findings.curve_plot(
+        title, 'sentences' if setting == 'new_site' else 'sites', x, found, score))
+  if setting == 'new_site':
+    told.found.extend(findings.new_site_comparisons(by_label, draws))
+  else:
+    for label, rows in by_label.items():
+      told.found.extend(findings.comparisons(rows, setting, label, draws))
+  return told
+
+
+def _place(label: str, rows: dict[str, Runs]) -> float:
+  """A number as it is; 'all' at how many sentences that was."""
+  first = next(iter(rows.values())).summaries[0]
+  return float(label) if label.isdigit() else float(sum(first['train_examples']))
+
+
+def _on_terminal(block: page.Table) -> Table:
+  table = Table(title=block.title, caption=block.note)
+  for i, column in enumerate(block.columns):
+    cells = [row[i] for row in block.rows]
+    # Lines are wrapped between words, and never within an interval.
+    width = max((len(cell.below) for cell in cells if isinstance(cell, page.Cell)
+                 and cell.below.startswith('[')), default=5)
+    table.add_column(
+      column.replace('_', ' '), no_wrap=i == 0, min_width=width if i else 0,
+      justify='right' if i else 'left')
+  for name, *cells in block.rows:
+    table.add_row(folded(escape(name)), *(
+      escape('\n'.join(filter(None, cell)) if isinstance(cell, page.Cell) else cell)
+      for cell in cells))
+  return table
 
 
 def define(values: flags.FlagValues) -> None:
@@ -151,6 +231,33 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_list(
     'regimes', list(REGIMES), 'Rows of PRESETS in configs/base.py, or api:MODEL.',
     flag_values=values)
+  flags.DEFINE_list(
+    'settings', ['in_domain'], f'Any of {", ".join(SETTINGS)}.', flag_values=values)
+  flags.DEFINE_list('seeds', [], 'Seeds; none = config.seed alone.', flag_values=values)
+  flags.DEFINE_list(
+    'sizes', ['2', '4', '6', '8', '10'], 'Numbers of sites of the setting scaling.',
+    flag_values=values)
+  flags.DEFINE_string(
+    'new_site', '', 'The site of the setting new_site, with training notes.', flag_values=values)
+  flags.DEFINE_list(
+    'sentences', ['0', '10', '50', '100', 'all'], 'Its numbers of training sentences.',
+    flag_values=values)
+  flags.DEFINE_integer(
+    'epochs', 5, 'Its epochs over them, within the steps of a site of the federation.',
+    lower_bound=1, flag_values=values)
+
+
+def _numbers(values: flags.FlagValues, name: str, least: int, words: dict[str, int]) -> list[int]:
+  """A flag's list of different integers; raises InputError otherwise."""
+  wanted = values[name].value
+  allowed = f'different integers >= {least}{"".join(f" or {word}" for word in words)}'
+  for text in wanted:
+    if text not in words and not (text.isascii() and text.isdigit() and int(text) >= least):
+      raise InputError(f'--{name}={",".join(wanted)}: {text!r}: {allowed} are allowed')
+  found = [words.get(text, int(text) if text.isdigit() else 0) for text in wanted]
+  if len(set(found)) < len(found):
+    raise InputError(f'--{name}={",".join(wanted)}: {allowed} are allowed')
+  return found
 
 
 def main(argv: list[str]) -> int:
@@ -159,10 +266,26 @@ def main(argv: list[str]) -> int:
     config, values, overrides = parse(argv, define, check=False)
     if not values.workdir:
       raise InputError('--workdir is missing: name a folder, such as --workdir=runs/compare')
+    for name in values.settings:
+      if name not in SETTINGS:
+        raise InputError(f'--settings: {name!r} is not one of {", ".join(SETTINGS)}')
+    if not values.settings:
+      raise InputError(f'--settings is empty: any of {", ".join(SETTINGS)} are allowed')
+    study = study_of(config, Path(values.workdir), values, overrides)
+    seeds = _numbers(values, 'seeds', 0, {}) or [config.seed]
     set_up()
-    compare(config, Path(values.workdir), values.regimes, Reporter(), overrides)
+    compare(study, values.settings, seeds, Reporter())
 
   return guarded(body)
+
+
+def study_of(
+  config: ConfigDict, workdir: Path, values: flags.FlagValues, overrides: dict
+) -> Study:
+  return Study(
+    config, workdir, tuple(values.regimes), overrides,
+    scaling=tuple(_numbers(values, 'sizes', 1, {})), new_site=values.new_site,
+    sentences=tuple(_numbers(values, 'sentences', 0, {'all': -1})), epochs=values.epochs)
 
 
 if __name__ == '__main__':

@@ -49,6 +49,7 @@ CHECKS = {
   'model.path': TEXT, 'model.dtype': one_of(DTYPES), 'model.remat': one_of(tuple(REMAT)),
   'model.quantization': one_of(tuple(QUANTIZATIONS)),
   'lora.rank': integer(1, 10_000), 'lora.alpha': POSITIVE, 'lora.targets': names(1),
+  'lora.start': TEXT,
   'bert.path': TEXT, 'bert.task': one_of(tuple(TASKS)), 'bert.max_length': integer(16),
   'bert.learning_rate': POSITIVE,
   'data.folders': Check(
@@ -61,6 +62,7 @@ CHECKS = {
     "a tuple of 'ner', 're' and 'ner+re', or ()"),
   'data.re_share': BELOW_ONE, 'data.style': one_of(tuple(STYLES)),
   'data.synthetic_notes': integer(0, 100_000), 'data.max_train_notes': integer(0),
+  'data.max_train_sentences': integer(0),
   'data.max_length': integer(8),
   'data.partition.kind': one_of(('', *partition.KINDS)),
   'data.partition.sites': integer(1, 100_000),
@@ -103,10 +105,11 @@ CHECKS = {
   'eval.zero_shot': BOOLEAN, 'eval.max_examples': integer(0), 'eval.batch_size': integer(1),
   'eval.max_new_ratio': number(lambda v: 0 < v <= 1000, 'a number in (0, 1000]'),
   'eval.bootstrap_samples': integer(1, 100_000),
+  'eval.cross_site': BOOLEAN,
   'api.shots': integer(0), 'api.concurrency': integer(1, 1000), 'api.max_attempts': integer(1),
   'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
   'api.cache': TEXT,
-  'log.steps': BOOLEAN,
+  'log.steps': BOOLEAN, 'report.examples': integer(0),
   'checkpoint.keep': integer(1), 'checkpoint.keep_best': integer(0),
 }
 

@@ -12,14 +12,11 @@ from absl import flags
 
 from fedmedjax.config import parse
 from fedmedjax.data.statistics import site_statistics
-from fedmedjax.description import describe
+from fedmedjax.description import SHOWN, describe
 from fedmedjax.experiment import load_corpora
 from fedmedjax.program import guarded
 from fedmedjax.progress import Reporter
 from fedmedjax.types import InputError
-
-# Of a partition: more make no table that can be read.
-SHOWN = 20
 
 
 def define(values: flags.FlagValues) -> None:

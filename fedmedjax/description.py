@@ -10,11 +10,14 @@ from rich.table import Table
 
 from fedmedjax import writer
 from fedmedjax.data import statistics
+from fedmedjax.data.site import SiteData
 from fedmedjax.data.statistics import SiteStatistics
 from fedmedjax.progress import Reporter
 from fedmedjax.report import set_aside
 from fedmedjax.types import ENTITY_TYPES
 
+# Sites of a partition: more make no table that can be read.
+SHOWN = 20
 DIVERGENCES = {
   'entity types': statistics.type_divergence, 'vocabulary': statistics.vocabulary_divergence}
 
@@ -121,6 +124,26 @@ def numbers(sites: Sequence[SiteStatistics], external: Sequence[str]) -> dict:
     'jensen_shannon_bits': {
       name: statistics.matrix(divergence, sites) for name, divergence in DIVERGENCES.items()},
   }
+
+
+def used(
+  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData]
+) -> dict:
+  """What a run uses of its sites, as its sites.json holds it: `numbers`, and the examples by task.
+
+  Args:
+    sites: that train; of sites dealt out of a pool the first ones are described.
+    tested: in-domain; the same, or those whose notes were dealt out.
+    external: tested, too.
+  """
+  shown = (*(() if sites == tested else sites[:SHOWN]), *tested, *external)
+  examples = {
+    site.name: {part.ask.task: {
+      key: len(getattr(part, key)) for key in ('train', 'validation', 'test')}
+      for part in site.tasks} for site in shown}
+  found = numbers(
+    [statistics.used_statistics(site) for site in shown], [site.name for site in external])
+  return writer.plain(found | {'examples': examples, 'training_sites': len(sites)})
 
 
 def describe(

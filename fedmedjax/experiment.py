@@ -63,6 +63,7 @@ class Options(NamedTuple):
   keep_best: int
   max_bad_rounds: int
   adds_aggregate: bool   # the server's step must be the aggregate itself
+  cross_site: bool
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
 
 
@@ -139,20 +140,24 @@ def load_corpora(config: ConfigDict) -> Corpora:
   return Corpora(sites, external, parts, skew)
 
 
-def load_data(config: ConfigDict, reporter: Reporter) -> Data:
-  """Reads notes, then weights, then tokenises; notes first, since their mistakes show sooner."""
-  return LEARNERS[config.fed.learner].load(config, reporter)
+def load_data(config: ConfigDict, reporter: Reporter, base: BaseModel | None = None) -> Data:
+  """Reads notes, then weights, then tokenises; notes first, since their mistakes show sooner.
+
+  `base` is the language model of config.model, if it was loaded before.
+  """
+  return LEARNERS[config.fed.learner].load(config, reporter, base)
 
 
-def _load_lora(config: ConfigDict, reporter: Reporter) -> Data:
+def _load_lora(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -> Data:
   lora = lora_config(config)
   check_lora(lora)
   with reporter.task('reading notes'):
     corpora = load_corpora(config)
-  path = model_path(config.model.path)
-  placement = Placement(DTYPES[config.model.dtype], config.model.quantization)
-  with reporter.task(f'loading {Path(path).name}'):
-    base = load_model(path, placement)
+  if base is None:
+    path = model_path(config.model.path)
+    placement = Placement(DTYPES[config.model.dtype], config.model.quantization)
+    with reporter.task(f'loading {Path(path).name}'):
+      base = load_model(path, placement)
   own = dict(zip(config.data.sites, config.data.site_tasks, strict=False))
 
   def encode(corpus: SiteCorpus, **split) -> SiteData:
@@ -169,7 +174,7 @@ def _load_lora(config: ConfigDict, reporter: Reporter) -> Data:
   return data
 
 
-def _load_bert(config: ConfigDict, reporter: Reporter) -> Data:
+def _load_bert(config: ConfigDict, reporter: Reporter, _: BaseModel | None) -> Data:
   bert = config.bert
   if not bert.path:
     raise InputError(
@@ -195,8 +200,8 @@ def _encoded(
 ) -> Data:
   """Sites that train are tested, too, unless their notes were dealt out."""
   training = partial(
-    encode, max_train_notes=data.max_train_notes, validation_share=data.validation_share,
-    validation_examples=data.validation_examples)
+    encode, max_train_notes=data.max_train_notes, max_train_sentences=data.max_train_sentences,
+    validation_share=data.validation_share, validation_examples=data.validation_examples)
   with reporter.task('tokenising', sum(map(len, corpora[:3]))) as advance:
 
     def encoded(notes: list[SiteCorpus], how: Callable[..., SiteData]) -> tuple[SiteData, ...]:
@@ -244,13 +249,13 @@ def options(config: ConfigDict) -> Options:
   return Options(
     fed.preset, config.seed, fed.rounds if fed.train else 0, fed.pooled, config.eval.zero_shot,
     config.eval.bootstrap_samples, config.checkpoint.keep, config.checkpoint.keep_best,
-    fed.max_bad_rounds, adds_aggregate(fed), fed.size_power)
+    fed.max_bad_rounds, adds_aggregate(fed), config.eval.cross_site, fed.size_power)
 
 
 def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
   learner = lora_learner(
     data.base, (*data.tested, *data.external), lora_config(config),
-    learning_rate=config.optim.learning_rate, seed=config.seed,
+    start=config.lora.start, learning_rate=config.optim.learning_rate, seed=config.seed,
     dtype=DTYPES[config.model.dtype], remat=config.model.remat,
     batch_size=config.eval.batch_size, max_new_ratio=config.eval.max_new_ratio)
   related = config.data.re_share
@@ -273,8 +278,8 @@ def _bert_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedu
 class LearnerKind(NamedTuple):
   """A value of config.fed.learner.
 
-  load(config, reporter) -> Data; parts(config, data, **plan), where the plan's keywords are those
-  that all learners share.
+  load(config, reporter, base) -> Data; parts(config, data, **plan), where the plan's keywords are
+  those that all learners share.
   """
 
   load: Callable[..., Data]

@@ -21,14 +21,25 @@ _VALIDATION = 'its validation notes'
 
 
 def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
-  """{'notes of site NAME': {document: checksum}, ..., 'model': {file: checksum}}.
+  """{'notes of site NAME': {document: checksum}, ..., 'model': {file: checksum}, ...}.
 
-  Notes count as they were read, split and tokenised, from whatever files; a model as its files.
+  Notes count as they were read, split and tokenised, from whatever files; the model, and the
+  adapter that training starts from, as their files.
   """
   path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
   sites = (*data.sites, *data.tested, *data.external)
   return {f'notes of site {site.name}': _notes(site) for site in sites} | {
-    'model': _files(resolve(path))}
+    'model': _files(resolve(path))} | starting_adapter(config)
+
+
+def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:
+  """Its part of the fingerprint, {} without one."""
+  if config.fed.learner != 'lora' or not config.lora.start:
+    return {}
+  try:
+    return {'starting adapter': _files(Path(config.lora.start))}
+  except OSError as error:
+    raise InputError(f'config.lora.start={config.lora.start!r}: {error.strerror}') from None
 
 
 def check_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
@@ -38,13 +49,18 @@ def check_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
   compare_inputs(workdir, found)
 
 
-def compare_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
-  """Raises InputError when an input is not the one that the run there began with, and names it."""
+def compare_inputs(
+  workdir: Path, found: dict[str, dict[str, str]], only: Iterable[str] | None = None
+) -> None:
+  """Raises InputError when an input is not the one that the run there began with, and names it.
+
+  `only` these groups are looked at, if they are given.
+  """
   path = workdir / FILE
   held = read_json(path) if path.exists() else found
   if not all(isinstance(entry, dict) for entry in held.values()):
     raise InputError(f'{path}: is no list of inputs; bring back the file')
-  for group in sorted(held.keys() | found.keys()):
+  for group in sorted(held.keys() | found.keys() if only is None else only):
     before, now = held.get(group, {}), found.get(group, {})
     changed = [name for name in sorted(before.keys() | now.keys())
                if before.get(name) != now.get(name)]

@@ -19,7 +19,8 @@ from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
-from fedmedjax.model.peft_format import save_peft
+from fedmedjax.model.peft_format import load_peft, save_peft
+from fedmedjax.types import InputError
 
 
 class Learner(NamedTuple):
@@ -30,7 +31,7 @@ class Learner(NamedTuple):
   base: dict              # what is frozen
   whole_parameters: int   # of the whole model, however it is stored
   whole_bytes: int        # of sending them in its number format
-  untrained: dict | None  # the adapter that answers zero-shot; None = there is no such answer
+  untrained: dict | None  # the adapter that answers before training; None = there is no such answer
   learning_rate: float    # peak, of the sites' optimiser
   rate_key: str           # the config key it came from
   answer: Callable        # (adapter, site, advance) -> prediction records of all its tasks
@@ -44,6 +45,7 @@ def lora_learner(
   sites: Sequence[SiteData],
   lora: LoraConfig,
   *,
+  start: str,
   learning_rate: float,
   seed: int,
   dtype,
@@ -57,6 +59,7 @@ def lora_learner(
     base: the frozen model.
     sites: all that answer, to note their instructions.
     lora: rank, alpha, targets.
+    start: folder of the adapter that training starts from; '' = a fresh one.
     learning_rate: config.optim.learning_rate.
     seed: of the fresh adapter.
     dtype, remat: of the model.
@@ -67,16 +70,32 @@ def lora_learner(
     llama(cached_attention), base.tokenizer, batch_size, max_new_ratio)
 
   parameters = parameter_count(base.config)
+  given = _starting_adapter(Path(start), base, lora) if start else {}
   return Learner(
     loss_fn=partial(packed_loss, llama(packed_attention, remat=remat)),
-    adapter=init_adapter(jax.random.key(seed), base.config, lora),
+    adapter=given or init_adapter(jax.random.key(seed), base.config, lora),
     base=base.params, whole_parameters=parameters,
-    whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained={},
+    whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained=given,
     learning_rate=learning_rate, rate_key='config.optim.learning_rate',
     answer=partial(evaluate.answer, generator, base.params),
     save=lambda adapter, folder: save_peft(adapter, widened(lora, adapter), folder, base.name),
     folder='adapter',
     summary={'instructions': evaluate.instructions(sites)})
+
+
+def _starting_adapter(folder: Path, base: BaseModel, lora: LoraConfig) -> dict:
+  """Raises InputError when it is no adapter of this model and of config.lora."""
+  try:
+    adapter, held = load_peft(folder, base.config)
+  except InputError as error:
+    raise InputError(f'config.lora.start={str(folder)!r}: {error}') from None
+  for key, ours, theirs in (
+      ('rank', lora.rank, held.rank), ('alpha / rank', lora.scale, held.scale),
+      ('targets', sorted(lora.targets), sorted(held.targets))):
+    if ours != theirs:
+      raise InputError(
+        f'config.lora.start={str(folder)!r}: its {key} is {theirs}, config.lora says {ours}')
+  return adapter
 
 
 def widened(lora: LoraConfig, adapter: dict) -> LoraConfig:

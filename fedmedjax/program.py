@@ -1,6 +1,8 @@
 """What every program here begins and ends with: flags, settings of the process, exit status."""
 
+import importlib.metadata
 import logging
+import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -47,6 +49,13 @@ def set_up() -> None:
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update(
       'jax_compilation_cache_dir', str(Path('~/.cache/fedmedjax/xla').expanduser()))
+
+
+def versions() -> dict[str, str]:
+  """What computed here: the packages that a run's numbers depend on."""
+  return {'python': platform.python_version()} | {
+    name: importlib.metadata.version(name) for name in (
+      'fedmedjax', 'jax', 'jaxlib', 'flax', 'optax', 'transformers', 'numpy')}
 
 
 def guarded(body: Callable[[], None]) -> int:

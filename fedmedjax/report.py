@@ -229,7 +229,7 @@ def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequenc
   for regime, row in rows.items():
     scores = row['scores']
     table.add_row(
-      _folded(regime), *(_f1(scores[site].get('ner'), 'strict', '\n') for site in sites),
+      folded(regime), *(_f1(scores[site].get('ner'), 'strict', '\n') for site in sites),
       mean_f1(scores, sites, 'strict'),
       *(_f1(scores[site].get('ner'), 'strict', '\n') for site in external),
       mean_f1(scores, sites, 'lenient'), str(row['local_steps']),
@@ -254,12 +254,12 @@ def relation_tables(
         site: _f1(scores[site].get('re', {}).get(name), 'strict', '\n')
         for site in (*sites, *external)}
       table.add_row(
-        _folded(regime), *(cells[site] for site in sites),
+        folded(regime), *(cells[site] for site in sites),
         mean_link_f1(scores, sites, name, 'strict'), *(cells[site] for site in external))
     tables += [table] if having else []
   return tables
 
 
-def _folded(regime: str) -> str:
+def folded(regime: str) -> str:
   """Names of models can be longer than a column should be."""
   return '\n'.join(textwrap.wrap(regime, 16))

@@ -8,17 +8,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedmedjax import exchange, tree, writer
+from fedmedjax import exchange, page, scalars, tree, writer
 from fedmedjax.checkpoint import latest_round
 from fedmedjax.config import leaves
+from fedmedjax.description import used
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment import Data, Study, load_data, options, prepare
 from fedmedjax.fed.aggregate import adaptive_weights
 from fedmedjax.fed.round import global_adapter, site_adapter
 from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
-from fedmedjax.inputs import check_inputs, fingerprint
+from fedmedjax.inputs import check_inputs, compare_inputs, fingerprint, starting_adapter
 from fedmedjax.lock import check_free, locked
+from fedmedjax.program import versions
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show, site_table
 from fedmedjax.rounds import participant_names
@@ -53,8 +55,11 @@ def run(
   settings, rounds = writer.plain(leaves(config.to_dict())), options(config).rounds
   finished = check_continued(workdir, settings, rounds)
   if finished and finished['rounds'] == rounds:
+    start = starting_adapter(config)
+    compare_inputs(workdir, start, only=start)
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
+    page.freshen(workdir, config.report.examples)
     return finished
   with reporter.live():
     data = data or load_data(config, reporter)
@@ -67,7 +72,9 @@ def run(
   with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
     check_inputs(workdir, fingerprint(config, data))
     writer.claim(workdir, settings)
-    return _carried_out(study, workdir, reporter, display, times)
+    summary = _carried_out(study, workdir, reporter, display, times)
+    page.freshen(workdir, config.report.examples)
+    return summary
 
 
 def check_continued(workdir: Path, settings: dict, rounds: int) -> dict | None:
@@ -91,15 +98,15 @@ def _carried_out(
 ) -> dict:
   """Trains, scores and writes -> summary; `times`: the clock and the compiler's at the start."""
   # A finished run that goes on has no summary until it has finished again.
-  (workdir / 'summary.json').unlink(missing_ok=True)
+  for name in ('summary.json', page.FILE):
+    (workdir / name).unlink(missing_ok=True)
+  writer.write_json(workdir / page.SITES, used(
+    study.data.sites, study.data.tested, study.data.external))
   rounds = study.options.rounds
   with reporter.live():
-    reporter.say(site_table(study.data.sites, study.data.tested, study.data.external))
-    if study.data.skew:
-      reporter.say(f'sites dealt out: {study.data.skew}')
     zero_shot = None
     if study.options.zero_shot and rounds and study.learner.untrained is not None:
-      zero_shot = _score_all(
+      zero_shot, _ = _score_all(
         study, _adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
         trained=False)
     state, lines, earlier, saving = None, [], 0.0, 0.0
@@ -108,19 +115,28 @@ def _carried_out(
     adapters, averaged = _adapters(study, state), _averaged(study, state, lines)
     for name, adapter in (adapters | averaged).items() if rounds else ():
       study.learner.save(adapter, workdir / study.learner.folder / name)
-    scores = _score_all(
-      study, adapters, workdir / 'predictions', reporter, trained=rounds > 0)
-    global_scores = averaged and _score_all(
-      study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
+    scores, crossed = _score_all(
+      study, adapters, workdir / 'predictions', reporter, trained=rounds > 0,
+      cross=study.options.cross_site and len(adapters) > 1)
+    global_scores = None
+    if averaged:
+      global_scores, _ = _score_all(study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
+  writer.write_json(workdir / 'predictions' / evaluate.COUNTS, writer.plain({
+    'scores': evaluate.note_counts(scores),
+    'cross_site': {name: evaluate.note_counts(row) for name, row in crossed.items()},
+    'global': evaluate.note_counts(global_scores or {})}))
   summary = _summary(study, lines, scores, zero_shot, global_scores) | {
+    'cross_site': writer.plain({
+      name: _shown(row) for name, row in crossed.items()}) or None,
     'wall_seconds': earlier + time.monotonic() - times[0],
     'compile_seconds': _compile_seconds[0] - times[1],
     'checkpoint_seconds': saving,
     'quarantined': sum(len(line.get('quarantined', ())) for line in lines),
     'skipped_rounds': sum(line.get('skipped', False) for line in lines),
-    'peak_memory_bytes': _peak_memory(),
+    'peak_memory_bytes': _peak_memory(), 'versions': versions(),
   }
   writer.write_text(workdir / 'ledger.csv', exchange.ledger_csv(study.meeting, lines))
+  scalars.finish(workdir, lines, summary)
   writer.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
   return summary
@@ -165,31 +181,41 @@ def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[s
 
 def _score_all(
   study: Study, adapters: dict[str, dict], folder: Path, reporter: Reporter, *,
-  trained: bool = True,
-) -> dict[str, evaluate.SiteScores]:
-  """Decodes and scores every site's test set.
+  trained: bool = True, cross: bool = False,
+) -> tuple[dict[str, evaluate.SiteScores], dict[str, dict[str, evaluate.SiteScores]]]:
+  """Decodes and scores every site's test set -> (scores, cross-site scores by adapter and site).
 
   A site is answered by the adapter of its name or else by all that there are, and their counts add
   up: an external cohort has none of its own.
 
   Args:
     adapters: of `_adapters` or `_averaged`.
-    folder: of the predictions.
+    folder: of the predictions; those across sites are in cross_site/ADAPTER/ there.
     trained: False = no round changes the answers, so those found on disk are used again.
+    cross: every adapter also answers for every site, alone.
   """
-  scores = {}
+  scores, crossed = {}, {name: {} for name in adapters if cross}
+  seed, samples = study.options.seed, study.options.bootstrap_samples
   for site in (*study.data.tested, *study.data.external):
     path = folder / f'{site.name}.jsonl'
-    answers = [] if trained else [writer.read_lines(path)]
-    if not any(evaluate.asked(site, records) for records in answers):
-      answering = [adapters[site.name]] if site.name in adapters else list(adapters.values())
+    own = [site.name] if site.name in adapters else list(adapters)
+    answers = {} if trained else {name: writer.read_lines(path) for name in own}
+    if not any(evaluate.asked(site, records) for records in answers.values()):
+      answering = list(adapters) if cross else own
       what = 'decoding' if trained else 'zero-shot'
       with reporter.task(f'{what} {site.name}', len(site.test) * len(answering)) as advance:
-        answers = [study.learner.answer(adapter, site, advance) for adapter in answering]
-      writer.write_lines(path, (record for records in answers for record in records))
-    scores[site.name] = evaluate.score(
-      site, answers, study.options.seed, study.options.bootstrap_samples)
-  return scores
+        answers = {
+          name: study.learner.answer(adapters[name], site, advance) for name in answering}
+      writer.write_lines(path, (record for name in own for record in answers[name]))
+    scores[site.name] = evaluate.score(site, [answers[name] for name in own], seed, samples)
+    for name, row in crossed.items():
+      writer.write_lines(folder / 'cross_site' / name / path.name, answers[name])
+      row[site.name] = evaluate.score(site, [answers[name]], seed, samples)
+  return scores, crossed
+
+
+def _shown(scores: dict[str, evaluate.SiteScores]) -> dict[str, dict]:
+  return {name: site.scores for name, site in scores.items()}
 
 
 def _summary(
@@ -202,9 +228,6 @@ def _summary(
   and `global` of the one for all.
   """
   learner = study.learner
-
-  def shown(scores):
-    return {name: site.scores for name, site in scores.items()}
 
   def total(key):
     return sum(line[key] for line in lines)
@@ -219,7 +242,7 @@ def _summary(
     'external': [site.name for site in study.data.external],
     'train_examples': [len(site.train) for site in study.data.sites],
     'partition': study.data.skew and study.data.skew._asdict(),
-    'scores': shown(scores),
+    'scores': _shown(scores),
     'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
     'bytes_full_model': learner.whole_bytes * exchanges,
     'adapter_parameters': tree.size(learner.adapter),
@@ -231,8 +254,8 @@ def _summary(
     'site_weights': [line['weights'] for line in lines],
     'cohorts': [line['sites'] for line in lines],
     'simulated_seconds': total('simulated_seconds'),
-    'zero_shot': zero_shot and {'scores': shown(zero_shot)},
-    'global': {'scores': shown(global_scores)} if global_scores else None,
+    'zero_shot': zero_shot and {'scores': _shown(zero_shot)},
+    'global': {'scores': _shown(global_scores)} if global_scores else None,
     **learner.summary,
   })
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from fedmedjax import checkpoint, exchange, stopping, writer
+from fedmedjax import checkpoint, exchange, scalars, stopping, writer
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import Study
 from fedmedjax.fed.participation import Turnout
@@ -51,6 +51,7 @@ def train(
     reporter.say(f'resuming after round {len(lines)}')
   # What a crash left there may lack a line, or have one without its checkpoint.
   writer.write_lines(workdir / 'metrics.jsonl', lines)
+  scalars.restart(workdir, lines, display.names)
   earlier = sum(line['seconds'] for line in lines)
 
   spent: list[float] = []
@@ -59,6 +60,7 @@ def train(
     checkpoint.save(workdir / CHECKPOINTS, state, lines, options.keep, options.keep_best)
     writer.write_lines(workdir / 'metrics.jsonl', lines)
     spent.append(time.monotonic() - begun)
+    scalars.add(workdir, lines, display.names)
     reporter.say(round_sentence(lines[-1], options.rounds))
 
   compiled, saving = None, Future()

@@ -15,7 +15,8 @@ from fedmedjax.types import InputError
 # Keys and groups of keys that may differ between a run and its continuation: they do not change
 # finished rounds. (The notes themselves are held to be the same by their checksums.)
 HARMLESS = (
-  'fed.rounds', 'fed.max_bad_rounds', 'data.root', 'eval.batch_size', 'log', 'checkpoint', 'api')
+  'fed.rounds', 'fed.max_bad_rounds', 'data.root', 'eval.batch_size', 'log', 'report',
+  'checkpoint', 'api')
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 
 from configs.base import PRESETS
 from fedmedjax import exchange
-from fedmedjax.compare import regime_config
 from fedmedjax.config import leaves, parse
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
@@ -34,6 +33,7 @@ from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.types import FederatedAlgorithm, LocalData, Validation
 from fedmedjax.program import guarded, set_up
 from fedmedjax.progress import Reporter
+from fedmedjax.settings import regime_config
 from fedmedjax.types import InputError
 from fedmedjax.writer import check_workdir, claim, plain, read_lines, write_lines, write_text
 

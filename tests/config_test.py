@@ -3,8 +3,8 @@
 import pytest
 
 from configs.base import METHOD_DEFAULTS, PRESETS
-from fedmedjax.compare import regime_config
 from fedmedjax.config import parse
+from fedmedjax.settings import regime_config
 
 
 def config(*argv):

@@ -18,6 +18,8 @@ ALLOWED = {
   'types': set(), 'tree': set(),
   'model': {'types', 'tree'}, 'data': {'types'}, 'fed': {'types', 'tree'},
   'eval': {'types', 'tree', 'model', 'data'},
+  # From files to a page: knows nothing of how they came about.
+  'page': {'types', 'report', 'writer'}, 'scalars': set(),
 }
 
 

@@ -14,7 +14,7 @@ import transformers
 from rich.console import Console
 
 from configs import quickstart
-from fedmedjax import api_run, experiment
+from fedmedjax import api_run, experiment, run
 from fedmedjax.config import CHECKS, leaves, validate
 from fedmedjax.eval.answers import Answer
 from fedmedjax.eval.endpoint import Endpoint
@@ -56,11 +56,11 @@ NEEDED = {
 # Another value of what is no number or switch, and where half of it, or one more, is not allowed.
 OTHER = {
   'model.path': '/nowhere/a', 'model.dtype': 'bfloat16', 'model.quantization': 'int8',
-  'model.remat': 'full', 'lora.targets': ('q_proj',), 'bert.path': '/nowhere/a', 'bert.task': 're',
+  'model.remat': 'full', 'lora.targets': ('q_proj',), 'lora.start': '/nowhere/a', 'bert.path': '/nowhere/a', 'bert.task': 're',
   'data.folders': ({**_WARD, 'path': '/nowhere/b'},), 'data.root': '/nowhere/b',
   'data.sites': ('synthetic_icu',), 'data.external': (), 'data.tasks': ('re',),
   'data.site_tasks': ('ner', 're'), 'data.re_share': 0.3, 'data.style': 'json',
-  'data.max_train_notes': 5, 'data.max_length': 60,
+  'data.max_train_notes': 5, 'data.max_train_sentences': 5, 'data.max_length': 60,
   'data.partition.kind': 'iid', 'data.partition.unit': 'sentence',
   'data.partition.corrupted': 0.4,
   'fed.preset': 'uniform', 'fed.weight_by': 'tokens', 'fed.loss_power': 0.5, 'fed.loss_on': 'all',
@@ -73,7 +73,7 @@ OTHER = {
   'optim.weight_decay': 0.1, 'api.price_input': 1.0, 'api.price_output': 1.0, 'api.cache': 'other',
 }
 # What is asked for cannot be had here; that it is asked for is in the error.
-REFUSED = {'model.path', 'bert.path', 'data.folders', 'data.root'}
+REFUSED = {'model.path', 'lora.start', 'bert.path', 'data.folders', 'data.root'}
 
 
 QUIET = Reporter(Console(quiet=True))
@@ -198,7 +198,7 @@ def other(key: str, value):
   return value + 1 if isinstance(value, int) else value / 2
 
 
-@pytest.mark.parametrize('key', [key for key in CHECKS if not key.startswith('api.')])
+@pytest.mark.parametrize('key', [k for k in CHECKS if not k.startswith(('api.', 'report.'))])
 def test_every_key_changes_the_study(key, start, studied):
   needed = NEEDED.get(key, {})
   value = other(key, leaves(changed(start, needed).to_dict())[key])
@@ -219,6 +219,18 @@ def test_every_option_of_a_study_is_read():
     assert re.search(rf'options(\(config\))?\.{name}\b', source), name
 
 
+def test_how_many_examples_a_page_shows(start, tmp_path, monkeypatch):
+  """Of a finished run nothing but its page is made again."""
+  shown = []
+  monkeypatch.setattr(run, 'check_continued', lambda workdir, settings, rounds: {'rounds': rounds})
+  monkeypatch.setattr(run, 'show', lambda *rest: None)
+  monkeypatch.setattr(run.page, 'freshen', lambda workdir, examples: shown.append(examples))
+  for number in (0, 7):
+    run.run(changed(start, {'report.examples': number}), tmp_path, QUIET)
+  assert shown == [0, 7]
+  assert {key for key in CHECKS if key.startswith('report.')} == {'report.examples'}
+
+
 @pytest.mark.parametrize('key', [key for key in CHECKS if key.startswith('api.')])
 def test_every_key_of_endpoints_changes_a_question_or_its_cost(key, start, tmp_path, monkeypatch):
   config = changed(start, {})
@@ -230,6 +242,7 @@ def test_every_key_of_endpoints_changes_a_question_or_its_cost(key, start, tmp_p
     return [Answer('', 1, 1, 1) for _ in questions]
 
   monkeypatch.setattr(api_run.api, 'ask', answer)
+  monkeypatch.setattr(api_run.page, 'freshen', lambda *rest: None)
   monkeypatch.setattr(api_run, 'read_answers', lambda path: asked.append(path.name) or {})
   found = []
   for number, settings in enumerate(({}, {key: other(key, leaves(config.to_dict())[key])})):

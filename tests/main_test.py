@@ -17,7 +17,17 @@ import torch
 import transformers
 from rich.console import Console
 
-from fedmedjax import checkpoint, compare, main, preview, report, run, training, writer
+from fedmedjax import (
+  checkpoint,
+  compare,
+  main,
+  preview,
+  report,
+  run,
+  scalars,
+  training,
+  writer,
+)
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.site import encode_site
 from fedmedjax.data.writers import write_brat
@@ -100,6 +110,25 @@ def test_the_files_of_a_run(finished):
           'parse_failed'} <= set(record)
   assert (finished / 'adapter' / 'adapter_model.safetensors').exists()
   assert sorted(path.name for path in (finished / 'checkpoints').iterdir()) == ['1', '2']
+  described = json.loads((finished / 'sites.json').read_text())
+  assert list(described['sites']) == [*sites, 'synthetic_external']
+  assert [described['examples'][site]['ner']['train'] for site in sites] == (
+    summary['train_examples'])
+  report_page = (finished / 'report.html').read_text()
+  assert '<h1>whole</h1>' in report_page and summary['versions']['jax'] in report_page
+  assert (finished / scalars.FILE).stat().st_size > 1000
+
+
+def test_an_older_finished_run_gets_a_report_and_no_excerpts_when_asked(
+    finished, command, tmp_path):
+  workdir = tmp_path / 'whole'
+  shutil.copytree(finished, workdir)
+  (workdir / 'report.html').unlink()
+  assert main.main(command(workdir)) == 0
+  assert fingerprint(workdir)['report.html'][0] == fingerprint(finished)['report.html'][0]
+  assert main.main(command(workdir, '--config.report.examples=0')) == 0
+  before, after = fingerprint(finished), fingerprint(workdir)
+  assert {key for key in after if before[key][0] != after[key][0]} == {'report.html'}
 
 
 @pytest.mark.parametrize('family, quantization', [('qwen3', 'nf4'), ('llama32', 'int8')])
@@ -269,6 +298,8 @@ def test_stopped_after_round_one_it_resumes_at_round_two(
     np.testing.assert_array_equal(ours[key], theirs[key])
   rounds = [json.loads(x)['round'] for x in (workdir / 'metrics.jsonl').read_text().splitlines()]
   assert rounds == [1, 2]
+  # As many points for TensorBoard, whose file grew in two runs; only the seconds differ.
+  assert len({(f / scalars.FILE).stat().st_size for f in (workdir, finished)}) == 1
 
 
 def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
@@ -278,7 +309,7 @@ def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
     [sys.executable, '-m', 'fedmedjax.main', *command(
       tmp_path / 'run', '--config.fed.chunk=0', '--config.eval.max_examples=1',
       '--config.eval.zero_shot=False')[1:]],
-    env=os.environ | {'XLA_FLAGS': ''}, capture_output=True, text=True, timeout=300)
+    env=os.environ | {'XLA_FLAGS': ''}, capture_output=True, text=True, timeout=900)
   assert done.returncode == 0, done.stderr
   ours, theirs = (
     safetensors.numpy.load_file(folder / 'adapter' / 'adapter_model.safetensors')
@@ -359,6 +390,7 @@ def test_a_model_that_changed_is_named(finished, command, tiny_folder, tmp_path,
 def test_a_note_that_changed_is_named(command, tmp_path, monkeypatch, capsys):
   """One letter of one note; its text is not told. As it was before, the run goes on."""
   monkeypatch.setattr(run, '_carried_out', lambda *rest: {})
+  monkeypatch.setattr(run.page, 'freshen', lambda *rest: None)
   write_brat(tmp_path / 'ward', generate_cohort('synthetic_icu', train_notes=12).train)
   site = dict(name='ward', path=str(tmp_path / 'ward'), format='brat', mapping='schema')
   argv = command(
@@ -395,6 +427,16 @@ def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, caps
   out = capsys.readouterr().out
   table = out[out.index('Typed strict F1 by regime'):]
   assert all(regime in table for regime in compare.REGIMES)
+  found = json.loads((workdir / 'findings.json').read_text())
+  assert [(one['ours'], one['theirs']) for one in found] == [
+    ('fed_medlora', 'zero_shot'), ('fed_medlora', 'single_site (each its own)'),
+    ('fed_medlora', 'centralised'), ('fed_medlora_plus', 'zero_shot'),
+    ('fed_medlora_plus', 'single_site (each its own)'), ('fed_medlora_plus', 'centralised'),
+    ('fed_medlora_plus', 'fed_medlora')]
+  assert all(one['sentence'] in ' '.join(out.split()) for one in found)
+  shown = (workdir / 'report.html').read_text()
+  assert all(f'<th scope="row">{regime.replace("_", "_<wbr>")}</th>' in shown
+             for regime in compare.REGIMES)
   # Size weights against size times exp(-loss): unlike.
   assert rows['fed_medlora']['site_weights'] != rows['fed_medlora_plus']['site_weights']
   with pytest.MonkeyPatch.context() as patch:

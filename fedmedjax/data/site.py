@@ -105,6 +105,7 @@ def read_site(
   forms: Sequence[Form],
   *,
   max_train_notes: int = 0,
+  max_train_sentences: int = 0,
   validation_share: float = 0.0,
   validation_examples: int = 0,
   max_test: int = 0,
@@ -117,9 +118,11 @@ def read_site(
     corpus: the site's notes.
     forms: one a task; those of which its notes hold nothing are left out.
     max_train_notes: the first notes used for training; 0 = all.
+    max_train_sentences: sentences trained on, at random among those of the notes not held out, with
+      all examples in them; fewer are a subset of more. 0 = all.
     validation_share: share of the training notes held out for V, the same for all tasks.
     validation_examples: most examples of V of each task, at random among the held-out notes'.
-    max_test: the first test sentences used, with all examples in them; 0 = all.
+    max_test: test sentences used, at random among all of them, with all examples in them; 0 = all.
     trains: False for a site that is only tested (its training notes are not read).
     tests: False for a site that only trains.
 
@@ -134,20 +137,22 @@ def read_site(
     # A site with one note keeps it to train on.
     number = min(max(1, round(validation_share * len(notes))), len(notes) - 1)
     held_out = set(rng.permutation(len(notes))[:number].tolist())
-  places = [
-    (note.name, start) for note in corpus.test for start, _ in split_sentences(note.text)]
-  if tests and not places:
-    raise InputError(f'site {corpus.name!r}: no sentence to test on')
   split = _Split(
     [note for i, note in enumerate(notes) if i not in held_out],
-    [notes[i] for i in sorted(held_out)], corpus.test, set(places[:max_test or None]))
+    [notes[i] for i in sorted(held_out)], corpus.test)
+  if tests and not any(split_sentences(note.text) for note in split.test):
+    raise InputError(f'site {corpus.name!r}: no sentence to test on')
+  name = zlib.crc32(corpus.name.encode())
+  split = split._replace(
+    trained=_drawn(split.train, max_train_sentences, (SPLIT_SEED, name, 1)),
+    tested=_drawn(split.test, max_test, (SPLIT_SEED, name, 2)))
   report, parts = Counter(corpus.report), []
   for form in _annotated(corpus, forms, trains) if tests else [f for f in forms if f.ask.types]:
     part = _read_task(form, split, validation_examples, rng, report)
     if trains:
       _check_training(corpus.name, len(notes), len(held_out), part, {
-        'max_train_notes': max_train_notes, 'validation_share': validation_share,
-        'limit': form.limit})
+        'max_train_notes': max_train_notes, 'max_train_sentences': max_train_sentences,
+        'validation_share': validation_share, 'limit': form.limit})
     # A part of a pool may be too small to have one; V then lacks its group.
     if trains and tests and held_out and not part.validation:
       raise InputError(
@@ -155,20 +160,32 @@ def read_site(
         f'{validation_share}, {form.limit}); raise one of them')
     parts.append(part)
   if tests and not any(part.test for part in parts):
-    raise InputError(f'site {corpus.name!r}: no example to test on in its first {max_test} '
-                     'sentences (config.eval.max_examples); raise it')
+    raise InputError(f'site {corpus.name!r}: no example to test on in the {max_test} sentences '
+                     'drawn (config.eval.max_examples); raise it')
   for key in ('train', 'validation', 'test'):
     report[f'{key}_sentences'] = sum(len(getattr(part, key)) for part in parts)
   return SiteData(corpus.name, corpus.types, tuple(parts), dict(report))
 
 
 class _Split(NamedTuple):
-  """A site's notes by use; of the tested notes only the sentences (note, start) of `tested`."""
+  """A site's notes by use, and which of their sentences (note, start) are used; None = all."""
 
   train: Sequence[Document]
   validation: Sequence[Document]
   test: Sequence[Document]
-  tested: set[tuple[str, int]]
+  trained: set[tuple[str, int]] | None = None
+  tested: set[tuple[str, int]] | None = None
+
+
+def _drawn(
+  notes: Sequence[Document], number: int, seed: tuple[int, ...]
+) -> set[tuple[str, int]] | None:
+  """So many sentences (note, start), all equally likely; the first ones come with more, too."""
+  if not number:
+    return None
+  places = [(note.name, start) for note in notes for start, _ in split_sentences(note.text)]
+  order = np.random.default_rng(seed).permutation(len(places))
+  return {places[i] for i in order[:number]}
 
 
 def _read_task(
@@ -176,11 +193,11 @@ def _read_task(
 ) -> TaskData:
   """One task of a site; adds to `report` what was found, kept and dropped."""
 
-  def examples(documents: Sequence[Document]) -> list[Example]:
+  def examples(documents: Sequence[Document], wanted: set | None = None) -> list[Example]:
     out = []
     for document in documents:
       found, counts = form.ask.find(document)
-      out += found
+      out += [e for e in found if wanted is None or (e.document, e.start) in wanted]
       # The corpus's own counts are over all its notes, these over the ones read here.
       report.update({f'used_{key}': value for key, value in counts.items()})
     return out
@@ -190,10 +207,10 @@ def _read_task(
     report.update(counts)
     return kept
 
-  solved = examples(split.train)
+  solved = examples(split.train, split.trained)
   train, validation = encoded(solved), encoded(examples(split.validation))
   chosen = np.sort(rng.permutation(len(validation))[:validation_examples])
-  test = [e for e in examples(split.test) if (e.document, e.start) in split.tested]
+  test = examples(split.test, split.tested)
   return TaskData(
     form.ask, form.instruction, tuple(train), tuple(validation[i] for i in chosen), tuple(test),
     tuple(form.encode_test(test)), tuple(solved))
@@ -224,6 +241,7 @@ def _check_training(
     raise InputError(
       f'site {name!r}: no sentence to train on among {notes} notes, {held_out} of them held out '
       f'(config.data.max_train_notes={settings["max_train_notes"]}, '
+      f'config.data.max_train_sentences={settings["max_train_sentences"]}, '
       f'config.data.validation_share={settings["validation_share"]})')
   if not part.train:
     raise InputError(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.data.site import SiteData
 from fedmedjax.types import SiteCorpus
 
 _WORD = re.compile(r'\w+|[^\w\s]')
@@ -49,6 +50,32 @@ def site_statistics(corpus: SiteCorpus) -> SiteStatistics:
   return SiteStatistics(
     corpus.name, corpus.types, len(corpus.train), len(corpus.test), np.array(sentence_words, int),
     np.array(note_words, int), vocabulary, entities, modifiers, report)
+
+
+def used_statistics(site: SiteData) -> SiteStatistics:
+  """Of what a run uses of a site: its training notes that are not held out, and what is tested.
+
+  Entities are those of entity recognition; where only relations are read, their main entities.
+  """
+  texts, entities, mains, modifiers = {}, Counter(), {}, Counter()
+  for part in site.tasks:
+    for example in (*part.solved, *part.test):
+      texts[example.document, example.start] = example.text
+      kinds = (span.type for span in example.entities)
+      (modifiers if part.ask.given else entities).update(kinds)
+      if example.main is not None:
+        mains[example.document, example.start, example.main] = example.main.type
+  words = {place: _WORD.findall(text.lower()) for place, text in texts.items()}
+  note_words = Counter()
+  for (document, _), found in words.items():
+    note_words[document] += len(found)
+  train, test = ({example.document for part in site.tasks for example in getattr(part, key)}
+                 for key in ('solved', 'test'))
+  vocabulary = Counter(word for found in words.values() for word in found)
+  return SiteStatistics(
+    site.name, site.types, len(train), len(test), np.array([*map(len, words.values())], int),
+    np.array([*note_words.values()], int), vocabulary, entities or Counter(mains.values()),
+    modifiers, site.report)
 
 
 def divergence(counts: np.ndarray) -> float:

@@ -189,11 +189,16 @@ def asked(site: SiteData, records: Sequence[dict]) -> bool:
   return sum(record['task'] != END_TO_END for record in records) == len(site.test)
 
 
+# In the folder of the predictions: what scores add up from, by note.
+COUNTS = 'counts.json'
+
+
 class SiteScores(NamedTuple):
   """A site's scores in the shape of summary.json, and what they add up from."""
 
   scores: dict                   # {'ner': ..., 're': {'modifier': ..., 'triple': ..., ...}}
-  counts: dict[str, np.ndarray]  # 'ner', 're.modifier', ...: i64[notes, 2, T + 1, 3]
+  notes: tuple[str, ...]         # N tested notes
+  counts: dict[str, np.ndarray]  # 'ner', 're.modifier', ...: i64[N, 2, T + 1, 3]
   copy_rate: float
   parse_failure_rate: float
   dropped: int                   # entities written that stand nowhere in their sentence
@@ -242,10 +247,15 @@ def score(
         for found in _link_counts(records, task, source, pairs, texts)))
   records = [record for some in answers for record in some]
   return SiteScores(
-    scores, counts,
+    scores, tuple(dict.fromkeys(note for note, _ in texts)), counts,
     float(np.mean([record['copied'] for record in records])),
     float(np.mean([record['parse_failed'] for record in records])),
     sum(record['dropped'] for record in records))
+
+
+def note_counts(scores: dict[str, SiteScores]) -> dict[str, dict]:
+  """What COUNTS holds of these sites: enough to compare runs note by note."""
+  return {name: {'notes': site.notes, **site.counts} for name, site in scores.items()}
 
 
 def rates(scores: Iterable[SiteScores]) -> dict[str, float]:

@@ -41,14 +41,6 @@ class Link(NamedTuple):
   type: str
 
 
-class Difference(NamedTuple):
-  """F1 of a minus F1 of b, axes KINDS x AVERAGES, with its 95 % interval."""
-
-  difference: np.ndarray  # f64[2, 3]
-  low: np.ndarray         # f64[2, 3]
-  high: np.ndarray        # f64[2, 3]
-
-
 def count(
   gold: Sequence[Span], predicted: Sequence[Span], text: str, types: Sequence[str],
 ) -> np.ndarray:
@@ -156,7 +148,7 @@ def scores(
     types: the same T types.
     ci95: f64[2, 3, 2] from `bootstrap_f1`; without it every 'ci95' is None.
   """
-  every, averaged = _ratios(counts), _averages(counts)
+  every, averaged = _ratios(counts), averages(counts)
   names = ('precision', 'recall', 'f1')
   out: dict[str, Any] = {}
   for k, kind in enumerate(KINDS):
@@ -185,32 +177,13 @@ def bootstrap_f1(counts: np.ndarray, seed: int, samples: int = 1000) -> np.ndarr
   Returns:
     f64[2 match kinds, 3 averages, (low, high)].
   """
-  f1 = _averages(_drawn(counts, seed, samples))[..., 2]
+  f1 = averages(resampled(counts, seed, samples))[..., 2]
   return np.moveaxis(np.percentile(f1, (2.5, 97.5), axis=0), 0, -1)
 
 
-def paired_bootstrap(
-  counts_a: np.ndarray, counts_b: np.ndarray, seed: int, samples: int = 1000,
-) -> Difference:
-  """F1 of system a minus F1 of system b on the same notes, with a 95 % interval.
-
-  Both systems are scored on the same draw of notes each time, so that a hard note weighs on both.
-  Both counts are i64[N, 2, T + 1, 3], note by note in the same order.
-  """
-  if counts_a.shape != counts_b.shape:
-    raise ValueError(f'counts of different notes: {counts_a.shape} and {counts_b.shape}')
-  difference, drawn = (
-    _averages(a)[..., 2] - _averages(b)[..., 2]
-    for a, b in (
-      (counts_a.sum(0), counts_b.sum(0)),
-      (_drawn(counts_a, seed, samples), _drawn(counts_b, seed, samples)),
-    )
-  )
-  low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
-  return Difference(difference, low, high)
-
-
-def _drawn(counts: np.ndarray, seed: int, samples: int) -> np.ndarray:
+def resampled(
+  counts: np.ndarray, seed: int | Sequence[int], samples: int
+) -> np.ndarray:
   """Added-up counts f64[samples, 2, T + 1, 3] of N notes drawn from N with replacement."""
   notes = len(counts)
   if not notes:
@@ -229,7 +202,7 @@ def _ratios(counts: np.ndarray) -> np.ndarray:
   ], axis=-1)
 
 
-def _averages(counts: np.ndarray) -> np.ndarray:
+def averages(counts: np.ndarray) -> np.ndarray:
   """Counts [..., T + 1, 3] -> [..., 3 averages, (precision, recall, f1)]."""
   by_type, untyped = counts[..., :-1, :], counts[..., -1, :]
   present = (by_type.sum(-1, keepdims=True) > 0).sum(-2)  # the others add 0 to the mean

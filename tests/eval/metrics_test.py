@@ -149,7 +149,7 @@ def test_bootstrap_draws_notes_and_pools_their_counts():
   """Two notes, (tp, fp, fn) = (8, 0, 0) and (0, 0, 2). Draws: both first, F1 1 (p = 1/4); both
   second, 0 (1/4); one of each, pooled 16/(16+2) = 8/9, where a mean over notes would be 1/2."""
   counts = np.stack([note(8, 0, 0), note(0, 0, 2)])
-  drawn = metrics._averages(metrics._drawn(counts, seed=1, samples=4000))[:, 0, 0, 2]
+  drawn = metrics.averages(metrics.resampled(counts, seed=1, samples=4000))[:, 0, 0, 2]
   values, times = np.unique(drawn.round(6), return_counts=True)
   assert values.tolist() == [0, .888889, 1]
   assert times / 4000 == pytest.approx([.25, .5, .25], abs=.03)
@@ -166,27 +166,6 @@ def test_bootstrap_of_equal_notes_has_no_width_and_depends_on_the_seed_only():
   a, b, c = (metrics.bootstrap_f1(unlike, seed) for seed in (3, 3, 4))
   assert (a == b).all() and (a != c).any()
   assert metrics.bootstrap_f1(unlike[:0], seed=0).tolist() == [[[0, 0]] * 3] * 2
-
-
-def test_paired_bootstrap_uses_the_same_notes_for_both():
-  """Notes differ much, the systems little: b misses one more of each note's 20 entities. Paired,
-  the difference is about .03 in every draw; drawn apart, the interval would span 0."""
-  draw = np.random.default_rng(0)
-  hits = draw.integers(2, 20, 30)
-  a = np.stack([note(tp, 0, 20 - tp) for tp in hits])
-  b = np.stack([note(tp - 1, 0, 21 - tp) for tp in hits])
-  result = metrics.paired_bootstrap(a, b, seed=0)
-  f1 = [2 * tp.sum() / (tp.sum() + 600) for tp in (hits, hits - 1)]
-  assert result.difference == pytest.approx(np.full((2, 3), f1[0] - f1[1]))
-  assert (result.low > .01).all() and (result.high < .06).all()
-  assert (result.low <= result.difference).all() and (result.difference <= result.high).all()
-  drawn_a, drawn_b = metrics._drawn(a, 0, 500), metrics._drawn(b, 1, 500)
-  apart = (metrics._averages(drawn_a) - metrics._averages(drawn_b))[:, 0, 0, 2]
-  assert np.percentile(apart, 2.5) < 0
-  same = metrics.paired_bootstrap(a, a, seed=0)
-  assert not any(part.any() for part in same)
-  with pytest.raises(ValueError, match='different notes'):
-    metrics.paired_bootstrap(a, b[1:], seed=0)
 
 
 def test_counts_add_and_scores_are_plain_json():

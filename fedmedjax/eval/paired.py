@@ -1,0 +1,152 @@
+"""Runs against each other: differences of mean F1, with intervals that resample notes and seeds.
+
+The statistic is the mean over seeds of the plain mean over sites of typed micro F1. A draw takes
+every site's notes with replacement, the same ones for all runs that were tested on them, and, where
+there are several seeds, the seeds with replacement too. Intervals are 95 % percentiles; they hold
+the spread over notes and seeds that were seen, so with few of either they are too narrow.
+
+Letters: K seeds, N notes of a site.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedmedjax.eval import metrics
+from fedmedjax.eval.evaluate import COUNTS
+from fedmedjax.types import InputError
+
+
+class NoteCounts(NamedTuple):
+  """What an adapter's score of one kind adds up from on one site's test notes."""
+
+  notes: tuple[str, ...]
+  counts: np.ndarray  # i64[N, 2 match kinds, T + 1, (tp, fp, fn)]
+
+
+# One run's answers, or one adapter's: {site: {score such as 'ner' or 're.modifier': NoteCounts}}.
+Answers = dict[str, dict[str, NoteCounts]]
+
+
+class Estimate(NamedTuple):
+  """A figure and its 95 % interval."""
+
+  value: float
+  low: float
+  high: float
+
+  def __str__(self) -> str:
+    return f'{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]'
+
+
+def read_answers(predictions: Path) -> dict[str, Any]:
+  """The counts of a finished run -> {'scores': Answers, 'global': Answers, 'cross_site':
+  {adapter: Answers}}; the last two are empty where there are none.
+
+  Raises InputError when the file is absent or is none of ours.
+  """
+  path = predictions / COUNTS
+  try:
+    held = json.loads(path.read_text(encoding='utf-8'))
+    return {
+      'scores': _answers(held['scores']), 'global': _answers(held.get('global', {})),
+      'cross_site': {name: _answers(row) for name, row in held.get('cross_site', {}).items()}}
+  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    raise InputError(
+      f'{path}: no counts by note ({error}); delete {predictions.parent / "summary.json"}, and the '
+      'same command scores the run again') from None
+
+
+def _answers(sites: dict[str, dict]) -> Answers:
+  found = {}
+  for site, held in sites.items():
+    notes = tuple(held['notes'])
+    found[site] = {
+      name: NoteCounts(notes, np.array(counts, np.int64).reshape(len(notes), 2, -1, 3))
+      for name, counts in held.items() if name != 'notes'}
+  return found
+
+
+def mean_f1(
+  runs: Sequence[Answers], sites: Sequence[str], score: str, *, seed: int, samples: int,
+  kind: str = 'strict',
+) -> Estimate:
+  """Mean over seeds and sites of typed F1.
+
+  Args:
+    runs: one a seed.
+    sites: over which the mean is taken; all must have the score.
+    score: 'ner', 're.modifier', 're.triple' or 're.end_to_end'.
+    seed, samples: of the bootstrap.
+    kind: 'strict' or 'lenient'.
+  """
+  value, drawn = _statistic(runs, sites, score, seed, samples, kind)
+  return _estimate(value, drawn)
+
+
+def difference(
+  ours: Sequence[Answers], theirs: Sequence[Answers], sites: Sequence[str], score: str, *,
+  seed: int, samples: int, kind: str = 'strict',
+) -> Estimate:
+  """`mean_f1` of ours minus theirs, on the same draws; both have the same seeds, in order."""
+  if len(ours) != len(theirs):
+    raise ValueError(f'{len(ours)} and {len(theirs)} seeds')
+  (a, drawn_a), (b, drawn_b) = (
+    _statistic(runs, sites, score, seed, samples, kind) for runs in (ours, theirs))
+  return _estimate(a - b, drawn_a - drawn_b)
+
+
+def best_adapter(
+  rows: Sequence[dict[str, Answers]], sites: Sequence[str], score: str
+) -> str:
+  """The adapter of highest mean typed strict F1 over `sites` and seeds.
+
+  It is chosen on the very notes that it is then compared on, which flatters it: a method that
+  beats it beats all of them.
+
+  Args:
+    rows: one a seed, {adapter: Answers}.
+  """
+  def value(name: str) -> float:
+    return float(np.mean([
+      _f1(row[name][site][score].counts.sum(0))[0] for row in rows for site in sites]))
+
+  return max(rows[0], key=value)
+
+
+def having(runs: Iterable[Answers], sites: Sequence[str], score: str) -> list[str]:
+  """Those of `sites` where all runs have a score of this name."""
+  runs = list(runs)
+  return [site for site in sites if all(score in run.get(site, {}) for run in runs)]
+
+
+def _statistic(
+  runs: Sequence[Answers], sites: Sequence[str], score: str, seed: int, samples: int, kind: str
+) -> tuple[float, np.ndarray]:
+  """(the mean F1, its f64[samples] draws)."""
+  k = metrics.KINDS.index(kind)
+  values, drawn = np.zeros(len(runs)), np.zeros((len(runs), samples))
+  for run, answers in enumerate(runs):
+    for site in sites:
+      tested = answers[site][score]
+      # The same notes are drawn alike for all runs; those of other sites or seeds are not.
+      stream = zlib.crc32('\n'.join((site, *tested.notes)).encode())
+      values[run] += _f1(tested.counts.sum(0))[k] / len(sites)
+      draws = metrics.resampled(tested.counts, (seed, stream), samples)
+      drawn[run] += _f1(draws)[:, k] / len(sites)
+  chosen = np.random.default_rng(seed).integers(len(runs), size=(samples, len(runs)))
+  return float(values.mean()), np.take_along_axis(drawn.T, chosen, axis=1).mean(axis=1)
+
+
+def _f1(counts: np.ndarray) -> np.ndarray:
+  """[..., 2, T + 1, 3] -> typed micro F1 [..., 2]."""
+  return metrics.averages(counts)[..., 0, 2]
+
+
+def _estimate(value: float, drawn: np.ndarray) -> Estimate:
+  low, high = np.percentile(drawn, (2.5, 97.5))
+  return Estimate(value, float(low), float(high))
