@@ -56,7 +56,8 @@ NEEDED = {
 # Another value of what is no number or switch, and where half of it, or one more, is not allowed.
 OTHER = {
   'model.path': '/nowhere/a', 'model.dtype': 'bfloat16', 'model.quantization': 'int8',
-  'model.remat': 'full', 'lora.targets': ('q_proj',), 'lora.start': '/nowhere/a', 'bert.path': '/nowhere/a', 'bert.task': 're',
+  'model.remat': 'full', 'lora.targets': ('q_proj',), 'lora.start': '/nowhere/a',
+  'bert.path': '/nowhere/a', 'bert.task': 're',
   'data.folders': ({**_WARD, 'path': '/nowhere/b'},), 'data.root': '/nowhere/b',
   'data.sites': ('synthetic_icu',), 'data.external': (), 'data.tasks': ('re',),
   'data.site_tasks': ('ner', 're'), 'data.re_share': 0.3, 'data.style': 'json',
