@@ -9,21 +9,26 @@ setup(
   python_requires='>=3.11',
   packages=find_packages(include=['fedmedjax', 'fedmedjax.*', 'configs']),
   package_data={'fedmedjax': ['**/*.toml', 'templates/*', 'page/templates/*']},
+  # Lower bounds are what scripts/lowest.sh installs and tests; there are no upper ones.
   install_requires=[
-    'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'ml-collections', 'absl-py',
-    'tokenizers', 'safetensors', 'gguf', 'huggingface-hub', 'ml-dtypes', 'rich', 'numpy',
-    'scipy', 'matplotlib', 'jinja2', 'markupsafe',
+    'jax>=0.8', 'flax>=0.12', 'optax>=0.2.6', 'orbax-checkpoint>=0.12', 'transformers>=5',
+    'ml-collections>=1.1', 'absl-py>=2.1', 'tokenizers>=0.22.1', 'safetensors>=0.6.1',
+    'gguf>=0.17', 'huggingface-hub>=1.3', 'ml-dtypes>=0.5', 'rich>=13.9', 'numpy>=2',
+    'scipy>=1.13', 'matplotlib>=3.9', 'jinja2>=3.1', 'markupsafe>=2.1',
   ],
   extras_require={
     # Baselines behind an endpoint: regimes api and api:MODEL of compare.
-    'api': ['openai'],
+    'api': ['openai>=2'],
     # Sites in the format 'datasets': saved data sets and Parquet files.
-    'datasets': ['datasets'],
+    'datasets': ['datasets>=4'],
     # Oracles of the tests; the package never imports torch. This build of it is CPU only on
     # machines that serve one, and the tests need no more.
     # openai, fastapi and uvicorn are what `transformers serve` needs.
     'test': [
       'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'flwr',
-      'openai', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate', 'datasets', 'tensorboardX'],
+      'openai>=2', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate',
+      'datasets>=4', 'tensorboardX',
+      # Resolves to the lowest versions, see scripts/lowest.sh.
+      'uv'],
   },
 )

@@ -80,7 +80,7 @@ PRESETS = {
 def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   """All keys, with the reference's hyper-parameters (METHOD section 6) where it has them."""
   config = ConfigDict()
-  # Seed of data order, adapter initialisation, splits and synthetic notes; an integer >= 0.
+  # Seed of data order, adapter initialisation, splits, synthetic notes; an integer below 2^32.
   config.seed = 42
 
   config.model = model = ConfigDict()

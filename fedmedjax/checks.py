@@ -12,8 +12,11 @@ class Check(NamedTuple):
   wording: str
 
 
-def integer(least: int) -> Check:
-  return Check(lambda v: type(v) is int and v >= least, f'an integer >= {least}')
+def integer(least: int, most: int | None = None) -> Check:
+  """`most` is for what costs memory or hours before anything could say so."""
+  return Check(
+    lambda v: type(v) is int and v >= least and (most is None or v <= most),
+    f'an integer >= {least}' + ('' if most is None else f' and <= {most}'))
 
 
 def number(test: Callable[[float], bool], wording: str) -> Check:
@@ -32,7 +35,8 @@ def names(least: int) -> Check:
     f'a tuple of {"" if least else "zero or more "}different names')
 
 
-TEXT = Check(lambda v: isinstance(v, str), 'a text')
+# No file has a name with NUL in it, and no other key wants one.
+TEXT = Check(lambda v: isinstance(v, str) and '\0' not in v, 'a text without NUL')
 BOOLEAN = Check(lambda v: isinstance(v, bool), 'True or False')
 POSITIVE = number(lambda v: v > 0, 'a finite number > 0')
 NOT_NEGATIVE = number(lambda v: v >= 0, 'a finite number >= 0')

@@ -45,10 +45,10 @@ SAMPLERS = ('uniform', 'size', 'poisson')
 CODECS = ('float32', 'bfloat16', 'int8', 'int4', 'sign')
 
 CHECKS = {
-  'seed': integer(0),
+  'seed': integer(0, 2**32 - 1),
   'model.path': TEXT, 'model.dtype': one_of(DTYPES), 'model.remat': one_of(tuple(REMAT)),
   'model.quantization': one_of(tuple(QUANTIZATIONS)),
-  'lora.rank': integer(1), 'lora.alpha': POSITIVE, 'lora.targets': names(1),
+  'lora.rank': integer(1, 10_000), 'lora.alpha': POSITIVE, 'lora.targets': names(1),
   'lora.start': TEXT,
   'bert.path': TEXT, 'bert.task': one_of(tuple(TASKS)), 'bert.max_length': integer(16),
   'bert.learning_rate': POSITIVE,
@@ -61,16 +61,17 @@ CHECKS = {
     lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
     "a tuple of 'ner', 're' and 'ner+re', or ()"),
   'data.re_share': BELOW_ONE, 'data.style': one_of(tuple(STYLES)),
-  'data.synthetic_notes': integer(0), 'data.max_train_notes': integer(0),
+  'data.synthetic_notes': integer(0, 100_000), 'data.max_train_notes': integer(0),
   'data.max_train_sentences': integer(0),
   'data.max_length': integer(8),
-  'data.partition.kind': one_of(('', *partition.KINDS)), 'data.partition.sites': integer(1),
+  'data.partition.kind': one_of(('', *partition.KINDS)),
+  'data.partition.sites': integer(1, 100_000),
   'data.partition.unit': one_of(tuple(partition.UNITS)), 'data.partition.strength': POSITIVE,
   'data.partition.corrupted': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
   'data.validation_share': number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
   'data.validation_examples': integer(0),
-  'fed.preset': one_of(tuple(PRESETS)), 'fed.rounds': integer(1),
-  'fed.local_epochs': integer(1), 'fed.local_steps': integer(0),
+  'fed.preset': one_of(tuple(PRESETS)), 'fed.rounds': integer(1, 100_000),
+  'fed.local_epochs': integer(1, 10_000), 'fed.local_steps': integer(0, 100_000),
   'fed.batch_size': integer(1), 'fed.chunk': integer(0),
   'fed.weight_by': one_of(('examples', 'tokens')), 'fed.size_power': NOT_NEGATIVE,
   'fed.loss_power': NOT_NEGATIVE, 'fed.temperature': POSITIVE, 'fed.loss_on': one_of(LOSS_ON),
@@ -102,9 +103,10 @@ CHECKS = {
   'optim.eps': POSITIVE, 'optim.weight_decay': NOT_NEGATIVE,
   'optim.clip_norm': NOT_NEGATIVE, 'optim.warmup_share': BELOW_ONE,
   'eval.zero_shot': BOOLEAN, 'eval.max_examples': integer(0), 'eval.batch_size': integer(1),
-  'eval.max_new_ratio': POSITIVE, 'eval.bootstrap_samples': integer(1),
-  'eval.guesses': integer(0), 'eval.cross_site': BOOLEAN,
-  'api.shots': integer(0), 'api.concurrency': integer(1), 'api.max_attempts': integer(1),
+  'eval.max_new_ratio': number(lambda v: 0 < v <= 1000, 'a number in (0, 1000]'),
+  'eval.bootstrap_samples': integer(1, 100_000),
+  'eval.guesses': integer(0, 100), 'eval.cross_site': BOOLEAN,
+  'api.shots': integer(0), 'api.concurrency': integer(1, 1000), 'api.max_attempts': integer(1),
   'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
   'api.cache': TEXT,
   'log.steps': BOOLEAN, 'report.examples': integer(0),
@@ -186,9 +188,9 @@ _RESERVED = ('global', 'zero_shot', 'pooled')
 
 def _check_folders(folders: Sequence[Mapping]) -> None:
   keys = {
-    'name': Check(lambda v: isinstance(v, str) and re.fullmatch(r'[\w.-]+', v)
+    'name': Check(lambda v: isinstance(v, str) and re.fullmatch(r'[\w-][\w.-]*', v)
                   and v not in (*COHORTS, *CORPORA, *_RESERVED),
-                  'letters, digits, _ . -, and no known site'),
+                  'letters, digits, _ . -, no dot in front, and no known site'),
     'path': TEXT, 'format': one_of(tuple(FORMATS)), 'mapping': TEXT,
     'test_share': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]')}
   needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)

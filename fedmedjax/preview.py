@@ -1,5 +1,6 @@
 """What a run would do and need: `main --validate_only`. Compiles no round and writes nothing."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,24 @@ def preview(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
     compare_inputs(workdir, fingerprint(config, data))
   reporter.say(site_table(data.sites, data.tested, data.external))
   done = checkpoint.latest_round(workdir / CHECKPOINTS) if workdir else 0
+  device, limit = jax.devices()[0], device_memory()
   if study.options.rounds:
-    reporter.say(_rounds_table(study, done), _memory_table(config, study))
-  device = jax.devices()[0]
-  limit = (device.memory_stats() or {}).get('bytes_limit')
+    memory = memory_plan(config, study)
+    reporter.say(_rounds_table(study, done), _memory_table(memory))
+    if sum(memory.values()) > limit:
+      reporter.say(
+        'warning: that is more memory than there is; set config.fed.chunk=1, lower '
+        "config.fed.batch_size, or set config.model.remat='full'")
   reporter.say(
-    f'{len(jax.devices())} device(s), {device.platform} {device.device_kind}'
-    + (f', {limit / 2**30:.1f} GiB each' if limit else '')
-    + f'; {done} of {study.options.rounds} rounds are done. Nothing was written.')
+    f'{len(jax.devices())} device(s), {device.platform} {device.device_kind}, '
+    f'{limit / 2**30:.1f} GiB; {done} of {study.options.rounds} rounds are done. '
+    'Nothing was written.')
+
+
+def device_memory() -> int:
+  """Bytes: of an accelerator when it tells them, else of this machine."""
+  stats = jax.devices()[0].memory_stats() or {}
+  return stats.get('bytes_limit') or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
 def planned(study: Study) -> list[dict]:
@@ -113,11 +124,10 @@ def kept_for_gradient(loss_fn, adapter: Any, base: Any, batch: Any) -> int:
   return sum(int(np.prod(aval.shape)) * aval.dtype.itemsize for aval in kept.values())
 
 
-def _memory_table(config: ConfigDict, study: Study) -> Table:
+def _memory_table(plan: dict[str, int]) -> Table:
   table = Table(title='Memory of a round')
   table.add_column('use')
   table.add_column('MiB', justify='right')
-  plan = memory_plan(config, study)
   for use, count in plan.items():
     table.add_row(use, f'{count / 2**20:,.1f}')
   table.add_section()

@@ -77,8 +77,10 @@ def guarded(body: Callable[[], None]) -> int:
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  except (RuntimeError, OSError) as error:
-    print(f'failed: {error}', file=sys.stderr)
+  except (RuntimeError, OSError, MemoryError) as error:
+    # XLA adds pages on its memory to the line that says it is full.
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    print(f'failed: {line}', file=sys.stderr)
     return 1
   except KeyboardInterrupt as stop:
     number = getattr(stop, 'number', signal.SIGINT)

@@ -109,9 +109,9 @@ def _carried_out(
       zero_shot, _ = _score_all(
         study, _adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
         trained=False)
-    state, lines, earlier = None, [], 0.0
+    state, lines, earlier, saving = None, [], 0.0, 0.0
     if rounds:
-      state, lines, earlier = train(study, workdir, reporter, display)
+      state, lines, earlier, saving = train(study, workdir, reporter, display)
     adapters, averaged = _adapters(study, state), _averaged(study, state, lines)
     for name, adapter in (adapters | averaged).items() if rounds else ():
       study.learner.save(adapter, workdir / study.learner.folder / name)
@@ -130,6 +130,7 @@ def _carried_out(
       name: _shown(row) for name, row in crossed.items()}) or None,
     'wall_seconds': earlier + time.monotonic() - times[0],
     'compile_seconds': _compile_seconds[0] - times[1],
+    'checkpoint_seconds': saving,
     'quarantined': sum(len(line.get('quarantined', ())) for line in lines),
     'skipped_rounds': sum(line.get('skipped', False) for line in lines),
     'peak_memory_bytes': _peak_memory(), 'versions': versions(),

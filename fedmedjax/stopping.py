@@ -32,8 +32,13 @@ def _handle(number, frame) -> None:
 
 
 def _quiet(unraisable) -> None:
-  """What is raised in a destructor is told, but for a signal, which the next round minds."""
-  if not isinstance(unraisable.exc_value, Stopped):
+  """What is raised where nobody can catch it is told, but for two things that are told anyway.
+
+  A signal in a destructor: the next round minds it. And writers of a checkpoint that come too late:
+  when the disk is full the first of them ends the save, which says so, and its event loop.
+  """
+  late = unraisable.object is None and str(unraisable.exc_value) == 'Event loop is closed'
+  if not late and not isinstance(unraisable.exc_value, Stopped):
     sys.__unraisablehook__(unraisable)
 
 

@@ -32,8 +32,9 @@ class StepDisplay:
 
 def train(
   study: Study, workdir: Path, reporter: Reporter, display: StepDisplay
-) -> tuple[FedState, list[dict], float]:
-  """All rounds not yet done -> (state, metrics lines, seconds that earlier runs trained).
+) -> tuple[FedState, list[dict], float, float]:
+  """All rounds not yet done -> (state, metrics lines, seconds that earlier runs trained, seconds
+  that this one spent on checkpoints).
 
   On an accelerator a round's checkpoint is written while the next round computes, from a copy on
   the host; on a CPU before it. Its line is in metrics.jsonl, and it is announced, only when the
@@ -53,9 +54,12 @@ def train(
   scalars.restart(workdir, lines, display.names)
   earlier = sum(line['seconds'] for line in lines)
 
-  def keep(state: FedState, lines: list[dict]) -> None:
+  spent: list[float] = []
+
+  def keep(state: FedState, lines: list[dict], begun: float) -> None:
     checkpoint.save(workdir / CHECKPOINTS, state, lines, options.keep, options.keep_best)
     writer.write_lines(workdir / 'metrics.jsonl', lines)
+    spent.append(time.monotonic() - begun)
     scalars.add(workdir, lines, display.names)
     reporter.say(round_sentence(lines[-1], options.rounds))
 
@@ -73,13 +77,14 @@ def train(
         state, line = _played(study, compiled, turn, inputs, number, reporter, display)
         lines = [*lines, line]
         saving.result()
-        saving = disk.submit(keep, checkpoint.host_copy(state), lines)
+        begun = time.monotonic()
+        saving = disk.submit(keep, checkpoint.host_copy(state), lines, begun)
         if not _overlaps():
           saving.result()
     saving.result()
   _check_streak(study, lines)
   _check_any(study, lines)
-  return state, lines, earlier
+  return state, lines, earlier, sum(spent)
 
 
 def _overlaps() -> bool:

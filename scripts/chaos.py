@@ -6,7 +6,8 @@ Each trial is a run of its own that is disturbed once, in one of the ways of `DI
 then resumed by the same command until it is finished. Its adapter, ledger, predictions, metrics
 and summary (but for clocks and memory) are compared byte by byte with those of a run that nobody
 disturbed. FILE gets {"kills", "equal", "different": [what and where], ...}; the exit status is 1
-when anything differed. The model is tiny, random and made here; notes are the synthetic cohorts.
+when anything differed. The model is tiny, random and made here; notes are the synthetic cohorts,
+one of them as a folder of files.
 """
 
 import argparse
@@ -16,12 +17,13 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +34,7 @@ import transformers
 
 from fedmedjax import main as program
 from fedmedjax.data.cohorts import generate_cohort
+from fedmedjax.data.writers import write_brat
 from fedmedjax.model.convert import HUGGING_FACE, expected_shapes, tensor_names
 from fedmedjax.model.folder import load_tokenizer
 from fedmedjax.model.llama import LlamaConfig
@@ -39,8 +42,9 @@ from fedmedjax.model.settings import to_hugging_face
 
 ROOT = Path(__file__).resolve().parent.parent
 # Wall-clock and memory, which no two runs share.
-CLOCKS = ('seconds', 'wall_seconds', 'compile_seconds', 'tokens_per_second',
-          'examples_per_second', 'peak_memory_bytes')
+CLOCKS = (
+  'seconds', 'wall_seconds', 'compile_seconds', 'checkpoint_seconds', 'tokens_per_second',
+  'examples_per_second', 'peak_memory_bytes')
 # There when the first round's checkpoint is whole.
 FIRST = 'checkpoints/1'
 # A state with every part filled: error feedback, a server optimiser with memory, cohorts of two of
@@ -48,7 +52,8 @@ FIRST = 'checkpoints/1'
 SETTINGS = (
   'fed.rounds=5', 'fed.local_steps=1', 'fed.batch_size=2', 'fed.cohort_size=2', 'fed.ema=0.3',
   'fed.server_optimizer=fedadam', 'fed.server_learning_rate=0.001', 'fed.outbound=int8',
-  'fed.error_feedback=True', 'data.external=()', 'data.validation_examples=1',
+  'fed.error_feedback=True', 'data.sites=("synthetic_icu","synthetic_dictation","ward")',
+  'data.external=()', 'data.validation_examples=1',
   'data.max_train_notes=3', 'data.max_length=256', 'lora.rank=2', 'lora.targets=("q_proj",)',
   'eval.max_examples=1', 'eval.zero_shot=False', 'eval.bootstrap_samples=2',
   'eval.max_new_ratio=0.01', 'eval.batch_size=1', 'log.steps=False', 'checkpoint.keep_best=1')
@@ -81,6 +86,7 @@ class Place(NamedTuple):
   """Where a trial happens. `log` is a pipe, since a full disk must not stop what is said."""
 
   model: Path
+  notes: Path
   workdir: Path
   log: tuple[int, int]
 
@@ -107,9 +113,11 @@ def start(place: Place, file_limit: int | None = None) -> int:
     os.dup2(place.log[1], 2)
     if file_limit is not None:
       resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    site = dict(name='ward', path=str(place.notes), format='brat', mapping='schema')
     status = program.main([
       'fedmedjax', '--config=configs/quickstart.py', f'--workdir={place.workdir}',
-      f'--config.model.path={place.model}', *(f'--config.{entry}' for entry in SETTINGS)])
+      f'--config.model.path={place.model}', f'--config.data.folders=({site},)',
+      *(f'--config.{entry}' for entry in SETTINGS)])
     sys.stdout.flush()
   except BaseException:
     traceback.print_exc()
@@ -173,11 +181,27 @@ def flipped(content: bytearray, rng: random.Random) -> bytes:
 
 
 def full_disk(place: Place, delay: float, rng: random.Random) -> str | None:
-  """No file may grow past some size: as ENOSPC, an error of the write and no signal."""
+  """The run's folder is a file system too small for it, or no file may grow past some size.
+
+  The latter, too, is an error of the write and no signal; it is all there is where nothing may be
+  mounted.
+  """
   del delay
-  status = wait(start(place, int(10 ** rng.uniform(1, 4.5))))
+  place.workdir.mkdir()
+  size, small = 4096 * rng.randrange(2, 60), rng.random() < 0.5
+  mounted = small and subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', place.workdir],
+    capture_output=True).returncode == 0
+  status = wait(start(place, None if mounted else int(10 ** rng.uniform(1, 4.5))))
+  if mounted:  # what it holds, on a disk with room
+    kept = place.workdir.with_name('kept')
+    shutil.copytree(place.workdir, kept)
+    subprocess.run(['umount', place.workdir], check=True)
+    place.workdir.rmdir()
+    kept.rename(place.workdir)
+  how = f'of {size} bytes' if mounted else 'by size of file'
   return None if status == 0 else (
-    f'status {status}' if status == 1 else f'status {status} is not expected')
+    f'status {status}, {how}' if status == 1 else f'status {status} is not expected')
 
 
 def torn_metrics(place: Place, delay: float, rng: random.Random) -> str | None:
@@ -192,18 +216,21 @@ def torn_metrics(place: Place, delay: float, rng: random.Random) -> str | None:
   return told
 
 
-def changed_model(place: Place, delay: float, rng: random.Random) -> str | None:
-  """Kills the run and changes a file of the model: refused by name, until it is as it was."""
+def changed_input(
+  place: Place, delay: float, rng: random.Random, files: Sequence[Path], more: bytes
+) -> str | None:
+  """Kills the run and changes one of `files`: refused by name, until it is as it was."""
   told = interrupted(place, signal.SIGKILL, delay, 'config.json')
-  path = place.model / 'tokenizer_config.json'
   if told is None:
     return None
+  path = rng.choice(sorted(files))
   content = path.read_bytes()
-  path.write_bytes(content + b' ' * rng.randrange(1, 9))
+  path.write_bytes(more + content)
   status = wait(start(place))
   path.write_bytes(content)
-  refused = status == 2 and f'{path.name} changed since' in said(place)
-  return told if refused else f'a changed model is not expected to give status {status}'
+  refused = status == 2 and path.name in said(place)
+  return f'{told}, {path.name}' if refused else (
+    f'a changed {path.name} is not expected to give status {status}')
 
 
 # name -> (place, seconds, random) -> what happened, None when the run was over.
@@ -214,7 +241,11 @@ DISTURBANCES = {
   'truncated_checkpoint': lambda place, delay, rng: damaged(place, delay, rng, truncated),
   'flipped_checkpoint': lambda place, delay, rng: damaged(place, delay, rng, flipped),
   'torn_metrics': torn_metrics,
-  'changed_model': changed_model,
+  'changed_model': lambda place, delay, rng: changed_input(
+    place, delay, rng, [place.model / 'tokenizer_config.json'], b' ' * rng.randrange(1, 9)),
+  # No text in UTF-8.
+  'corrupt_notes': lambda place, delay, rng: changed_input(
+    place, delay, rng, list(place.notes.glob('*.txt')), b'\xff'),
 }
 
 
@@ -271,11 +302,13 @@ def main() -> int:
     root = Path(folder)
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(root / 'xla'))
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # the children are forks
     make_model(root / 'model')
+    write_brat(root / 'notes', generate_cohort('synthetic_icu', seed=1, train_notes=4).train)
     load_tokenizer(root / 'model')  # imports much, which the children then need not
     log = os.pipe()
     os.set_blocking(log[0], False)
-    whole = Place(root / 'model', root / 'whole', log)
+    whole = Place(root / 'model', root / 'notes', root / 'whole', log)
     fault = resume(whole)  # fills the compilation cache
     if fault:
       print(f'{fault}:\n{said(whole)}', file=sys.stderr)
@@ -289,7 +322,7 @@ def main() -> int:
     different = [] if not fault and results(whole.workdir) == expected else [
       {'kind': 'none', 'wrong': [fault or 'two undisturbed runs differ']}]
     done, late = [], 0
-    place = Place(root / 'model', root / 'run', log)
+    place = Place(root / 'model', root / 'notes', root / 'run', log)
     said(place)
     while len(done) < options.kills:
       kind = list(DISTURBANCES)[len(done) % len(DISTURBANCES)]

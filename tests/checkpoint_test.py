@@ -116,17 +116,19 @@ def test_the_best_are_kept_besides(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
-  """No file may grow past 2,000 bytes, in a process of its own; the state's are longer."""
+  """No file may grow past 2,000 bytes, in a process of its own; the state's are longer, and many:
+  those that are written when the first has failed are not heard of."""
   save(tmp_path, 1)
   code = (
     'import resource, sys, logging; from pathlib import Path; import numpy as np\n'
-    'from fedmedjax import checkpoint\n'
+    'from fedmedjax import checkpoint, stopping\n'
     'logging.getLogger("absl").setLevel(logging.CRITICAL)\n'
     'resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n'
-    'try:\n'
-    '  checkpoint.save(Path(sys.argv[1]), {"a": np.random.default_rng(0).random(5000)}, '
-    '[{"round": 2}], 2)\n'
-    'except RuntimeError as error:\n  print(error)\n')
+    'state = {str(i): np.random.default_rng(i).random(500) for i in range(60)}\n'
+    'with stopping.stoppable():\n'
+    '  try:\n'
+    '    checkpoint.save(Path(sys.argv[1]), state, [{"round": 2}], 2)\n'
+    '  except RuntimeError as error:\n    print(error)\n')
   done = subprocess.run(
     [sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, timeout=60)
   assert 'round 2: its checkpoint cannot be written' in done.stdout and not done.stderr

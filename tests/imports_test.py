@@ -11,6 +11,7 @@ import fedmedjax
 
 ROOT = Path(fedmedjax.__file__).parent
 FILES = sorted(ROOT.rglob('*.py'))
+SCRIPTS = sorted((ROOT.parent / 'scripts').glob('*.py'))
 
 PROGRAMS = {'main', 'compare', 'describe', 'predict'}
 # Part -> the parts it may import beside itself.
@@ -58,6 +59,50 @@ def test_files_and_functions_stay_readable(path):
   for node in ast.walk(tree):
     if isinstance(node, ast.FunctionDef):
       assert node.end_lineno - node.lineno < 75, f'{path.name}: {node.name}'
+
+
+# Modules that run what they read, calls that do, and keywords that let others do it.
+_MODULES = {'pickle', 'marshal', 'shelve', 'dill', 'cloudpickle', 'joblib', 'yaml'}
+_CALLS = {
+  'eval', 'exec', 'compile', '__import__', 'os.system', 'os.popen', 'np.load', 'torch.load'}
+_KEYWORDS = {'trust_remote_code', 'allow_pickle', 'shell'}
+
+
+def unsafe(tree: ast.AST) -> list[str]:
+  """What could run code out of a file or a config value."""
+  found = []
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Call):
+      found += [
+        ast.unparse(word) for word in node.keywords
+        if word.arg in _KEYWORDS and ast.unparse(word.value) != 'False']
+      found += [ast.unparse(node.func)] if ast.unparse(node.func) in _CALLS else []
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+      found += sorted(_MODULES & {*(alias.name for alias in node.names),
+                                  getattr(node, 'module', None)})
+  return found
+
+
+@pytest.mark.parametrize('path', [*FILES, *SCRIPTS], ids=lambda path: path.name)
+def test_nothing_that_is_read_is_run(path):
+  assert not unsafe(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize('code', [
+  'import pickle', 'from pickle import loads', 'np.load(path, allow_pickle=True)', 'eval(text)',
+  'torch.load(path)', 'AutoModel.from_pretrained(name, trust_remote_code=True)',
+  'import yaml', 'os.system(name)', 'subprocess.run(line, shell=True)', 'exec(body)'])
+def test_what_would_run_it_is_noticed(code):
+  assert unsafe(ast.parse(code))
+
+
+def test_no_clock_that_can_jump():
+  """Seconds are of the monotonic clock. The one exception is a date in an endpoint's answer."""
+  wall = [
+    f'{path.name}: {ast.unparse(node)}' for path in FILES for node in ast.walk(
+      ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    and ast.unparse(node.func) in ('time.time', 'time.time_ns', 'datetime.now', 'date.today')]
+  assert wall == ['api.py: time.time()']
 
 
 def test_importing_the_programs_imports_no_torch():

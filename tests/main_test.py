@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -15,15 +17,25 @@ import torch
 import transformers
 from rich.console import Console
 
-from fedmedjax import checkpoint, compare, main, report, run, scalars, training, writer
+from fedmedjax import (
+  checkpoint,
+  compare,
+  main,
+  preview,
+  report,
+  run,
+  scalars,
+  training,
+  writer,
+)
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.site import encode_site
+from fedmedjax.data.writers import write_brat
 from fedmedjax.eval import evaluate, generation
 from fedmedjax.lock import locked
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.load import load_model
-from fedmedjax.preview import kept_for_gradient
 from fedmedjax.types import Span
 
 SHRINK = [
@@ -84,6 +96,7 @@ def test_the_files_of_a_run(finished):
   assert summary['bytes_down'] == (parameters * 4 + 12) * 3 * 2
   assert summary['bytes_full_model'] == summary['base_parameters'] * 4 * 3 * 2 * 2
   assert summary['local_steps'] == 12
+  assert 0 < summary['checkpoint_seconds'] < summary['wall_seconds']
   lines = [json.loads(line) for line in (finished / 'metrics.jsonl').read_text().splitlines()]
   assert [line['round'] for line in lines] == [1, 2]
   for line in lines:
@@ -289,6 +302,24 @@ def test_stopped_after_round_one_it_resumes_at_round_two(
   assert len({(f / scalars.FILE).stat().st_size for f in (workdir, finished)}) == 1
 
 
+def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
+  """In a process of its own, which sees one device instead of eight, sites at once instead of one
+  after the other: within 1e-6 of the norm of every leaf a round, in float32."""
+  done = subprocess.run(
+    [sys.executable, '-m', 'fedmedjax.main', *command(
+      tmp_path / 'run', '--config.fed.chunk=0', '--config.eval.max_examples=1',
+      '--config.eval.zero_shot=False')[1:]],
+    env=os.environ | {'XLA_FLAGS': ''}, capture_output=True, text=True, timeout=900)
+  assert done.returncode == 0, done.stderr
+  ours, theirs = (
+    safetensors.numpy.load_file(folder / 'adapter' / 'adapter_model.safetensors')
+    for folder in (tmp_path / 'run', finished))
+  rounds = 2
+  for key in theirs:
+    gap = np.linalg.norm(ours[key] - theirs[key]) / np.linalg.norm(theirs[key])
+    assert gap < 1e-6 * rounds, key
+
+
 def test_a_damaged_checkpoint_costs_a_round(finished, command, tmp_path, capsys):
   """The newest of a stopped run loses a byte; a live run has the folder to itself meanwhile."""
   workdir = tmp_path / 'copy'
@@ -325,9 +356,14 @@ def test_a_preview_says_what_the_run_does_and_writes_nothing(finished, command, 
   for key in ('bytes_up', 'bytes_down'):
     assert f'{sum(line[key] for line in lines) / 1e6:.2f}' in out
   assert 'estimate' in out and '0 of 2 rounds are done. Nothing was written' in out
+  assert 'more memory than there is' not in out
   before = fingerprint(finished)
-  assert main.main(command(finished, '--validate_only')) == 0
-  assert fingerprint(finished) == before and '2 of 2 rounds are done' in capsys.readouterr().out
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(preview, 'device_memory', lambda: 1000)
+    assert main.main(command(finished, '--validate_only')) == 0
+  out = capsys.readouterr().out
+  assert fingerprint(finished) == before and '2 of 2 rounds are done' in out
+  assert 'more memory than there is' in out
 
 
 def test_what_a_gradient_keeps_by_hand():
@@ -336,7 +372,7 @@ def test_what_a_gradient_keeps_by_hand():
     return (jnp.sin(adapter * base) * batch).sum(), jnp.float32(1)
 
   five = jnp.ones(5)
-  assert kept_for_gradient(loss, five, five, five) == 5 * 4
+  assert preview.kept_for_gradient(loss, five, five, five) == 5 * 4
 
 
 def test_a_model_that_changed_is_named(finished, command, tiny_folder, tmp_path, capsys):
@@ -349,6 +385,28 @@ def test_a_model_that_changed_is_named(finished, command, tiny_folder, tmp_path,
   (model / 'generation_config.json').write_text('{"eos_token_id": 1}')
   assert main.main(command(workdir, f'--config.model.path={model}')) == 2
   assert 'model: generation_config.json changed since the run began' in capsys.readouterr().err
+
+
+def test_a_note_that_changed_is_named(command, tmp_path, monkeypatch, capsys):
+  """One letter of one note; its text is not told. As it was before, the run goes on."""
+  monkeypatch.setattr(run, '_carried_out', lambda *rest: {})
+  monkeypatch.setattr(run.page, 'freshen', lambda *rest: None)
+  write_brat(tmp_path / 'ward', generate_cohort('synthetic_icu', train_notes=12).train)
+  site = dict(name='ward', path=str(tmp_path / 'ward'), format='brat', mapping='schema')
+  argv = command(
+    tmp_path / 'run', f'--config.data.folders=({site},)', "--config.data.sites=('ward',)",
+    '--config.data.external=()')
+  assert main.main(argv) == 0
+  path = min((tmp_path / 'ward').glob('*.txt'))
+  text = path.read_text()
+  path.write_text(text.replace('e', 'o', 1))
+  for more in ((), ('--validate_only',)):
+    assert main.main([*argv, *more]) == 2
+    error = capsys.readouterr().err
+    assert f'notes of site ward: {path.stem} changed since the run began' in error
+    assert error.count('\n') == 1 and text[:20] not in error
+  path.write_text(text)
+  assert main.main(argv) == 0
 
 
 def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, capsys):

@@ -18,6 +18,13 @@ from fedmedjax.types import InputError
 KEY = 'sk-canary-5f2c8e'
 
 
+@pytest.fixture(scope='module', autouse=True)
+def first_request():
+  """The library imports most of itself at its first request, for longer than others may take."""
+  with serving() as fake:
+    api.ask(Endpoint('m', fake.url, KEY), questions(1), Limits(1, 1, 60.0), {}, lambda *_: None)
+
+
 @pytest.fixture
 def server(monkeypatch):
   monkeypatch.setattr(api, '_FIRST_WAIT', 0.01)

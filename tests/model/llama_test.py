@@ -13,6 +13,7 @@ from conftest import TINY
 from fedmedjax.model import llama
 from fedmedjax.model.decode import cached_attention, decoder, prefiller
 from fedmedjax.model.draft import END
+from fedmedjax.model.load import model_path
 from fedmedjax.model.loss import packed_attention
 
 
