@@ -155,8 +155,8 @@ def heat(
     axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
     axes.xaxis.tick_top()
     axes.set_xticks(
-      np.arange(len(columns)) + 0.5, [clean(name, _SHORT) for name in columns], rotation=40,
-      ha='left', rotation_mode='anchor')
+      np.arange(len(columns)) + 0.5, [clean(name, _SHORT) for name in columns], rotation=-40,
+      ha='right', rotation_mode='anchor')
     axes.set_yticks(np.arange(len(rows)) + 0.5, [clean(name, _SHORT) for name in rows])
     for spine in axes.spines.values():
       spine.set_visible(False)

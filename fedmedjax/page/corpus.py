@@ -1,11 +1,12 @@
 """What the sites hold: sizes, types, what reading set aside, and how unlike they are."""
 
 from collections.abc import Sequence
+from itertools import compress
 
 import numpy as np
 
 from fedmedjax.page import charts
-from fedmedjax.page.blocks import Cell, Chart, Charts, Section, Table
+from fedmedjax.page.blocks import Chart, Charts, Section, Table
 from fedmedjax.page.files import Run
 from fedmedjax.page.scores import NONE
 from fedmedjax.report import set_aside
@@ -52,7 +53,7 @@ def _described(sites: dict) -> list:
               for key in ('train', 'validation', 'test')}
     unseen = one['report'].get('held_out_test_entities_percent')
     rows.append([
-      label, Cell(counts['train']), counts['validation'], counts['test'], f'{one["words"]:,}',
+      label, counts['train'], counts['validation'], counts['test'], f'{one["words"]:,}',
       _median(one['sentence_words_quantiles']), f'{sum(one["entities"].values()):,}',
       f'{sum(one["modifiers"].values()):,}', NONE if unseen is None else f'{unseen} %'])
     aside.append([label, ', '.join(one['types']), set_aside(one['report']) or NONE])
@@ -61,10 +62,11 @@ def _described(sites: dict) -> list:
                      for name in described)
   note = ('Examples by task where there are several (entities + modifiers). New test entities '
           'stand in no training note.') + f' {left} more sites train.' * (left > 0)
+  columns = ('site', 'training', 'held out', 'test', 'words', 'words a sentence (median)',
+             'entities', 'modifiers', 'new test entities')
+  known = [any(row[i] not in ('0', NONE) for row in rows) for i in range(len(columns))]
   return [
-    Table('Size', note, (
-      'site', 'training', 'held out', 'test', 'words', 'words a sentence (median)', 'entities',
-      'modifiers', 'new test entities'), rows),
+    Table('Size', note, [*compress(columns, known)], [[*compress(row, known)] for row in rows]),
     Table('Types, and what reading set aside', 'What cannot be kept in flat spans is left out and '
           'counted, not silently dropped.', ('site', 'annotated types', 'set aside'), aside,
           words=True),

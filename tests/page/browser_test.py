@@ -52,6 +52,9 @@ function look(frame) {
   for (const element of page.querySelectorAll('body *')) {
     const box = element.getBoundingClientRect();
     const inside = element.closest('.scroll');
+    const card = element.closest('.card');
+    if (card && box.right > card.getBoundingClientRect().right + .5)
+      found.narrow.push(`${element.tagName} ${element.textContent.slice(0, 40)} leaves its card`);
     if (!(inside && inside !== element) && (box.right > frame.clientWidth + .5 || box.left < -.5))
       found.narrow.push(`${element.tagName} ${element.textContent.slice(0, 40)} ${box.right}`);
     const text = [...element.childNodes].some(n => n.nodeType === 3 && n.data.trim());
