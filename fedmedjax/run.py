@@ -67,7 +67,7 @@ def run(
     study = prepare(config, data, display)
     reporter.say(site_table(data.sites, data.tested, data.external))
     if data.skew:
-      reporter.say(f'{config.data.partition.kind} partition: {data.skew}')
+      reporter.say(f'sites dealt out: {data.skew}')
   workdir.mkdir(parents=True, exist_ok=True)
   with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
     check_inputs(workdir, fingerprint(config, data))

@@ -99,7 +99,8 @@ def test_perfect_answers_score_one_and_a_second_run_asks_nothing(
       for record in records[:8] for entity in record['gold'])
   assert asked == summary['api']['answers']
   out = capfd.readouterr().out
-  tables = out[out.index('Typed strict F1 by regime'):].split('Typed strict F1 of ')
+  tables = out[out.index('Typed strict F1 by regime'):out.index('who gains')].split(
+    'Typed strict F1 of ')
   assert all('api:meta/small-1' in table and '1.000' in table for table in tables)
   assert len(tables) == 4 and f'{count} requests' in out
 

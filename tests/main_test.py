@@ -399,7 +399,8 @@ def test_a_note_that_changed_is_named(command, tmp_path, monkeypatch, capsys):
   assert main.main(argv) == 0
   path = min((tmp_path / 'ward').glob('*.txt'))
   text = path.read_text()
-  path.write_text(text.replace('e', 'o', 1))
+  # In a sentence that is trained or tested on: any of them.
+  path.write_text(text.replace('e', 'o'))
   for more in ((), ('--validate_only',)):
     assert main.main([*argv, *more]) == 2
     error = capsys.readouterr().err

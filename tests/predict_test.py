@@ -30,7 +30,7 @@ def joint(tiny_folder, tmp_path_factory) -> Path:
     rng = np.random.default_rng(5)
     state = study.algorithm.init(jax.tree.map(
       lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), study.learner.adapter))
-    return state, [], 0.0
+    return state, [], 0.0, 0.0
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, 'train', drawn)

@@ -61,6 +61,13 @@ def _extend(model, adapter, base, tokens, positions, cache, context):
   return hidden.reshape(*tokens.shape, -1), kept
 
 
+def _likeliest(hidden: jax.Array, base: dict) -> jax.Array:
+  """[B, T, D] -> i32[B, T]: the token of the highest logit."""
+  logits = jnp.einsum(
+    'btd,vd->btv', hidden, head_weight(base), preferred_element_type=jnp.float32)
+  return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
 def prefill(model: Llama, adapter: dict, base: dict, prefix: jax.Array) -> Cache | None:
   """prefix i32[P] (without its last token, no padding) -> its Cache [L, KV, P, d].
 
@@ -114,9 +121,8 @@ def greedy(
   Args:
     model: a Llama built with `cached_attention`.
     max_new_tokens: the size of the output, static.
-    guesses: tokens guessed and checked in each pass beside the one that it makes, static; 0 = one
-      token a pass. They change the number of passes only (and, by rounding, a choice between two
-      tokens of equal logits).
+    guesses: tokens guessed and checked in each pass beside the one that it makes, static. They
+      change the number of passes only (and, by rounding, a choice between equal logits).
     adapter, base: `lora` and `params` collections.
     shared: the instruction's cache from `prefill`.
     prefix_length: i32[], tokens in it.
@@ -127,53 +133,45 @@ def greedy(
     pieces: i32[H], H >= 1, see `model/draft.py`.
   """
   batch, width = tokens.shape
-  slots = jnp.arange(width)
-  causal = jnp.broadcast_to(jnp.tril(jnp.ones((width, width), bool)), (batch, width, width))
-  hidden, kept = _extend(
-    model, adapter, base, tokens, jnp.broadcast_to(prefix_length + slots, tokens.shape),
-    (shared, None), (causal, None, None))
-  # A pass may end behind the last slot that is ever attended to.
-  room = ((0, 0), (0, 0), (0, 0), (0, max_new_tokens + guesses), (0, 0))
-  own = jax.tree.map(lambda x: jnp.pad(x, room), kept)
-  head = head_weight(base)
 
-  def pick(hidden):
-    return jnp.argmax(
-      jnp.einsum('...d,vd->...v', hidden, head, preferred_element_type=jnp.float32), axis=-1
-    ).astype(jnp.int32)
+  def extend(tokens, positions, own, own_mask, own_positions):
+    length = tokens.shape[1]
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
+    return _extend(model, adapter, base, tokens, positions, (shared, own), (
+      causal, own_mask, own_positions))
 
   def over(pending, out):
     return jnp.isin(pending, eos) | (out.lengths >= limits)
 
+  places = jnp.broadcast_to(prefix_length + jnp.arange(width), tokens.shape)
+  hidden, kept = extend(tokens, places, None, None, None)
+  # A pass may end behind the last slot that is ever attended to.
+  room = ((0, 0), (0, 0), (0, 0), (0, max_new_tokens + guesses), (0, 0))
+  own = jax.tree.map(lambda x: jnp.pad(x, room), kept)
   last = jnp.maximum(lengths - 1, 0)
-  first = pick(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
-  steps = jnp.arange(guesses + 1)[None]
-  own_slots = jnp.arange(width + max_new_tokens + guesses)[None]
-  among_new = jnp.broadcast_to(
-    jnp.tril(jnp.ones((guesses + 1,) * 2, bool)), (batch, guesses + 1, guesses + 1))
+  first = _likeliest(jnp.take_along_axis(hidden, last[:, None, None], axis=1), base)[:, 0]
+  steps, slots = jnp.arange(guesses + 1)[None], width + max_new_tokens + guesses
+  own_slots = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
 
   def one_pass(state: _State) -> _State:
     trail = drafting.follow(state.trail, state.pending, tokens, lengths)
     guessed = drafting.draft(trail, tokens, lengths, pieces, guesses)
     said = jnp.concatenate([state.pending[:, None], guessed], axis=1)
-    positions = prefix_length + state.filled[:, None] + steps
-    own_mask = jnp.broadcast_to(
-      (own_slots < state.filled[:, None])[:, None], (batch, guesses + 1, own_slots.size))
-    hidden, kept = _extend(
-      model, adapter, base, said, positions, (shared, state.own),
-      (among_new, own_mask, jnp.broadcast_to(prefix_length + own_slots, (batch, own_slots.size))))
-    following = pick(hidden)
-    accepted, out = _accepted(state, said, following, eos, limits)
+    own_mask = jnp.repeat((own_slots < state.filled[:, None])[:, None], guesses + 1, axis=1)
+    hidden, kept = extend(
+      said, prefix_length + state.filled[:, None] + steps, state.own, own_mask,
+      prefix_length + own_slots)
+    following = _likeliest(hidden, base)
+    accepted, out, ended = _accepted(state, said, following, eos, limits)
     pending = jnp.take_along_axis(following, accepted[:, None] - 1, axis=1)[:, 0]
     return _State(
-      pending, state.done | over(pending, out), out,
+      pending, state.done | ended | over(pending, out), out,
       jnp.minimum(state.filled + accepted, width + max_new_tokens),
       jax.tree.map(partial(_write, state.filled), state.own, kept),
       drafting.follow_first(trail, guessed, accepted - 1, tokens, lengths))
 
-  nothing = Decoded(
-    jnp.zeros((batch, max_new_tokens), jnp.int32), jnp.zeros(batch, jnp.int32),
-    jnp.zeros(batch, jnp.int32))
+  none = jnp.zeros(batch, jnp.int32)
+  nothing = Decoded(jnp.zeros((batch, max_new_tokens), jnp.int32), none, none)
   state = _State(
     first, (lengths == 0) | over(first, nothing), nothing, lengths, own, drafting.start(batch))
   return jax.lax.while_loop(lambda state: ~jnp.all(state.done), one_pass, state).out
@@ -181,8 +179,9 @@ def greedy(
 
 def _accepted(
   state: _State, said: jax.Array, following: jax.Array, eos: jax.Array, limits: jax.Array
-) -> tuple[jax.Array, Decoded]:
-  """What of a pass is kept -> (how many of its tokens i32[B], >= 1, the output with them).
+) -> tuple[jax.Array, Decoded, jax.Array]:
+  """What of a pass is kept -> (how many of its tokens i32[B], >= 1, the output with them, whether
+  it ended among them bool[B]).
 
   The pending token is, and so is each guess that the model makes, too, up to the first that it does
   not make. The output ends before an eos, and at its limit; then what else is kept does not matter.
@@ -198,11 +197,13 @@ def _accepted(
   step = jnp.arange(said.shape[1])[None]
   place = state.out.lengths[:, None] + step
   over = jnp.isin(said, eos) | (place >= limits[:, None])
-  written = (step < accepted[:, None]) & (jnp.cumsum(over, axis=1) == 0) & ~state.done[:, None]
+  kept = step < accepted[:, None]
+  written = kept & (jnp.cumsum(over, axis=1) == 0) & ~state.done[:, None]
   tokens, rows = state.out.tokens, jnp.arange(said.shape[0])[:, None]
   return accepted, Decoded(
     tokens.at[rows, jnp.where(written, place, tokens.shape[1])].set(said, mode='drop'),
-    state.out.lengths + written.sum(axis=1), state.out.passes + ~state.done)
+    state.out.lengths + written.sum(axis=1), state.out.passes + ~state.done), (
+      kept & over).any(axis=1)
 
 
 def _write(slots: jax.Array, cache: jax.Array, new: jax.Array) -> jax.Array:

@@ -106,12 +106,24 @@ def test_greedy_continuations(family):
   shared = prefiller(decoding)({}, loaded.params, jnp.asarray(prefix))
   # Some guesses are what it says: a piece of its longest example's answer.
   pieces = np.asarray([*expected[7, 20:40], END], np.int32)
-  out = decoder(decoding, 64, 3)(
-    {}, loaded.params, shared, jnp.int32(11), tokens, lengths, np.full(8, 64, np.int32),
-    jnp.asarray([-1]), pieces)
+
+  def decode(eos, limits):
+    return decoder(decoding, 64, 3)(
+      {}, loaded.params, shared, jnp.int32(11), tokens, lengths, np.asarray(limits, np.int32),
+      jnp.asarray([eos]), pieces)
+
+  out = decode(-1, [64] * 8)
   assert out.lengths.tolist() == [64] * 8
   assert out.passes.max() <= 64 and out.passes[7] < 64
   np.testing.assert_array_equal(out.tokens, expected)
+  # An end or a limit that a guess runs into, or over.
+  eos, limits = int(expected[7, 30]), [64, 1, 2, 3, 40, 41, 42, 43]
+  out = decode(eos, limits)
+  for row, limit in enumerate(limits):
+    said = expected[row].tolist()
+    stop = min(limit, said.index(eos) if eos in said else limit)
+    assert out.lengths[row] == stop
+    assert out.tokens[row].tolist() == said[:stop] + [0] * (64 - stop)
 
 
 def test_rotation_alone(family):
