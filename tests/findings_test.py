@@ -56,11 +56,12 @@ def test_every_method_meets_every_baseline(rows):
   found = findings.comparisons(rows, 'in_domain', '', DRAWS)
   values = {(one.where, one.theirs): tuple(one.estimate) for one in found}
   inside, outside = 'mean of 2 sites', 'out (external)'
+  together = 'single_site (all of them, counts added)'
   assert values == {
     (inside, 'single_site (each its own)'): pytest.approx((0.1, 0.05, 0.15)),
     (inside, 'best single site (b)'): pytest.approx((0.2, 0.15, 0.25)),
     (inside, 'api:some model'): pytest.approx((-0.25, -0.3, -0.2)),
-    (outside, 'single_site (each its own)'): pytest.approx((0.2, 0.2, 0.2)),
+    (outside, together): pytest.approx((0.2, 0.2, 0.2)),
     (outside, 'best single site (a)'): pytest.approx((0.1, 0.1, 0.1)),
     (outside, 'api:some model'): pytest.approx((-0.5, -0.5, -0.5))}
   assert str(found[0]) == (
@@ -78,6 +79,26 @@ def test_an_interval_that_holds_nothing_for_sure_says_so(rows):
   assert '+0.000 [+0.000, +0.000]' in sentence and sentence.endswith('; 0 is in the interval)')
 
 
+def test_only_sites_that_have_a_score_are_in_its_mean(rows):
+  """Of two sites one has modifiers: the sentence names it, and what is compared."""
+  def related(runs, hits):
+    counts = answers(b=hits)['b']['ner']
+    return runs._replace(scores=tuple(
+      held | {'b': held['b'] | {'re.modifier': counts}} for held in runs.scores))
+
+  pair = {'zero_shot': related(rows['single_site'], [1, 1]),
+          'fed_medlora': related(rows['fed_medlora'], [3, 3])}
+  found = [one for one in findings.comparisons(pair, 'in_domain', '', DRAWS)
+           if one.score == 're.modifier']
+  assert [(one.where, one.notes) for one in found] == [('b', 2)]
+  assert found[0].estimate.value == pytest.approx(0.2)
+  # Regimes may score unlike sites; what all have is shown.
+  less = rows['fed_medlora']._replace(scores=(
+    {'a': rows['fed_medlora'].scores[0]['a'], 'b': {}},))
+  assert findings.spread_table({'x': rows['fed_medlora'], 'y': less}, 'ner', DRAWS).columns[3:] == (
+    'a',)
+
+
 def test_seeds_are_put_together(rows):
   """F1 of a 0.6 and 0.8: 0.7; each seed has one note, so draws are 0.6, 0.7 and 0.8."""
   both = runs(answers(a=[6]), answers(a=[8]))
@@ -86,13 +107,15 @@ def test_seeds_are_put_together(rows):
   assert entry['typed']['f1'] == pytest.approx(0.7)
   assert entry['typed']['ci95'] == pytest.approx([0.6, 0.8])
   assert entry['untyped']['f1'] == pytest.approx(0.7) and entry['untyped']['ci95'] is None
-  assert (out['seeds'], out['wall_seconds'], out['local_steps']) == ([1, 2], 15.0, 4.0)
+  assert (out['seeds'], out['seed'], out['wall_seconds']) == ([1, 2], 1, 15.0)
+  assert repr(out['local_steps']) == '4'
   assert out['sites'] == ['a'] and out['preset'] == 'x'
   one = rows['fed_medlora']
   assert findings.merged(one, DRAWS) is one.summaries[0]
   found, = findings.comparisons(
-    {'zero_shot': runs(answers(a=[1]), answers(a=[1])), 'fed_medlora': both}, 'scaling', '8', DRAWS)
-  assert str(found).endswith('(entities, 8, a, 1 note, 2 seeds)')
+    {'zero_shot': runs(answers(a=[1]), answers(a=[1])), 'fed_medlora': both}, 'scaling', '8 sites',
+    DRAWS)
+  assert str(found).endswith('(entities, 8 sites, a, 1 note, 2 seeds)')
 
 
 def test_tables_of_who_gains_and_of_adapters_across_sites(rows):
@@ -103,6 +126,10 @@ def test_tables_of_who_gains_and_of_adapters_across_sites(rows):
   assert shown(findings.cross_site_table(rows, 'ner', DRAWS)) == {
     'a': ['0.500', '0.200', '0.300'], 'b': ['0.300', '0.600', '0.100'],
     'fed_medlora': ['0.700', '0.600', '0.400'], 'api:some model': ['0.900'] * 3}
+  personal = rows['fed_medlora']._replace(
+    cross_site=rows['single_site'].cross_site, everyone=(answers(a=[1, 1], b=[2, 2], out=[3, 3]),))
+  both = shown(findings.cross_site_table(rows | {'fedsa_lora': personal}, 'ner', DRAWS))
+  assert both['fedsa_lora (global)'] == ['0.100', '0.200', '0.300'] and 'fedsa_lora' not in both
   alone = {'single_site': rows['single_site']._replace(cross_site=({},))}
   assert findings.cross_site_table(alone, 'ner', DRAWS) is None
 
@@ -111,15 +138,16 @@ def test_a_new_sites_curve():
   """Federated and fine-tuned on n sentences against these alone, per n."""
   parts = {
     n: {LOCAL: runs(answers(new=[low] * 3)), 'fed_medlora': runs(answers(new=[high] * 3))}
-    for n, low, high in (('0', 0, 4), ('all', 5, 6))}
+    for n, low, high in (('n = 0', 0, 4), ('n = all', 5, 6))}
   found = findings.new_site_comparisons(parts, DRAWS)
   assert [str(one).split(' (')[0] for one in found] == [
     'fed_medlora + n − local only: +0.400 [+0.400, +0.400]',
     'fed_medlora + n − local only: +0.100 [+0.100, +0.100]']
   assert '(entities, n = all, new, 3 notes)' in str(found[1])
   curve = findings.curve(parts, 'ner', DRAWS)
-  assert shown(findings.curve_table('A new site', ['0', 'all'], curve, 'ner')) == {
+  assert shown(findings.curve_table('A new site', '', list(parts), curve, 'ner')) == {
     LOCAL: ['0.000 [0.00, 0.00]', '0.500 [0.50, 0.50]'],
     'fed_medlora': ['0.400 [0.40, 0.40]', '0.600 [0.60, 0.60]']}
-  plot = findings.curve_plot('A new site', 'sentences', {'0': 0.0, 'all': 9.0}, curve, 'ner')
+  x = {'n = 0': 0.0, 'n = all': 9.0}
+  plot = findings.curve_plot('A new site', 'sentences', x, curve, 'ner')
   assert [point[:2] for point in plot.series['fed_medlora']] == [(0.0, 0.4), (9.0, 0.6)]

@@ -1,6 +1,6 @@
 """Random damage to what is read from outside: only an InputError of one line may come of it.
 
-A few hundred inputs each in CI; FUZZ_INPUTS=50000 in the environment asks for more.
+A few hundred inputs each in CI; FEDMEDJAX_FUZZ=50000 in the environment asks for more.
 """
 
 import json
@@ -21,7 +21,7 @@ from fedmedjax.model.convert import Placement
 from fedmedjax.model.folder import stored_tensors
 from fedmedjax.types import InputError
 
-INPUTS = int(os.environ.get('FUZZ_INPUTS', '200'))
+INPUTS = int(os.environ.get('FEDMEDJAX_FUZZ', '200'))
 fuzz = settings(
   derandomize=True, deadline=None, database=None, max_examples=INPUTS,
   suppress_health_check=list(HealthCheck))

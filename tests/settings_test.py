@@ -51,8 +51,16 @@ def test_the_runs_of_every_setting():
       assert (arm.data.sites, arm.data.external) == (('synthetic_newsite',), ())
       assert (arm.fed.preset, arm.fed.rounds, arm.fed.local_steps) == ('single_site', 1, steps)
       assert arm.data.max_train_sentences == limit
+    assert (arm.simulation.failure, arm.simulation.deadline) == (0.0, 0.0)
   none = found[f'{few}/0_sentences/fed_medlora']
   assert (none.fed.preset, none.lora.start) == ('zero_shot', 'runs/study/fed_medlora/adapter')
+
+
+def test_equal_steps_where_not_all_sites_take_part():
+  """2 sites of 6 steps a round; of 5 sites 2 a round, so 6 steps each, too."""
+  found = rows(planned('--regimes=fed_medlora', '--sizes=5', '--config.fed.cohort_size=2',
+                       settings=['scaling']))
+  assert [config.fed.local_steps for config in found.values()] == [6]
 
 
 def test_other_seeds_have_folders_of_their_own():
@@ -123,7 +131,8 @@ def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
            for one in found}
   assert pairs == {
     *(('in_domain', '', 'fed_medlora', other) for other in ('single_site', 'best single site')),
-    *(('scaling', '2', 'fed_medlora', other) for other in ('single_site', 'best single site')),
+    *(('scaling', '2 sites', 'fed_medlora', other)
+      for other in ('single_site', 'best single site')),
     *(('new_site', f'n = {n}', 'fed_medlora + n', LOCAL) for n in (0, 4))}
   assert all(one['sentence'] in out for one in found)
   titles = ('Entities: every adapter on every site', 'Notes dealt out to so many sites: entities',
@@ -136,7 +145,8 @@ def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
   as_is = json.loads((workdir / 'new_site/0_sentences/fed_medlora/inputs.json').read_text())
   assert set(as_is['starting adapter']) == {'adapter_config.json', 'adapter_model.safetensors'}
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(compare, 'load_data', None)  # a second call must not load anything
+    patch.setattr(compare, 'load_data', None)  # a second call must not read anything
+    patch.setattr(compare, 'load_corpora', None)
     assert compare.main(argv) == 0
   # Another federation under the new site's feet is noticed.
   (workdir / 'fed_medlora/adapter/adapter_config.json').write_text('{}')

@@ -106,6 +106,7 @@ def read_site(
   *,
   max_train_notes: int = 0,
   max_train_sentences: int = 0,
+  seed: int = 0,
   validation_share: float = 0.0,
   validation_examples: int = 0,
   max_test: int = 0,
@@ -120,6 +121,7 @@ def read_site(
     max_train_notes: the first notes used for training; 0 = all.
     max_train_sentences: sentences trained on, at random among those of the notes not held out, with
       all examples in them; fewer are a subset of more. 0 = all.
+    seed: of that draw: which few sentences a site has is chance, unlike what it is tested on.
     validation_share: share of the training notes held out for V, the same for all tasks.
     validation_examples: most examples of V of each task, at random among the held-out notes'.
     max_test: test sentences used, at random among all of them, with all examples in them; 0 = all.
@@ -144,7 +146,7 @@ def read_site(
     raise InputError(f'site {corpus.name!r}: no sentence to test on')
   name = zlib.crc32(corpus.name.encode())
   split = split._replace(
-    trained=_drawn(split.train, max_train_sentences, (SPLIT_SEED, name, 1)),
+    trained=_drawn(split.train, max_train_sentences, (seed, name, 1)),
     tested=_drawn(split.test, max_test, (SPLIT_SEED, name, 2)))
   report, parts = Counter(corpus.report), []
   for form in _annotated(corpus, forms, trains) if tests else _trainable(forms, split.train):

@@ -92,12 +92,32 @@ def difference(
   ours: Sequence[Answers], theirs: Sequence[Answers], sites: Sequence[str], score: str, *,
   seed: int, samples: int, kind: str = 'strict',
 ) -> Estimate:
-  """`mean_f1` of ours minus theirs, on the same draws; both have the same seeds, in order."""
+  """`mean_f1` of ours minus theirs, on the same draws; both have the same seeds, in order.
+
+  A note that one of them has nothing of counts nothing there.
+  """
   if len(ours) != len(theirs):
     raise ValueError(f'{len(ours)} and {len(theirs)} seeds')
+  pairs = [_on_all_notes(*pair, sites, score) for pair in zip(ours, theirs, strict=True)]
+  ours, theirs = zip(*pairs, strict=True)
   (a, drawn_a), (b, drawn_b) = (
     _statistic(runs, sites, score, seed, samples, kind) for runs in (ours, theirs))
   return _estimate(a - b, drawn_a - drawn_b)
+
+
+def _on_all_notes(
+  ours: Answers, theirs: Answers, sites: Sequence[str], score: str
+) -> tuple[Answers, Answers]:
+  """Both with the notes of either, in one order, so that draws are of the same notes."""
+  out = {}, {}
+  for site in sites:
+    both = ours[site][score], theirs[site][score]
+    notes = tuple(dict.fromkeys(both[0].notes + both[1].notes))
+    for side, held in zip(out, both, strict=True):
+      counts = np.zeros((len(notes), *held.counts.shape[1:]), np.int64)
+      counts[[notes.index(note) for note in held.notes]] = held.counts
+      side[site] = {score: NoteCounts(notes, counts)}
+  return out
 
 
 def best_adapter(
@@ -133,7 +153,7 @@ def _statistic(
   for run, answers in enumerate(runs):
     for site in sites:
       tested = answers[site][score]
-      # The same notes are drawn alike for all runs; those of other sites or seeds are not.
+      # Notes of the same names are drawn alike for all runs; those of other sites are not.
       stream = zlib.crc32('\n'.join((site, *tested.notes)).encode())
       values[run] += _f1(tested.counts.sum(0))[k] / len(sites)
       draws = metrics.resampled(tested.counts, (seed, stream), samples)

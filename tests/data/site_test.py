@@ -40,6 +40,8 @@ def test_sentences_to_train_on_are_drawn_alike(site):
   few, more, every = (site(max_train_sentences=n, **split) for n in (5, 20, 0))
   assert [len(places(part.tasks[0].solved)) for part in (few, more)] == [5, 20]
   assert places(few.tasks[0].solved) < places(more.tasks[0].solved)
+  other = site(max_train_sentences=5, seed=1, **split)
+  assert places(other.tasks[0].solved) != places(few.tasks[0].solved) and other.test == few.test
   for small, whole in zip(more.tasks, every.tasks, strict=True):
     assert places(small.solved) <= places(whole.solved) and small.test == whole.test
     for one, other in zip(small.validation, whole.validation, strict=True):

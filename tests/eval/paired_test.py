@@ -56,6 +56,23 @@ def test_a_difference_uses_the_same_notes_for_both():
     paired.difference([ours], [theirs, theirs], ['a'], 'ner', **DRAWS)
 
 
+def test_seeds_are_paired_too():
+  """Ours 0.8 and 0.4, theirs 0.7 and 0.3: the difference is 0.1 whichever seeds are drawn; drawn
+  apart it would range from -0.3 to 0.5."""
+  ours, theirs = (
+    [answers(a=[note(tp, 10 - tp, 10 - tp)]) for tp in hits] for hits in ((8, 4), (7, 3)))
+  found = paired.difference(ours, theirs, ['a'], 'ner', **DRAWS)
+  assert found == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_a_note_that_one_run_has_nothing_of_counts_nothing():
+  """A classifier is asked about notes with a main entity only: equal counts are no difference."""
+  hits = [note(i, 3, 7 - i % 5) for i in range(9)]
+  ours, theirs = answers(a=hits), answers(a=[*hits, note(0, 0, 0)])
+  assert paired.difference([ours], [theirs], ['a'], 'ner', **DRAWS) == (0, 0, 0)
+  assert paired.difference([theirs], [ours], ['a'], 'ner', **DRAWS) == (0, 0, 0)
+
+
 def test_one_seed_and_site_is_the_plain_bootstrap():
   counts = np.stack([note(i, 3, 7 - i % 5) for i in range(9)])
   found = paired.mean_f1([answers(a=counts)], ['a'], 'ner', **DRAWS)
