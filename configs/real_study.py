@@ -1,4 +1,4 @@
-"""The study on public corpora: five regimes in about an hour of two CPU cores.
+"""The study on public corpora: five regimes, meant for 75 minutes of two CPU cores.
 
     python -m fedmedjax.compare --config=configs/real_study.py --workdir=runs/study
 """

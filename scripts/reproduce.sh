@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes README's results again. Every command goes on where it was stopped, or only shows its tables.
 # usage: bash scripts/reproduce.sh [quickstart] [real] [study] [new_site] [skewed] [methods]
-# Without a name all of them, in this order: some five hours of two CPU cores. Public corpora are
+# Without a name all of them, in this order: hours of two CPU cores. Public corpora are
 # read from FEDMEDJAX_DATA (default ../shared/data); quickstart and methods need none. Folders are in
 # RUNS (default runs).
 set -euo pipefail
