@@ -31,6 +31,7 @@ from fedmedjax.note_records import (
   missing_files,
   read_records,
   record_of,
+  take_away_other_forms,
   write_files,
   write_lists,
 )
@@ -220,6 +221,8 @@ def _carried_out(
           annotator, _readable(source, plan.left, plan.skipped), advance):
         record = record_of(annotation)
         write_files(output, form, annotation.document, record)
+        # Before the record: a stop in between has the note annotated again.
+        take_away_other_forms(output, form, record['file'])
         append_record(output, record)
         records[record['file']] = record
     write_lists(output, plan.others | records, plan.skipped)

@@ -126,6 +126,14 @@ def write_files(
       write_text(path, text)
 
 
+def take_away_other_forms(output: Path, form: str, file: str) -> None:
+  """Removes what was written of a note in all formats but one: a later command writes it anew."""
+  for other in FORMS:
+    if other != form:
+      for path in _paths(output, other, file):
+        path.unlink(missing_ok=True)
+
+
 def _paths(output: Path, form: str, file: str) -> list[Path]:
   return [output / name for name in FORMS[form].files(file)]
 

@@ -233,6 +233,24 @@ def test_it_goes_on_where_it_was_stopped(joint, tmp_path, monkeypatch, planted, 
   assert planted == ['No fever.'] and len(records(out)['3.txt']['entities']) == 1
 
 
+def test_a_changed_note_is_old_in_no_format(joint, tmp_path, planted):
+  """Annotated anew as pages: its files for brat go, a neighbour's corrected ones stay."""
+  notes = {'a.txt': 'Fever.', 'b.txt': 'Well.'}
+  source, out = write_notes(tmp_path / 'notes', notes), tmp_path / 'out'
+  assert predict.main(command(joint, source, out)) == 0
+  (out / 'brat' / 'b.ann').write_text('corrected by hand')
+  write_notes(source, {'a.txt': 'No fever, gave aspirin.'})
+  assert predict.main(command(joint, source, out, '--format=html')) == 0
+  assert sorted(path.name for path in (out / 'brat').iterdir()) == [
+    'annotation.conf', 'b.ann', 'b.txt']
+  planted.clear()
+  assert predict.main(command(joint, source, out)) == 0
+  assert planted == [] and (out / 'brat' / 'b.ann').read_text() == 'corrected by hand'
+  assert (out / 'brat' / 'a.txt').read_text() == 'No fever, gave aspirin.'
+  assert 'aspirin' in (out / 'brat' / 'a.ann').read_text()
+  assert 'aspirin' in (out / 'html' / 'a.txt.html').read_text()
+
+
 def test_bad_files_are_skipped_and_named(joint, tmp_path, planted, capsys):
   source, out = write_notes(tmp_path / 'notes'), tmp_path / 'out'
   (source / 'latin.txt').write_bytes('Müde [b]'.encode('latin-1'))
