@@ -90,7 +90,7 @@ class _Plan(NamedTuple):
   """What is there and what is to be done."""
 
   kept: dict[str, dict]    # records of notes that are as they were
-  others: dict[str, dict]  # of notes that are no longer there
+  others: dict[str, dict]  # of notes that are no longer there, or cannot be read now
   left: list[str]          # notes to annotate
   sentences: int           # in them
   skipped: dict[str, str]  # file: why; more may come
@@ -192,7 +192,8 @@ def _plan(
         left.append(note.name)
         sentences += len(split_sentences(note.text))
       advance()
-  others = {file: record for file, record in held.items() if file not in {*files, *skipped}}
+  # One that cannot be read today may be tomorrow, with what was corrected in its files.
+  others = {file: record for file, record in held.items() if file not in kept and file not in left}
   return _Plan(kept, others, left, sentences, skipped)
 
 

@@ -251,6 +251,23 @@ def test_a_changed_note_is_old_in_no_format(joint, tmp_path, planted):
   assert 'aspirin' in (out / 'html' / 'a.txt.html').read_text()
 
 
+def test_a_note_that_cannot_be_read_once_keeps_its_record(joint, tmp_path, planted):
+  notes = {'a.txt': 'Fever.', 'b.txt': 'Well.'}
+  source, out = write_notes(tmp_path / 'notes', notes), tmp_path / 'out'
+  assert predict.main(command(joint, source, out)) == 0
+  (out / 'brat' / 'a.ann').write_text('corrected by hand')
+  before = records(out)
+  (source / 'a.txt').write_bytes(b'\xfc')
+  assert predict.main(command(joint, source, out)) == 0
+  assert records(out) == before and 'a.txt' in (out / 'skipped.jsonl').read_text()
+  write_notes(source, {'a.txt': 'Fever.'})
+  planted.clear()
+  assert predict.main(command(joint, source, out)) == 0
+  assert planted == [] and records(out) == before
+  assert (out / 'brat' / 'a.ann').read_text() == 'corrected by hand'
+  assert not (out / 'skipped.jsonl').read_text()
+
+
 def test_bad_files_are_skipped_and_named(joint, tmp_path, planted, capsys):
   source, out = write_notes(tmp_path / 'notes'), tmp_path / 'out'
   (source / 'latin.txt').write_bytes('Müde [b]'.encode('latin-1'))
