@@ -238,7 +238,8 @@ def _readable(source: Path, files: list[str], skipped: dict[str, str]) -> Iterat
       text = read_text(source / file)
     except InputError as error:
       # The place stands beside it.
-      skipped[file] = str(error).removeprefix(f'cannot read {source / file}: ')
+      skipped[file] = str(error).removeprefix(f'cannot read {source / file}: ').removeprefix(
+        f'{source / file}:')
       continue
     yield Document(file, text, (), ())
 
