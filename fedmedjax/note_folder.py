@@ -31,6 +31,7 @@ from fedmedjax.note_records import (
   missing_files,
   read_records,
   record_of,
+  stem,
   take_away_other_forms,
   write_files,
   write_lists,
@@ -123,7 +124,11 @@ def _find_notes(folder: Path) -> tuple[list[str], dict[str, str]]:
         found.append(place(path))
   if not found and not skipped:
     raise InputError(f'--input={folder}: holds no .txt file')
-  return sorted(found), skipped
+  first: dict[str, str] = {}  # of each name in brat
+  for file in sorted(found):
+    if first.setdefault(stem(file), file) != file:
+      skipped[file] = f'has the same name in brat as {first[stem(file)]}'
+  return list(first.values()), skipped
 
 
 def _unusable(path: Path, file: Path) -> str:

@@ -286,7 +286,8 @@ def test_bad_files_are_skipped_and_named(joint, tmp_path, planted, capsys):
   lines = [json.loads(line) for line in (out / 'skipped.jsonl').read_text().splitlines()]
   assert {line['file'][:10]: line['reason'] for line in lines} == {
     'latin.txt': '1: no UTF-8 text: invalid start byte',
-    'x' * 10: 'its name is longer than 240 bytes', 'gone.txt': 'is no file', 'pipe.txt': 'is no file', '\\xff.txt': 'its name is no UTF-8 text',
+    'x' * 10: 'its name is longer than 240 bytes', 'gone.txt': 'is no file',
+    'pipe.txt': 'is no file', '\\xff.txt': 'its name is no UTF-8 text',
     'linked': 'a link to a folder, which is not followed'}
   assert 'warning: 6 skipped' in ' '.join(said.out.split()) and 'Müde' not in said.out
   assert 'line\nbreak [red].txt' in records(out) and len(records(out)) == 5
@@ -298,6 +299,17 @@ def test_bad_files_are_skipped_and_named(joint, tmp_path, planted, capsys):
   assert predict.main(command(joint, alone, out)) == 1
   error = capsys.readouterr().err
   assert error.startswith('failed: none of 1 notes') and error.count('\n') == 1
+
+
+def test_two_notes_of_one_name_in_brat(joint, tmp_path, planted):
+  """NOTE.TXT is NOTE.TXT.txt there; NOTE.txt and one in another folder are apart from it."""
+  notes = {'NOTE.TXT.txt': 'Fever.', 'NOTE.TXT': 'No fever.', 'NOTE.txt': 'Well.', 'b/NOTE.TXT': ''}
+  source, out = write_notes(tmp_path / 'notes', notes), tmp_path / 'out'
+  assert predict.main(command(joint, source, out)) == 0
+  assert [json.loads(line) for line in (out / 'skipped.jsonl').read_text().splitlines()] == [
+    {'file': 'NOTE.TXT.txt', 'reason': 'has the same name in brat as NOTE.TXT'}]
+  assert sorted(records(out)) == ['NOTE.TXT', 'NOTE.txt', 'b/NOTE.TXT']
+  assert (out / 'brat' / 'NOTE.TXT.txt').read_text() == 'No fever.'
 
 
 def test_sentences_beyond_the_context_are_cut_between_words(joint, tmp_path, planted, capsys):
