@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.markup import escape
-
 from fedmedjax.annotate import Annotator, annotate, make_annotator
 from fedmedjax.data.formats.files import read_text
 from fedmedjax.data.sentences import split_sentences
@@ -74,15 +72,15 @@ def annotate_folder(
     # Before anything is written: base, adapter and prompts may not go together.
     annotator = _load(trained, reporter) if plan.left else None
     output.mkdir(parents=True, exist_ok=True)
-    with locked(output, lambda text: reporter.say(f'warning: {escape(text)}')):
+    with locked(output, lambda text: reporter.say(f'warning: {text}')):
       for line in trained.told:
-        reporter.say(escape(line))
+        reporter.say(line)
       write_json(output / _SETTINGS, settings | {
         'adapter_folder': str(trained.adapter), 'model.path': trained.settings['model.path']})
       records = _carried_out(
         annotator, plan, source, output, form, settings['asked'], reporter)
   for line in _outcome(records, plan, output, form):
-    reporter.say(escape(line))
+    reporter.say(line)
   if not records:
     raise RuntimeError(f'none of {len(skipped)} notes could be read, see {output / SKIPPED}')
 
