@@ -8,31 +8,16 @@ Sites share the test notes of the pool, so that runs with unlike partitions are 
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from fedmedjax.data.sentences import split_sentences
 from fedmedjax.data.statistics import divergence
-from fedmedjax.types import Document, InputError, SiteCorpus
+from fedmedjax.types import Document, InputError, SiteCorpus, Skew
 
 # Words whose frequencies tell styles apart: the pool's most frequent ones, as in stylometry.
 _STYLE_WORDS = 60
-
-
-class Skew(NamedTuple):
-  """What a partition came out as."""
-
-  sizes: tuple[int, ...]   # training notes (or sentences, as dealt out) of each site
-  type_divergence: float   # bits, `statistics.divergence` of the sites' mixes of entity types
-  annotated: float         # share of (site, entity type) pairs that are annotated
-
-  def __str__(self) -> str:
-    return (
-      f'{len(self.sizes)} sites of {min(self.sizes)} to {max(self.sizes)} (median '
-      f'{int(np.median(self.sizes))}), entity types diverge by {self.type_divergence:.3f} bits, '
-      f'{self.annotated:.0%} of types annotated')
 
 
 def type_counts(notes: Sequence[Document], types: Sequence[str]) -> np.ndarray:
