@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
-from rich.markup import escape
 from rich.table import Table
 
 from configs.base import PRESETS
@@ -156,7 +155,7 @@ def _tell(
     reporter.say(_on_terminal(table))
   sentences = [str(finding) for finding in told.found]
   for sentence in sentences:
-    reporter.say(escape(sentence))
+    reporter.say(sentence)
   writer.write_json(folder / 'findings.json', [finding.record() for finding in told.found])
   # Single runs are shown of one seed and one part, the last.
   own = [part for part in planned if part.setting == setting]
@@ -227,8 +226,8 @@ def _on_terminal(block: page.Table) -> Table:
       column.replace('_', ' '), no_wrap=i == 0, min_width=width if i else 0,
       justify='right' if i else 'left')
   for name, *cells in block.rows:
-    table.add_row(folded(escape(name)), *(
-      escape('\n'.join(filter(None, cell)) if isinstance(cell, page.Cell) else cell)
+    table.add_row(folded(name), *(
+      '\n'.join(filter(None, cell)) if isinstance(cell, page.Cell) else cell
       for cell in cells))
   return table
 

@@ -15,7 +15,7 @@ from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder
 from fedmedjax.data.label_steps import encode_label_site, label_schedule
 from fedmedjax.data.labels import label_names
-from fedmedjax.data.partition import Skew, partition
+from fedmedjax.data.partition import partition
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
 from fedmedjax.data.tasks import asked_types
@@ -32,7 +32,7 @@ from fedmedjax.model.convert import BaseModel, Placement
 from fedmedjax.model.load import load_model, model_path
 from fedmedjax.model.lora import LoraConfig, check_lora
 from fedmedjax.progress import Reporter
-from fedmedjax.types import InputError, SiteCorpus
+from fedmedjax.types import InputError, SiteCorpus, Skew
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 

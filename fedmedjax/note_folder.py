@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.markup import escape
-
 from fedmedjax.annotate import Annotator, annotate, make_annotator
 from fedmedjax.data.formats.files import read_text
 from fedmedjax.data.sentences import split_sentences
@@ -31,6 +29,8 @@ from fedmedjax.note_records import (
   missing_files,
   read_records,
   record_of,
+  stem,
+  take_away_other_forms,
   write_files,
   write_lists,
 )
@@ -72,15 +72,15 @@ def annotate_folder(
     # Before anything is written: base, adapter and prompts may not go together.
     annotator = _load(trained, reporter) if plan.left else None
     output.mkdir(parents=True, exist_ok=True)
-    with locked(output, lambda text: reporter.say(f'warning: {escape(text)}')):
+    with locked(output, lambda text: reporter.say(f'warning: {text}')):
       for line in trained.told:
-        reporter.say(escape(line))
+        reporter.say(line)
       write_json(output / _SETTINGS, settings | {
         'adapter_folder': str(trained.adapter), 'model.path': trained.settings['model.path']})
       records = _carried_out(
         annotator, plan, source, output, form, settings['asked'], reporter)
   for line in _outcome(records, plan, output, form):
-    reporter.say(escape(line))
+    reporter.say(line)
   if not records:
     raise RuntimeError(f'none of {len(skipped)} notes could be read, see {output / SKIPPED}')
 
@@ -89,7 +89,7 @@ class _Plan(NamedTuple):
   """What is there and what is to be done."""
 
   kept: dict[str, dict]    # records of notes that are as they were
-  others: dict[str, dict]  # of notes that are no longer there
+  others: dict[str, dict]  # of notes that are no longer there, or cannot be read now
   left: list[str]          # notes to annotate
   sentences: int           # in them
   skipped: dict[str, str]  # file: why; more may come
@@ -122,7 +122,11 @@ def _find_notes(folder: Path) -> tuple[list[str], dict[str, str]]:
         found.append(place(path))
   if not found and not skipped:
     raise InputError(f'--input={folder}: holds no .txt file')
-  return sorted(found), skipped
+  first: dict[str, str] = {}  # of each name in brat
+  for file in sorted(found):
+    if first.setdefault(stem(file), file) != file:
+      skipped[file] = f'has the same name in brat as {first[stem(file)]}'
+  return list(first.values()), skipped
 
 
 def _unusable(path: Path, file: Path) -> str:
@@ -191,7 +195,8 @@ def _plan(
         left.append(note.name)
         sentences += len(split_sentences(note.text))
       advance()
-  others = {file: record for file, record in held.items() if file not in {*files, *skipped}}
+  # One that cannot be read today may be tomorrow, with what was corrected in its files.
+  others = {file: record for file, record in held.items() if file not in kept and file not in left}
   return _Plan(kept, others, left, sentences, skipped)
 
 
@@ -220,6 +225,8 @@ def _carried_out(
           annotator, _readable(source, plan.left, plan.skipped), advance):
         record = record_of(annotation)
         write_files(output, form, annotation.document, record)
+        # Before the record: a stop in between has the note annotated again.
+        take_away_other_forms(output, form, record['file'])
         append_record(output, record)
         records[record['file']] = record
     write_lists(output, plan.others | records, plan.skipped)
@@ -234,7 +241,8 @@ def _readable(source: Path, files: list[str], skipped: dict[str, str]) -> Iterat
       text = read_text(source / file)
     except InputError as error:
       # The place stands beside it.
-      skipped[file] = str(error).removeprefix(f'cannot read {source / file}: ')
+      skipped[file] = str(error).removeprefix(f'cannot read {source / file}: ').removeprefix(
+        f'{source / file}:')
       continue
     yield Document(file, text, (), ())
 

@@ -26,7 +26,8 @@ class Form(NamedTuple):
   whole: Callable[[dict, dict, Mapping[str, Asked]], dict[str, str]]
 
 
-def _stem(file: str) -> str:
+def stem(file: str) -> str:
+  """A note's name in brat, without its ending."""
   # NOTE.TXT keeps its ending: there may be a NOTE.txt, too.
   return file.removesuffix('.txt')
 
@@ -48,7 +49,7 @@ def _brat_types(asked: Mapping[str, Asked]) -> str:
 
 FORMS = {
   'brat': Form(
-    lambda file: (f'brat/{_stem(file)}.txt', f'brat/{_stem(file)}.ann'),
+    lambda file: (f'brat/{stem(file)}.txt', f'brat/{stem(file)}.ann'),
     lambda document, record: (document.text, brat_annotation(document)),
     lambda records, skipped, asked: {'brat/annotation.conf': _brat_types(asked)}),
   'jsonl': Form(
@@ -124,6 +125,14 @@ def write_files(
   for path, text in zip(paths, FORMS[form].texts(document, record), strict=True):
     if path in wanted:
       write_text(path, text)
+
+
+def take_away_other_forms(output: Path, form: str, file: str) -> None:
+  """Removes what was written of a note in all formats but one: a later command writes it anew."""
+  for other in FORMS:
+    if other != form:
+      for path in _paths(output, other, file):
+        path.unlink(missing_ok=True)
 
 
 def _paths(output: Path, form: str, file: str) -> list[Path]:

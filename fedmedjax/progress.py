@@ -23,12 +23,14 @@ class Reporter:
   """Shows tasks with their counts, a note (such as the loss) and the time left."""
 
   def __init__(self, console: Console | None = None):
-    # Without a terminal rich would wrap tables at 80 columns.
-    self.console = console or Console(width=None if sys.stdout.isatty() else 120)
+    # Without a terminal rich would wrap tables at 80 columns. What is shown is other people's names
+    # and words: brackets and colons in them are no commands.
+    self.console = console or Console(
+      width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
     self._bars = Progress(
-      TextColumn('{task.description:<34}'), BarColumn(bar_width=24), MofNCompleteColumn(),
-      TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(),
-      TextColumn('{task.fields[note]}'), console=self.console)
+      TextColumn('{task.description:<34}', markup=False), BarColumn(bar_width=24),
+      MofNCompleteColumn(), TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(),
+      TextColumn('{task.fields[note]}', markup=False), console=self.console)
 
   def say(self, *renderables) -> None:
     self.console.print(*renderables)

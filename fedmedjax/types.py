@@ -10,6 +10,7 @@ adapter a site started from; the **update** is local - anchor; the **adapter** i
 the **base** is the frozen weights.
 """
 
+from statistics import median
 from typing import Any, NamedTuple
 
 ENTITY_TYPES = ('problem', 'treatment', 'test', 'drug')
@@ -107,6 +108,20 @@ class Parse(NamedTuple):
   failed: bool             # not wholly understood: what could be placed is in `spans` all the same
   copied: bool             # what it repeats of the input, it repeats character for character
   dropped: int             # entities of an asked type that stand nowhere in the input
+
+
+class Skew(NamedTuple):
+  """What a partition of pooled notes came out as."""
+
+  sizes: tuple[int, ...]   # training notes (or sentences, as dealt out) of each site
+  type_divergence: float   # bits, `data/statistics.py` of the sites' mixes of entity types
+  annotated: float         # share of (site, entity type) pairs that are annotated
+
+  def __str__(self) -> str:
+    return (
+      f'{len(self.sizes)} sites of {min(self.sizes)} to {max(self.sizes)} (median '
+      f'{int(median(self.sizes))}), entity types diverge by {self.type_divergence:.3f} bits, '
+      f'{self.annotated:.0%} of types annotated')
 
 
 class Batch(NamedTuple):

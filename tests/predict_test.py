@@ -233,6 +233,41 @@ def test_it_goes_on_where_it_was_stopped(joint, tmp_path, monkeypatch, planted, 
   assert planted == ['No fever.'] and len(records(out)['3.txt']['entities']) == 1
 
 
+def test_a_changed_note_is_old_in_no_format(joint, tmp_path, planted):
+  """Annotated anew as pages: its files for brat go, a neighbour's corrected ones stay."""
+  notes = {'a.txt': 'Fever.', 'b.txt': 'Well.'}
+  source, out = write_notes(tmp_path / 'notes', notes), tmp_path / 'out'
+  assert predict.main(command(joint, source, out)) == 0
+  (out / 'brat' / 'b.ann').write_text('corrected by hand')
+  write_notes(source, {'a.txt': 'No fever, gave aspirin.'})
+  assert predict.main(command(joint, source, out, '--format=html')) == 0
+  assert sorted(path.name for path in (out / 'brat').iterdir()) == [
+    'annotation.conf', 'b.ann', 'b.txt']
+  planted.clear()
+  assert predict.main(command(joint, source, out)) == 0
+  assert planted == [] and (out / 'brat' / 'b.ann').read_text() == 'corrected by hand'
+  assert (out / 'brat' / 'a.txt').read_text() == 'No fever, gave aspirin.'
+  assert 'aspirin' in (out / 'brat' / 'a.ann').read_text()
+  assert 'aspirin' in (out / 'html' / 'a.txt.html').read_text()
+
+
+def test_a_note_that_cannot_be_read_once_keeps_its_record(joint, tmp_path, planted):
+  notes = {'a.txt': 'Fever.', 'b.txt': 'Well.'}
+  source, out = write_notes(tmp_path / 'notes', notes), tmp_path / 'out'
+  assert predict.main(command(joint, source, out)) == 0
+  (out / 'brat' / 'a.ann').write_text('corrected by hand')
+  before = records(out)
+  (source / 'a.txt').write_bytes(b'\xfc')
+  assert predict.main(command(joint, source, out)) == 0
+  assert records(out) == before and 'a.txt' in (out / 'skipped.jsonl').read_text()
+  write_notes(source, {'a.txt': 'Fever.'})
+  planted.clear()
+  assert predict.main(command(joint, source, out)) == 0
+  assert planted == [] and records(out) == before
+  assert (out / 'brat' / 'a.ann').read_text() == 'corrected by hand'
+  assert not (out / 'skipped.jsonl').read_text()
+
+
 def test_bad_files_are_skipped_and_named(joint, tmp_path, planted, capsys):
   source, out = write_notes(tmp_path / 'notes'), tmp_path / 'out'
   (source / 'latin.txt').write_bytes('Müde [b]'.encode('latin-1'))
@@ -249,9 +284,10 @@ def test_bad_files_are_skipped_and_named(joint, tmp_path, planted, capsys):
   said = capsys.readouterr()
   assert said.err == ''
   lines = [json.loads(line) for line in (out / 'skipped.jsonl').read_text().splitlines()]
-  assert {line['file'][:10]: line['reason'].split(': ', 1)[-1] for line in lines} == {
-    'latin.txt': 'no UTF-8 text: invalid start byte', 'x' * 10: 'its name is longer than 240 bytes',
-    'gone.txt': 'is no file', 'pipe.txt': 'is no file', '\\xff.txt': 'its name is no UTF-8 text',
+  assert {line['file'][:10]: line['reason'] for line in lines} == {
+    'latin.txt': '1: no UTF-8 text: invalid start byte',
+    'x' * 10: 'its name is longer than 240 bytes', 'gone.txt': 'is no file',
+    'pipe.txt': 'is no file', '\\xff.txt': 'its name is no UTF-8 text',
     'linked': 'a link to a folder, which is not followed'}
   assert 'warning: 6 skipped' in ' '.join(said.out.split()) and 'Müde' not in said.out
   assert 'line\nbreak [red].txt' in records(out) and len(records(out)) == 5
@@ -263,6 +299,17 @@ def test_bad_files_are_skipped_and_named(joint, tmp_path, planted, capsys):
   assert predict.main(command(joint, alone, out)) == 1
   error = capsys.readouterr().err
   assert error.startswith('failed: none of 1 notes') and error.count('\n') == 1
+
+
+def test_two_notes_of_one_name_in_brat(joint, tmp_path, planted):
+  """NOTE.TXT is NOTE.TXT.txt there; NOTE.txt and one in another folder are apart from it."""
+  notes = {'NOTE.TXT.txt': 'Fever.', 'NOTE.TXT': 'No fever.', 'NOTE.txt': 'Well.', 'b/NOTE.TXT': ''}
+  source, out = write_notes(tmp_path / 'notes', notes), tmp_path / 'out'
+  assert predict.main(command(joint, source, out)) == 0
+  assert [json.loads(line) for line in (out / 'skipped.jsonl').read_text().splitlines()] == [
+    {'file': 'NOTE.TXT.txt', 'reason': 'has the same name in brat as NOTE.TXT'}]
+  assert sorted(records(out)) == ['NOTE.TXT', 'NOTE.txt', 'b/NOTE.TXT']
+  assert (out / 'brat' / 'NOTE.TXT.txt').read_text() == 'No fever.'
 
 
 def test_sentences_beyond_the_context_are_cut_between_words(joint, tmp_path, planted, capsys):

@@ -7,32 +7,17 @@ Sites share the test notes of the pool, so that runs with unlike partitions are 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from fedmedjax.data.sentences import split_sentences
 from fedmedjax.data.statistics import divergence
-from fedmedjax.types import Document, InputError, SiteCorpus
+from fedmedjax.types import Document, InputError, SiteCorpus, Skew
 
 # Words whose frequencies tell styles apart: the pool's most frequent ones, as in stylometry.
 _STYLE_WORDS = 60
-
-
-class Skew(NamedTuple):
-  """What a partition came out as."""
-
-  sizes: tuple[int, ...]   # training notes (or sentences, as dealt out) of each site
-  type_divergence: float   # bits, `statistics.divergence` of the sites' mixes of entity types
-  annotated: float         # share of (site, entity type) pairs that are annotated
-
-  def __str__(self) -> str:
-    return (
-      f'{len(self.sizes)} sites of {min(self.sizes)} to {max(self.sizes)} (median '
-      f'{int(np.median(self.sizes))}), entity types diverge by {self.type_divergence:.3f} bits, '
-      f'{self.annotated:.0%} of types annotated')
 
 
 def type_counts(notes: Sequence[Document], types: Sequence[str]) -> np.ndarray:
@@ -194,15 +179,14 @@ def annotating(corpus: SiteCorpus, types: Sequence[str]) -> SiteCorpus:
     test=tuple(_restricted(note, types) for note in corpus.test))
 
 
-def mislabelled(note: Document, types: Sequence[str]) -> Document:
-  """The note as a site has it whose types are mixed up: each entity is called the next of `types`.
+def mislabelled(note: Document, called: Mapping[str, str]) -> Document:
+  """The note as a site has it whose types are mixed up: {an entity's type: what it is called}.
 
   Modifiers go, since their pairs with the wrong entity would be invalid.
   """
-  following = dict(zip(types, (*types[1:], *types[:1]), strict=True))
   return note._replace(
     spans=tuple(
-      span._replace(type=following[span.type]) for span in note.spans if span.type in following),
+      span._replace(type=called[span.type]) for span in note.spans if span.type in called),
     relations=())
 
 
@@ -250,11 +234,13 @@ def partition(
     kind, unit: keys of `KINDS` and `UNITS`.
     sites: S.
     strength: of the skew, see the partitioners.
-    corrupted: share of the sites, rounded, whose types are mixed up, see `mislabelled`.
+    corrupted: share of the sites, rounded, that call each entity by the pool's next type, see
+      `mislabelled`; of these a site has what it then calls by a type that it annotates.
     seed: of everything drawn.
 
   Raises:
-    InputError: sources that annotate unlike types, or fewer notes (with an entity) than sites.
+    InputError: sources that annotate unlike types, or fewer notes (with an entity) than sites, or
+      types to mix up where there is one.
   """
   types = sources[0].types
   for source in sources[1:]:
@@ -267,18 +253,28 @@ def partition(
     raise InputError(
       f'config.data.partition.sites={sites}: there are {len(notes)} {unit}s of training notes to '
       'deal out')
+  if corrupted and len(types) == 1:
+    raise InputError(
+      f'config.data.partition.corrupted={corrupted}: the pooled sites annotate only {types[0]}; '
+      'there is no other name to mix it up with')
   rng = np.random.default_rng((seed, 0))
   dealt = KINDS[kind](notes, types, sites, strength, rng)
   asked = annotated_types(types, sites, strength, rng) if kind == 'labels' else [types] * sites
-  holds = np.stack([[t in names for t in types] for names in asked]) @ type_counts(notes, types).T
+  broken = set(rng.permutation(sites)[:round(corrupted * sites)].tolist()) if corrupted else set()
+  called = [
+    dict(zip(types, (*types[1:], *types[:1]) if site in broken else types, strict=True))
+    for site in range(sites)]
+  holds = np.stack([
+    [names[t] in own for t in types] for names, own in zip(called, asked, strict=True)
+  ]) @ type_counts(notes, types).T
   dealt = each_with_entities(dealt, holds > 0, rng)
-  broken = set(rng.permutation(sites)[:round(corrupted * sites)].tolist())
   digits = max(3, len(str(sites)))
   parts = []
   for site in range(sites):
-    own = [_restricted(notes[i], asked[site]) for i in np.flatnonzero(dealt == site)]
+    own = [notes[i] for i in np.flatnonzero(dealt == site)]
     if site in broken:
-      own = [mislabelled(note, asked[site]) for note in own]
+      own = [mislabelled(note, called[site]) for note in own]
+    own = [_restricted(note, asked[site]) for note in own]
     parts.append(SiteCorpus(
       f'part_{site + 1:0{digits}}', asked[site], tuple(own), (), {
         'documents': len(own), 'corrupted': int(site in broken),

@@ -10,7 +10,7 @@ from fedmedjax.page.blocks import Chart, Charts, Section, Table
 from fedmedjax.page.files import Run
 from fedmedjax.page.scores import NONE
 from fedmedjax.report import set_aside
-from fedmedjax.types import ENTITY_TYPES
+from fedmedjax.types import ENTITY_TYPES, Skew
 
 # Sites of a chart.
 _DRAWN = 12
@@ -21,15 +21,11 @@ def corpus_section(runs: Sequence[Run]) -> Section:
   run = next((run for run in runs if run.sites), None)
   blocks = _described(run.sites) if run else [_counted(runs[0])] if runs else []
   partition = (run or runs[0]).summary.get('partition')
-  skew = '' if not partition else ' Training notes of all sites were pooled and dealt out: ' + (
-    ', '.join(f'{key.replace("_", " ")} {_shown(value)}' for key, value in partition.items())) + '.'
+  skew = (f' Training notes of all sites were pooled and dealt out: {Skew(**partition)}.'
+          if partition else '')
   return Section(
     'sites', 'Sites', 'What each site gave to this study, as it was read. An example is a '
     'sentence, or for modifiers a sentence with one main entity.' + skew, blocks)
-
-
-def _shown(value) -> str:
-  return f'{value:.3g}' if isinstance(value, float) else str(value)
 
 
 def _counted(run: Run) -> Table:

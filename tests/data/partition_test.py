@@ -7,6 +7,7 @@ from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.partition import (
   KINDS,
   annotated_types,
+  annotating,
   by_quantity,
   each_with_entities,
   partition,
@@ -102,6 +103,29 @@ def test_corrupted_sites_call_every_type_another(sources):
       assert one.text == other.text and not other.relations
       assert [following[span.type] for span in one.spans if span.type in following] == [
         span.type for span in other.spans]
+
+
+def test_corrupted_sites_of_few_types_have_wrong_entities(sources):
+  """Each site annotates one type of four, or few: its entities are those of the type before it,
+  however it is dealt, and of these it has one at least."""
+  notes = {note.name: note for source in sources for note in source.train}
+  parts, _ = deal(sources, 'labels', 1.0, corrupted=1.0)
+  assert any(len(part.types) == 1 for part in parts)
+  before = dict(zip((*ENTITY_TYPES[1:], ENTITY_TYPES[0]), ENTITY_TYPES, strict=True))
+  for part in parts:
+    for note in part.train:
+      assert [span._replace(type=before[span.type]) for span in note.spans] == [
+        span for span in notes[note.name].spans
+        if span.type in {before[kind] for kind in part.types}]
+  parts, _ = deal(sources, 'labels', 1.0, corrupted=1.0, sites=60, unit='sentence')
+  assert all(part.report['corrupted'] and part.report['entities'] for part in parts)
+
+
+def test_one_type_cannot_be_mixed_up(sources):
+  alone = [annotating(source, ('drug',)) for source in sources]
+  with pytest.raises(InputError, match='corrupted=0.5: the pooled sites annotate only drug; there'):
+    deal(alone, 'iid', corrupted=0.5)
+  assert deal(alone, 'iid')[1].annotated == 1
 
 
 def test_a_note_as_sentences():

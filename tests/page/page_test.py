@@ -28,7 +28,7 @@ from fedmedjax.page.examples import (
 )
 from fedmedjax.page.files import read_runs
 from fedmedjax.page.training import by_site, spread
-from fedmedjax.types import Span
+from fedmedjax.types import Skew, Span
 
 
 class Page(HTMLParser):
@@ -181,11 +181,13 @@ def test_hundreds_of_sites(tmp_path):
   """Dealt out of a pool: bands instead of lines, and what is not drawn is said."""
   parts = [f'part_{i:03}' for i in range(300)]
   run = invent(tmp_path / 'run', lines=[line(n, parts) for n in (1, 2)], summary={
-    'train_examples': [1] * 300, 'partition': {'type_divergence': 0.1234}})
+    'train_examples': [1] * 300, 'partition': Skew((1,) * 200 + (7,) * 100, 0.1234, 0.5)._asdict()})
   write(run / 'sites.json', described(*parts[:20], 'icu', 'ward') | {'training_sites': 300})
   made = page(tmp_path / 'report.html', {'a': run})
   assert '300 sites: a line is the median' in made.text and '278 more sites train' in made.text
-  assert 'Drawn are the first 12 of 22 sites' in made.text and 'type divergence 0.123' in made.text
+  assert 'Drawn are the first 12 of 22 sites' in made.text
+  assert ('dealt out: 300 sites of 1 to 7 (median 1), entity types diverge by 0.123 bits, 50% of '
+          'types annotated.') in made.text
   assert (tmp_path / 'report.html').stat().st_size < 400_000
   # Tested ones may be many, too, and regimes.
   many = invent(tmp_path / 'many', sites=parts[:40], external=())
