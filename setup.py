@@ -8,7 +8,7 @@ setup(
   description='Federated low-rank tuning of language models for clinical information extraction',
   python_requires='>=3.11',
   packages=find_packages(include=['fedmedjax', 'fedmedjax.*', 'configs']),
-  package_data={'fedmedjax': ['**/*.toml', 'templates/*', 'page/templates/*']},
+  package_data={'fedmedjax': ['**/*.toml', '*/templates/*']},
   # Lower bounds are what scripts/lowest.sh installs and tests; there are no upper ones.
   install_requires=[
     'jax>=0.8', 'flax>=0.12', 'optax>=0.2.6', 'orbax-checkpoint>=0.12', 'transformers>=5',

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from absl import flags
 
-from fedmedjax.note_folder import annotate_folder
-from fedmedjax.note_records import FORMS
+from fedmedjax.annotation.folder import annotate_folder
+from fedmedjax.annotation.records import FORMS
+from fedmedjax.annotation.trained import FLAGS, read_trained
 from fedmedjax.program import guarded, read_flags, set_up
 from fedmedjax.progress import Reporter
-from fedmedjax.trained import FLAGS, read_trained
 
 
 def define(values: flags.FlagValues) -> None:

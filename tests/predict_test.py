@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedmedjax import annotate, main, predict, run
+from fedmedjax import main, predict, run
+from fedmedjax.annotation import annotate
+from fedmedjax.annotation.pages import stretches
+from fedmedjax.annotation.trained import read_trained
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.formats.brat import read_brat
 from fedmedjax.eval import evaluate
-from fedmedjax.note_pages import stretches
-from fedmedjax.trained import read_trained
 from fedmedjax.types import Document, Relation, Span
 
 

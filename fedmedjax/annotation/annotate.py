@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from fedmedjax.annotation.trained import Trained
 from fedmedjax.data.sentences import split_sentences, trimmed
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tokenize import encode_examples, encode_instruction
@@ -15,7 +16,6 @@ from fedmedjax.model.convert import BaseModel
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.peft_format import load_peft
-from fedmedjax.trained import Trained
 from fedmedjax.types import Document, Example, InputError, Relation, Span
 
 # Tokens of a sentence; longer ones are cut, because memory grows with batch times length. The

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedmedjax.annotate import Annotation
+from fedmedjax.annotation.annotate import Annotation
+from fedmedjax.annotation.pages import index_page, note_page
 from fedmedjax.data.tasks import Asked
 from fedmedjax.data.writers import brat_annotation
-from fedmedjax.note_pages import index_page, note_page
 from fedmedjax.types import Document, InputError, Relation, Span
 from fedmedjax.writer import read_lines, write_lines, write_text
 

@@ -11,16 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedmedjax.annotate import Annotator, annotate, make_annotator
-from fedmedjax.data.formats.files import read_text
-from fedmedjax.data.sentences import split_sentences
-from fedmedjax.data.tasks import Asked
-from fedmedjax.experiment import DTYPES
-from fedmedjax.inputs import file_checksums
-from fedmedjax.lock import check_free, locked
-from fedmedjax.model.convert import Placement
-from fedmedjax.model.load import load_model, model_path, resolve
-from fedmedjax.note_records import (
+from fedmedjax.annotation.annotate import Annotator, annotate, make_annotator
+from fedmedjax.annotation.records import (
   FORMS,
   RECORDS,
   SKIPPED,
@@ -34,8 +26,16 @@ from fedmedjax.note_records import (
   write_files,
   write_lists,
 )
+from fedmedjax.annotation.trained import Trained
+from fedmedjax.data.formats.files import read_text
+from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.tasks import Asked
+from fedmedjax.experiment import DTYPES
+from fedmedjax.inputs import file_checksums
+from fedmedjax.lock import check_free, locked
+from fedmedjax.model.convert import Placement
+from fedmedjax.model.load import load_model, model_path, resolve
 from fedmedjax.progress import Reporter
-from fedmedjax.trained import Trained
 from fedmedjax.types import Document, InputError
 from fedmedjax.writer import check_place, read_json, write_json, write_text
 

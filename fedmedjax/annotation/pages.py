@@ -11,8 +11,8 @@ import jinja2
 from fedmedjax.types import ENTITY_TYPES, Document
 
 _PAGES = jinja2.Environment(
-  loader=jinja2.PackageLoader('fedmedjax'), autoescape=True, undefined=jinja2.StrictUndefined,
-  trim_blocks=True, lstrip_blocks=True)
+  loader=jinja2.PackageLoader('fedmedjax.annotation'), autoescape=True,
+  undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 class Stretch(NamedTuple):

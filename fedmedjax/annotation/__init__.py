@@ -1,0 +1,1 @@
+"""What `predict` does: a saved adapter, a folder of notes in, annotated files out."""
