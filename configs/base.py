@@ -314,9 +314,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   evaluation.batch_size = 32
   # Most new tokens of a sentence, as a multiple of its input tokens (32 are always allowed more).
   evaluation.max_new_ratio = 2.5
-  # Tokens guessed from the input and checked in each pass of decoding; answers stay the same. For
-  # accelerators: on a CPU a pass takes as long as it has tokens, and guesses cost more than they
-  # save. 0 = none.
+  # Tokens guessed from the input and checked in each pass of decoding; answers stay the same. Worth
+  # it where much is copied and a pass costs more than its tokens; 0 = none.
   evaluation.guesses = 0
   # Where sites have adapters of their own: score each of them on every site, not only on its own.
   evaluation.cross_site = False
