@@ -84,10 +84,13 @@ def local_training(
 
     def body(carry, inputs):
       batch, active = inputs
-      skip = lambda carry, batch: (carry, jnp.float32(jnp.nan))  # noqa: E731
-      new, loss = jax.lax.cond(active, take, skip, carry, batch)
+      # One time or not at all. Not a cond, whose branches under vmap get a copy of the base for
+      # every site; a loop's body does not, and is left out when no site has this step.
+      new, loss = jax.lax.fori_loop(
+        0, active.astype(jnp.int32), lambda _, held: take(held[0], batch),
+        (carry, jnp.float32(jnp.nan)))
       if on_step is not None:
-        # Told of padded steps too, and that they are: under vmap both branches run.
+        # Told of padded steps too, and that they are: under vmap they are taken with the others.
         jax.debug.callback(on_step, site, carry[2], loss, active)
       return new, loss
 
