@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from fedmedjax import tree
 from fedmedjax.model.folder import StoredTensor
 from fedmedjax.model.llama import PROJECTIONS, LlamaConfig
 from fedmedjax.model.lora import PEFT_MODULES
@@ -33,13 +32,13 @@ class BaseModel(NamedTuple):
 class Placement(NamedTuple):
   """The form in which weights are kept: dtype, a key of QUANTIZATIONS, and where.
 
-  `sharding` maps (path such as 'layers/q_proj/kernel', shape) to a jax sharding; None = the
-  default device.
+  `sharding` maps (hyper-parameters, the `params` tree as jax.ShapeDtypeStructs) to a tree of jax
+  shardings; None = the default device.
   """
 
   dtype: jnp.dtype = jnp.float32
   quantization: str = 'none'
-  sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None
+  sharding: Callable[[LlamaConfig, dict], dict] | None = None
 
 
 class Slot(NamedTuple):
@@ -163,21 +162,31 @@ def convert(
     origin: the file or folder, for error messages.
 
   Raises:
-    InputError: as `check_tensors`, before any tensor is read.
+    InputError: as `check_tensors`, or as `placement.sharding`, before any tensor is read.
   """
   check_tensors(config, tensors, column, origin)
   shapes = expected_shapes(config)
   pieces: dict[tuple[str, ...], list] = {}
   for name, path, layer in tensor_names(config, column):
     pieces.setdefault(path, []).append((layer, tensors[name]))
+  leaves = params_shape(config, placement)
+  shardings = placement.sharding and placement.sharding(config, leaves)
   params = {'layers': {}}
   for path, parts in pieces.items():
     where = ('layers', *path) if path in _LAYER else path
     node = params
     for key in where[:-1]:
       node = node.setdefault(key, {})
-    node[where[-1]] = _fill(where, shapes[path], parts, placement)
+    node[where[-1]] = _fill(
+      where, shapes[path], parts, placement, _at(leaves, where),
+      shardings and _at(shardings, where))
   return params
+
+
+def _at(nested: dict, where: tuple[str, ...]):
+  for key in where:
+    nested = nested[key]
+  return nested
 
 
 def params_shape(config: LlamaConfig, placement: Placement) -> dict:
@@ -210,16 +219,9 @@ def _leaf_shape(where, shape, layers: int | None, placement: Placement):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct((layers, *x.shape), x.dtype), one)
 
 
-def _fill(where, shape, parts: list, placement: Placement):
-  """Allocates a leaf in its final form and writes its tensors into it, in place."""
+def _fill(where, shape, parts: list, placement: Placement, leaf, shardings):
+  """Allocates a leaf in its final form and place and writes its tensors into it, in place."""
   stacked = parts[0][0] is not None
-  leaf = _leaf_shape(where, shape, len(parts) if stacked else None, placement)
-  path = '/'.join(where)
-  shardings = None
-  if placement.sharding is not None:
-    shardings = jax.tree_util.tree_map_with_path(
-      lambda p, x: placement.sharding('/'.join(filter(None, (path, tree.path_string(p)))), x.shape),
-      leaf)
   buffer = jax.jit(
     lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), leaf), out_shardings=shardings)()
   prepare = _prepare(where, placement)

@@ -154,6 +154,16 @@ class Window(NamedTuple):
     return queries[..., :, None] - keys[..., None, :] < self.size
 
 
+# (path such as 'layers/q_proj/kernel', weights of one layer) -> the same, where they are needed.
+Fetch = Callable[[str, Any], Any]
+
+
+def as_stored(path: str, weights: Any) -> Any:
+  """The `Fetch` of a base that is whole on its device."""
+  del path
+  return weights
+
+
 # (q [T, H, d], k, v [T, KV, d], cache of this layer, context, Window or None where every layer
 # sees all) -> (out [T, H, d], kept)
 Attention = Callable[[Array, Array, Array, Any, Any, Window | None], tuple[Array, Any]]
@@ -168,13 +178,15 @@ class Linear(nn.Module):
   features: int
   lora_scale: float
   use_bias: bool = False
+  fetch: Fetch = as_stored
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     if self.is_initializing():
       self.param('kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.features), x.dtype)
     # Not by `param`, which expects one array where a quantised kernel has several.
-    y = matmul(x, self.get_variable('params', 'kernel'))
+    kernel = self.fetch(f'layers/{self.name}/kernel', self.get_variable('params', 'kernel'))
+    y = matmul(x, kernel)
     if self.use_bias:
       y = y + self.param('bias', nn.initializers.zeros, (self.features,), x.dtype)[None]
     if self.has_variable('lora', 'a'):
@@ -201,6 +213,7 @@ class Layer(nn.Module):
   config: LlamaConfig
   lora_scale: float
   attention: Attention
+  fetch: Fetch = as_stored
 
   @nn.compact
   def __call__(self, x: Array, cache: Any, window: Any, cos: Array, sin: Array, positions: Array,
@@ -209,7 +222,8 @@ class Layer(nn.Module):
 
     def linear(name: str, inputs: Array) -> Array:
       features = config.projection_shape(name)[1]
-      return Linear(features, self.lora_scale, name in config.biases, name=name)(inputs)
+      return Linear(
+        features, self.lora_scale, name in config.biases, self.fetch, name=name)(inputs)
 
     def heads(name: str, inputs: Array) -> Array:
       return linear(name, inputs).reshape(inputs.shape[0], -1, config.head_dim)
@@ -241,7 +255,7 @@ class Llama(nn.Module):
 
   `cache` (leaves [L, ...] or None) and `context` go to `attention` as they are; what it keeps
   per layer comes back stacked, [L, ...]. The head is applied by the caller, to the places it
-  needs, with `head_weight`.
+  needs, with `head_weight`. `fetch` brings weights that are split over devices together.
   """
 
   config: LlamaConfig
@@ -249,6 +263,7 @@ class Llama(nn.Module):
   lora_scale: float = 1.0
   remat: str = 'none'
   dtype: Any = jnp.float32
+  fetch: Fetch = as_stored
 
   @nn.compact
   def __call__(self, tokens: Array, positions: Array, cache: Any = None, context: Any = None):
@@ -270,7 +285,7 @@ class Llama(nn.Module):
       split_rngs={'params': True},
       in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
       length=config.num_layers,
-    )(config, self.lora_scale, self.attention, name='layers')
+    )(config, self.lora_scale, self.attention, self.fetch, name='layers')
     cos, sin = rope(positions, config, self.dtype)
     windows = None
     if any(config.windows):

@@ -75,7 +75,9 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch):
   hidden = jnp.concatenate([hidden[:supervised], places.reshape(-1, places.shape[-1])])
   targets = jnp.concatenate([batch.prefix_targets, batch.targets.reshape(-1)])
   weights = jnp.concatenate([batch.prefix_weight, batch.target_weight.reshape(-1)])
-  total = weighted_nll(HEAD_CHUNK, hidden, head_weight(base), targets, weights)
+  # Once, not for every chunk of places.
+  head = model.fetch('head', head_weight(base))
+  total = weighted_nll(HEAD_CHUNK, hidden, head, targets, weights)
   return total, weights.sum()
 
 

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 from families import FAMILIES, build, save
 
+from fedmedjax import tree
 from fedmedjax.model.convert import GGUF, HUGGING_FACE, Placement, tensor_names
 from fedmedjax.model.load import load_model
 from fedmedjax.types import InputError
@@ -232,12 +233,15 @@ def test_weights_are_laid_out_as_asked(kind, wide_folder):
   mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
   seen = []
 
-  def sharding(path, shape):
-    seen.append(path)
-    spec = [None] * len(shape)
-    if 'kernel' in path:
-      spec[-1] = 'x'
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+  def sharding(config, shapes):
+    def one(path, leaf):
+      seen.append(tree.path_string(path))
+      spec = [None] * len(leaf.shape)
+      if 'kernel' in seen[-1]:
+        spec[-1] = 'x'
+      return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
   found = load_model(wide_folder, Placement(jnp.float32, kind, sharding)).params
   alone = load_model(wide_folder, Placement(jnp.float32, kind)).params

@@ -1,0 +1,130 @@
+"""How a base that is too large for one device is laid over several: one table.
+
+Projections that read the residual stream are split by their outputs over 'tensor', those that
+write to it by their inputs, as in Shoeybi et al., "Megatron-LM: Training Multi-Billion Parameter
+Language Models Using Model Parallelism", arXiv:1909.08053: a block then needs two sums over
+'tensor'. The other dimension is split over 'fsdp' as in stage 3 of Rajbhandari et al., "ZeRO:
+Memory Optimizations Toward Training Trillion Parameter Models", arXiv:1910.02054: a layer is
+gathered when it is computed, in the form in which it is stored. We deviate in that the base is
+frozen: nothing of it is ever reduced or written back. Over 'site' the base is copied.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fedmedjax import tree
+from fedmedjax.model.llama import Fetch, LlamaConfig, as_stored
+from fedmedjax.types import InputError
+
+SITE, FSDP, TENSOR = AXES = ('site', 'fsdp', 'tensor')
+
+_WHOLE = {1: P(), 2: P()}
+# Path pattern -> by number of dimensions, how a leaf is split. Kernels are [L, D_in, D_out] or, as
+# NF4, [L, blocks of D_in, n, D_out]; biases [L, D_out]; layers are scanned, so L stays whole.
+RULES: dict[str, dict[int, P]] = {
+  'embedding|head': {2: P((TENSOR, FSDP))},
+  r'norm/weight|layers/\w+_norm/weight': _WHOLE,
+  'layers/(q|k|v|gate|up)_proj/.+': {
+    2: P(None, TENSOR), 3: P(None, FSDP, TENSOR), 4: P(None, FSDP, None, TENSOR)},
+  'layers/(o|down)_proj/.+': {
+    2: P(), 3: P(None, TENSOR, FSDP), 4: P(None, TENSOR, None, FSDP)},
+}
+# Where a split is no matter of size: odd vocabularies stay whole.
+_MAY_STAY_WHOLE = ('embedding', 'head')
+
+
+def specs(paths: Mapping[str, int], rules: Mapping[str, dict[int, P]] = RULES) -> dict[str, P]:
+  """{path: number of dimensions} of all leaves -> {path: PartitionSpec}.
+
+  Raises:
+    ValueError: a leaf that no pattern matches, or several, or a pattern that matches no leaf.
+  """
+  found, used = {}, set()
+  for path, dims in paths.items():
+    matches = [pattern for pattern in rules if re.fullmatch(pattern, path)]
+    if len(matches) != 1 or dims not in rules[matches[0]]:
+      raise ValueError(
+        f'{path} of {dims} dimensions: {len(matches)} sharding rules match, one for as many '
+        'dimensions is needed')
+    found[path] = rules[matches[0]][dims]
+    used.add(matches[0])
+  for pattern in rules:
+    if pattern not in used:
+      raise ValueError(f'sharding rule {pattern!r} matches no leaf')
+  return found
+
+
+def base_shardings(mesh: Mesh, config: LlamaConfig, shapes: Any) -> Any:
+  """Where the leaves of a base go: a `Placement.sharding` once `mesh` is bound.
+
+  Args:
+    mesh: of AXES.
+    config: whose heads must be shared evenly by the devices of 'tensor'.
+    shapes: the `params` tree in the form in which it is kept, such as `convert.params_shape`.
+
+  Returns:
+    A tree of NamedShardings of the same structure.
+
+  Raises:
+    InputError: a width or a number of heads that the mesh does not divide.
+  """
+  for name in ('num_heads', 'num_kv_heads'):
+    if getattr(config, name) % mesh.shape[TENSOR]:
+      raise InputError(
+        f'config.mesh.tensor={mesh.shape[TENSOR]}: the model has {name}={getattr(config, name)}, '
+        'of which every device must have as many')
+  leaves = dict(zip(tree.paths(shapes), jax.tree.leaves(shapes), strict=True))
+  chosen = specs({path: len(leaf.shape) for path, leaf in leaves.items()})
+  fitted = [
+    NamedSharding(mesh, _fitted(mesh, path, chosen[path], leaf.shape))
+    for path, leaf in leaves.items()]
+  return jax.tree.unflatten(jax.tree.structure(shapes), fitted)
+
+
+def _axes(entry) -> tuple[str, ...]:
+  return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+
+
+def _fitted(mesh: Mesh, path: str, spec: P, shape: tuple[int, ...]) -> P:
+  """`spec` for a leaf of this shape: a dimension of 1, such as that of scales, stays whole."""
+  entries = []
+  for size, entry in zip(shape, spec, strict=False):
+    parts = 1
+    for axis in _axes(entry):
+      parts *= mesh.shape[axis]
+    if size > 1 and size % parts and path not in _MAY_STAY_WHOLE:
+      raise InputError(
+        f'config.mesh.{entry}={parts}: {path} is of shape {list(shape)}, and its {size} are not '
+        f'divided by {parts}')
+    entries.append(entry if size % parts == 0 else None)
+  return P(*entries)
+
+
+class Gathered(NamedTuple):
+  """A `Llama.fetch`: weights as they are computed with, whole over 'fsdp', split over 'tensor'."""
+
+  mesh: Mesh
+
+  def __call__(self, path: str, weights: Any) -> Any:
+    """Weights of one layer, without its axis, or those of no layer."""
+    stacked = path.startswith('layers/')
+
+    def fetched(place, leaf):
+      full = '/'.join(filter(None, (path, tree.path_string(place))))
+      shape = (1,) * stacked + leaf.shape
+      rule = next(rule for pattern, rule in RULES.items() if re.fullmatch(pattern, full))
+      spec = _fitted(self.mesh, full, rule[len(shape)], shape)[stacked:]
+      kept = [tuple(axis for axis in _axes(entry) if axis != FSDP) or None for entry in spec]
+      return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, P(*kept)))
+
+    return jax.tree_util.tree_map_with_path(fetched, weights)
+
+
+def fetch_on(mesh: Mesh | None) -> Fetch:
+  """The `Fetch` of a base that lies on a mesh, or, without one, on a device."""
+  return as_stored if mesh is None else Gathered(mesh)
