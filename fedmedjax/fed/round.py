@@ -42,6 +42,7 @@ def federated_algorithm(
   map_sites: Callable,
   num_sites: int,
   explosion: float = 0.0,
+  place: Callable[[FedState], FedState] = lambda state: state,
   on_step: Callable | None = None,
 ) -> FederatedAlgorithm:
   """Composes the parts into init and one jitted round.
@@ -60,7 +61,8 @@ def federated_algorithm(
     gradient: makes the gradient of a loss, such as `gradient.mean_gradient`; it is given loss_fn
       as a site sees it, with its own scale and what is folded into the base.
     on_step: see `local_training`.
-    map_sites, num_sites: from `fed/sites.py`; S.
+    map_sites, place: how sites and state are laid on devices, see `fed/sites.py`.
+    num_sites: S.
     explosion: see `sound_sites`.
     The other parts: values of `fed/types.py`, or optax's; outbound may take the keyword `key`,
       which differs by round and site.
@@ -95,10 +97,10 @@ def federated_algorithm(
     ctrl_delta = weighted_sum(ctrl_delta, sound / num_sites)
     new, given, step = server_step(state, aggregate, ctrl_delta, useful)
     metrics = _metrics(state.adapter, new.adapter, local, sent, aggregate, given, step)
-    return new._replace(sites=sites), RoundMetrics(
+    return place(new._replace(sites=sites)), RoundMetrics(
       losses, sound=sound, local_norm=local_norm, **metrics)
 
-  return FederatedAlgorithm(init, round_fn)
+  return FederatedAlgorithm(lambda adapter: place(init(adapter)), round_fn)
 
 
 def _init_program(rule, sharing, outbound, aggregator, server_optimizer, num_sites: int):
