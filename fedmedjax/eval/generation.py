@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedmedjax.data.pack import round_up
 from fedmedjax.data.site import TaskData
 from fedmedjax.model.decode import decoder, prefiller
 from fedmedjax.model.draft import END
 from fedmedjax.model.llama import Llama
+from fedmedjax.model.sharding import SITE
 
 # Inputs are padded to a multiple of this many tokens: one compilation each.
 _INPUT_BUCKET = 32
@@ -28,6 +30,7 @@ class Generator(NamedTuple):
   max_new_ratio: float
   guesses: int  # tokens checked in a pass beside the one it makes, see `model/decode.py`
   full: bool = False  # all batches have batch_size rows: one shape for any number of sentences
+  mesh: Mesh | None = None  # that the base lies on, if it does
 
 
 def generate(
@@ -60,11 +63,14 @@ def generate(
   size = generator.batch_size
   if not generator.full:
     size = -(-len(order) // -(-len(order) // size))
+  # As many rows for every copy of the base.
+  size = round_up(size, generator.mesh.shape[SITE] if generator.mesh else 1)
   for start in range(0, len(order), size):
     chosen = order[start:start + size]
     width = round_up(len(prompts[chosen[0]]), _INPUT_BUCKET)
     greedy = decoder(
-      generator.model, most_new_tokens(width, generator.max_new_ratio), generator.guesses)
+      generator.model, most_new_tokens(width, generator.max_new_ratio), generator.guesses,
+      generator.mesh)
     tokens, lengths = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
     for row, index in enumerate(chosen):
       lengths[row] = len(prompts[index])

@@ -12,9 +12,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from fedmedjax.model import draft as drafting
 from fedmedjax.model.llama import Llama, Source, attend, head_weight, heads_first
+from fedmedjax.model.sharding import SITE
 
 
 class Cache(NamedTuple):
@@ -227,6 +230,19 @@ def prefiller(model: Llama):
 
 
 @cache
-def decoder(model: Llama, max_new_tokens: int, guesses: int):
-  """`greedy` compiled, its static arguments bound."""
-  return jax.jit(partial(greedy, model, max_new_tokens, guesses))
+def decoder(model: Llama, max_new_tokens: int, guesses: int, mesh: Mesh | None = None):
+  """`greedy` compiled, its static arguments bound.
+
+  On a mesh, each copy of the base continues its share of the rows, and ends with them; there must
+  be a multiple of mesh.shape['site'] of them. Within a copy kernels stay where they are and the
+  compiler adds up what their parts give (`model` has no `fetch`): a pass has few tokens, so that is
+  less to send than a layer.
+  """
+  continued = partial(greedy, model, max_new_tokens, guesses)
+  if mesh is not None and mesh.shape[SITE] > 1:
+    # adapter, base, shared, prefix_length; tokens, lengths, limits; eos, pieces.
+    rows = (P(),) * 4 + (P(SITE),) * 3 + (P(),) * 2
+    continued = jax.shard_map(
+      continued, mesh=mesh, axis_names={SITE}, in_specs=rows, out_specs=P(SITE),
+      check_vma=False)
+  return jax.jit(continued)
