@@ -96,6 +96,17 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # What the backward pass keeps of a layer: 'none' (recompute nothing), 'dots', 'full'.
   model.remat = 'none'
 
+  # Devices that a run is laid over, site x fsdp x tensor of them; a divisor of those visible.
+  config.mesh = mesh = ConfigDict()
+  # Copies of the base, each with sites of its own; -1 = on all devices that the others leave.
+  mesh.site = 1
+  # Devices that a copy is split over, each with sites of its own, too: a layer is gathered to be
+  # computed. For a base larger than a device.
+  mesh.fsdp = 1
+  # Devices that compute a layer together, each some of its heads and channels. For a base larger
+  # than a device where there are few sites; must divide the heads.
+  mesh.tensor = 1
+
   config.lora = lora = ConfigDict()
   # Rank r of every adapted matrix.
   lora.rank = 16

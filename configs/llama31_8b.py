@@ -2,6 +2,11 @@
 
 The weights come from the Hugging Face hub at the first run (log in with `hf auth login`); a local
 folder of safetensors is used instead with --config.model.path=FOLDER.
+
+Eight GPUs: --config.mesh.site=-1 gives each a copy of the NF4 base (6 GB) and its share of the
+sites. A base that one card cannot hold is split, and sites spread all the same, with
+--config.mesh.fsdp=8; where there are fewer sites than GPUs, --config.mesh.tensor=8 lets them share
+a step (the model has 8 key heads).
 """
 
 from configs import base

@@ -2,6 +2,8 @@
 
 The weights come from the Hugging Face hub at the first run; a local folder of safetensors is used
 instead with --config.model.path=FOLDER.
+
+Eight GPUs: --config.mesh.site=-1 gives each a copy of the base and its share of the sites.
 """
 
 from configs import base

@@ -48,6 +48,8 @@ CHECKS = {
   'seed': integer(0, 2**32 - 1),
   'model.path': TEXT, 'model.dtype': one_of(DTYPES), 'model.remat': one_of(tuple(REMAT)),
   'model.quantization': one_of(tuple(QUANTIZATIONS)),
+  'mesh.site': Check(lambda v: type(v) is int and (v == -1 or v >= 1), 'an integer >= 1, or -1'),
+  'mesh.fsdp': integer(1), 'mesh.tensor': integer(1),
   'lora.rank': integer(1, 10_000), 'lora.alpha': POSITIVE, 'lora.targets': names(1),
   'lora.start': TEXT,
   'bert.path': TEXT, 'bert.task': one_of(tuple(TASKS)), 'bert.max_length': integer(16),
@@ -155,6 +157,10 @@ def validate(config: ConfigDict) -> None:
     raise InputError(
       f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
       "'completion'")
+  for key in ('mesh.fsdp', 'mesh.tensor'):
+    if values['fed.learner'] == 'bert' and values[key] != 1:
+      raise InputError(
+        f'config.{key}={values[key]}: a classifier is not split, its sites are spread only; use 1')
   _check_partition(values)
   _check_tasks(values)
   _check_participation(values)

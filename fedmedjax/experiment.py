@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fedmedjax import exchange, tree
+from fedmedjax import exchange, meshes, tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder
@@ -23,7 +24,7 @@ from fedmedjax.eval.generation import most_new_tokens
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sharing import SHARINGS
-from fedmedjax.fed.sites import map_sites
+from fedmedjax.fed.sites import map_sites, spread_lanes, spread_state
 from fedmedjax.fed.types import FederatedAlgorithm, Sharing, Validation
 from fedmedjax.learners import Learner, bert_learner, lora_learner
 from fedmedjax.method import adds_aggregate, algorithm_parts, needs_validation
@@ -31,6 +32,7 @@ from fedmedjax.model.bert_load import Bert, load_bert
 from fedmedjax.model.convert import BaseModel, Placement
 from fedmedjax.model.load import load_model, model_path
 from fedmedjax.model.lora import LoraConfig, check_lora
+from fedmedjax.model.sharding import base_shardings
 from fedmedjax.progress import Reporter
 from fedmedjax.types import InputError, SiteCorpus, Skew
 
@@ -129,11 +131,14 @@ def load_data(config: ConfigDict, reporter: Reporter, base: BaseModel | None = N
 def _load_lora(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -> Data:
   lora = lora_config(config)
   check_lora(lora)
+  mesh = mesh_of(config)
   with reporter.task('reading notes'):
     corpora = load_corpora(config)
   if base is None:
     path = model_path(config.model.path)
-    placement = Placement(DTYPES[config.model.dtype], config.model.quantization)
+    placement = Placement(
+      DTYPES[config.model.dtype], config.model.quantization,
+      mesh and partial(base_shardings, mesh))
     with reporter.task(f'loading {Path(path).name}'):
       base = load_model(path, placement)
   own = dict(zip(config.data.sites, config.data.site_tasks, strict=False))
@@ -220,6 +225,13 @@ def _check_context(base: BaseModel, sites, max_length: int, max_new_ratio: float
           f'config.data.max_length={max_length} or config.eval.max_new_ratio={max_new_ratio}')
 
 
+def mesh_of(config: ConfigDict) -> Mesh | None:
+  """The mesh of config.mesh; InputError also for what cannot be spread over it."""
+  mesh = meshes.make_mesh(**config.mesh)
+  meshes.spread_of(mesh, config.fed.chunk)
+  return mesh
+
+
 def lora_config(config: ConfigDict) -> LoraConfig:
   return LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
 
@@ -238,7 +250,7 @@ def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedu
     start=config.lora.start, learning_rate=config.optim.learning_rate, seed=config.seed,
     dtype=DTYPES[config.model.dtype], remat=config.model.remat,
     batch_size=config.eval.batch_size, max_new_ratio=config.eval.max_new_ratio,
-    guesses=config.eval.guesses)
+    guesses=config.eval.guesses, mesh=mesh_of(config))
   related = config.data.re_share
   schedule = schedules.make_schedule(
     data.sites, loss_on=config.fed.loss_on,
@@ -250,7 +262,7 @@ def _bert_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedu
   bert = config.bert
   learner = bert_learner(
     data.base, learning_rate=bert.learning_rate, max_length=bert.max_length,
-    remat=config.model.remat, batch_size=config.eval.batch_size)
+    remat=config.model.remat, batch_size=config.eval.batch_size, mesh=mesh_of(config))
   schedule = label_schedule(
     data.sites, labels=data.base.labels, max_length=bert.max_length, **plan)
   return learner, schedule
@@ -290,10 +302,13 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   if fed.local_optimizer == 'sgd':
     learner = learner._replace(rate_key='config.optim.sgd_learning_rate')
   sharing = SHARINGS[fed.sharing](tree.paths(learner.adapter))
+  spread = meshes.spread_of(mesh_of(config), fed.chunk)
+  laid_out = {'map_sites': map_sites(fed.chunk)} if spread is None else {
+    'map_sites': map_sites(fed.chunk, spread_lanes(spread)), 'place': spread_state(spread)}
   algorithm = federated_algorithm(
     loss_fn=learner.loss_fn, gradient=mean_gradient, sharing=sharing,
-    outbound=exchange.outbound(fed), map_sites=map_sites(fed.chunk),
-    num_sites=len(schedule.weights), explosion=fed.explosion,
+    outbound=exchange.outbound(fed), num_sites=len(schedule.weights), explosion=fed.explosion,
+    **laid_out,
     on_step=on_step if config.log.steps else None, **algorithm_parts(config, learner.learning_rate))
   return Study(
     data, options(config), learner, sharing, schedule,

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from fedmedjax import tree
 from fedmedjax.data.site import SiteData
 from fedmedjax.eval import evaluate, tagging
 from fedmedjax.eval.generation import Generator
 from fedmedjax.fed.types import LossFn
+from fedmedjax.meshes import everywhere
 from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
 from fedmedjax.model.bert_load import Bert, save_bert
 from fedmedjax.model.convert import BaseModel, parameter_count
@@ -21,6 +23,7 @@ from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
 from fedmedjax.model.peft_format import load_peft, save_peft
+from fedmedjax.model.sharding import fetch_on
 from fedmedjax.types import InputError
 
 
@@ -54,6 +57,7 @@ def lora_learner(
   batch_size: int,
   max_new_ratio: float,
   guesses: int,
+  mesh: Mesh | None = None,
 ) -> Learner:
   """A LLaMA whose LoRA adapter learns to write what is asked of sentences.
 
@@ -66,15 +70,18 @@ def lora_learner(
     seed: of the fresh adapter.
     dtype, remat: of the model.
     batch_size, max_new_ratio, guesses: of decoding, see `generation.Generator`.
+    mesh: that the base lies on, if it does.
   """
   llama = partial(Llama, base.config, lora_scale=lora.scale, dtype=dtype)
   generator = Generator(
-    llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses)
+    llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses,
+    mesh=mesh)
 
   parameters = parameter_count(base.config)
   given = _starting_adapter(Path(start), base, lora) if start else {}
   return Learner(
-    loss_fn=partial(packed_loss, llama(packed_attention, remat=remat)),
+    loss_fn=partial(packed_loss, llama(
+      packed_attention, remat=remat, fetch=fetch_on(mesh))),
     adapter=given or init_adapter(jax.random.key(seed), base.config, lora),
     base=base.params, whole_parameters=parameters,
     whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained=given,
@@ -107,7 +114,8 @@ def widened(lora: LoraConfig, adapter: dict) -> LoraConfig:
 
 
 def bert_learner(
-  bert: Bert, *, learning_rate: float, max_length: int, remat: str, batch_size: int
+  bert: Bert, *, learning_rate: float, max_length: int, remat: str, batch_size: int,
+  mesh: Mesh | None = None,
 ) -> Learner:
   """A BERT token classifier, all of it but the embeddings trained.
 
@@ -117,9 +125,11 @@ def bert_learner(
     max_length: of a window, in tokens.
     remat: see `BertTagger`.
     batch_size: windows classified at once.
+    mesh: of devices that the sites are spread over, if they are.
   """
   model = BertTagger(bert.config, len(bert.labels), remat)
   adapter, base = split_frozen(bert.params)
+  base = everywhere(mesh, base)
   tagger = tagging.Tagger(model, bert.labels, max_length, batch_size)
   return Learner(
     loss_fn=partial(label_loss, model), adapter=adapter, base=base,

@@ -28,8 +28,10 @@ def define(values: flags.FlagValues) -> None:
   text('base', None, "Base model, where the run's config.json does not say it; '' = SmolLM2.")
   text('dtype', None, "float32 or bfloat16; by default the run's.")
   text('quantization', None, "none, int8 or nf4; by default the run's.")
-  flags.DEFINE_integer(
-    'batch_size', None, "Sentences decoded at once; by default the run's.", flag_values=values)
+  for name, meaning in (
+      ('batch_size', 'Sentences decoded at once'), ('mesh_site', 'config.mesh.site'),
+      ('mesh_fsdp', 'config.mesh.fsdp'), ('mesh_tensor', 'config.mesh.tensor')):
+    flags.DEFINE_integer(name, None, f"{meaning}; by default the run's.", flag_values=values)
 
 
 def main(argv: list[str]) -> int:

@@ -48,6 +48,8 @@ NEEDED = {
   'fed.server_momentum': _ADAM, 'fed.server_b2': _ADAM, 'fed.server_tau': _ADAM,
   'fed.block': {'fed.outbound': 'int8'}, 'fed.error_feedback': {'fed.outbound': 'int8'},
   'fed.secure_aggregation': _aggregator('mean'),
+  # Sites one after the other cannot be spread.
+  'mesh.site': {'fed.chunk': 0}, 'mesh.fsdp': {'fed.chunk': 0},
   'simulation.speed_spread': {'simulation.step_seconds': 1.0},
   'simulation.bandwidth_spread': {'simulation.bandwidth': 1.0},
   'simulation.deadline': {'simulation.step_seconds': 1.0},
@@ -74,7 +76,8 @@ OTHER = {
   'optim.weight_decay': 0.1, 'api.price_input': 1.0, 'api.price_output': 1.0, 'api.cache': 'other',
 }
 # What is asked for cannot be had here; that it is asked for is in the error.
-REFUSED = {'model.path', 'lora.start', 'bert.path', 'data.folders', 'data.root'}
+REFUSED = {
+  'model.path', 'lora.start', 'bert.path', 'data.folders', 'data.root', 'mesh.tensor'}
 
 
 QUIET = Reporter(Console(quiet=True))
@@ -163,7 +166,7 @@ def studied(start):
     """Notes are read and tokenised once for all keys that do not say which, or how."""
     named = repr([
       (key, value) for key, value in leaves(config.to_dict()).items()
-      if key.split('.')[0] in ('seed', 'model', 'bert', 'data', 'lora', 'eval')
+      if key.split('.')[0] in ('seed', 'model', 'bert', 'data', 'lora', 'eval', 'mesh')
       or key == 'fed.learner'])
     if named not in loaded:
       loaded[named] = experiment.load_data(config, QUIET)

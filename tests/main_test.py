@@ -303,13 +303,15 @@ def test_stopped_after_round_one_it_resumes_at_round_two(
 
 
 def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
-  """In a process of its own, which sees one device instead of eight, sites at once instead of one
-  after the other: within 1e-6 of the norm of every leaf a round, in float32."""
+  """Two copies of a base split in two, on the four devices that a process of its own sees, and all
+  three sites at once on the four, instead of one device and one site after the other: within 1e-6
+  of the norm of every leaf a round, in float32."""
   done = subprocess.run(
     [sys.executable, '-m', 'fedmedjax.main', *command(
-      tmp_path / 'run', '--config.fed.chunk=0', '--config.eval.max_examples=1',
-      '--config.eval.zero_shot=False')[1:]],
-    env=os.environ | {'XLA_FLAGS': ''}, capture_output=True, text=True, timeout=900)
+      tmp_path / 'run', '--config.fed.chunk=0', '--config.mesh.site=-1', '--config.mesh.fsdp=2',
+      '--config.eval.max_examples=1', '--config.eval.zero_shot=False')[1:]],
+    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'},
+    capture_output=True, text=True, timeout=900)
   assert done.returncode == 0, done.stderr
   ours, theirs = (
     safetensors.numpy.load_file(folder / 'adapter' / 'adapter_model.safetensors')

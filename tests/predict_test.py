@@ -128,7 +128,10 @@ def test_answers_are_those_of_the_run(joint, tmp_path, monkeypatch, capsys):
 
   monkeypatch.setattr(evaluate, 'predictions', told)
   assert predict.main(
-    command(joint / 'adapter', source, tmp_path / 'out', '--site=synthetic_icu')) == 0
+    command(
+      joint / 'adapter', source, tmp_path / 'out', '--site=synthetic_icu',
+      # The base split in two, and two copies of that; the run had one device.
+      '--mesh_site=2', '--mesh_fsdp=2')) == 0
   found = {(r['document'], r['sentence_start']): r for r in answered if r['task'] == 'ner'}
   assert len(held) == 4 and len({record['generated'] for record in held}) > 1
   for record in held:

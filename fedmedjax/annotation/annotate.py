@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from jax.sharding import Mesh
+
 from fedmedjax.annotation.trained import Trained
 from fedmedjax.data.sentences import split_sentences, trimmed
 from fedmedjax.data.site import SiteData, TaskData
@@ -50,8 +52,11 @@ class Annotation(NamedTuple):
   dropped: int        # entities and modifiers that were written and stand nowhere in the sentence
 
 
-def make_annotator(trained: Trained, base: BaseModel) -> Annotator:
-  """Reads the adapter onto the base; InputError when they, or model and prompt, do not fit."""
+def make_annotator(trained: Trained, base: BaseModel, mesh: Mesh | None = None) -> Annotator:
+  """Reads the adapter onto the base; InputError when they, or model and prompt, do not fit.
+
+  `mesh` is what the base lies on, if it does.
+  """
   adapter, lora = load_peft(trained.adapter, base.config)
   ratio = trained.settings['eval.max_new_ratio']
   parts = tuple(
@@ -70,7 +75,7 @@ def make_annotator(trained: Trained, base: BaseModel) -> Annotator:
     dtype=DTYPES[trained.settings['model.dtype']])
   generator = Generator(
     llama, base.tokenizer, trained.settings['eval.batch_size'], ratio,
-    trained.settings['eval.guesses'], full=True)
+    trained.settings['eval.guesses'], full=True, mesh=mesh)
   return Annotator(generator, base.params, adapter, parts, min(_LONGEST, room))
 
 

@@ -8,6 +8,7 @@ OUTPUT/brat/, html/       the same in these formats, in the folders of the notes
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,10 @@ from fedmedjax.data.tasks import Asked
 from fedmedjax.experiment import DTYPES
 from fedmedjax.inputs import file_checksums
 from fedmedjax.lock import check_free, locked
+from fedmedjax.meshes import make_mesh
 from fedmedjax.model.convert import Placement
 from fedmedjax.model.load import load_model, model_path, resolve
+from fedmedjax.model.sharding import AXES, base_shardings
 from fedmedjax.progress import Reporter
 from fedmedjax.types import Document, InputError
 from fedmedjax.writer import check_place, read_json, write_json, write_text
@@ -203,9 +206,12 @@ def _plan(
 def _load(trained: Trained, reporter: Reporter) -> Annotator:
   chosen = trained.settings
   path = model_path(chosen['model.path'])
-  placement = Placement(DTYPES[chosen['model.dtype']], chosen['model.quantization'])
+  mesh = make_mesh(*(chosen[f'mesh.{axis}'] for axis in AXES))
+  placement = Placement(
+    DTYPES[chosen['model.dtype']], chosen['model.quantization'],
+    mesh and partial(base_shardings, mesh))
   with reporter.task(f'loading {Path(path).name}'):
-    return make_annotator(trained, load_model(path, placement))
+    return make_annotator(trained, load_model(path, placement), mesh)
 
 
 def _carried_out(

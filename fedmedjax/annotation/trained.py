@@ -14,7 +14,8 @@ from fedmedjax.writer import read_json
 # Flags that go before what the run's config.json says.
 FLAGS = {
   'base': 'model.path', 'dtype': 'model.dtype', 'quantization': 'model.quantization',
-  'batch_size': 'eval.batch_size'}
+  'batch_size': 'eval.batch_size',
+  'mesh_site': 'mesh.site', 'mesh_fsdp': 'mesh.fsdp', 'mesh_tensor': 'mesh.tensor'}
 _SETTINGS = (*FLAGS.values(), 'data.style', 'eval.max_new_ratio', 'eval.guesses')
 _LISTED = 8  # names in a line
 

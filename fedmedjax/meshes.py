@@ -1,0 +1,58 @@
+"""The devices of a run: from config.mesh to what the model and the rounds are laid out by."""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fedmedjax.fed.sites import Spread
+from fedmedjax.model.sharding import AXES, FSDP, SITE
+from fedmedjax.types import InputError
+
+
+def make_mesh(site: int, fsdp: int, tensor: int) -> Mesh | None:
+  """The first of the visible devices as a mesh of AXES; None = one device, on which all is whole.
+
+  Args:
+    site, fsdp, tensor: sizes of the axes; site -1 = what the others leave.
+
+  Raises:
+    InputError: there are not so many devices, or not a multiple of them.
+  """
+  count, split = len(jax.devices()), fsdp * tensor
+  sites = count // split if site == -1 else site
+  used = sites * split
+  if not used or count % used or (site == -1 and used != count):
+    raise InputError(
+      f'config.mesh: site={site}, fsdp={fsdp}, tensor={tensor} need '
+      f'{"a multiple of " if site == -1 else ""}{split if site == -1 else used} devices; there are '
+      f'{count}, of which a divisor is allowed')
+  if used == 1:
+    return None
+  return jax.make_mesh(
+    (sites, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:used])
+
+
+def spread_of(mesh: Mesh | None, chunk: int) -> Spread | None:
+  """How sites are spread: over 'site' and 'fsdp', whose devices would else do the same work.
+
+  Args:
+    mesh: of `make_mesh`.
+    chunk: config.fed.chunk; below 1 it is no number of sites.
+
+  Raises:
+    InputError: a chunk that they do not share evenly.
+  """
+  if mesh is None:
+    return None
+  spread = Spread(mesh, (SITE, FSDP))
+  if chunk > 0 and chunk % spread.parts:
+    raise InputError(
+      f'config.fed.chunk={chunk}: sites computed at once are spread over config.mesh.site x fsdp = '
+      f'{spread.parts} groups of devices; 0 or a multiple of {spread.parts} is allowed')
+  return spread
+
+
+def everywhere(mesh: Mesh | None, values: Any) -> Any:
+  """The arrays of a tree, whole on every device of the mesh."""
+  return values if mesh is None else jax.device_put(values, NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,243 @@
+"""A base split over devices and sites spread over them change roundings only, and are just that."""
+
+import dataclasses
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedmedjax import meshes
+from fedmedjax.fed import rules, sharing
+from fedmedjax.fed.aggregate import adaptive_mean
+from fedmedjax.fed.gradient import mean_gradient
+from fedmedjax.fed.local import adamw
+from fedmedjax.fed.ranks import same_ranks
+from fedmedjax.fed.round import federated_algorithm
+from fedmedjax.fed.sites import map_sites, spread_lanes, spread_state
+from fedmedjax.fed.types import LocalData
+from fedmedjax.model.convert import Placement, params_shape
+from fedmedjax.model.decode import cached_attention, decoder, prefiller
+from fedmedjax.model.draft import END
+from fedmedjax.model.llama import PROJECTIONS, Llama, LlamaConfig
+from fedmedjax.model.lora import LoraConfig, init_adapter
+from fedmedjax.model.loss import packed_attention, packed_loss
+from fedmedjax.model.sharding import RULES, base_shardings, fetch_on, specs
+from fedmedjax.types import Batch, InputError
+
+# Four layers, since no other dimension is 4; all widths split in eight.
+CONFIG = LlamaConfig(
+  vocab_size=96, hidden_size=24, intermediate_size=40, num_layers=4, num_heads=4, num_kv_heads=2,
+  head_dim=8, rms_norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=128,
+  tie_word_embeddings=False)
+LORA = LoraConfig(3, 8.0, ('q_proj', 'o_proj', 'down_proj'))
+# Adam makes steps of full length of gradients near zero, and so of their rounding; a large eps not.
+OPTIMIZER = adamw(1e-2, eps=1e-3)
+SITES, STEPS, PREFIX, ROWS, WIDTH, TARGETS = 8, 2, 5, 3, 16, 6
+
+
+def batches(seed: int, *lead: int) -> Batch:
+  """Random tokens, one example a row."""
+  rng = np.random.default_rng(seed)
+  draw = lambda high, *shape: rng.integers(0, high, (*lead, *shape)).astype(np.int32)  # noqa: E731
+  ones = partial(np.ones, dtype=np.int32)
+  return Batch(
+    draw(96, PREFIX), ones((*lead, 0)), np.ones((*lead, 0), np.float32), draw(96, ROWS, WIDTH),
+    PREFIX + np.arange(WIDTH, dtype=np.int32) * ones((*lead, ROWS, 1)),
+    ones((*lead, ROWS, WIDTH)), draw(WIDTH, ROWS, TARGETS), draw(96, ROWS, TARGETS),
+    np.ones((*lead, ROWS, TARGETS), np.float32))
+
+
+DATA = LocalData(
+  batches(0, SITES, STEPS), np.arange(STEPS) < np.array([2, 1, 2, 2, 2, 1, 2, 2])[:, None],
+  np.arange(1, SITES + 1, dtype=np.float32))
+
+
+@pytest.fixture(scope='module')
+def params():
+  """Random weights, norms away from one and embeddings large enough for the softmax to matter."""
+  ones = np.ones(4, np.int32)
+  drawn = Llama(CONFIG, packed_attention).init(
+    jax.random.key(3), ones, ones, None, (np.zeros(0, bool), np.ones((1, 4), np.int32)))['params']
+  return jax.tree.map(lambda x: x * 12.0 if x.shape == (96, 24) else x * 1.1, dict(drawn))
+
+
+def laid_out(spread, chunk):
+  return {'map_sites': map_sites(chunk)} if spread is None else {
+    'map_sites': map_sites(chunk, spread_lanes(spread)), 'place': spread_state(spread)}
+
+
+def placed(mesh, params):
+  return params if mesh is None else jax.device_put(params, base_shardings(mesh, CONFIG, params))
+
+
+def a_round(params, mesh, chunk):
+  """(adapter, weights and losses after a round of Fed-MedLoRA, its program, its base)."""
+  model = Llama(
+    CONFIG, packed_attention, lora_scale=LORA.scale, remat='full', fetch=fetch_on(mesh))
+  algorithm = federated_algorithm(
+    loss_fn=partial(packed_loss, model), gradient=mean_gradient, optimizer=OPTIMIZER,
+    rule=rules.plain(), sharing=sharing.everything(), ranks=same_ranks(),
+    outbound=optax.identity(), aggregator=adaptive_mean(),
+    server_optimizer=optax.sgd(1.0), num_sites=SITES,
+    **laid_out(meshes.spread_of(mesh, chunk), chunk))
+  base = placed(mesh, params)
+  inputs = (
+    algorithm.init(init_adapter(jax.random.key(1), CONFIG, LORA)), base, DATA, np.arange(SITES),
+    None, jax.random.key(0))
+  program = algorithm.round.lower(*inputs).compile()
+  state, metrics = program(*inputs)
+  # A second one takes what the first one gave, where it gave it.
+  jax.block_until_ready(program(jax.tree.map(jnp.copy, state), *inputs[1:]))
+  found = jax.device_get((state.adapter, metrics.weights, metrics.train_loss))
+  return found, program, base
+
+
+@pytest.fixture(scope='module')
+def alone(params):
+  found, program, _ = a_round(params, None, 0)
+  # One base for all sites.
+  assert '[8,4,24,3]' in program.as_text() and not stacked_kernels(program, 8)
+  return found
+
+
+def stacked_kernels(program, copies: int) -> list[str]:
+  """Kernels of all layers that are there once for each site, whole or in part."""
+  kernels = {CONFIG.projection_shape(name) for name in PROJECTIONS}
+  parts = {(a // i, b // j) for a, b in kernels for i in (1, 2, 4) for j in (1, 2, 4)}
+  return [shape for a, b in parts if (shape := f'[{copies},4,{a},{b}]') in program.as_text()]
+
+
+def gathered(program) -> set[tuple[int, ...]]:
+  """The shapes of everything that is put together from several devices."""
+  found = re.findall(r'= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-to-all)', program.as_text())
+  return {tuple(map(int, filter(None, shape.split(',')))) for shape in found}
+
+
+# (site, fsdp, tensor), chunk
+@pytest.mark.parametrize('shape, chunk', [
+  ((8, 1, 1), 0), ((2, 2, 2), 4), ((1, 4, 2), 0), ((1, 1, 2), 1)])
+def test_a_round_on_a_mesh(shape, chunk, params, alone):
+  mesh = meshes.make_mesh(*shape)
+  site, fsdp, tensor = shape
+  found, program, base = a_round(params, mesh, chunk)
+  for one, other in zip(*map(jax.tree.leaves, (found, alone)), strict=True):
+    np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+    gap = np.linalg.norm(np.nan_to_num(one - other)) / np.linalg.norm(np.nan_to_num(other))
+    assert gap < 1e-6
+  for name in PROJECTIONS:
+    kernel = base['layers'][name]['kernel']
+    ways = (fsdp, tensor) if name not in ('o_proj', 'down_proj') else (tensor, fsdp)
+    expected = (4, *(size // way for size, way in zip(kernel.shape[1:], ways, strict=True)))
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {expected}
+  assert {s.data.shape for s in base['embedding'].addressable_shards} == {
+    (96 // fsdp // tensor, 24)}
+  # Sites of one group of devices, with adapters and moments of their own and no others.
+  groups, at_once = site * fsdp, chunk or SITES
+  text = program.as_text()
+  own = f'f32[{at_once // groups},4,24,3]' if at_once > 1 else 'f32[4,24,3]'
+  assert own in text
+  if groups > 1:
+    assert f'f32[{at_once},4,24,3]' not in text
+  assert not stacked_kernels(program, at_once // groups)
+  # No base is put together: of kernels one layer at most, with this device's heads and channels.
+  shapes = gathered(program)
+  print(shape, chunk, sorted(shapes))
+  shapes.discard((96 // tensor, 24))  # the head, once a step
+  assert all(np.prod(one) <= 24 * 40 // tensor for one in shapes), shapes
+
+
+def test_decoding_on_a_mesh(params):
+  """The same tokens, by two copies of the base, each split in four."""
+  mesh = meshes.make_mesh(2, 2, 2)
+  adapter = jax.tree.map(
+    lambda x: x + 0.1 * jax.random.normal(jax.random.key(7), x.shape),
+    init_adapter(jax.random.key(1), CONFIG, LORA))
+  model = Llama(CONFIG, cached_attention, lora_scale=LORA.scale)
+  rng = np.random.default_rng(2)
+  found = []
+  for where in (None, mesh):
+    base = placed(where, params)
+    shared = prefiller(model)(adapter, base, np.arange(3, 8, dtype=np.int32))
+    found.append(jax.device_get(decoder(model, 12, 1, where)(
+      adapter, base, shared, jnp.int32(5), rng.integers(3, 96, (4, 6)).astype(np.int32),
+      np.array([6, 3, 5, 0], np.int32), np.array([12, 12, 4, 0], np.int32),
+      jnp.array([2]), np.array([END], np.int32))))
+    rng = np.random.default_rng(2)
+  for one, other in zip(*found, strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert found[0].lengths.tolist()[2:] == [4, 0]
+
+
+def _is_shape(node) -> bool:
+  return isinstance(node, tuple) and isinstance(node[0], int)
+
+
+@pytest.mark.parametrize('kind', ['none', 'int8', 'nf4'])
+def test_one_rule_for_every_leaf(kind):
+  """Of a model with all that a model may have; layers stay whole, kernels are split both ways."""
+  mesh = meshes.make_mesh(2, 2, 2)
+  config = dataclasses.replace(
+    CONFIG, hidden_size=256, intermediate_size=384, head_dim=64, biases=PROJECTIONS,
+    qk_norm=True, vocab_size=97)
+  shapes = params_shape(config, Placement(jnp.float32, kind))
+  found = base_shardings(mesh, config, shapes)
+  held = jax.tree.map(lambda leaf, where: where.shard_shape(leaf.shape), shapes, found)
+  assert {shape[0] for shape in jax.tree.leaves(held['layers'], is_leaf=_is_shape)} == {4}
+  for name in PROJECTIONS:
+    # The codes of a quantised kernel come before their scales.
+    whole = jax.tree.leaves(shapes['layers'][name]['kernel'])[0]
+    part = jax.tree.leaves(held['layers'][name]['kernel'], is_leaf=_is_shape)[0]
+    assert np.prod(part) * 4 == np.prod(whole.shape)
+  # 97 tokens cannot be dealt out evenly.
+  assert found['embedding'].is_fully_replicated
+
+
+def test_rules_are_total():
+  paths = {'embedding': 2, 'norm/weight': 1, 'layers/q_proj/kernel': 3, 'layers/o_proj/kernel': 3}
+  assert set(specs(paths)) == set(paths)
+  with pytest.raises(ValueError, match='layers/new/kernel of 3 dimensions: 0 sharding rules'):
+    specs(paths | {'layers/new/kernel': 3})
+  with pytest.raises(ValueError, match='layers/q_proj/kernel of 5 dimensions'):
+    specs(paths | {'layers/q_proj/kernel': 5})
+  with pytest.raises(ValueError, match="rule 'layers/new/.+' matches no leaf"):
+    specs(paths, RULES | {'layers/new/.+': {}})
+  with pytest.raises(ValueError, match='embedding of 2 dimensions: 2 sharding rules'):
+    specs(paths, RULES | {'embed.*': {2: RULES['embedding|head'][2]}})
+
+
+@pytest.mark.parametrize('sizes, message', [
+  ((3, 1, 1), 'site=3, fsdp=1, tensor=1 need 3 devices; there are 8'),
+  ((16, 1, 1), 'need 16 devices'),
+  ((-1, 3, 1), 'need a multiple of 3 devices'),
+  ((-1, 1, 9), 'need a multiple of 9 devices'),
+])
+def test_meshes_that_the_devices_do_not_make(sizes, message):
+  with pytest.raises(InputError, match=re.escape(message)):
+    meshes.make_mesh(*sizes)
+
+
+def test_a_mesh_of_what_is_left():
+  assert dict(meshes.make_mesh(-1, 1, 2).shape) == {'site': 4, 'fsdp': 1, 'tensor': 2}
+  assert meshes.make_mesh(1, 1, 1) is None
+
+
+@pytest.mark.parametrize('sizes, change, message', [
+  ((1, 1, 4), {}, 'config.mesh.tensor=4: the model has num_kv_heads=2'),
+  ((1, 8, 1), {'hidden_size': 20}, 'config.mesh.fsdp=8: layers/'),
+  ((1, 1, 2), {'intermediate_size': 41}, 'config.mesh.tensor=2: layers/'),
+])
+def test_models_that_a_mesh_does_not_divide(sizes, change, message):
+  config = dataclasses.replace(CONFIG, **change)
+  with pytest.raises(InputError, match=re.escape(message)):
+    base_shardings(meshes.make_mesh(*sizes), config, params_shape(config, Placement()))
+
+
+def test_a_chunk_that_the_groups_do_not_share():
+  mesh = meshes.make_mesh(2, 2, 2)
+  assert meshes.spread_of(mesh, 4).parts == meshes.spread_of(mesh, 0).parts == 4
+  with pytest.raises(InputError, match='config.fed.chunk=6: .* 4 groups'):
+    meshes.spread_of(mesh, 6)
