@@ -304,8 +304,8 @@ def test_stopped_after_round_one_it_resumes_at_round_two(
 
 def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
   """Two copies of a base split in two, on the four devices that a process of its own sees, and all
-  three sites at once on the four, instead of one device and one site after the other: within 1e-6
-  of the norm of every leaf a round, in float32."""
+  three sites at once on the four, instead of one device and one site after the other: within 3e-6
+  of the norm of every leaf a round, in float32 (tests/meshes_test.py is the one in float64)."""
   done = subprocess.run(
     [sys.executable, '-m', 'fedmedjax.main', *command(
       tmp_path / 'run', '--config.fed.chunk=0', '--config.mesh.site=-1', '--config.mesh.fsdp=2',
@@ -319,7 +319,7 @@ def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
   rounds = 2
   for key in theirs:
     gap = np.linalg.norm(ours[key] - theirs[key]) / np.linalg.norm(theirs[key])
-    assert gap < 1e-6 * rounds, key
+    assert gap < 3e-6 * rounds, key
 
 
 def test_a_damaged_checkpoint_costs_a_round(finished, command, tmp_path, capsys):
