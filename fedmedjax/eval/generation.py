@@ -26,7 +26,7 @@ class Generator(NamedTuple):
   tokenizer: Any
   batch_size: int
   max_new_ratio: float
-  guesses: int  # tokens checked in a pass beside the one it makes, see `model/decode.py`
+  guesses: int  # with an adapter: tokens checked in a pass beside the one it makes
   full: bool = False  # all batches have batch_size rows: one shape for any number of sentences
 
 
@@ -56,6 +56,8 @@ def generate(
   eos = jnp.asarray([generator.tokenizer.eos_token_id], jnp.int32)
   shared = prefiller(generator.model)(adapter, base, part.instruction[:-1])
   pieces = piece_tokens(generator.tokenizer, part.ask.pieces)
+  # Most guesses of a model that was never taught to copy are wrong, and cost more than they save.
+  guesses = generator.guesses if adapter else 0
   # Equal batches: 40 sentences at 32 a batch are two of 20, not 32 and a mostly empty one.
   size = generator.batch_size
   if not generator.full:
@@ -63,8 +65,7 @@ def generate(
   for start in range(0, len(order), size):
     chosen = order[start:start + size]
     width = round_up(len(prompts[chosen[0]]), _INPUT_BUCKET)
-    greedy = decoder(
-      generator.model, most_new_tokens(width, generator.max_new_ratio), generator.guesses)
+    greedy = decoder(generator.model, most_new_tokens(width, generator.max_new_ratio), guesses)
     tokens, lengths = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
     for row, index in enumerate(chosen):
       lengths[row] = len(prompts[index])
