@@ -23,7 +23,7 @@ class Work(NamedTuple):
 
   study: Study
   schedule: schedules.Schedule   # of the study, the examples of round 0 in random order
-  train: Callable                # `local_training`, not compiled yet
+  train: Callable                # all steps of one site, not compiled yet
   rates: list[float]             # of its optimiser's steps, K
   ctrl: tuple                    # what the rule starts with
 
@@ -42,9 +42,15 @@ def work(config: ConfigDict, data: Data) -> Work:
     tuple(step._replace(members=rng.permutation(step.members)) for step in one)
     for one in study.schedule.plan[0])
   parts = algorithm_parts(config, study.learner.learning_rate)
-  train = local_training(
+  training = local_training(
     mean_gradient(study.learner.loss_fn), parts['optimizer'], parts['rule'], lambda path: True,
     lambda values: values)
+
+  def train(anchor, base, batches, mask, *rest):
+    last = training.advance(
+      0, mask.sum(), training.start(anchor, mask), anchor, base, batches, mask, *rest)
+    return last.adapter, last.losses, last.taken
+
   steps = config.fed.local_steps
   return Work(
     study, study.schedule._replace(plan=(first, *study.schedule.plan[1:])), train,
