@@ -74,7 +74,8 @@ def federated_algorithm(
   def round_fn(state, base, data, cohort, val, key):
     before = jax.tree.map(lambda x: x[cohort], state.sites)
     # Up to the last step taken: the shape is that of the longest round.
-    steps = jnp.max(data.step_mask * jnp.arange(1, data.step_mask.shape[1] + 1)[None], axis=1)
+    numbers = jnp.arange(1, data.step_mask.shape[1] + 1, dtype=jnp.int32)
+    steps = jnp.max(data.step_mask * numbers[None], axis=1)
     sent, after, ctrl_delta, losses, local_norm = map_sites.staged(
       one_site(state, base, key), steps)(cohort, before, data.batches, data.step_mask)
     sound = sound_sites(
