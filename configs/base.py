@@ -184,7 +184,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.local_steps = 0
   # Examples a step.
   fed.batch_size = 4
-  # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n.
+  # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n: those
+  # with like numbers of steps.
   fed.chunk = 0
   # What n_k counts: 'examples' (the paper's text) or 'tokens' (supervised ones, the code).
   fed.weight_by = 'examples'

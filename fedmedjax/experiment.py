@@ -23,7 +23,7 @@ from fedmedjax.eval.generation import most_new_tokens
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sharing import SHARINGS
-from fedmedjax.fed.sites import map_sites
+from fedmedjax.fed.sites import SiteMap, enough_halvings, map_sites
 from fedmedjax.fed.types import FederatedAlgorithm, Sharing, Validation
 from fedmedjax.learners import Learner, bert_learner, lora_learner
 from fedmedjax.method import adds_aggregate, algorithm_parts, needs_validation
@@ -74,6 +74,7 @@ class Study(NamedTuple):
   schedule: Schedule
   meeting: exchange.Meeting
   validation: Validation | None
+  site_map: SiteMap
   algorithm: FederatedAlgorithm
 
 
@@ -290,12 +291,13 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   if fed.local_optimizer == 'sgd':
     learner = learner._replace(rate_key='config.optim.sgd_learning_rate')
   sharing = SHARINGS[fed.sharing](tree.paths(learner.adapter))
+  site_map = map_sites(fed.chunk, enough_halvings(schedule.steps_taken, fed.chunk))
   algorithm = federated_algorithm(
     loss_fn=learner.loss_fn, gradient=mean_gradient, sharing=sharing,
-    outbound=exchange.outbound(fed), map_sites=map_sites(fed.chunk),
+    outbound=exchange.outbound(fed), map_sites=site_map,
     num_sites=len(schedule.weights), explosion=fed.explosion,
     on_step=on_step if config.log.steps else None, **algorithm_parts(config, learner.learning_rate))
   return Study(
     data, options(config), learner, sharing, schedule,
     exchange.meeting(config, schedule.weights, learner.adapter, sharing),
-    validation and Validation(*validation), algorithm)
+    validation and Validation(*validation), site_map, algorithm)
