@@ -93,8 +93,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # How the frozen projections are stored: 'none' (in model.dtype), 'int8' (a scale per output
   # channel) or 'nf4' (4 bits, a scale per 64 inputs). Embedding, head and norms stay as they are.
   model.quantization = 'none'
-  # What the backward pass keeps of a layer: 'none' (recompute nothing), 'dots', 'full'.
-  model.remat = 'none'
+  # What the backward pass recomputes of a layer: 'none' (keeps all), 'dots' (all but products with
+  # weights), 'full'; 'auto' = as little as the memory allows. Roundings only depend on it.
+  model.remat = 'auto'
 
   config.lora = lora = ConfigDict()
   # Rank r of every adapted matrix.
@@ -183,8 +184,12 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.local_steps = 0
   # Examples a step.
   fed.batch_size = 4
-  # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n.
-  fed.chunk = 0
+  # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n;
+  # -1 = as many as the memory allows, on a CPU 1, the fastest there. Roundings only depend on it.
+  fed.chunk = -1
+  # GiB that a run may count on; 0 = what the device says, on a CPU all of the machine's (or of its
+  # container's). A run that is predicted to need more than 90 % of them is refused.
+  fed.memory_gib = 0.0
   # What n_k counts: 'examples' (the paper's text) or 'tokens' (supervised ones, the code).
   fed.weight_by = 'examples'
   # How updates become one. Weighted means: 'mean' (factor by factor), 'padded_mean',
