@@ -58,21 +58,21 @@ def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] 
   Raises:
     InputError: none fits, or decoding does not.
   """
-  limit = study.options.memory or device.limit()
+  limit, held = study.options.memory or device.limit(), device.held()
   order, factor = _remaining(study.arrangements, lines), 1.0
   guess = _estimate(study, inputs)
   for arrangement in order:
-    if arrangement != order[-1] and factor * guess(arrangement) > SHARE * limit:
+    if arrangement != order[-1] and held + factor * guess(arrangement) > SHARE * limit:
       continue
     compiled = compile_round(study, arrangement, inputs, reporter)
     training = _uses(compiled, inputs) if compiled else {}
-    needed = sum(training.values()) or guess(arrangement)
+    needed = sum(training.values()) or held + guess(arrangement)
     if compiled and needed <= SHARE * limit:
       before = device.peak()
       return Plan(
         arrangement, compiled, training, _decoding(study, inputs, needed, limit), before, limit)
     # What the compiler added to this guess it will add to others, too.
-    factor = max(factor, needed / guess(arrangement))
+    factor = max(factor, (needed - held) / guess(arrangement))
   smallest = smaller(order[-1], study.meeting.sampler.size) is None
   raise InputError(
     f'config.fed.batch_size={study.schedule.batch_size}: a round needs {_gib(needed)} with '
@@ -187,7 +187,7 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
 
 
 def _estimate(study: Study, inputs: tuple) -> Callable[[Arrangement], int]:
-  """(arrangement) -> bytes while a round runs, without compiling it.
+  """(arrangement) -> bytes that a round needs beside what is held before it, uncompiled.
 
   Too many for what the compiler drops of what the loss keeps for its gradient as it is traced, too
   few for the compiler's own room.
@@ -204,7 +204,7 @@ def _estimate(study: Study, inputs: tuple) -> Callable[[Arrangement], int]:
     copies = tree.num_bytes(adapter)
     moments = tree.num_bytes(jax.eval_shape(study.optimizer.transform.init, adapter))
     return (
-      device.held() + tree.num_bytes((data.batches, study.validation)) + sites * copies
+      tree.num_bytes((data.batches, study.validation)) + sites * copies
       + sites_at_once(arrangement, sites) * (2 * copies + moments + kept(arrangement.remat)))
 
   return estimate

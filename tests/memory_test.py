@@ -57,9 +57,9 @@ def test_a_run_goes_on_with_the_arrangement_that_it_had():
   ('0::/', {}, []),
 ])
 def test_limits_of_containers(group, files, limits, tmp_path):
-  for name, text in {'../../../proc/self/cgroup': group, **files}.items():
-    path = tmp_path / 'sys/fs/cgroup' / name
-    (tmp_path / 'sys/fs/cgroup').mkdir(parents=True, exist_ok=True)
+  placed = {f'sys/fs/cgroup/{name}': text for name, text in files.items()}
+  for name, text in {'proc/self/cgroup': group, **placed}.items():
+    path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + '\n')
   assert device.container_limits(tmp_path) == limits
@@ -69,8 +69,8 @@ def test_limits_of_containers(group, files, limits, tmp_path):
 def study(monkeypatch, *, order=None, limit=0, held=10_000):
   """A study whose round holds `at once * copies` arrays of WIDTH floats at the same time.
 
-  copies: 8 for 'none', 4 for 'dots', 2 for 'full'. Its loss keeps just these for its gradient.
-  Returns it, the arguments of its round and the list of arrangements that get compiled.
+  copies: 8 for 'none', 4 for 'dots', 2 for 'full'. For its gradient the loss keeps a few percent of
+  that. Returns it, the arguments of its round and the list of arrangements that get compiled.
   """
   monkeypatch.setattr(device, 'held', lambda: held + tree_bytes)
   monkeypatch.setattr(device, 'peak', lambda: held + tree_bytes)
@@ -92,7 +92,8 @@ def study(monkeypatch, *, order=None, limit=0, held=10_000):
 
   def loss(remat):
     def total(adapter, base, batch):
-      kept = jnp.sin(adapter * jnp.arange(1.0, copies[remat] + 1)[:, None] * base[None])
+      scales = jnp.arange(1.0, copies[remat] + 1)[:, None]
+      kept = jnp.sin(adapter * scales * base[None, :WIDTH // 20])
       return kept.sum(), jnp.float32(1)
     return total
 
@@ -128,21 +129,25 @@ def test_what_a_round_needs_by_hand(monkeypatch):
 
 
 def test_the_fastest_that_fits_is_taken_and_little_else_compiled(monkeypatch):
-  """Of 32, 16, 8 (all sites), 16, 8, 4 (two) and 8, 4, 2 arrays: as the budget shrinks."""
-  taken = []
-  for megabytes in (40.0, 10.0, 3.0):
-    given, inputs, compiled = study(monkeypatch, limit=int(megabytes * 1e6))
+  """Rounds of 32, 16, 8 (all sites), 16, 8, 4 (two), 8, 4, 2 arrays (one), as the budget shrinks to
+  1.5 times each. How much more than guessed the first one needs is expected of the others."""
+  given, inputs, compiled = study(monkeypatch)
+  order, needs = given.arrangements, {}
+  for one in order:
+    given.arrangements = (one,)
+    needs[one] = sum(memory.plan(given, inputs, QUIET).training.values())
+  given.arrangements = order
+  assert needs[order[0]] > 1.5 * needs[order[1]] > 2 * needs[order[2]]
+  for place in (0, 1, 2, 5, 8):
+    compiled.clear()
+    given.options.memory = int(1.5 * needs[order[place]] / memory.SHARE)
     plan = memory.plan(given, inputs, QUIET)
-    taken.append(plan.arrangement)
-    assert sum(plan.training.values()) <= memory.SHARE * plan.limit
-    assert compiled[-1] == plan.arrangement and len(compiled) <= 3
-  order = given.arrangements
-  assert taken[0] == order[0] and taken == sorted(taken, key=order.index)
-  assert len(set(taken)) == 3
+    assert plan.arrangement == order[place] == compiled[-1]
+    assert len(compiled) == 1 + (place > 0)
 
 
 def test_when_nothing_fits_the_numbers_are_told(monkeypatch):
-  given, inputs, compiled = study(monkeypatch, limit=500_000)
+  given, inputs, compiled = study(monkeypatch, limit=100_000)
   with pytest.raises(InputError) as error:
     memory.plan(given, inputs, QUIET)
   told = str(error.value)
@@ -150,7 +155,7 @@ def test_when_nothing_fits_the_numbers_are_told(monkeypatch):
   assert '90% may be used' in told and 'config.fed.memory_gib' in told
   # The smallest only, and that for its number.
   assert compiled == [(1, 'full')] and 'config.fed.chunk' not in told
-  given, inputs, _ = study(monkeypatch, order=(Arrangement(2, 'none'),), limit=500_000)
+  given, inputs, _ = study(monkeypatch, order=(Arrangement(2, 'none'),), limit=100_000)
   with pytest.raises(InputError, match="set config.fed.chunk=-1 and config.model.remat='auto'"):
     memory.plan(given, inputs, QUIET)
 
@@ -220,4 +225,4 @@ def test_the_next_rounds_examples_are_packed_meanwhile(monkeypatch):
   with training._packing(given) as get:
     assert [get(number) for number in (0, 1, 1, 2)] == [
       'round 0', 'round 1', 'round 1', 'round 2']
-  assert packed == [0, 1, 2, 1]
+  assert sorted(packed) == [0, 1, 1, 2]
