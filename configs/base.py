@@ -93,9 +93,10 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # How the frozen projections are stored: 'none' (in model.dtype), 'int8' (a scale per output
   # channel) or 'nf4' (4 bits, a scale per 64 inputs). Embedding, head and norms stay as they are.
   model.quantization = 'none'
-  # What the backward pass keeps of a layer: 'none' (recompute nothing), 'products' (make again all
-  # but the products with weights: a third of the memory, and faster), 'dots', 'full' (all anew).
-  model.remat = 'products'
+  # What the backward pass recomputes of a layer: 'none' (keeps all), 'products' (all but products
+  # with weights and attention's results: a third of the memory, and on a CPU the fastest), 'full';
+  # 'auto' = the fastest that the memory allows. Roundings only depend on it.
+  model.remat = 'auto'
 
   config.lora = lora = ConfigDict()
   # Rank r of every adapted matrix.
@@ -185,8 +186,12 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Examples a step.
   fed.batch_size = 4
   # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n: those
-  # with like numbers of steps.
-  fed.chunk = 0
+  # with like numbers of steps; -1 = as many as the memory allows, on a CPU 1, the fastest there.
+  # Roundings only depend on it.
+  fed.chunk = -1
+  # GiB that a run may count on; 0 = what the device says, on a CPU all of the machine's (or of its
+  # container's). A run that is predicted to need more than 90 % of them is refused.
+  fed.memory_gib = 0.0
   # What n_k counts: 'examples' (the paper's text) or 'tokens' (supervised ones, the code).
   fed.weight_by = 'examples'
   # How updates become one. Weighted means: 'mean' (factor by factor), 'padded_mean',

@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fedmedjax import exchange, tree
+from fedmedjax.arrangement import Arrangement, arrangements
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder
@@ -23,8 +25,8 @@ from fedmedjax.eval.generation import most_new_tokens
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sharing import SHARINGS
-from fedmedjax.fed.sites import SiteMap, enough_halvings, map_sites
-from fedmedjax.fed.types import FederatedAlgorithm, Sharing, Validation
+from fedmedjax.fed.sites import SiteMap, fitted_map
+from fedmedjax.fed.types import FederatedAlgorithm, LocalOptimizer, Sharing, Validation
 from fedmedjax.learners import Learner, bert_learner, lora_learner
 from fedmedjax.method import adds_aggregate, algorithm_parts, needs_validation
 from fedmedjax.model.bert_load import Bert, load_bert
@@ -62,6 +64,7 @@ class Options(NamedTuple):
   adds_aggregate: bool   # the server's step must be the aggregate itself
   cross_site: bool
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
+  memory: int            # bytes that a run may count on; 0 = what the device says
 
 
 class Study(NamedTuple):
@@ -74,8 +77,11 @@ class Study(NamedTuple):
   schedule: Schedule
   meeting: exchange.Meeting
   validation: Validation | None
-  site_map: SiteMap
   algorithm: FederatedAlgorithm
+  optimizer: LocalOptimizer
+  arrangements: tuple[Arrangement, ...]  # that memory is planned with, fastest first
+  site_map: Callable[[int], SiteMap]     # of a chunk
+  arranged: Callable[[Arrangement], FederatedAlgorithm]
 
 
 def data_root(path: str) -> Path:
@@ -230,16 +236,16 @@ def options(config: ConfigDict) -> Options:
   return Options(
     fed.preset, config.seed, fed.rounds if fed.train else 0, fed.pooled, config.eval.zero_shot,
     config.eval.bootstrap_samples, config.checkpoint.keep, config.checkpoint.keep_best,
-    fed.max_bad_rounds, adds_aggregate(fed), config.eval.cross_site, fed.size_power)
+    fed.max_bad_rounds, adds_aggregate(fed), config.eval.cross_site, fed.size_power,
+    int(fed.memory_gib * 2**30))
 
 
 def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
   learner = lora_learner(
     data.base, (*data.tested, *data.external), lora_config(config),
     start=config.lora.start, learning_rate=config.optim.learning_rate, seed=config.seed,
-    dtype=DTYPES[config.model.dtype], remat=config.model.remat,
-    batch_size=config.eval.batch_size, max_new_ratio=config.eval.max_new_ratio,
-    guesses=config.eval.guesses)
+    dtype=DTYPES[config.model.dtype], batch_size=config.eval.batch_size,
+    max_new_ratio=config.eval.max_new_ratio, guesses=config.eval.guesses)
   related = config.data.re_share
   schedule = schedules.make_schedule(
     data.sites, loss_on=config.fed.loss_on,
@@ -251,7 +257,7 @@ def _bert_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedu
   bert = config.bert
   learner = bert_learner(
     data.base, learning_rate=bert.learning_rate, max_length=bert.max_length,
-    remat=config.model.remat, batch_size=config.eval.batch_size)
+    batch_size=config.eval.batch_size)
   schedule = label_schedule(
     data.sites, labels=data.base.labels, max_length=bert.max_length, **plan)
   return learner, schedule
@@ -275,6 +281,9 @@ LEARNERS = {
 def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet.
 
+  Where config.fed.chunk or config.model.remat is left to the planner, `algorithm` is the fastest of
+  the arrangements; see `memory.py`.
+
   Raises InputError when the method needs a validation set and no site has a note for it.
   """
   fed = config.fed
@@ -291,13 +300,21 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   if fed.local_optimizer == 'sgd':
     learner = learner._replace(rate_key='config.optim.sgd_learning_rate')
   sharing = SHARINGS[fed.sharing](tree.paths(learner.adapter))
-  site_map = map_sites(fed.chunk, enough_halvings(schedule.steps_taken, fed.chunk))
-  algorithm = federated_algorithm(
-    loss_fn=learner.loss_fn, gradient=mean_gradient, sharing=sharing,
-    outbound=exchange.outbound(fed), map_sites=site_map,
+  parts = algorithm_parts(config, learner.learning_rate) | dict(
+    gradient=mean_gradient, sharing=sharing, outbound=exchange.outbound(fed),
     num_sites=len(schedule.weights), explosion=fed.explosion,
-    on_step=on_step if config.log.steps else None, **algorithm_parts(config, learner.learning_rate))
+    on_step=on_step if config.log.steps else None)
+
+  site_map = partial(fitted_map, schedule.steps_taken)
+
+  def arranged(arrangement: Arrangement) -> FederatedAlgorithm:
+    return federated_algorithm(
+      loss_fn=learner.loss_fn(arrangement.remat), map_sites=site_map(arrangement.chunk), **parts)
+
+  meeting = exchange.meeting(config, schedule.weights, learner.adapter, sharing)
+  order = arrangements(
+    fed.chunk, config.model.remat, meeting.sampler.size, jax.default_backend() == 'cpu')
   return Study(
-    data, options(config), learner, sharing, schedule,
-    exchange.meeting(config, schedule.weights, learner.adapter, sharing),
-    validation and Validation(*validation), site_map, algorithm)
+    data, options(config), learner, sharing, schedule, meeting,
+    validation and Validation(*validation), arranged(order[0]), parts['optimizer'], order, site_map,
+    arranged)

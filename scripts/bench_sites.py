@@ -112,7 +112,7 @@ def by_skew(model: bench_inputs.Model, values: flags.FlagValues) -> list[dict[st
     config.data.partition.update(kind='quantity', strength=exponent)
     config.fed.update(local_steps=0, local_epochs=1)
     one = site_rounds.federation(config, load_data(config, QUIET, model.base))
-    steps, laid_out = one.turn.steps, one.study.site_map.laid_out(one.turn.steps)
+    steps, laid_out = one.turn.steps, one.study.site_map(values.skew_chunk).laid_out(one.turn.steps)
     rows.append({
       'skew_exponent': exponent, 'sites': len(steps), 'chunk': values.skew_chunk,
       'local_steps': int(steps.sum()), 'longest_steps': int(steps.max()),

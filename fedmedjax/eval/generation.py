@@ -1,6 +1,7 @@
 """Greedy outputs of a language model for a site's test examples."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedmedjax.data.pack import round_up
-from fedmedjax.data.site import TaskData
-from fedmedjax.model.decode import decoder, prefiller
+from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.model.decode import Cache, decoder, prefiller
 from fedmedjax.model.draft import END
 from fedmedjax.model.llama import Llama
+from fedmedjax.types import Program
 
 # Inputs are padded to a multiple of this many tokens: one compilation each.
 _INPUT_BUCKET = 32
@@ -79,10 +81,7 @@ def continuations(
   pieces = piece_tokens(generator.tokenizer, part.ask.pieces)
   # Most guesses of a model that was never taught to copy are wrong, and cost more than they save.
   guesses = generator.guesses if adapter else 0
-  # Equal batches: 40 sentences at 32 a batch are two of 20, not 32 and a mostly empty one.
-  size = generator.batch_size
-  if not generator.full:
-    size = -(-len(order) // -(-len(order) // size))
+  size = _rows(generator, len(order))
   for start in range(0, len(order), size):
     chosen = order[start:start + size]
     width = round_up(len(prompts[chosen[0]]), _INPUT_BUCKET)
@@ -101,6 +100,52 @@ def continuations(
       outputs[index] = Continuation(out.tokens[row, :out.lengths[row]], int(out.passes[row]))
     advance(len(chosen))
   return [outputs[index] for index in range(len(prompts))]
+
+
+def _rows(generator: Generator, count: int) -> int:
+  """Equal batches: 40 sentences at 32 a batch are two of 20, not 32 and a mostly empty one."""
+  size = generator.batch_size
+  return size if generator.full else -(-count // -(-count // size))
+
+
+def largest_call(
+  generator: Generator, base: dict, adapter: dict, sites: Sequence[SiteData]
+) -> Program:
+  """The batch of `generate` over the sites' test examples that has most keys and values.
+
+  Args:
+    generator, base: see `generate`.
+    adapter: the `lora` collection, arrays or their shapes.
+    sites: at least one example is tested there.
+  """
+  model = generator.model
+  config = model.config
+
+  def batch(part: TaskData) -> tuple[int, int, int]:
+    width = round_up(max(example.prompt_length for example in part.test_tokens), _INPUT_BUCKET)
+    return _rows(generator, len(part.test_tokens)), width, most_new_tokens(
+      width, generator.max_new_ratio)
+
+  def slots(part: TaskData) -> int:
+    rows, width, new = batch(part)
+    return len(part.instruction) - 1 + rows * (width + new + generator.guesses)
+
+  part = max((p for site in sites for p in site.tasks if p.test_tokens), key=slots)
+  rows, width, new = batch(part)
+
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+  length = len(part.instruction) - 1
+  keys = array(model.dtype, config.num_layers, config.num_kv_heads, length, config.head_dim)
+  i32 = partial(array, jnp.int32)
+  # A layer's keys and values, stacked, and once more as the loop that writes them holds them.
+  a_slot = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim
+  return Program(
+    decoder(model, new, generator.guesses),
+    (adapter, base, Cache(keys, keys) if length else None, i32(), i32(rows, width), i32(rows),
+     i32(rows), i32(1), i32(*piece_tokens(generator.tokenizer, part.ask.pieces).shape)),
+    a_slot * jnp.dtype(model.dtype).itemsize * rows * (width + new + generator.guesses))
 
 
 def piece_tokens(tokenizer: Any, pieces: Sequence[str]) -> np.ndarray:

@@ -52,6 +52,11 @@ def map_sites(chunk: int, halvings: int = 0) -> SiteMap:
     partial(_every, chunk), partial(_staged, chunk, halvings), partial(laid_out, chunk, halvings))
 
 
+def fitted_map(rounds: Sequence[np.ndarray], chunk: int) -> SiteMap:
+  """`map_sites` with `enough_halvings`."""
+  return map_sites(chunk, enough_halvings(rounds, chunk))
+
+
 def enough_halvings(rounds: Sequence[np.ndarray], chunk: int) -> int:
   """The fewest with which `USEFUL` of the steps laid out are taken, or what comes nearest.
 

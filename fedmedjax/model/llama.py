@@ -152,12 +152,12 @@ class Layer(nn.Module):
     return x, kept
 
 
-# What the backward pass keeps of a layer: config value -> jax.checkpoint policy.
+# What the backward pass keeps of a layer, from most to least: config value -> jax.checkpoint's
+# policy.
 REMAT = {
   'none': None,
   # Products with weights, and attention's results; all else is made again from these.
   'products': jax.checkpoint_policies.save_only_these_names(DEAR),
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
