@@ -10,7 +10,6 @@ def get_config(preset: str = 'fed_medlora_plus'):
     validation_examples=16, max_length=256)
   # 4 x 20 = 80 local steps of 8 examples a site.
   config.fed.update(rounds=4, local_steps=20, batch_size=8, chunk=1)
-  config.model.remat = 'none'
   config.optim.learning_rate = 1e-3
   config.eval.update(max_examples=100, max_new_ratio=2.0)
   return config
