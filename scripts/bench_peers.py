@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,11 @@ def race(
 
   Raises RuntimeError: a site failed, or they do not train alike.
   """
-  for name in ('FLWR_TELEMETRY_ENABLED', 'RAY_USAGE_STATS_ENABLED'):
+  for name in (
+      'FLWR_TELEMETRY_ENABLED', 'RAY_USAGE_STATS_ENABLED', 'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO'):
     os.environ[name] = '0'
+  # Ray forks to start another program at once; jax warns of forks that go on.
+  warnings.filterwarnings('ignore', message=r'os\.fork')
   import flower_site
   import ray
   import torch_peer

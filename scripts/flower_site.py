@@ -30,6 +30,7 @@ app = ClientApp()
 
 def write(folder: Path, one: Federation, twin: transformers.PreTrainedModel, name: str) -> None:
   """Writes what clients read; `name` is the base model's."""
+  transformers.utils.logging.disable_progress_bar()
   twin.save_pretrained(folder / 'twin')
   save_peft(one.study.learner.adapter, lora_config(one.config), folder / 'adapter', name)
   sites = []
