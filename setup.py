@@ -21,6 +21,8 @@ setup(
     'api': ['openai>=2'],
     # Sites in the format 'datasets': saved data sets and Parquet files.
     'datasets': ['datasets>=4'],
+    # Peers of scripts/bench_*.py.
+    'bench': ['peft', 'torch', 'flwr[simulation]'],
     # Oracles of the tests; the package never imports torch. This build of it is CPU only on
     # machines that serve one, and the tests need no more.
     # openai, fastapi and uvicorn are what `transformers serve` needs.

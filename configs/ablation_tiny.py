@@ -10,7 +10,7 @@ from configs import base
 def get_config(preset: str = 'fed_medlora_plus'):
   config = base.get_config(preset)
   # What scripts/tiny_model.py wrote.
-  config.model.path = 'models/tiny'
+  config.model.update(path='models/tiny', remat='none')
   config.lora.update(rank=8, alpha=64.0)
   config.data.update(
     sites=('synthetic_icu', 'synthetic_dictation'), external=(), synthetic_notes=40,

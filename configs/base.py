@@ -93,8 +93,10 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # How the frozen projections are stored: 'none' (in model.dtype), 'int8' (a scale per output
   # channel) or 'nf4' (4 bits, a scale per 64 inputs). Embedding, head and norms stay as they are.
   model.quantization = 'none'
-  # What the backward pass keeps of a layer: 'none' (recompute nothing), 'dots', 'full'.
-  model.remat = 'none'
+  # What the backward pass recomputes of a layer: 'none' (keeps all), 'products' (all but products
+  # with weights and attention's results: a third of the memory, and on a CPU the fastest), 'full';
+  # 'auto' = the fastest that the memory allows. Roundings only depend on it.
+  model.remat = 'auto'
 
   # Devices that a run is laid over, site x fsdp x tensor of them; a divisor of those visible.
   config.mesh = mesh = ConfigDict()
@@ -194,8 +196,13 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   fed.local_steps = 0
   # Examples a step.
   fed.batch_size = 4
-  # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n.
-  fed.chunk = 0
+  # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n: those
+  # with like numbers of steps; -1 = as many as the memory allows, on a CPU 1, the fastest there.
+  # Roundings only depend on it.
+  fed.chunk = -1
+  # GiB that a run may count on; 0 = what the device says, on a CPU all of the machine's (or of its
+  # container's). A run that is predicted to need more than 90 % of them is refused.
+  fed.memory_gib = 0.0
   # What n_k counts: 'examples' (the paper's text) or 'tokens' (supervised ones, the code).
   fed.weight_by = 'examples'
   # How updates become one. Weighted means: 'mean' (factor by factor), 'padded_mean',
@@ -325,9 +332,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   evaluation.batch_size = 32
   # Most new tokens of a sentence, as a multiple of its input tokens (32 are always allowed more).
   evaluation.max_new_ratio = 2.5
-  # Tokens guessed from the input and checked in each pass of decoding; answers stay the same. Worth
-  # it where much is copied and a pass costs more than its tokens; 0 = none.
-  evaluation.guesses = 0
+  # Tokens guessed from the input and checked in each pass of decoding with an adapter, which mostly
+  # copies; answers stay the same. Two cores gain most by 2 or 3, an accelerator by more; 0 = none.
+  evaluation.guesses = 2
   # Where sites have adapters of their own: score each of them on every site, not only on its own.
   evaluation.cross_site = False
   # Resamples of the bootstrap by note behind every 95 % interval.

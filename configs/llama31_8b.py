@@ -17,7 +17,7 @@ def get_config(preset: str = 'fed_medlora_plus'):
   # AdamW 2e-4, cosine with 5 % warm-up, clip 1.0, batch 4, 3 rounds of 2 epochs, 3 sites.
   config = base.get_config(preset)
   config.model.update(
-    path='meta-llama/Llama-3.1-8B', dtype='bfloat16', quantization='nf4', remat='full')
+    path='meta-llama/Llama-3.1-8B', dtype='bfloat16', quantization='nf4')
   # The reference's 800 tokens include its prompt; ours count from after the
   # instruction, about 130 tokens for four types (133 with SmolLM2's tokenizer).
   config.data.max_length = 667

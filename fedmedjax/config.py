@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.base import PRESETS, apply_preset
+from fedmedjax.arrangement import AUTO_CHUNK, AUTO_REMAT
 from fedmedjax.checks import (
   BELOW_ONE,
   BOOLEAN,
@@ -46,7 +47,7 @@ CODECS = ('float32', 'bfloat16', 'int8', 'int4', 'sign')
 
 CHECKS = {
   'seed': integer(0, 2**32 - 1),
-  'model.path': TEXT, 'model.dtype': one_of(DTYPES), 'model.remat': one_of(tuple(REMAT)),
+  'model.path': TEXT, 'model.dtype': one_of(DTYPES), 'model.remat': one_of((AUTO_REMAT, *REMAT)),
   'model.quantization': one_of(tuple(QUANTIZATIONS)),
   'mesh.site': Check(lambda v: type(v) is int and (v == -1 or v >= 1), 'an integer >= 1, or -1'),
   'mesh.fsdp': integer(1), 'mesh.tensor': integer(1),
@@ -74,7 +75,8 @@ CHECKS = {
   'data.validation_examples': integer(0),
   'fed.preset': one_of(tuple(PRESETS)), 'fed.rounds': integer(1, 100_000),
   'fed.local_epochs': integer(1, 10_000), 'fed.local_steps': integer(0, 100_000),
-  'fed.batch_size': integer(1), 'fed.chunk': integer(0),
+  'fed.batch_size': integer(1), 'fed.chunk': integer(AUTO_CHUNK),
+  'fed.memory_gib': NOT_NEGATIVE,
   'fed.weight_by': one_of(('examples', 'tokens')), 'fed.size_power': NOT_NEGATIVE,
   'fed.loss_power': NOT_NEGATIVE, 'fed.temperature': POSITIVE, 'fed.loss_on': one_of(LOSS_ON),
   'fed.sharing': one_of(tuple(SHARINGS)), 'fed.pooled': BOOLEAN, 'fed.train': BOOLEAN,

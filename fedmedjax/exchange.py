@@ -140,8 +140,6 @@ def turnout_line(
   return {
     'round': number + 1, 'sites': [names[site] for site in sites[here]], 'steps': steps[here],
     'local_steps': steps.sum(),
-    # Steps taken over steps laid out: sites computed together wait for the longest.
-    'useful_step_share': steps.sum() / (len(steps) * schedule.most_steps),
     'examples': examples, 'tokens': tokens, 'bytes_up': up.sum(), 'bytes_down': down.sum(),
     'site_bytes_up': up, 'site_bytes_down': down,
     'site_seconds': turn.seconds[here], 'simulated_seconds': turn.round_seconds,

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fedmedjax import exchange, meshes, tree
+from fedmedjax.arrangement import Arrangement, arrangements
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder
@@ -20,12 +21,12 @@ from fedmedjax.data.partition import partition
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
 from fedmedjax.data.tasks import asked_types
-from fedmedjax.eval.generation import most_new_tokens
+from fedmedjax.eval.generation import check_context
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sharing import SHARINGS
-from fedmedjax.fed.sites import map_sites, spread_lanes, spread_state
-from fedmedjax.fed.types import FederatedAlgorithm, Sharing, Validation
+from fedmedjax.fed.sites import SiteMap, fitted_map
+from fedmedjax.fed.types import FederatedAlgorithm, LocalOptimizer, Sharing, Validation
 from fedmedjax.learners import Learner, bert_learner, lora_learner
 from fedmedjax.method import adds_aggregate, algorithm_parts, needs_validation
 from fedmedjax.model.bert_load import Bert, load_bert
@@ -64,6 +65,7 @@ class Options(NamedTuple):
   adds_aggregate: bool   # the server's step must be the aggregate itself
   cross_site: bool
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
+  memory: int            # bytes that a run may count on; 0 = what the device says
 
 
 class Study(NamedTuple):
@@ -77,6 +79,11 @@ class Study(NamedTuple):
   meeting: exchange.Meeting
   validation: Validation | None
   algorithm: FederatedAlgorithm
+  optimizer: LocalOptimizer
+  arrangements: tuple[Arrangement, ...]  # that memory is planned with, fastest first
+  site_map: Callable[[int], SiteMap]     # of a chunk
+  arranged: Callable[[Arrangement], FederatedAlgorithm]
+  groups: int                            # of devices, each with sites of its own
 
 
 def data_root(path: str) -> Path:
@@ -131,7 +138,7 @@ def load_data(config: ConfigDict, reporter: Reporter, base: BaseModel | None = N
 def _load_lora(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -> Data:
   lora = lora_config(config)
   check_lora(lora)
-  mesh = mesh_of(config)
+  mesh = meshes.mesh_of(config)
   with reporter.task('reading notes'):
     corpora = load_corpora(config)
   if base is None:
@@ -151,7 +158,7 @@ def _load_lora(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -
 
   data = _encoded(base, encode, config, corpora, reporter)
   _check_tasks(config.data.tasks, data.sites)
-  _check_context(
+  check_context(
     base, {site.name: site for site in (*data.sites, *data.tested, *data.external)}.values(),
     config.data.max_length, config.eval.max_new_ratio)
   return data
@@ -211,27 +218,6 @@ def _check_tasks(tasks: Sequence[str], sites: Sequence[SiteData]) -> None:
         'leave it out')
 
 
-def _check_context(base: BaseModel, sites, max_length: int, max_new_ratio: float) -> None:
-  """Raises InputError when training or decoding would run past the model's context."""
-  context = base.config.max_position_embeddings
-  for site in sites:
-    for part in site.tasks:
-      prompt = max((example.prompt_length for example in part.test_tokens), default=0)
-      needed = len(part.instruction) + max(
-        max_length if part.train else 0, prompt + most_new_tokens(prompt, max_new_ratio))
-      if needed > context:
-        raise InputError(
-          f'site {site.name!r} needs up to {needed} positions, the model has {context}: lower '
-          f'config.data.max_length={max_length} or config.eval.max_new_ratio={max_new_ratio}')
-
-
-def mesh_of(config: ConfigDict) -> Mesh | None:
-  """The mesh of config.mesh; InputError also for what cannot be spread over it."""
-  mesh = meshes.make_mesh(**config.mesh)
-  meshes.spread_of(mesh, config.fed.chunk)
-  return mesh
-
-
 def lora_config(config: ConfigDict) -> LoraConfig:
   return LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
 
@@ -241,16 +227,17 @@ def options(config: ConfigDict) -> Options:
   return Options(
     fed.preset, config.seed, fed.rounds if fed.train else 0, fed.pooled, config.eval.zero_shot,
     config.eval.bootstrap_samples, config.checkpoint.keep, config.checkpoint.keep_best,
-    fed.max_bad_rounds, adds_aggregate(fed), config.eval.cross_site, fed.size_power)
+    fed.max_bad_rounds, adds_aggregate(fed), config.eval.cross_site, fed.size_power,
+    int(fed.memory_gib * 2**30))
 
 
 def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
   learner = lora_learner(
     data.base, (*data.tested, *data.external), lora_config(config),
     start=config.lora.start, learning_rate=config.optim.learning_rate, seed=config.seed,
-    dtype=DTYPES[config.model.dtype], remat=config.model.remat,
-    batch_size=config.eval.batch_size, max_new_ratio=config.eval.max_new_ratio,
-    guesses=config.eval.guesses, mesh=mesh_of(config))
+    dtype=DTYPES[config.model.dtype], batch_size=config.eval.batch_size,
+    max_new_ratio=config.eval.max_new_ratio, guesses=config.eval.guesses,
+    mesh=meshes.mesh_of(config))
   related = config.data.re_share
   schedule = schedules.make_schedule(
     data.sites, loss_on=config.fed.loss_on,
@@ -262,7 +249,7 @@ def _bert_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedu
   bert = config.bert
   learner = bert_learner(
     data.base, learning_rate=bert.learning_rate, max_length=bert.max_length,
-    remat=config.model.remat, batch_size=config.eval.batch_size, mesh=mesh_of(config))
+    batch_size=config.eval.batch_size, mesh=meshes.mesh_of(config))
   schedule = label_schedule(
     data.sites, labels=data.base.labels, max_length=bert.max_length, **plan)
   return learner, schedule
@@ -286,6 +273,9 @@ LEARNERS = {
 def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet.
 
+  Where config.fed.chunk or config.model.remat is left to the planner, `algorithm` is the fastest of
+  the arrangements; see `memory.py`.
+
   Raises InputError when the method needs a validation set and no site has a note for it.
   """
   fed = config.fed
@@ -302,15 +292,23 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   if fed.local_optimizer == 'sgd':
     learner = learner._replace(rate_key='config.optim.sgd_learning_rate')
   sharing = SHARINGS[fed.sharing](tree.paths(learner.adapter))
-  spread = meshes.spread_of(mesh_of(config), fed.chunk)
-  laid_out = {'map_sites': map_sites(fed.chunk)} if spread is None else {
-    'map_sites': map_sites(fed.chunk, spread_lanes(spread)), 'place': spread_state(spread)}
-  algorithm = federated_algorithm(
-    loss_fn=learner.loss_fn, gradient=mean_gradient, sharing=sharing,
-    outbound=exchange.outbound(fed), num_sites=len(schedule.weights), explosion=fed.explosion,
-    **laid_out,
-    on_step=on_step if config.log.steps else None, **algorithm_parts(config, learner.learning_rate))
+  layout = meshes.layout(config)
+  parts = algorithm_parts(config, learner.learning_rate) | dict(
+    gradient=mean_gradient, sharing=sharing, outbound=exchange.outbound(fed),
+    num_sites=len(schedule.weights), explosion=fed.explosion, place=layout.place,
+    on_step=on_step if config.log.steps else None)
+
+  site_map = partial(fitted_map, schedule.steps_taken, lanes=layout.lanes)
+
+  def arranged(arrangement: Arrangement) -> FederatedAlgorithm:
+    return federated_algorithm(
+      loss_fn=learner.loss_fn(arrangement.remat), map_sites=site_map(arrangement.chunk), **parts)
+
+  meeting = exchange.meeting(config, schedule.weights, learner.adapter, sharing)
+  order = arrangements(
+    fed.chunk, config.model.remat, meeting.sampler.size, jax.default_backend() == 'cpu',
+    layout.groups)
   return Study(
-    data, options(config), learner, sharing, schedule,
-    exchange.meeting(config, schedule.weights, learner.adapter, sharing),
-    validation and Validation(*validation), algorithm)
+    data, options(config), learner, sharing, schedule, meeting,
+    validation and Validation(*validation), arranged(order[0]), parts['optimizer'], order, site_map,
+    arranged, layout.groups)

@@ -11,8 +11,7 @@ from jax.sharding import Mesh
 
 from fedmedjax import tree
 from fedmedjax.data.site import SiteData
-from fedmedjax.eval import evaluate, tagging
-from fedmedjax.eval.generation import Generator
+from fedmedjax.eval import evaluate, generation, tagging
 from fedmedjax.fed.types import LossFn
 from fedmedjax.meshes import everywhere
 from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
@@ -30,7 +29,7 @@ from fedmedjax.types import InputError
 class Learner(NamedTuple):
   """A model as the federated round and the scoring see it."""
 
-  loss_fn: LossFn
+  loss_fn: Callable[[str], LossFn]  # of what the backward pass keeps, a key of REMAT
   adapter: dict           # what is trained and sent, as it starts
   base: dict              # what is frozen
   whole_parameters: int   # of the whole model, however it is stored
@@ -39,6 +38,7 @@ class Learner(NamedTuple):
   learning_rate: float    # peak, of the sites' optimiser
   rate_key: str           # the config key it came from
   answer: Callable        # (adapter, site, advance) -> prediction records of all its tasks
+  largest_answer: Callable  # (adapter by shape, sites) -> its `types.Program` of most memory
   save: Callable[[dict, Path], None]  # (adapter, folder): in the format of its ecosystem
   folder: str             # of what is saved, in the run's workdir
   summary: dict[str, Any]  # further entries of summary.json
@@ -53,7 +53,6 @@ def lora_learner(
   learning_rate: float,
   seed: int,
   dtype,
-  remat: str,
   batch_size: int,
   max_new_ratio: float,
   guesses: int,
@@ -68,25 +67,25 @@ def lora_learner(
     start: folder of the adapter that training starts from; '' = a fresh one.
     learning_rate: config.optim.learning_rate.
     seed: of the fresh adapter.
-    dtype, remat: of the model.
+    dtype: of the model.
     batch_size, max_new_ratio, guesses: of decoding, see `generation.Generator`.
     mesh: that the base lies on, if it does.
   """
   llama = partial(Llama, base.config, lora_scale=lora.scale, dtype=dtype)
-  generator = Generator(
-    llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses,
-    mesh=mesh)
+  generator = generation.Generator(
+    llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses, mesh=mesh)
 
   parameters = parameter_count(base.config)
   given = _starting_adapter(Path(start), base, lora) if start else {}
   return Learner(
-    loss_fn=partial(packed_loss, llama(
-      packed_attention, remat=remat, fetch=fetch_on(mesh))),
+    loss_fn=lambda remat: partial(
+      packed_loss, llama(packed_attention, remat=remat, fetch=fetch_on(mesh))),
     adapter=given or init_adapter(jax.random.key(seed), base.config, lora),
     base=base.params, whole_parameters=parameters,
     whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained=given,
     learning_rate=learning_rate, rate_key='config.optim.learning_rate',
     answer=partial(evaluate.answer, generator, base.params),
+    largest_answer=partial(generation.largest_call, generator, base.params),
     save=lambda adapter, folder: save_peft(adapter, widened(lora, adapter), folder, base.name),
     folder='adapter',
     summary={'instructions': evaluate.instructions(sites)})
@@ -114,8 +113,7 @@ def widened(lora: LoraConfig, adapter: dict) -> LoraConfig:
 
 
 def bert_learner(
-  bert: Bert, *, learning_rate: float, max_length: int, remat: str, batch_size: int,
-  mesh: Mesh | None = None,
+  bert: Bert, *, learning_rate: float, max_length: int, batch_size: int, mesh: Mesh | None = None
 ) -> Learner:
   """A BERT token classifier, all of it but the embeddings trained.
 
@@ -123,18 +121,18 @@ def bert_learner(
     bert: the model as loaded.
     learning_rate: config.bert.learning_rate.
     max_length: of a window, in tokens.
-    remat: see `BertTagger`.
     batch_size: windows classified at once.
     mesh: of devices that the sites are spread over, if they are.
   """
-  model = BertTagger(bert.config, len(bert.labels), remat)
+  model = partial(BertTagger, bert.config, len(bert.labels))
   adapter, base = split_frozen(bert.params)
   base = everywhere(mesh, base)
-  tagger = tagging.Tagger(model, bert.labels, max_length, batch_size)
+  tagger = tagging.Tagger(model(), bert.labels, max_length, batch_size)
   return Learner(
-    loss_fn=partial(label_loss, model), adapter=adapter, base=base,
+    loss_fn=lambda remat: partial(label_loss, model(remat)), adapter=adapter, base=base,
     whole_parameters=tree.size(bert.params), whole_bytes=tree.num_bytes(bert.params),
     # Its classifier is drawn at random: what it says before training means nothing.
     untrained=None, learning_rate=learning_rate, rate_key='config.bert.learning_rate',
-    answer=partial(tagging.answer, tagger, base), save=partial(save_bert, bert), folder='model',
-    summary={'labels': list(bert.labels)})
+    answer=partial(tagging.answer, tagger, base),
+    largest_answer=partial(tagging.largest_call, tagger, base), save=partial(save_bert, bert),
+    folder='model', summary={'labels': list(bert.labels)})

@@ -1,11 +1,14 @@
 """The devices of a run: from config.mesh to what the model and the rounds are laid out by."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
-from fedmedjax.fed.sites import Spread
+from fedmedjax.fed.sites import Spread, spread_lanes, spread_state
+from fedmedjax.fed.types import FedState
 from fedmedjax.model.sharding import AXES, FSDP, SITE
 from fedmedjax.types import InputError
 
@@ -51,6 +54,28 @@ def spread_of(mesh: Mesh | None, chunk: int) -> Spread | None:
       f'config.fed.chunk={chunk}: sites computed at once are spread over config.mesh.site x fsdp = '
       f'{spread.parts} groups of devices; 0 or a multiple of {spread.parts} is allowed')
   return spread
+
+
+def mesh_of(config: ConfigDict) -> Mesh | None:
+  """The mesh of config.mesh; InputError also for what cannot be spread over it."""
+  mesh = make_mesh(**config.mesh)
+  spread_of(mesh, config.fed.chunk)
+  return mesh
+
+
+class Layout(NamedTuple):
+  """What a round is told of its devices, see `fed/sites.py`."""
+
+  lanes: Callable                        # sites computed at once
+  place: Callable[[FedState], FedState]  # where the state is kept
+  groups: int                            # of devices, each with sites of its own
+
+
+def layout(config: ConfigDict) -> Layout:
+  spread = spread_of(make_mesh(**config.mesh), config.fed.chunk)
+  if spread is None:
+    return Layout(jax.vmap, lambda state: state, 1)
+  return Layout(spread_lanes(spread), spread_state(spread), spread.parts)
 
 
 def everywhere(mesh: Mesh | None, values: Any) -> Any:

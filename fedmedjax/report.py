@@ -167,11 +167,12 @@ def cost_lines(summary: dict) -> list[str]:
   lines.append(
     f'exact copies {summary["copy_rate"]:.1%}, unreadable outputs '
     f'{summary["parse_failure_rate"]:.1%}')
-  speed = summary['examples_per_second']
+  speed, predicted = summary['examples_per_second'], summary.get('predicted_peak_bytes')
   lines.append(
     f'{summary["wall_seconds"]:.0f} s in all, {summary["compile_seconds"]:.0f} s of it compiling'
     + (f', {speed:.2f} training examples/s' if speed else '')
-    + f', peak memory {summary["peak_memory_bytes"] / 2**30:.1f} GiB')
+    + f', peak memory {summary["peak_memory_bytes"] / 2**30:.1f} GiB'
+    + (f' ({predicted / 2**30:.1f} predicted)' if predicted else ''))
   return lines
 
 

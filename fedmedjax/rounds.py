@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedmedjax.arrangement import Arrangement
 from fedmedjax.experiment import Study
 from fedmedjax.fed.participation import Turnout
 from fedmedjax.fed.sharing import shared_part
@@ -18,9 +19,13 @@ def participant_names(study: Study) -> tuple[str, ...]:
   return ('pooled',) if study.options.pooled else tuple(s.name for s in study.data.sites)
 
 
-def metrics_line(study: Study, turn: Turnout, metrics: RoundMetrics) -> dict:
+def metrics_line(
+  study: Study, arrangement: Arrangement, turn: Turnout, metrics: RoundMetrics
+) -> dict:
   """What training adds to a round's line; lists in the order of its `sites`.
 
+  `useful_step_share` is steps taken over steps computed: sites that are computed together step
+  together (see `fed/sites.py`).
   `quarantined` names the sites that were left out (see `fed/faults.py`), `skipped` is there when
   these, or those without a usable validation loss, were all, and the round changed nothing.
   """
@@ -35,6 +40,8 @@ def metrics_line(study: Study, turn: Turnout, metrics: RoundMetrics) -> dict:
   return of_sites | {
     'train_loss': [np.mean(loss) if loss.size else None for loss in losses],
     'last_loss': [loss[-1] if loss.size else None for loss in losses],
+    'useful_step_share': turn.steps.sum() / study.site_map(
+      arrangement.chunk).laid_out(turn.steps),
     'step_norm': metrics.step_norm, 'step_cosine': metrics.step_cosine,
     'product_gap': metrics.product_gap,
     'quarantined': [names[site] for site in out],

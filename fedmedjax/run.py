@@ -1,6 +1,5 @@
 """Runs a study: zero-shot scores, rounds with checkpoints, final scores, files."""
 
-import resource
 import time
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedmedjax import exchange, page, scalars, tree, writer
+from fedmedjax import device, exchange, page, scalars, tree, writer
 from fedmedjax.checkpoint import latest_round
 from fedmedjax.config import leaves
 from fedmedjax.description import used
@@ -20,11 +19,12 @@ from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
 from fedmedjax.inputs import check_inputs, compare_inputs, fingerprint, starting_adapter
 from fedmedjax.lock import check_free, locked
+from fedmedjax.memory import Plan
 from fedmedjax.program import versions
 from fedmedjax.progress import Reporter
 from fedmedjax.report import show, site_table
 from fedmedjax.rounds import participant_names
-from fedmedjax.training import CHECKPOINTS, StepDisplay, train
+from fedmedjax.training import CHECKPOINTS, StepDisplay, Trained, planned, train
 from fedmedjax.types import InputError
 
 # Folder of what belongs to the one adapter for all, where sites have their own.
@@ -68,11 +68,17 @@ def run(
     reporter.say(site_table(data.sites, data.tested, data.external))
     if data.skew:
       reporter.say(f'sites dealt out: {data.skew}')
+    inputs = fingerprint(config, data)
+    compare_inputs(workdir, inputs)
+    # Last, since it may compile for minutes.
+    plan = planned(study, workdir, reporter) if rounds else None
+    if plan:
+      reporter.say(str(plan))
   workdir.mkdir(parents=True, exist_ok=True)
   with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
-    check_inputs(workdir, fingerprint(config, data))
+    check_inputs(workdir, inputs)
     writer.claim(workdir, settings)
-    summary = _carried_out(study, workdir, reporter, display, times)
+    summary = _carried_out(study, workdir, reporter, display, plan, times)
     page.freshen(workdir, config.report.examples)
     return summary
 
@@ -93,10 +99,15 @@ def check_continued(workdir: Path, settings: dict, rounds: int) -> dict | None:
 
 
 def _carried_out(
-  study: Study, workdir: Path, reporter: Reporter, display: StepDisplay,
+  study: Study, workdir: Path, reporter: Reporter, display: StepDisplay, plan: Plan | None,
   times: tuple[float, float],
 ) -> dict:
-  """Trains, scores and writes -> summary; `times`: the clock and the compiler's at the start."""
+  """Trains, scores and writes -> summary.
+
+  Args:
+    plan: of `training.planned`.
+    times: the clock and the compiler's at the start.
+  """
   # A finished run that goes on has no summary until it has finished again.
   for name in ('summary.json', page.FILE):
     (workdir / name).unlink(missing_ok=True)
@@ -109,9 +120,10 @@ def _carried_out(
       zero_shot, _ = _score_all(
         study, _adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
         trained=False)
-    state, lines, earlier, saving = None, [], 0.0, 0.0
+    trained = Trained(None, [], 0.0, 0.0, None)
     if rounds:
-      state, lines, earlier, saving = train(study, workdir, reporter, display)
+      trained = train(study, workdir, reporter, display, plan)
+    state, lines = trained.state, trained.lines
     adapters, averaged = _adapters(study, state), _averaged(study, state, lines)
     for name, adapter in (adapters | averaged).items() if rounds else ():
       study.learner.save(adapter, workdir / study.learner.folder / name)
@@ -128,12 +140,14 @@ def _carried_out(
   summary = _summary(study, lines, scores, zero_shot, global_scores) | {
     'cross_site': writer.plain({
       name: _shown(row) for name, row in crossed.items()}) or None,
-    'wall_seconds': earlier + time.monotonic() - times[0],
+    'wall_seconds': trained.earlier + time.monotonic() - times[0],
     'compile_seconds': _compile_seconds[0] - times[1],
-    'checkpoint_seconds': saving,
+    'checkpoint_seconds': trained.saving,
     'quarantined': sum(len(line.get('quarantined', ())) for line in lines),
     'skipped_rounds': sum(line.get('skipped', False) for line in lines),
-    'peak_memory_bytes': _peak_memory(), 'versions': versions(),
+    # Of the accelerator when it counts them, else of this process. None = nothing was trained now.
+    'peak_memory_bytes': device.peak(),
+    'predicted_peak_bytes': trained.plan.peak if trained.plan else None, 'versions': versions(),
   }
   writer.write_text(workdir / 'ledger.csv', exchange.ledger_csv(study.meeting, lines))
   scalars.finish(workdir, lines, summary)
@@ -258,10 +272,3 @@ def _summary(
     'global': {'scores': _shown(global_scores)} if global_scores else None,
     **learner.summary,
   })
-
-
-def _peak_memory() -> int:
-  """Bytes: of the accelerator when it counts them, else of this process."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  # ru_maxrss is in KiB on Linux.
-  return stats.get('peak_bytes_in_use') or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,21 +1,24 @@
 """The rounds of a study, from the newest whole checkpoint to the last one."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
-from fedmedjax import checkpoint, exchange, scalars, stopping, writer
+from fedmedjax import checkpoint, exchange, memory, scalars, stopping, writer
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import Study
 from fedmedjax.fed.participation import Turnout
 from fedmedjax.fed.types import FedState, LocalData
+from fedmedjax.memory import Plan
 from fedmedjax.progress import Reporter
 from fedmedjax.rounds import check_round, metrics_line, participant_names, round_sentence
 
-CHECKPOINTS = 'checkpoints'
+CHECKPOINTS, METRICS = 'checkpoints', 'metrics.jsonl'
 
 
 class StepDisplay:
@@ -30,53 +33,76 @@ class StepDisplay:
       self.advance(1, f'{self.names[int(site)]} loss {float(loss):.3f}')
 
 
-def train(
-  study: Study, workdir: Path, reporter: Reporter, display: StepDisplay
-) -> tuple[FedState, list[dict], float, float]:
-  """All rounds not yet done -> (state, metrics lines, seconds that earlier runs trained, seconds
-  that this one spent on checkpoints).
+class Trained(NamedTuple):
+  """What became of all rounds."""
 
-  On an accelerator a round's checkpoint is written while the next round computes, from a copy on
-  the host; on a CPU before it. Its line is in metrics.jsonl, and it is announced, only when the
-  checkpoint is on disk. A signal lets the round under way and its checkpoint finish.
+  state: FedState
+  lines: list[dict]   # of metrics.jsonl
+  earlier: float      # seconds that earlier runs trained
+  saving: float       # seconds that this one spent on checkpoints
+  plan: Plan | None   # of its memory, as it was at the end; None = no round was left
+
+
+def planned(study: Study, workdir: Path | None, reporter: Reporter) -> Plan | None:
+  """The plan of the rounds that `workdir` lacks, or None when it has all; see `memory.plan`."""
+  if workdir and checkpoint.latest_round(workdir / CHECKPOINTS) >= study.options.rounds:
+    return None
+  lines = writer.read_lines(workdir / METRICS) if workdir else []
+  # All rounds have these shapes.
+  turn, data = _packed(study, 0)
+  state = study.algorithm.init(study.learner.adapter)
+  return memory.plan(study, _inputs(study, state, 0, turn, data), reporter, lines)
+
+
+def train(
+  study: Study, workdir: Path, reporter: Reporter, display: StepDisplay, plan: Plan | None
+) -> Trained:
+  """All rounds not yet done.
+
+  On an accelerator a round's checkpoint is written, and the examples of the next one are packed,
+  while a round computes; on a CPU in turns. Its line is in metrics.jsonl, and it is announced, only
+  when the checkpoint is on disk. A signal lets the round under way and its checkpoint finish. A
+  round that finds no memory is begun again from that checkpoint, with a smaller plan.
+
+  Args:
+    plan: of `planned`.
 
   Raises:
     RuntimeError: training failed for good, or a checkpoint could not be written.
   """
   options, display.names = study.options, participant_names(study)
-  fresh = study.algorithm.init(study.learner.adapter)
-  state, lines = checkpoint.newest(
-    workdir / CHECKPOINTS, fresh, lambda text: reporter.say(f'warning: {text}')) or (fresh, [])
+  state, lines = _restored(study, workdir, reporter)
   if lines:
     reporter.say(f'resuming after round {len(lines)}')
-  # What a crash left there may lack a line, or have one without its checkpoint.
-  writer.write_lines(workdir / 'metrics.jsonl', lines)
-  scalars.restart(workdir, lines, display.names)
-  earlier = sum(line['seconds'] for line in lines)
-
-  spent: list[float] = []
+  earlier, spent = sum(line['seconds'] for line in lines), []
 
   def keep(state: FedState, lines: list[dict], begun: float) -> None:
     checkpoint.save(workdir / CHECKPOINTS, state, lines, options.keep, options.keep_best)
-    writer.write_lines(workdir / 'metrics.jsonl', lines)
+    writer.write_lines(workdir / METRICS, lines)
     spent.append(time.monotonic() - begun)
     scalars.add(workdir, lines, display.names)
     reporter.say(round_sentence(lines[-1], options.rounds))
 
-  compiled, saving = None, Future()
+  saving = Future()
   saving.set_result(None)
-  with ThreadPoolExecutor(1) as disk:
-    for number in range(len(lines), options.rounds):
+  with ThreadPoolExecutor(1) as disk, _packing(study) as packed:
+    while (number := len(lines)) < options.rounds:
       _check_streak(study, lines)
-      turn, inputs = _inputs(study, state, number)
-      if compiled is None and turn.steps.any():
-        with reporter.task('compiling the round') as advance:
-          compiled = study.algorithm.round.lower(*inputs).compile()
-          advance()
+      turn, data = packed(number)
+      inputs = _inputs(study, state, number, turn, data)
+      # A damaged checkpoint brings back rounds that were done.
+      plan = plan or memory.plan(study, inputs, reporter, lines)
       with stopping.deferred():
-        state, line = _played(study, compiled, turn, inputs, number, reporter, display)
-        lines = [*lines, line]
+        played = _within_memory(
+          _played, study, plan, turn, inputs, number, reporter, display)
         saving.result()
+        if played is None:
+          del state, inputs  # perhaps half given to the round that failed
+          state, lines = _restored(study, workdir, reporter)
+          plan = memory.reduced(study, plan, _inputs(study, state, number, turn, data), reporter)
+          continue
+        state, line = played
+        lines = [*lines, line]
         begun = time.monotonic()
         saving = disk.submit(keep, checkpoint.host_copy(state), lines, begun)
         if not _overlaps():
@@ -84,11 +110,24 @@ def train(
     saving.result()
   _check_streak(study, lines)
   _check_any(study, lines)
-  return state, lines, earlier, sum(spent)
+  return Trained(state, lines, earlier, sum(spent), plan)
+
+
+def _restored(
+  study: Study, workdir: Path, reporter: Reporter
+) -> tuple[FedState, list[dict]]:
+  """The newest whole checkpoint, or the start; files that grow by a round are made to agree."""
+  fresh = study.algorithm.init(study.learner.adapter)
+  state, lines = checkpoint.newest(
+    workdir / CHECKPOINTS, fresh, lambda text: reporter.say(f'warning: {text}')) or (fresh, [])
+  # What a crash left there may lack a line, or have one without its checkpoint.
+  writer.write_lines(workdir / METRICS, lines)
+  scalars.restart(workdir, lines, participant_names(study))
+  return state, lines
 
 
 def _overlaps() -> bool:
-  """Whether a checkpoint can be written while a round computes.
+  """Whether the host can do anything else while a round computes.
 
   On a CPU the call of a round keeps the interpreter's lock to its end, so a save behind it would
   be on disk no sooner than the next round's, and a kill would cost two rounds.
@@ -96,17 +135,49 @@ def _overlaps() -> bool:
   return jax.default_backend() != 'cpu'
 
 
-def _inputs(study: Study, state: FedState, number: int) -> tuple[Turnout, tuple]:
-  """How round `number`, from 0, goes, and the arguments of its program."""
+@contextmanager
+def _packing(study: Study) -> Iterator[Callable[[int], tuple[Turnout, LocalData]]]:
+  """Yields `_packed` of a round; where it can, it packs the next one meanwhile."""
+  ahead: dict[int, Future] = {}
+  with ThreadPoolExecutor(1) as packer:
+
+    def packed(number: int) -> tuple[Turnout, LocalData]:
+      found = ahead.pop(number).result() if number in ahead else _packed(study, number)
+      if _overlaps() and number + 1 < study.options.rounds and number + 1 not in ahead:
+        ahead[number + 1] = packer.submit(_packed, study, number + 1)
+      return found
+
+    yield packed
+
+
+def _packed(study: Study, number: int) -> tuple[Turnout, LocalData]:
+  """How round `number`, from 0, goes, and what its sites train on, on the host."""
   turn = exchange.turnout(study.meeting, study.schedule, number)
   batches, mask = schedules.round_arrays(study.schedule, number, turn.cohort.sites, turn.steps)
-  return turn, (
-    state, study.learner.base, LocalData(batches, mask, turn.weights), turn.cohort.sites,
-    study.validation, jax.random.fold_in(jax.random.key(study.options.seed), number))
+  return turn, LocalData(batches, mask, turn.weights)
+
+
+def _inputs(
+  study: Study, state: FedState, number: int, turn: Turnout, data: LocalData
+) -> tuple:
+  """The arguments of a round's program."""
+  return (
+    state, study.learner.base, data, turn.cohort.sites, study.validation,
+    jax.random.fold_in(jax.random.key(study.options.seed), number))
+
+
+def _within_memory(play: Callable, *arguments) -> Any:
+  """What `play` returns, or None when it runs out of memory."""
+  try:
+    return play(*arguments)
+  except jax.errors.JaxRuntimeError as error:
+    if not memory.exhausted(error):
+      raise
+    return None
 
 
 def _played(
-  study: Study, compiled: Callable | None, turn: Turnout, inputs: tuple, number: int,
+  study: Study, plan: Plan, turn: Turnout, inputs: tuple, number: int,
   reporter: Reporter, display: StepDisplay,
 ) -> tuple[FedState, dict]:
   """Runs one round -> (state, its line in JSON's terms). Where nobody came, nothing moves."""
@@ -120,10 +191,11 @@ def _played(
   label = f'round {number + 1}/{study.options.rounds}'
   with reporter.task(label, line['local_steps']) as advance:
     display.advance = advance
-    state, metrics = compiled(*inputs)
+    state, metrics = plan.compiled(*inputs)
     metrics = jax.device_get(metrics)
     jax.effects_barrier()
-  line |= metrics_line(study, turn, metrics) | {'seconds': time.monotonic() - begun}
+  line |= metrics_line(study, plan.arrangement, turn, metrics) | {
+    'seconds': time.monotonic() - begun} | plan.arrangement._asdict()
   for warning in check_round(study, line, turn, metrics):
     reporter.say(f'warning: {warning}')
   return state, writer.plain(line)

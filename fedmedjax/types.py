@@ -143,6 +143,14 @@ class Batch(NamedTuple):
   target_weight: Any   # f32[R, M]  1, or 0 for padding
 
 
+class Program(NamedTuple):
+  """A call of a compiled function, for planning its memory."""
+
+  function: Any   # jitted
+  arguments: Any  # of the call, arrays or their shapes
+  working: int    # bytes that it surely holds besides them: an estimate that costs no compilation
+
+
 class LabelBatch(NamedTuple):
   """One optimiser step of one site for a token classifier: one example a row, padded.
 

@@ -13,10 +13,11 @@ from fedmedjax.method import FOLDING
 from fedmedjax.types import InputError
 
 # Keys and groups of keys that may differ between a run and its continuation: they do not change
-# finished rounds. (The notes themselves are held to be the same by their checksums.)
+# finished rounds, and later ones by rounding at most. (The notes themselves are held to be the same
+# by their checksums.)
 HARMLESS = (
-  'fed.rounds', 'fed.max_bad_rounds', 'data.root', 'eval.batch_size', 'eval.guesses', 'log',
-  'report', 'checkpoint', 'api')
+  'fed.rounds', 'fed.max_bad_rounds', 'fed.chunk', 'fed.memory_gib', 'model.remat', 'data.root',
+  'eval.batch_size', 'eval.guesses', 'log', 'report', 'checkpoint', 'api')
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -150,7 +150,7 @@ def ablation(
         mixed = bool(chosen.fed.ranks)
         if mixed not in programs:
           programs[mixed] = Program(
-            study.algorithm, jax.jit(partial(mean_loss, study.learner.loss_fn)))
+            study.algorithm, jax.jit(partial(mean_loss, study.learner.loss_fn('none'))))
         before, after = final_losses(study, programs[mixed], layout, chosen.fed.loss_on)
         line |= {'before': before, 'loss': after, 'seconds': time.monotonic() - begun}
       held.append(plain(line))

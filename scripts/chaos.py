@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Wall-clock and memory, which no two runs share.
 CLOCKS = (
   'seconds', 'wall_seconds', 'compile_seconds', 'checkpoint_seconds', 'tokens_per_second',
-  'examples_per_second', 'peak_memory_bytes')
+  'examples_per_second', 'peak_memory_bytes', 'predicted_peak_bytes')
 # There when the first round's checkpoint is whole.
 FIRST = 'checkpoints/1'
 # A state with every part filled: error feedback, a server optimiser with memory, cohorts of two of

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the oldest versions that setup.py allows into .venv-lowest, and runs a short selection
-# with them: the quick start's preview (its GGUF file, one traced round), one killed and resumed
+# with them: the quick start's preview (its GGUF file, one compiled round), one killed and resumed
 # tiny run through training, checkpoints, decoding and export, and tests that need no oracle.
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"

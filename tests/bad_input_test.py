@@ -22,6 +22,8 @@ from fedmedjax.types import Document, InputError, SiteCorpus, Span
 @pytest.mark.parametrize('flags, message', [
   (['--config.fed.roundz=3'], "'roundz' is unknown; did you mean 'rounds'?"),
   (['--config.fed.rounds=many'], 'invalid literal'),
+  (['--config.fed.chunk=-2'], 'config.fed.chunk=-2: an integer >= -1 is allowed'),
+  (['--config.fed.memory_gib=-1'], 'a finite number >= 0'),
   (['--config.fed.rounds=0'], 'config.fed.rounds=0: an integer >= 1 and <= 100000 is allowed'),
   (['--config.fed.preset=moon'], "preset 'moon': allowed are fed_medlora"),
   (['--config.optim.learning_rate=-1'], 'a finite number > 0'),

@@ -66,7 +66,7 @@ def params():
 
 def laid_out(spread, chunk):
   return {'map_sites': map_sites(chunk)} if spread is None else {
-    'map_sites': map_sites(chunk, spread_lanes(spread)), 'place': spread_state(spread)}
+    'map_sites': map_sites(chunk, lanes=spread_lanes(spread)), 'place': spread_state(spread)}
 
 
 def placed(mesh, params):

@@ -49,6 +49,12 @@ class Schedule(NamedTuple):
     """K: so many of any participant in any round."""
     return max(len(one) for steps in self.plan for one in steps)
 
+  @property
+  def steps_taken(self) -> list[np.ndarray]:
+    """i[C] of each round with any: the steps of the participants that have some."""
+    counts = [[len(one) for one in steps if one] for steps in self.plan]
+    return [np.asarray(one) for one in counts if one]
+
 
 def _step_examples(sites: Sequence[SiteData], step: Step) -> tuple[TaskData, list]:
   """What a step is about, and its examples."""

@@ -1,6 +1,6 @@
 """A token classifier's answers for a site's test examples, as prediction records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from fedmedjax.data.pack import round_up
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tasks import judged
 from fedmedjax.model.bert import BertTagger, label_logits
-from fedmedjax.types import Example, Span
+from fedmedjax.types import Example, Program, Span
 
 # Windows are padded to a multiple of this many tokens: one compilation each.
 _WIDTH_BUCKET = 32
@@ -69,6 +69,22 @@ def tag(
   for (example, _), found in zip(windows, tags, strict=True):
     joined[example] += found
   return joined
+
+
+def largest_call(
+  tagger: Tagger, base: dict, adapter: dict, sites: Sequence[SiteData]
+) -> Program:
+  """The batch of `tag` over the sites' test examples that is widest; `adapter` by shape."""
+  longest = max(
+    len(window.tokens) for site in sites for part in site.tasks for one in part.test_tokens
+    for window in one)
+  rows, width = tagger.batch_size, min(round_up(longest, _WIDTH_BUCKET), tagger.max_length)
+  config = tagger.model.config
+  # Of one layer, in float32: the wide states, and every head's attention.
+  working = 4 * rows * width * (config.intermediate_size + config.num_heads * width)
+  return Program(
+    _classifier(tagger.model),
+    (adapter, base, label_batch((), rows, width, allowed_labels(tagger.labels, ()))), working)
 
 
 def answer(

@@ -1,14 +1,15 @@
-"""Local training of one site: K optimiser steps in one scan, fresh optimiser each round."""
+"""Local training of one site: its optimiser steps in one loop, fresh optimiser each round."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedmedjax import tree
-from fedmedjax.fed.types import GradientFn, LocalOptimizer, LocalRule
+from fedmedjax.fed.types import GradientFn, LocalOptimizer, LocalRule, Tree
 
 
 def warmup_cosine(learning_rate: float, warmup_share: float):
@@ -45,6 +46,27 @@ def sgd(learning_rate: float) -> LocalOptimizer:
   return LocalOptimizer(optax.identity(), lambda step, num_steps: learning_rate)
 
 
+class Progress(NamedTuple):
+  """A site in the middle of its round."""
+
+  adapter: Tree
+  optimizer: Tree
+  taken: jax.Array   # i32[], steps
+  losses: jax.Array  # f32[K], NaN at steps that were not taken
+
+
+class LocalTraining(NamedTuple):
+  """start(anchor [*p], step_mask bool[K]) -> Progress;
+
+  advance(first i32[], until i32[], progress, anchor, base, batches [K, ...], step_mask,
+    server_ctrl, site_ctrl, site, key) -> Progress after steps first ... until - 1; `until` may lie
+    beyond the site's last step, as it does where several sites go on together.
+  """
+
+  start: Callable
+  advance: Callable
+
+
 def local_training(
   gradient_fn: GradientFn,
   optimizer: LocalOptimizer,
@@ -52,22 +74,25 @@ def local_training(
   shared: Callable[[str], bool],
   keep: Callable,
   on_step: Callable | None = None,
-):
-  """Builds the pure function that trains one site.
+) -> LocalTraining:
+  """Builds the pure functions that train one site.
 
   Args:
     gradient_fn, optimizer, rule: values of `fed/types.py`.
     shared: by path; only what the server also has is corrected by the rule.
     keep: zeroes what this site does not train in this round, [*p] -> [*p].
     on_step: host callback (site i32[], step i32[], loss f32[], active bool[]) for progress, or
-      None.
-
-  Returns:
-    (anchor [*p], base, batches [K, ...], step_mask bool[K], server_ctrl, site_ctrl, site, key)
-      -> (adapter [*p], losses f32[K] with NaN at padded steps, steps taken i32[]).
+      None; told of every step that is computed, of padded ones as such.
   """
 
-  def train(anchor, base, batches, step_mask, server_ctrl, site_ctrl, site, key):
+  def start(anchor, step_mask):
+    return Progress(
+      anchor, optimizer.transform.init(anchor), jnp.int32(0),
+      jnp.full(step_mask.shape, jnp.nan, jnp.float32))
+
+  def advance(
+    first, until, progress, anchor, base, batches, step_mask, server_ctrl, site_ctrl, site, key
+  ):
     num_steps = step_mask.sum()
 
     def take(carry, batch):
@@ -82,23 +107,22 @@ def local_training(
       adapter = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), adapter, direction)
       return (adapter, opt_state, step + 1), loss.astype(jnp.float32)
 
-    def body(carry, inputs):
-      batch, active = inputs
+    def body(place, progress):
+      batch, active = jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, place, keepdims=False), (batches, step_mask))
       # One time or not at all. Not a cond, whose branches under vmap get a copy of the base for
       # every site; a loop's body does not, and is left out when no site has this step.
-      new, loss = jax.lax.fori_loop(
+      carry, loss = jax.lax.fori_loop(
         0, active.astype(jnp.int32), lambda _, held: take(held[0], batch),
-        (carry, jnp.float32(jnp.nan)))
+        (tuple(progress[:3]), jnp.float32(jnp.nan)))
       if on_step is not None:
         # Told of padded steps too, and that they are: under vmap they are taken with the others.
-        jax.debug.callback(on_step, site, carry[2], loss, active)
-      return new, loss
+        jax.debug.callback(on_step, site, progress.taken, loss, active)
+      return Progress(*carry, progress.losses.at[place].set(loss))
 
-    start = (anchor, optimizer.transform.init(anchor), jnp.int32(0))
-    (adapter, _, _), losses = jax.lax.scan(body, start, (batches, step_mask))
-    return adapter, losses, num_steps
+    return jax.lax.fori_loop(first, until, body, progress)
 
-  return train
+  return LocalTraining(start, advance)
 
 
 def mean_loss(loss_fn, adapter, base, validation):

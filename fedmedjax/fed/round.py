@@ -12,6 +12,7 @@ from fedmedjax.fed.aggregate import weighted_sum
 from fedmedjax.fed.faults import sound_sites
 from fedmedjax.fed.local import local_training, mean_loss
 from fedmedjax.fed.products import join, product_gap, write_columns
+from fedmedjax.fed.sites import SiteMap, Stages
 from fedmedjax.fed.types import (
   Aggregate,
   Aggregator,
@@ -39,7 +40,7 @@ def federated_algorithm(
   outbound: optax.GradientTransformation,
   aggregator: Aggregator,
   server_optimizer: optax.GradientTransformation,
-  map_sites: Callable,
+  map_sites: SiteMap,
   num_sites: int,
   explosion: float = 0.0,
   place: Callable[[FedState], FedState] = lambda state: state,
@@ -61,8 +62,7 @@ def federated_algorithm(
     gradient: makes the gradient of a loss, such as `gradient.mean_gradient`; it is given loss_fn
       as a site sees it, with its own scale and what is folded into the base.
     on_step: see `local_training`.
-    map_sites, place: how sites and state are laid on devices, see `fed/sites.py`.
-    num_sites: S.
+    map_sites, place: how sites and state are laid on devices, see `fed/sites.py`; num_sites: S.
     explosion: see `sound_sites`.
     The other parts: values of `fed/types.py`, or optax's; outbound may take the keyword `key`,
       which differs by round and site.
@@ -74,8 +74,11 @@ def federated_algorithm(
   @partial(jax.jit, donate_argnums=0)
   def round_fn(state, base, data, cohort, val, key):
     before = jax.tree.map(lambda x: x[cohort], state.sites)
-    sent, after, ctrl_delta, losses, local_norm = map_sites(partial(one_site, state, base, key))(
-      cohort, before, data.batches, data.step_mask)
+    # Up to the last step taken: the shape is that of the longest round.
+    numbers = jnp.arange(1, data.step_mask.shape[1] + 1, dtype=jnp.int32)
+    steps = jnp.max(data.step_mask * numbers[None], axis=1)
+    sent, after, ctrl_delta, losses, local_norm = map_sites.staged(
+      one_site(state, base, key), steps)(cohort, before, data.batches, data.step_mask)
     sound = sound_sites(
       local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
       explosion=explosion)
@@ -88,7 +91,7 @@ def federated_algorithm(
 
     aggregate = aggregator.update(
       sent, state.aggregator, weights=jnp.where(sound, data.weight, 0), cohort=cohort,
-      anchor=state.adapter, local=local, validation_loss=map_sites(validation_loss),
+      anchor=state.adapter, local=local, validation_loss=map_sites.every(validation_loss),
       validation_gradient=lambda: jax.grad(validation_loss)(state.adapter),
       key=jax.random.fold_in(key, num_sites))
     useful = (aggregate.weights > 0).any()
@@ -135,32 +138,53 @@ def _private(sharing: Sharing, adapter):
 def _site_program(
   loss_fn, gradient, optimizer, rule: LocalRule, sharing: Sharing, ranks: Ranks, outbound, on_step
 ):
-  """What one site does in a round, from its anchor to what it sends."""
+  """What one site does in a round, from its anchor to what it sends: (state, base, key) -> Stages
+  of (site, its state, its batches, its step_mask)."""
   outbound = optax.with_extra_args_support(outbound)
 
-  def one_site(state, base, key, site, site_state, batches, step_mask):
-    def loss(adapter, base, batch):
-      return loss_fn(join(ranks.to_server(adapter, site), state.folded), base, batch)
+  def one_site(state, base, key):
+    def start_of(site, site_state):
+      return ranks.mask(tree.choose(sharing.shared, state.adapter, site_state.adapter), site)
 
-    def keep(values):
-      return ranks.mask(
-        tree.select(values, lambda path: sharing.trained(path, state.round)), site)
+    def training(site):
+      def loss(adapter, base, batch):
+        return loss_fn(join(ranks.to_server(adapter, site), state.folded), base, batch)
 
-    start = ranks.mask(tree.choose(sharing.shared, state.adapter, site_state.adapter), site)
-    anchor = ranks.to_site(start, site)
-    train_key, outbound_key = jax.random.split(jax.random.fold_in(key, site))
-    train = local_training(gradient(loss), optimizer, rule, sharing.shared, keep, on_step)
-    adapter, losses, num_steps = train(
-      anchor, base, batches, step_mask, state.ctrl, site_state.ctrl, site, train_key)
-    learnt = ranks.to_server(jax.tree.map(jnp.subtract, adapter, anchor), site)
-    sent, outbound_state = outbound.update(
-      tree.select(learnt, sharing.shared), site_state.outbound, key=outbound_key)
-    # A codec need not keep zeros (one bit a value has none), and a site has no say about the
-    # columns that it lacks.
-    sent = ranks.mask(sent, site)
-    ctrl, ctrl_delta = rule.finish(anchor, adapter, num_steps, state.ctrl, site_state.ctrl)
-    own = _private(sharing, jax.tree.map(jnp.add, start, learnt))
-    return sent, SiteState(own, ctrl, outbound_state), ctrl_delta, losses, tree.norm(learnt)
+      def keep(values):
+        return ranks.mask(
+          tree.select(values, lambda path: sharing.trained(path, state.round)), site)
+
+      return local_training(gradient(loss), optimizer, rule, sharing.shared, keep, on_step)
+
+    def keys(site):
+      return jax.random.split(jax.random.fold_in(key, site))
+
+    def begin(site, site_state, batches, step_mask):
+      anchor = ranks.to_site(start_of(site, site_state), site)
+      return training(site).start(anchor, step_mask)
+
+    def advance(first, until, progress, site, site_state, batches, step_mask):
+      anchor = ranks.to_site(start_of(site, site_state), site)
+      return training(site).advance(
+        first, until, progress, anchor, base, batches, step_mask, state.ctrl, site_state.ctrl,
+        site, keys(site)[0])
+
+    def finish(progress, site, site_state, batches, step_mask):
+      start = start_of(site, site_state)
+      anchor, adapter = ranks.to_site(start, site), progress.adapter
+      learnt = ranks.to_server(jax.tree.map(jnp.subtract, adapter, anchor), site)
+      sent, outbound_state = outbound.update(
+        tree.select(learnt, sharing.shared), site_state.outbound, key=keys(site)[1])
+      # A codec need not keep zeros (one bit a value has none), and a site has no say about the
+      # columns that it lacks.
+      sent = ranks.mask(sent, site)
+      ctrl, ctrl_delta = rule.finish(
+        anchor, adapter, progress.taken, state.ctrl, site_state.ctrl)
+      own = _private(sharing, jax.tree.map(jnp.add, start, learnt))
+      state_ = SiteState(own, ctrl, outbound_state)
+      return sent, state_, ctrl_delta, progress.losses, tree.norm(learnt)
+
+    return Stages(begin, advance, finish)
 
   return one_site
 

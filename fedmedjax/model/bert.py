@@ -16,7 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
+from fedmedjax.model.attention import DEAR
 from fedmedjax.model.llama import REMAT
 from fedmedjax.types import LabelBatch
 
@@ -70,14 +72,16 @@ class Layer(nn.Module):
   def __call__(self, x: Array, valid: Array):
     config = self.config
     heads = (*x.shape[:2], config.num_heads, config.hidden_size // config.num_heads)
+
+    def dense(name: str, features: int, inputs: Array) -> Array:
+      return checkpoint_name(nn.Dense(features, name=name)(inputs), DEAR)
+
     q, k, v = (
-      nn.Dense(config.hidden_size, name=name)(x).reshape(heads)
-      for name in ('query', 'key', 'value'))
+      dense(name, config.hidden_size, x).reshape(heads) for name in ('query', 'key', 'value'))
     out = jax.nn.dot_product_attention(q, k, v, mask=valid[:, None, None, :]).reshape(x.shape)
-    out = nn.Dense(config.hidden_size, name='attention_output')(out)
-    x = _norm(config, 'attention_norm')(x + out)
-    h = nn.gelu(nn.Dense(config.intermediate_size, name='intermediate')(x), approximate=False)
-    h = nn.Dense(config.hidden_size, name='output')(h)
+    x = _norm(config, 'attention_norm')(x + dense('attention_output', config.hidden_size, out))
+    h = nn.gelu(dense('intermediate', config.intermediate_size, x), approximate=False)
+    h = dense('output', config.hidden_size, h)
     return _norm(config, 'output_norm')(x + h), None
 
 

@@ -7,6 +7,8 @@ cache, over the padding. Each pass checks guesses at the next tokens and keeps t
 it, so no pass copies the cache for that.
 """
 
+import math
+from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -16,8 +18,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedmedjax.model import draft as drafting
-from fedmedjax.model.llama import Llama, Source, attend, head_weight, heads_first
+from fedmedjax.model.attention import Source, attend, heads_first
+from fedmedjax.model.llama import Llama, head_weight
 from fedmedjax.model.sharding import SITE
+
+# Shares of the longest output for which there is room in the cache, one after the other. Each
+# costs a compilation of the pass.
+_GROWTH = (0.25, 0.5, 1.0)
 
 
 class Cache(NamedTuple):
@@ -148,36 +155,49 @@ def greedy(
 
   places = jnp.broadcast_to(prefix_length + jnp.arange(width), tokens.shape)
   hidden, kept = extend(tokens, places, None, None, None)
-  # A pass may end behind the last slot that is ever attended to.
-  room = ((0, 0), (0, 0), (0, 0), (0, max_new_tokens + guesses), (0, 0))
-  own = jax.tree.map(lambda x: jnp.pad(x, room), kept)
   last = jnp.maximum(lengths - 1, 0)
   first = _likeliest(jnp.take_along_axis(hidden, last[:, None, None], axis=1), base)[:, 0]
-  steps, slots = jnp.arange(guesses + 1)[None], width + max_new_tokens + guesses
-  own_slots = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
+  steps = jnp.arange(guesses + 1)[None]
 
   def one_pass(state: _State) -> _State:
     trail = drafting.follow(state.trail, state.pending, tokens, lengths)
     guessed = drafting.draft(trail, tokens, lengths, pieces, guesses)
     said = jnp.concatenate([state.pending[:, None], guessed], axis=1)
-    own_mask = jnp.repeat((own_slots < state.filled[:, None])[:, None], guesses + 1, axis=1)
+    slots = jnp.arange(state.own.k.shape[-2])[None]
+    own_mask = jnp.repeat((slots < state.filled[:, None])[:, None], guesses + 1, axis=1)
     hidden, kept = extend(
       said, prefix_length + state.filled[:, None] + steps, state.own, own_mask,
-      prefix_length + own_slots)
+      jnp.broadcast_to(prefix_length + slots, (batch, slots.size)))
     following = _likeliest(hidden, base)
     accepted, out, ended = _accepted(state, said, following, eos, limits)
     pending = jnp.take_along_axis(following, accepted[:, None] - 1, axis=1)[:, 0]
     return _State(
       pending, state.done | ended | over(pending, out), out,
       jnp.minimum(state.filled + accepted, width + max_new_tokens),
-      jax.tree.map(partial(_write, state.filled), state.own, kept),
+      _write(state.filled, state.own, kept),
       drafting.follow_first(trail, guessed, accepted - 1, tokens, lengths))
 
   none = jnp.zeros(batch, jnp.int32)
   nothing = Decoded(jnp.zeros((batch, max_new_tokens), jnp.int32), none, none)
   state = _State(
-    first, (lengths == 0) | over(first, nothing), nothing, lengths, own, drafting.start(batch))
-  return jax.lax.while_loop(lambda state: ~jnp.all(state.done), one_pass, state).out
+    first, (lengths == 0) | over(first, nothing), nothing, lengths, kept, drafting.start(batch))
+  for share in _GROWTH:
+    state = _passes(
+      one_pass, state, width + math.ceil(share * max_new_tokens) + guesses + 1, guesses)
+  return state.out
+
+
+def _passes(one_pass: Callable, state: _State, slots: int, guesses: int) -> _State:
+  """As many passes as are needed and as a cache of so many slots has room for.
+
+  A pass reads all of the cache, filled or not, so that it grows only when it must.
+  """
+  def fits(state: _State) -> jax.Array:
+    filled = jnp.max(jnp.where(state.done, 0, state.filled))
+    return jnp.any(~state.done) & (filled + guesses < slots)
+
+  own = jax.tree.map(partial(_grow, slots), state.own)
+  return jax.lax.while_loop(fits, one_pass, state._replace(own=own))
 
 
 def _accepted(
@@ -209,17 +229,25 @@ def _accepted(
       kept & over).any(axis=1)
 
 
-def _write(slots: jax.Array, cache: jax.Array, new: jax.Array) -> jax.Array:
-  """cache [L, KV, B, M, d] with new [L, KV, B, T, d] at each example's own slot, i32[B].
+def _grow(slots: int, cache: jax.Array) -> jax.Array:
+  """[..., M, d] -> [..., slots, d], zeros behind."""
+  more = slots - cache.shape[-2]
+  return jnp.pad(cache, ((0, 0),) * (cache.ndim - 2) + ((0, more), (0, 0)))
+
+
+def _write(slots: jax.Array, caches, new):
+  """Caches, leaves [..., B, M, d], with new ones [..., B, T, d] at each example's slot, i32[B].
 
   Row by row, which happens in place; a scatter of all rows copied the cache on CPU, a half more
   time a pass.
   """
-  def one_row(row, cache):
-    values = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=2)
-    return jax.lax.dynamic_update_slice(cache, values, (0, 0, row, slots[row], 0))
+  def put(row, cache, values):
+    axis = cache.ndim - 3
+    values = jax.lax.dynamic_slice_in_dim(values, row, 1, axis)
+    return jax.lax.dynamic_update_slice(cache, values, (0,) * axis + (row, slots[row], 0))
 
-  return jax.lax.fori_loop(0, cache.shape[2], one_row, cache)
+  return jax.lax.fori_loop(
+    0, len(slots), lambda row, caches: jax.tree.map(partial(put, row), caches, new), caches)
 
 
 # Cached, so that the second batch of a kind finds the first one's compilation.

@@ -12,13 +12,15 @@ a decoding cache).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
+from fedmedjax.model.attention import DEAR, Attention, Window
 from fedmedjax.model.quant import matmul
 
 Array = jax.Array
@@ -82,78 +84,6 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def heads_first(x: Array) -> Array:
-  """[..., KV, d] -> [KV, ..., d], the layout of `Source`."""
-  return jnp.moveaxis(x, -2, 0)
-
-
-class Source(NamedTuple):
-  """Keys and values that queries may attend to.
-
-  Shared by the whole batch (k, v [KV, P, d]; mask bool[P] or bool[B, T, P]) or one per batch
-  element (k, v [KV, B, M, d]; mask bool[B, T, M]). Heads lead, as the products below want them.
-  """
-
-  k: Array
-  v: Array
-  mask: Array
-
-
-def attend(q: Array, sources: tuple[Source, ...]) -> Array:
-  """Softmax attention of q [B, T, H, d] over the union of `sources` -> [B, T, H, d].
-
-  Every query must be allowed at least one key. The sources are never concatenated: their
-  exponentials share one maximum and one denominator. Queries of one key head stay together,
-  [KV, B, T*G, d], so a shared source is one large matrix product per key head (on CPU three
-  times faster than an einsum that leaves the head axis inside).
-  """
-  batch, length, heads, dim = q.shape
-  kv_heads = sources[0].k.shape[0]
-  group = heads // kv_heads
-  wide = jnp.promote_types(q.dtype, jnp.float32)
-  q = q.reshape(batch, length, kv_heads, group, dim) * dim**-0.5
-  q = q.transpose(2, 0, 1, 3, 4).reshape(kv_heads, batch, length * group, dim)
-  flat_q = q.reshape(kv_heads, batch * length * group, dim)
-
-  scores = []
-  for source in sources:
-    if source.k.ndim == 3:
-      score = jnp.einsum(
-        'kqd,kpd->kqp', flat_q, source.k, preferred_element_type=wide
-      ).reshape(kv_heads, batch, length * group, -1)
-    else:
-      score = jnp.einsum('kbqd,kbmd->kbqm', q, source.k, preferred_element_type=wide)
-    mask = source.mask[None, None] if source.mask.ndim == 1 else (
-      jnp.repeat(source.mask, group, axis=1))
-    scores.append(jnp.where(mask[None], score, -jnp.inf))
-  peak = jnp.max(jnp.stack([score.max(axis=-1) for score in scores]), axis=0)
-  peak = jax.lax.stop_gradient(peak)[..., None]
-  total, out = 0.0, 0.0
-  for source, score in zip(sources, scores, strict=True):
-    weight = jnp.exp(score - peak)
-    total = total + weight.sum(axis=-1)
-    weight = weight.astype(q.dtype)
-    if source.k.ndim == 3:
-      flat = weight.reshape(kv_heads, batch * length * group, -1)
-      out = out + jnp.einsum('kqp,kpd->kqd', flat, source.v).reshape(q.shape)
-    else:
-      out = out + jnp.einsum('kbqm,kbmd->kbqd', weight, source.v)
-  out = (out / total[..., None]).astype(q.dtype)
-  out = out.reshape(kv_heads, batch, length, group, dim).transpose(1, 2, 0, 3, 4)
-  return out.reshape(batch, length, heads, dim)
-
-
-class Window(NamedTuple):
-  """How far back the queries of a layer see: keys less than `size` positions before them."""
-
-  positions: Array  # i32[T], of the tokens of this pass
-  size: Array       # i32[]
-
-  def covers(self, queries: Array, keys: Array) -> Array:
-    """Positions i32[..., T], i32[..., M] -> bool[..., T, M]; the past only is not its matter."""
-    return queries[..., :, None] - keys[..., None, :] < self.size
-
-
 # (path such as 'layers/q_proj/kernel', weights of one layer) -> the same, where they are needed.
 Fetch = Callable[[str, Any], Any]
 
@@ -162,11 +92,6 @@ def as_stored(path: str, weights: Any) -> Any:
   """The `Fetch` of a base that is whole on its device."""
   del path
   return weights
-
-
-# (q [T, H, d], k, v [T, KV, d], cache of this layer, context, Window or None where every layer
-# sees all) -> (out [T, H, d], kept)
-Attention = Callable[[Array, Array, Array, Any, Any, Window | None], tuple[Array, Any]]
 
 
 class Linear(nn.Module):
@@ -192,8 +117,8 @@ class Linear(nn.Module):
     if self.has_variable('lora', 'a'):
       a = self.get_variable('lora', 'a').astype(x.dtype)
       b = self.get_variable('lora', 'b').astype(x.dtype)
-      y = y + (x @ a * self.lora_scale) @ b
-    return y
+      y = y + checkpoint_name(x @ a * self.lora_scale, DEAR) @ b
+    return checkpoint_name(y, DEAR)
 
 
 class RMSNorm(nn.Module):
@@ -242,10 +167,12 @@ class Layer(nn.Module):
     return x, kept
 
 
-# What the backward pass keeps of a layer: config value -> jax.checkpoint policy.
+# What the backward pass keeps of a layer, from most to least: config value -> jax.checkpoint's
+# policy.
 REMAT = {
   'none': None,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Products with weights, and attention's results; all else is made again from these.
+  'products': jax.checkpoint_policies.save_only_these_names(DEAR),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 

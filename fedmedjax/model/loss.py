@@ -11,7 +11,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from fedmedjax.model.llama import Llama, Source, attend, head_weight, heads_first
+from fedmedjax.model.attention import Source, attend, heads_first
+from fedmedjax.model.llama import Llama, head_weight
 from fedmedjax.types import Batch
 
 # Places per head product: 512 x 128,256 float32 logits are 263 MB for each site at once.

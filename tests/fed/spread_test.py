@@ -17,7 +17,7 @@ def test_sites_that_do_not_fill_the_groups_and_their_state(tmp_path):
   parts = dict(rule=rules.control_variates(rate=0.5))
   spread = meshes.spread_of(meshes.make_mesh(2, 2, 1), 0)
   spread_out = {
-    'map_sites': map_sites(0, spread_lanes(spread)), 'place': spread_state(spread)}
+    'map_sites': map_sites(0, lanes=spread_lanes(spread)), 'place': spread_state(spread)}
   states = []
   for laid_out in ({}, spread_out):
     algorithm = federation(**parts, **laid_out)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from conftest import TINY
 
-from fedmedjax.model import llama
+from fedmedjax.model import attention, llama
 from fedmedjax.model.decode import cached_attention, decoder, prefiller
 from fedmedjax.model.draft import END
 from fedmedjax.model.load import model_path
@@ -46,8 +46,8 @@ def test_attend_over_split_sources_is_one_softmax():
   own = rng.normal(size=(2, 2, 3, 7, 8)).astype(np.float32)       # (k, v) [KV, B, M, d]
   mask = rng.random((3, 5, 7)) < 0.5
   valid = np.array([True, True, False, True, True, False])
-  found = llama.attend(
-    jnp.asarray(q), (llama.Source(shared[0], shared[1], valid), llama.Source(*own, mask)))
+  found = attention.attend(
+    jnp.asarray(q), (attention.Source(shared[0], shared[1], valid), attention.Source(*own, mask)))
   for b, t, h in np.ndindex(3, 5, 4):
     keys = np.concatenate([shared[0, h // 2], own[0, h // 2, b]])
     values = np.concatenate([shared[1, h // 2], own[1, h // 2, b]])
@@ -58,7 +58,34 @@ def test_attend_over_split_sources_is_one_softmax():
     np.testing.assert_allclose(found[b, t, h], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('remat', ['dots', 'full'])
+def test_gradient_of_attention_is_that_of_the_dense_formula():
+  """Against automatic differentiation of one softmax over all keys, queries and keys and values."""
+  rng = np.random.default_rng(2)
+  q, out = (rng.normal(size=(3, 5, 4, 8)).astype(np.float32) for _ in range(2))
+  shared = rng.normal(size=(2, 2, 6, 8)).astype(np.float32)
+  own = rng.normal(size=(2, 2, 3, 7, 8)).astype(np.float32)
+  mask = rng.random((3, 5, 7)) < 0.5
+  valid = np.array([True, True, False, True, True, False])
+
+  def ours(q, shared, own):
+    sources = attention.Source(*shared, valid), attention.Source(*own, mask)
+    return jnp.sum(attention.attend(q, sources) * out)
+
+  def dense(q, shared, own):
+    keys, values = (  # [KV, B, M, d], the shared ones once for each of the batch
+      jnp.concatenate([jnp.repeat(a[:, None], 3, axis=1), b], axis=2)
+      for a, b in zip(shared, own, strict=True))
+    allowed = np.concatenate([np.broadcast_to(valid, (3, 5, 6)), mask], axis=-1)
+    scores = jnp.einsum('btkgd,kbmd->kgbtm', q.reshape(3, 5, 2, 2, 8), keys) / np.sqrt(8)
+    weights = jax.nn.softmax(jnp.where(allowed[None, None], scores, -jnp.inf), axis=-1)
+    return jnp.sum(jnp.einsum('kgbtm,kbmd->btkgd', weights, values).reshape(out.shape) * out)
+
+  found, expected = (jax.grad(fn, argnums=(0, 1, 2))(q, shared, own) for fn in (ours, dense))
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize('remat', ['products', 'full'])
 def test_remat_changes_nothing(tiny_params, remat):
   tokens = jnp.arange(5, 21)
 

@@ -1,0 +1,68 @@
+"""How a round is laid on the hardware: two dials that trade memory for time.
+
+They change results by rounding only (tested), so they may differ between the rounds of a run.
+"""
+
+from typing import NamedTuple
+
+from fedmedjax.model.llama import REMAT
+
+# Values of config.fed.chunk and config.model.remat that leave the choice to `memory.py`.
+AUTO_CHUNK, AUTO_REMAT = -1, 'auto'
+
+
+class Arrangement(NamedTuple):
+  """Values of config.fed.chunk and config.model.remat."""
+
+  chunk: int   # sites computed at once; 0 = all
+  remat: str   # a key of REMAT, whose order is from most memory to least
+
+  def __str__(self) -> str:
+    return f"{self.chunk or 'all'} site(s) at once, remat {self.remat}"
+
+
+def arrangements(
+  chunk: int, remat: str, sites: int, one_by_one: bool, groups: int = 1
+) -> tuple[Arrangement, ...]:
+  """What the configuration allows, from the fastest to the smallest.
+
+  Args:
+    chunk, remat: of the configuration.
+    sites: C, of a round.
+    one_by_one: sites at once lose to one after the other, and keeping all to remat 'products', as
+      on a CPU (see `fed/sites.py`).
+    groups: of devices, each with as many sites.
+  """
+  chunks = [chunk]
+  if chunk == AUTO_CHUNK:
+    chunks = [groups] if one_by_one else [0]
+    while not one_by_one and sites > groups:
+      sites = _halved(sites, groups)
+      chunks.append(sites)
+  remats = [remat]
+  if remat == AUTO_REMAT:
+    remats = list(REMAT)
+    # Where memory is slow, what is kept costs more than what is made again.
+    remats = remats[remats.index('products'):] if one_by_one else remats
+  return tuple(Arrangement(count, kept) for count in chunks for kept in remats)
+
+
+def smaller(arrangement: Arrangement, sites: int, groups: int = 1) -> Arrangement | None:
+  """What to try when this one found no memory: half the sites at once, else a stronger remat.
+
+  None when there is nothing smaller. `sites`: C, of a round; `groups`: see `arrangements`.
+  """
+  at_once = sites_at_once(arrangement, sites)
+  if at_once > groups:
+    return arrangement._replace(chunk=_halved(at_once, groups))
+  stronger = list(REMAT)[list(REMAT).index(arrangement.remat) + 1:]
+  return Arrangement(groups, stronger[0]) if stronger else None
+
+
+def _halved(sites: int, groups: int) -> int:
+  """Half of them, as many for each group."""
+  return -(-sites // (2 * groups)) * groups
+
+
+def sites_at_once(arrangement: Arrangement, sites: int) -> int:
+  return min(arrangement.chunk or sites, sites)

@@ -1,0 +1,61 @@
+"""What memory there is and what of it is used: an accelerator's, else this machine's."""
+
+import os
+import resource
+from pathlib import Path
+
+import jax
+
+
+def limit() -> int:
+  """Bytes: of an accelerator when it tells them, else of this machine or its container."""
+  return _stats().get('bytes_limit') or min(
+    [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'), *container_limits(Path('/'))])
+
+
+def held() -> int:
+  """Bytes in use now: on the first device, or by this process where that is the device."""
+  if 'bytes_in_use' in _stats():
+    return _stats()['bytes_in_use']
+  try:
+    pages = int(Path('/proc/self/statm').read_text().split()[1])
+  except OSError:  # no Linux: the most that it ever used
+    return peak()
+  return pages * os.sysconf('SC_PAGE_SIZE')
+
+
+def peak() -> int:
+  """Bytes in use at most so far, see `held`."""
+  # ru_maxrss is in KiB on Linux.
+  return _stats().get('peak_bytes_in_use') or (
+    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def _stats() -> dict[str, int]:
+  return jax.local_devices()[0].memory_stats() or {}
+
+
+def container_limits(root: Path) -> list[int]:
+  """Bytes that control groups, version 2 or 1, allow this process; `root` of the file system.
+
+  A limit holds for all groups below it, so those above this process's own count as well.
+  """
+  try:
+    lines = (root / 'proc/self/cgroup').read_text().splitlines()
+  except OSError:  # no Linux
+    return []
+  found = []
+  for line in lines:
+    _, controllers, place = line.split(':', 2)
+    if controllers and 'memory' not in controllers.split(','):
+      continue
+    mount, name = (
+      ('sys/fs/cgroup/memory', 'memory.limit_in_bytes') if controllers else
+      ('sys/fs/cgroup', 'memory.max'))
+    group = Path(place.lstrip('/'))
+    for folder in (group, *group.parents):
+      try:
+        found.append(int((root / mount / folder / name).read_text()))
+      except (OSError, ValueError):  # there is none, or it says 'max'
+        continue
+  return found

@@ -1,0 +1,141 @@
+"""Softmax attention over keys that lie in several places, and what a model is told of it.
+
+Grouped queries: Ainslie et al., arXiv:2305.13245. Letters: B batch, T new tokens, H query heads,
+KV key heads, G = H / KV, M keys, P keys shared by the batch, d width of a head.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+Array = jax.Array
+
+# Name of what a layer's backward pass needs and would cost a product to make again.
+DEAR = 'dear'
+
+
+def heads_first(x: Array) -> Array:
+  """[..., KV, d] -> [KV, ..., d], the layout of `Source`."""
+  return jnp.moveaxis(x, -2, 0)
+
+
+class Source(NamedTuple):
+  """Keys and values that queries may attend to.
+
+  Shared by the whole batch (k, v [KV, P, d]; mask bool[P] or bool[B, T, P]) or one per batch
+  element (k, v [KV, B, M, d]; mask bool[B, T, M]). Heads lead, as the products below want them.
+  """
+
+  k: Array
+  v: Array
+  mask: Array
+
+
+def attend(q: Array, sources: tuple[Source, ...]) -> Array:
+  """Softmax attention of q [B, T, H, d] over the union of `sources` -> [B, T, H, d].
+
+  Every query must be allowed at least one key. The sources are never concatenated: their
+  exponentials share one maximum and one denominator. Queries of one key head stay together,
+  [KV, B, T*G, d], so a shared source is one large matrix product per key head (on CPU three
+  times faster than an einsum that leaves the head axis inside). The weights are not kept for the
+  backward pass but made again from the denominators, as in FlashAttention (Dao et al.,
+  arXiv:2205.14135, section 3.1, without its tiles).
+  """
+  batch, length, heads, dim = q.shape
+  kv_heads = sources[0].k.shape[0]
+  q = q.reshape(batch, length, kv_heads, heads // kv_heads, dim) * dim**-0.5
+  q = q.transpose(2, 0, 1, 3, 4).reshape(kv_heads, batch, -1, dim)
+  out = _softmax_average(q, sources)
+  out = out.reshape(kv_heads, batch, length, -1, dim).transpose(1, 2, 0, 3, 4)
+  return out.reshape(batch, length, heads, dim)
+
+
+def _against(x: Array, y: Array, dtype) -> Array:
+  """x [KV, B, Q, d] times y [KV, M, d] or [KV, B, M, d] -> [KV, B, Q, M]."""
+  if y.ndim == 4:
+    return jnp.einsum('kbqd,kbmd->kbqm', x, y, preferred_element_type=dtype)
+  flat = jnp.einsum(
+    'kqd,kmd->kqm', x.reshape(x.shape[0], -1, x.shape[-1]), y, preferred_element_type=dtype)
+  return flat.reshape(*x.shape[:-1], -1)
+
+
+def _combined(weights: Array, y: Array) -> Array:
+  """weights [KV, B, Q, M] times y [KV, M, d] or [KV, B, M, d] -> [KV, B, Q, d]."""
+  if y.ndim == 4:
+    return jnp.einsum('kbqm,kbmd->kbqd', weights, y)
+  flat = jnp.einsum('kqm,kmd->kqd', weights.reshape(weights.shape[0], -1, weights.shape[-1]), y)
+  return flat.reshape(*weights.shape[:-1], -1)
+
+
+def _gathered(weights: Array, x: Array, like: Array) -> Array:
+  """weights [KV, B, Q, M] and x [KV, B, Q, d] summed over queries, and over B where `like` (keys
+  or values) is shared by the batch -> the shape of `like`."""
+  if like.ndim == 4:
+    return jnp.einsum('kbqm,kbqd->kbmd', weights, x)
+  weights, x = (y.reshape(y.shape[0], -1, y.shape[-1]) for y in (weights, x))
+  return jnp.einsum('kqm,kqd->kmd', weights, x)
+
+
+def _masked_scores(q: Array, source: Source, dtype) -> Array:
+  """q [KV, B, T*G, d] -> [KV, B, T*G, M], minus infinity where the mask forbids."""
+  mask = source.mask[None, None] if source.mask.ndim == 1 else (
+    jnp.repeat(source.mask, q.shape[2] // source.mask.shape[1], axis=1))
+  return jnp.where(mask[None], _against(q, source.k, dtype), -jnp.inf)
+
+
+@jax.custom_vjp
+def _softmax_average(q: Array, sources: tuple[Source, ...]) -> Array:
+  """q [KV, B, T*G, d], already scaled -> values averaged by softmax weights, of q's shape."""
+  return _softmax_forward(q, sources)[0]
+
+
+def _softmax_forward(q, sources):
+  wide = jnp.promote_types(q.dtype, jnp.float32)
+  scores = [_masked_scores(q, source, wide) for source in sources]
+  peak = jnp.max(jnp.stack([score.max(axis=-1) for score in scores]), axis=0)
+  weights = [jnp.exp(score - peak[..., None]) for score in scores]
+  total = sum(weight.sum(axis=-1) for weight in weights)
+  out = sum(
+    _combined(weight.astype(q.dtype), source.v)
+    for weight, source in zip(weights, sources, strict=True))
+  out = checkpoint_name((out / total[..., None]).astype(q.dtype), DEAR)
+  log_total = checkpoint_name(peak + jnp.log(total), DEAR)
+  return out, (q, sources, out, log_total)
+
+
+def _softmax_backward(kept, cotangent):
+  q, sources, out, log_total = kept
+  wide = log_total.dtype
+  # The denominator's part: sum over keys of weight times its cotangent.
+  mean = jnp.sum(cotangent.astype(wide) * out.astype(wide), axis=-1, keepdims=True)
+  q_grad, source_grads = jnp.zeros_like(q), []
+  for source in sources:
+    weight = jnp.exp(_masked_scores(q, source, wide) - log_total[..., None])
+    score_grad = (weight * (_against(cotangent, source.v, wide) - mean)).astype(q.dtype)
+    q_grad = q_grad + _combined(score_grad, source.k)
+    source_grads.append(Source(
+      _gathered(score_grad, q, source.k),
+      _gathered(weight.astype(q.dtype), cotangent, source.v), None))
+  return q_grad, tuple(source_grads)
+
+
+_softmax_average.defvjp(_softmax_forward, _softmax_backward)
+
+
+class Window(NamedTuple):
+  """How far back the queries of a layer see: keys less than `size` positions before them."""
+
+  positions: Array  # i32[T], of the tokens of this pass
+  size: Array       # i32[]
+
+  def covers(self, queries: Array, keys: Array) -> Array:
+    """Positions i32[..., T], i32[..., M] -> bool[..., T, M]; the past only is not its matter."""
+    return queries[..., :, None] - keys[..., None, :] < self.size
+
+
+# (q [T, H, d], k, v [T, KV, d], cache of this layer, context, Window or None where every layer
+# sees all) -> (out [T, H, d], kept)
+Attention = Callable[[Array, Array, Array, Any, Any, Window | None], tuple[Array, Any]]

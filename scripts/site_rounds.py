@@ -1,0 +1,181 @@
+"""A federated round as the benchmarks of sites call it: ours, a loop in Python, and PEFT's loop.
+
+    one = site_rounds.federation(config, data)       # data of experiment.load_data
+    ours = site_rounds.compiled(one)
+    loop = site_rounds.python_loop(one, count)       # over the first `count` sites only
+    tuned = site_rounds.tuned(one, model)            # a PEFT model; needs the test extra
+    peer = site_rounds.peft_loop(one, tuned, count)
+
+Each is called without arguments and does round 0 from the same adapter, its batches made anew.
+"""
+
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bench_inputs
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedmedjax import exchange
+from fedmedjax.data import schedule as schedules
+from fedmedjax.experiment import Data, Study, lora_config, prepare
+from fedmedjax.fed.gradient import mean_gradient
+from fedmedjax.fed.local import local_training
+from fedmedjax.fed.participation import Turnout
+from fedmedjax.fed.types import LocalData
+from fedmedjax.method import algorithm_parts
+from fedmedjax.model.peft_format import save_peft
+
+# How near mean losses have to be: in nats, above 1 relatively.
+TOLERANCE = 1e-3
+
+
+class Federation(NamedTuple):
+  """What round 0 is made of."""
+
+  config: ConfigDict
+  study: Study
+  turn: Turnout
+
+
+class Round(NamedTuple):
+  """What a round gave."""
+
+  losses: np.ndarray   # f[C], mean over the steps of each site, of the first C
+  adapter: Any = None  # the mean over sites, in the form of who made it
+
+
+class Compiled(NamedTuple):
+  """The compiled round."""
+
+  run: Callable[[], Round]
+  peak_bytes: Callable[[], int]  # by the compiler: arguments, results and temporaries
+
+
+def federation(config: ConfigDict, data: Data) -> Federation:
+  config.fed.rounds = 1
+  study = prepare(config, data)
+  return Federation(config, study, exchange.turnout(study.meeting, study.schedule, 0))
+
+
+def compiled(one: Federation) -> Compiled:
+  """A run's own program, compiled when it is first asked for."""
+  study, turn = one.study, one.turn
+
+  def inputs() -> tuple:
+    batches, mask = schedules.round_arrays(study.schedule, 0, turn.cohort.sites, turn.steps)
+    return (
+      study.algorithm.init(study.learner.adapter), study.learner.base,
+      LocalData(batches, mask, turn.weights), turn.cohort.sites, None, jax.random.key(0))
+
+  @cache
+  def program():
+    return study.algorithm.round.lower(*inputs()).compile()
+
+  def run() -> Round:
+    state, metrics = jax.block_until_ready(program()(*inputs()))
+    return Round(np.nanmean(metrics.train_loss, axis=1), state.adapter)
+
+  def peak_bytes() -> int:
+    sizes = program().memory_analysis()
+    return (sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+            + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes)
+
+  return Compiled(run, peak_bytes)
+
+
+def python_loop(one: Federation, count: int) -> Callable[[], Round]:
+  """The same steps, a compiled call a site."""
+  study, turn = one.study, one.turn
+  parts = algorithm_parts(one.config, study.learner.learning_rate)
+  training = local_training(
+    mean_gradient(study.learner.loss_fn), parts['optimizer'], parts['rule'], lambda path: True,
+    lambda values: values)
+  ctrl = parts['rule'].init(study.learner.adapter)
+
+  @jax.jit
+  def train(total, weight, anchor, base, batches, mask, site):
+    last = training.advance(
+      0, mask.sum(), training.start(anchor, mask), anchor, base, batches, mask, *ctrl, site,
+      jax.random.key(0))
+    return jax.tree.map(
+      lambda t, x: t + weight * x, total, last.adapter), jnp.nanmean(last.losses)
+
+  def run() -> Round:
+    anchor, losses = study.learner.adapter, []
+    total = jax.tree.map(jnp.zeros_like, anchor)
+    weights = turn.weights[:count] / turn.weights[:count].sum()
+    for place, (site, weight) in enumerate(zip(turn.cohort.sites, weights, strict=False)):
+      batches, mask = schedules.round_arrays(
+        study.schedule, 0, [site], turn.steps[place:place + 1])
+      batches, mask = jax.tree.map(lambda x: x[0], (batches, mask))
+      total, loss = train(total, weight, anchor, study.learner.base, batches, mask, site)
+      losses.append(loss)
+    return Round(np.asarray(losses), jax.block_until_ready(total))
+
+  return run
+
+
+def tuned(one: Federation, model: bench_inputs.Model):
+  """transformers' model with our weights and, by PEFT, our adapter."""
+  import torch_peer
+  twin = torch_peer.twin(model, one.config.model.dtype, torch_peer.device())
+  with tempfile.TemporaryDirectory() as folder:
+    save_peft(
+      one.study.learner.adapter, lora_config(one.config), Path(folder), model.base.name)
+    return torch_peer.adapted(twin, Path(folder))
+
+
+def peer_steps(one: Federation, place: int) -> tuple[list, list[float]]:
+  """(a torch_peer.PeerStep each, the learning rates) of the cohort's site at `place`."""
+  import torch_peer
+  schedule, count = one.study.schedule, int(one.turn.steps[place])
+  optimizer = algorithm_parts(one.config, one.study.learner.learning_rate)['optimizer']
+  steps = []
+  for step in schedule.plan[0][one.turn.cohort.sites[place]][:count]:
+    part = schedule.sites[step.site].tasks[step.task]
+    steps.append(torch_peer.PeerStep(
+      part.instruction, tuple(part.train[i] for i in step.members)))
+  return steps, [float(optimizer.rate(k, jnp.int32(count))) for k in range(count)]
+
+
+def peft_loop(one: Federation, tuned, count: int) -> Callable[[], Round]:
+  """The sites one after the other in torch and PEFT, a step's examples in one padded batch."""
+  import torch
+  import torch_peer
+  work = [peer_steps(one, place) for place in range(count)]
+  recipe = torch_peer.Recipe(one.config.fed.batch_size, checkpointing=False)
+  rewind, weights = torch_peer.rewinder(tuned), one.turn.weights[:count]
+  trained = [weight for weight in tuned.parameters() if weight.requires_grad]
+
+  def run() -> Round:
+    losses, total = [], [torch.zeros_like(weight) for weight in trained]
+    for (steps, rates), weight in zip(work, weights / weights.sum(), strict=True):
+      rewind()
+      losses.append(torch_peer.train(
+        tuned, steps, rates, recipe, one.config.optim.clip_norm).mean())
+      with torch.no_grad():
+        for part, values in zip(total, trained, strict=True):
+          part.add_(values, alpha=float(weight))
+    return Round(np.asarray(losses), total)
+
+  return run
+
+
+def check_losses(results: dict[str, Round], ours: str = 'ours') -> None:
+  """Raises RuntimeError when a site's loss is not that of `ours`; of the sites that both did."""
+  for name, result in results.items():
+    count = min(len(result.losses), len(results[ours].losses))
+    own, found = results[ours].losses[:count], result.losses[:count]
+    # Said so that a NaN is no agreement.
+    agree = np.abs(found - own) <= TOLERANCE * np.maximum(1.0, np.abs(own))
+    if not agree.all():
+      site = int(np.argmin(agree))
+      raise RuntimeError(
+        f'{name} and {ours} do not train alike: mean loss of site {site} is {found[site]:.5f} and '
+        f'{own[site]:.5f}')
