@@ -180,8 +180,8 @@ def _staged(
 
     # Written in place: results in another order would have to be copied as a whole.
     order = jnp.argsort(-steps)
-    out = jax.tree.map(
-      lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), jax.eval_shape(chunk_of, order[:size]))
+    out = lanes(lambda x: x)(jax.tree.map(
+      lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), jax.eval_shape(chunk_of, order[:size])))
     if odd:  # the sites with the most steps: fewer of them wait for the longest
       out, _ = write(out, order[:odd])
     return jax.lax.scan(write, out, order[odd:].reshape(-1, size))[0]
