@@ -30,6 +30,9 @@ def test_what_is_left_open_is_tried_from_fast_to_small():
   assert arrangements(4, 'auto', 5, False) == ((4, 'none'), (4, 'products'), (4, 'full'))
   assert arrangements(0, 'none', 5, True) == ((0, 'none'),)
   assert arrangements(-1, 'none', 1, False) == ((0, 'none'),)
+  # Four groups of devices share a chunk evenly.
+  assert [one.chunk for one in arrangements(-1, 'full', 18, False, 4)] == [0, 12, 8, 4]
+  assert arrangements(-1, 'full', 18, True, 4) == ((4, 'full'),)
 
 
 def test_what_follows_an_arrangement_that_found_no_memory():
@@ -38,6 +41,8 @@ def test_what_follows_an_arrangement_that_found_no_memory():
     found.append(one)
   assert found == [(3, 'none'), (2, 'none'), (1, 'none'), (1, 'products'), (1, 'full')]
   assert smaller(Arrangement(9, 'full'), 2) == (1, 'full')
+  assert smaller(Arrangement(0, 'none'), 6, 4) == (4, 'none')
+  assert smaller(Arrangement(4, 'none'), 6, 4) == (4, 'products')
 
 
 def test_a_run_goes_on_with_the_arrangement_that_it_had():
