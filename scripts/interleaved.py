@@ -1,0 +1,260 @@
+"""What scripts/bench_*.py share: callables timed in turns in one process, a table and a file.
+
+    threads = interleaved.pin_threads(values.threads)    # first of all, before jax computes
+    ceiling = interleaved.matmul_ceiling('float32', torch_device='cpu')
+    timings = interleaved.measure({'ours': ours, 'peer_peft_batch8': peer}, values.repeats, check)
+    quantities = {'examples_per_second': lambda seconds: examples / seconds}
+    interleaved.show('NER, 16 examples a step', timings, quantities)
+    interleaved.write(values.out, interleaved.found(timings, quantities) | ceiling, threads)
+
+An entrant is named 'ours', 'ours_VARIANT' or 'peer_NAME'. Its callable does the same work from the
+same start every time, and returns when it is done (jax.block_until_ready, torch.cuda.synchronize).
+Other processes that it starts inherit the cores it is pinned to.
+"""
+
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from fedmedjax.model.llama import PROJECTIONS, LlamaConfig
+from fedmedjax.model.lora import LoraConfig
+from fedmedjax.program import versions
+from fedmedjax.types import InputError
+from fedmedjax.writer import plain, write_json
+
+# Idle threads spin for some milliseconds before they sleep; the next entrant waits that out.
+_SETTLE_SECONDS = 0.1
+# Side of the square product whose speed is the ceiling: 0.2 s on two cores, 2 ms on an H100.
+_SIDE = {'cpu': 2048, 'other': 8192}
+FLOP_FORMULA = (
+  'FLOP = (4 N + 6 L) x unique tokens + 4 V D x supervised places; N = weights of the seven '
+  'projections of all layers, L = parameters of the adapter, V D = the head. A weight costs 2 '
+  'forward, 2 backward to its input and, if it is trained, 2 more. Not counted: attention '
+  'products, norms, recomputation (remat), padding, an instruction that is fed more than once.')
+
+
+class Timing(NamedTuple):
+  """One entrant."""
+
+  compile_seconds: float       # of the warm-up, less the median of the others; with a persistent
+                               # cache of compilations that holds it, of reading it
+  seconds: tuple[float, ...]   # of every repeat, in their order
+  result: Any                  # what the warm-up returned
+
+
+# Of an entrant: (seconds of a call) -> a number, by a key that ends in its unit.
+Quantities = Mapping[str, Callable[[float], float]]
+
+
+def define_flags(values: flags.FlagValues, repeats: int) -> None:
+  """--repeats, --threads and --out."""
+  flags.DEFINE_integer(
+    'repeats', repeats, 'Measured calls of each, beside one to warm up.', lower_bound=1,
+    flag_values=values)
+  flags.DEFINE_integer(
+    'threads', 0, 'Cores used; 0 = all that this process may use.', lower_bound=0,
+    flag_values=values)
+  flags.DEFINE_string('out', None, 'JSON file for what was found.', flag_values=values)
+
+
+def check_out(out: str | None) -> None:
+  """Raises InputError, before anything is measured, when the file could not be written."""
+  if out and not Path(out).absolute().parent.is_dir():
+    raise InputError(f'--out={out}: its folder is not there')
+
+
+def pin_threads(count: int = 0) -> int:
+  """Binds this process to `count` cores (0 = all it may use), for XLA, OpenMP and torch alike.
+
+  To be called before jax's first computation: XLA's pool is made then.
+
+  Returns:
+    The number of cores.
+
+  Raises InputError: there are not so many.
+  """
+  cores = sorted(os.sched_getaffinity(0))
+  if count > len(cores):
+    raise InputError(f'--threads={count}: this process may use {len(cores)} cores')
+  count = count or len(cores)
+  os.sched_setaffinity(0, cores[:count])
+  # NPROC is what XLA's client for CPUs asks for, before the affinity.
+  os.environ['NPROC'] = os.environ['OMP_NUM_THREADS'] = str(count)
+  if 'torch' in sys.modules:
+    sys.modules['torch'].set_num_threads(count)
+  return count
+
+
+def measure(
+  entrants: Mapping[str, Callable[[], Any]], repeats: int,
+  check: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> dict[str, Timing]:
+  """Calls each once to warm up, then all of them in turns `repeats` times, in rotated order.
+
+  Args:
+    entrants: by name, see above.
+    repeats: measured calls of each.
+    check: given what the warm-ups returned, by name; raises RuntimeError when they disagree.
+  """
+  def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    time.sleep(_SETTLE_SECONDS)
+    begun = time.perf_counter()
+    result = run()
+    return time.perf_counter() - begun, result
+
+  names = list(entrants)
+  first = {name: timed(entrants[name]) for name in names}
+  check({name: result for name, (_, result) in first.items()})
+  seconds: dict[str, list[float]] = {name: [] for name in names}
+  for repeat in range(repeats):
+    turn = repeat % len(names)
+    for name in names[turn:] + names[:turn]:
+      seconds[name].append(timed(entrants[name])[0])
+  return {
+    name: Timing(
+      max(0.0, warm - statistics.median(seconds[name])), tuple(seconds[name]), result)
+    for name, (warm, result) in first.items()}
+
+
+def ratios(timings: Mapping[str, Timing], ours: str = 'ours') -> dict[str, list[float]]:
+  """How many times faster `ours` was than each other one, repeat by repeat: neighbours in time, so
+  that what slows the machine for a while slows both."""
+  return {
+    name: [other / own for own, other in zip(
+      timings[ours].seconds, timing.seconds, strict=True)]
+    for name, timing in timings.items() if name != ours}
+
+
+def found(
+  timings: Mapping[str, Timing], quantities: Quantities, suffix: str = '', ours: str = 'ours'
+) -> dict[str, Any]:
+  """The entries of the file: medians, and [least, most] over the repeats as KEY_range.
+
+  NAME_QUANTITY, NAME_compile_seconds, NAME_seconds (all repeats) of every entrant, and
+  ratio_to_NAME (without its 'peer_' or 'ours_') of every one but `ours`. `suffix` ends each key,
+  such as '_1000_sites'.
+  """
+  out: dict[str, Any] = {}
+  for name, timing in timings.items():
+    for key, of in quantities.items():
+      values = [of(seconds) for seconds in timing.seconds]
+      out[f'{name}_{key}{suffix}'] = statistics.median(values)
+      out[f'{name}_{key}{suffix}_range'] = [min(values), max(values)]
+    out[f'{name}_seconds{suffix}'] = list(timing.seconds)
+    out[f'{name}_compile_seconds{suffix}'] = timing.compile_seconds
+  for name, values in ratios(timings, ours).items():
+    key = f'ratio_to_{_short(name)}{suffix}'
+    out[key], out[f'{key}_range'] = statistics.median(values), [min(values), max(values)]
+  return out
+
+
+def _short(name: str) -> str:
+  return name.removeprefix('peer_').removeprefix('ours_')
+
+
+def show(
+  title: str, timings: Mapping[str, Timing], quantities: Quantities, ours: str = 'ours'
+) -> None:
+  """Prints the table: median (least to most) of every quantity."""
+  def cell(values) -> str:
+    return f'{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})'
+
+  table = Table(title=title)
+  columns = [key.replace('_', ' ') for key in quantities]
+  for column in ('', *columns, f'{ours} is faster by', 'compile seconds'):
+    table.add_column(column, justify='right' if column else 'left')
+  faster = ratios(timings, ours)
+  for name, timing in timings.items():
+    table.add_row(
+      name.replace('_', ' '),
+      *(cell([of(seconds) for seconds in timing.seconds]) for of in quantities.values()),
+      cell(faster[name]) if name in faster else '', f'{timing.compile_seconds:.3g}')
+  # Wide enough for its columns where no terminal says otherwise.
+  console = Console()
+  (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def machine(threads: int) -> dict[str, Any]:
+  """Where, with what and by which command something was measured."""
+  device = jax.devices()[0]
+  name = platform.machine()
+  if Path('/proc/cpuinfo').exists():
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    name = next((line.split(':')[1].strip() for line in lines if 'model name' in line), name)
+  git = subprocess.run(
+    ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*'],
+    cwd=Path(__file__).parent, capture_output=True, text=True)
+  peers = {
+    name: sys.modules[name].__version__
+    for name in ('torch', 'peft', 'flwr') if hasattr(sys.modules.get(name), '__version__')}
+  return {
+    'machine': {
+      'processor': name, 'cores_used': threads, 'device': device.device_kind,
+      'devices': jax.device_count(), 'backend': jax.default_backend()},
+    'commit': git.stdout.strip() or 'unknown', 'versions': versions() | peers,
+    'command': shlex.join([Path(sys.executable).name, *sys.argv])}
+
+
+def write(out: str | None, values: Mapping[str, Any], threads: int) -> None:
+  """Writes `values` and what `machine` says to the file, if one is wanted."""
+  if out:
+    write_json(Path(out), plain({**values, **machine(threads)}))
+    print(f'written: {out}')
+
+
+def matmul_ceiling(
+  dtype: str, torch_device: str | None = None, repeats: int = 5
+) -> dict[str, float]:
+  """FLOP a second of a large square product in `dtype`: the best that can be had of the machine.
+
+  Args:
+    dtype: 'float32' or 'bfloat16'.
+    torch_device: torch's name of the same device, to measure its product as well; None = do not.
+    repeats: measured calls; medians count.
+
+  Returns:
+    ceiling_flop_per_second, the faster library's, and each one's own.
+  """
+  side = _SIDE.get(jax.default_backend(), _SIDE['other'])
+  values = jax.random.normal(jax.random.key(0), (side, side), dtype)
+  multiply = jax.jit(jnp.matmul)
+  entrants = {'xla': lambda: multiply(values, values).block_until_ready()}
+  if torch_device is not None:
+    import torch
+    tensor = torch.randn(side, side, dtype=getattr(torch, dtype), device=torch_device)
+
+    def product():
+      out = tensor @ tensor
+      if torch_device != 'cpu':
+        torch.cuda.synchronize()
+      return out.shape
+
+    entrants['torch'] = product
+  rates = {
+    f'ceiling_{name}_flop_per_second': 2 * side**3 / statistics.median(timing.seconds)
+    for name, timing in measure(entrants, repeats).items()}
+  return rates | {'ceiling_flop_per_second': max(rates.values())}
+
+
+def training_flop(
+  config: LlamaConfig, lora: LoraConfig, tokens: int, supervised: int
+) -> float:
+  """FLOP_FORMULA of `tokens` unique tokens, at `supervised` places of which the head is applied."""
+  shapes = {name: config.projection_shape(name) for name in PROJECTIONS}
+  layers = config.num_layers * sum(d_in * d_out for d_in, d_out in shapes.values())
+  adapter = config.num_layers * sum(lora.rank * sum(shapes[name]) for name in lora.targets)
+  head = config.vocab_size * config.hidden_size
+  return (4 * layers + 6 * adapter) * tokens + 4 * head * supervised
