@@ -1,15 +1,15 @@
 """What scripts/bench_*.py share: callables timed in turns in one process, a table and a file.
 
     threads = interleaved.pin_threads(values.threads)    # first of all, before jax computes
-    ceiling = interleaved.matmul_ceiling('float32', torch_device='cpu')
+    ceiling = interleaved.matmul_ceiling('float32', with_torch=True)
     timings = interleaved.measure({'ours': ours, 'peer_peft_batch8': peer}, values.repeats, check)
     quantities = {'examples_per_second': lambda seconds: examples / seconds}
     interleaved.show('NER, 16 examples a step', timings, quantities)
     interleaved.write(values.out, interleaved.found(timings, quantities) | ceiling, threads)
 
-An entrant is named 'ours', 'ours_VARIANT' or 'peer_NAME'. Its callable does the same work from the
-same start every time, and returns when it is done (jax.block_until_ready, torch.cuda.synchronize).
-Other processes that it starts inherit the cores it is pinned to.
+An entrant is named 'ours' (one has to be), 'ours_VARIANT' or 'peer_NAME'. Its callable does the
+same work from the same start every time, and returns when it is done (jax.block_until_ready,
+torch.cuda.synchronize). Other processes that it starts inherit the cores it is pinned to.
 """
 
 import os
@@ -79,7 +79,8 @@ def check_out(out: str | None) -> None:
 def pin_threads(count: int = 0) -> int:
   """Binds this process to `count` cores (0 = all it may use), for XLA, OpenMP and torch alike.
 
-  To be called before jax's first computation: XLA's pool is made then.
+  To be called before jax's first computation: XLA's pool is made then. It is also told to leave
+  the memory of an accelerator that it does not use to others.
 
   Returns:
     The number of cores.
@@ -90,6 +91,8 @@ def pin_threads(count: int = 0) -> int:
   if count > len(cores):
     raise InputError(f'--threads={count}: this process may use {len(cores)} cores')
   count = count or len(cores)
+  # torch shares the accelerator.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   os.sched_setaffinity(0, cores[:count])
   # NPROC is what XLA's client for CPUs asks for, before the affinity.
   os.environ['NPROC'] = os.environ['OMP_NUM_THREADS'] = str(count)
@@ -129,59 +132,72 @@ def measure(
     for name, (warm, result) in first.items()}
 
 
-def ratios(timings: Mapping[str, Timing], ours: str = 'ours') -> dict[str, list[float]]:
-  """How many times faster `ours` was than each other one, repeat by repeat: neighbours in time, so
-  that what slows the machine for a while slows both."""
-  return {
-    name: [other / own for own, other in zip(
-      timings[ours].seconds, timing.seconds, strict=True)]
-    for name, timing in timings.items() if name != ours}
+def ratios(timings: Mapping[str, Timing]) -> dict[str, list[float]]:
+  """How many times faster one was than another, repeat by repeat: they are neighbours in time, so
+  that what slows the machine for a while slows both.
 
-
-def found(
-  timings: Mapping[str, Timing], quantities: Quantities, suffix: str = '', ours: str = 'ours'
-) -> dict[str, Any]:
-  """The entries of the file: medians, and [least, most] over the repeats as KEY_range.
-
-  NAME_QUANTITY, NAME_compile_seconds, NAME_seconds (all repeats) of every entrant, and
-  ratio_to_NAME (without its 'peer_' or 'ours_') of every one but `ours`. `suffix` ends each key,
-  such as '_1000_sites'.
+  ratio_to_NAME is 'ours' against every other entrant, ratio_VARIANT_to_NAME 'ours_VARIANT' against
+  a peer; NAME is without its 'peer_' or 'ours_'.
   """
-  out: dict[str, Any] = {}
+  out = {}
   for name, timing in timings.items():
-    for key, of in quantities.items():
-      values = [of(seconds) for seconds in timing.seconds]
-      out[f'{name}_{key}{suffix}'] = statistics.median(values)
-      out[f'{name}_{key}{suffix}_range'] = [min(values), max(values)]
-    out[f'{name}_seconds{suffix}'] = list(timing.seconds)
-    out[f'{name}_compile_seconds{suffix}'] = timing.compile_seconds
-  for name, values in ratios(timings, ours).items():
-    key = f'ratio_to_{_short(name)}{suffix}'
-    out[key], out[f'{key}_range'] = statistics.median(values), [min(values), max(values)]
+    for other, slower in timings.items():
+      if name == other or not (name == 'ours' or name.startswith('ours') and _is_peer(other)):
+        continue
+      key = f'ratio_{"" if name == "ours" else _short(name) + "_"}to_{_short(other)}'
+      out[key] = [
+        theirs / own for own, theirs in zip(timing.seconds, slower.seconds, strict=True)]
   return out
+
+
+def _is_peer(name: str) -> bool:
+  return name.startswith('peer_')
 
 
 def _short(name: str) -> str:
   return name.removeprefix('peer_').removeprefix('ours_')
 
 
-def show(
-  title: str, timings: Mapping[str, Timing], quantities: Quantities, ours: str = 'ours'
-) -> None:
-  """Prints the table: median (least to most) of every quantity."""
-  def cell(values) -> str:
+def found(
+  timings: Mapping[str, Timing], quantities: Quantities, suffix: str = ''
+) -> dict[str, Any]:
+  """The entries of the file: medians, and [least, most] over the repeats as KEY_range.
+
+  NAME_QUANTITY, NAME_seconds (all repeats) and NAME_compile_seconds of every entrant, and
+  `ratios`. `suffix` ends each key, such as '_1000_sites'.
+  """
+  out: dict[str, Any] = {}
+
+  def put(key: str, values: list[float]) -> None:
+    out[f'{key}{suffix}'] = statistics.median(values)
+    out[f'{key}{suffix}_range'] = [min(values), max(values)]
+
+  for name, timing in timings.items():
+    for key, of in quantities.items():
+      put(f'{name}_{key}', [of(seconds) for seconds in timing.seconds])
+    out[f'{name}_seconds{suffix}'] = list(timing.seconds)
+    out[f'{name}_compile_seconds{suffix}'] = timing.compile_seconds
+  for key, values in ratios(timings).items():
+    put(key, values)
+  return out
+
+
+def show(title: str, timings: Mapping[str, Timing], quantities: Quantities) -> None:
+  """Prints the table: median (least to most) of every quantity, and of `ratios` of 'ours'."""
+  def cell(values: list[float]) -> str:
     return f'{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})'
 
   table = Table(title=title)
   columns = [key.replace('_', ' ') for key in quantities]
-  for column in ('', *columns, f'{ours} is faster by', 'compile seconds'):
+  for column in ('', *columns, 'ours is faster by', 'compile seconds'):
     table.add_column(column, justify='right' if column else 'left')
-  faster = ratios(timings, ours)
+  faster = ratios(timings)
   for name, timing in timings.items():
+    ratio = faster.get(f'ratio_to_{_short(name)}')
     table.add_row(
       name.replace('_', ' '),
       *(cell([of(seconds) for seconds in timing.seconds]) for of in quantities.values()),
-      cell(faster[name]) if name in faster else '', f'{timing.compile_seconds:.3g}')
+      cell(ratio) if ratio else '', f'{timing.compile_seconds:.3g}')
   # Wide enough for its columns where no terminal says otherwise.
   console = Console()
   (console if console.is_terminal else Console(width=200)).print(table)
@@ -215,14 +231,12 @@ def write(out: str | None, values: Mapping[str, Any], threads: int) -> None:
     print(f'written: {out}')
 
 
-def matmul_ceiling(
-  dtype: str, torch_device: str | None = None, repeats: int = 5
-) -> dict[str, float]:
+def matmul_ceiling(dtype: str, with_torch: bool, repeats: int = 5) -> dict[str, float]:
   """FLOP a second of a large square product in `dtype`: the best that can be had of the machine.
 
   Args:
     dtype: 'float32' or 'bfloat16'.
-    torch_device: torch's name of the same device, to measure its product as well; None = do not.
+    with_torch: measure torch's product as well, on the same device.
     repeats: measured calls; medians count.
 
   Returns:
@@ -232,15 +246,16 @@ def matmul_ceiling(
   values = jax.random.normal(jax.random.key(0), (side, side), dtype)
   multiply = jax.jit(jnp.matmul)
   entrants = {'xla': lambda: multiply(values, values).block_until_ready()}
-  if torch_device is not None:
+  if with_torch:
     import torch
-    tensor = torch.randn(side, side, dtype=getattr(torch, dtype), device=torch_device)
+    on_gpu = jax.default_backend() == 'gpu'
+    tensor = torch.randn(
+      side, side, dtype=getattr(torch, dtype), device='cuda' if on_gpu else 'cpu')
 
     def product():
-      out = tensor @ tensor
-      if torch_device != 'cpu':
+      tensor @ tensor
+      if on_gpu:
         torch.cuda.synchronize()
-      return out.shape
 
     entrants['torch'] = product
   rates = {

@@ -30,6 +30,13 @@ class Generator(NamedTuple):
   full: bool = False  # all batches have batch_size rows: one shape for any number of sentences
 
 
+class Continuation(NamedTuple):
+  """What was generated for one example."""
+
+  tokens: np.ndarray  # i32[n], without the closing end token
+  passes: int         # of the model, that it took
+
+
 def generate(
   generator: Generator,
   adapter: dict,
@@ -37,6 +44,20 @@ def generate(
   part: TaskData,
   advance: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
+  """The texts of `continuations`."""
+  # No clean-up: it would join what the text keeps apart, such as ' .' and ' ,'.
+  return [
+    generator.tokenizer.decode(one.tokens, clean_up_tokenization_spaces=False)
+    for one in continuations(generator, adapter, base, part, advance)]
+
+
+def continuations(
+  generator: Generator,
+  adapter: dict,
+  base: dict,
+  part: TaskData,
+  advance: Callable[[int], None] = lambda count: None,
+) -> list[Continuation]:
   """Greedy outputs for the test examples of a site's task, in their order.
 
   Args:
@@ -52,7 +73,7 @@ def generate(
   # Like lengths together, longest first: they finish together, and the first batch is the
   # slowest, so the time left is never underestimated by much.
   order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-  outputs: list[str] = [''] * len(prompts)
+  outputs: dict[int, Continuation] = {}
   eos = jnp.asarray([generator.tokenizer.eos_token_id], jnp.int32)
   shared = prefiller(generator.model)(adapter, base, part.instruction[:-1])
   pieces = piece_tokens(generator.tokenizer, part.ask.pieces)
@@ -76,11 +97,9 @@ def generate(
       adapter, base, shared, jnp.int32(len(part.instruction) - 1), tokens, lengths, limits, eos,
       pieces))
     for row, index in enumerate(chosen):
-      # No clean-up: it would join what the text keeps apart, such as ' .' and ' ,'.
-      outputs[index] = generator.tokenizer.decode(
-        out.tokens[row, :out.lengths[row]], clean_up_tokenization_spaces=False)
+      outputs[index] = Continuation(out.tokens[row, :out.lengths[row]], int(out.passes[row]))
     advance(len(chosen))
-  return outputs
+  return [outputs[index] for index in range(len(prompts))]
 
 
 def piece_tokens(tokenizer: Any, pieces: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,201 @@
+"""Speed of greedy decoding beside transformers' generate, on real test sentences.
+
+    python scripts/bench_decode.py --adapter=WORKDIR [--batch=16 --batches=1 --repeats=3]
+      [--task=ner|re --site=maccrobat2020] [--guesses=0,5] [--out=FILE]
+      [--model=PATH|llama31_8b --dtype=bfloat16] [--peers=transformers,transformers_merged]
+
+Sentences are drawn from the site's test notes; all decode the same ones in the same batches, with
+the same limits and end token, and must say the same, token for token: differences are shown, and
+end the script with status 1. Ours decodes with each number of guesses, see `model/draft.py`; the
+first is the one called 'ours'. The peer pads on the left and keeps its cache, with the adapter
+beside the weights as PEFT trains it, or merged into them. Without --adapter the untouched model
+answers, whose text is no answer and often runs to its limit.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bench_inputs
+import interleaved
+import numpy as np
+from absl import flags
+
+from fedmedjax.data.site import TaskData
+from fedmedjax.eval.generation import Continuation, Generator, continuations, most_new_tokens
+from fedmedjax.experiment import DTYPES, load_data
+from fedmedjax.model.decode import cached_attention
+from fedmedjax.model.llama import Llama
+from fedmedjax.model.lora import LoraConfig
+from fedmedjax.model.peft_format import load_peft
+from fedmedjax.program import guarded, read_flags
+from fedmedjax.progress import Reporter
+from fedmedjax.types import InputError
+
+PEERS = ('transformers', 'transformers_merged')
+_SHOWN = 5  # texts that differ
+
+
+class Adapter(NamedTuple):
+  """What decodes beside the base; the folder is None without one."""
+
+  folder: Path | None
+  values: dict
+  lora: LoraConfig | None
+
+
+def read_adapter(path: str | None, model: bench_inputs.Model) -> Adapter:
+  """An adapter's folder, or a run's workdir with one; '' = none."""
+  if not path:
+    print('no --adapter: what is decoded is the zero-shot text of the base model')
+    return Adapter(None, {}, None)
+  folder = Path(path)
+  folder = folder if (folder / 'adapter_config.json').is_file() else folder / 'adapter'
+  return Adapter(folder, *load_peft(folder, model.base.config))
+
+
+def drawn(part: TaskData, count: int) -> TaskData:
+  """So many of the test examples, longest first, as `continuations` orders them.
+
+  Raises InputError when there are not so many.
+  """
+  if len(part.test_tokens) < count:
+    raise InputError(
+      f'--batch, --batches: {count} test examples are wanted, the site has '
+      f'{len(part.test_tokens)}')
+  chosen = np.random.default_rng(0).permutation(len(part.test_tokens))[:count]
+  chosen = sorted(chosen, key=lambda i: -part.test_tokens[i].prompt_length)
+  return part._replace(
+    test=tuple(part.test[i] for i in chosen),
+    test_tokens=tuple(part.test_tokens[i] for i in chosen))
+
+
+def ours(
+  model: bench_inputs.Model, adapter: Adapter, part: TaskData, values: flags.FlagValues
+) -> dict[str, Callable[[], list[Continuation]]]:
+  """Decoding with each number of guesses."""
+  llama = Llama(
+    model.base.config, cached_attention, lora_scale=adapter.lora.scale if adapter.lora else 1.0,
+    dtype=DTYPES[values.dtype])
+  out = {}
+  for place, guesses in enumerate(values.guesses):
+    generator = Generator(
+      llama, model.base.tokenizer, values.batch, values.max_new_ratio, int(guesses))
+    out['ours' if place == 0 else f'ours_guesses{guesses}'] = partial(
+      continuations, generator, adapter.values, model.base.params, part)
+  return out
+
+
+def peers(
+  model: bench_inputs.Model, adapter: Adapter, part: TaskData, values: flags.FlagValues
+) -> dict[str, Callable[[], list[np.ndarray]]]:
+  """transformers' generate with the adapter beside and merged into the weights."""
+  if not values.peers:
+    return {}
+  import torch_peer
+
+  def built(name: str):
+    twin = torch_peer.twin(model, values.dtype, torch_peer.device())
+    if adapter.folder is None:
+      return twin
+    tuned = torch_peer.adapted(twin, adapter.folder)
+    return tuned.merge_and_unload() if name == 'transformers_merged' else tuned
+
+  prompts = [example.tokens[:example.prompt_length] for example in part.test_tokens]
+  limits = [most_new_tokens(len(prompt), values.max_new_ratio) for prompt in prompts]
+
+  def run(built) -> list[np.ndarray]:
+    return [
+      tokens for start in range(0, len(prompts), values.batch)
+      for tokens in torch_peer.generate(
+        built, part.instruction, prompts[start:start + values.batch],
+        limits[start:start + values.batch], model.base.tokenizer.eos_token_id)]
+
+  return {f'peer_{name}': partial(run, built(name)) for name in values.peers}
+
+
+def check_texts(tokenizer: Any, results: dict[str, Sequence[Any]]) -> None:
+  """Raises RuntimeError, and shows both texts, where one says other tokens than ours does."""
+  def tokens(one: Continuation | np.ndarray) -> list[int]:
+    return (one.tokens if isinstance(one, Continuation) else one).tolist()
+
+  wrong = [
+    (name, index) for name, outputs in results.items() for index, one in enumerate(outputs)
+    if tokens(one) != tokens(results['ours'][index])]
+  for name, index in wrong[:_SHOWN]:
+    for who in ('ours', name):
+      print(f'{who}, example {index}: {tokenizer.decode(tokens(results[who][index]))!r}')
+  if wrong:
+    raise RuntimeError(
+      f'{len(wrong)} texts differ from ours, first {wrong[0][0]}, example {wrong[0][1]}')
+
+
+def bench(values: flags.FlagValues) -> dict[str, Any]:
+  """What --out holds, but for the machine."""
+  model = bench_inputs.load(values.model, values.dtype, 'none', values.tokenizer)
+  adapter = read_adapter(values.adapter, model)
+  config = bench_inputs.configure(
+    values.site, values.task, batch_size=values.batch, data__max_length=values.max_length)
+  data = load_data(config, Reporter(), model.base)
+  part = drawn(data.sites[0].tasks[0], values.batch * values.batches)
+  own = ours(model, adapter, part, values)
+  timings = interleaved.measure(
+    own | peers(model, adapter, part, values), values.repeats,
+    partial(check_texts, model.base.tokenizer))
+  examples = len(part.test_tokens)
+  new = sum(len(one.tokens) for one in timings['ours'].result)
+  quantities = {
+    'examples_per_second': lambda seconds: examples / seconds,
+    'new_tokens_per_second': lambda seconds: new / seconds}
+  interleaved.show(
+    f'{values.task}, {values.site}: {examples} sentences, {values.batch} at once, '
+    f'{model.base.name}, {values.dtype}', timings, quantities)
+  accepted = {
+    name: new / max(1, sum(one.passes for one in timings[name].result)) for name in own}
+  for name, tokens in accepted.items():
+    print(f'{name.replace("_", " ")}: {tokens:.2f} tokens a pass')
+  return interleaved.found(timings, quantities) | {
+    'examples': examples, 'new_tokens': new, 'adapter': str(adapter.folder or ''),
+    **{f'{name}_tokens_per_pass': tokens for name, tokens in accepted.items()}}
+
+
+def define(values: flags.FlagValues) -> None:
+  bench_inputs.define_flags(values, batch=16)
+  interleaved.define_flags(values, repeats=3)
+  flags.DEFINE_string(
+    'adapter', None, "A run's workdir or a PEFT folder; without one the base model answers.",
+    flag_values=values)
+  flags.DEFINE_integer(
+    'batches', 1, 'How many batches are decoded in a call.', lower_bound=1, flag_values=values)
+  flags.DEFINE_float(
+    'max_new_ratio', 2.5, 'As config.eval.max_new_ratio.', lower_bound=0.0, flag_values=values)
+  flags.DEFINE_list(
+    'guesses', ['0', '5'], 'As config.eval.guesses, each of them in turn.', flag_values=values)
+  flags.DEFINE_list('peers', list(PEERS), "Peers; '' = none.", flag_values=values)
+
+
+def check_flags(values: flags.FlagValues) -> None:
+  """Raises InputError for flags that do not go together, before anything is read."""
+  interleaved.check_out(values.out)
+  bench_inputs.check_names('peers', values.peers, PEERS)
+  if not values.guesses or len(set(values.guesses)) < len(values.guesses):
+    raise InputError(f'--guesses={",".join(values.guesses)}: integers, each once, are allowed')
+  for guesses in values.guesses:
+    if not guesses.isdigit():
+      raise InputError(f'--guesses={guesses}: integers >= 0 are allowed')
+
+
+def main(argv: list[str]) -> int:
+  def body():
+    values = read_flags(argv, define)
+    check_flags(values)
+    threads = interleaved.pin_threads(values.threads)
+    interleaved.write(values.out, bench(values), threads)
+
+  return guarded(body)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

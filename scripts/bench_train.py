@@ -1,0 +1,246 @@
+"""Training speed beside a torch + PEFT loop, and beside ours without what makes it fast.
+
+    python scripts/bench_train.py --task=ner|re [--batch=16 --steps=2 --repeats=5] [--out=FILE]
+      [--site=maccrobat2020] [--model=PATH|llama31_8b] [--dtype=bfloat16 --remat=full]
+      [--peers=peft_batch4,...] [--variants=no_sharing,padded] [--sites=1,3,8] [--dry_run]
+
+All train the same adapter on the same examples, in random order as a loader gives them: `steps`
+optimiser steps of `batch` examples (AdamW, 2e-4, clipped at 1), packing or padding included. The
+losses of the first steps must agree to 1e-3. The peer is the reference's recipe: micro-batches of 4
+or 8 padded to their longest example, accumulated, with or without gradient checkpointing.
+
+    ours             the instruction once a step, examples packed into rows
+    ours_no_sharing  packed likewise, the instruction in front of every example
+    ours_padded      one example a row behind its instruction, padded to the longest
+
+--sites adds a round over so many sites, each with `steps` steps on its part of the sentences: one
+compiled program, and a loop in Python over the sites.
+--dry_run traces and lowers our program for abstract shapes: nothing is allocated, compiled or run.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bench_inputs
+import interleaved
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from row_layouts import VARIANTS, row_tokens
+from site_work import Work, amounts, arguments, check_adapters, rounds, work
+
+from fedmedjax import tree
+from fedmedjax.data import schedule as schedules
+from fedmedjax.experiment import load_data, lora_config
+from fedmedjax.model.llama import REMAT
+from fedmedjax.model.peft_format import save_peft
+from fedmedjax.model.quant import QUANTIZATIONS
+from fedmedjax.program import guarded, read_flags
+from fedmedjax.progress import Reporter
+from fedmedjax.types import InputError
+
+# Name -> size of a micro-batch, and whether activations are checkpointed.
+PEERS = {
+  f'peft_batch{size}{"_checkpointing" * again}': (size, again)
+  for again in (False, True) for size in (4, 8)}
+# Steps whose losses are compared, and how near they have to be: in nats, above 1 relatively.
+_COMPARED, _TOLERANCE = 3, 1e-3
+
+
+def settings(values: flags.FlagValues, sites: int = 1) -> ConfigDict:
+  return bench_inputs.configure(
+    values.site, values.task, batch_size=values.batch, steps=values.steps, sites=sites,
+    data__max_length=values.max_length, model__dtype=values.dtype, model__remat=values.remat,
+    fed__chunk=values.chunk)
+
+
+def ours(one: Work, variants: Sequence[str]) -> dict[str, Callable[[], np.ndarray]]:
+  """Our way, and its variants, as entrants that return the K losses."""
+  train = jax.jit(one.train)
+
+  def run(schedule: schedules.Schedule) -> np.ndarray:
+    adapter, losses, _ = train(*arguments(one, schedules.round_arrays(schedule, 0)))
+    jax.block_until_ready(adapter)
+    return np.asarray(losses)
+
+  return {'ours': partial(run, one.schedule)} | {
+    f'ours_{name}': partial(run, one.schedule._replace(layout=VARIANTS[name](one.schedule)))
+    for name in variants}
+
+
+def peers(
+  model: bench_inputs.Model, one: Work, config: ConfigDict, names: Sequence[str]
+) -> tuple[dict[str, Callable[[], np.ndarray]], dict[str, int]]:
+  """PEFT's loop by each recipe -> (entrants, tokens that each of them feeds)."""
+  if not names:
+    return {}, {}
+  import torch_peer
+  part = one.schedule.sites[0].tasks[0]
+  steps = [
+    torch_peer.PeerStep(part.instruction, tuple(part.train[i] for i in step.members))
+    for step in one.schedule.plan[0][0]]
+  twin = torch_peer.twin(model, config.model.dtype, torch_peer.device())
+  with tempfile.TemporaryDirectory() as folder:
+    save_peft(one.study.learner.adapter, lora_config(config), Path(folder), model.base.name)
+    tuned = torch_peer.adapted(twin, Path(folder))
+  rewind = torch_peer.rewinder(tuned)
+
+  def run(recipe: torch_peer.Recipe) -> np.ndarray:
+    rewind()
+    return torch_peer.train(tuned, steps, one.rates, recipe, config.optim.clip_norm)
+
+  recipes = {f'peer_{name}': torch_peer.Recipe(*PEERS[name]) for name in names}
+  return (
+    {name: partial(run, recipe) for name, recipe in recipes.items()},
+    {name: torch_peer.fed_tokens(steps, recipe) for name, recipe in recipes.items()})
+
+
+def check_losses(results: dict[str, np.ndarray]) -> None:
+  """Raises RuntimeError, before anything is measured, when one does not train as ours does."""
+  own = results['ours'][:_COMPARED]
+  for name, losses in results.items():
+    found = losses[:_COMPARED]
+    # Said so that a NaN is no agreement.
+    if not (np.abs(found - own) <= _TOLERANCE * np.maximum(1.0, np.abs(own))).all():
+      raise RuntimeError(
+        f'{name} and ours do not train alike: losses of the first steps '
+        f'{np.round(found, 5).tolist()} and {np.round(own, 5).tolist()}')
+
+
+def one_site(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
+  """The race on one site -> entries of the file."""
+  config = settings(values)
+  one = work(config, load_data(config, Reporter(), model.base))
+  theirs, fed = peers(model, one, config, values.peers)
+  timings = interleaved.measure(
+    ours(one, values.variants) | theirs, values.repeats, check_losses)
+  ceiling = interleaved.matmul_ceiling(values.dtype, with_torch=bool(theirs))
+  examples, tokens, supervised = amounts(one)
+  flop = interleaved.training_flop(model.base.config, lora_config(config), tokens, supervised)
+  best = ceiling['ceiling_flop_per_second']
+  quantities = {
+    'examples_per_second': lambda seconds: examples / seconds,
+    'unique_tokens_per_second': lambda seconds: tokens / seconds,
+    'model_flop_utilisation': lambda seconds: flop / seconds / best}
+  interleaved.show(
+    f'{values.task}, {values.site}: {values.steps} steps of {values.batch} examples, '
+    f'{model.base.name}, {values.dtype}', timings, quantities)
+  print(f'{interleaved.FLOP_FORMULA}\nHere {flop:.4g} FLOP for {tokens} unique tokens, '
+        f'{supervised} supervised; utilisation is of the ceiling, {best:.4g} FLOP a second.')
+  layouts = {'ours': one.schedule.layout} | {
+    f'ours_{name}': VARIANTS[name](one.schedule) for name in values.variants}
+  fed |= {name: values.steps * row_tokens(layout) for name, layout in layouts.items()}
+  losses = {name: timing.result for name, timing in timings.items()}
+  return interleaved.found(timings, quantities) | ceiling | {
+    'examples': examples, 'unique_tokens': tokens, 'supervised_tokens': supervised, 'flop': flop,
+    'flop_formula': interleaved.FLOP_FORMULA,
+    **{f'{name}_fed_tokens': count for name, count in fed.items()},
+    **{f'{name}_losses_nats': found for name, found in losses.items()}}
+
+
+def by_sites(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
+  """Rounds over each number of sites, all in turns -> entries with the suffix _N_sites."""
+  entrants, counts, anchor = {}, [int(count) for count in values.sites], None
+  for count in counts:
+    config = settings(values, count)
+    one = work(config, load_data(config, Reporter(), model.base))
+    anchor = one.study.learner.adapter
+    entrants |= {f'{name}_{count}': run for name, run in rounds(one).items()}
+
+  def of(count: int, results: dict[str, Any]) -> dict[str, Any]:
+    return {name: results[f'{name}_{count}'] for name in ('ours', 'ours_loop')}
+
+  def check(results: dict[str, Any]) -> None:
+    for count in counts:
+      check_adapters(anchor, of(count, results))
+
+  timings, out = interleaved.measure(entrants, values.repeats, check), {}
+  for count in counts:
+    steps = count * values.steps
+    quantities = {
+      'seconds_per_site_step': lambda seconds, steps=steps: seconds / steps,
+      'examples_per_second': lambda seconds, steps=steps: steps * values.batch / seconds}
+    interleaved.show(
+      f'a round of {count} sites, {values.steps} steps each, {model.base.name}',
+      of(count, timings), quantities)
+    out |= interleaved.found(of(count, timings), quantities, f'_{count}_sites')
+  return out
+
+
+def dry_run(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
+  """Lowers one site's program for abstract weights -> entries of the file."""
+  config = settings(values)
+  one = work(config, load_data(config, Reporter(), model.base))
+  lowered = jax.jit(one.train).lower(*arguments(one, schedules.round_arrays(one.schedule, 0)))
+  examples, tokens, supervised = amounts(one)
+  found = {
+    'dry_run': True, 'examples': examples, 'unique_tokens': tokens,
+    'ours_fed_tokens': values.steps * row_tokens(one.schedule.layout),
+    'flop': interleaved.training_flop(model.base.config, lora_config(config), tokens, supervised),
+    'base_bytes': tree.num_bytes(model.base.params),
+    'adapter_bytes': tree.num_bytes(one.study.learner.adapter),
+    'lowered_characters': len(lowered.as_text())}
+  print('dry run, lowered and not compiled: ' + ', '.join(
+    f'{key} {value:,.0f}' for key, value in found.items() if key != 'dry_run'))
+  return found
+
+
+def define(values: flags.FlagValues) -> None:
+  bench_inputs.define_flags(values, batch=16)
+  interleaved.define_flags(values, repeats=5)
+  flags.DEFINE_integer(
+    'steps', 2, 'Optimiser steps of a call.', lower_bound=1, flag_values=values)
+  flags.DEFINE_enum('remat', 'none', list(REMAT), 'As config.model.remat.', flag_values=values)
+  flags.DEFINE_enum(
+    'quantization', 'none', list(QUANTIZATIONS), 'As config.model.quantization; ours only.',
+    flag_values=values)
+  flags.DEFINE_list('peers', list(PEERS), "Peers; '' = none.", flag_values=values)
+  flags.DEFINE_list(
+    'variants', list(VARIANTS), "Variants of ours; '' = none.", flag_values=values)
+  flags.DEFINE_list('sites', [], 'Numbers of sites of a round.', flag_values=values)
+  flags.DEFINE_integer(
+    'chunk', 1, 'As config.fed.chunk: sites computed at once, 0 = all.', lower_bound=0,
+    flag_values=values)
+  flags.DEFINE_bool('dry_run', False, 'Lower for abstract shapes only.', flag_values=values)
+
+
+def check_flags(values: flags.FlagValues) -> None:
+  """Raises InputError for flags that do not go together, before anything is read."""
+  interleaved.check_out(values.out)
+  bench_inputs.check_names('peers', values.peers, PEERS)
+  bench_inputs.check_names('variants', values.variants, VARIANTS)
+  if values.quantization != 'none' and values.peers:
+    raise InputError(
+      f'--quantization={values.quantization}: peers train weights as they are; add --peers=')
+  for count in values.sites:
+    if not (count.isdigit() and int(count)):
+      raise InputError(f'--sites={count}: integers >= 1 are allowed')
+
+
+def bench(values: flags.FlagValues) -> dict[str, Any]:
+  """What --out holds, but for the machine."""
+  model = bench_inputs.load(
+    values.model, values.dtype, values.quantization, values.tokenizer, values.dry_run)
+  if values.dry_run:
+    return dry_run(model, values)
+  found = one_site(model, values)
+  return found | by_sites(model, values) if values.sites else found
+
+
+def main(argv: list[str]) -> int:
+  def body():
+    values = read_flags(argv, define)
+    check_flags(values)
+    threads = interleaved.pin_threads(values.threads)
+    interleaved.write(values.out, bench(values), threads)
+
+  return guarded(body)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))
