@@ -59,18 +59,19 @@ def settings(values: flags.FlagValues, sites: int = 1) -> ConfigDict:
     fed__chunk=values.chunk)
 
 
-def ours(one: Work, variants: Sequence[str]) -> dict[str, Callable[[], np.ndarray]]:
-  """Our way, and its variants, as entrants that return the K losses."""
+def ours(
+  one: Work, layouts: dict[str, schedules.Layout]
+) -> dict[str, Callable[[], np.ndarray]]:
+  """Our training, by how examples are laid in rows: entrants that return the K losses."""
   train = jax.jit(one.train)
 
-  def run(schedule: schedules.Schedule) -> np.ndarray:
-    adapter, losses, _ = train(*arguments(one, schedules.round_arrays(schedule, 0)))
+  def run(layout: schedules.Layout) -> np.ndarray:
+    packed = schedules.round_arrays(one.schedule._replace(layout=layout), 0)
+    adapter, losses, _ = train(*arguments(one, packed))
     jax.block_until_ready(adapter)
     return np.asarray(losses)
 
-  return {'ours': partial(run, one.schedule)} | {
-    f'ours_{name}': partial(run, one.schedule._replace(layout=VARIANTS[name](one.schedule)))
-    for name in variants}
+  return {name: partial(run, layout) for name, layout in layouts.items()}
 
 
 def peers(
@@ -116,9 +117,11 @@ def one_site(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, A
   """The race on one site -> entries of the file."""
   config = settings(values)
   one = work(config, load_data(config, Reporter(), model.base))
+  layouts = {'ours': one.schedule.layout} | {
+    f'ours_{name}': VARIANTS[name](one.schedule) for name in values.variants}
   theirs, fed = peers(model, one, config, values.peers)
-  timings = interleaved.measure(
-    ours(one, values.variants) | theirs, values.repeats, check_losses)
+  fed |= {name: values.steps * row_tokens(layout) for name, layout in layouts.items()}
+  timings = interleaved.measure(ours(one, layouts) | theirs, values.repeats, check_losses)
   ceiling = interleaved.matmul_ceiling(values.dtype, with_torch=bool(theirs))
   examples, tokens, supervised = amounts(one)
   flop = interleaved.training_flop(model.base.config, lora_config(config), tokens, supervised)
@@ -132,9 +135,6 @@ def one_site(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, A
     f'{model.base.name}, {values.dtype}', timings, quantities)
   print(f'{interleaved.FLOP_FORMULA}\nHere {flop:.4g} FLOP for {tokens} unique tokens, '
         f'{supervised} supervised; utilisation is of the ceiling, {best:.4g} FLOP a second.')
-  layouts = {'ours': one.schedule.layout} | {
-    f'ours_{name}': VARIANTS[name](one.schedule) for name in values.variants}
-  fed |= {name: values.steps * row_tokens(layout) for name, layout in layouts.items()}
   losses = {name: timing.result for name, timing in timings.items()}
   return interleaved.found(timings, quantities) | ceiling | {
     'examples': examples, 'unique_tokens': tokens, 'supervised_tokens': supervised, 'flop': flop,
@@ -176,15 +176,14 @@ def dry_run(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, An
   """Lowers one site's program for abstract weights -> entries of the file."""
   config = settings(values)
   one = work(config, load_data(config, Reporter(), model.base))
-  lowered = jax.jit(one.train).lower(*arguments(one, schedules.round_arrays(one.schedule, 0)))
+  jax.jit(one.train).lower(*arguments(one, schedules.round_arrays(one.schedule, 0)))
   examples, tokens, supervised = amounts(one)
   found = {
     'dry_run': True, 'examples': examples, 'unique_tokens': tokens,
     'ours_fed_tokens': values.steps * row_tokens(one.schedule.layout),
     'flop': interleaved.training_flop(model.base.config, lora_config(config), tokens, supervised),
     'base_bytes': tree.num_bytes(model.base.params),
-    'adapter_bytes': tree.num_bytes(one.study.learner.adapter),
-    'lowered_characters': len(lowered.as_text())}
+    'adapter_bytes': tree.num_bytes(one.study.learner.adapter)}
   print('dry run, lowered and not compiled: ' + ', '.join(
     f'{key} {value:,.0f}' for key, value in found.items() if key != 'dry_run'))
   return found
@@ -195,7 +194,7 @@ def define(values: flags.FlagValues) -> None:
   interleaved.define_flags(values, repeats=5)
   flags.DEFINE_integer(
     'steps', 2, 'Optimiser steps of a call.', lower_bound=1, flag_values=values)
-  flags.DEFINE_enum('remat', 'none', list(REMAT), 'As config.model.remat.', flag_values=values)
+  flags.DEFINE_enum('remat', 'products', list(REMAT), 'As config.model.remat.', flag_values=values)
   flags.DEFINE_enum(
     'quantization', 'none', list(QUANTIZATIONS), 'As config.model.quantization; ours only.',
     flag_values=values)

@@ -38,7 +38,7 @@ from fedmedjax.writer import plain, write_json
 # Idle threads spin for some milliseconds before they sleep; the next entrant waits that out.
 _SETTLE_SECONDS = 0.1
 # Side of the square product whose speed is the ceiling: 0.2 s on two cores, 2 ms on an H100.
-_SIDE = {'cpu': 2048, 'other': 8192}
+_SIDE = {'cpu': 2048, 'accelerator': 8192}
 FLOP_FORMULA = (
   'FLOP = (4 N + 6 L) x unique tokens + 4 V D x supervised places; N = weights of the seven '
   'projections of all layers, L = parameters of the adapter, V D = the head. A weight costs 2 '
@@ -242,7 +242,7 @@ def matmul_ceiling(dtype: str, with_torch: bool, repeats: int = 5) -> dict[str, 
   Returns:
     ceiling_flop_per_second, the faster library's, and each one's own.
   """
-  side = _SIDE.get(jax.default_backend(), _SIDE['other'])
+  side = _SIDE['cpu' if jax.default_backend() == 'cpu' else 'accelerator']
   values = jax.random.normal(jax.random.key(0), (side, side), dtype)
   multiply = jax.jit(jnp.matmul)
   entrants = {'xla': lambda: multiply(values, values).block_until_ready()}

@@ -94,8 +94,8 @@ def python_loop(one: Federation, count: int) -> Callable[[], Round]:
   study, turn = one.study, one.turn
   parts = algorithm_parts(one.config, study.learner.learning_rate)
   training = local_training(
-    mean_gradient(study.learner.loss_fn), parts['optimizer'], parts['rule'], lambda path: True,
-    lambda values: values)
+    mean_gradient(study.learner.loss_fn(study.arrangements[0].remat)), parts['optimizer'],
+    parts['rule'], lambda path: True, lambda values: values)
   ctrl = parts['rule'].init(study.learner.adapter)
 
   @jax.jit

@@ -23,7 +23,7 @@ class Work(NamedTuple):
 
   study: Study
   schedule: schedules.Schedule   # of the study, the examples of round 0 in random order
-  train: Callable                # all steps of one site, not compiled yet
+  train: Callable                # `local_training` from start to end, not compiled yet
   rates: list[float]             # of its optimiser's steps, K
   ctrl: tuple                    # what the rule starts with
 
@@ -43,8 +43,8 @@ def work(config: ConfigDict, data: Data) -> Work:
     for one in study.schedule.plan[0])
   parts = algorithm_parts(config, study.learner.learning_rate)
   training = local_training(
-    mean_gradient(study.learner.loss_fn), parts['optimizer'], parts['rule'], lambda path: True,
-    lambda values: values)
+    mean_gradient(study.learner.loss_fn(study.arrangements[0].remat)), parts['optimizer'],
+    parts['rule'], lambda path: True, lambda values: values)
 
   def train(anchor, base, batches, mask, *rest):
     last = training.advance(

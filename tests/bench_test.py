@@ -2,89 +2,135 @@
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from fedmedjax.experiment import load_data
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.model.load import load_model
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.peft_format import save_peft
+from fedmedjax.progress import Reporter
 from fedmedjax.types import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
 import bench_decode  # noqa: E402
+import bench_inputs  # noqa: E402
 import bench_train  # noqa: E402
 import interleaved  # noqa: E402
+import site_work  # noqa: E402
 import torch_peer  # noqa: E402
+from row_layouts import VARIANTS  # noqa: E402
 
 LORA = LoraConfig(4, 8.0, ('q_proj', 'down_proj'))
+PIN = interleaved.pin_threads
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-  """The tests' own threads, and a ceiling that takes no time."""
-  monkeypatch.setattr(interleaved, 'pin_threads', lambda count: 2)
-  monkeypatch.setattr(interleaved, '_SIDE', {'cpu': 64})
-  monkeypatch.setattr(interleaved, '_SETTLE_SECONDS', 0.0)
+@pytest.fixture(autouse=True, scope='module')
+def small():
+  """The tests' own threads, a ceiling that takes no time, and each model loaded once."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(bench_inputs, 'load', cache(bench_inputs.load))
+    patch.setattr(interleaved, 'pin_threads', lambda count: 2)
+    patch.setattr(interleaved, '_SIDE', {'cpu': 64})
+    patch.setattr(interleaved, '_SETTLE_SECONDS', 0.0)
+    yield
 
 
-@pytest.fixture
-def command(tiny_folder):
+@pytest.fixture(scope='module')
+def command(tiny_folder, small):
   """command(main, out, *flags) -> exit status."""
   return lambda script, out, *flags: script.main([
     'script', f'--model={tiny_folder}', '--site=synthetic_icu', '--repeats=1', f'--out={out}',
     *flags])
 
 
-def test_training_is_raced_on_equal_terms(command, tmp_path):
-  """Six examples a step: micro-batches of four and two. All losses agree with ours, every repeat
-  is in the file, and sharing and packing are what keeps tokens few."""
-  out = tmp_path / 'train.json'
+@pytest.fixture(scope='module')
+def trained(command, tmp_path_factory) -> dict:
+  """What the training script writes. Six examples a step: micro-batches of four and two."""
+  out = tmp_path_factory.mktemp('bench') / 'train.json'
   assert command(
     bench_train, out, '--batch=6', '--peers=peft_batch4,peft_batch4_checkpointing',
-    '--sites=2') == 0
-  found = json.loads(out.read_text())
-  entrants = (
-    'ours', 'ours_no_sharing', 'ours_padded', 'peer_peft_batch4', 'peer_peft_batch4_checkpointing')
-  for name in entrants:
-    seconds, = found[f'{name}_seconds']
-    assert found[f'{name}_examples_per_second'] == pytest.approx(12 / seconds)
-    assert found[f'{name}_unique_tokens_per_second'] == pytest.approx(
-      found['unique_tokens'] / seconds)
-    assert found[f'{name}_model_flop_utilisation'] == pytest.approx(
-      found['flop'] / seconds / found['ceiling_flop_per_second'])
-    np.testing.assert_allclose(found[f'{name}_losses_nats'], found['ours_losses_nats'], atol=1e-3)
-  assert found['ratio_to_peft_batch4'] == pytest.approx(
-    found['peer_peft_batch4_seconds'][0] / found['ours_seconds'][0])
-  assert {'ratio_to_padded', 'ratio_no_sharing_to_peft_batch4', 'ours_compile_seconds'} <= set(
-    found)
-  fed = [found[f'{name}_fed_tokens'] for name in ('ours', 'ours_no_sharing', 'ours_padded')]
-  assert found['unique_tokens'] <= fed[0] < fed[1] <= fed[2]
-  assert found['examples'] == 12 and found['machine']['cores_used'] == 2
-  assert {'jax', 'torch', 'peft'} <= set(found['versions']) and found['commit']
-  # Two sites of two steps of six examples.
-  assert found['ours_examples_per_second_2_sites'] == pytest.approx(
-    24 / found['ours_seconds_2_sites'][0])
-  assert 'ratio_to_loop_2_sites' in found
+    '--variants=padded', '--sites=2') == 0
+  return json.loads(out.read_text())
 
 
-def test_unlike_training_is_no_race(command, tmp_path, monkeypatch, capsys):
-  """Planted: the peer learns the last prompt token, too."""
+def test_training_is_raced_on_equal_terms(trained):
+  """All losses agree with ours; every figure follows from the seconds, which are there, too."""
+  for name in ('ours', 'ours_padded', 'peer_peft_batch4', 'peer_peft_batch4_checkpointing'):
+    seconds, = trained[f'{name}_seconds']
+    assert trained[f'{name}_examples_per_second'] == pytest.approx(12 / seconds)
+    assert trained[f'{name}_unique_tokens_per_second'] == pytest.approx(
+      trained['unique_tokens'] / seconds)
+    assert trained[f'{name}_model_flop_utilisation'] == pytest.approx(
+      trained['flop'] / seconds / trained['ceiling_flop_per_second'])
+    np.testing.assert_allclose(
+      trained[f'{name}_losses_nats'], trained['ours_losses_nats'], atol=1e-3)
+  assert trained['ratio_to_peft_batch4'] == pytest.approx(
+    trained['peer_peft_batch4_seconds'][0] / trained['ours_seconds'][0])
+  assert {'ratio_to_padded', 'ratio_padded_to_peft_batch4', 'ours_compile_seconds'} <= set(trained)
+  fed = [trained[f'{name}_fed_tokens'] for name in ('ours', 'peer_peft_batch4', 'ours_padded')]
+  assert trained['unique_tokens'] <= fed[0] < fed[1] <= fed[2]
+  assert trained['examples'] == 12 and trained['machine']['cores_used'] == 2
+  assert {'jax', 'torch', 'peft'} <= set(trained['versions']) and trained['commit']
+
+
+def test_rounds_are_raced_by_number_of_sites(trained):
+  """Two sites of two steps of six examples."""
+  for name in ('ours', 'ours_loop'):
+    seconds, = trained[f'{name}_seconds_2_sites']
+    assert trained[f'{name}_examples_per_second_2_sites'] == pytest.approx(24 / seconds)
+    assert trained[f'{name}_seconds_per_site_step_2_sites'] == pytest.approx(seconds / 4)
+  assert 'ratio_to_loop_2_sites' in trained
+
+
+def test_unlike_training_is_no_race(trained, command, tmp_path, monkeypatch, capsys):
+  """Planted: the peer learns the last prompt token, too. Ours is what it was before."""
   padded = torch_peer.padded
 
   def one_more(instruction, examples):
     return padded(instruction, [
       example._replace(prompt_length=example.prompt_length - 1) for example in examples])
 
+  monkeypatch.setattr(bench_train, 'ours', lambda one, layouts: {
+    'ours': lambda: np.asarray(trained['ours_losses_nats'])})
+  flags = bench_train, tmp_path / 'train.json', '--batch=6', '--peers=peft_batch4', '--variants='
+  assert command(*flags) == 0
   monkeypatch.setattr(torch_peer, 'padded', one_more)
-  out = tmp_path / 'train.json'
-  assert command(
-    bench_train, out, '--batch=6', '--peers=peft_batch4', '--variants=', '--steps=1') == 1
+  (tmp_path / 'train.json').unlink()
+  assert command(*flags) == 1
   assert 'peer_peft_batch4 and ours do not train alike' in capsys.readouterr().err
-  assert not out.exists()
+  assert not (tmp_path / 'train.json').exists()
+
+
+@pytest.fixture(scope='module')
+def work(tiny_folder, small) -> site_work.Work:
+  config = bench_inputs.configure('synthetic_icu', 'ner', batch_size=6, steps=2)
+  model = bench_inputs.load(str(tiny_folder), 'float32', 'none', '', False)
+  return site_work.work(config, load_data(config, Reporter(), model.base))
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_rows_without_sharing_teach_the_same(work, name):
+  """Each of five examples (of six, so that a row may be left over) stands behind the whole
+  instruction, and what is supervised is what our rows supervise."""
+  part = work.schedule.sites[0].tasks[0]
+  examples = part.train[:5]
+  layout = VARIANTS[name](work.schedule)
+  ours, batch = work.schedule.layout.pack(part, examples), layout.pack(part, examples)
+  assert not batch.prefix.size and not layout.blank.target_weight.any()
+  rows = [
+    tokens[segments == segment].tolist()
+    for tokens, segments in zip(batch.tokens, batch.segments, strict=True)
+    for segment in range(1, segments.max() + 1)]
+  assert sorted(rows) == sorted([*part.instruction, *example.tokens[1:]] for example in examples)
+  for one in (ours, batch):
+    assert sorted(one.targets[one.target_weight > 0]) == sorted(
+      token for example in examples for token in example.tokens[example.prompt_length:])
 
 
 def test_losses_that_are_not_finite_do_not_agree():
@@ -172,7 +218,6 @@ def test_flags_are_checked_first(script, flag, message, capsys):
   assert message in capsys.readouterr().err
 
 
-def test_more_cores_than_there_are(monkeypatch):
-  monkeypatch.undo()
+def test_more_cores_than_there_are():
   with pytest.raises(InputError, match='--threads=9999: this process may use'):
-    interleaved.pin_threads(9999)
+    PIN(9999)

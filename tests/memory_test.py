@@ -76,8 +76,8 @@ def study(monkeypatch, *, order=None, limit=0, held=10_000):
   """A study whose round holds `at once * copies` arrays of WIDTH floats at the same time.
 
   copies: 8 for 'none', 4 for 'products', 2 for 'full'. For its gradient the loss keeps a few
-  percent of that. Returns it, the arguments of its round and the list of arrangements
-  that get compiled.
+  percent of that. Returns it, the arguments of its round and the list of arrangements that get
+  compiled.
   """
   monkeypatch.setattr(device, 'held', lambda: held + tree_bytes)
   monkeypatch.setattr(device, 'peak', lambda: held + tree_bytes)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedmedjax import main, predict, run
+from fedmedjax import main, predict, run, training
 from fedmedjax.annotation import annotate
 from fedmedjax.annotation.pages import stretches
 from fedmedjax.annotation.trained import read_trained
@@ -27,11 +27,11 @@ def joint(tiny_folder, tmp_path_factory) -> Path:
   adapter is drawn at random, both factors."""
   workdir = tmp_path_factory.mktemp('runs') / 'joint'
 
-  def drawn(study, workdir, reporter, display):
+  def drawn(study, workdir, reporter, display, plan):
     rng = np.random.default_rng(5)
     state = study.algorithm.init(jax.tree.map(
       lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), study.learner.adapter))
-    return state, [], 0.0, 0.0
+    return training.Trained(state, [], 0.0, 0.0, plan)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, 'train', drawn)

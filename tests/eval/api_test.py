@@ -187,7 +187,8 @@ def test_as_many_at_once_as_allowed(server):
 
 @pytest.mark.parametrize('value, seconds', [
   ('', 0), ('soon', 0), ('nan', 0), ('-3', 0), ('2.5', 2.5), ('inf', float('inf')),
-  (email.utils.formatdate(time.time() - 60, usegmt=True), 0)])
+  # By a name, since both processes of the suite must name a test alike.
+  pytest.param(email.utils.formatdate(time.time() - 60, usegmt=True), 0, id='a minute ago')])
 def test_retry_after(value, seconds):
   assert api.seconds_to_wait(value) == seconds
   later = email.utils.formatdate(time.time() + 60, usegmt=True)
