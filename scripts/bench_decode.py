@@ -18,11 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bench_inputs
-import interleaved
 import numpy as np
 from absl import flags
 
+from benchmarks import inputs, interleaved
 from fedmedjax.data.site import TaskData
 from fedmedjax.eval.generation import Continuation, Generator, continuations, most_new_tokens
 from fedmedjax.experiment import DTYPES, load_data
@@ -46,7 +45,7 @@ class Adapter(NamedTuple):
   lora: LoraConfig | None
 
 
-def read_adapter(path: str | None, model: bench_inputs.Model) -> Adapter:
+def read_adapter(path: str | None, model: inputs.Model) -> Adapter:
   """An adapter's folder, or a run's workdir with one; '' = none."""
   if not path:
     print('no --adapter: what is decoded is the zero-shot text of the base model')
@@ -73,7 +72,7 @@ def drawn(part: TaskData, count: int) -> TaskData:
 
 
 def ours(
-  model: bench_inputs.Model, adapter: Adapter, part: TaskData, values: flags.FlagValues
+  model: inputs.Model, adapter: Adapter, part: TaskData, values: flags.FlagValues
 ) -> dict[str, Callable[[], list[Continuation]]]:
   """Decoding with each number of guesses."""
   llama = Llama(
@@ -89,12 +88,12 @@ def ours(
 
 
 def peers(
-  model: bench_inputs.Model, adapter: Adapter, part: TaskData, values: flags.FlagValues
+  model: inputs.Model, adapter: Adapter, part: TaskData, values: flags.FlagValues
 ) -> dict[str, Callable[[], list[np.ndarray]]]:
   """transformers' generate with the adapter beside and merged into the weights."""
   if not values.peers:
     return {}
-  import torch_peer
+  from benchmarks import torch_peer
 
   def built(name: str):
     twin = torch_peer.twin(model, values.dtype, torch_peer.device())
@@ -134,9 +133,9 @@ def check_texts(tokenizer: Any, results: dict[str, Sequence[Any]]) -> None:
 
 def bench(values: flags.FlagValues) -> dict[str, Any]:
   """What --out holds, but for the machine."""
-  model = bench_inputs.load(values.model, values.dtype, 'none', values.tokenizer)
+  model = inputs.load(values.model, values.dtype, 'none', values.tokenizer)
   adapter = read_adapter(values.adapter, model)
-  config = bench_inputs.configure(
+  config = inputs.configure(
     values.site, values.task, batch_size=values.batch, data__max_length=values.max_length)
   data = load_data(config, Reporter(), model.base)
   part = drawn(data.sites[0].tasks[0], values.batch * values.batches)
@@ -162,7 +161,7 @@ def bench(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def define(values: flags.FlagValues) -> None:
-  bench_inputs.define_flags(values, batch=16)
+  inputs.define_flags(values, batch=16)
   interleaved.define_flags(values, repeats=3)
   flags.DEFINE_string(
     'adapter', None, "A run's workdir or a PEFT folder; without one the base model answers.",
@@ -179,7 +178,7 @@ def define(values: flags.FlagValues) -> None:
 def check_flags(values: flags.FlagValues) -> None:
   """Raises InputError for flags that do not go together, before anything is read."""
   interleaved.check_out(values.out)
-  bench_inputs.check_names('peers', values.peers, PEERS)
+  inputs.check_names('peers', values.peers, PEERS)
   if not values.guesses or len(set(values.guesses)) < len(values.guesses):
     raise InputError(f'--guesses={",".join(values.guesses)}: integers, each once, are allowed')
   for guesses in values.guesses:

@@ -20,12 +20,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import bench_inputs
-import interleaved
 import numpy as np
-import site_rounds
 from absl import flags
 
+from benchmarks import inputs, interleaved, site_rounds
 from fedmedjax.experiment import load_data
 from fedmedjax.program import guarded, read_flags
 from fedmedjax.progress import Reporter
@@ -49,13 +47,13 @@ def race(
     os.environ[name] = '0'
   # Ray forks to start another program at once; jax warns of forks that go on.
   warnings.filterwarnings('ignore', message=r'os\.fork')
-  import flower_site
   import ray
-  import torch_peer
   from flwr.app import MetricRecord
   from flwr.serverapp import ServerApp
   from flwr.serverapp.strategy import FedAvg
   from flwr.simulation import run_simulation
+
+  from benchmarks import flower_site, torch_peer
   logging.getLogger('flwr').setLevel(logging.ERROR)
   sites, rounds, begun = len(one.turn.weights), [], [time.perf_counter()]
   theirs, own, result = [], [], []
@@ -123,10 +121,9 @@ def check(
 
 def bench(values: flags.FlagValues, threads: int) -> dict[str, Any]:
   """What --out holds, but for the machine."""
-  import flower_site
-  import torch_peer
-  model = bench_inputs.load(values.model, values.dtype, tokenizer=values.tokenizer)
-  config = bench_inputs.configure(
+  from benchmarks import flower_site, torch_peer
+  model = inputs.load(values.model, values.dtype, tokenizer=values.tokenizer)
+  config = inputs.configure(
     values.site, values.task, batch_size=values.batch, steps=values.steps, sites=values.sites,
     data__max_length=values.max_length, model__dtype=values.dtype, fed__chunk=values.chunk)
   one = site_rounds.federation(config, load_data(config, Reporter(), model.base))
@@ -144,7 +141,7 @@ def bench(values: flags.FlagValues, threads: int) -> dict[str, Any]:
 
 
 def define(values: flags.FlagValues) -> None:
-  bench_inputs.define_flags(values, batch=4)
+  inputs.define_flags(values, batch=4)
   values.set_default('model', 'width_256')
   interleaved.define_flags(values, repeats=3)
   flags.DEFINE_integer('steps', 2, 'Local steps of a site.', lower_bound=1, flag_values=values)

@@ -23,14 +23,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bench_inputs
-import interleaved
-import scaling_plot
-import site_rounds
 from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from benchmarks import inputs, interleaved, scaling_plot, site_rounds
 from fedmedjax.experiment import load_data
 from fedmedjax.program import guarded, read_flags
 from fedmedjax.progress import Reporter
@@ -40,7 +37,7 @@ QUIET = Reporter(Console(quiet=True))
 
 
 def settings(values: flags.FlagValues, sites: int, chunk: int) -> ConfigDict:
-  return bench_inputs.configure(
+  return inputs.configure(
     values.site, values.task, batch_size=values.batch, steps=values.steps, sites=sites,
     data__max_length=values.max_length, data__synthetic_notes=values.notes,
     model__dtype=values.dtype, fed__chunk=chunk)
@@ -53,7 +50,7 @@ def timed(name: str, timing: interleaved.Timing) -> dict[str, Any]:
     f'{name}_seconds_per_round_range': [min(timing.seconds), max(timing.seconds)]}
 
 
-def by_sites(model: bench_inputs.Model, values: flags.FlagValues, count: int) -> dict[str, Any]:
+def by_sites(model: inputs.Model, values: flags.FlagValues, count: int) -> dict[str, Any]:
   """The race at `count` sites -> entries of the file with the suffix _N_sites."""
   config = settings(values, count, values.chunk)
   one = site_rounds.federation(config, load_data(config, QUIET, model.base))
@@ -86,7 +83,7 @@ def sites_row(found: dict[str, Any], count: int) -> dict[str, Any]:
   return row | {'ours_peak_bytes': found[f'ours_peak_bytes_{count}_sites']}
 
 
-def by_chunk(model: bench_inputs.Model, values: flags.FlagValues) -> list[dict[str, Any]]:
+def by_chunk(model: inputs.Model, values: flags.FlagValues) -> list[dict[str, Any]]:
   """The same round with other numbers of sites computed at once, all in turns."""
   chunks = [int(chunk) for chunk in values.chunks]
   config = settings(values, values.part_sites, 1)
@@ -104,7 +101,7 @@ def by_chunk(model: bench_inputs.Model, values: flags.FlagValues) -> list[dict[s
     for chunk, one in rounds.items()]
 
 
-def by_skew(model: bench_inputs.Model, values: flags.FlagValues) -> list[dict[str, Any]]:
+def by_skew(model: inputs.Model, values: flags.FlagValues) -> list[dict[str, Any]]:
   """One pass of power-law sites over the same sentences, in chunks, all exponents in turns."""
   rows, entrants = [], {}
   for exponent in map(float, values.skews):
@@ -126,7 +123,7 @@ def by_skew(model: bench_inputs.Model, values: flags.FlagValues) -> list[dict[st
 
 def bench(values: flags.FlagValues) -> dict[str, Any]:
   """What --out holds, but for the machine."""
-  model = bench_inputs.load(values.model, values.dtype, tokenizer=values.tokenizer)
+  model = inputs.load(values.model, values.dtype, tokenizer=values.tokenizer)
   found: dict[str, Any] = {'by_sites': [], 'by_chunk': [], 'by_skew': []}
   for count in map(int, values.sites):
     entries = by_sites(model, values, count)
@@ -140,7 +137,7 @@ def bench(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def define(values: flags.FlagValues) -> None:
-  bench_inputs.define_flags(values, batch=4)
+  inputs.define_flags(values, batch=4)
   values.set_default('model', 'width_256')
   interleaved.define_flags(values, repeats=3)
   flags.DEFINE_integer('steps', 2, 'Local steps of a site.', lower_bound=1, flag_values=values)

@@ -25,15 +25,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import bench_inputs
-import interleaved
 import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
-from row_layouts import VARIANTS, row_tokens
-from site_work import Work, amounts, arguments, check_adapters, rounds, work
 
+from benchmarks import inputs, interleaved
+from benchmarks.row_layouts import VARIANTS, row_tokens
+from benchmarks.site_work import Work, amounts, arguments, check_adapters, rounds, work
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import load_data, lora_config
@@ -53,7 +52,7 @@ _COMPARED, _TOLERANCE = 3, 1e-3
 
 
 def settings(values: flags.FlagValues, sites: int = 1) -> ConfigDict:
-  return bench_inputs.configure(
+  return inputs.configure(
     values.site, values.task, batch_size=values.batch, steps=values.steps, sites=sites,
     data__max_length=values.max_length, model__dtype=values.dtype, model__remat=values.remat,
     fed__chunk=values.chunk)
@@ -75,12 +74,12 @@ def ours(
 
 
 def peers(
-  model: bench_inputs.Model, one: Work, config: ConfigDict, names: Sequence[str]
+  model: inputs.Model, one: Work, config: ConfigDict, names: Sequence[str]
 ) -> tuple[dict[str, Callable[[], np.ndarray]], dict[str, int]]:
   """PEFT's loop by each recipe -> (entrants, tokens that each of them feeds)."""
   if not names:
     return {}, {}
-  import torch_peer
+  from benchmarks import torch_peer
   part = one.schedule.sites[0].tasks[0]
   steps = [
     torch_peer.PeerStep(part.instruction, tuple(part.train[i] for i in step.members))
@@ -113,7 +112,7 @@ def check_losses(results: dict[str, np.ndarray]) -> None:
         f'{np.round(found, 5).tolist()} and {np.round(own, 5).tolist()}')
 
 
-def one_site(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
+def one_site(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
   """The race on one site -> entries of the file."""
   config = settings(values)
   one = work(config, load_data(config, Reporter(), model.base))
@@ -143,7 +142,7 @@ def one_site(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, A
     **{f'{name}_losses_nats': found for name, found in losses.items()}}
 
 
-def by_sites(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
+def by_sites(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
   """Rounds over each number of sites, all in turns -> entries with the suffix _N_sites."""
   entrants, counts, anchor = {}, [int(count) for count in values.sites], None
   for count in counts:
@@ -172,7 +171,7 @@ def by_sites(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, A
   return out
 
 
-def dry_run(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
+def dry_run(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
   """Lowers one site's program for abstract weights -> entries of the file."""
   config = settings(values)
   one = work(config, load_data(config, Reporter(), model.base))
@@ -190,7 +189,7 @@ def dry_run(model: bench_inputs.Model, values: flags.FlagValues) -> dict[str, An
 
 
 def define(values: flags.FlagValues) -> None:
-  bench_inputs.define_flags(values, batch=16)
+  inputs.define_flags(values, batch=16)
   interleaved.define_flags(values, repeats=5)
   flags.DEFINE_integer(
     'steps', 2, 'Optimiser steps of a call.', lower_bound=1, flag_values=values)
@@ -211,8 +210,8 @@ def define(values: flags.FlagValues) -> None:
 def check_flags(values: flags.FlagValues) -> None:
   """Raises InputError for flags that do not go together, before anything is read."""
   interleaved.check_out(values.out)
-  bench_inputs.check_names('peers', values.peers, PEERS)
-  bench_inputs.check_names('variants', values.variants, VARIANTS)
+  inputs.check_names('peers', values.peers, PEERS)
+  inputs.check_names('variants', values.variants, VARIANTS)
   if values.quantization != 'none' and values.peers:
     raise InputError(
       f'--quantization={values.quantization}: peers train weights as they are; add --peers=')
@@ -223,7 +222,7 @@ def check_flags(values: flags.FlagValues) -> None:
 
 def bench(values: flags.FlagValues) -> dict[str, Any]:
   """What --out holds, but for the machine."""
-  model = bench_inputs.load(
+  model = inputs.load(
     values.model, values.dtype, values.quantization, values.tokenizer, values.dry_run)
   if values.dry_run:
     return dry_run(model, values)

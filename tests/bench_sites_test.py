@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'scripts'))
 import bench_peers  # noqa: E402
 import bench_sites  # noqa: E402
-import interleaved  # noqa: E402
-import site_rounds  # noqa: E402
-from site_rounds import Round  # noqa: E402
+
+from benchmarks import interleaved, site_rounds  # noqa: E402
+from benchmarks.site_rounds import Round  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

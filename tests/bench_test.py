@@ -19,12 +19,10 @@ from fedmedjax.types import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
 import bench_decode  # noqa: E402
-import bench_inputs  # noqa: E402
 import bench_train  # noqa: E402
-import interleaved  # noqa: E402
-import site_work  # noqa: E402
-import torch_peer  # noqa: E402
-from row_layouts import VARIANTS  # noqa: E402
+
+from benchmarks import inputs, interleaved, site_work, torch_peer  # noqa: E402
+from benchmarks.row_layouts import VARIANTS  # noqa: E402
 
 LORA = LoraConfig(4, 8.0, ('q_proj', 'down_proj'))
 PIN = interleaved.pin_threads
@@ -34,7 +32,7 @@ PIN = interleaved.pin_threads
 def small():
   """The tests' own threads, a ceiling that takes no time, and each model loaded once."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(bench_inputs, 'load', cache(bench_inputs.load))
+    patch.setattr(inputs, 'load', cache(inputs.load))
     patch.setattr(interleaved, 'pin_threads', lambda count: 2)
     patch.setattr(interleaved, '_SIDE', {'cpu': 64})
     patch.setattr(interleaved, '_SETTLE_SECONDS', 0.0)
@@ -109,8 +107,8 @@ def test_unlike_training_is_no_race(trained, command, tmp_path, monkeypatch, cap
 
 @pytest.fixture(scope='module')
 def work(tiny_folder, small) -> site_work.Work:
-  config = bench_inputs.configure('synthetic_icu', 'ner', batch_size=6, steps=2)
-  model = bench_inputs.load(str(tiny_folder), 'float32', 'none', '', False)
+  config = inputs.configure('synthetic_icu', 'ner', batch_size=6, steps=2)
+  model = inputs.load(str(tiny_folder), 'float32', 'none', '', False)
   return site_work.work(config, load_data(config, Reporter(), model.base))
 
 

@@ -1,6 +1,6 @@
 """transformers and PEFT beside ours: the same weights, adapter, examples and optimiser.
 
-    twin = torch_peer.twin(model, 'float32', 'cpu')          # bench_inputs.Model
+    twin = torch_peer.twin(model, 'float32', 'cpu')          # inputs.Model
     peer = torch_peer.adapted(twin, adapter_folder)          # of model/peft_format.py
     losses = torch_peer.train(peer, steps, rates, Recipe(micro_batch=8, checkpointing=False))
 
@@ -17,8 +17,8 @@ import numpy as np
 import peft
 import torch
 import transformers
-from bench_inputs import Model
 
+from benchmarks.inputs import Model
 from fedmedjax.data.tokenize import TokenExample
 from fedmedjax.model.convert import HUGGING_FACE, tensor_names
 

@@ -1,8 +1,8 @@
 """What scripts/bench_*.py run on: a model from files or random in a true shape, and a site's notes.
 
-    model = bench_inputs.load('', 'float32')                  # SmolLM2, or a path, or a hub id
-    model = bench_inputs.load('llama31_8b', 'bfloat16')       # random weights, made on the device
-    config = bench_inputs.configure('maccrobat2020', 'ner', batch_size=16, steps=6)
+    model = inputs.load('', 'float32')                  # SmolLM2, or a path, or a hub id
+    model = inputs.load('llama31_8b', 'bfloat16')       # random weights, made on the device
+    config = inputs.configure('maccrobat2020', 'ner', batch_size=16, steps=6)
     data = load_data(config, Reporter(), model.base)
 """
 

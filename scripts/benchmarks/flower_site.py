@@ -1,4 +1,4 @@
-"""A site as a client of Flower: the PEFT loop of scripts/site_rounds.py behind a message.
+"""A site as a client of Flower: the PEFT loop of site_rounds.py behind a message.
 
     write(folder, one, model)        # what a client reads: model, adapter, steps of every site
     ClientApp `app`                  # trains from the arrays it is sent
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch_peer
 import transformers
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from site_rounds import Federation, peer_steps
 
+from benchmarks import torch_peer
+from benchmarks.site_rounds import Federation, peer_steps
 from fedmedjax.data.tokenize import TokenExample
 from fedmedjax.experiment import lora_config
 from fedmedjax.model.peft_format import save_peft

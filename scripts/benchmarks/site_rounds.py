@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bench_inputs
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks import inputs
 from fedmedjax import exchange
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import Data, Study, lora_config, prepare
@@ -67,7 +67,7 @@ def compiled(one: Federation) -> Compiled:
   """A run's own program, compiled when it is first asked for."""
   study, turn = one.study, one.turn
 
-  def inputs() -> tuple:
+  def arguments() -> tuple:
     batches, mask = schedules.round_arrays(study.schedule, 0, turn.cohort.sites, turn.steps)
     return (
       study.algorithm.init(study.learner.adapter), study.learner.base,
@@ -75,10 +75,10 @@ def compiled(one: Federation) -> Compiled:
 
   @cache
   def program():
-    return study.algorithm.round.lower(*inputs()).compile()
+    return study.algorithm.round.lower(*arguments()).compile()
 
   def run() -> Round:
-    state, metrics = jax.block_until_ready(program()(*inputs()))
+    state, metrics = jax.block_until_ready(program()(*arguments()))
     return Round(np.nanmean(metrics.train_loss, axis=1), state.adapter)
 
   def peak_bytes() -> int:
@@ -121,9 +121,9 @@ def python_loop(one: Federation, count: int) -> Callable[[], Round]:
   return run
 
 
-def tuned(one: Federation, model: bench_inputs.Model):
+def tuned(one: Federation, model: inputs.Model):
   """transformers' model with our weights and, by PEFT, our adapter."""
-  import torch_peer
+  from benchmarks import torch_peer
   twin = torch_peer.twin(model, one.config.model.dtype, torch_peer.device())
   with tempfile.TemporaryDirectory() as folder:
     save_peft(
@@ -133,7 +133,7 @@ def tuned(one: Federation, model: bench_inputs.Model):
 
 def peer_steps(one: Federation, place: int) -> tuple[list, list[float]]:
   """(a torch_peer.PeerStep each, the learning rates) of the cohort's site at `place`."""
-  import torch_peer
+  from benchmarks import torch_peer
   schedule, count = one.study.schedule, int(one.turn.steps[place])
   optimizer = algorithm_parts(one.config, one.study.learner.learning_rate)['optimizer']
   steps = []
@@ -147,7 +147,8 @@ def peer_steps(one: Federation, place: int) -> tuple[list, list[float]]:
 def peft_loop(one: Federation, tuned, count: int) -> Callable[[], Round]:
   """The sites one after the other in torch and PEFT, a step's examples in one padded batch."""
   import torch
-  import torch_peer
+
+  from benchmarks import torch_peer
   work = [peer_steps(one, place) for place in range(count)]
   recipe = torch_peer.Recipe(one.config.fed.batch_size, checkpointing=False)
   rewind, weights = torch_peer.rewinder(tuned), one.turn.weights[:count]

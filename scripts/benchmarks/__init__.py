@@ -1,0 +1,1 @@
+"""What scripts/bench_*.py share: inputs, ways to train and decode, peers, timing, tables."""
