@@ -27,8 +27,8 @@ setup(
     # machines that serve one, and the tests need no more.
     # openai, fastapi and uvicorn are what `transformers serve` needs.
     'test': [
-      'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix', 'flwr',
-      'openai>=2', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate',
+      'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'torch==2.13.0', 'peft', 'qwix',
+      'flwr[simulation]', 'openai>=2', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate',
       'datasets>=4', 'tensorboardX'],
   },
 )

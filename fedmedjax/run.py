@@ -145,8 +145,9 @@ def _carried_out(
     'checkpoint_seconds': trained.saving,
     'quarantined': sum(len(line.get('quarantined', ())) for line in lines),
     'skipped_rounds': sum(line.get('skipped', False) for line in lines),
-    # Of the accelerator when it counts them, else of this process. None = nothing was trained now.
+    # Of the accelerator when it counts them, else of this process.
     'peak_memory_bytes': device.peak(),
+    # None = nothing was trained now.
     'predicted_peak_bytes': trained.plan.peak if trained.plan else None, 'versions': versions(),
   }
   writer.write_text(workdir / 'ledger.csv', exchange.ledger_csv(study.meeting, lines))

@@ -29,7 +29,6 @@ from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig
 from fedmedjax.model.peft_format import load_peft
-from fedmedjax.program import guarded, read_flags
 from fedmedjax.progress import Reporter
 from fedmedjax.types import InputError
 
@@ -187,13 +186,7 @@ def check_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: list[str]) -> int:
-  def body():
-    values = read_flags(argv, define)
-    check_flags(values)
-    threads = interleaved.pin_threads(values.threads)
-    interleaved.write(values.out, bench(values), threads)
-
-  return guarded(body)
+  return interleaved.run(argv, define, check_flags, bench)
 
 
 if __name__ == '__main__':

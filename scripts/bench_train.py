@@ -30,16 +30,15 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from benchmarks import inputs, interleaved
+from benchmarks import inputs, interleaved, site_rounds
 from benchmarks.row_layouts import VARIANTS, row_tokens
-from benchmarks.site_work import Work, amounts, arguments, check_adapters, rounds, work
+from benchmarks.site_work import Work, amounts, arguments, work
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import load_data, lora_config
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.peft_format import save_peft
 from fedmedjax.model.quant import QUANTIZATIONS
-from fedmedjax.program import guarded, read_flags
 from fedmedjax.progress import Reporter
 from fedmedjax.types import InputError
 
@@ -147,16 +146,19 @@ def by_sites(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
   entrants, counts, anchor = {}, [int(count) for count in values.sites], None
   for count in counts:
     config = settings(values, count)
-    one = work(config, load_data(config, Reporter(), model.base))
+    one = site_rounds.federation(config, load_data(config, Reporter(), model.base))
     anchor = one.study.learner.adapter
-    entrants |= {f'{name}_{count}': run for name, run in rounds(one).items()}
+    entrants |= {
+      f'ours_{count}': site_rounds.compiled(one).run,
+      f'ours_loop_{count}': site_rounds.python_loop(one, count)}
 
   def of(count: int, results: dict[str, Any]) -> dict[str, Any]:
     return {name: results[f'{name}_{count}'] for name in ('ours', 'ours_loop')}
 
   def check(results: dict[str, Any]) -> None:
     for count in counts:
-      check_adapters(anchor, of(count, results))
+      site_rounds.check_losses(of(count, results))
+      site_rounds.check_adapters(anchor, of(count, results))
 
   timings, out = interleaved.measure(entrants, values.repeats, check), {}
   for count in counts:
@@ -231,13 +233,7 @@ def bench(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-  def body():
-    values = read_flags(argv, define)
-    check_flags(values)
-    threads = interleaved.pin_threads(values.threads)
-    interleaved.write(values.out, bench(values), threads)
-
-  return guarded(body)
+  return interleaved.run(argv, define, check_flags, bench)
 
 
 if __name__ == '__main__':

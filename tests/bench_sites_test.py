@@ -85,7 +85,6 @@ def test_flower_must_answer_and_agree():
 @pytest.mark.slow
 def test_flowers_simulation(tiny_folder, tmp_path):
   """In a process of its own: Flower's imports warn."""
-  pytest.importorskip('ray')
   out = tmp_path / 'peers.json'
   subprocess.run(
     [sys.executable, ROOT / 'scripts' / 'bench_peers.py', f'--model={tiny_folder}', '--sites=2',

@@ -42,7 +42,8 @@ def attend(q: Array, sources: tuple[Source, ...]) -> Array:
   [KV, B, T*G, d], so a shared source is one large matrix product per key head (on CPU three
   times faster than an einsum that leaves the head axis inside). The weights are not kept for the
   backward pass but made again from the denominators, as in FlashAttention (Dao et al.,
-  arXiv:2205.14135, section 3.1, without its tiles).
+  arXiv:2205.14135, section 3.1, without its tiles). That gradient of its own has no forward mode:
+  jax.jvp and jax.hessian refuse it.
   """
   batch, length, heads, dim = q.shape
   kv_heads = sources[0].k.shape[0]

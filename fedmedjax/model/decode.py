@@ -236,15 +236,14 @@ def _grow(slots: int, cache: jax.Array) -> jax.Array:
 
 
 def _write(slots: jax.Array, caches, new):
-  """Caches, leaves [..., B, M, d], with new ones [..., B, T, d] at each example's slot, i32[B].
+  """Caches, leaves [L, KV, B, M, d], with new ones [L, KV, B, T, d] at each example's slot, i32[B].
 
   Row by row, which happens in place; a scatter of all rows copied the cache on CPU, a half more
   time a pass.
   """
   def put(row, cache, values):
-    axis = cache.ndim - 3
-    values = jax.lax.dynamic_slice_in_dim(values, row, 1, axis)
-    return jax.lax.dynamic_update_slice(cache, values, (0,) * axis + (row, slots[row], 0))
+    values = jax.lax.dynamic_slice_in_dim(values, row, 1, axis=2)
+    return jax.lax.dynamic_update_slice(cache, values, (0, 0, row, slots[row], 0))
 
   return jax.lax.fori_loop(
     0, len(slots), lambda row, caches: jax.tree.map(partial(put, row), caches, new), caches)

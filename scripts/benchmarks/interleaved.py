@@ -1,5 +1,6 @@
 """What scripts/bench_*.py share: callables timed in turns in one process, a table and a file.
 
+    interleaved.run(argv, define, check_flags, bench)    # a whole script, or by hand:
     threads = interleaved.pin_threads(values.threads)    # first of all, before jax computes
     ceiling = interleaved.matmul_ceiling('float32', with_torch=True)
     timings = interleaved.measure({'ours': ours, 'peer_peft_batch8': peer}, values.repeats, check)
@@ -31,7 +32,7 @@ from rich.table import Table
 
 from fedmedjax.model.llama import PROJECTIONS, LlamaConfig
 from fedmedjax.model.lora import LoraConfig
-from fedmedjax.program import versions
+from fedmedjax.program import guarded, read_flags, versions
 from fedmedjax.types import InputError
 from fedmedjax.writer import plain, write_json
 
@@ -229,6 +230,20 @@ def write(out: str | None, values: Mapping[str, Any], threads: int) -> None:
   if out:
     write_json(Path(out), plain({**values, **machine(threads)}))
     print(f'written: {out}')
+
+
+def run(
+  argv: list[str], define: Callable[[flags.FlagValues], None],
+  check: Callable[[flags.FlagValues], None], bench: Callable[[flags.FlagValues], dict[str, Any]],
+) -> int:
+  """A script from its command line to its exit status: what `bench` finds goes to --out."""
+  def body():
+    values = read_flags(argv, define)
+    check(values)
+    threads = pin_threads(values.threads)
+    write(values.out, bench(values), threads)
+
+  return guarded(body)
 
 
 def matmul_ceiling(dtype: str, with_torch: bool, repeats: int = 5) -> dict[str, float]:

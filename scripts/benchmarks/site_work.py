@@ -1,20 +1,18 @@
-"""What a run trains with, as a benchmark calls it: one site's steps, or a round over sites."""
+"""What a run trains with, as a benchmark calls it: the steps of one site."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedmedjax import exchange, tree
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import Data, Study, prepare
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.local import local_training
-from fedmedjax.fed.types import LocalData
 from fedmedjax.method import algorithm_parts
 
 
@@ -23,9 +21,29 @@ class Work(NamedTuple):
 
   study: Study
   schedule: schedules.Schedule   # of the study, the examples of round 0 in random order
-  train: Callable                # `local_training` from start to end, not compiled yet
+  train: Callable                # `site_training`
   rates: list[float]             # of its optimiser's steps, K
   ctrl: tuple                    # what the rule starts with
+
+
+def site_training(config: ConfigDict, study: Study) -> Callable:
+  """`local_training` of a run from start to end, not compiled yet.
+
+  Returns:
+    train(anchor, base, batches [K, ...], mask bool[K], server_ctrl, site_ctrl, site i32[], key) ->
+    (adapter, losses f32[K], steps taken i32[]).
+  """
+  parts = algorithm_parts(config, study.learner.learning_rate)
+  training = local_training(
+    mean_gradient(study.learner.loss_fn(study.arrangements[0].remat)), parts['optimizer'],
+    parts['rule'], lambda path: True, lambda values: values)
+
+  def train(anchor, base, batches, mask, *rest):
+    last = training.advance(
+      0, mask.sum(), training.start(anchor, mask), anchor, base, batches, mask, *rest)
+    return last.adapter, last.losses, last.taken
+
+  return train
 
 
 def work(config: ConfigDict, data: Data) -> Work:
@@ -42,18 +60,10 @@ def work(config: ConfigDict, data: Data) -> Work:
     tuple(step._replace(members=rng.permutation(step.members)) for step in one)
     for one in study.schedule.plan[0])
   parts = algorithm_parts(config, study.learner.learning_rate)
-  training = local_training(
-    mean_gradient(study.learner.loss_fn(study.arrangements[0].remat)), parts['optimizer'],
-    parts['rule'], lambda path: True, lambda values: values)
-
-  def train(anchor, base, batches, mask, *rest):
-    last = training.advance(
-      0, mask.sum(), training.start(anchor, mask), anchor, base, batches, mask, *rest)
-    return last.adapter, last.losses, last.taken
-
   steps = config.fed.local_steps
   return Work(
-    study, study.schedule._replace(plan=(first, *study.schedule.plan[1:])), train,
+    study, study.schedule._replace(plan=(first, *study.schedule.plan[1:])),
+    site_training(config, study),
     [float(parts['optimizer'].rate(k, jnp.int32(steps))) for k in range(steps)],
     parts['rule'].init(study.learner.adapter))
 
@@ -74,47 +84,3 @@ def amounts(one: Work) -> tuple[int, int, int]:
     for steps in one.schedule.plan[0] for step in steps]
   return examples, tokens, sum(
     pack.supervised(part.train[i], 'completion') for part, step in parts for i in step.members)
-
-
-def rounds(one: Work) -> dict[str, Callable[[], Any]]:
-  """Round 0 compiled whole, and as a loop in Python over its sites: both give the new adapter."""
-  study, schedule = one.study, one.schedule
-  turn = exchange.turnout(study.meeting, schedule, 0)
-  train = jax.jit(one.train)
-
-  def packed():
-    return schedules.round_arrays(schedule, 0, turn.cohort.sites, turn.steps)
-
-  def compiled():
-    state, _ = study.algorithm.round(
-      study.algorithm.init(study.learner.adapter), study.learner.base,
-      LocalData(*packed(), turn.weights), turn.cohort.sites, None, jax.random.key(0))
-    return jax.block_until_ready(state.adapter)
-
-  @jax.jit
-  def add(total, adapter, anchor, weight):
-    return jax.tree.map(lambda t, x, x0: t + weight * (x - x0), total, adapter, anchor)
-
-  def loop():
-    total = anchor = study.learner.adapter
-    made = packed()
-    for place, weight in enumerate(turn.weights / turn.weights.sum()):
-      adapter, _, _ = train(*arguments(one, made, place))
-      total = add(total, adapter, anchor, weight)
-    return jax.block_until_ready(total)
-
-  return {'ours': compiled, 'ours_loop': loop}
-
-
-def check_adapters(anchor, results: dict[str, Any]) -> None:
-  """Raises RuntimeError unless all learnt what the round did, to 1 % of its length.
-
-  AdamW's first steps have the sign of gradients that may be rounding only; wrong weights or
-  examples show far above that.
-  """
-  ours = results['ours']
-  learnt = tree.norm(jax.tree.map(jnp.subtract, ours, anchor))
-  for name, adapter in results.items():
-    apart = float(tree.norm(jax.tree.map(jnp.subtract, adapter, ours)) / learnt)
-    if not apart <= 1e-2:
-      raise RuntimeError(f'{name}: what it learnt is {apart:.2g} of its length from the round')
