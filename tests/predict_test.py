@@ -14,7 +14,7 @@ import pytest
 from fedmedjax import main, predict, run, training
 from fedmedjax.annotation import annotate
 from fedmedjax.annotation.pages import stretches
-from fedmedjax.annotation.trained import read_trained
+from fedmedjax.annotation.trained import FLAGS, read_trained
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.formats.brat import read_brat
 from fedmedjax.eval import evaluate
@@ -444,7 +444,7 @@ def test_pieces_hold_every_character(smollm):
 
 def test_the_prompt_is_a_trained_one(joint, tmp_path):
   """Of the widest site by default, entities and modifiers each; of a site's own adapter its own."""
-  none = dict.fromkeys(('base', 'dtype', 'quantization', 'batch_size'))
+  none = dict.fromkeys(FLAGS)
   held = json.loads((joint / 'summary.json').read_text())['instructions']
   trained = read_trained(joint, none, '', '')
   assert trained.adapter == joint / 'adapter'
