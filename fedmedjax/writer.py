@@ -53,15 +53,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[Any]:
-  """The complete lines of a JSON-lines file; a torn last line is left out."""
+  """The complete lines of a JSON-lines file up to one that is torn or no UTF-8."""
   if not path.exists():
     return []
   records = []
   # Not splitlines(): texts may hold other separators that JSON leaves as they are.
-  for line in path.read_text(encoding='utf-8').split('\n')[:-1]:
+  for line in path.read_bytes().split(b'\n')[:-1]:
     try:
-      records.append(json.loads(line))
-    except ValueError:
+      records.append(json.loads(line.decode('utf-8')))
+    except (ValueError, RecursionError):
       break
   return records
 

@@ -1,7 +1,8 @@
-"""Which runs may go on in a folder."""
+"""Which runs may go on in a folder, and what is read of a spoilt one."""
 
 import pytest
 
+from fedmedjax import writer
 from fedmedjax.types import InputError
 from fedmedjax.writer import check_workdir, claim
 
@@ -12,3 +13,13 @@ def test_only_the_keys_that_were_named_may_differ(tmp_path):
   assert check_workdir(tmp_path, {'api.shots': 0, 'api.timeout': 2.0}, ('api.timeout',)) is None
   with pytest.raises(InputError, match=r'config\.api\.shots=0, this one has 5'):
     check_workdir(tmp_path, {'api.shots': 5, 'api.timeout': 1.0}, ('api.timeout',))
+
+
+@pytest.mark.parametrize(
+  'spoilt', [b'{"round": 2', b'{"round": \xff}\n', b'\xff\xfe\x00', b'[' * 10**6 + b'\n'])
+def test_lines_are_read_up_to_the_first_spoilt_one(tmp_path, spoilt):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(b'{"round": 1}\n' + spoilt)
+  assert writer.read_lines(path) == [{'round': 1}]
+  path.write_bytes(spoilt + b'{"round": 1}\n')
+  assert writer.read_lines(path) == []
