@@ -298,7 +298,8 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
     num_sites=len(schedule.weights), explosion=fed.explosion, place=layout.place,
     on_step=on_step if config.log.steps else None)
 
-  site_map = partial(fitted_map, schedule.steps_taken, lanes=layout.lanes)
+  site_map = partial(
+    fitted_map, schedule.steps_taken, lanes=layout.lanes, groups=layout.groups)
 
   def arranged(arrangement: Arrangement) -> FederatedAlgorithm:
     return federated_algorithm(

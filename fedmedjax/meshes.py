@@ -20,16 +20,16 @@ def make_mesh(site: int, fsdp: int, tensor: int) -> Mesh | None:
     site, fsdp, tensor: sizes of the axes; site -1 = what the others leave.
 
   Raises:
-    InputError: there are not so many devices, or not a multiple of them.
+    InputError: there are not so many devices, or, for -1, not a multiple of fsdp * tensor.
   """
   count, split = len(jax.devices()), fsdp * tensor
   sites = count // split if site == -1 else site
   used = sites * split
-  if not used or count % used or (site == -1 and used != count):
+  if not 0 < used <= count or (site == -1 and used != count):
     raise InputError(
       f'config.mesh: site={site}, fsdp={fsdp}, tensor={tensor} need '
       f'{"a multiple of " if site == -1 else ""}{split if site == -1 else used} devices; there are '
-      f'{count}, of which a divisor is allowed')
+      f'{count}')
   if used == 1:
     return None
   return jax.make_mesh(
@@ -52,7 +52,7 @@ def spread_of(mesh: Mesh | None, chunk: int) -> Spread | None:
   if chunk > 0 and chunk % spread.parts:
     raise InputError(
       f'config.fed.chunk={chunk}: sites computed at once are spread over config.mesh.site x fsdp = '
-      f'{spread.parts} groups of devices; 0 or a multiple of {spread.parts} is allowed')
+      f'{spread.parts} groups of devices; -1, 0 or a multiple of {spread.parts} is allowed')
   return spread
 
 
@@ -72,6 +72,7 @@ class Layout(NamedTuple):
 
 
 def layout(config: ConfigDict) -> Layout:
+  """By config.mesh; InputError as `mesh_of`."""
   spread = spread_of(make_mesh(**config.mesh), config.fed.chunk)
   if spread is None:
     return Layout(jax.vmap, lambda state: state, 1)

@@ -77,11 +77,11 @@ def wide(tree):
   return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, tree)
 
 
-def a_round(params, mesh, chunk):
+def a_round(params, mesh, chunk, remat='full'):
   """(adapter and losses after a round of Fed-MedLoRA, its program, its base), in float64: there
   an error cannot pass for rounding."""
   model = Llama(
-    CONFIG, packed_attention, lora_scale=LORA.scale, remat='full', dtype=jnp.float64,
+    CONFIG, packed_attention, lora_scale=LORA.scale, remat=remat, dtype=jnp.float64,
     fetch=fetch_on(mesh))
   algorithm = federated_algorithm(
     loss_fn=partial(packed_loss, model), gradient=mean_gradient, optimizer=adamw(1e-2),
@@ -129,12 +129,12 @@ def gathered(program) -> set[tuple[int, ...]]:
 
 
 # (site, fsdp, tensor), chunk
-@pytest.mark.parametrize('shape, chunk', [
-  ((8, 1, 1), 0), ((2, 2, 2), 4), ((1, 4, 2), 0)])
-def test_a_round_on_a_mesh(shape, chunk, params, alone):
+@pytest.mark.parametrize('shape, chunk, remat', [
+  ((8, 1, 1), 0, 'full'), ((2, 2, 2), 4, 'none'), ((1, 4, 2), 0, 'full')])
+def test_a_round_on_a_mesh(shape, chunk, remat, params, alone):
   mesh = meshes.make_mesh(*shape)
   site, fsdp, tensor = shape
-  found, program, base = a_round(params, mesh, chunk)
+  found, program, base = a_round(params, mesh, chunk, remat)
   for one, other in zip(*(jax.tree.leaves(each[0]) for each in (found, alone)), strict=True):
     assert np.linalg.norm(one - other) < 1e-10 * np.linalg.norm(other)
   np.testing.assert_allclose(found[1], alone[1], rtol=1e-6)
@@ -158,6 +158,8 @@ def test_a_round_on_a_mesh(shape, chunk, params, alone):
   shapes, kernels = gathered(program), kernel_parts()
   assert not [one for one in shapes if one[-2:] in kernels and 4 in one[:-2]], shapes
   assert (fsdp > 1) == ((1, 24, 40 // tensor) in shapes)
+  # Nor kept for the gradient.
+  assert fsdp == 1 or f'f64[4,24,{40 // tensor}]' not in text
 
 
 def test_decoding_on_a_mesh(params):
@@ -221,7 +223,7 @@ def test_rules_are_total():
 
 
 @pytest.mark.parametrize('sizes, message', [
-  ((3, 1, 1), 'site=3, fsdp=1, tensor=1 need 3 devices; there are 8'),
+  ((3, 1, 3), 'site=3, fsdp=1, tensor=3 need 9 devices; there are 8'),
   ((16, 1, 1), 'need 16 devices'),
   ((-1, 3, 1), 'need a multiple of 3 devices'),
   ((-1, 1, 9), 'need a multiple of 9 devices'),
@@ -233,6 +235,7 @@ def test_meshes_that_the_devices_do_not_make(sizes, message):
 
 def test_a_mesh_of_what_is_left():
   assert dict(meshes.make_mesh(-1, 1, 2).shape) == {'site': 4, 'fsdp': 1, 'tensor': 2}
+  assert meshes.make_mesh(3, 1, 1).size == 3
   assert meshes.make_mesh(1, 1, 1) is None
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from fedmedjax import main, predict, run, training
 from fedmedjax.annotation import annotate
+from fedmedjax.annotation import folder as folders
 from fedmedjax.annotation.pages import stretches
 from fedmedjax.annotation.trained import FLAGS, read_trained
 from fedmedjax.data.cohorts import generate_cohort
@@ -127,11 +128,20 @@ def test_answers_are_those_of_the_run(joint, tmp_path, monkeypatch, capsys):
     return found
 
   monkeypatch.setattr(evaluate, 'predictions', told)
+  meshes = []
+
+  def laid_on(trained, base, mesh):
+    meshes.append(dict(mesh.shape))
+    return make_annotator(trained, base, mesh)
+
+  make_annotator = folders.make_annotator
+  monkeypatch.setattr(folders, 'make_annotator', laid_on)
   assert predict.main(
     command(
       joint / 'adapter', source, tmp_path / 'out', '--site=synthetic_icu',
       # The base split in two, and two copies of that; the run had one device.
       '--mesh_site=2', '--mesh_fsdp=2')) == 0
+  assert meshes == [{'site': 2, 'fsdp': 2, 'tensor': 1}]
   found = {(r['document'], r['sentence_start']): r for r in answered if r['task'] == 'ner'}
   assert len(held) == 4 and len({record['generated'] for record in held}) > 1
   for record in held:

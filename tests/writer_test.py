@@ -15,6 +15,12 @@ def test_only_the_keys_that_were_named_may_differ(tmp_path):
     check_workdir(tmp_path, {'api.shots': 5, 'api.timeout': 1.0}, ('api.timeout',))
 
 
+def test_a_run_may_go_on_with_other_devices(tmp_path):
+  """Also one that was begun before there were meshes."""
+  claim(tmp_path, {'seed': 1})
+  assert check_workdir(tmp_path, {'seed': 1, 'mesh.site': 2}) is None
+
+
 @pytest.mark.parametrize(
   'spoilt', [b'{"round": 2', b'{"round": \xff}\n', b'\xff\xfe\x00', b'[' * 10**6 + b'\n'])
 def test_lines_are_read_up_to_the_first_spoilt_one(tmp_path, spoilt):

@@ -206,7 +206,12 @@ def _plan(
 def _load(trained: Trained, reporter: Reporter) -> Annotator:
   chosen = trained.settings
   path = model_path(chosen['model.path'])
-  mesh = make_mesh(*(chosen[f'mesh.{axis}'] for axis in AXES))
+  try:
+    mesh = make_mesh(*(chosen[f'mesh.{axis}'] for axis in AXES))
+  except InputError as error:
+    raise InputError(
+      f'{error}; --mesh_site, --mesh_fsdp and --mesh_tensor choose another than the run had'
+    ) from None
   placement = Placement(
     DTYPES[chosen['model.dtype']], chosen['model.quantization'],
     mesh and partial(base_shardings, mesh))

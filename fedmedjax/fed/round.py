@@ -103,11 +103,11 @@ def federated_algorithm(
     return place(new._replace(sites=sites)), RoundMetrics(
       losses, sound=sound, local_norm=local_norm, **metrics)
 
-  return FederatedAlgorithm(lambda adapter: place(init(adapter)), round_fn)
+  return FederatedAlgorithm(jax.jit(lambda adapter: place(init(adapter))), round_fn)
 
 
 def _init_program(rule, sharing, outbound, aggregator, server_optimizer, num_sites: int):
-  """The state before the first round."""
+  """The state before the first round; to be compiled, so that it is never all on one device."""
 
   def init(adapter):
     server_ctrl, site_ctrl = rule.init(adapter)

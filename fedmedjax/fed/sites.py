@@ -54,7 +54,9 @@ class SiteMap(NamedTuple):
   laid_out: Callable  # (steps i[C]) -> steps computed for them, each for as many sites at once
 
 
-def map_sites(chunk: int, halvings: int = 0, lanes: Callable = jax.vmap) -> SiteMap:
+def map_sites(
+  chunk: int, halvings: int = 0, lanes: Callable = jax.vmap, groups: int = 1
+) -> SiteMap:
   """The maps for so many sites at once.
 
   Args:
@@ -64,35 +66,36 @@ def map_sites(chunk: int, halvings: int = 0, lanes: Callable = jax.vmap) -> Site
     halvings: how often at most a chunk loses the half of its sites that is done first. Each is a
       program of its own, so it costs compilation.
     lanes: how those computed at once are, `jax.vmap` or `spread_lanes(...)`.
+    groups: of devices that they are spread over; fewer sites than those are not fewer steps.
   """
   return SiteMap(
-    partial(_every, chunk, lanes), partial(_staged, chunk, halvings, lanes),
-    partial(laid_out, chunk, halvings))
+    partial(_every, chunk, lanes), partial(_staged, chunk, halvings, lanes, groups),
+    partial(laid_out, chunk, halvings, groups=groups))
 
 
 def fitted_map(
-  rounds: Sequence[np.ndarray], chunk: int, lanes: Callable = jax.vmap
+  rounds: Sequence[np.ndarray], chunk: int, lanes: Callable = jax.vmap, groups: int = 1
 ) -> SiteMap:
   """`map_sites` with `enough_halvings`."""
-  return map_sites(chunk, enough_halvings(rounds, chunk), lanes)
+  return map_sites(chunk, enough_halvings(rounds, chunk, groups), lanes, groups)
 
 
-def enough_halvings(rounds: Sequence[np.ndarray], chunk: int) -> int:
+def enough_halvings(rounds: Sequence[np.ndarray], chunk: int, groups: int = 1) -> int:
   """The fewest with which `USEFUL` of the steps laid out are taken, or what comes nearest.
 
   Args:
     rounds: of each round, i[C] the steps that its sites take.
-    chunk: as for `map_sites`.
+    chunk, groups: as for `map_sites`.
   """
   taken, widest = sum(steps.sum() for steps in rounds), max(map(len, rounds))
-  most = (min(chunk or widest, widest) - 1).bit_length()
+  most = (math.ceil(min(chunk or widest, widest) / groups) - 1).bit_length()
   for halvings in range(most):
-    if taken >= USEFUL * sum(laid_out(chunk, halvings, steps) for steps in rounds):
+    if taken >= USEFUL * sum(laid_out(chunk, halvings, steps, groups) for steps in rounds):
       return halvings
   return most
 
 
-def laid_out(chunk: int, halvings: int, steps: np.ndarray) -> int:
+def laid_out(chunk: int, halvings: int, steps: np.ndarray, groups: int = 1) -> int:
   """Steps that are computed where sites take `steps` i[C], as `map_sites` lays them out.
 
   Without those of the sites of zeros that `spread_lanes` adds.
@@ -102,7 +105,7 @@ def laid_out(chunk: int, halvings: int, steps: np.ndarray) -> int:
   chunks, total = [*falling[odd:].reshape(-1, size)] + [falling[:odd]] * bool(odd), 0
   for own in chunks:
     first = 0
-    for width, until in _phases(own, halvings):
+    for width, until in _phases(own, halvings, groups):
       total += width * int(until - first)
       first = until
   return total
@@ -114,14 +117,14 @@ def _sizes(chunk: int, count: int) -> tuple[int, int]:
   return size, count % size
 
 
-def _phases(steps, halvings: int) -> Iterator[tuple]:
+def _phases(steps, halvings: int, groups: int) -> Iterator[tuple]:
   """(width, until): the first `width` sites of a chunk go on together up to step `until`.
 
-  `steps` [n] do not rise; numpy's or traced.
+  `steps` [n] do not rise; numpy's or traced. What goes on fills the groups of devices.
   """
   width = len(steps)
   for left in range(halvings, -1, -1):
-    rest = (width + 1) // 2 if left and width > 1 else 0
+    rest = groups * math.ceil(width / (2 * groups)) if left and width > groups else 0
     yield width, steps[rest]
     if not rest:
       return
@@ -138,15 +141,15 @@ def _every(chunk: int, lanes: Callable, fn: Callable) -> Callable:
 
 
 def _chunks(chunk: int, lanes: Callable, fn: Callable) -> Callable:
-  """As `jax.lax.map` with a batch size, which always takes jax.vmap."""
+  """As `jax.lax.map` with a batch size, which always takes jax.vmap: [C, ...] -> [C, ...]."""
 
   def mapped(*args):
-    chunks = _count(args) // chunk
-    whole = chunks * chunk
-    first = jax.tree.map(lambda x: x[:whole].reshape(chunks, chunk, *x.shape[1:]), args)
+    size, odd = _sizes(chunk, _count(args))
+    whole = _count(args) - odd
+    first = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), args)
     out = jax.lax.map(lambda xs: lanes(fn)(*xs), first)
     out = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), out)
-    if whole == _count(args):
+    if not odd:
       return out
     rest = lanes(fn)(*jax.tree.map(lambda x: x[whole:], args))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, rest)
@@ -155,11 +158,12 @@ def _chunks(chunk: int, lanes: Callable, fn: Callable) -> Callable:
 
 
 def _count(args) -> int:
+  """C of [C, ...]."""
   return jax.tree.leaves(args)[0].shape[0]
 
 
 def _staged(
-  chunk: int, halvings: int, lanes: Callable, stages: Stages, steps: jax.Array
+  chunk: int, halvings: int, lanes: Callable, groups: int, stages: Stages, steps: jax.Array
 ) -> Callable:
   count = len(steps)
   size, odd = _sizes(chunk, count)
@@ -170,7 +174,7 @@ def _staged(
 
     def chunk_of(places):
       return _together(
-        stages, lanes, _phases(steps[places], halvings),
+        stages, lanes, _phases(steps[places], halvings, groups),
         jax.tree.map(lambda x: x[places], args))
 
     def write(out, places):

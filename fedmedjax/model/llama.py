@@ -110,8 +110,7 @@ class Linear(nn.Module):
     if self.is_initializing():
       self.param('kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.features), x.dtype)
     # Not by `param`, which expects one array where a quantised kernel has several.
-    kernel = self.fetch(f'layers/{self.name}/kernel', self.get_variable('params', 'kernel'))
-    y = matmul(x, kernel)
+    y = self._product(x, self.get_variable('params', 'kernel'))
     if self.use_bias:
       y = y + self.param('bias', nn.initializers.zeros, (self.features,), x.dtype)[None]
     if self.has_variable('lora', 'a'):
@@ -119,6 +118,16 @@ class Linear(nn.Module):
       b = self.get_variable('lora', 'b').astype(x.dtype)
       y = y + checkpoint_name(x @ a * self.lora_scale, DEAR) @ b
     return checkpoint_name(y, DEAR)
+
+  def _product(self, x: Array, kernel: Any) -> Array:
+    """x @ kernel. One that is fetched is fetched again for the gradient: kept, all layers would be
+    whole on every device at once."""
+    def product(x, kernel):
+      return matmul(x, self.fetch(f'layers/{self.name}/kernel', kernel))
+
+    if self.fetch is as_stored:
+      return product(x, kernel)
+    return jax.checkpoint(product, prevent_cse=False)(x, kernel)
 
 
 class RMSNorm(nn.Module):

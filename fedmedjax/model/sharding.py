@@ -127,4 +127,4 @@ class Gathered(NamedTuple):
 
 def fetch_on(mesh: Mesh | None) -> Fetch:
   """The `Fetch` of a base that lies on a mesh, or, without one, on a device."""
-  return as_stored if mesh is None else Gathered(mesh)
+  return as_stored if mesh is None or mesh.shape[FSDP] == 1 else Gathered(mesh)

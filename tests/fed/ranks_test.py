@@ -3,17 +3,21 @@
 The model predicts x (W + s A B) with s = alpha / r, so that scales, factors and products matter.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from quadratics import federation, play
 
+from fedmedjax import meshes
 from fedmedjax.fed import local, products
 from fedmedjax.fed.aggregate import adaptive_mean, leave_one_out
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.outbound import outbound, sign
 from fedmedjax.fed.ranks import mixed_ranks
+from fedmedjax.fed.sites import map_sites, spread_lanes, spread_state
 from fedmedjax.fed.types import LocalData, Validation
 
 ALPHA, RANK, IN, OUT, SITES, STEPS = 8.0, 4, 6, 5, 3, 3
@@ -152,25 +156,36 @@ def test_the_next_round_trains_on_top_of_what_was_folded(name):
   assert algorithm.round._cache_size() == 1
 
 
-# Eight sites of unlike ranks and steps, one of them absent, so that they fill eight devices.
+# Eight sites of unlike ranks and steps, one of them absent.
 EIGHT = LocalData(
   {'x': draw(7, 8, STEPS, 4, IN), 'y': draw(8, 8, STEPS, 4, OUT)},
   jnp.arange(STEPS)[None] < jnp.array([3, 1, 2, 3, 3, 2, 1, 3])[:, None],
   jnp.array([1.0, 2, 3, 0, 1, 2, 3, 4]))
-LAYOUTS = ('one after the other', 'chunks of 3', '8 devices')
+LAYOUTS = ('one after the other', 'chunks of 3', 'by sixes on 2 devices', 'by fours on 4 devices')
+
+
+def spread(groups, chunk, halvings):
+  where = meshes.spread_of(meshes.make_mesh(groups, 1, 1), chunk)
+  return dict(
+    map_sites=map_sites(chunk, halvings, spread_lanes(where), groups), place=spread_state(where))
+
+
+def parts_of(layout):
+  """On devices with sites that are left over, and with halvings."""
+  return {
+    'at once': dict, 'one after the other': partial(dict, chunk=1),
+    'chunks of 3': partial(dict, chunk=3),
+    'by sixes on 2 devices': partial(spread, 2, 6, 2),
+    'by fours on 4 devices': partial(spread, 4, 4, 1)}[layout]()
 
 
 def laid_out(layout, dtype, rounds=3, **aggregator):
-  """The state after some rounds of everything at once, its leaves in float64."""
+  """The state after some rounds, its leaves in float64."""
   start, data, val = jax.tree.map(
     lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, (START, EIGHT, VALIDATION))
-  if layout == '8 devices':
-    mesh = jax.make_mesh((8,), ('site',), axis_types=(jax.sharding.AxisType.Auto,))
-    data = jax.device_put(
-      data, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('site')))
   algorithm = mixed(
     (2, 3, 4, 4, 1, 2, 3, 4), sites=8, aggregator=adaptive_mean(**aggregator),
-    chunk={'one after the other': 1, 'chunks of 3': 3}.get(layout, 0))
+    **parts_of(layout))
   state, metrics = play(algorithm, data, rounds, val, start=start)
   return [
     np.asarray(leaf, np.float64)

@@ -31,6 +31,15 @@ def test_steps_laid_out_by_hand(chunk, halvings, steps, expected):
   assert map_sites(chunk, halvings).laid_out(np.array(steps)) == expected
 
 
+def test_groups_of_devices_are_kept_busy_together():
+  """Of three sites on two groups two go on, though one has no steps left; on four groups nothing is
+  won by going on with fewer."""
+  steps = np.array([1, 50, 1])
+  assert laid_out(0, 2, steps, 2) == map_sites(0, 2, groups=2).laid_out(steps) == 3 * 1 + 2 * 49
+  assert laid_out(0, 2, steps, 4) == 3 * 50
+  assert enough_halvings([steps], 0, 2) == 1 and enough_halvings([steps], 0, 4) == 0
+
+
 @pytest.mark.parametrize('exponent', [0.0, 0.5, 1.0, 1.5])
 def test_nine_tenths_of_the_steps_are_useful(exponent):
   """64 sites of power-law sizes, by eights, some 25 steps a site. Chunks alone do not suffice: of

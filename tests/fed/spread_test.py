@@ -37,3 +37,6 @@ def test_sites_that_do_not_fill_the_groups_and_their_state(tmp_path):
   for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(held), strict=True):
     assert one.sharding == other.sharding
     np.testing.assert_array_equal(one, other)
+  # And to one device, where there are no others.
+  alone, _ = checkpoint.newest(tmp_path, federation(sites=8, **parts).init(ADAPTER), pytest.fail)
+  assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(alone))
