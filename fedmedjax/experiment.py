@@ -292,14 +292,14 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   if fed.local_optimizer == 'sgd':
     learner = learner._replace(rate_key='config.optim.sgd_learning_rate')
   sharing = SHARINGS[fed.sharing](tree.paths(learner.adapter))
-  layout = meshes.layout(config)
+  layout = meshes.round_layout(config)
   parts = algorithm_parts(config, learner.learning_rate) | dict(
     gradient=mean_gradient, sharing=sharing, outbound=exchange.outbound(fed),
     num_sites=len(schedule.weights), explosion=fed.explosion, place=layout.place,
     on_step=on_step if config.log.steps else None)
 
   site_map = partial(
-    fitted_map, schedule.steps_taken, lanes=layout.lanes, groups=layout.groups)
+    fitted_map, schedule.steps_taken, vmap=layout.vmap, groups=layout.groups)
 
   def arranged(arrangement: Arrangement) -> FederatedAlgorithm:
     return federated_algorithm(

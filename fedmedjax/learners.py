@@ -13,7 +13,7 @@ from fedmedjax import tree
 from fedmedjax.data.site import SiteData
 from fedmedjax.eval import evaluate, generation, tagging
 from fedmedjax.fed.types import LossFn
-from fedmedjax.meshes import everywhere
+from fedmedjax.meshes import replicate
 from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
 from fedmedjax.model.bert_load import Bert, save_bert
 from fedmedjax.model.convert import BaseModel, parameter_count
@@ -126,7 +126,7 @@ def bert_learner(
   """
   model = partial(BertTagger, bert.config, len(bert.labels))
   adapter, base = split_frozen(bert.params)
-  base = everywhere(mesh, base)
+  base = replicate(mesh, base)
   tagger = tagging.Tagger(model(), bert.labels, max_length, batch_size)
   return Learner(
     loss_fn=lambda remat: partial(label_loss, model(remat)), adapter=adapter, base=base,

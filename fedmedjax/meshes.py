@@ -7,7 +7,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from fedmedjax.fed.sites import Spread, spread_lanes, spread_state
+from fedmedjax.fed.sites import Spread, spread_state, spread_vmap
 from fedmedjax.fed.types import FedState
 from fedmedjax.model.sharding import AXES, FSDP, SITE
 from fedmedjax.types import InputError
@@ -63,22 +63,22 @@ def mesh_of(config: ConfigDict) -> Mesh | None:
   return mesh
 
 
-class Layout(NamedTuple):
+class RoundLayout(NamedTuple):
   """What a round is told of its devices, see `fed/sites.py`."""
 
-  lanes: Callable                        # sites computed at once
+  vmap: Callable                         # sites computed at once
   place: Callable[[FedState], FedState]  # where the state is kept
   groups: int                            # of devices, each with sites of its own
 
 
-def layout(config: ConfigDict) -> Layout:
+def round_layout(config: ConfigDict) -> RoundLayout:
   """By config.mesh; InputError as `mesh_of`."""
   spread = spread_of(make_mesh(**config.mesh), config.fed.chunk)
   if spread is None:
-    return Layout(jax.vmap, lambda state: state, 1)
-  return Layout(spread_lanes(spread), spread_state(spread), spread.parts)
+    return RoundLayout(jax.vmap, lambda state: state, 1)
+  return RoundLayout(spread_vmap(spread), spread_state(spread), spread.parts)
 
 
-def everywhere(mesh: Mesh | None, values: Any) -> Any:
+def replicate(mesh: Mesh | None, values: Any) -> Any:
   """The arrays of a tree, whole on every device of the mesh."""
   return values if mesh is None else jax.device_put(values, NamedSharding(mesh, PartitionSpec()))

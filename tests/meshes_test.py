@@ -17,7 +17,7 @@ from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.local import adamw
 from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.round import federated_algorithm
-from fedmedjax.fed.sites import map_sites, spread_lanes, spread_state
+from fedmedjax.fed.sites import map_sites, spread_state, spread_vmap
 from fedmedjax.fed.types import LocalData
 from fedmedjax.model.convert import Placement, params_shape
 from fedmedjax.model.decode import cached_attention, decoder, prefiller
@@ -66,7 +66,7 @@ def params():
 
 def laid_out(spread, chunk):
   return {'map_sites': map_sites(chunk)} if spread is None else {
-    'map_sites': map_sites(chunk, lanes=spread_lanes(spread)), 'place': spread_state(spread)}
+    'map_sites': map_sites(chunk, vmap=spread_vmap(spread)), 'place': spread_state(spread)}
 
 
 def placed(mesh, params):

@@ -55,7 +55,7 @@ class SiteMap(NamedTuple):
 
 
 def map_sites(
-  chunk: int, halvings: int = 0, lanes: Callable = jax.vmap, groups: int = 1
+  chunk: int, halvings: int = 0, vmap: Callable = jax.vmap, groups: int = 1
 ) -> SiteMap:
   """The maps for so many sites at once.
 
@@ -65,19 +65,19 @@ def map_sites(
       chunks of n, and one of what is left over.
     halvings: how often at most a chunk loses the half of its sites that is done first. Each is a
       program of its own, so it costs compilation.
-    lanes: how those computed at once are, `jax.vmap` or `spread_lanes(...)`.
+    vmap: how those computed at once are, `jax.vmap` or `spread_vmap(...)`.
     groups: of devices that they are spread over; fewer sites than those are not fewer steps.
   """
   return SiteMap(
-    partial(_every, chunk, lanes), partial(_staged, chunk, halvings, lanes, groups),
+    partial(_every, chunk, vmap), partial(_staged, chunk, halvings, vmap, groups),
     partial(laid_out, chunk, halvings, groups=groups))
 
 
 def fitted_map(
-  rounds: Sequence[np.ndarray], chunk: int, lanes: Callable = jax.vmap, groups: int = 1
+  rounds: Sequence[np.ndarray], chunk: int, vmap: Callable = jax.vmap, groups: int = 1
 ) -> SiteMap:
   """`map_sites` with `enough_halvings`."""
-  return map_sites(chunk, enough_halvings(rounds, chunk, groups), lanes, groups)
+  return map_sites(chunk, enough_halvings(rounds, chunk, groups), vmap, groups)
 
 
 def enough_halvings(rounds: Sequence[np.ndarray], chunk: int, groups: int = 1) -> int:
@@ -98,7 +98,7 @@ def enough_halvings(rounds: Sequence[np.ndarray], chunk: int, groups: int = 1) -
 def laid_out(chunk: int, halvings: int, steps: np.ndarray, groups: int = 1) -> int:
   """Steps that are computed where sites take `steps` i[C], as `map_sites` lays them out.
 
-  Without those of the sites of zeros that `spread_lanes` adds.
+  Without those of the sites of zeros that `spread_vmap` adds.
   """
   falling = np.sort(steps)[::-1]
   size, odd = _sizes(chunk, len(steps))
@@ -131,27 +131,27 @@ def _phases(steps, halvings: int, groups: int) -> Iterator[tuple]:
     width = rest
 
 
-def _every(chunk: int, lanes: Callable, fn: Callable) -> Callable:
+def _every(chunk: int, vmap: Callable, fn: Callable) -> Callable:
   if chunk == 0:
-    return lanes(fn)
-  if lanes is jax.vmap:
+    return vmap(fn)
+  if vmap is jax.vmap:
     batch_size = None if chunk == 1 else chunk
     return lambda *args: jax.lax.map(lambda xs: fn(*xs), args, batch_size=batch_size)
-  return _chunks(chunk, lanes, fn)
+  return _chunks(chunk, vmap, fn)
 
 
-def _chunks(chunk: int, lanes: Callable, fn: Callable) -> Callable:
+def _chunks(chunk: int, vmap: Callable, fn: Callable) -> Callable:
   """As `jax.lax.map` with a batch size, which always takes jax.vmap: [C, ...] -> [C, ...]."""
 
   def mapped(*args):
     size, odd = _sizes(chunk, _count(args))
     whole = _count(args) - odd
     first = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), args)
-    out = jax.lax.map(lambda xs: lanes(fn)(*xs), first)
+    out = jax.lax.map(lambda xs: vmap(fn)(*xs), first)
     out = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), out)
     if not odd:
       return out
-    rest = lanes(fn)(*jax.tree.map(lambda x: x[whole:], args))
+    rest = vmap(fn)(*jax.tree.map(lambda x: x[whole:], args))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, rest)
 
   return mapped
@@ -163,18 +163,18 @@ def _count(args) -> int:
 
 
 def _staged(
-  chunk: int, halvings: int, lanes: Callable, groups: int, stages: Stages, steps: jax.Array
+  chunk: int, halvings: int, vmap: Callable, groups: int, stages: Stages, steps: jax.Array
 ) -> Callable:
   count = len(steps)
   size, odd = _sizes(chunk, count)
 
   def mapped(*args):
     if size == count and not halvings:
-      return _together(stages, lanes, [(count, steps.max())], args)
+      return _together(stages, vmap, [(count, steps.max())], args)
 
     def chunk_of(places):
       return _together(
-        stages, lanes, _phases(steps[places], halvings, groups),
+        stages, vmap, _phases(steps[places], halvings, groups),
         jax.tree.map(lambda x: x[places], args))
 
     def write(out, places):
@@ -184,7 +184,7 @@ def _staged(
 
     # Written in place: results in another order would have to be copied as a whole.
     order = jnp.argsort(-steps)
-    out = lanes(lambda x: x)(jax.tree.map(
+    out = vmap(lambda x: x)(jax.tree.map(
       lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), jax.eval_shape(chunk_of, order[:size])))
     if odd:  # the sites with the most steps: fewer of them wait for the longest
       out, _ = write(out, order[:odd])
@@ -193,32 +193,34 @@ def _staged(
   return mapped
 
 
-def _together(stages: Stages, lanes: Callable, phases, args):
+def _together(stages: Stages, vmap: Callable, phases, args):
   """One chunk; `args` are [n, ...], by falling number of steps where there are several phases."""
   first, done = jnp.int32(0), []
-  carry = _abreast(lanes, stages.begin)(*args)
+  carry = _vmap_unless_one(vmap, stages.begin)(*args)
   for width, until in phases:
     done.append(jax.tree.map(lambda x, width=width: x[width:], carry))
     carry, own = jax.tree.map(lambda x, width=width: x[:width], (carry, args))
-    carry = _abreast(lanes, partial(stages.advance, first, until))(carry, *own)
+    carry = _vmap_unless_one(vmap, partial(stages.advance, first, until))(carry, *own)
     first = until
   carry = jax.tree.map(lambda *parts: jnp.concatenate(parts), carry, *reversed(done))
-  return _abreast(lanes, stages.finish)(carry, *args)
+  return _vmap_unless_one(vmap, stages.finish)(carry, *args)
 
 
-def _abreast(lanes: Callable, fn: Callable) -> Callable:
+def _vmap_unless_one(vmap: Callable, fn: Callable) -> Callable:
   """fn over the leading axis; a lone site is not batched, as its conditions then spare work."""
 
   def mapped(*args):
     if _count(args) > 1:
-      return lanes(fn)(*args)
+      return vmap(fn)(*args)
     return jax.tree.map(lambda x: x[None], fn(*jax.tree.map(lambda x: x[0], args)))
 
   return mapped
 
 
-def spread_lanes(spread: Spread) -> Callable:
-  """`jax.vmap` over sites, with as many on each group of devices.
+def spread_vmap(spread: Spread) -> Callable:
+  """`jax.vmap` over sites, [C, ...] -> [C, ...], with as many on each group of devices.
+
+  With one group it is `jax.vmap` itself.
 
   Where they are not a multiple of the groups, sites of zeros fill the places: without steps, and
   of results that are cut off.
@@ -230,7 +232,7 @@ def spread_lanes(spread: Spread) -> Callable:
   def split(tree):
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(axes)))
 
-  def lanes(fn):
+  def vmap(fn):
     def mapped(*args):
       count = _count(args)
       missing = -count % parts
@@ -241,7 +243,7 @@ def spread_lanes(spread: Spread) -> Callable:
 
     return mapped
 
-  return lanes
+  return vmap
 
 
 def spread_state(spread: Spread) -> Callable[[FedState], FedState]:

@@ -105,7 +105,7 @@ def _fitted(mesh: Mesh, path: str, spec: P, shape: tuple[int, ...]) -> P:
   return P(*entries)
 
 
-class Gathered(NamedTuple):
+class GatherOverFsdp(NamedTuple):
   """A `Llama.fetch`: weights as they are computed with, whole over 'fsdp', split over 'tensor'."""
 
   mesh: Mesh
@@ -127,4 +127,4 @@ class Gathered(NamedTuple):
 
 def fetch_on(mesh: Mesh | None) -> Fetch:
   """The `Fetch` of a base that lies on a mesh, or, without one, on a device."""
-  return as_stored if mesh is None or mesh.shape[FSDP] == 1 else Gathered(mesh)
+  return as_stored if mesh is None or mesh.shape[FSDP] == 1 else GatherOverFsdp(mesh)

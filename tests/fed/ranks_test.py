@@ -17,7 +17,7 @@ from fedmedjax.fed.aggregate import adaptive_mean, leave_one_out
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.outbound import outbound, sign
 from fedmedjax.fed.ranks import mixed_ranks
-from fedmedjax.fed.sites import map_sites, spread_lanes, spread_state
+from fedmedjax.fed.sites import map_sites, spread_state, spread_vmap
 from fedmedjax.fed.types import LocalData, Validation
 
 ALPHA, RANK, IN, OUT, SITES, STEPS = 8.0, 4, 6, 5, 3, 3
@@ -167,7 +167,7 @@ LAYOUTS = ('one after the other', 'chunks of 3', 'by sixes on 2 devices', 'by fo
 def spread(groups, chunk, halvings):
   where = meshes.spread_of(meshes.make_mesh(groups, 1, 1), chunk)
   return dict(
-    map_sites=map_sites(chunk, halvings, spread_lanes(where), groups), place=spread_state(where))
+    map_sites=map_sites(chunk, halvings, spread_vmap(where), groups), place=spread_state(where))
 
 
 def parts_of(layout):

@@ -8,7 +8,7 @@ from quadratics import ADAPTER, data, federation
 
 from fedmedjax import checkpoint, meshes
 from fedmedjax.fed import rules
-from fedmedjax.fed.sites import map_sites, spread_lanes, spread_state
+from fedmedjax.fed.sites import map_sites, spread_state, spread_vmap
 
 
 def test_sites_that_do_not_fill_the_groups_and_their_state(tmp_path):
@@ -17,7 +17,7 @@ def test_sites_that_do_not_fill_the_groups_and_their_state(tmp_path):
   parts = dict(rule=rules.control_variates(rate=0.5))
   spread = meshes.spread_of(meshes.make_mesh(2, 2, 1), 0)
   spread_out = {
-    'map_sites': map_sites(0, lanes=spread_lanes(spread)), 'place': spread_state(spread)}
+    'map_sites': map_sites(0, vmap=spread_vmap(spread)), 'place': spread_state(spread)}
   states = []
   for laid_out in ({}, spread_out):
     algorithm = federation(**parts, **laid_out)
