@@ -17,6 +17,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from fedmedjax.fed.types import FedState
+from fedmedjax.stopping import expect_late_writers
 from fedmedjax.types import InputError
 from fedmedjax.writer import read_json, read_lines, write_json, write_lines
 
@@ -58,6 +59,7 @@ def save(
     part.rename(final)
     _sync(folder)
   except Exception as error:  # Orbax raises whatever its writers hit, a full disk as ValueError
+    expect_late_writers()
     _remove(part)
     reason = str(error).splitlines()[0]
     raise RuntimeError(

@@ -22,6 +22,7 @@ class Stopped(KeyboardInterrupt):
 # Handlers belong to the process, and so does what they have seen.
 _depth = 0
 _pending: list[int] = []
+_late_writers = False
 
 
 def _handle(number, frame) -> None:
@@ -40,6 +41,12 @@ def _quiet(unraisable) -> None:
   late = unraisable.object is None and str(unraisable.exc_value) == 'Event loop is closed'
   if not late and not isinstance(unraisable.exc_value, Stopped):
     sys.__unraisablehook__(unraisable)
+
+
+def expect_late_writers() -> None:
+  """A save has failed: its other writers may end when `stoppable` has closed, see `_quiet`."""
+  global _late_writers
+  _late_writers = True
 
 
 @contextmanager
@@ -93,7 +100,8 @@ def stoppable() -> Iterator[None]:
     yield
   finally:
     signal.set_wakeup_fd(woken)
-    sys.unraisablehook = told
+    if not _late_writers:
+      sys.unraisablehook = told
     _pending.clear()
     for number, handler in before.items():
       signal.signal(number, handler)
