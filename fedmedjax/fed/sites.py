@@ -134,14 +134,13 @@ def _phases(steps, halvings: int, groups: int) -> Iterator[tuple]:
 def _every(chunk: int, vmap: Callable, fn: Callable) -> Callable:
   if chunk == 0:
     return vmap(fn)
-  if vmap is jax.vmap:
-    batch_size = None if chunk == 1 else chunk
-    return lambda *args: jax.lax.map(lambda xs: fn(*xs), args, batch_size=batch_size)
+  if chunk == 1:
+    return lambda *args: jax.lax.map(lambda xs: fn(*xs), args)
   return _chunks(chunk, vmap, fn)
 
 
 def _chunks(chunk: int, vmap: Callable, fn: Callable) -> Callable:
-  """As `jax.lax.map` with a batch size, which always takes jax.vmap: [C, ...] -> [C, ...]."""
+  """fn over [C, ...] by chunks -> [C, ...]: `jax.lax.map` with a batch size, by this vmap."""
 
   def mapped(*args):
     size, odd = _sizes(chunk, _count(args))
