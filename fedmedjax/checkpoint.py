@@ -9,6 +9,7 @@ bytes later is noticed by the manifest.
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from fedmedjax.writer import read_json, read_lines, write_json, write_lines
 MANIFEST = 'manifest.json'
 _LINES = 'metrics.jsonl'
 _PART = '.part'
+# How often, and after how long, what a failed save's late writers make is removed again.
+_TRIES, _SETTLE_SECONDS = 5, 0.1
 
 
 def host_copy(state: FedState) -> FedState:
@@ -60,7 +63,7 @@ def save(
     _sync(folder)
   except Exception as error:  # Orbax raises whatever its writers hit, a full disk as ValueError
     expect_late_writers()
-    _remove(part)
+    _remove_again(part)
     reason = str(error).splitlines()[0]
     raise RuntimeError(
       f'round {number}: its checkpoint cannot be written to {folder}; rounds before it are kept, '
@@ -160,6 +163,17 @@ def _remove(path: Path) -> None:
   if path.exists() and path.suffix != _PART:
     path = path.rename(path.with_name(f'{path.name}.old{_PART}'))
   shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_again(part: Path) -> None:
+  """Removes what a failed save leaves, until its late writers have not made it again for a while.
+
+  They cannot be waited for. What comes later still is removed as after a crash.
+  """
+  for _ in range(_TRIES):
+    _remove(part)
+    time.sleep(_SETTLE_SECONDS)
+  _remove(part)
 
 
 def _sync(folder: Path) -> None:
