@@ -164,10 +164,9 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
 
   Raises InputError when it does not fit.
   """
-  state, base, *_ = inputs
-  adapter = jax.eval_shape(lambda state: site_adapter(state, study.sharing, 0), state)
+  adapter = jax.eval_shape(lambda state: site_adapter(state, study.sharing, 0), inputs[0])
   program = study.learner.largest_answer(adapter, (*study.data.tested, *study.data.external))
-  needed = device.held() + tree.num_bytes(program.arguments) - tree.num_bytes(base)
+  needed = device.held() + program.brought
   if needed + 2 * program.working <= training:
     return needed + program.working
   try:

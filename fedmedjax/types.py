@@ -148,6 +148,7 @@ class Program(NamedTuple):
 
   function: Any   # jitted
   arguments: Any  # of the call, arrays or their shapes
+  brought: int    # bytes of them on a device, without the base
   working: int    # bytes that it surely holds besides them: an estimate that costs no compilation
 
 

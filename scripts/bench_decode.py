@@ -23,12 +23,13 @@ from absl import flags
 
 from benchmarks import inputs, interleaved
 from fedmedjax.data.site import TaskData
-from fedmedjax.eval.generation import Continuation, Generator, continuations, most_new_tokens
+from fedmedjax.eval.generation import Generator, continuations, most_new_tokens
 from fedmedjax.experiment import DTYPES, load_data
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig
 from fedmedjax.model.peft_format import load_peft
+from fedmedjax.model.stream import Continuation
 from fedmedjax.progress import Reporter
 from fedmedjax.types import InputError
 

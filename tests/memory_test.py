@@ -204,7 +204,8 @@ def test_decoding_is_compiled_only_where_it_may_need_more(monkeypatch):
   monkeypatch.setattr(memory, 'site_adapter', lambda state, sharing, site: state)
   given = SimpleNamespace(
     sharing=None, data=SimpleNamespace(tested=(), external=()), learner=SimpleNamespace(
-      largest_answer=lambda adapter, sites: Program(answer, (adapter, base, tokens), 100_000)))
+      largest_answer=lambda adapter, sites: Program(
+        answer, (adapter, base, tokens), 2020, 100_000)))
   inputs = (jnp.zeros(5), base)
   assert memory._decoding(given, inputs, 2_000_000, 10**9) == 1_000_000 + 20 + 2000 + 100_000
   assert not calls

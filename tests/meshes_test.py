@@ -20,12 +20,13 @@ from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import map_sites, spread_state, spread_vmap
 from fedmedjax.fed.types import LocalData
 from fedmedjax.model.convert import Placement, params_shape
-from fedmedjax.model.decode import cached_attention, decoder, prefiller
+from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.draft import END
 from fedmedjax.model.llama import PROJECTIONS, Llama, LlamaConfig
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
 from fedmedjax.model.sharding import RULES, base_shardings, fetch_on, specs
+from fedmedjax.model.stream import Question, decode, decoder
 from fedmedjax.types import Batch, InputError
 
 # Four layers, since no other dimension is 4; all widths split in eight.
@@ -170,19 +171,19 @@ def test_decoding_on_a_mesh(params):
     init_adapter(jax.random.key(1), CONFIG, LORA))
   model = Llama(CONFIG, cached_attention, lora_scale=LORA.scale)
   rng = np.random.default_rng(2)
-  found = []
-  for where in (None, mesh):
-    base = placed(where, params)
-    shared = prefiller(model)(adapter, base, np.arange(3, 8, dtype=np.int32))
-    found.append(jax.device_get(decoder(model, 12, 1, where)(
-      adapter, base, shared, jnp.int32(5), rng.integers(3, 96, (4, 6)).astype(np.int32),
-      np.array([6, 3, 5, 0], np.int32), np.array([12, 12, 4, 0], np.int32),
-      jnp.array([96]), np.array([END], np.int32))))
-    rng = np.random.default_rng(2)
-  for one, other in zip(*found, strict=True):
-    np.testing.assert_array_equal(one, other)
-  # No token is 96, so each goes on to its limit.
-  assert found[0].lengths.tolist() == [12, 12, 4, 0]
+  # More than there are rows, of unlike lengths: they are taken again, and given up.
+  questions = [
+    Question(rng.integers(3, 96, length).astype(np.int32), limit)
+    for length, limit in ((6, 12), (3, 12), (5, 4), (33, 5), (4, 70), (2, 0), (7, 9), (6, 11))]
+  found = [
+    decode(
+      decoder(model, 1, where), adapter, placed(where, params), np.arange(3, 8, dtype=np.int32),
+      questions, eos=[96], pieces=np.array([END], np.int32), rows=4)
+    for where in (None, mesh)]
+  for one, other, question in zip(*found, questions, strict=True):
+    assert one.tokens.tolist() == other.tokens.tolist() and one.passes == other.passes
+    # No token is 96, so each goes on to its limit.
+    assert len(one.tokens) == question.limit
 
 
 def _is_shape(node) -> bool:

@@ -75,7 +75,7 @@ def make_annotator(trained: Trained, base: BaseModel, mesh: Mesh | None = None) 
     dtype=DTYPES[trained.settings['model.dtype']])
   generator = Generator(
     llama, base.tokenizer, trained.settings['eval.batch_size'], ratio,
-    trained.settings['eval.guesses'], full=True, mesh=mesh)
+    trained.settings['eval.guesses'], mesh)
   return Annotator(generator, base.params, adapter, parts, min(_LONGEST, room))
 
 

@@ -9,38 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedmedjax.data.pack import round_up
+from fedmedjax import tree
 from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.model import stream
 from fedmedjax.model.convert import BaseModel
-from fedmedjax.model.decode import Cache, decoder, prefiller
+from fedmedjax.model.decode import Behind, Cache, begin
 from fedmedjax.model.draft import END
 from fedmedjax.model.llama import Llama
-from fedmedjax.model.sharding import SITE
 from fedmedjax.types import InputError, Program
 
-# Inputs are padded to a multiple of this many tokens: one compilation each.
-_INPUT_BUCKET = 32
 # Every sentence may grow by this many tokens, whatever its length.
 _SPARE_TOKENS = 32
 
 
 class Generator(NamedTuple):
-  """How test sentences are decoded: compiled once per (batch, bucket)."""
+  """How test sentences are decoded."""
 
   model: Llama
   tokenizer: Any
   batch_size: int
   max_new_ratio: float
   guesses: int  # with an adapter: tokens checked in a pass beside the one it makes
-  full: bool = False  # all batches have batch_size rows: one shape for any number of sentences
   mesh: Mesh | None = None  # that the base lies on, if it does
-
-
-class Continuation(NamedTuple):
-  """What was generated for one example."""
-
-  tokens: np.ndarray  # i32[n], without the closing end token
-  passes: int         # of the model, that it took
 
 
 def generate(
@@ -63,7 +53,7 @@ def continuations(
   base: dict,
   part: TaskData,
   advance: Callable[[int], None] = lambda count: None,
-) -> list[Continuation]:
+) -> list[stream.Continuation]:
   """Greedy outputs for the test examples of a site's task, in their order.
 
   Args:
@@ -73,94 +63,64 @@ def continuations(
     part: its `test_tokens` are decoded.
     advance: called with the number of examples done since the last call.
   """
-  prompts = [example.tokens[:example.prompt_length] for example in part.test_tokens]
-  if not prompts:
-    return []
-  # Like lengths together, longest first: they finish together, and the first batch is the
-  # slowest, so the time left is never underestimated by much.
-  order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-  outputs: dict[int, Continuation] = {}
-  eos = jnp.asarray([generator.tokenizer.eos_token_id], jnp.int32)
-  shared = prefiller(generator.model)(adapter, base, part.instruction[:-1])
-  pieces = piece_tokens(generator.tokenizer, part.ask.pieces)
+  return stream.decode(
+    _decoder(generator, adapter), adapter, base, part.instruction[:-1],
+    _questions(generator, part), eos=[generator.tokenizer.eos_token_id],
+    pieces=piece_tokens(generator.tokenizer, part.ask.pieces), rows=generator.batch_size,
+    advance=advance)
+
+
+def _decoder(generator: Generator, adapter: dict) -> stream.Decoder:
   # Most guesses of a model that was never taught to copy are wrong, and cost more than they save.
-  guesses = generator.guesses if adapter else 0
-  size = _rows(generator, len(order))
-  for start in range(0, len(order), size):
-    chosen = order[start:start + size]
-    width = round_up(len(prompts[chosen[0]]), _INPUT_BUCKET)
-    greedy = decoder(
-      generator.model, most_new_tokens(width, generator.max_new_ratio), guesses, generator.mesh)
-    tokens, lengths = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
-    for row, index in enumerate(chosen):
-      lengths[row] = len(prompts[index])
-      tokens[row, :lengths[row]] = prompts[index]
-    limits = np.asarray(
-      [most_new_tokens(length, generator.max_new_ratio) for length in lengths], np.int32)
-    # To the host at once: slicing on the device would compile once per length.
-    out = jax.device_get(greedy(
-      adapter, base, shared, jnp.int32(len(part.instruction) - 1), tokens, lengths, limits, eos,
-      pieces))
-    for row, index in enumerate(chosen):
-      outputs[index] = Continuation(out.tokens[row, :out.lengths[row]], int(out.passes[row]))
-    advance(len(chosen))
-  return [outputs[index] for index in range(len(prompts))]
+  return stream.decoder(generator.model, generator.guesses if adapter else 0, generator.mesh)
 
 
-def _rows(generator: Generator, count: int) -> int:
-  """Equal batches: 40 sentences at 32 a batch are two of 20, not 32 and a mostly empty one.
-
-  Every copy of the base has as many rows.
-  """
-  size = generator.batch_size
-  size = size if generator.full else -(-count // -(-count // size))
-  return round_up(size, _copies(generator))
-
-
-def _copies(generator: Generator) -> int:
-  """Of the base, each of which continues rows of its own."""
-  return generator.mesh.shape[SITE] if generator.mesh else 1
+def _questions(generator: Generator, part: TaskData) -> list[stream.Question]:
+  return [
+    stream.Question(
+      example.tokens[:example.prompt_length],
+      most_new_tokens(example.prompt_length, generator.max_new_ratio))
+    for example in part.test_tokens]
 
 
 def largest_call(
   generator: Generator, base: dict, adapter: dict, sites: Sequence[SiteData]
 ) -> Program:
-  """The batch of `generate` over the sites' test examples that has most keys and values.
+  """The passes of `generate` over the sites' test examples that have most keys and values.
 
   Args:
     generator, base: see `generate`.
     adapter: the `lora` collection, arrays or their shapes.
     sites: at least one example is tested there.
   """
-  model = generator.model
+  model, compiled = generator.model, _decoder(generator, adapter)
   config = model.config
 
-  def batch(part: TaskData) -> tuple[int, int, int]:
-    width = round_up(max(example.prompt_length for example in part.test_tokens), _INPUT_BUCKET)
-    return _rows(generator, len(part.test_tokens)), width, most_new_tokens(
-      width, generator.max_new_ratio)
+  def sizes(part: TaskData) -> stream.Sizes:
+    return stream.largest(compiled, _questions(generator, part), generator.batch_size)
 
   def slots(part: TaskData) -> int:
-    rows, width, new = batch(part)
-    return len(part.instruction) - 1 + rows * (width + new + generator.guesses)
+    found = sizes(part)
+    return len(part.instruction) - 1 + found.rows * found.slots
 
   part = max((p for site in sites for p in site.tasks if p.test_tokens), key=slots)
-  rows, width, new = batch(part)
-
-  def array(dtype, *shape):
-    return jax.ShapeDtypeStruct(shape, dtype)
-
+  found = sizes(part)
+  array = jax.ShapeDtypeStruct
   length = len(part.instruction) - 1
-  keys = array(model.dtype, config.num_layers, config.num_kv_heads, length, config.head_dim)
-  i32 = partial(array, jnp.int32)
-  # A layer's keys and values, stacked, and once more as the loop that writes them holds them.
-  a_slot = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim
+  keys = array(
+    (config.num_layers, config.num_kv_heads, length, config.head_dim), model.dtype)
+  rows = jax.eval_shape(partial(
+    begin, model, found.rows * compiled.copies, found.width, found.most, found.slots))
+  own = tree.num_bytes(rows) // compiled.copies
+  pieces = piece_tokens(generator.tokenizer, part.ask.pieces)
   return Program(
-    decoder(model, new, generator.guesses, generator.mesh),
-    (adapter, base, Cache(keys, keys) if length else None, i32(), i32(rows, width), i32(rows),
-     i32(rows), i32(1), i32(*piece_tokens(generator.tokenizer, part.ask.pieces).shape)),
-    a_slot * jnp.dtype(model.dtype).itemsize * rows // _copies(generator)
-    * (width + new + generator.guesses))
+    compiled.go_on,
+    (Behind(adapter, base, Cache(keys, keys) if length else None, array((), jnp.int32)),
+     array((1,), jnp.int32), array(pieces.shape, jnp.int32), rows,
+     array((compiled.copies,), jnp.int32)),
+    tree.num_bytes((adapter, keys, keys)) + own,
+    # The old rows, where they are given another size.
+    own)
 
 
 def piece_tokens(tokenizer: Any, pieces: Sequence[str]) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedmedjax import tree
 from fedmedjax.data.label_steps import label_batch
 from fedmedjax.data.labels import allowed_labels, marked_text, spans
 from fedmedjax.data.pack import round_up
@@ -82,9 +83,9 @@ def largest_call(
   config = tagger.model.config
   # Of one layer, in float32: the wide states, and every head's attention.
   working = 4 * rows * width * (config.intermediate_size + config.num_heads * width)
+  batch = label_batch((), rows, width, allowed_labels(tagger.labels, ()))
   return Program(
-    _classifier(tagger.model),
-    (adapter, base, label_batch((), rows, width, allowed_labels(tagger.labels, ()))), working)
+    _classifier(tagger.model), (adapter, base, batch), tree.num_bytes((adapter, batch)), working)
 
 
 def answer(

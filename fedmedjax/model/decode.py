@@ -1,34 +1,25 @@
-"""Greedy decoding of a batch that shares one instruction.
+"""The device's part of greedy decoding behind one shared instruction; `model/stream.py` drives it.
 
-The instruction is prefilled once per adapter; its keys and values [L, KV, P, d] serve every
-batch. Inputs [B, T] are right-padded; what is generated follows each example's own input in its
-cache, over the padding. Each pass checks guesses at the next tokens and keeps those that are right
-(`model/draft.py`). The cache is read-only inside the layer scan and new keys are written once after
-it, so no pass copies the cache for that.
+The instruction is prefilled once per adapter; its keys and values [L, KV, P, d] serve all rows.
+A batch has R rows, each of which continues an example or is free: what an example says follows its
+own input in its row of the cache. Each pass checks guesses at the next tokens and keeps those that
+are right (`model/draft.py`). The cache is read-only inside the layer scan and new keys are written
+once after it, so no pass copies the cache for that.
 """
 
-import math
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from fedmedjax.model import draft as drafting
 from fedmedjax.model.attention import Source, attend, heads_first
 from fedmedjax.model.llama import Llama, head_weight
-from fedmedjax.model.sharding import SITE
-
-# Shares of the longest output for which there is room in the cache, one after the other. Each
-# costs a compilation of the pass.
-_GROWTH = (0.25, 0.5, 1.0)
 
 
 class Cache(NamedTuple):
-  """Keys and values of every layer, [L, KV, P, d] (shared) or [L, KV, B, M, d]."""
+  """Keys and values of every layer, [L, KV, P, d] (shared) or [L, KV, R, M, d]."""
 
   k: jax.Array
   v: jax.Array
@@ -64,10 +55,53 @@ def cached_attention(q, k, v, cache, context, window=None):
   return out.reshape(batch * length, *out.shape[2:]), Cache(k, v)
 
 
-def _extend(model, adapter, base, tokens, positions, cache, context):
-  """tokens, positions i32[B, T] -> (hidden [B, T, D], new Cache [L, KV, B, T, d])."""
+class Behind(NamedTuple):
+  """What all rows follow."""
+
+  adapter: dict         # the `lora` collection; {} is the base model alone
+  base: dict            # the `params` collection
+  shared: Cache | None  # the instruction's, from `prefill`
+  length: jax.Array     # i32[], tokens in it
+
+
+class Asked(NamedTuple):
+  """K examples; the first token of each is the instruction's last."""
+
+  tokens: jax.Array   # i32[K, T], padded on the right
+  lengths: jax.Array  # i32[K], >= 1; 0 marks a row that only fills the batch
+  limits: jax.Array   # i32[K], the most tokens to generate
+
+
+class Said(NamedTuple):
+  """Greedy continuations of R rows."""
+
+  tokens: jax.Array   # i32[R, N]
+  lengths: jax.Array  # i32[R], without the closing eos
+  passes: jax.Array   # i32[R], of the model, that each of them took
+
+
+class Rows(NamedTuple):
+  """Between two passes of the model."""
+
+  asked: Asked        # [R, W]
+  pending: jax.Array  # i32[R]: the next token of each, which no pass has seen yet
+  done: jax.Array     # bool[R]: ended, or never taken
+  filled: jax.Array   # i32[R]: slots of the cache that hold a token
+  trail: drafting.Trail
+  said: Said
+  own: Cache          # [L, KV, R, M, d]
+
+
+def _extend(model, behind, tokens, positions, own, context):
+  """tokens, positions i32[B, T] -> (hidden [B, T, D], new Cache [L, KV, B, T, d]).
+
+  own: Cache [L, KV, B, M, d] or None. context: own_mask and own_positions of `cached_attention`.
+  """
+  batch, length = tokens.shape
+  causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
   hidden, kept = model.apply(
-    {'params': base, 'lora': adapter}, tokens.reshape(-1), positions.reshape(-1), cache, context)
+    {'params': behind.base, 'lora': behind.adapter}, tokens.reshape(-1), positions.reshape(-1),
+    (behind.shared, own), (causal, *context))
   return hidden.reshape(*tokens.shape, -1), kept
 
 
@@ -83,156 +117,162 @@ def prefill(model: Llama, adapter: dict, base: dict, prefix: jax.Array) -> Cache
 
   None when the prefix is empty.
   """
-  length = prefix.shape[0]
-  if not length:
+  if not prefix.shape[0]:
     return None
-  causal = jnp.tril(jnp.ones((1, length, length), bool))
   _, kept = _extend(
-    model, adapter, base, prefix[None], jnp.arange(length)[None], (None, None),
-    (causal, None, None))
+    model, Behind(adapter, base, None, jnp.int32(0)), prefix[None],
+    jnp.arange(prefix.shape[0])[None], None, (None, None))
   return jax.tree.map(lambda x: x[:, :, 0], kept)
 
 
-class Decoded(NamedTuple):
-  """Greedy continuations of a batch."""
-
-  tokens: jax.Array   # i32[B, max_new_tokens]
-  lengths: jax.Array  # i32[B], without the closing eos
-  passes: jax.Array   # i32[B], of the model, that each of them took
-
-
-class _State(NamedTuple):
-  """Between two passes."""
-
-  pending: jax.Array  # i32[B]: the next token of each, which no pass has seen yet
-  done: jax.Array     # bool[B]
-  out: Decoded
-  filled: jax.Array   # i32[B]: slots of the own cache that hold a token
-  own: Cache
-  trail: drafting.Trail
+def begin(model: Llama, rows: int, width: int, most: int, slots: int) -> Rows:
+  """So many free rows, with room for inputs of `width` and outputs of `most` tokens."""
+  config, none = model.config, jnp.zeros(rows, jnp.int32)
+  keys = jnp.zeros(
+    (config.num_layers, config.num_kv_heads, rows, slots, config.head_dim), model.dtype)
+  return Rows(
+    Asked(jnp.zeros((rows, width), jnp.int32), none, none), none, jnp.ones(rows, bool), none,
+    drafting.start(rows), Said(jnp.zeros((rows, most), jnp.int32), none, none), Cache(keys, keys))
 
 
-def greedy(
-  model: Llama,
-  max_new_tokens: int,
-  guesses: int,
-  adapter: dict,
-  base: dict,
-  shared: Cache | None,
-  prefix_length: jax.Array,
-  tokens: jax.Array,
-  lengths: jax.Array,
-  limits: jax.Array,
-  eos: jax.Array,
-  pieces: jax.Array,
-) -> Decoded:
-  """Greedy continuations; stops as soon as every example has.
+def read(model: Llama, behind: Behind, asked: Asked) -> tuple[jax.Array, Cache]:
+  """Reads K inputs -> (the token that follows each i32[K], their Cache [L, KV, K, T, d])."""
+  places = jnp.broadcast_to(
+    behind.length + jnp.arange(asked.tokens.shape[1]), asked.tokens.shape)
+  hidden, kept = _extend(model, behind, asked.tokens, places, None, (None, None))
+  last = jnp.maximum(asked.lengths - 1, 0)
+  ends = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+  return _likeliest(ends, behind.base)[:, 0], kept
+
+
+def take(
+  rows: Rows, places: jax.Array, asked: Asked, first: jax.Array, kept: Cache, eos: jax.Array
+) -> Rows:
+  """`rows` with K examples in the rows `places`.
+
+  Args:
+    places: i32[K], free rows; R or more for those of `asked` that only fill the batch.
+    asked: T <= W and T <= M.
+    first, kept: of `read`.
+    eos: i32[E], tokens that end an output.
+  """
+  count = len(places)
+  fresh = Rows(
+    asked._replace(tokens=_grown(asked.tokens, rows.asked.tokens.shape[1], axis=1)), first,
+    (asked.lengths == 0) | (asked.limits <= 0) | jnp.isin(first, eos), asked.lengths,
+    drafting.start(count),
+    jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), rows.said), ())
+  held = jax.tree.map(
+    lambda x, new: x.at[places].set(new, mode='drop'), rows._replace(own=()), fresh)
+
+  def put(index, caches):
+    place = jnp.minimum(places[index], len(rows.done) - 1)
+
+    def one(cache, new):
+      new = jax.lax.dynamic_slice_in_dim(new, index, 1, axis=2)
+      held = jax.lax.dynamic_slice(cache, (0, 0, place, 0, 0), new.shape)
+      return jax.lax.dynamic_update_slice(
+        cache, jnp.where(places[index] == place, new, held), (0, 0, place, 0, 0))
+
+    return jax.tree.map(one, caches, kept)
+
+  return held._replace(own=jax.lax.fori_loop(0, count, put, rows.own))
+
+
+def go_on(
+  model: Llama, guesses: int, behind: Behind, eos: jax.Array, pieces: jax.Array, rows: Rows,
+  until: jax.Array,
+) -> Rows:
+  """Passes until at most `until` i32[1] rows are not done, or one has no room in the cache.
+
+  A pass computes all rows, done or not, and reads all of the cache, filled or not.
 
   Args:
     model: a Llama built with `cached_attention`.
-    max_new_tokens: the size of the output, static.
     guesses: tokens guessed and checked in each pass beside the one that it makes, static. They
       change the number of passes only (and, by rounding, a choice between equal logits).
-    adapter, base: `lora` and `params` collections.
-    shared: the instruction's cache from `prefill`.
-    prefix_length: i32[], tokens in it.
-    tokens: i32[B, T], inputs padded on the right; the first is the instruction's last token.
-    lengths: i32[B], tokens of each input, >= 1; 0 marks a row that only fills the batch.
-    limits: i32[B], the most tokens to generate for each example, <= max_new_tokens.
+    behind: what the rows follow.
     eos: i32[E], tokens that end an output.
     pieces: i32[H], H >= 1, see `model/draft.py`.
+    rows: a pass needs guesses + 1 slots in every row that is not done.
   """
-  batch, width = tokens.shape
-
-  def extend(tokens, positions, own, own_mask, own_positions):
-    length = tokens.shape[1]
-    causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
-    return _extend(model, adapter, base, tokens, positions, (shared, own), (
-      causal, own_mask, own_positions))
-
-  def over(pending, out):
-    return jnp.isin(pending, eos) | (out.lengths >= limits)
-
-  places = jnp.broadcast_to(prefix_length + jnp.arange(width), tokens.shape)
-  hidden, kept = extend(tokens, places, None, None, None)
-  last = jnp.maximum(lengths - 1, 0)
-  first = _likeliest(jnp.take_along_axis(hidden, last[:, None, None], axis=1), base)[:, 0]
+  slots = jnp.arange(rows.own.k.shape[-2])[None]
   steps = jnp.arange(guesses + 1)[None]
+  source = (rows.asked.tokens, rows.asked.lengths)
 
-  def one_pass(state: _State) -> _State:
-    trail = drafting.follow(state.trail, state.pending, tokens, lengths)
-    guessed = drafting.draft(trail, tokens, lengths, pieces, guesses)
-    said = jnp.concatenate([state.pending[:, None], guessed], axis=1)
-    slots = jnp.arange(state.own.k.shape[-2])[None]
-    own_mask = jnp.repeat((slots < state.filled[:, None])[:, None], guesses + 1, axis=1)
-    hidden, kept = extend(
-      said, prefix_length + state.filled[:, None] + steps, state.own, own_mask,
-      jnp.broadcast_to(prefix_length + slots, (batch, slots.size)))
-    following = _likeliest(hidden, base)
-    accepted, out, ended = _accepted(state, said, following, eos, limits)
+  def goes_on(rows: Rows) -> jax.Array:
+    filled = jnp.max(jnp.where(rows.done, 0, rows.filled))
+    return (jnp.sum(~rows.done) > until[0]) & (filled + guesses < slots.size)
+
+  def one_pass(rows: Rows) -> Rows:
+    trail = drafting.follow(rows.trail, rows.pending, *source)
+    guessed = drafting.draft(trail, *source, pieces, guesses)
+    tokens = jnp.concatenate([rows.pending[:, None], guessed], axis=1)
+    filled = behind.length + rows.filled[:, None]
+    mask = jnp.repeat((slots < rows.filled[:, None])[:, None], guesses + 1, axis=1)
+    hidden, kept = _extend(
+      model, behind, tokens, filled + steps, rows.own,
+      (mask, jnp.broadcast_to(behind.length + slots, mask[:, 0].shape)))
+    following = _likeliest(hidden, behind.base)
+    accepted, said, ended = _accepted(rows, tokens, following, eos)
     pending = jnp.take_along_axis(following, accepted[:, None] - 1, axis=1)[:, 0]
-    return _State(
-      pending, state.done | ended | over(pending, out), out,
-      jnp.minimum(state.filled + accepted, width + max_new_tokens),
-      _write(state.filled, state.own, kept),
-      drafting.follow_first(trail, guessed, accepted - 1, tokens, lengths))
+    over = jnp.isin(pending, eos) | (said.lengths >= rows.asked.limits)
+    return Rows(
+      rows.asked, pending, rows.done | ended | over,
+      # A row that is done may be full: it stays where it is.
+      jnp.where(rows.done, rows.filled, rows.filled + accepted),
+      drafting.follow_first(trail, guessed, accepted - 1, *source), said,
+      _write(rows.filled, rows.own, kept))
 
-  none = jnp.zeros(batch, jnp.int32)
-  nothing = Decoded(jnp.zeros((batch, max_new_tokens), jnp.int32), none, none)
-  state = _State(
-    first, (lengths == 0) | over(first, nothing), nothing, lengths, kept, drafting.start(batch))
-  for share in _GROWTH:
-    state = _passes(
-      one_pass, state, width + math.ceil(share * max_new_tokens) + guesses + 1, guesses)
-  return state.out
-
-
-def _passes(one_pass: Callable, state: _State, slots: int, guesses: int) -> _State:
-  """As many passes as are needed and as a cache of so many slots has room for.
-
-  A pass reads all of the cache, filled or not, so that it grows only when it must.
-  """
-  def fits(state: _State) -> jax.Array:
-    filled = jnp.max(jnp.where(state.done, 0, state.filled))
-    return jnp.any(~state.done) & (filled + guesses < slots)
-
-  own = jax.tree.map(partial(_grow, slots), state.own)
-  return jax.lax.while_loop(fits, one_pass, state._replace(own=own))
+  return jax.lax.while_loop(goes_on, one_pass, rows)
 
 
 def _accepted(
-  state: _State, said: jax.Array, following: jax.Array, eos: jax.Array, limits: jax.Array
-) -> tuple[jax.Array, Decoded, jax.Array]:
-  """What of a pass is kept -> (how many of its tokens i32[B], >= 1, the output with them, whether
-  it ended among them bool[B]).
+  rows: Rows, tokens: jax.Array, following: jax.Array, eos: jax.Array
+) -> tuple[jax.Array, Said, jax.Array]:
+  """What of a pass is kept -> (how many of its tokens i32[R], >= 1, the output with them, whether
+  it ended among them bool[R]).
 
   The pending token is, and so is each guess that the model makes, too, up to the first that it does
   not make. The output ends before an eos, and at its limit; then what else is kept does not matter.
 
   Args:
-    state: before the pass.
-    said: i32[B, T], the pending token and guesses.
-    following: i32[B, T], what the model says after each of them.
-    eos, limits: see `greedy`.
+    rows: before the pass.
+    tokens: i32[R, T], the pending token and guesses.
+    following: i32[R, T], what the model says after each of them.
+    eos: see `go_on`.
   """
-  right = jnp.cumprod(said[:, 1:] == following[:, :-1], axis=1)
+  right = jnp.cumprod(tokens[:, 1:] == following[:, :-1], axis=1)
   accepted = 1 + right.sum(axis=1)
-  step = jnp.arange(said.shape[1])[None]
-  place = state.out.lengths[:, None] + step
-  over = jnp.isin(said, eos) | (place >= limits[:, None])
+  step = jnp.arange(tokens.shape[1])[None]
+  place = rows.said.lengths[:, None] + step
+  over = jnp.isin(tokens, eos) | (place >= rows.asked.limits[:, None])
   kept = step < accepted[:, None]
-  written = kept & (jnp.cumsum(over, axis=1) == 0) & ~state.done[:, None]
-  tokens, rows = state.out.tokens, jnp.arange(said.shape[0])[:, None]
-  return accepted, Decoded(
-    tokens.at[rows, jnp.where(written, place, tokens.shape[1])].set(said, mode='drop'),
-    state.out.lengths + written.sum(axis=1), state.out.passes + ~state.done), (
+  written = kept & (jnp.cumsum(over, axis=1) == 0) & ~rows.done[:, None]
+  held, index = rows.said.tokens, jnp.arange(tokens.shape[0])[:, None]
+  return accepted, Said(
+    held.at[index, jnp.where(written, place, held.shape[1])].set(tokens, mode='drop'),
+    rows.said.lengths + written.sum(axis=1), rows.said.passes + ~rows.done), (
       kept & over).any(axis=1)
 
 
-def _grow(slots: int, cache: jax.Array) -> jax.Array:
-  """[..., M, d] -> [..., slots, d], zeros behind."""
-  more = slots - cache.shape[-2]
-  return jnp.pad(cache, ((0, 0),) * (cache.ndim - 2) + ((0, more), (0, 0)))
+def fitted(slots: int, rows: Rows, chosen: jax.Array) -> Rows:
+  """The rows `chosen` i32[R'] only, with a cache of so many slots: none that is filled is lost."""
+  def sized(cache):
+    cache = jax.lax.slice_in_dim(cache, 0, min(slots, cache.shape[-2]), axis=-2)
+    return _grown(cache if len(chosen) == len(rows.done) else cache[:, :, chosen], slots, axis=-2)
+
+  held = rows._replace(own=())
+  if len(chosen) < len(rows.done):
+    held = jax.tree.map(lambda x: x[chosen], held)
+  return held._replace(own=jax.tree.map(sized, rows.own))
+
+
+def _grown(x: jax.Array, size: int, axis: int) -> jax.Array:
+  """Zeros behind."""
+  more = [(0, 0)] * x.ndim
+  more[axis] = (0, size - x.shape[axis])
+  return jnp.pad(x, more)
 
 
 def _write(slots: jax.Array, caches, new):
@@ -247,29 +287,3 @@ def _write(slots: jax.Array, caches, new):
 
   return jax.lax.fori_loop(
     0, len(slots), lambda row, caches: jax.tree.map(partial(put, row), caches, new), caches)
-
-
-# Cached, so that the second batch of a kind finds the first one's compilation.
-@cache
-def prefiller(model: Llama):
-  """`prefill` compiled, its static argument bound."""
-  return jax.jit(partial(prefill, model))
-
-
-@cache
-def decoder(model: Llama, max_new_tokens: int, guesses: int, mesh: Mesh | None = None):
-  """`greedy` compiled, its static arguments bound.
-
-  On a mesh, each copy of the base continues its share of the rows, and ends with them; there must
-  be a multiple of mesh.shape['site'] of them. Within a copy kernels stay where they are and the
-  compiler adds up what their parts give (`model` has no `fetch`): a pass has few tokens, so that is
-  less to send than a layer.
-  """
-  continued = partial(greedy, model, max_new_tokens, guesses)
-  if mesh is not None and mesh.shape[SITE] > 1:
-    # adapter, base, shared, prefix_length; tokens, lengths, limits; eos, pieces.
-    rows = (P(),) * 4 + (P(SITE),) * 3 + (P(),) * 2
-    continued = jax.shard_map(
-      continued, mesh=mesh, axis_names={SITE}, in_specs=rows, out_specs=P(SITE),
-      check_vma=False)
-  return jax.jit(continued)

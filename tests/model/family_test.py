@@ -11,10 +11,11 @@ from families import FAMILIES, build, save
 
 from fedmedjax.model import llama
 from fedmedjax.model.convert import Placement
-from fedmedjax.model.decode import cached_attention, decoder, prefiller
+from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.draft import END
 from fedmedjax.model.load import load_model
 from fedmedjax.model.loss import packed_attention
+from fedmedjax.model.stream import Question, decode, decoder
 from fedmedjax.types import InputError
 
 # The last is beyond the original context of the scaled families and the window of the others.
@@ -88,7 +89,7 @@ def test_bfloat16_is_as_near_as_transformers_is(family):
 
 
 def test_greedy_continuations(family):
-  """64 tokens of 8 prompts of unlike lengths behind a shared prefix: identical."""
+  """64 tokens of 8 prompts of unlike lengths behind a shared prefix, 4 at once: identical."""
   model, _, loaded = family
   rng = np.random.default_rng(1)
   prefix = rng.integers(3, 97, 11)
@@ -102,28 +103,25 @@ def test_greedy_continuations(family):
   expected = model.generate(
     torch.tensor(whole), attention_mask=torch.tensor(mask), max_new_tokens=64, do_sample=False,
     eos_token_id=None, pad_token_id=0)[:, 31:].numpy()
-  decoding = llama.Llama(loaded.config, cached_attention)
-  shared = prefiller(decoding)({}, loaded.params, jnp.asarray(prefix))
+  decoding = decoder(llama.Llama(loaded.config, cached_attention), 3)
   # Some guesses are what it says: a piece of its longest example's answer.
   pieces = np.asarray([*expected[7, 20:40], END], np.int32)
 
-  def decode(eos, limits):
-    return decoder(decoding, 64, 3)(
-      {}, loaded.params, shared, jnp.int32(11), tokens, lengths, np.asarray(limits, np.int32),
-      jnp.asarray([eos]), pieces)
+  def said(eos, limits):
+    return decode(
+      decoding, {}, loaded.params, prefix, [
+        Question(row[:length], limit)
+        for row, length, limit in zip(tokens, lengths, limits, strict=True)],
+      eos=[eos], pieces=pieces, rows=4)
 
-  out = decode(-1, [64] * 8)
-  assert out.lengths.tolist() == [64] * 8
-  assert out.passes.max() <= 64 and out.passes[7] < 64
-  np.testing.assert_array_equal(out.tokens, expected)
+  out = said(-1, [64] * 8)
+  assert max(one.passes for one in out) <= 64 and out[7].passes < 64
+  np.testing.assert_array_equal([one.tokens for one in out], expected)
   # An end or a limit that a guess runs into, or over.
   eos, limits = int(expected[7, 30]), [64, 1, 2, 3, 40, 41, 42, 43]
-  out = decode(eos, limits)
-  for row, limit in enumerate(limits):
-    said = expected[row].tolist()
-    stop = min(limit, said.index(eos) if eos in said else limit)
-    assert out.lengths[row] == stop
-    assert out.tokens[row].tolist() == said[:stop] + [0] * (64 - stop)
+  for one, whole, limit in zip(said(eos, limits), expected.tolist(), limits, strict=True):
+    stop = min(limit, whole.index(eos) if eos in whole else limit)
+    assert one.tokens.tolist() == whole[:stop]
 
 
 def test_rotation_alone(family):

@@ -11,10 +11,11 @@ import transformers
 from conftest import TINY
 
 from fedmedjax.model import attention, llama
-from fedmedjax.model.decode import cached_attention, decoder, prefiller
+from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.draft import END
 from fedmedjax.model.load import model_path
 from fedmedjax.model.loss import packed_attention
+from fedmedjax.model.stream import Question, decode, decoder
 
 
 @partial(jax.jit, static_argnames=('config', 'scale'))
@@ -133,21 +134,16 @@ def test_smollm_tokenisation_on_real_sentences(smollm, torch_smollm, real_senten
 
 
 def test_smollm_greedy_continuations(smollm, torch_smollm, real_sentences):
-  """20 prompts of unlike lengths behind one shared instruction, 16 new tokens each."""
+  """20 prompts of unlike lengths behind one shared instruction, 8 at once, 16 new tokens each."""
   model, _ = torch_smollm
   prefix = smollm.tokenizer('### Task:\nContinue the clinical text.\n')['input_ids']
   prompts = [prefix[-1:] + x for x in smollm.tokenizer(real_sentences[:20])['input_ids']]
-  width, new = max(map(len, prompts)), 16
-  tokens = np.zeros((20, width), np.int32)
-  for row, prompt in enumerate(prompts):
-    tokens[row, :len(prompt)] = prompt
-  ours = llama.Llama(smollm.config, cached_attention)
-  shared = prefiller(ours)({}, smollm.params, jnp.asarray(prefix[:-1]))
-  out = decoder(ours, new, 2)(
-    {}, smollm.params, shared, jnp.int32(len(prefix) - 1), tokens,
-    np.asarray([len(p) for p in prompts], np.int32), np.full(20, new, np.int32),
-    jnp.asarray([smollm.tokenizer.eos_token_id]), jnp.asarray([END]))
-  for row, prompt in enumerate(prompts):
+  new = 16
+  out = decode(
+    decoder(llama.Llama(smollm.config, cached_attention), 2), {}, smollm.params,
+    np.asarray(prefix[:-1]), [Question(np.asarray(prompt), new) for prompt in prompts],
+    eos=[smollm.tokenizer.eos_token_id], pieces=np.asarray([END]), rows=8)
+  for found, prompt in zip(out, prompts, strict=True):
     whole = torch.tensor([prefix[:-1] + prompt])
     with torch.no_grad():
       expected = model.generate(
@@ -155,7 +151,7 @@ def test_smollm_greedy_continuations(smollm, torch_smollm, real_sentences):
         pad_token_id=0)[0, whole.shape[1]:].tolist()
     if smollm.tokenizer.eos_token_id in expected:
       expected = expected[:expected.index(smollm.tokenizer.eos_token_id)]
-    assert out.tokens[row, :out.lengths[row]].tolist() == expected
+    assert found.tokens.tolist() == expected
 
 
 def test_lora_adds_the_scaled_product(tiny_params):
