@@ -4,12 +4,13 @@
       [--task=ner|re --site=maccrobat2020] [--guesses=2,0,5] [--out=FILE]
       [--model=PATH|llama31_8b --dtype=bfloat16] [--peers=transformers,transformers_merged]
 
-Sentences are drawn from the site's test notes; all decode the same ones in the same batches, with
-the same limits and end token, and must say the same, token for token: differences are shown, and
-end the script with status 1. Ours decodes with each number of guesses, see `model/draft.py`; the
-first is the one called 'ours'. The peer pads on the left and keeps its cache, with the adapter
-beside the weights as PEFT trains it, or merged into them. Without --adapter the untouched model
-answers, whose text is no answer and often runs to its limit.
+Sentences are drawn from the site's test notes; all decode the same ones, as many at once, with the
+same limits and end token, and must say the same, token for token: differences are shown, and end
+the script with status 1. Ours hands rows that have ended to the next sentences, and decodes with
+each number of guesses, see `model/draft.py`; the first is the one called 'ours'. The peer decodes
+one batch after the other, like lengths together, pads on the left and keeps its cache, with the
+adapter beside the weights as PEFT trains it, or merged into them. Without --adapter the untouched
+model answers, whose text is no answer and often runs to its limit.
 """
 
 import sys

@@ -249,9 +249,9 @@ def test_both_tasks_in_one_run(command, tmp_path, monkeypatch, style):
 
 
 def test_decoding_keeps_the_order_of_the_sentences(smollm, tiny_folder):
-  """Batches are sorted by length; each answer must come back to its own sentence.
+  """Longest first; each answer must come back to its own sentence.
 
-  Five sentences in two batches of 3 (one row only fills) against one batch each.
+  Five sentences in three rows, two of which are taken again, against one row.
   """
   model = load_model(tiny_folder)
   site = encode_site(

@@ -26,8 +26,8 @@ _LONGEST = 512
 _SHORTEST = 32  # tokens; a model with room for less is refused
 _MARGIN = 64    # tokens around a sentence: the tag of a main entity, the end of the prompt
 _PER_TOKEN = 16  # characters; a text with more is longer than its limit, whatever its tokens
-# Batches that are decoded before the notes they finish are given back: the more, the more alike
-# are the lengths within a batch.
+# Batches that are decoded before the notes they finish are given back: the more, the more seldom
+# are rows free because no sentence is left to take them.
 _BATCHES = 8
 
 

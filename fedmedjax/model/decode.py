@@ -56,7 +56,7 @@ def cached_attention(q, k, v, cache, context, window=None):
 
 
 class Behind(NamedTuple):
-  """What all rows follow."""
+  """What every row is behind: the instruction, as a model has read it."""
 
   adapter: dict         # the `lora` collection; {} is the base model alone
   base: dict            # the `params` collection
@@ -257,7 +257,9 @@ def _accepted(
 
 
 def fitted(slots: int, rows: Rows, chosen: jax.Array) -> Rows:
-  """The rows `chosen` i32[R'] only, with a cache of so many slots: none that is filled is lost."""
+  """The rows `chosen` i32[R'] only, with a cache of so many slots, of which none that is filled may
+  be cut off. All rows, R' = R, stay in their order.
+  """
   def sized(cache):
     cache = jax.lax.slice_in_dim(cache, 0, min(slots, cache.shape[-2]), axis=-2)
     return _grown(cache if len(chosen) == len(rows.done) else cache[:, :, chosen], slots, axis=-2)

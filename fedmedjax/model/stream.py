@@ -31,7 +31,8 @@ from fedmedjax.model.decode import (
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.sharding import SITE
 
-# Inputs are padded to a multiple of this many tokens: one compilation each.
+# Each shape costs a compilation: inputs are padded to a multiple of this many tokens, and what
+# depends on the longest question is rounded up to a `_rung`.
 _INPUT_BUCKET = 32
 # Of the cache, for each row.
 _FEWEST_SLOTS = 64
@@ -108,7 +109,7 @@ class Sizes(NamedTuple):
 
   rows: int   # of each copy of the base
   slots: int  # of the cache, for each row
-  width: int  # tokens of the longest input, padded
+  width: int  # tokens of an input
   most: int   # new tokens
 
 
@@ -158,15 +159,22 @@ def decode(
 
 def largest(decoder: Decoder, questions: Sequence[Question], rows: int) -> Sizes:
   """The largest batch that `decode` may come to."""
-  width = _up(max(len(question.tokens) for question in questions), _INPUT_BUCKET)
+  longest = max(len(question.tokens) for question in questions)
   slots = max(len(question.tokens) + question.limit for question in questions)
   return Sizes(
     _levels(-(-rows // decoder.copies), -(-len(questions) // decoder.copies))[0],
-    max(width, slots + decoder.guesses + 1), width, max(question.limit for question in questions))
+    _rung(max(_up(longest, _INPUT_BUCKET), slots + decoder.guesses + 1)), _rung(longest),
+    _rung(max(question.limit for question in questions)))
 
 
 def _up(count: int, multiple: int) -> int:
   return -(-count // multiple) * multiple
+
+
+def _rung(count: int) -> int:
+  """64, 96, 128, 192, 256, 384, 512 ..., the first that is enough."""
+  power = max(_FEWEST_SLOTS, 2 ** (count - 1).bit_length())
+  return power * 3 // 4 if max(count, _FEWEST_SLOTS) <= power * 3 // 4 else power
 
 
 def _levels(rows: int, count: int) -> list[int]:
@@ -191,6 +199,7 @@ class _Batch:
     self._questions, copies = questions, decoder.copies
     self._sizes = largest(decoder, questions, rows)
     self._levels = _levels(-(-rows // copies), -(-len(questions) // copies))
+    # There are never fewer rows than that, or questions would wait for ever.
     self._at_once = min(-(-rows // copies // _TAKEN_AT_ONCE), self._levels[-1])
     # [copies, rows]: the question, -1 = none, and the slots that it fills.
     self._held = np.full((copies, self._sizes.rows), -1)
@@ -224,10 +233,11 @@ class _Batch:
   def run(self, waiting: int) -> dict[int, Continuation]:
     """Passes until rows are free for those who wait, or can be given up -> {question: output}."""
     busy, rows = (self._held >= 0).sum(axis=1).max(), self._held.shape[1]
-    if not waiting:
+    if waiting:
+      until = rows - min(self._at_once, waiting)
+    else:
       rows = min(level for level in self._levels if level >= busy)
-    until = rows - min(self._at_once, waiting) if waiting else max(
-      (level for level in self._levels if level < busy), default=0)
+      until = max((level for level in self._levels if level < busy), default=0)
     self._fit(0, rows)
     self._rows = self._decoder.go_on(
       self._behind, self._eos, self._pieces, self._rows,
@@ -240,7 +250,7 @@ class _Batch:
     ended = {}
     for row in np.flatnonzero(done & (self._held.ravel() >= 0)):
       ended[int(self._held.flat[row])] = Continuation(
-        said.tokens[row, :said.lengths[row]], int(said.passes[row]))
+        said.tokens[row, :said.lengths[row]].copy(), int(said.passes[row]))
       self._held.flat[row] = -1
     return ended
 
@@ -276,5 +286,5 @@ class _Batch:
     self._slots = slots
 
   def _room(self, needed: int) -> int:
-    """Slots: few different numbers, because each costs a compilation."""
+    """So many slots or more, of few different numbers."""
     return min(self._sizes.slots, max(_FEWEST_SLOTS, 2 ** (needed - 1).bit_length()))

@@ -14,8 +14,7 @@ from fedmedjax.model.draft import END
 from fedmedjax.model.loss import packed_attention
 
 PREFIX = np.array([5, 9, 11], np.int32)
-# Tokens of the question and most new ones: with 4 rows, the cache of the first grows to all its
-# slots, those of the last are short again; some say nothing, or one token.
+# Tokens of the question and most new ones; some say nothing, or one token.
 SHAPES = ((130, 60), (40, 150), (33, 3), (32, 1), (12, 0), *((n, 20 - n) for n in range(1, 15)))
 
 
@@ -80,44 +79,72 @@ def test_each_ends_where_it_ends_alone(tiny_params, questions, alone):
   assert [one.tokens.tolist() for one in found] == [ended[i] for i in order]
 
 
-class Watched:
-  """A decoder that notes (rows, slots, passes) of every call of go_on."""
+def watched(decoder):
+  """(the decoder, [(rows, slots, most passes of a row)] of its calls of go_on)"""
+  calls = []
 
-  def __init__(self, inner):
-    self.inner, self.calls = inner, []
-
-  def __getattr__(self, name):
-    return getattr(self.inner, name)
-
-  def go_on(self, behind, eos, pieces, rows, until):
+  def go_on(behind, eos, pieces, rows, until):
     before = np.array(rows.said.passes)
-    after = self.inner.go_on(behind, eos, pieces, rows, until)
-    passes = int((np.array(after.said.passes) - before).max())
-    self.calls.append((len(before), rows.own.k.shape[-2], passes))
+    after = decoder.go_on(behind, eos, pieces, rows, until)
+    calls.append((
+      len(before), after.own.k.shape[-2], int((np.array(after.said.passes) - before).max())))
     return after
+
+  return decoder._replace(go_on=go_on), calls
 
 
 def test_rows_are_taken_again_and_given_up(tiny_params):
   """24 outputs of 1 to 24 tokens in 8 rows: 300 tokens. Batches that wait for their longest, in
   the same order, compute 8 times the sum of three longest."""
   limits = np.random.default_rng(5).permutation(np.arange(1, 25))
-  watched = Watched(stream.decoder(llama.Llama(TINY, cached_attention), 0))
+  noted, calls = watched(stream.decoder(llama.Llama(TINY, cached_attention), 0))
   found = stream.decode(
-    watched, {}, tiny_params, PREFIX,
+    noted, {}, tiny_params, PREFIX,
     [stream.Question(np.full(8, 7, np.int32), int(limit)) for limit in limits], eos=[-1],
     pieces=np.asarray([END]), rows=8)
   assert [len(one.tokens) for one in found] == limits.tolist()
-  assert {rows for rows, *_ in watched.calls} == {8, 4, 2}
-  assert {slots for _, slots, _ in watched.calls} == {33}
-  computed = sum(rows * passes for rows, _, passes in watched.calls)
+  assert [rows for rows, *_ in calls] == sorted((rows for rows, *_ in calls), reverse=True)
+  assert {rows for rows, *_ in calls} == {8, 4, 2}
+  assert {slots for _, slots, _ in calls} == {64}
+  computed = sum(rows * passes for rows, _, passes in calls)
   waiting = sum(8 * limits[start:start + 8].max() for start in (0, 8, 16))
   assert 300 <= computed < 0.7 * waiting
 
 
-def test_few_shapes(tiny_params, questions):
-  """The cache's slots are powers of two up to what the longest may need, its rows halves."""
-  sizes = stream.largest(stream.decoder(llama.Llama(TINY, cached_attention), 1), questions, 16)
-  assert sizes == stream.Sizes(16, 192, 160, 150)
+def test_the_cache_grows_and_shrinks(tiny_params, questions, alone):
+  """In few sizes, the largest of which is planned; and rows stay where fewer are not faster."""
+  decoder = stream.decoder(llama.Llama(TINY, cached_attention), 1)
+  planned = stream.largest(decoder, questions, 4)
+  assert planned == stream.Sizes(4, 192, 192, 192)
+  noted, calls = watched(decoder)
+  options = dict(eos=[-1], pieces=np.asarray([END]))
+  found = stream.decode(noted, {}, tiny_params, PREFIX, questions, rows=4, **options)
+  assert [one.tokens.tolist() for one in found] == alone
+  slots = [slots for _, slots, _ in calls]
+  assert len(set(slots)) > 1 and max(slots) == planned.slots
+  steps = np.sign(np.diff(slots))
+  assert {-1, 1} <= set(steps.tolist())
+  # Questions that are a little shorter compile nothing.
+  compiled = decoder.go_on._cache_size()
+  shorter = [q._replace(limit=max(0, q.limit - 1)) for q in questions]
+  stream.decode(decoder, {}, tiny_params, PREFIX, shorter, rows=4, **options)
+  assert decoder.go_on._cache_size() == compiled
+
+
+def test_an_accelerator_keeps_its_rows(tiny_params, questions, alone, monkeypatch):
+  monkeypatch.setattr(stream, '_HALVINGS', 0)
+  noted, calls = watched(stream.decoder(llama.Llama(TINY, cached_attention), 0))
+  some = [i for i, q in enumerate(questions) if q.limit < 20][:3]
+  found = stream.decode(
+    noted, {}, tiny_params, PREFIX, [questions[i] for i in some], eos=[-1],
+    pieces=np.asarray([END]), rows=8)
+  assert [one.tokens.tolist() for one in found] == [alone[i] for i in some]
+  assert [rows for rows, *_ in calls] == [8] and calls[0][2] == max(len(alone[i]) for i in some)
+
+
+def test_few_shapes():
+  assert [stream._rung(n) for n in (0, 1, 64, 65, 96, 97, 129, 193, 385, 513)] == [
+    64, 64, 64, 96, 96, 128, 192, 256, 512, 768]
   assert stream._levels(32, 100) == [32, 16, 8]
   assert stream._levels(32, 13) == [16, 8]
   assert stream._levels(32, 1) == [8] and stream._levels(1, 1) == [1]
