@@ -112,7 +112,7 @@ def test_rows_are_taken_again_and_given_up(tiny_params):
 
 
 def test_the_cache_grows_and_shrinks(tiny_params, questions, alone):
-  """In few sizes, the largest of which is planned; and rows stay where fewer are not faster."""
+  """In few sizes, the largest of which is the one that is planned."""
   decoder = stream.decoder(llama.Llama(TINY, cached_attention), 1)
   planned = stream.largest(decoder, questions, 4)
   assert planned == stream.Sizes(4, 192, 192, 192)
@@ -132,6 +132,7 @@ def test_the_cache_grows_and_shrinks(tiny_params, questions, alone):
 
 
 def test_an_accelerator_keeps_its_rows(tiny_params, questions, alone, monkeypatch):
+  """There fewer are not faster."""
   monkeypatch.setattr(stream, '_HALVINGS', 0)
   noted, calls = watched(stream.decoder(llama.Llama(TINY, cached_attention), 0))
   some = [i for i, q in enumerate(questions) if q.limit < 20][:3]
