@@ -159,8 +159,9 @@ def _on_device(arrays: Any) -> int:
 def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
   """Bytes while the largest batch is decoded, beside the last round's state.
 
-  Its program is compiled, for the compiler's count, where it may need more than training; on one
-  device it is kept for its call, on a mesh the call's arrays lie otherwise.
+  Its program is compiled, for the compiler's count, where it may need more than training. On one
+  device it is kept for a call of this size, which a decoding may never come to; on a mesh the
+  call's arrays lie otherwise.
 
   Raises InputError when it does not fit.
   """
