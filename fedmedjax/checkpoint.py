@@ -25,8 +25,9 @@ from fedmedjax.writer import read_json, read_lines, write_json, write_lines
 MANIFEST = 'manifest.json'
 _LINES = 'metrics.jsonl'
 _PART = '.part'
-# How often, and after how long, what a failed save's late writers make is removed again.
-_TRIES, _SETTLE_SECONDS = 5, 0.1
+# What a failed save's late writers make is removed again until none was seen so many times in a
+# row, with such a pause between; and at most so often.
+_SETTLED, _PAUSE_SECONDS, _MOST_TRIES = 5, 0.1, 100
 
 
 def host_copy(state: FedState) -> FedState:
@@ -170,10 +171,13 @@ def _remove_again(part: Path) -> None:
 
   They cannot be waited for. What comes later still is removed as after a crash.
   """
-  for _ in range(_TRIES):
+  quiet = 0
+  for _ in range(_MOST_TRIES):
+    quiet = 0 if part.exists() else quiet + 1
+    if quiet > _SETTLED:
+      return
     _remove(part)
-    time.sleep(_SETTLE_SECONDS)
-  _remove(part)
+    time.sleep(_PAUSE_SECONDS)
 
 
 def _sync(folder: Path) -> None:

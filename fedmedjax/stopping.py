@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: the first ends the program where nothing is lost, the second at once."""
 
+import logging
 import os
 import signal
 import socket
@@ -43,10 +44,21 @@ def _quiet(unraisable) -> None:
     sys.__unraisablehook__(unraisable)
 
 
+def _heard(record: logging.LogRecord) -> bool:
+  """False for what asyncio tells of tasks that failed, or were left, when nobody waits for them."""
+  return not record.getMessage().startswith(
+    ('Task exception was never retrieved', 'Task was destroyed but it is pending'))
+
+
 def expect_late_writers() -> None:
-  """A save has failed: its other writers may end when `stoppable` has closed, see `_quiet`."""
+  """A save has failed, which is told: its other writers may end when `stoppable` has closed.
+
+  They are heard of neither through `_quiet` nor, where their event loop is still there, through
+  asyncio's logger.
+  """
   global _late_writers
   _late_writers = True
+  logging.getLogger('asyncio').addFilter(_heard)
 
 
 @contextmanager

@@ -117,10 +117,11 @@ def test_the_best_are_kept_besides(tmp_path):
 
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
   """No file may grow past 2,000 bytes, in a process of its own; the state's are longer, and many:
-  those that are written when the first has failed are not heard of."""
+  those that are written when the first has failed are not heard of, nor is a task that surely
+  fails with nobody waiting, as some of them do."""
   save(tmp_path, 1)
   code = (
-    'import resource, sys, logging; from pathlib import Path; import numpy as np\n'
+    'import asyncio, resource, sys, logging; from pathlib import Path; import numpy as np\n'
     'from fedmedjax import checkpoint, stopping\n'
     'logging.getLogger("absl").setLevel(logging.CRITICAL)\n'
     'resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n'
@@ -128,7 +129,9 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
     'with stopping.stoppable():\n'
     '  try:\n'
     '    checkpoint.save(Path(sys.argv[1]), state, [{"round": 2}], 2)\n'
-    '  except RuntimeError as error:\n    print(error)\n')
+    '  except RuntimeError as error:\n    print(error)\n'
+    'async def alone():\n  asyncio.create_task(asyncio.wait_for(5, 5)); await asyncio.sleep(0.01)\n'
+    'asyncio.run(alone())\n')
   done = subprocess.run(
     [sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, timeout=60)
   assert 'round 2: its checkpoint cannot be written' in done.stdout and not done.stderr
