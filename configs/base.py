@@ -200,6 +200,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # with like numbers of steps; -1 = as many as the memory allows, on a CPU 1, the fastest there.
   # Roundings only depend on it.
   fed.chunk = -1
+  # Shapes of steps at most: each is compiled, and a step is computed in the least that holds its
+  # examples. Fewer are made when another would save less than its compilation takes.
+  fed.shapes = 3
   # GiB that a run may count on; 0 = what the device says, on a CPU all of the machine's (or of its
   # container's). A run that is predicted to need more than 90 % of them is refused.
   fed.memory_gib = 0.0

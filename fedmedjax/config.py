@@ -75,7 +75,7 @@ CHECKS = {
   'data.validation_examples': integer(0),
   'fed.preset': one_of(tuple(PRESETS)), 'fed.rounds': integer(1, 100_000),
   'fed.local_epochs': integer(1, 10_000), 'fed.local_steps': integer(0, 100_000),
-  'fed.batch_size': integer(1), 'fed.chunk': integer(AUTO_CHUNK),
+  'fed.batch_size': integer(1), 'fed.chunk': integer(AUTO_CHUNK), 'fed.shapes': integer(1),
   'fed.memory_gib': NOT_NEGATIVE,
   'fed.weight_by': one_of(('examples', 'tokens')), 'fed.size_power': NOT_NEGATIVE,
   'fed.loss_power': NOT_NEGATIVE, 'fed.temperature': POSITIVE, 'fed.loss_on': one_of(LOSS_ON),

@@ -240,7 +240,7 @@ def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedu
     mesh=meshes.mesh_of(config))
   related = config.data.re_share
   schedule = schedules.make_schedule(
-    data.sites, loss_on=config.fed.loss_on,
+    data.sites, loss_on=config.fed.loss_on, shapes=config.fed.shapes,
     shares={'ner': 1 - related, 're': related} if related else None, **plan)
   return learner, schedule
 
@@ -296,7 +296,7 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   parts = algorithm_parts(config, learner.learning_rate) | dict(
     gradient=mean_gradient, sharing=sharing, outbound=exchange.outbound(fed),
     num_sites=len(schedule.weights), explosion=fed.explosion, place=layout.place,
-    on_step=on_step if config.log.steps else None)
+    on_step=on_step if config.log.steps else None, corners=schedule.layout.corners)
 
   site_map = partial(
     fitted_map, schedule.steps_taken, vmap=layout.vmap, groups=layout.groups)

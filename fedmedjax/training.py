@@ -153,8 +153,9 @@ def _packing(study: Study) -> Iterator[Callable[[int], tuple[Turnout, LocalData]
 def _packed(study: Study, number: int) -> tuple[Turnout, LocalData]:
   """How round `number`, from 0, goes, and what its sites train on, on the host."""
   turn = exchange.turnout(study.meeting, study.schedule, number)
-  batches, mask = schedules.round_arrays(study.schedule, number, turn.cohort.sites, turn.steps)
-  return turn, LocalData(batches, mask, turn.weights)
+  which = study.schedule, number, turn.cohort.sites, turn.steps
+  return turn, LocalData(
+    *schedules.round_arrays(*which), turn.weights, schedules.round_forms(*which))
 
 
 def _inputs(

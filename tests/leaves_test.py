@@ -41,6 +41,7 @@ NEEDED = {
   'data.partition.sites': _DEALT, 'data.partition.strength': _DEALT,
   'data.partition.corrupted': _DEALT,
   'fed.local_epochs': {'fed.local_steps': 0}, 'fed.aggregator': _aggregator('mean'),
+  'fed.shapes': {'fed.rounds': 2000},  # fewer are not worth a compilation
   'fed.residual_rank': _aggregator('residual'), 'fed.fair_penalty': _aggregator('corrected'),
   'fed.trim': _aggregator('trimmed_mean'), 'fed.norm_limit': _aggregator('clipped_mean'),
   'fed.faulty': _aggregator('krum', **_DEALT), 'fed.kept': _aggregator('krum', **_DEALT),
@@ -71,7 +72,7 @@ OTHER = {
   'fed.floor': 0.1, 'fed.ema': 0.1, 'fed.ranks': (1, 2), 'fed.rule': 'fedprox',
   'fed.rule_strength': 0.5, 'fed.local_optimizer': 'sgd', 'fed.server_optimizer': 'fedavgm',
   'fed.cohort_size': 1, 'fed.sampler': 'size', 'fed.clip_update': 0.5, 'fed.outbound': 'int8',
-  'fed.memory_gib': 1.0,
+  'fed.memory_gib': 1.0, 'fed.shapes': 1,
   'simulation.step_seconds': 1.0, 'simulation.speed_spread': 1.0, 'simulation.bandwidth': 1.0,
   'simulation.bandwidth_spread': 1.0, 'simulation.failure': 0.1, 'simulation.deadline': 3.0,
   'optim.weight_decay': 0.1, 'api.price_input': 1.0, 'api.price_output': 1.0, 'api.cache': 'other',

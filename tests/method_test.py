@@ -8,6 +8,7 @@ from configs import quickstart
 from configs.base import PRESETS
 from fedmedjax import exchange, tree
 from fedmedjax.config import leaves, parse, validate
+from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.site import encode_site
@@ -61,11 +62,13 @@ def rounds(config, data):
   study = prepare(config, data)
   state, reports = study.algorithm.init(study.learner.adapter), []
   for number in range(config.fed.rounds):
-    batches, mask = schedules.round_arrays(study.schedule, number)
     weights = study.schedule.weights
+    packed = LocalData(
+      *schedules.round_arrays(study.schedule, number), weights,
+      schedules.round_forms(study.schedule, number))
     state, metrics = study.algorithm.round(
-      state, study.learner.base, LocalData(batches, mask, weights), np.arange(len(weights)),
-      study.validation, jax.random.key(number))
+      state, study.learner.base, packed, np.arange(len(weights)), study.validation,
+      jax.random.key(number))
     reports.append(jax.device_get(metrics))
   assert study.algorithm.round._cache_size() == 1
   return study, state, reports
@@ -86,6 +89,38 @@ def test_two_rounds(preset, data):
     if preset in ('flora', 'fedex_lora', 'ffa_lora'):
       assert metrics.product_gap < 1e-3
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.adapter))
+
+
+@pytest.mark.parametrize('chunk', [1, 2, 0])
+def test_steps_in_several_shapes_learn_the_same(chunk, data, monkeypatch):
+  """Sites of steps of unlike lengths, one after the other, and with others of another shape.
+
+  The program branches on a step's form also where sites are computed together.
+  """
+  monkeypatch.setattr(pack, '_WORTH', 1)
+  config = shrunk('fed_medlora', chunk=chunk, batch_size=2)
+  config.fed.shapes = 1
+  _, plain, reports = rounds(config, data)
+  config.fed.shapes = 3
+  study, state, found = rounds(config, data)
+  forms = np.stack([schedules.round_forms(study.schedule, n) for n in range(2)])
+  assert len(study.schedule.layout.corners) == 3 and len(np.unique(forms)) > 1
+  distance = tree.norm(jax.tree.map(np.subtract, state.adapter, plain.adapter))
+  assert distance < 1e-5 * tree.norm(plain.adapter)
+  for ours, theirs in zip(found, reports, strict=True):
+    np.testing.assert_allclose(ours.train_loss, theirs.train_loss, rtol=1e-5)
+  batches, mask = schedules.round_arrays(study.schedule, 0)
+  weights = study.schedule.weights
+  lowered = study.algorithm.round.lower(
+    study.algorithm.init(study.learner.adapter), study.learner.base,
+    LocalData(batches, mask, weights, forms[0]), np.arange(len(weights)), study.validation,
+    jax.random.key(0)).as_text()
+  assert lowered.count('stablehlo.case') >= 1
+  if chunk == 1:  # planted: what is outside of a corner would be missed
+    monkeypatch.setattr(pack, 'corner', lambda batch, shape: batch._replace(
+      target_weight=batch.target_weight.at[:, -shape.targets // 2:].set(0)))
+    missed = rounds(config, data)[2][0].train_loss
+    assert not np.allclose(missed, reports[0].train_loss, rtol=1e-4)
 
 
 def test_mixed_ranks_on_a_language_model(data):

@@ -1,8 +1,9 @@
 """From token sequences to steps of fixed shape: which examples, in which rows.
 
-One step = the instruction once + its examples packed into rows (`types.Batch`). All steps of a
-federation share one shape, so that a round compiles once. Which examples a step holds is a
-function of (seed, site, task, step) alone: a resumed run needs no iterator state.
+One step = the instruction once + its examples packed into rows (`types.Batch`). The arrays of all
+steps of a federation have one shape, so that a round compiles once; where it pays, the compiled
+step computes the corner of them that the examples are in, in one of a few shapes. Which examples a
+step holds is a function of (seed, site, task, step) alone: a resumed run needs no iterator state.
 """
 
 import math
@@ -20,6 +21,12 @@ LOSS_ON = ('completion', 'all')
 # on the 135M model on CPU (2.3 ms against 3.1 us). Larger models care less about attention, and
 # lose at most a few per cent by a width chosen with this number.
 _PAIRS_PER_TOKEN = 750
+
+# What one more shape has to save over all rounds, in tokens: compiling it takes about as long as
+# training on so many (SmolLM2 on two cores: 5 s, 17 s).
+_WORTH = 5000
+# So many steps, evenly spread, are looked at to choose shapes.
+_SAMPLE = 1000
 
 
 class RowShape(NamedTuple):
@@ -118,16 +125,102 @@ def plan_shape(
   longest = max(len(example.tokens) for step in steps for example in step)
   best = None
   for width in range(round_up(longest, 32), round_up(longest, 32) + 8 * 32, 32):
-    rows, targets = 0, 0
-    for step in steps:
-      fitted = fit_rows([len(example.tokens) for example in step], width)
-      rows = max(rows, len(fitted))
-      targets = max(
-        targets, *(sum(supervised(step[i], loss_on) for i in row) for row in fitted))
+    rows, targets = map(max, zip(*(_needed(step, width, loss_on) for step in steps), strict=True))
     shape = RowShape(round_up(prefix, 16) if prefix else 0, rows, width, round_up(targets, 16))
     if best is None or shape.cost < best.cost:
       best = shape
   return best
+
+
+def plan_shapes(
+  steps: Sequence[Sequence[TokenExample]], prefix: int, loss_on: str, most: int
+) -> tuple[RowShape, ...]:
+  """At most so many shapes, by rising cost: a step is computed in the first that holds it.
+
+  The last is that of `plan_shape`. The others are chosen one after the other: what saves most, as
+  long as it saves `_WORTH`.
+
+  Args:
+    most: shapes, at least 1.
+    The others: see `plan_shape`.
+  """
+  whole = plan_shape(steps, prefix, loss_on)
+  chosen, stride = [whole], -(-len(steps) // _SAMPLE)
+  sample = steps[::stride]
+  candidates = _candidates(sample, whole, loss_on) if most > 1 else {}
+  cost = np.full(len(sample), whole.cost)
+  while len(chosen) < most and candidates:
+    saved = {
+      shape: np.maximum(cost - shape.cost, 0)[held].sum() for shape, held in candidates.items()}
+    best = max(saved, key=saved.get)
+    if saved[best] * stride < _WORTH:
+      break
+    chosen.append(best)
+    cost = np.where(candidates[best], np.minimum(cost, best.cost), cost)
+  return tuple(sorted(chosen, key=lambda shape: shape.cost))
+
+
+def _candidates(
+  steps: Sequence[Sequence[TokenExample]], whole: RowShape, loss_on: str
+) -> dict[RowShape, np.ndarray]:
+  """Shapes cheaper than `whole` -> bool[n]: which steps they hold."""
+  found = {}
+  lengths = [max(len(example.tokens) for example in step) for step in steps]
+  for width in range(round_up(min(lengths), 32), whole.rows * whole.width + 1, 32):
+    needs = np.asarray([
+      _needed(step, width, loss_on) if longest <= width else (len(steps), 0)
+      for step, longest in zip(steps, lengths, strict=True)])
+    for rows in range(1, whole.rows + 1):
+      held = needs[:, 0] <= rows
+      shape = whole._replace(
+        rows=rows, width=width, targets=round_up(int(needs[held, 1].max(initial=0)), 16))
+      if held.any() and shape.cost < whole.cost:
+        found[shape] = held
+  return found
+
+
+def _needed(step: Sequence[TokenExample], width: int, loss_on: str) -> tuple[int, int]:
+  """(rows of that width, targets of the fullest) of a step, none of its examples longer."""
+  fitted = fit_rows([len(example.tokens) for example in step], width)
+  return len(fitted), max(sum(supervised(step[i], loss_on) for i in row) for row in fitted)
+
+
+def shape_of(step: Sequence[TokenExample], shapes: Sequence[RowShape], loss_on: str) -> int:
+  """Index of the first of `shapes` that holds the step; of the last, which has to."""
+  longest = max((len(example.tokens) for example in step), default=0)
+  for index, shape in enumerate(shapes[:-1]):
+    if not step:
+      return index
+    if longest <= shape.width:
+      rows, targets = _needed(step, shape.width, loss_on)
+      if rows <= shape.rows and targets <= shape.targets:
+        return index
+  return len(shapes) - 1
+
+
+def enclosing(shapes: Sequence[RowShape]) -> RowShape:
+  """The least that every one of `shapes` is a corner of."""
+  return RowShape(*map(max, zip(*shapes, strict=True)))
+
+
+def corner(batch: Batch, shape: RowShape) -> Batch:
+  """The first rows, places and targets of a step: all of one that was packed in this shape."""
+  rows, width, targets = shape.rows, shape.width, shape.targets
+  return batch._replace(
+    tokens=batch.tokens[:rows, :width], positions=batch.positions[:rows, :width],
+    segments=batch.segments[:rows, :width], target_index=batch.target_index[:rows, :targets],
+    targets=batch.targets[:rows, :targets], target_weight=batch.target_weight[:rows, :targets])
+
+
+def widened(batch: Batch, shape: RowShape) -> Batch:
+  """The step as the corner of arrays of this shape, weight zero elsewhere."""
+
+  def pad(x: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(x, ((0, shape.rows - x.shape[0]), (0, width - x.shape[1])))
+
+  return Batch(
+    *batch[:3], *(pad(x, shape.width) for x in batch[3:6]),
+    *(pad(x, shape.targets) for x in batch[6:]))
 
 
 def pack(

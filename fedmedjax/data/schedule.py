@@ -1,19 +1,20 @@
 """What every site trains on in every round, and the server's validation set: numpy arrays.
 
-A step holds examples of one site and one task, since it has one instruction; all steps of all
-sites and tasks share one shape, so that a round is one program. All of it is a function of (seed,
-round, site), known before the first round, so the shape is planned once and a run resumes without
-iterator state.
+A step holds examples of one site and one task, since it has one instruction; the arrays of all
+steps of all sites and tasks have one shape, so that a round is one program. All of it is a function
+of (seed, round, site), known before the first round, so shapes are planned once and a run resumes
+without iterator state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedmedjax.data import pack
 from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
-from fedmedjax.types import InputError
+from fedmedjax.types import Batch, InputError
 
 
 class Step(NamedTuple):
@@ -29,6 +30,11 @@ class Layout(NamedTuple):
 
   pack: Callable  # (TaskData, examples) -> arrays
   blank: Any      # the arrays of a step without examples: weight zero everywhere
+  # (arrays) -> the corner of them that holds a step of each form; () = all steps have one form
+  corners: tuple[Callable, ...] = ()
+  form: Callable = lambda examples: 0  # (examples) -> index of their corner
+  # As `pack`, in the shape of validation steps, which are computed whole; None = as the others
+  pack_whole: Callable | None = None
 
 
 # plan[round][participant] lists its steps.
@@ -148,24 +154,43 @@ def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[li
 
 
 def make_schedule(
-  sites: Sequence[SiteData], *, batch_size: int, weight_by: str, loss_on: str, **plan
+  sites: Sequence[SiteData], *, batch_size: int, weight_by: str, loss_on: str, shapes: int = 1,
+  **plan,
 ) -> Schedule:
-  """Plans all steps of all rounds of a language model, and the one packed shape they share.
+  """Plans all steps of all rounds of a language model, and the shapes they are packed in.
 
   Args:
     weight_by: 'examples' or 'tokens' (supervised ones): what n_k counts.
     loss_on: 'completion' or 'all'.
+    shapes: of steps at most, see `pack.plan_shapes`.
     The others: see `plan_rounds`.
   """
   sites = tuple(sites)
   sizes = {'examples': lambda example: 1, 'tokens': lambda e: pack.supervised(e, loss_on)}
   steps, weights = plan_rounds(sites, sizes[weight_by], batch_size=batch_size, **plan)
   prefix = max(len(part.instruction) for site in sites for part in site.tasks) - 1
-  shape = pack.plan_shape(all_steps(sites, steps, batch_size), prefix, loss_on)
-  layout = Layout(
-    lambda part, examples: pack.pack(part.instruction, examples, shape, loss_on),
-    pack.blank(shape, loss_on))
+  layout = rows_layout(pack.plan_shapes(
+    all_steps(sites, steps, batch_size), prefix, loss_on, shapes), loss_on)
   return Schedule(sites, steps, weights, layout, batch_size)
+
+
+def rows_layout(shapes: Sequence[pack.RowShape], loss_on: str) -> Layout:
+  """Steps in the first of `shapes` that holds them, as corners of arrays that hold any."""
+  arrays, whole = pack.enclosing(shapes), shapes[-1]
+
+  def form(examples: Sequence) -> int:
+    return pack.shape_of(examples, shapes, loss_on)
+
+  def packed(part: TaskData, examples: Sequence) -> Batch:
+    step = pack.pack(part.instruction, examples, shapes[form(examples)], loss_on)
+    return pack.widened(step, arrays)
+
+  def packed_whole(part: TaskData, examples: Sequence) -> Batch:
+    return pack.pack(part.instruction, examples, whole, loss_on)
+
+  corners = tuple(partial(pack.corner, shape=shape) for shape in shapes)
+  return Layout(
+    packed, pack.blank(arrays, loss_on), corners if len(shapes) > 1 else (), form, packed_whole)
 
 
 def _validation_steps(part: TaskData, batch_size: int) -> list[list]:
@@ -213,13 +238,35 @@ def round_arrays(
   return batches, mask
 
 
+def round_forms(
+  schedule: Schedule,
+  number: int,
+  cohort: Sequence[int] | None = None,
+  steps: Sequence[int] | None = None,
+) -> np.ndarray | None:
+  """i32[C, K]: which of the layout's corners holds each step, 0 for padding; None = it has one.
+
+  Args: see `round_arrays`.
+  """
+  layout = schedule.layout
+  if not layout.corners:
+    return None
+  taken = _taken(schedule, number, cohort, steps)
+  forms = np.zeros((len(taken), schedule.most_steps), np.int32)
+  for row, one in zip(forms, taken, strict=True):
+    row[:len(one)] = [layout.form(_step_examples(schedule.sites, step)[1]) for step in one]
+  return forms
+
+
 def validation_arrays(schedule: Schedule) -> tuple[Any, np.ndarray] | None:
   """(batches [Q, ...], group f32[Q, G]) of V, a group per site and task; None when V is empty."""
   batches, groups = [], []
+  layout = schedule.layout
+  packed = layout.pack_whole or layout.pack
   for site in schedule.sites:
     for part in site.tasks:
       for examples in _validation_steps(part, schedule.batch_size):
-        batches.append(schedule.layout.pack(part, examples))
+        batches.append(packed(part, examples))
         groups.append((site.name, part.ask.task))
   if not batches:
     return None

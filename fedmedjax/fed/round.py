@@ -1,6 +1,6 @@
 """One federated round as one compiled program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -45,6 +45,7 @@ def federated_algorithm(
   explosion: float = 0.0,
   place: Callable[[FedState], FedState] = lambda state: state,
   on_step: Callable | None = None,
+  corners: Sequence[Callable] = (),
 ) -> FederatedAlgorithm:
   """Composes the parts into init and one jitted round.
 
@@ -61,13 +62,14 @@ def federated_algorithm(
     loss_fn: of the model on (adapter, base, batch).
     gradient: makes the gradient of a loss, such as `gradient.mean_gradient`; it is given loss_fn
       as a site sees it, with its own scale and what is folded into the base.
-    on_step: see `local_training`.
+    on_step, corners: see `local_training`.
     map_sites, place: how sites and state are laid on devices, see `fed/sites.py`; num_sites: S.
     explosion: see `sound_sites`.
     The other parts: values of `fed/types.py`, or optax's; outbound may take the keyword `key`,
       which differs by round and site.
   """
-  one_site = _site_program(loss_fn, gradient, optimizer, rule, sharing, ranks, outbound, on_step)
+  one_site = _site_program(
+    loss_fn, gradient, optimizer, rule, sharing, ranks, outbound, on_step, corners)
   server_step = _server_program(rule, sharing, server_optimizer)
   init = _init_program(rule, sharing, outbound, aggregator, server_optimizer, num_sites)
 
@@ -78,7 +80,7 @@ def federated_algorithm(
     numbers = jnp.arange(1, data.step_mask.shape[1] + 1, dtype=jnp.int32)
     steps = jnp.max(data.step_mask * numbers[None], axis=1)
     sent, after, ctrl_delta, losses, local_norm = map_sites.staged(
-      one_site(state, base, key), steps)(cohort, before, data.batches, data.step_mask)
+      one_site(state, base, key), steps, data.form)(cohort, before, data.batches, data.step_mask)
     sound = sound_sites(
       local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
       explosion=explosion)
@@ -136,7 +138,8 @@ def _private(sharing: Sharing, adapter):
 
 
 def _site_program(
-  loss_fn, gradient, optimizer, rule: LocalRule, sharing: Sharing, ranks: Ranks, outbound, on_step
+  loss_fn, gradient, optimizer, rule: LocalRule, sharing: Sharing, ranks: Ranks, outbound, on_step,
+  corners,
 ):
   """What one site does in a round, from its anchor to what it sends: (state, base, key) -> Stages
   of (site, its state, its batches, its step_mask)."""
@@ -154,7 +157,8 @@ def _site_program(
         return ranks.mask(
           tree.select(values, lambda path: sharing.trained(path, state.round)), site)
 
-      return local_training(gradient(loss), optimizer, rule, sharing.shared, keep, on_step)
+      return local_training(
+        gradient(loss), optimizer, rule, sharing.shared, keep, on_step, corners)
 
     def keys(site):
       return jax.random.split(jax.random.fold_in(key, site))
@@ -163,11 +167,11 @@ def _site_program(
       anchor = ranks.to_site(start_of(site, site_state), site)
       return training(site).start(anchor, step_mask)
 
-    def advance(first, until, progress, site, site_state, batches, step_mask):
+    def advance(first, until, form, progress, site, site_state, batches, step_mask):
       anchor = ranks.to_site(start_of(site, site_state), site)
       return training(site).advance(
-        first, until, progress, anchor, base, batches, step_mask, state.ctrl, site_state.ctrl,
-        site, keys(site)[0])
+        first, until, form, progress, anchor, base, batches, step_mask, state.ctrl,
+        site_state.ctrl, site, keys(site)[0])
 
     def finish(progress, site, site_state, batches, step_mask):
       start = start_of(site, site_state)

@@ -67,10 +67,11 @@ def compiled(one: Federation) -> Compiled:
   study, turn = one.study, one.turn
 
   def arguments() -> tuple:
-    batches, mask = schedules.round_arrays(study.schedule, 0, turn.cohort.sites, turn.steps)
+    which = study.schedule, 0, turn.cohort.sites, turn.steps
+    data = LocalData(*schedules.round_arrays(*which), turn.weights, schedules.round_forms(*which))
     return (
-      study.algorithm.init(study.learner.adapter), study.learner.base,
-      LocalData(batches, mask, turn.weights), turn.cohort.sites, None, jax.random.key(0))
+      study.algorithm.init(study.learner.adapter), study.learner.base, data, turn.cohort.sites,
+      None, jax.random.key(0))
 
   @cache
   def program():
@@ -96,9 +97,9 @@ def python_loop(one: Federation, count: int) -> Callable[[], Round]:
   training = site_training(one.config, study)
 
   @jax.jit
-  def train(total, weight, anchor, base, batches, mask, site):
+  def train(total, weight, anchor, base, batches, mask, site, form):
     adapter, losses, _ = training(
-      anchor, base, batches, mask, *ctrl, site, jax.random.key(0))
+      anchor, base, batches, mask, *ctrl, site, jax.random.key(0), form=form)
     return jax.tree.map(lambda t, x: t + weight * x, total, adapter), jnp.nanmean(losses)
 
   def run() -> Round:
@@ -106,10 +107,10 @@ def python_loop(one: Federation, count: int) -> Callable[[], Round]:
     total = jax.tree.map(jnp.zeros_like, anchor)
     weights = turn.weights[:count] / turn.weights[:count].sum()
     for place, (site, weight) in enumerate(zip(turn.cohort.sites, weights, strict=False)):
-      batches, mask = schedules.round_arrays(
-        study.schedule, 0, [site], turn.steps[place:place + 1])
-      batches, mask = jax.tree.map(lambda x: x[0], (batches, mask))
-      total, loss = train(total, weight, anchor, study.learner.base, batches, mask, site)
+      which = study.schedule, 0, [site], turn.steps[place:place + 1]
+      batches, mask, form = jax.tree.map(
+        lambda x: x[0], (*schedules.round_arrays(*which), schedules.round_forms(*which)))
+      total, loss = train(total, weight, anchor, study.learner.base, batches, mask, site, form)
       losses.append(loss)
     return Round(np.asarray(losses), jax.block_until_ready(total))
 

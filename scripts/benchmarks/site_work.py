@@ -30,17 +30,18 @@ def site_training(config: ConfigDict, study: Study) -> Callable:
   """`local_training` of a run from start to end, not compiled yet.
 
   Returns:
-    train(anchor, base, batches [K, ...], mask bool[K], server_ctrl, site_ctrl, site i32[], key) ->
-    (adapter, losses f32[K], steps taken i32[]).
+    train(anchor, base, batches [K, ...], mask bool[K], server_ctrl, site_ctrl, site i32[], key,
+    form=None) -> (adapter, losses f32[K], steps taken i32[]); form: i32[K], see `LocalTraining`.
   """
   parts = algorithm_parts(config, study.learner.learning_rate)
   training = local_training(
     mean_gradient(study.learner.loss_fn(study.arrangements[0].remat)), parts['optimizer'],
-    parts['rule'], lambda path: True, lambda values: values)
+    parts['rule'], lambda path: True, lambda values: values,
+    corners=study.schedule.layout.corners)
 
-  def train(anchor, base, batches, mask, *rest):
+  def train(anchor, base, batches, mask, *rest, form=None):
     last = training.advance(
-      0, mask.sum(), training.start(anchor, mask), anchor, base, batches, mask, *rest)
+      0, mask.sum(), form, training.start(anchor, mask), anchor, base, batches, mask, *rest)
     return last.adapter, last.losses, last.taken
 
   return train

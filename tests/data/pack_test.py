@@ -1,6 +1,8 @@
 """Steps: every example once an epoch, as a function of (seed, site, step); rows that fit."""
 
+import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,3 +75,38 @@ def test_the_planned_shape_holds_every_step_and_wastes_little():
     pack.pack(np.zeros(131, np.int32), step, shape, 'completion')
   used = np.mean([sum(len(e.tokens) for e in step) for step in steps])
   assert used / (shape.rows * shape.width) > 0.75
+
+
+def test_smaller_shapes_hold_the_steps_they_save_for():
+  """900 steps of one example of 32 tokens and 100 of two of 60; 32 + 0 prefix, half supervised.
+
+  Whole: 2 rows of 64 (or one of 128: more attention), 128 tokens; the small ones fit one row of 32:
+  900 * 96 tokens and more are saved. A third shape would save nothing.
+  """
+  small = [TokenExample(np.arange(32), 16)]
+  large = [TokenExample(np.arange(60), 30), TokenExample(np.arange(60), 30)]
+  steps = ([small] * 9 + [large]) * 100
+  shapes = pack.plan_shapes(steps, 0, 'completion', 3)
+  assert shapes == (pack.RowShape(0, 1, 32, 16), pack.RowShape(0, 2, 64, 32))
+  assert pack.plan_shapes(steps, 0, 'completion', 1) == shapes[1:]
+  assert [pack.shape_of(step, shapes, 'completion') for step in (small, large, ())] == [0, 1, 0]
+  # More targets, or rows, than the small shape has.
+  assert pack.shape_of([TokenExample(np.arange(32), 4)], shapes, 'completion') == 1
+  assert pack.shape_of(small * 2, shapes, 'completion') == 1
+  # 40 steps save 40 * 96 tokens: less than a compilation.
+  assert pack.plan_shapes(steps[:44], 0, 'completion', 3) == shapes[1:]
+
+
+def test_a_step_is_a_corner_of_larger_arrays():
+  shapes = pack.RowShape(2, 1, 8, 2), pack.RowShape(2, 2, 6, 3)
+  arrays = pack.enclosing(shapes)
+  assert arrays == pack.RowShape(2, 2, 8, 3)
+  for shape in shapes:
+    step = pack.pack(
+      np.arange(1, 3), [TokenExample(np.array([4, 5, 6, 7]), 2)], shape, 'completion')
+    large = pack.widened(step, arrays)
+    jax.tree.map(np.testing.assert_array_equal, pack.corner(large, shape), step)
+    jax.tree.map(
+      lambda x, y: x.shape == y.shape or pytest.fail(f'{x.shape} {y.shape}'), large,
+      pack.blank(arrays, 'completion'))
+    assert large.target_weight.sum() == step.target_weight.sum() == 2
