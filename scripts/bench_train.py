@@ -31,8 +31,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import inputs, interleaved, site_rounds
-from benchmarks.row_layouts import VARIANTS, row_tokens
-from benchmarks.site_work import Work, amounts, arguments, work
+from benchmarks.row_layouts import VARIANTS, fed_tokens
+from benchmarks.site_work import Work, amounts, arguments, packed, work
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import load_data, lora_config
@@ -64,8 +64,7 @@ def ours(
   train = jax.jit(one.train)
 
   def run(layout: schedules.Layout) -> np.ndarray:
-    packed = schedules.round_arrays(one.schedule._replace(layout=layout), 0)
-    adapter, losses, _ = train(*arguments(one, packed))
+    adapter, losses, _ = train(*arguments(one, packed(one.schedule._replace(layout=layout))))
     jax.block_until_ready(adapter)
     return np.asarray(losses)
 
@@ -118,7 +117,7 @@ def one_site(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
   layouts = {'ours': one.schedule.layout} | {
     f'ours_{name}': VARIANTS[name](one.schedule) for name in values.variants}
   theirs, fed = peers(model, one, config, values.peers)
-  fed |= {name: values.steps * row_tokens(layout) for name, layout in layouts.items()}
+  fed |= {name: fed_tokens(one.schedule, layout) for name, layout in layouts.items()}
   timings = interleaved.measure(ours(one, layouts) | theirs, values.repeats, check_losses)
   ceiling = interleaved.matmul_ceiling(values.dtype, with_torch=bool(theirs))
   examples, tokens, supervised = amounts(one)
@@ -177,11 +176,11 @@ def dry_run(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
   """Lowers one site's program for abstract weights -> entries of the file."""
   config = settings(values)
   one = work(config, load_data(config, Reporter(), model.base))
-  jax.jit(one.train).lower(*arguments(one, schedules.round_arrays(one.schedule, 0)))
+  jax.jit(one.train).lower(*arguments(one, packed(one.schedule)))
   examples, tokens, supervised = amounts(one)
   found = {
     'dry_run': True, 'examples': examples, 'unique_tokens': tokens,
-    'ours_fed_tokens': values.steps * row_tokens(one.schedule.layout),
+    'ours_fed_tokens': fed_tokens(one.schedule, one.schedule.layout),
     'flop': interleaved.training_flop(model.base.config, lora_config(config), tokens, supervised),
     'base_bytes': tree.num_bytes(model.base.params),
     'adapter_bytes': tree.num_bytes(one.study.learner.adapter)}

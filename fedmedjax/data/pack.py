@@ -6,6 +6,7 @@ step computes the corner of them that the examples are in, in one of a few shape
 step holds is a function of (seed, site, task, step) alone: a resumed run needs no iterator state.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -49,7 +50,8 @@ class RowShape(NamedTuple):
     return self.tokens + pairs / _PAIRS_PER_TOKEN
 
 
-def round_up(number: int, multiple: int) -> int:
+def round_up(number, multiple: int):
+  """Of an integer, or of each in an array."""
   return -(-number // multiple) * multiple
 
 
@@ -133,7 +135,7 @@ def plan_shape(
 
 
 def plan_shapes(
-  steps: Sequence[Sequence[TokenExample]], prefix: int, loss_on: str, most: int
+  steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], loss_on: str, most: int
 ) -> tuple[RowShape, ...]:
   """At most so many shapes, by rising cost: a step is computed in the first that holds it.
 
@@ -141,13 +143,14 @@ def plan_shapes(
   long as it saves `_WORTH`.
 
   Args:
+    steps, loss_on: see `plan_shape`.
+    prefixes: the instruction of each step, without its last token.
     most: shapes, at least 1.
-    The others: see `plan_shape`.
   """
-  whole = plan_shape(steps, prefix, loss_on)
+  whole = plan_shape(steps, max(prefixes), loss_on)
   chosen, stride = [whole], -(-len(steps) // _SAMPLE)
   sample = steps[::stride]
-  candidates = _candidates(sample, whole, loss_on) if most > 1 else {}
+  candidates = _candidates(sample, prefixes[::stride], whole, loss_on) if most > 1 else {}
   cost = np.full(len(sample), whole.cost)
   while len(chosen) < most and candidates:
     saved = {
@@ -161,19 +164,19 @@ def plan_shapes(
 
 
 def _candidates(
-  steps: Sequence[Sequence[TokenExample]], whole: RowShape, loss_on: str
+  steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], whole: RowShape, loss_on: str
 ) -> dict[RowShape, np.ndarray]:
   """Shapes cheaper than `whole` -> bool[n]: which steps they hold."""
-  found = {}
+  found, told = {}, round_up(np.asarray(prefixes), 16)
   lengths = [max(len(example.tokens) for example in step) for step in steps]
   for width in range(round_up(min(lengths), 32), whole.rows * whole.width + 1, 32):
     needs = np.asarray([
       _needed(step, width, loss_on) if longest <= width else (len(steps), 0)
       for step, longest in zip(steps, lengths, strict=True)])
-    for rows in range(1, whole.rows + 1):
-      held = needs[:, 0] <= rows
-      shape = whole._replace(
-        rows=rows, width=width, targets=round_up(int(needs[held, 1].max(initial=0)), 16))
+    for rows, prefix in itertools.product(range(1, whole.rows + 1), np.unique(told)):
+      held = (needs[:, 0] <= rows) & (told <= prefix)
+      targets = round_up(int(needs[held, 1].max(initial=0)), 16)
+      shape = RowShape(int(prefix), rows, width, targets)
       if held.any() and shape.cost < whole.cost:
         found[shape] = held
   return found
@@ -185,13 +188,13 @@ def _needed(step: Sequence[TokenExample], width: int, loss_on: str) -> tuple[int
   return len(fitted), max(sum(supervised(step[i], loss_on) for i in row) for row in fitted)
 
 
-def shape_of(step: Sequence[TokenExample], shapes: Sequence[RowShape], loss_on: str) -> int:
+def shape_of(
+  step: Sequence[TokenExample], prefix: int, shapes: Sequence[RowShape], loss_on: str
+) -> int:
   """Index of the first of `shapes` that holds the step; of the last, which has to."""
-  longest = max((len(example.tokens) for example in step), default=0)
+  longest = max(len(example.tokens) for example in step)
   for index, shape in enumerate(shapes[:-1]):
-    if not step:
-      return index
-    if longest <= shape.width:
+    if longest <= shape.width and prefix <= shape.prefix:
       rows, targets = _needed(step, shape.width, loss_on)
       if rows <= shape.rows and targets <= shape.targets:
         return index
@@ -205,11 +208,13 @@ def enclosing(shapes: Sequence[RowShape]) -> RowShape:
 
 def corner(batch: Batch, shape: RowShape) -> Batch:
   """The first rows, places and targets of a step: all of one that was packed in this shape."""
-  rows, width, targets = shape.rows, shape.width, shape.targets
-  return batch._replace(
-    tokens=batch.tokens[:rows, :width], positions=batch.positions[:rows, :width],
-    segments=batch.segments[:rows, :width], target_index=batch.target_index[:rows, :targets],
-    targets=batch.targets[:rows, :targets], target_weight=batch.target_weight[:rows, :targets])
+  prefix, rows, width, targets = shape
+  return Batch(
+    prefix=batch.prefix[:prefix], prefix_targets=batch.prefix_targets[:prefix],
+    prefix_weight=batch.prefix_weight[:prefix], tokens=batch.tokens[:rows, :width],
+    positions=batch.positions[:rows, :width], segments=batch.segments[:rows, :width],
+    target_index=batch.target_index[:rows, :targets], targets=batch.targets[:rows, :targets],
+    target_weight=batch.target_weight[:rows, :targets])
 
 
 def widened(batch: Batch, shape: RowShape) -> Batch:
@@ -218,9 +223,12 @@ def widened(batch: Batch, shape: RowShape) -> Batch:
   def pad(x: np.ndarray, width: int) -> np.ndarray:
     return np.pad(x, ((0, shape.rows - x.shape[0]), (0, width - x.shape[1])))
 
+  more = shape.prefix - len(batch.prefix)
+  supervised = more if len(batch.prefix_targets) else 0
   return Batch(
-    *batch[:3], *(pad(x, shape.width) for x in batch[3:6]),
-    *(pad(x, shape.targets) for x in batch[6:]))
+    np.pad(batch.prefix, (0, more), constant_values=-1),
+    *(np.pad(x, (0, supervised)) for x in batch[1:3]),
+    *(pad(x, shape.width) for x in batch[3:6]), *(pad(x, shape.targets) for x in batch[6:]))
 
 
 def pack(

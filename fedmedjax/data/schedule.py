@@ -32,7 +32,7 @@ class Layout(NamedTuple):
   blank: Any      # the arrays of a step without examples: weight zero everywhere
   # (arrays) -> the corner of them that holds a step of each form; () = all steps have one form
   corners: tuple[Callable, ...] = ()
-  form: Callable = lambda examples: 0  # (examples) -> index of their corner
+  form: Callable = lambda part, examples: 0  # (TaskData, examples) -> index of their corner
   # As `pack`, in the shape of validation steps, which are computed whole; None = as the others
   pack_whole: Callable | None = None
 
@@ -146,10 +146,15 @@ def _site_round(
 
 def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[list]:
   """The examples of every step, of training and of validation: what one shape must hold."""
+  return [examples for _, examples in _parts(sites, plan, batch_size)]
+
+
+def _parts(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[tuple[TaskData, list]]:
+  """What every step is about, and its examples, of training and of validation."""
   return [
-    _step_examples(sites, step)[1] for steps in plan for one in steps for step in one
+    _step_examples(sites, step) for steps in plan for one in steps for step in one
   ] + [
-    examples for site in sites for part in site.tasks
+    (part, examples) for site in sites for part in site.tasks
     for examples in _validation_steps(part, batch_size)]
 
 
@@ -168,9 +173,9 @@ def make_schedule(
   sites = tuple(sites)
   sizes = {'examples': lambda example: 1, 'tokens': lambda e: pack.supervised(e, loss_on)}
   steps, weights = plan_rounds(sites, sizes[weight_by], batch_size=batch_size, **plan)
-  prefix = max(len(part.instruction) for site in sites for part in site.tasks) - 1
-  layout = rows_layout(pack.plan_shapes(
-    all_steps(sites, steps, batch_size), prefix, loss_on, shapes), loss_on)
+  parts, examples = zip(*_parts(sites, steps, batch_size), strict=True)
+  prefixes = [len(part.instruction) - 1 for part in parts]
+  layout = rows_layout(pack.plan_shapes(examples, prefixes, loss_on, shapes), loss_on)
   return Schedule(sites, steps, weights, layout, batch_size)
 
 
@@ -178,11 +183,11 @@ def rows_layout(shapes: Sequence[pack.RowShape], loss_on: str) -> Layout:
   """Steps in the first of `shapes` that holds them, as corners of arrays that hold any."""
   arrays, whole = pack.enclosing(shapes), shapes[-1]
 
-  def form(examples: Sequence) -> int:
-    return pack.shape_of(examples, shapes, loss_on)
+  def form(part: TaskData, examples: Sequence) -> int:
+    return pack.shape_of(examples, len(part.instruction) - 1, shapes, loss_on)
 
   def packed(part: TaskData, examples: Sequence) -> Batch:
-    step = pack.pack(part.instruction, examples, shapes[form(examples)], loss_on)
+    step = pack.pack(part.instruction, examples, shapes[form(part, examples)], loss_on)
     return pack.widened(step, arrays)
 
   def packed_whole(part: TaskData, examples: Sequence) -> Batch:
@@ -254,7 +259,7 @@ def round_forms(
   taken = _taken(schedule, number, cohort, steps)
   forms = np.zeros((len(taken), schedule.most_steps), np.int32)
   for row, one in zip(forms, taken, strict=True):
-    row[:len(one)] = [layout.form(_step_examples(schedule.sites, step)[1]) for step in one]
+    row[:len(one)] = [layout.form(*_step_examples(schedule.sites, step)) for step in one]
   return forms
 
 

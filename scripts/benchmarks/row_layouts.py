@@ -60,6 +60,12 @@ def padded(schedule: schedules.Schedule) -> schedules.Layout:
 VARIANTS = {'no_sharing': no_sharing, 'padded': padded}
 
 
-def row_tokens(layout: schedules.Layout) -> int:
-  """Tokens that a step of ours computes, padding included."""
-  return layout.blank.prefix.size + layout.blank.tokens.size
+def fed_tokens(schedule: schedules.Schedule, layout: schedules.Layout) -> int:
+  """Tokens that the steps of round 0 compute, padding included."""
+  shapes = [corner(layout.blank) for corner in layout.corners] or [layout.blank]
+  steps = [step for one in schedule.plan[0] for step in one]
+  forms = schedules.round_forms(schedule._replace(layout=layout), 0)
+  # Padding of sites with fewer steps is not computed.
+  chosen = [0] * len(steps) if forms is None else [
+    form for row, one in zip(forms, schedule.plan[0], strict=True) for form in row[:len(one)]]
+  return sum(shapes[form].prefix.size + shapes[form].tokens.size for form in chosen)

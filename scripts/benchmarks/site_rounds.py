@@ -21,9 +21,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import inputs
-from benchmarks.site_work import site_training
+from benchmarks.site_work import packed, site_training
 from fedmedjax import exchange, tree
-from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import Data, Study, lora_config, prepare
 from fedmedjax.fed.participation import Turnout
 from fedmedjax.fed.types import LocalData
@@ -67,11 +66,10 @@ def compiled(one: Federation) -> Compiled:
   study, turn = one.study, one.turn
 
   def arguments() -> tuple:
-    which = study.schedule, 0, turn.cohort.sites, turn.steps
-    data = LocalData(*schedules.round_arrays(*which), turn.weights, schedules.round_forms(*which))
+    batches, mask, form = packed(study.schedule, turn.cohort.sites, turn.steps)
     return (
-      study.algorithm.init(study.learner.adapter), study.learner.base, data, turn.cohort.sites,
-      None, jax.random.key(0))
+      study.algorithm.init(study.learner.adapter), study.learner.base,
+      LocalData(batches, mask, turn.weights, form), turn.cohort.sites, None, jax.random.key(0))
 
   @cache
   def program():
@@ -97,9 +95,8 @@ def python_loop(one: Federation, count: int) -> Callable[[], Round]:
   training = site_training(one.config, study)
 
   @jax.jit
-  def train(total, weight, anchor, base, batches, mask, site, form):
-    adapter, losses, _ = training(
-      anchor, base, batches, mask, *ctrl, site, jax.random.key(0), form=form)
+  def train(total, weight, anchor, base, arrays, site):
+    adapter, losses, _ = training(anchor, base, *arrays, *ctrl, site, jax.random.key(0))
     return jax.tree.map(lambda t, x: t + weight * x, total, adapter), jnp.nanmean(losses)
 
   def run() -> Round:
@@ -107,10 +104,9 @@ def python_loop(one: Federation, count: int) -> Callable[[], Round]:
     total = jax.tree.map(jnp.zeros_like, anchor)
     weights = turn.weights[:count] / turn.weights[:count].sum()
     for place, (site, weight) in enumerate(zip(turn.cohort.sites, weights, strict=False)):
-      which = study.schedule, 0, [site], turn.steps[place:place + 1]
-      batches, mask, form = jax.tree.map(
-        lambda x: x[0], (*schedules.round_arrays(*which), schedules.round_forms(*which)))
-      total, loss = train(total, weight, anchor, study.learner.base, batches, mask, site, form)
+      arrays = packed(study.schedule, [site], turn.steps[place:place + 1])
+      total, loss = train(
+        total, weight, anchor, study.learner.base, jax.tree.map(lambda x: x[0], arrays), site)
       losses.append(loss)
     return Round(np.asarray(losses), jax.block_until_ready(total))
 

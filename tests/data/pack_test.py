@@ -1,8 +1,9 @@
 """Steps: every example once an epoch, as a function of (seed, site, step); rows that fit."""
 
+import itertools
+
 import jax
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,27 +87,32 @@ def test_smaller_shapes_hold_the_steps_they_save_for():
   small = [TokenExample(np.arange(32), 16)]
   large = [TokenExample(np.arange(60), 30), TokenExample(np.arange(60), 30)]
   steps = ([small] * 9 + [large]) * 100
-  shapes = pack.plan_shapes(steps, 0, 'completion', 3)
+  none = [0] * len(steps)
+  shapes = pack.plan_shapes(steps, none, 'completion', 3)
   assert shapes == (pack.RowShape(0, 1, 32, 16), pack.RowShape(0, 2, 64, 32))
-  assert pack.plan_shapes(steps, 0, 'completion', 1) == shapes[1:]
-  assert [pack.shape_of(step, shapes, 'completion') for step in (small, large, ())] == [0, 1, 0]
+  assert pack.plan_shapes(steps, none, 'completion', 1) == shapes[1:]
+  assert [pack.shape_of(step, 0, shapes, 'completion') for step in (small, large)] == [0, 1]
   # More targets, or rows, than the small shape has.
-  assert pack.shape_of([TokenExample(np.arange(32), 4)], shapes, 'completion') == 1
-  assert pack.shape_of(small * 2, shapes, 'completion') == 1
+  assert pack.shape_of([TokenExample(np.arange(32), 4)], 0, shapes, 'completion') == 1
+  assert pack.shape_of(small * 2, 0, shapes, 'completion') == 1
+  # Half of the small ones have an instruction of 300 tokens: three shapes, two of them for these.
+  told = [300 if n % 2 else 0 for n in range(1000)]
+  shorter, longer, whole = pack.plan_shapes(steps, told, 'completion', 3)
+  assert (shorter[:3], longer[:3], whole[:3]) == ((0, 1, 32), (304, 1, 32), (304, 2, 64))
+  assert pack.shape_of(small, 0, (shorter, longer, whole), 'completion') == 0
+  assert pack.shape_of(small, 300, (shorter, longer, whole), 'completion') == 1
   # 40 steps save 40 * 96 tokens: less than a compilation.
-  assert pack.plan_shapes(steps[:44], 0, 'completion', 3) == shapes[1:]
+  assert pack.plan_shapes(steps[:44], none[:44], 'completion', 3) == shapes[1:]
 
 
 def test_a_step_is_a_corner_of_larger_arrays():
-  shapes = pack.RowShape(2, 1, 8, 2), pack.RowShape(2, 2, 6, 3)
+  shapes = pack.RowShape(2, 1, 8, 4), pack.RowShape(4, 2, 6, 5)
   arrays = pack.enclosing(shapes)
-  assert arrays == pack.RowShape(2, 2, 8, 3)
-  for shape in shapes:
-    step = pack.pack(
-      np.arange(1, 3), [TokenExample(np.array([4, 5, 6, 7]), 2)], shape, 'completion')
-    large = pack.widened(step, arrays)
+  assert arrays == pack.RowShape(4, 2, 8, 5)
+  for shape, loss_on in itertools.product(shapes, ('completion', 'all')):
+    step = pack.pack(np.arange(1, 3), [TokenExample(np.array([4, 5, 6, 7]), 2)], shape, loss_on)
+    large, blank = pack.widened(step, arrays), pack.blank(arrays, loss_on)
     jax.tree.map(np.testing.assert_array_equal, pack.corner(large, shape), step)
-    jax.tree.map(
-      lambda x, y: x.shape == y.shape or pytest.fail(f'{x.shape} {y.shape}'), large,
-      pack.blank(arrays, 'completion'))
-    assert large.target_weight.sum() == step.target_weight.sum() == 2
+    assert jax.tree.map(np.shape, large) == jax.tree.map(np.shape, blank)
+    assert large.prefix.tolist() == [1, -1, -1, -1]
+    assert large.target_weight.sum() == (2 if loss_on == 'completion' else 3)
