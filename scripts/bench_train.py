@@ -2,14 +2,16 @@
 
     python scripts/bench_train.py --task=ner|re [--batch=16 --steps=2 --repeats=5] [--out=FILE]
       [--site=maccrobat2020] [--model=PATH|llama31_8b] [--dtype=bfloat16 --remat=full]
-      [--peers=peft_batch4,...] [--variants=no_sharing,padded] [--sites=1,3,8] [--dry_run]
+      [--peers=peft_batch4,...] [--variants=one_shape,...] [--sites=1,3,8] [--dry_run]
 
 All train the same adapter on the same examples, in random order as a loader gives them: `steps`
 optimiser steps of `batch` examples (AdamW, 2e-4, clipped at 1), packing or padding included. The
 losses of the first steps must agree to 1e-3. The peer is the reference's recipe: micro-batches of 4
 or 8 padded to their longest example, accumulated, with or without gradient checkpointing.
 
-    ours             the instruction once a step, examples packed into rows
+    ours             the instruction once a step, examples packed into rows; as a run over all
+                     examples plans them, in the least of a few shapes that holds a step's
+    ours_one_shape   in the shape that holds any step
     ours_no_sharing  packed likewise, the instruction in front of every example
     ours_padded      one example a row behind its instruction, padded to the longest
 

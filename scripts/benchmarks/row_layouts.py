@@ -22,6 +22,14 @@ def repeated(part: TaskData, example: TokenExample) -> TokenExample:
     len(part.instruction) - 1 + example.prompt_length)
 
 
+def one_shape(schedule: schedules.Schedule) -> schedules.Layout:
+  """Ours, all steps in the shape that holds any."""
+  part = schedule.sites[0].tasks[0]
+  return schedules.rows_layout((pack.plan_shape(
+    schedules.all_steps(schedule.sites, schedule.plan, schedule.batch_size),
+    len(part.instruction) - 1, 'completion'),), 'completion')
+
+
 def no_sharing(schedule: schedules.Schedule) -> schedules.Layout:
   """Packed rows, the instruction in every example."""
   part = schedule.sites[0].tasks[0]
@@ -57,7 +65,7 @@ def padded(schedule: schedules.Schedule) -> schedules.Layout:
   return schedules.Layout(arrays, arrays(part, ()))
 
 
-VARIANTS = {'no_sharing': no_sharing, 'padded': padded}
+VARIANTS = {'one_shape': one_shape, 'no_sharing': no_sharing, 'padded': padded}
 
 
 def fed_tokens(schedule: schedules.Schedule, layout: schedules.Layout) -> int:
