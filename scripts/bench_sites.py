@@ -14,6 +14,8 @@ whose losses must be ours to 1e-3. Beyond --loop_sites both loops do that many s
 seconds are scaled up and called so: peer_peft_scaled_from_100_sites. Chunks and skews are measured
 at --part_sites sites; with a skew e, site k has a share proportional to k^-e of the sentences, and
 each takes one pass over its own. Peak bytes are the compiler's count of the round's program.
+--out is written after every number of sites, after the chunks and after the skews; the same
+command, or one that asks for more, goes on after what the file holds.
 --plot needs nothing else than --out holds: with --redraw=FILE.json nothing is measured.
 """
 
@@ -32,8 +34,13 @@ from fedmedjax.experiment import load_data
 from fedmedjax.program import guarded, read_flags
 from fedmedjax.progress import Reporter
 from fedmedjax.types import InputError
+from fedmedjax.writer import read_json
 
 QUIET = Reporter(Console(quiet=True))
+# Flags that make measurements comparable.
+_WORK = (
+  'model', 'tokenizer', 'site', 'task', 'batch', 'steps', 'max_length', 'notes', 'dtype', 'chunk',
+  'part_sites', 'skew_chunk', 'loop_sites', 'threads')
 
 
 def settings(values: flags.FlagValues, sites: int, chunk: int) -> ConfigDict:
@@ -121,17 +128,43 @@ def by_skew(model: inputs.Model, values: flags.FlagValues) -> list[dict[str, Any
     row | timed('ours', timings[name]) for row, name in zip(rows, entrants, strict=True)]
 
 
-def bench(values: flags.FlagValues) -> dict[str, Any]:
-  """What --out holds, but for the machine."""
+def begun(values: flags.FlagValues) -> dict[str, Any]:
+  """What --out holds of this work already.
+
+  Raises InputError when it holds something else.
+  """
+  settings = {name: values[name].value for name in _WORK}
+  path = Path(values.out or '')
+  if not path.is_file():
+    return {'settings': settings, 'by_sites': [], 'by_chunk': [], 'by_skew': []}
+  found = read_json(path)
+  held = found.get('settings', {}) if isinstance(found, dict) else {}
+  for name, value in settings.items():
+    if name not in held or held[name] != value:
+      raise InputError(
+        f'--out={values.out}: was measured with --{name}={held.get(name)!r}, this command has '
+        f'{value!r}; name another file')
+  return found
+
+
+def bench(values: flags.FlagValues, threads: int) -> dict[str, Any]:
+  """Measures what --out does not hold yet -> all that it then holds."""
   model = inputs.load(values.model, values.dtype, tokenizer=values.tokenizer)
-  found: dict[str, Any] = {'by_sites': [], 'by_chunk': [], 'by_skew': []}
+  found = begun(values)
+  how = {'repeats': values.repeats, 'commit': interleaved.commit()}
   for count in map(int, values.sites):
-    entries = by_sites(model, values, count)
-    found |= entries
-    found['by_sites'].append(sites_row(entries, count))
-  for key, parts in (('by_chunk', by_chunk), ('by_skew', by_skew)):
-    if values['chunks' if parts is by_chunk else 'skews'].value:
-      found[key] = parts(model, values)
+    if count not in [row['sites'] for row in found['by_sites']]:
+      entries = by_sites(model, values, count)
+      rows = sorted([*found['by_sites'], sites_row(entries, count) | how], key=lambda r: r['sites'])
+      found |= entries | {'by_sites': rows}
+      interleaved.write(values.out, found, threads)
+  for key, asked, measured in (
+      ('by_chunk', values.chunks, by_chunk), ('by_skew', values.skews, by_skew)):
+    if asked and not found[key]:
+      found[key] = [row | how for row in measured(model, values)]
+      interleaved.write(values.out, found, threads)
+  for key in ('by_sites', 'by_chunk', 'by_skew'):
+    if found[key]:
       scaling_plot.show_rows(key, found[key])
   return found
 
@@ -163,8 +196,9 @@ def define(values: flags.FlagValues) -> None:
 
 
 def check_flags(values: flags.FlagValues) -> None:
-  """Raises InputError before anything is read."""
+  """Raises InputError before anything is measured."""
   interleaved.check_out(values.out)
+  begun(values)
   if values.plot and not Path(values.plot).absolute().parent.is_dir():
     raise InputError(f'--plot={values.plot}: its folder is not there')
   if values.redraw and not (values.plot and Path(values.redraw).is_file()):
@@ -186,8 +220,7 @@ def main(argv: list[str]) -> int:
       found = json.loads(Path(values.redraw).read_text())
     else:
       threads = interleaved.pin_threads(values.threads)
-      found = bench(values)
-      interleaved.write(values.out, found, threads)
+      found = bench(values, threads)
     if values.plot:
       scaling_plot.draw(found, Path(values.plot))
 

@@ -34,13 +34,24 @@ def command(tiny_folder):
     '--max_length=96', *flags])
 
 
-def test_sites_chunks_and_skews(command, tmp_path):
+def test_sites_chunks_and_skews(command, tmp_path, monkeypatch, capsys):
   """Two sites, of which the loops do one: they agree with the compiled round, and are scaled by 2.
-  Sizes by k^-2, both at once with a halving, waste less than with everyone waiting."""
+  Sizes by k^-2, both at once with a halving, waste less than with everyone waiting. What the file
+  holds is not measured again, nor mixed with other work."""
   out, plot = tmp_path / 'sites.json', tmp_path / 'scaling.svg'
-  assert command(
+  asked = (
     bench_sites, '--sites=2', '--chunk=0', '--loop_sites=1', '--part_sites=2', '--chunks=0',
-    '--skews=2', '--skew_chunk=0', '--batch=32', f'--out={out}', f'--plot={plot}') == 0
+    '--skews=2', '--skew_chunk=0', f'--out={out}')
+  assert command(*asked, '--batch=32', f'--plot={plot}') == 0
+  written = out.read_bytes()
+  with monkeypatch.context() as patch:
+    for name in ('by_sites', 'by_chunk', 'by_skew'):
+      patch.setattr(bench_sites, name, lambda *_: pytest.fail('measured again'))
+    assert command(*asked, '--batch=32') == 0
+  assert out.read_bytes() == written
+  capsys.readouterr()
+  assert command(*asked, '--batch=16') == 2
+  assert 'was measured with --batch=32, this command has 16' in capsys.readouterr().err
   found = json.loads(out.read_text())
   row, = found['by_sites']
   for name in ('ours_loop', 'peer_peft'):

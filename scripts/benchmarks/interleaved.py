@@ -204,6 +204,14 @@ def show(title: str, timings: Mapping[str, Timing], quantities: Quantities) -> N
   (console if console.is_terminal else Console(width=200)).print(table)
 
 
+def commit() -> str:
+  """Of this checkout, marked when it has changes."""
+  git = subprocess.run(
+    ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*'],
+    cwd=Path(__file__).parent, capture_output=True, text=True)
+  return git.stdout.strip() or 'unknown'
+
+
 def machine(threads: int) -> dict[str, Any]:
   """Where, with what and by which command something was measured."""
   device = jax.devices()[0]
@@ -211,9 +219,6 @@ def machine(threads: int) -> dict[str, Any]:
   if Path('/proc/cpuinfo').exists():
     lines = Path('/proc/cpuinfo').read_text().splitlines()
     name = next((line.split(':')[1].strip() for line in lines if 'model name' in line), name)
-  git = subprocess.run(
-    ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*'],
-    cwd=Path(__file__).parent, capture_output=True, text=True)
   peers = {
     name: sys.modules[name].__version__
     for name in ('torch', 'peft', 'flwr') if hasattr(sys.modules.get(name), '__version__')}
@@ -221,7 +226,7 @@ def machine(threads: int) -> dict[str, Any]:
     'machine': {
       'processor': name, 'cores_used': threads, 'device': device.device_kind,
       'devices': jax.device_count(), 'backend': jax.default_backend()},
-    'commit': git.stdout.strip() or 'unknown', 'versions': versions() | peers,
+    'commit': commit(), 'versions': versions() | peers,
     'command': shlex.join([Path(sys.executable).name, *sys.argv])}
 
 

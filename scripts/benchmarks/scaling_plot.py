@@ -18,15 +18,20 @@ _NAMES = {
 
 
 def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-  """Prints rows with equal keys."""
+  """Prints rows; what one lacks is '-'."""
   table = Table(title=title.replace('_', ' '))
-  shown = [key for key, value in rows[0].items() if not isinstance(value, list)]
+  shown = list(dict.fromkeys(
+    key for row in rows for key, value in row.items() if not isinstance(value, list)))
   for key in shown:
     table.add_column(key.removeprefix('ours_').replace('_', ' '), justify='right')
   for row in rows:
-    table.add_row(*(f'{row[key]:.4g}' for key in shown))
+    table.add_row(*(_shown(row.get(key, '-')) for key in shown))
   console = Console()
   (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def _shown(value: float | str) -> str:
+  return value if isinstance(value, str) else f'{value:.4g}'
 
 
 def _against(axes, rows, x: str, y: str, label: str) -> None:
