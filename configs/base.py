@@ -200,8 +200,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # with like numbers of steps; -1 = as many as the memory allows, on a CPU 1, the fastest there.
   # Roundings only depend on it.
   fed.chunk = -1
-  # Shapes of steps at most: each is compiled, and a step is computed in the least that holds its
-  # examples. Fewer are made when another would save less than its compilation takes.
+  # Shapes of steps at most, of a LLaMA: each is compiled, and sites that are computed one at a time
+  # compute a step in the least that holds it. Fewer where another saves less than it costs.
   fed.shapes = 3
   # GiB that a run may count on; 0 = what the device says, on a CPU all of the machine's (or of its
   # container's). A run that is predicted to need more than 90 % of them is refused.

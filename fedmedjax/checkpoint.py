@@ -174,7 +174,7 @@ def _remove_again(part: Path) -> None:
   quiet = 0
   for _ in range(_MOST_TRIES):
     quiet = 0 if part.exists() else quiet + 1
-    if quiet > _SETTLED:
+    if quiet >= _SETTLED:
       return
     _remove(part)
     time.sleep(_PAUSE_SECONDS)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fedmedjax import exchange, meshes, tree
-from fedmedjax.arrangement import Arrangement, arrangements
+from fedmedjax.arrangement import Arrangement, arrangements, sites_at_once
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder
@@ -296,14 +296,18 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   parts = algorithm_parts(config, learner.learning_rate) | dict(
     gradient=mean_gradient, sharing=sharing, outbound=exchange.outbound(fed),
     num_sites=len(schedule.weights), explosion=fed.explosion, place=layout.place,
-    on_step=on_step if config.log.steps else None, corners=schedule.layout.corners)
+    on_step=on_step if config.log.steps else None)
 
   site_map = partial(
     fitted_map, schedule.steps_taken, vmap=layout.vmap, groups=layout.groups)
 
+  def alone(arrangement: Arrangement) -> bool:
+    return sites_at_once(arrangement, meeting.sampler.size) == 1
+
   def arranged(arrangement: Arrangement) -> FederatedAlgorithm:
     return federated_algorithm(
-      loss_fn=learner.loss_fn(arrangement.remat), map_sites=site_map(arrangement.chunk), **parts)
+      loss_fn=learner.loss_fn(arrangement.remat), map_sites=site_map(arrangement.chunk),
+      corners=schedule.layout.corners if alone(arrangement) else (), **parts)
 
   meeting = exchange.meeting(config, schedule.weights, learner.adapter, sharing)
   order = arrangements(

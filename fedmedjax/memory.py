@@ -195,8 +195,6 @@ def _estimate(study: Study, inputs: tuple) -> Callable[[Arrangement], int]:
   _, base, data, *_ = inputs
   sites, adapter = study.meeting.sampler.size, study.learner.adapter
   step = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), data.batches)
-  if study.schedule.layout.corners:
-    step = jax.eval_shape(study.schedule.layout.corners[-1], step)
 
   @cache
   def kept(remat: str) -> int:

@@ -153,9 +153,8 @@ def _packing(study: Study) -> Iterator[Callable[[int], tuple[Turnout, LocalData]
 def _packed(study: Study, number: int) -> tuple[Turnout, LocalData]:
   """How round `number`, from 0, goes, and what its sites train on, on the host."""
   turn = exchange.turnout(study.meeting, study.schedule, number)
-  which = study.schedule, number, turn.cohort.sites, turn.steps
-  return turn, LocalData(
-    *schedules.round_arrays(*which), turn.weights, schedules.round_forms(*which))
+  batches, mask = schedules.round_arrays(study.schedule, number, turn.cohort.sites, turn.steps)
+  return turn, LocalData(batches, mask, turn.weights)
 
 
 def _inputs(

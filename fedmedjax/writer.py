@@ -16,8 +16,8 @@ from fedmedjax.types import InputError
 # finished rounds, and later ones by rounding at most. (The notes themselves are held to be the same
 # by their checksums.)
 HARMLESS = (
-  'fed.rounds', 'fed.max_bad_rounds', 'fed.chunk', 'fed.memory_gib', 'model.remat', 'mesh',
-  'data.root', 'eval.batch_size', 'eval.guesses', 'log', 'report', 'checkpoint', 'api')
+  'fed.rounds', 'fed.max_bad_rounds', 'fed.chunk', 'fed.shapes', 'fed.memory_gib', 'model.remat',
+  'mesh', 'data.root', 'eval.batch_size', 'eval.guesses', 'log', 'report', 'checkpoint', 'api')
 
 
 def write_json(path: Path, value: Any) -> None:

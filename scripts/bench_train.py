@@ -34,7 +34,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import inputs, interleaved, site_rounds
 from benchmarks.row_layouts import VARIANTS, fed_tokens
-from benchmarks.site_work import Work, amounts, arguments, packed, work
+from benchmarks.site_work import Work, amounts, arguments, work
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import load_data, lora_config
@@ -66,7 +66,8 @@ def ours(
   train = jax.jit(one.train)
 
   def run(layout: schedules.Layout) -> np.ndarray:
-    adapter, losses, _ = train(*arguments(one, packed(one.schedule._replace(layout=layout))))
+    adapter, losses, _ = train(*arguments(
+      one, schedules.round_arrays(one.schedule._replace(layout=layout), 0)))
     jax.block_until_ready(adapter)
     return np.asarray(losses)
 
@@ -178,7 +179,7 @@ def dry_run(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
   """Lowers one site's program for abstract weights -> entries of the file."""
   config = settings(values)
   one = work(config, load_data(config, Reporter(), model.base))
-  jax.jit(one.train).lower(*arguments(one, packed(one.schedule)))
+  jax.jit(one.train).lower(*arguments(one, schedules.round_arrays(one.schedule, 0)))
   examples, tokens, supervised = amounts(one)
   found = {
     'dry_run': True, 'examples': examples, 'unique_tokens': tokens,

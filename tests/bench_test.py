@@ -112,7 +112,16 @@ def work(tiny_folder, small) -> site_work.Work:
   return site_work.work(config, load_data(config, Reporter(), model.base))
 
 
-@pytest.mark.parametrize('name', VARIANTS)
+def test_one_shape_for_all_steps(work):
+  layout = VARIANTS['one_shape'](work.schedule)
+  examples = work.schedule.sites[0].tasks[0].train[:5]
+  batch = layout.pack(work.schedule.sites[0].tasks[0], examples)
+  assert not layout.corners and batch.prefix.size
+  assert batch.target_weight.sum() == sum(
+    len(example.tokens) - example.prompt_length for example in examples)
+
+
+@pytest.mark.parametrize('name', ['no_sharing', 'padded'])
 def test_rows_without_sharing_teach_the_same(work, name):
   """Each of five examples (of six, so that a row may be left over) stands behind the whole
   instruction, and what is supervised is what our rows supervise."""

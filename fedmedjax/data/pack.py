@@ -1,9 +1,9 @@
 """From token sequences to steps of fixed shape: which examples, in which rows.
 
 One step = the instruction once + its examples packed into rows (`types.Batch`). The arrays of all
-steps of a federation have one shape, so that a round compiles once; where it pays, the compiled
-step computes the corner of them that the examples are in, in one of a few shapes. Which examples a
-step holds is a function of (seed, site, task, step) alone: a resumed run needs no iterator state.
+steps of a federation have one shape, so that a round compiles once. Where it pays, a step is packed
+into a corner of them of a smaller shape, and that corner alone is computed. Which examples a step
+holds is a function of (seed, site, task, step) alone: a resumed run needs no iterator state.
 """
 
 import itertools
@@ -23,8 +23,8 @@ LOSS_ON = ('completion', 'all')
 # lose at most a few per cent by a width chosen with this number.
 _PAIRS_PER_TOKEN = 750
 
-# What one more shape has to save over all rounds, in tokens: compiling it takes about as long as
-# training on so many (SmolLM2 on two cores: 5 s, 17 s).
+# What one more shape has to save over all rounds, in tokens: SmolLM2 trains on so many in 17 s of
+# two cores, and takes 5 s to compile.
 _WORTH = 5000
 # So many steps, evenly spread, are looked at to choose shapes.
 _SAMPLE = 1000
@@ -134,23 +134,24 @@ def plan_shape(
   return best
 
 
-def plan_shapes(
-  steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], loss_on: str, most: int
+def smaller_shapes(
+  steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], whole: RowShape, loss_on: str,
+  most: int,
 ) -> tuple[RowShape, ...]:
-  """At most so many shapes, by rising cost: a step is computed in the first that holds it.
+  """At most so many shapes, corners of `whole`, that save `_WORTH` each; by rising cost.
 
-  The last is that of `plan_shape`. The others are chosen one after the other: what saves most, as
-  long as it saves `_WORTH`.
+  A step is computed in the first that holds it, or whole. They are chosen one after the other: what
+  saves most.
 
   Args:
-    steps, loss_on: see `plan_shape`.
-    prefixes: the instruction of each step, without its last token.
-    most: shapes, at least 1.
+    steps: the examples of each step that may be computed in a corner.
+    prefixes: the instruction of each, without its last token.
+    whole: a shape that holds every step.
+    loss_on: 'completion' or 'all'.
   """
-  whole = plan_shape(steps, max(prefixes), loss_on)
-  chosen, stride = [whole], -(-len(steps) // _SAMPLE)
+  chosen, stride = [], -(-len(steps) // _SAMPLE)
   sample = steps[::stride]
-  candidates = _candidates(sample, prefixes[::stride], whole, loss_on) if most > 1 else {}
+  candidates = _candidates(sample, prefixes[::stride], whole, loss_on) if most else {}
   cost = np.full(len(sample), whole.cost)
   while len(chosen) < most and candidates:
     saved = {
@@ -166,18 +167,18 @@ def plan_shapes(
 def _candidates(
   steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], whole: RowShape, loss_on: str
 ) -> dict[RowShape, np.ndarray]:
-  """Shapes cheaper than `whole` -> bool[n]: which steps they hold."""
-  found, told = {}, round_up(np.asarray(prefixes), 16)
+  """Corners of `whole` that cost less -> bool[n]: which steps they hold."""
+  found, instructions = {}, round_up(np.asarray(prefixes), 16)
   lengths = [max(len(example.tokens) for example in step) for step in steps]
-  for width in range(round_up(min(lengths), 32), whole.rows * whole.width + 1, 32):
+  for width in range(round_up(min(lengths), 32), whole.width + 1, 32):
     needs = np.asarray([
-      _needed(step, width, loss_on) if longest <= width else (len(steps), 0)
+      _needed(step, width, loss_on) if longest <= width else (whole.rows + 1, 0)
       for step, longest in zip(steps, lengths, strict=True)])
-    for rows, prefix in itertools.product(range(1, whole.rows + 1), np.unique(told)):
-      held = (needs[:, 0] <= rows) & (told <= prefix)
+    for rows, prefix in itertools.product(range(1, whole.rows + 1), np.unique(instructions)):
+      held = (needs[:, 0] <= rows) & (instructions <= prefix)
       targets = round_up(int(needs[held, 1].max(initial=0)), 16)
       shape = RowShape(int(prefix), rows, width, targets)
-      if held.any() and shape.cost < whole.cost:
+      if held.any() and targets <= whole.targets and shape.cost < whole.cost:
         found[shape] = held
   return found
 
@@ -188,26 +189,21 @@ def _needed(step: Sequence[TokenExample], width: int, loss_on: str) -> tuple[int
   return len(fitted), max(sum(supervised(step[i], loss_on) for i in row) for row in fitted)
 
 
-def shape_of(
+def first_shape(
   step: Sequence[TokenExample], prefix: int, shapes: Sequence[RowShape], loss_on: str
-) -> int:
-  """Index of the first of `shapes` that holds the step; of the last, which has to."""
+) -> RowShape:
+  """The first of `shapes` that holds the step, or the last, which has to."""
   longest = max(len(example.tokens) for example in step)
-  for index, shape in enumerate(shapes[:-1]):
+  for shape in shapes[:-1]:
     if longest <= shape.width and prefix <= shape.prefix:
       rows, targets = _needed(step, shape.width, loss_on)
       if rows <= shape.rows and targets <= shape.targets:
-        return index
-  return len(shapes) - 1
+        return shape
+  return shapes[-1]
 
 
-def enclosing(shapes: Sequence[RowShape]) -> RowShape:
-  """The least that every one of `shapes` is a corner of."""
-  return RowShape(*map(max, zip(*shapes, strict=True)))
-
-
-def corner(batch: Batch, shape: RowShape) -> Batch:
-  """The first rows, places and targets of a step: all of one that was packed in this shape."""
+def corner(shape: RowShape, batch: Batch) -> Batch:
+  """The part of a step that begins its arrays; numpy's or traced."""
   prefix, rows, width, targets = shape
   return Batch(
     prefix=batch.prefix[:prefix], prefix_targets=batch.prefix_targets[:prefix],
@@ -217,24 +213,23 @@ def corner(batch: Batch, shape: RowShape) -> Batch:
     target_weight=batch.target_weight[:rows, :targets])
 
 
-def widened(batch: Batch, shape: RowShape) -> Batch:
-  """The step as the corner of arrays of this shape, weight zero elsewhere."""
-
-  def pad(x: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(x, ((0, shape.rows - x.shape[0]), (0, width - x.shape[1])))
-
-  more = shape.prefix - len(batch.prefix)
-  supervised = more if len(batch.prefix_targets) else 0
-  return Batch(
-    np.pad(batch.prefix, (0, more), constant_values=-1),
-    *(np.pad(x, (0, supervised)) for x in batch[1:3]),
-    *(pad(x, shape.width) for x in batch[3:6]), *(pad(x, shape.targets) for x in batch[6:]))
+def in_corner(shape: RowShape, batch: Batch):
+  """bool[]: nothing of a step is outside of that corner; numpy's or traced."""
+  prefix, rows, width, targets = shape
+  outside = (
+    batch.prefix[prefix:] >= 0, batch.segments[rows:] > 0, batch.segments[:, width:] > 0,
+    batch.target_weight[:, targets:] > 0)
+  return sum(part.any() for part in outside) == 0
 
 
 def pack(
-  instruction: np.ndarray, examples: Sequence[TokenExample], shape: RowShape, loss_on: str
+  instruction: np.ndarray, examples: Sequence[TokenExample], shape: RowShape, loss_on: str,
+  width: int | None = None,
 ) -> Batch:
-  """One step. `instruction` is i32[P + 1]; its last token opens every example."""
+  """One step. `instruction` is i32[P + 1]; its last token opens every example.
+
+  `width`: so much of a row is used, None = all of it.
+  """
   length = len(instruction) - 1
   prefix = np.full(shape.prefix, -1, np.int32)
   prefix[:length] = instruction[:-1]
@@ -249,7 +244,8 @@ def pack(
   tokens, positions, segments = (np.zeros(size, np.int32) for _ in range(3))
   index, targets = np.zeros(count, np.int32), np.zeros(count, np.int32)
   weight = np.zeros(count, np.float32)
-  for row, members in enumerate(fit_rows([len(e.tokens) for e in examples], shape.width)):
+  for row, members in enumerate(fit_rows(
+      [len(e.tokens) for e in examples], width or shape.width)):
     place, filled = 0, 0
     for segment, member in enumerate(members, start=1):
       example = examples[member]

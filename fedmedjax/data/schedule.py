@@ -25,16 +25,22 @@ class Step(NamedTuple):
   members: np.ndarray
 
 
+class Corner(NamedTuple):
+  """A part of a step's arrays that may be computed for the whole, where it holds all of the step.
+
+  Both are of the arrays of one step, numpy's or traced.
+  """
+
+  cut: Callable    # (arrays) -> the part, of a shape of its own
+  holds: Callable  # (arrays) -> bool[]
+
+
 class Layout(NamedTuple):
   """How the examples of a step become arrays, of the same shapes for all steps."""
 
   pack: Callable  # (TaskData, examples) -> arrays
   blank: Any      # the arrays of a step without examples: weight zero everywhere
-  # (arrays) -> the corner of them that holds a step of each form; () = all steps have one form
-  corners: tuple[Callable, ...] = ()
-  form: Callable = lambda part, examples: 0  # (TaskData, examples) -> index of their corner
-  # As `pack`, in the shape of validation steps, which are computed whole; None = as the others
-  pack_whole: Callable | None = None
+  corners: tuple[Corner, ...] = ()  # that some steps are packed into, the cheapest first
 
 
 # plan[round][participant] lists its steps.
@@ -144,17 +150,15 @@ def _site_round(
   return tuple(Step(index, int(task), next(steps[task])) for task in order)
 
 
+def _training_steps(sites: Sequence[SiteData], plan: Plan) -> list[tuple[TaskData, list]]:
+  """What every step is about, and its examples."""
+  return [_step_examples(sites, step) for steps in plan for one in steps for step in one]
+
+
 def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[list]:
   """The examples of every step, of training and of validation: what one shape must hold."""
-  return [examples for _, examples in _parts(sites, plan, batch_size)]
-
-
-def _parts(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[tuple[TaskData, list]]:
-  """What every step is about, and its examples, of training and of validation."""
-  return [
-    _step_examples(sites, step) for steps in plan for one in steps for step in one
-  ] + [
-    (part, examples) for site in sites for part in site.tasks
+  return [examples for _, examples in _training_steps(sites, plan)] + [
+    examples for site in sites for part in site.tasks
     for examples in _validation_steps(part, batch_size)]
 
 
@@ -167,35 +171,32 @@ def make_schedule(
   Args:
     weight_by: 'examples' or 'tokens' (supervised ones): what n_k counts.
     loss_on: 'completion' or 'all'.
-    shapes: of steps at most, see `pack.plan_shapes`.
+    shapes: of training steps at most, see `pack.smaller_shapes`.
     The others: see `plan_rounds`.
   """
   sites = tuple(sites)
   sizes = {'examples': lambda example: 1, 'tokens': lambda e: pack.supervised(e, loss_on)}
   steps, weights = plan_rounds(sites, sizes[weight_by], batch_size=batch_size, **plan)
-  parts, examples = zip(*_parts(sites, steps, batch_size), strict=True)
-  prefixes = [len(part.instruction) - 1 for part in parts]
-  layout = rows_layout(pack.plan_shapes(examples, prefixes, loss_on, shapes), loss_on)
-  return Schedule(sites, steps, weights, layout, batch_size)
+  prefix = max(len(part.instruction) for site in sites for part in site.tasks) - 1
+  whole = pack.plan_shape(all_steps(sites, steps, batch_size), prefix, loss_on)
+  parts, examples = zip(*_training_steps(sites, steps), strict=True)
+  smaller = pack.smaller_shapes(
+    examples, [len(part.instruction) - 1 for part in parts], whole, loss_on, shapes - 1)
+  return Schedule(sites, steps, weights, rows_layout(whole, loss_on, smaller), batch_size)
 
 
-def rows_layout(shapes: Sequence[pack.RowShape], loss_on: str) -> Layout:
-  """Steps in the first of `shapes` that holds them, as corners of arrays that hold any."""
-  arrays, whole = pack.enclosing(shapes), shapes[-1]
-
-  def form(part: TaskData, examples: Sequence) -> int:
-    return pack.shape_of(examples, len(part.instruction) - 1, shapes, loss_on)
+def rows_layout(
+  whole: pack.RowShape, loss_on: str, smaller: Sequence[pack.RowShape] = ()
+) -> Layout:
+  """Rows of one shape, steps in the first corner of a shape of `smaller` that holds them."""
 
   def packed(part: TaskData, examples: Sequence) -> Batch:
-    step = pack.pack(part.instruction, examples, shapes[form(part, examples)], loss_on)
-    return pack.widened(step, arrays)
+    shape = pack.first_shape(
+      examples, len(part.instruction) - 1, (*smaller, whole), loss_on)
+    return pack.pack(part.instruction, examples, whole, loss_on, shape.width)
 
-  def packed_whole(part: TaskData, examples: Sequence) -> Batch:
-    return pack.pack(part.instruction, examples, whole, loss_on)
-
-  corners = tuple(partial(pack.corner, shape=shape) for shape in shapes)
-  return Layout(
-    packed, pack.blank(arrays, loss_on), corners if len(shapes) > 1 else (), form, packed_whole)
+  return Layout(packed, pack.blank(whole, loss_on), tuple(
+    Corner(partial(pack.corner, shape), partial(pack.in_corner, shape)) for shape in smaller))
 
 
 def _validation_steps(part: TaskData, batch_size: int) -> list[list]:
@@ -243,35 +244,13 @@ def round_arrays(
   return batches, mask
 
 
-def round_forms(
-  schedule: Schedule,
-  number: int,
-  cohort: Sequence[int] | None = None,
-  steps: Sequence[int] | None = None,
-) -> np.ndarray | None:
-  """i32[C, K]: which of the layout's corners holds each step, 0 for padding; None = it has one.
-
-  Args: see `round_arrays`.
-  """
-  layout = schedule.layout
-  if not layout.corners:
-    return None
-  taken = _taken(schedule, number, cohort, steps)
-  forms = np.zeros((len(taken), schedule.most_steps), np.int32)
-  for row, one in zip(forms, taken, strict=True):
-    row[:len(one)] = [layout.form(*_step_examples(schedule.sites, step)) for step in one]
-  return forms
-
-
 def validation_arrays(schedule: Schedule) -> tuple[Any, np.ndarray] | None:
   """(batches [Q, ...], group f32[Q, G]) of V, a group per site and task; None when V is empty."""
   batches, groups = [], []
-  layout = schedule.layout
-  packed = layout.pack_whole or layout.pack
   for site in schedule.sites:
     for part in site.tasks:
       for examples in _validation_steps(part, schedule.batch_size):
-        batches.append(packed(part, examples))
+        batches.append(schedule.layout.pack(part, examples))
         groups.append((site.name, part.ask.task))
   if not batches:
     return None

@@ -58,11 +58,9 @@ class Progress(NamedTuple):
 class LocalTraining(NamedTuple):
   """start(anchor [*p], step_mask bool[K]) -> Progress;
 
-  advance(first i32[], until i32[], form i32[K], progress, anchor, base, batches [K, ...],
-    step_mask, server_ctrl, site_ctrl, site, key) -> Progress after steps first ... until - 1;
-    `until` may lie beyond the site's last step, as it does where several sites go on together.
-    `form`: which of `corners` holds each step, one for all of the sites that go on together; None =
-    steps are computed whole.
+  advance(first i32[], until i32[], progress, anchor, base, batches [K, ...], step_mask,
+    server_ctrl, site_ctrl, site, key) -> Progress after steps first ... until - 1; `until` may lie
+    beyond the site's last step, as it does where several sites go on together.
   """
 
   start: Callable
@@ -76,7 +74,7 @@ def local_training(
   shared: Callable[[str], bool],
   keep: Callable,
   on_step: Callable | None = None,
-  corners: Sequence[Callable] = (),
+  corners: Sequence = (),
 ) -> LocalTraining:
   """Builds the pure functions that train one site.
 
@@ -86,17 +84,19 @@ def local_training(
     keep: zeroes what this site does not train in this round, [*p] -> [*p].
     on_step: host callback (site i32[], step i32[], loss f32[], active bool[]) for progress, or
       None; told of every step that is computed, of padded ones as such.
-    corners: (batch) -> the part of its arrays that holds a step of each form, of static shape; each
-      is compiled.
+    corners: parts of a batch with `cut` and `holds` (see `data/schedule.py: Corner`): the gradient
+      is that of the first that holds the step, or of the whole. For sites one after the other:
+      under vmap all of them would be computed.
   """
 
-  def gradient_of(form, adapter, base, batch, key):
-    if form is None or len(corners) < 2:
+  def gradient_of(adapter, base, batch, key):
+    if not corners:
       return gradient_fn(adapter, base, batch, key)
-    # Sites that go on together have one form: of several, all branches would be computed.
-    return jax.lax.switch(form, [
-      lambda adapter, batch, key, corner=corner: gradient_fn(adapter, base, corner(batch), key)
-      for corner in corners], adapter, batch, key)
+    cuts = [*(corner.cut for corner in corners), lambda batch: batch]
+    first = jnp.argmax(jnp.stack([*(corner.holds(batch) for corner in corners), jnp.bool_(True)]))
+    return jax.lax.switch(first, [
+      lambda adapter, batch, key, cut=cut: gradient_fn(adapter, base, cut(batch), key)
+      for cut in cuts], adapter, batch, key)
 
   def start(anchor, step_mask):
     return Progress(
@@ -104,14 +104,13 @@ def local_training(
       jnp.full(step_mask.shape, jnp.nan, jnp.float32))
 
   def advance(
-    first, until, form, progress, anchor, base, batches, step_mask, server_ctrl, site_ctrl, site,
-    key,
+    first, until, progress, anchor, base, batches, step_mask, server_ctrl, site_ctrl, site, key
   ):
     num_steps = step_mask.sum()
 
-    def take(carry, batch, form):
+    def take(carry, batch):
       adapter, opt_state, step = carry
-      loss, grad = gradient_of(form, adapter, base, batch, jax.random.fold_in(key, step))
+      loss, grad = gradient_of(adapter, base, batch, jax.random.fold_in(key, step))
       corrected = rule.correct(grad, adapter, anchor, server_ctrl, site_ctrl)
       # What is frozen counts neither in the clipping norm nor, through decay, in the update.
       grad = keep(tree.choose(shared, corrected, grad))
@@ -127,8 +126,7 @@ def local_training(
       # One time or not at all. Not a cond, whose branches under vmap get a copy of the base for
       # every site; a loop's body does not, and is left out when no site has this step.
       carry, loss = jax.lax.fori_loop(
-        0, active.astype(jnp.int32),
-        lambda _, held: take(held[0], batch, None if form is None else form[place]),
+        0, active.astype(jnp.int32), lambda _, held: take(held[0], batch),
         (tuple(progress[:3]), jnp.float32(jnp.nan)))
       if on_step is not None:
         # Told of padded steps too, and that they are: under vmap they are taken with the others.

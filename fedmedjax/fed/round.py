@@ -45,7 +45,7 @@ def federated_algorithm(
   explosion: float = 0.0,
   place: Callable[[FedState], FedState] = lambda state: state,
   on_step: Callable | None = None,
-  corners: Sequence[Callable] = (),
+  corners: Sequence = (),
 ) -> FederatedAlgorithm:
   """Composes the parts into init and one jitted round.
 
@@ -68,19 +68,17 @@ def federated_algorithm(
     The other parts: values of `fed/types.py`, or optax's; outbound may take the keyword `key`,
       which differs by round and site.
   """
-  one_site = _site_program(
-    loss_fn, gradient, optimizer, rule, sharing, ranks, outbound, on_step, corners)
+  training = partial(local_training, optimizer=optimizer, on_step=on_step, corners=corners)
+  one_site = _site_program(loss_fn, gradient, training, rule, sharing, ranks, outbound)
   server_step = _server_program(rule, sharing, server_optimizer)
   init = _init_program(rule, sharing, outbound, aggregator, server_optimizer, num_sites)
 
   @partial(jax.jit, donate_argnums=0)
   def round_fn(state, base, data, cohort, val, key):
     before = jax.tree.map(lambda x: x[cohort], state.sites)
-    # Up to the last step taken: the shape is that of the longest round.
-    numbers = jnp.arange(1, data.step_mask.shape[1] + 1, dtype=jnp.int32)
-    steps = jnp.max(data.step_mask * numbers[None], axis=1)
     sent, after, ctrl_delta, losses, local_norm = map_sites.staged(
-      one_site(state, base, key), steps, data.form)(cohort, before, data.batches, data.step_mask)
+      one_site(state, base, key), _last_steps(data.step_mask))(
+        cohort, before, data.batches, data.step_mask)
     sound = sound_sites(
       local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
       explosion=explosion)
@@ -106,6 +104,12 @@ def federated_algorithm(
       losses, sound=sound, local_norm=local_norm, **metrics)
 
   return FederatedAlgorithm(jax.jit(lambda adapter: place(init(adapter))), round_fn)
+
+
+def _last_steps(step_mask):
+  """bool[C, K] -> i32[C], the number of the last step taken: K is that of the longest round."""
+  numbers = jnp.arange(1, step_mask.shape[1] + 1, dtype=jnp.int32)
+  return jnp.max(step_mask * numbers[None], axis=1)
 
 
 def _init_program(rule, sharing, outbound, aggregator, server_optimizer, num_sites: int):
@@ -138,8 +142,7 @@ def _private(sharing: Sharing, adapter):
 
 
 def _site_program(
-  loss_fn, gradient, optimizer, rule: LocalRule, sharing: Sharing, ranks: Ranks, outbound, on_step,
-  corners,
+  loss_fn, gradient, local, rule: LocalRule, sharing: Sharing, ranks: Ranks, outbound
 ):
   """What one site does in a round, from its anchor to what it sends: (state, base, key) -> Stages
   of (site, its state, its batches, its step_mask)."""
@@ -157,8 +160,7 @@ def _site_program(
         return ranks.mask(
           tree.select(values, lambda path: sharing.trained(path, state.round)), site)
 
-      return local_training(
-        gradient(loss), optimizer, rule, sharing.shared, keep, on_step, corners)
+      return local(gradient(loss), rule=rule, shared=sharing.shared, keep=keep)
 
     def keys(site):
       return jax.random.split(jax.random.fold_in(key, site))
@@ -167,11 +169,11 @@ def _site_program(
       anchor = ranks.to_site(start_of(site, site_state), site)
       return training(site).start(anchor, step_mask)
 
-    def advance(first, until, form, progress, site, site_state, batches, step_mask):
+    def advance(first, until, progress, site, site_state, batches, step_mask):
       anchor = ranks.to_site(start_of(site, site_state), site)
       return training(site).advance(
-        first, until, form, progress, anchor, base, batches, step_mask, state.ctrl,
-        site_state.ctrl, site, keys(site)[0])
+        first, until, progress, anchor, base, batches, step_mask, state.ctrl, site_state.ctrl,
+        site, keys(site)[0])
 
     def finish(progress, site, site_state, batches, step_mask):
       start = start_of(site, site_state)

@@ -37,9 +37,8 @@ class Spread(NamedTuple):
 class Stages(NamedTuple):
   """What one site does, in pieces: with many steps it can go on without the others.
 
-  begin(*site) -> carry; advance(first i32[], until i32[], form i32[K], carry, *site) -> carry, the
-  steps of number first ... until - 1 taken; finish(carry, *site) -> results. `form` is one number a
-  step for all sites that go on together, or None.
+  begin(*site) -> carry; advance(first i32[], until i32[], carry, *site) -> carry, the steps of
+  number first ... until - 1 taken; finish(carry, *site) -> results.
   """
 
   begin: Callable
@@ -51,8 +50,7 @@ class SiteMap(NamedTuple):
   """Maps over the leading (site) axis of every argument."""
 
   every: Callable     # (fn) -> mapped fn
-  # (Stages, steps i32[C], the numbers that `advance` has to reach, form i32[C, K] | None) -> mapped
-  staged: Callable
+  staged: Callable    # (Stages, steps i32[C], the numbers that `advance` has to reach) -> mapped
   laid_out: Callable  # (steps i[C]) -> steps computed for them, each for as many sites at once
 
 
@@ -164,21 +162,19 @@ def _count(args) -> int:
 
 
 def _staged(
-  chunk: int, halvings: int, vmap: Callable, groups: int, stages: Stages, steps: jax.Array,
-  form: jax.Array | None = None,
+  chunk: int, halvings: int, vmap: Callable, groups: int, stages: Stages, steps: jax.Array
 ) -> Callable:
-  """Of sites that go on together, each step is computed in the largest form that it has in any."""
   count = len(steps)
   size, odd = _sizes(chunk, count)
 
   def mapped(*args):
     if size == count and not halvings:
-      return _together(stages, vmap, [(count, steps.max())], form, args)
+      return _together(stages, vmap, [(count, steps.max())], args)
 
     def chunk_of(places):
       return _together(
         stages, vmap, _phases(steps[places], halvings, groups),
-        *jax.tree.map(lambda x: x[places], (form, args)))
+        jax.tree.map(lambda x: x[places], args))
 
     def write(out, places):
       return jax.tree.map(
@@ -186,7 +182,7 @@ def _staged(
         chunk_of(places)), None
 
     # Written in place: results in another order would have to be copied as a whole.
-    order = jnp.argsort(-steps) if form is None else jnp.lexsort((-form.sum(1), -steps))
+    order = jnp.argsort(-steps)
     out = vmap(lambda x: x)(jax.tree.map(
       lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), jax.eval_shape(chunk_of, order[:size])))
     if odd:  # the sites with the most steps: fewer of them wait for the longest
@@ -196,15 +192,14 @@ def _staged(
   return mapped
 
 
-def _together(stages: Stages, vmap: Callable, phases, form, args):
+def _together(stages: Stages, vmap: Callable, phases, args):
   """One chunk; `args` are [n, ...], by falling number of steps where there are several phases."""
   first, done = jnp.int32(0), []
   carry = _vmap_unless_one(vmap, stages.begin)(*args)
   for width, until in phases:
     done.append(jax.tree.map(lambda x, width=width: x[width:], carry))
     carry, own = jax.tree.map(lambda x, width=width: x[:width], (carry, args))
-    forms = None if form is None else form[:width].max(0)
-    carry = _vmap_unless_one(vmap, partial(stages.advance, first, until, forms))(carry, *own)
+    carry = _vmap_unless_one(vmap, partial(stages.advance, first, until))(carry, *own)
     first = until
   carry = jax.tree.map(lambda *parts: jnp.concatenate(parts), carry, *reversed(done))
   return _vmap_unless_one(vmap, stages.finish)(carry, *args)

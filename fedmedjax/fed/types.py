@@ -26,7 +26,6 @@ class LocalData(NamedTuple):
   batches: Tree      # leaves [C, K, ...]
   step_mask: Array   # bool[C, K]: False = padding, no step is taken
   weight: Array      # f32[C]: n_k, the size a site reports; 0 = padding or sends nothing
-  form: Array | None = None  # i32[C, K]: which corner of its arrays holds a step; None = all of it
 
 
 class Validation(NamedTuple):

@@ -6,6 +6,7 @@ loss, stay the same.
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from fedmedjax.data import pack
@@ -25,9 +26,9 @@ def repeated(part: TaskData, example: TokenExample) -> TokenExample:
 def one_shape(schedule: schedules.Schedule) -> schedules.Layout:
   """Ours, all steps in the shape that holds any."""
   part = schedule.sites[0].tasks[0]
-  return schedules.rows_layout((pack.plan_shape(
+  return schedules.rows_layout(pack.plan_shape(
     schedules.all_steps(schedule.sites, schedule.plan, schedule.batch_size),
-    len(part.instruction) - 1, 'completion'),), 'completion')
+    len(part.instruction) - 1, 'completion'), 'completion')
 
 
 def no_sharing(schedule: schedules.Schedule) -> schedules.Layout:
@@ -69,11 +70,12 @@ VARIANTS = {'one_shape': one_shape, 'no_sharing': no_sharing, 'padded': padded}
 
 
 def fed_tokens(schedule: schedules.Schedule, layout: schedules.Layout) -> int:
-  """Tokens that the steps of round 0 compute, padding included."""
-  shapes = [corner(layout.blank) for corner in layout.corners] or [layout.blank]
-  steps = [step for one in schedule.plan[0] for step in one]
-  forms = schedules.round_forms(schedule._replace(layout=layout), 0)
-  # Padding of sites with fewer steps is not computed.
-  chosen = [0] * len(steps) if forms is None else [
-    form for row, one in zip(forms, schedule.plan[0], strict=True) for form in row[:len(one)]]
-  return sum(shapes[form].prefix.size + shapes[form].tokens.size for form in chosen)
+  """Tokens that the first site's steps of round 0 compute, padding included."""
+  batches, _ = schedules.round_arrays(schedule._replace(layout=layout), 0)
+  total = 0
+  for step in range(len(schedule.plan[0][0])):
+    batch = jax.tree.map(lambda x, step=step: x[0, step], batches)
+    batch = next(
+      (corner.cut(batch) for corner in layout.corners if corner.holds(batch)), batch)
+    total += batch.prefix.size + batch.tokens.size
+  return total

@@ -21,8 +21,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import inputs
-from benchmarks.site_work import packed, site_training
+from benchmarks.site_work import site_training
 from fedmedjax import exchange, tree
+from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import Data, Study, lora_config, prepare
 from fedmedjax.fed.participation import Turnout
 from fedmedjax.fed.types import LocalData
@@ -66,10 +67,10 @@ def compiled(one: Federation) -> Compiled:
   study, turn = one.study, one.turn
 
   def arguments() -> tuple:
-    batches, mask, form = packed(study.schedule, turn.cohort.sites, turn.steps)
+    batches, mask = schedules.round_arrays(study.schedule, 0, turn.cohort.sites, turn.steps)
     return (
       study.algorithm.init(study.learner.adapter), study.learner.base,
-      LocalData(batches, mask, turn.weights, form), turn.cohort.sites, None, jax.random.key(0))
+      LocalData(batches, mask, turn.weights), turn.cohort.sites, None, jax.random.key(0))
 
   @cache
   def program():
@@ -95,8 +96,9 @@ def python_loop(one: Federation, count: int) -> Callable[[], Round]:
   training = site_training(one.config, study)
 
   @jax.jit
-  def train(total, weight, anchor, base, arrays, site):
-    adapter, losses, _ = training(anchor, base, *arrays, *ctrl, site, jax.random.key(0))
+  def train(total, weight, anchor, base, batches, mask, site):
+    adapter, losses, _ = training(
+      anchor, base, batches, mask, *ctrl, site, jax.random.key(0))
     return jax.tree.map(lambda t, x: t + weight * x, total, adapter), jnp.nanmean(losses)
 
   def run() -> Round:
@@ -104,9 +106,10 @@ def python_loop(one: Federation, count: int) -> Callable[[], Round]:
     total = jax.tree.map(jnp.zeros_like, anchor)
     weights = turn.weights[:count] / turn.weights[:count].sum()
     for place, (site, weight) in enumerate(zip(turn.cohort.sites, weights, strict=False)):
-      arrays = packed(study.schedule, [site], turn.steps[place:place + 1])
-      total, loss = train(
-        total, weight, anchor, study.learner.base, jax.tree.map(lambda x: x[0], arrays), site)
+      batches, mask = schedules.round_arrays(
+        study.schedule, 0, [site], turn.steps[place:place + 1])
+      batches, mask = jax.tree.map(lambda x: x[0], (batches, mask))
+      total, loss = train(total, weight, anchor, study.learner.base, batches, mask, site)
       losses.append(loss)
     return Round(np.asarray(losses), jax.block_until_ready(total))
 

@@ -30,8 +30,8 @@ def site_training(config: ConfigDict, study: Study) -> Callable:
   """`local_training` of a run from start to end, not compiled yet.
 
   Returns:
-    train(anchor, base, batches [K, ...], mask bool[K], form i32[K] or None, server_ctrl, site_ctrl,
-    site i32[], key) -> (adapter, losses f32[K], steps taken i32[]); form: see `LocalTraining`.
+    train(anchor, base, batches [K, ...], mask bool[K], server_ctrl, site_ctrl, site i32[], key) ->
+    (adapter, losses f32[K], steps taken i32[]).
   """
   parts = algorithm_parts(config, study.learner.learning_rate)
   training = local_training(
@@ -39,9 +39,9 @@ def site_training(config: ConfigDict, study: Study) -> Callable:
     parts['rule'], lambda path: True, lambda values: values,
     corners=study.schedule.layout.corners)
 
-  def train(anchor, base, batches, mask, form, *rest):
+  def train(anchor, base, batches, mask, *rest):
     last = training.advance(
-      0, mask.sum(), form, training.start(anchor, mask), anchor, base, batches, mask, *rest)
+      0, mask.sum(), training.start(anchor, mask), anchor, base, batches, mask, *rest)
     return last.adapter, last.losses, last.taken
 
   return train
@@ -69,17 +69,12 @@ def work(config: ConfigDict, data: Data) -> Work:
     parts['rule'].init(study.learner.adapter))
 
 
-def packed(schedule: schedules.Schedule, *which) -> tuple:
-  """(batches, mask, form) of round 0; `which`: cohort and steps, see `schedules.round_arrays`."""
+def arguments(one: Work, packed: tuple, site: int = 0) -> tuple:
+  """Of `train`, for one site; `packed` is what `schedules.round_arrays` made of a round."""
+  batches, mask = packed
   return (
-    *schedules.round_arrays(schedule, 0, *which), schedules.round_forms(schedule, 0, *which))
-
-
-def arguments(one: Work, arrays: tuple, site: int = 0) -> tuple:
-  """Of `train`, for one site; `arrays` are what `packed` made of a round."""
-  return (
-    one.study.learner.adapter, one.study.learner.base,
-    *jax.tree.map(lambda x: x[site], arrays), *one.ctrl, jnp.int32(site), jax.random.key(0))
+    one.study.learner.adapter, one.study.learner.base, jax.tree.map(lambda x: x[site], batches),
+    mask[site], *one.ctrl, jnp.int32(site), jax.random.key(0))
 
 
 def amounts(one: Work) -> tuple[int, int, int]:

@@ -1,9 +1,7 @@
 """Steps: every example once an epoch, as a function of (seed, site, step); rows that fit."""
 
-import itertools
-
-import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,40 +77,64 @@ def test_the_planned_shape_holds_every_step_and_wastes_little():
 
 
 def test_smaller_shapes_hold_the_steps_they_save_for():
-  """900 steps of one example of 32 tokens and 100 of two of 60; 32 + 0 prefix, half supervised.
+  """900 steps of one example of 32 tokens and 100 of two of 60, half of all supervised.
 
-  Whole: 2 rows of 64 (or one of 128: more attention), 128 tokens; the small ones fit one row of 32:
-  900 * 96 tokens and more are saved. A third shape would save nothing.
+  Whole: 2 rows of 64 (or one of 128: more attention), 128 tokens. One row of 32 holds the small
+  ones and saves 900 * 96 tokens and more; a second corner would save nothing.
   """
   small = [TokenExample(np.arange(32), 16)]
   large = [TokenExample(np.arange(60), 30), TokenExample(np.arange(60), 30)]
-  steps = ([small] * 9 + [large]) * 100
-  none = [0] * len(steps)
-  shapes = pack.plan_shapes(steps, none, 'completion', 3)
-  assert shapes == (pack.RowShape(0, 1, 32, 16), pack.RowShape(0, 2, 64, 32))
-  assert pack.plan_shapes(steps, none, 'completion', 1) == shapes[1:]
-  assert [pack.shape_of(step, 0, shapes, 'completion') for step in (small, large)] == [0, 1]
-  # More targets, or rows, than the small shape has.
-  assert pack.shape_of([TokenExample(np.arange(32), 4)], 0, shapes, 'completion') == 1
-  assert pack.shape_of(small * 2, 0, shapes, 'completion') == 1
-  # Half of the small ones have an instruction of 300 tokens: three shapes, two of them for these.
-  told = [300 if n % 2 else 0 for n in range(1000)]
-  shorter, longer, whole = pack.plan_shapes(steps, told, 'completion', 3)
-  assert (shorter[:3], longer[:3], whole[:3]) == ((0, 1, 32), (304, 1, 32), (304, 2, 64))
-  assert pack.shape_of(small, 0, (shorter, longer, whole), 'completion') == 0
-  assert pack.shape_of(small, 300, (shorter, longer, whole), 'completion') == 1
+  steps, none = ([small] * 9 + [large]) * 100, [0] * 1000
+  whole = pack.plan_shape(steps, 0, 'completion')
+  assert whole == pack.RowShape(0, 2, 64, 32)
+  found = pack.smaller_shapes(steps, none, whole, 'completion', 2)
+  assert found == (pack.RowShape(0, 1, 32, 16),)
+  assert pack.smaller_shapes(steps, none, whole, 'completion', 0) == ()
+  shapes = *found, whole
+  more_targets = [TokenExample(np.arange(32), 4)]
+  for step, shape in ((small, 0), (large, 1), (small * 2, 1), (more_targets, 1)):
+    assert pack.first_shape(step, 0, shapes, 'completion') == shapes[shape]
+  # Half of the small ones have an instruction of 300 tokens: a corner each.
+  told, whole = [300 if n % 2 else 0 for n in range(1000)], whole._replace(prefix=304)
+  shapes = *pack.smaller_shapes(steps, told, whole, 'completion', 2), whole
+  assert [shape[:3] for shape in shapes] == [(0, 1, 32), (304, 1, 32), (304, 2, 64)]
+  assert pack.first_shape(small, 300, shapes, 'completion') == shapes[1]
   # 40 steps save 40 * 96 tokens: less than a compilation.
-  assert pack.plan_shapes(steps[:44], none[:44], 'completion', 3) == shapes[1:]
+  assert pack.smaller_shapes(steps[:44], none[:44], whole._replace(prefix=0), 'completion', 2) == ()
 
 
-def test_a_step_is_a_corner_of_larger_arrays():
-  shapes = pack.RowShape(2, 1, 8, 4), pack.RowShape(4, 2, 6, 5)
-  arrays = pack.enclosing(shapes)
-  assert arrays == pack.RowShape(4, 2, 8, 5)
-  for shape, loss_on in itertools.product(shapes, ('completion', 'all')):
-    step = pack.pack(np.arange(1, 3), [TokenExample(np.array([4, 5, 6, 7]), 2)], shape, loss_on)
-    large, blank = pack.widened(step, arrays), pack.blank(arrays, loss_on)
-    jax.tree.map(np.testing.assert_array_equal, pack.corner(large, shape), step)
-    assert jax.tree.map(np.shape, large) == jax.tree.map(np.shape, blank)
-    assert large.prefix.tolist() == [1, -1, -1, -1]
-    assert large.target_weight.sum() == (2 if loss_on == 'completion' else 3)
+@pytest.mark.parametrize('loss_on', pack.LOSS_ON)
+def test_a_corner_that_holds_a_step_has_all_of_it(loss_on, monkeypatch):
+  """Every corner that holds it, not only the one in which it was packed; whatever shapes are
+  chosen, also where steps are few and large."""
+  monkeypatch.setattr(pack, '_WORTH', 1)
+  rng, used = np.random.default_rng(0), 0
+  for count, size in ((60, 8), (60, 3), (4, 20)):
+    lengths = rng.integers(15, 160, (count, size)) // rng.integers(1, 4, (count, 1))
+    steps = [[TokenExample(np.ones(n, np.int32), n // 2) for n in step] for step in lengths]
+    told = rng.choice([30, 400], count)
+    whole = pack.plan_shape(steps, 400, loss_on)
+    smaller = pack.smaller_shapes(steps, told, whole, loss_on, 3)
+    assert all(a <= b for shape in smaller for a, b in zip(shape, whole, strict=True))
+    for step, prefix in zip(steps, told, strict=True):
+      chosen = pack.first_shape(step, prefix, (*smaller, whole), loss_on)
+      batch = pack.pack(np.ones(prefix + 1, np.int32), step, whole, loss_on, chosen.width)
+      assert pack.in_corner(chosen, batch)
+      for shape in smaller:
+        if pack.in_corner(shape, batch):
+          used += 1
+          part = pack.corner(shape, batch)
+          for key in ('prefix_weight', 'target_weight'):
+            assert getattr(part, key).sum() == getattr(batch, key).sum()
+          assert (part.segments > 0).sum() == (batch.segments > 0).sum()
+          assert (part.prefix >= 0).sum() == prefix
+  assert used > 50
+
+
+@pytest.mark.parametrize('less', [dict(prefix=1), dict(rows=1), dict(width=5), dict(targets=1)])
+def test_what_lies_outside_of_a_corner_is_noticed(less):
+  """Two examples of 6 and 4 tokens, 2 and 1 of them supervised, in two rows."""
+  shape = pack.RowShape(2, 2, 6, 2)
+  batch = pack.pack(np.arange(1, 4), [
+    TokenExample(np.arange(6), 4), TokenExample(np.arange(4), 3)], shape, 'completion')
+  assert pack.in_corner(shape, batch) and not pack.in_corner(shape._replace(**less), batch)
