@@ -18,6 +18,7 @@ def get_config(preset: str = 'fed_medlora_plus'):
   config.data.partition.update(kind='iid', unit='sentence', sites=5)
   config.fed.update(rounds=4, local_steps=4, batch_size=4, chunk=1, faulty=1, trim=0.2)
   config.optim.update(learning_rate=2e-3, sgd_learning_rate=0.02)
+  config.fed.shapes = 1  # all cells share programs
   config.eval.update(max_examples=40, bootstrap_samples=200)
   config.log.steps = False
   return config
