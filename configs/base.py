@@ -331,6 +331,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Test sentences of each site, drawn from all of its test notes with all examples in them, the
   # same for every seed; 0 = all.
   evaluation.max_examples = 0
+  # The same of each external cohort; 0 = as many.
+  evaluation.max_external = 0
   # Sentences decoded at once.
   evaluation.batch_size = 32
   # Most new tokens of a sentence, as a multiple of its input tokens (32 are always allowed more).

@@ -154,7 +154,7 @@ def _load_lora(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -
     tasks = own[corpus.name].split('+') if corpus.name in own else config.data.tasks
     return encode_site(
       corpus, base.tokenizer, tasks=tasks, style=config.data.style,
-      max_length=config.data.max_length, max_test=config.eval.max_examples, **split)
+      max_length=config.data.max_length, **split)
 
   data = _encoded(base, encode, config, corpora, reporter)
   _check_tasks(config.data.tasks, data.sites)
@@ -181,7 +181,7 @@ def _load_bert(config: ConfigDict, reporter: Reporter, _: BaseModel | None) -> D
       f'{base.config.max_position_embeddings} positions')
   encode = partial(
     encode_label_site, tokenizer=base.tokenizer, task=bert.task, labels=labels,
-    max_length=bert.max_length, max_test=config.eval.max_examples)
+    max_length=bert.max_length)
   return _encoded(base, encode, config, corpora, reporter)
 
 
@@ -189,11 +189,11 @@ def _encoded(
   base, encode: Callable[..., SiteData], config: ConfigDict, corpora: Corpora, reporter: Reporter
 ) -> Data:
   """Sites that train are tested, too, unless their notes were dealt out."""
-  data = config.data
+  data, scored = config.data, config.eval
   training = partial(
-    encode, max_train_notes=data.max_train_notes, max_train_sentences=data.max_train_sentences,
-    seed=config.seed, validation_share=data.validation_share,
-    validation_examples=data.validation_examples)
+    encode, max_test=scored.max_examples, max_train_notes=data.max_train_notes,
+    max_train_sentences=data.max_train_sentences, seed=config.seed,
+    validation_share=data.validation_share, validation_examples=data.validation_examples)
   with reporter.task('tokenising', sum(map(len, corpora[:3]))) as advance:
 
     def encoded(notes: list[SiteCorpus], how: Callable[..., SiteData]) -> tuple[SiteData, ...]:
@@ -204,8 +204,10 @@ def _encoded(
       return tuple(found)
 
     parts = encoded(corpora.parts, partial(training, tests=False))
-    sites = encoded(corpora.sites, partial(encode, trains=False) if parts else training)
-    external = encoded(corpora.external, partial(encode, trains=False))
+    sites = encoded(corpora.sites, partial(
+      encode, trains=False, max_test=scored.max_examples) if parts else training)
+    external = encoded(corpora.external, partial(
+      encode, trains=False, max_test=scored.max_external or scored.max_examples))
   return Data(base, parts or sites, sites, external, corpora.skew)
 
 

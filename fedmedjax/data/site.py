@@ -163,7 +163,7 @@ def read_site(
     parts.append(part)
   if tests and not any(part.test for part in parts):
     raise InputError(f'site {corpus.name!r}: no example to test on in the {max_test} sentences '
-                     'drawn (config.eval.max_examples); raise it')
+                     'drawn (config.eval.max_examples, max_external); raise it')
   for key in ('train', 'validation', 'test'):
     report[f'{key}_sentences'] = sum(len(getattr(part, key)) for part in parts)
   return SiteData(corpus.name, corpus.types, tuple(parts), dict(report))
