@@ -63,15 +63,15 @@ def ours(
   one: Work, layouts: dict[str, schedules.Layout]
 ) -> dict[str, Callable[[], np.ndarray]]:
   """Our training, by how examples are laid in rows: entrants that return the K losses."""
-  train = jax.jit(one.train)
-
-  def run(layout: schedules.Layout) -> np.ndarray:
+  def run(layout: schedules.Layout, train: Callable) -> np.ndarray:
     adapter, losses, _ = train(*arguments(
       one, schedules.round_arrays(one.schedule._replace(layout=layout), 0)))
     jax.block_until_ready(adapter)
     return np.asarray(losses)
 
-  return {name: partial(run, layout) for name, layout in layouts.items()}
+  return {
+    name: partial(run, layout, jax.jit(one.train(layout.corners)))
+    for name, layout in layouts.items()}
 
 
 def peers(
@@ -179,7 +179,8 @@ def dry_run(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
   """Lowers one site's program for abstract weights -> entries of the file."""
   config = settings(values)
   one = work(config, load_data(config, Reporter(), model.base))
-  jax.jit(one.train).lower(*arguments(one, schedules.round_arrays(one.schedule, 0)))
+  jax.jit(one.train(one.schedule.layout.corners)).lower(
+    *arguments(one, schedules.round_arrays(one.schedule, 0)))
   examples, tokens, supervised = amounts(one)
   found = {
     'dry_run': True, 'examples': examples, 'unique_tokens': tokens,

@@ -93,7 +93,7 @@ def python_loop(one: Federation, count: int) -> Callable[[], Round]:
   study, turn = one.study, one.turn
   ctrl = algorithm_parts(one.config, study.learner.learning_rate)['rule'].init(
     study.learner.adapter)
-  training = site_training(one.config, study)
+  training = site_training(one.config, study, study.schedule.layout.corners)
 
   @jax.jit
   def train(total, weight, anchor, base, batches, mask, site):

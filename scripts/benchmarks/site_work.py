@@ -1,6 +1,7 @@
 """What a run trains with, as a benchmark calls it: the steps of one site."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,13 +22,18 @@ class Work(NamedTuple):
 
   study: Study
   schedule: schedules.Schedule   # of the study, the examples of round 0 in random order
-  train: Callable                # `site_training`
+  train: Callable                # `site_training` of it, by corners
   rates: list[float]             # of its optimiser's steps, K
   ctrl: tuple                    # what the rule starts with
 
 
-def site_training(config: ConfigDict, study: Study) -> Callable:
+def site_training(
+  config: ConfigDict, study: Study, corners: Sequence[schedules.Corner]
+) -> Callable:
   """`local_training` of a run from start to end, not compiled yet.
+
+  Args:
+    corners: of the layout in which its steps are packed.
 
   Returns:
     train(anchor, base, batches [K, ...], mask bool[K], server_ctrl, site_ctrl, site i32[], key) ->
@@ -37,7 +43,7 @@ def site_training(config: ConfigDict, study: Study) -> Callable:
   training = local_training(
     mean_gradient(study.learner.loss_fn(study.arrangements[0].remat)), parts['optimizer'],
     parts['rule'], lambda path: True, lambda values: values,
-    corners=study.schedule.layout.corners)
+    corners=corners)
 
   def train(anchor, base, batches, mask, *rest):
     last = training.advance(
@@ -64,7 +70,7 @@ def work(config: ConfigDict, data: Data) -> Work:
   steps = config.fed.local_steps
   return Work(
     study, study.schedule._replace(plan=(first, *study.schedule.plan[1:])),
-    site_training(config, study),
+    partial(site_training, config, study),
     [float(parts['optimizer'].rate(k, jnp.int32(steps))) for k in range(steps)],
     parts['rule'].init(study.learner.adapter))
 
