@@ -124,7 +124,7 @@ def test_smollm2_served(tmp_path, monkeypatch):
   model = str(folder)
   summary = run_against(
     model, tokenizer, workdir, monkeypatch, '--config.eval.max_examples=4',
-    '--config.api.shots=3')
+    '--config.api.shots=3', '--config.eval.max_new_ratio=0.5')
   lines = workdir / api_run.folder_name(model) / 'predictions' / 'synthetic_icu.jsonl'
   records = [json.loads(line) for line in lines.read_text().splitlines()]
   assert len(records) == summary['api']['answers'] == 4
