@@ -303,13 +303,11 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   site_map = partial(
     fitted_map, schedule.steps_taken, vmap=layout.vmap, groups=layout.groups)
 
-  def alone(arrangement: Arrangement) -> bool:
-    return sites_at_once(arrangement, meeting.sampler.size) == 1
-
   def arranged(arrangement: Arrangement) -> FederatedAlgorithm:
+    alone = sites_at_once(arrangement, meeting.sampler.size) == 1
     return federated_algorithm(
       loss_fn=learner.loss_fn(arrangement.remat), map_sites=site_map(arrangement.chunk),
-      corners=schedule.layout.corners if alone(arrangement) else (), **parts)
+      corners=schedule.layout.corners if alone else (), **parts)
 
   meeting = exchange.meeting(config, schedule.weights, learner.adapter, sharing)
   order = arrangements(
