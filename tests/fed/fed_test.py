@@ -1,5 +1,7 @@
 """The federated core on problems small enough to work by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -302,10 +304,12 @@ def test_eight_devices_give_the_same_round():
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def test_product_gap_is_the_dense_formula():
+@pytest.mark.parametrize('rows_in, rows_out', [(5, 4), (50, 40)])
+def test_product_gap_is_the_dense_formula(rows_in, rows_out):
+  """Both ways to it: 8 columns are many for the narrow layers and few for the wide ones."""
   rng = np.random.default_rng(0)
   # Small, since the gap is a share.
-  a, b = 0.01 * rng.normal(size=(3, 2, 5, 2)), rng.normal(size=(3, 2, 2, 4))
+  a, b = 0.01 * rng.normal(size=(3, 2, rows_in, 2)), rng.normal(size=(3, 2, 2, rows_out))
   weights = np.array([0.2, 0.3, 0.5])
   mean_a, mean_b = np.tensordot(weights, a, 1), np.tensordot(weights, b, 1)
   dense = np.einsum('k,kldr,klro->ldo', weights, a, b)
@@ -318,6 +322,14 @@ def test_product_gap_is_the_dense_formula():
   nothing = {'a': jnp.ones((3, 5, 2)), 'b': jnp.zeros((3, 2, 4))}
   assert np.isnan(product_gap(nothing, jax.tree.map(lambda x: x[0], nothing), to(weights)))
   assert np.isnan(product_gap({'kernel': to(a)}, {'kernel': to(mean_a)}, to(weights)))
+
+
+def test_product_gap_of_many_sites_takes_no_square_of_them():
+  """Nothing of the 802 columns of 400 sites and the mean meets itself."""
+  local = {'a': jnp.ones((400, 2, 32, 2)), 'b': jnp.ones((400, 2, 2, 16))}
+  mean = jax.tree.map(lambda x: x[0], local)
+  traced = str(jax.make_jaxpr(product_gap)(local, mean, jnp.full(400, 1 / 400)))
+  assert 'f32[32,16]' in traced and not re.search(r'80[02],80[02]', traced)
 
 
 def test_leaf_paths():
