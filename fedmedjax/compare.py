@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from configs.base import PRESETS
-from fedmedjax import api_run, findings, page, writer
+from fedmedjax import api_run, finding_tables, findings, page, writer
 from fedmedjax.config import parse
 from fedmedjax.eval.paired import read_answers
 from fedmedjax.experiment import Data, load_corpora, load_data, options
@@ -29,7 +29,7 @@ from fedmedjax.program import guarded, set_up
 from fedmedjax.progress import Reporter
 from fedmedjax.report import compare_table, folded, relation_tables, with_global
 from fedmedjax.run import run
-from fedmedjax.settings import SETTINGS, Part, Row, Study, parts
+from fedmedjax.settings import SETTINGS, Part, Row, Study, check_new_site, parts
 from fedmedjax.types import InputError
 
 REGIMES = ('zero_shot', 'single_site', 'centralised', 'fed_medlora', 'fed_medlora_plus')
@@ -54,7 +54,10 @@ def _check_workdir(workdir: Path) -> None:
   known = {*PRESETS, *SETTINGS, *_FILES}
   foreign = sorted(
     path.name for path in (workdir.iterdir() if workdir.is_dir() else ())
-    if path.name not in known and not re.match(r'api_|seed_\d+$', path.name))
+    # What a kill left of a file that was being written is written over; hidden files are the
+    # system's, as .DS_Store.
+    if path.name.removesuffix('.part') not in known and not re.match(
+      r'api_|seed_\d+$|\.', path.name))
   if foreign:
     raise InputError(f'--workdir={workdir}: holds {foreign[0]!r}, which is no part of a comparison')
 
@@ -82,7 +85,7 @@ def compare(
   # The first part's data are loaded at once, with all that can be wrong in them.
   for part in planned[1:]:
     if not all(map(_finished, part.rows.values())):
-      load_corpora(next(iter(part.rows.values())).config)
+      check_new_site(part, load_corpora(next(iter(part.rows.values())).config).sites)
   done: dict[tuple, list] = {}
   base = None
   for part in planned:
@@ -132,6 +135,7 @@ class Told(NamedTuple):
   tables: list[page.Table]
   plots: list[page.Plot]
   found: list[findings.Finding]
+  missing: list[str] = []  # what was not compared, and why
 
 
 def _tell(
@@ -153,7 +157,7 @@ def _tell(
       reporter.say(table)
   for table in told.tables:
     reporter.say(_on_terminal(table))
-  sentences = [str(finding) for finding in told.found]
+  sentences = [str(finding) for finding in told.found] + told.missing
   for sentence in sentences:
     reporter.say(sentence)
   writer.write_json(folder / 'findings.json', [finding.record() for finding in told.found])
@@ -171,11 +175,17 @@ def _tell(
 
 def _regimes(_: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Told:
   rows = by_label['']
+  builds = (
+    finding_tables.seeds_table, finding_tables.spread_table, finding_tables.cross_site_table)
   tables = [
-    build(rows, score, draws) for score in findings.scores_of(rows.values())
-    for build in (findings.spread_table, findings.cross_site_table)]
+    build(rows, score, draws) for score in findings.scores_of(rows.values()) for build in builds]
+  missing = [
+    'No method is compared with the best single site, nor is any adapter tested at another site: '
+    'that takes config.eval.cross_site=True.'
+  ] if 'single_site' in rows and not all(rows['single_site'].cross_site) else []
   return Told(
-    [table for table in tables if table], [], findings.comparisons(rows, 'in_domain', '', draws))
+    [table for table in tables if table], [], findings.comparisons(rows, 'in_domain', '', draws),
+    missing)
 
 
 # Setting -> title of its table, and its parts' labels in sentences.
@@ -193,12 +203,12 @@ def _curves(setting: str, by_label: dict[str, dict[str, Runs]], draws: Draws) ->
     for label, rows in by_label.items())
   for score in findings.scores_of(
       runs for rows in by_label.values() for runs in rows.values()):
-    found = findings.curve(by_label, score, draws, external=setting == 'leave_one_out')
-    told.tables.append(findings.curve_table(
+    found = finding_tables.curve(by_label, score, draws, external=setting == 'leave_one_out')
+    told.tables.append(finding_tables.curve_table(
       title, f'Local steps in all, {steps}.', list(by_label), found, score))
     if setting != 'leave_one_out':
       x = {label: _place(label, rows) for label, rows in by_label.items()}
-      told.plots.append(findings.curve_plot(
+      told.plots.append(finding_tables.curve_plot(
         title, 'sentences' if setting == 'new_site' else 'sites', x, found, score))
   by_words = {words.format(label): rows for label, rows in by_label.items()}
   if setting == 'new_site':
@@ -206,6 +216,8 @@ def _curves(setting: str, by_label: dict[str, dict[str, Runs]], draws: Draws) ->
   else:
     for label, rows in by_words.items():
       told.found.extend(findings.comparisons(rows, setting, label, draws))
+  if setting == 'scaling' and len(by_words) > 1:
+    told.found.extend(findings.scaling_comparisons(by_words, draws))
   return told
 
 

@@ -2,7 +2,8 @@
 
     python -m fedmedjax.describe --config=configs/quickstart.py [--output=runs/description]
 
-Reads notes only: no model is loaded and nothing is compiled.
+Prints tables and leaves them with figures in the folder. Reads notes only: no model is loaded and
+nothing is compiled.
 """
 
 import sys
@@ -21,7 +22,8 @@ from fedmedjax.types import InputError
 
 def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
-    'output', None, 'Folder for numbers and figures (JSON, SVG, PNG).', flag_values=values)
+    'output', 'runs/description', "Folder for numbers and figures (JSON, SVG, PNG); '' = none.",
+    flag_values=values)
 
 
 def main(argv: list[str]) -> int:

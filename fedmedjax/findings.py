@@ -1,4 +1,4 @@
-"""What a comparison found: seeds put together, tables, and a plain sentence for each difference."""
+"""What a comparison found: seeds put together, and a plain sentence for each difference."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,6 @@ import numpy as np
 
 from fedmedjax.eval import metrics, paired
 from fedmedjax.eval.paired import Answers, Estimate
-from fedmedjax.page.blocks import Cell, Plot, Table
 from fedmedjax.settings import LOCAL
 
 # Scores as sentences call them.
@@ -17,7 +16,8 @@ WORDS = {
 # What federated methods are compared with, in this order, beside Fed-MedLoRA.
 _BASELINES = ('zero_shot', 'single_site', 'centralised', 'fed_bert')
 _REFERENCE = 'fed_medlora'
-NONE = '-'
+# The part of a new site's curve without any of its sentences, in words.
+AS_IT_WAS = 'n = 0'
 
 
 class Runs(NamedTuple):
@@ -163,19 +163,43 @@ def with_everyone(rows: Mapping[str, Runs]) -> dict[str, Runs]:
 
 
 def new_site_comparisons(parts: Mapping[str, Mapping[str, Runs]], draws: Draws) -> list[Finding]:
-  """Each federated adapter, fine-tuned on n sentences, against these sentences alone.
+  """Each federated adapter, fine-tuned on n sentences, against these sentences alone, and against
+  itself as it was (where a part is without any sentence).
 
   `parts`: {n in words: {arm: Runs}}.
   """
-  found = []
+  found, untouched = [], parts.get(AS_IT_WAS, {})
   for label, rows in parts.items():
     sites = rows[LOCAL].summaries[0]['sites']
     for score in WORDS:
       for name in (arm for arm in rows if arm != LOCAL):
-        if paired.having([*rows[name].scores, *rows[LOCAL].scores], sites, score):
-          found.append(_finding(
-            'new_site', label, score, sites[0], (f'{name} + n', rows[name].scores),
-            (LOCAL, rows[LOCAL].scores), sites, draws))
+        rivals = [(LOCAL, rows[LOCAL])]
+        if name in untouched and label != AS_IT_WAS:
+          rivals.append((f'{name} as it was', untouched[name]))
+        for rival, runs in rivals:
+          if paired.having([*rows[name].scores, *runs.scores], sites, score):
+            found.append(_finding(
+              'new_site', label, score, sites[0], (f'{name} + n', rows[name].scores),
+              (rival, runs.scores), sites, draws))
+  return found
+
+
+def scaling_comparisons(parts: Mapping[str, Mapping[str, Runs]], draws: Draws) -> list[Finding]:
+  """Each regime at the last number of sites against itself at the first; tested are the same notes.
+
+  `parts`: {number of sites in words: {regime: Runs}}.
+  """
+  (first, before), (last, after) = list(parts.items())[0], list(parts.items())[-1]
+  found = []
+  for name in (name for name in after if name in before):
+    for score in WORDS:
+      tested = after[name].summaries[0]['sites']
+      sites = paired.having([*after[name].scores, *before[name].scores], tested, score)
+      if sites:
+        where = f'mean of {len(sites)} sites' if len(sites) > 1 else sites[0]
+        found.append(_finding(
+          'scaling', '', score, where, (f'{name} of {last}', after[name].scores),
+          (f'of {first}', before[name].scores), sites, draws))
   return found
 
 
@@ -185,123 +209,6 @@ def _finding(setting, label, score, where, ours, theirs, sites, draws: Draws) ->
   notes = sum(len(ours[1][0][site][score].notes) for site in sites)
   return Finding(
     setting, label, score, where, ours[0], theirs[0], estimate, notes, len(ours[1]))
-
-
-def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | None:
-  """Who benefits from joining: worst site, spread, and each site's gain over training alone."""
-  first = next(iter(rows.values())).summaries[0]
-  having = {name: runs for name, runs in rows.items()
-            if paired.having(runs.scores, first['sites'], score)}
-  if len(first['sites']) < 2 or not having:
-    return None
-  sites = paired.having(
-    [answers for runs in having.values() for answers in runs.scores], first['sites'], score)
-  if not sites:
-    return None
-  alone, lines = having.get('single_site'), []
-  for name, runs in having.items():
-    values = {site: paired.mean_f1(runs.scores, [site], score, **draws._asdict()).value
-              for site in sites}
-    worst = min(values, key=values.get)
-    gains = [_gain(runs, alone, site, score, draws) for site in sites]
-    lines.append([
-      name, Cell(f'{values[worst]:.3f}', worst), f'{max(values.values()) - values[worst]:.3f}',
-      *gains])
-  return Table(
-    f'{_capital(score)}: who gains by joining',
-    'Typed strict F1 of the worst site, that of the best one minus it, and what each site gains '
-    'over ' + ('all single-site adapters, counts added' if first.get('partition') else
-               'its single-site adapter') + ' [95 % by note].',
-    ('regime', 'worst site', 'best − worst', *sites), lines)
-
-
-def _gain(runs: Runs, alone: Runs | None, site: str, score: str, draws: Draws) -> Cell | str:
-  if alone is None or runs is alone:
-    return NONE
-  estimate = paired.difference(runs.scores, alone.scores, [site], score, **draws._asdict())
-  return Cell(f'{estimate.value:+.3f}', f'[{estimate.low:+.2f}, {estimate.high:+.2f}]')
-
-
-def _capital(score: str) -> str:
-  return WORDS[score][0].upper() + WORDS[score][1:]
-
-
-def cross_site_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | None:
-  """Every site's own adapter, and every adapter for all, on every site's test notes."""
-  alone = rows.get('single_site')
-  if alone is None or not all(alone.cross_site):
-    return None
-  first = alone.summaries[0]
-  sites = [*first['sites'], *first['external']]
-  return Table(
-    f'{_capital(score)}: every adapter on every site', 'Typed strict F1.',
-    ('adapter of', *(f'{site} (external)' if site in first['external'] else site
-                     for site in sites)),
-    [[name, *(
-      f'{paired.mean_f1(answers, [site], score, **draws._asdict()).value:.3f}'
-      if paired.having(answers, [site], score) else NONE for site in sites)]
-     for name, answers in matrix(rows).items()])
-
-
-def matrix(rows: Mapping[str, Runs]) -> dict[str, list[Answers]]:
-  """Adapter -> its answers, one a seed: sites' own ones, then those for all."""
-  found = {}
-  if 'single_site' in rows:
-    crossed = rows['single_site'].cross_site
-    found |= {site: [row[site] for row in crossed] for site in crossed[0]}
-  return found | {
-    name: list(runs.scores) for name, runs in with_everyone(rows).items()
-    if name != 'single_site' and not any(runs.cross_site)}
-
-
-def curve(
-  parts: Mapping[str, Mapping[str, Runs]], score: str, draws: Draws, *, external: bool = False
-) -> dict[str, dict[str, Estimate]]:
-  """{row of the comparison: {label of the part: mean over its tested sites}}.
-
-  Args:
-    parts: {label: {row: Runs}}.
-    score: a key of WORDS.
-    draws: of the intervals.
-    external: the external cohorts are meant, not the sites that train.
-  """
-  found: dict[str, dict[str, Estimate]] = {}
-  for label, rows in parts.items():
-    for name, runs in rows.items():
-      sites = paired.having(
-        runs.scores, runs.summaries[0]['external' if external else 'sites'], score)
-      if sites:
-        found.setdefault(name, {})[label] = paired.mean_f1(
-          runs.scores, sites, score, **draws._asdict())
-  return found
-
-
-def curve_table(
-  title: str, note: str, labels: Sequence[str], found: Mapping[str, Mapping[str, Estimate]],
-  score: str,
-) -> Table:
-  """Rows of a comparison x parts of a setting, see `curve`."""
-  return Table(
-    f'{title}: {WORDS[score]}', f'Typed strict F1 [95 % by note]. {note}', ('regime', *labels),
-    [[name, *(_figure(values.get(label)) for label in labels)] for name, values in found.items()])
-
-
-def curve_plot(
-  title: str, x_label: str, x: Mapping[str, float], found: Mapping[str, Mapping[str, Estimate]],
-  score: str,
-) -> Plot:
-  """The same as lines; `x`: where each label stands."""
-  series = {name: [(x[label], *estimate) for label, estimate in values.items()]
-            for name, values in found.items()}
-  return Plot(
-    f'{title}: {WORDS[score]}', 'Typed strict F1, with 95 % intervals by note.', x_label, series)
-
-
-def _figure(estimate: Estimate | None) -> Cell | str:
-  if estimate is None:
-    return NONE
-  value, low, high = estimate
-  return Cell(f'{value:.3f}', f'[{low:.2f}, {high:.2f}]')
 
 
 def scores_of(rows: Iterable[Runs]) -> list[str]:

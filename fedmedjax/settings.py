@@ -23,10 +23,13 @@ from ml_collections import ConfigDict
 from configs.base import PRESETS
 from fedmedjax import api_run, writer
 from fedmedjax.config import choose_preset, leaves, validate
+from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.site import drawn_sentences
+from fedmedjax.data.tasks import ask
 from fedmedjax.eval.endpoint import endpoint_from
-from fedmedjax.method import FOLDING
+from fedmedjax.method import FOLDING, num_sites
 from fedmedjax.run import run
-from fedmedjax.types import InputError
+from fedmedjax.types import InputError, SiteCorpus
 
 # The row of the new site's sentences alone.
 LOCAL = 'local only'
@@ -158,15 +161,15 @@ def scaling(study: Study) -> list[Part]:
   def taking_part(sites: int) -> int:
     return min(config.fed.cohort_size or sites, sites)
 
-  total = config.fed.local_steps * taking_part(
-    dealt.sites if dealt.kind else len(config.data.sites))
+  total = config.fed.local_steps * taking_part(num_sites(leaves(config.to_dict())))
   if any(size < 1 or size > total for size in study.scaling):
     raise InputError(
       f'--sizes={",".join(map(str, study.scaling))}: numbers of sites from 1 to the {total} local '
       'steps of a round are allowed')
   return [
     _part(study, 'scaling', str(size), study.folder / 'scaling' / f'{size}_sites', {
-      'data.partition.kind': dealt.kind or 'iid', 'data.partition.sites': size,
+      'data.partition.kind': 'iid' if dealt.kind in ('', 'source') else dealt.kind,
+      'data.partition.sites': size,
       'fed.local_steps': max(1, round(total / taking_part(size))), 'fed.ranks': (),
       'data.site_tasks': ()})
     for size in study.scaling]
@@ -214,6 +217,33 @@ def new_site(study: Study) -> list[Part]:
       rows[arm] = row._replace(folder=folder / arm.replace(' ', '_'))
     parts.append(Part('new_site', label, config.seed, rows))
   return parts
+
+
+def check_new_site(part: Part, sites: Sequence[SiteCorpus]) -> None:
+  """Raises InputError when a new site lacks the sentences that a part trains on, or they hold no
+  example of a task: before the federation trains for it.
+
+  `sites` are the part's, as read; parts of other settings pass.
+  """
+  if part.setting != 'new_site' or not part.label.isdigit() or part.label == '0':
+    return
+  (site,), number = sites, int(part.label)
+  config = next(iter(part.rows.values())).config
+  notes = site.train[:config.data.max_train_notes or None]
+  there = sum(len(split_sentences(note.text)) for note in notes)
+  if number > there:
+    raise InputError(
+      f'--sentences={number}: the training notes of {site.name!r} have {there}; fewer, or all, are '
+      'allowed')
+  chosen = drawn_sentences(site.name, notes, number, config.seed)
+  for task in config.data.tasks:
+    asked = ask(task, site)
+    if asked.types and not any(
+        (example.document, example.start) in chosen for note in notes
+        for example in asked.find(note)[0]):
+      raise InputError(
+        f'--sentences={number}: those drawn of {site.name!r} with seed {config.seed} hold no '
+        f'example of task {task!r}; allow more')
 
 
 def _leaves_adapter(regime: str) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedmedjax import findings
+from fedmedjax import finding_tables, findings
 from fedmedjax.eval import metrics
 from fedmedjax.eval.paired import NoteCounts
 from fedmedjax.findings import Draws, Runs
@@ -95,8 +95,8 @@ def test_only_sites_that_have_a_score_are_in_its_mean(rows):
   # Regimes may score unlike sites; what all have is shown.
   less = rows['fed_medlora']._replace(scores=(
     {'a': rows['fed_medlora'].scores[0]['a'], 'b': {}},))
-  assert findings.spread_table({'x': rows['fed_medlora'], 'y': less}, 'ner', DRAWS).columns[3:] == (
-    'a',)
+  both = {'x': rows['fed_medlora'], 'y': less}
+  assert finding_tables.spread_table(both, 'ner', DRAWS).columns[3:] == ('a',)
 
 
 def test_seeds_are_put_together(rows):
@@ -116,22 +116,26 @@ def test_seeds_are_put_together(rows):
     {'zero_shot': runs(answers(a=[1]), answers(a=[1])), 'fed_medlora': both}, 'scaling', '8 sites',
     DRAWS)
   assert str(found).endswith('(entities, 8 sites, a, 1 note, 2 seeds)')
+  table = finding_tables.seeds_table({'fed_medlora': both}, 'ner', DRAWS)
+  assert table.title == 'Entities: 2 seeds'
+  assert shown(table) == {'fed_medlora': ['0.700 [0.60, 0.80]', '0.700 [0.60, 0.80]']}
+  assert finding_tables.seeds_table({'fed_medlora': one}, 'ner', DRAWS) is None
 
 
 def test_tables_of_who_gains_and_of_adapters_across_sites(rows):
-  gains = shown(findings.spread_table(rows, 'ner', DRAWS))
+  gains = shown(finding_tables.spread_table(rows, 'ner', DRAWS))
   assert gains['fed_medlora'] == [
     '0.600 b', '0.100', '+0.200 [+0.10, +0.30]', '+0.000 [+0.00, +0.00]']
   assert gains['single_site'] == ['0.500 a', '0.100', '-', '-']
-  assert shown(findings.cross_site_table(rows, 'ner', DRAWS)) == {
+  assert shown(finding_tables.cross_site_table(rows, 'ner', DRAWS)) == {
     'a': ['0.500', '0.200', '0.300'], 'b': ['0.300', '0.600', '0.100'],
     'fed_medlora': ['0.700', '0.600', '0.400'], 'api:some model': ['0.900'] * 3}
   personal = rows['fed_medlora']._replace(
     cross_site=rows['single_site'].cross_site, everyone=(answers(a=[1, 1], b=[2, 2], out=[3, 3]),))
-  both = shown(findings.cross_site_table(rows | {'fedsa_lora': personal}, 'ner', DRAWS))
+  both = shown(finding_tables.cross_site_table(rows | {'fedsa_lora': personal}, 'ner', DRAWS))
   assert both['fedsa_lora (global)'] == ['0.100', '0.200', '0.300'] and 'fedsa_lora' not in both
   alone = {'single_site': rows['single_site']._replace(cross_site=({},))}
-  assert findings.cross_site_table(alone, 'ner', DRAWS) is None
+  assert finding_tables.cross_site_table(alone, 'ner', DRAWS) is None
 
 
 def test_a_new_sites_curve():
@@ -142,12 +146,24 @@ def test_a_new_sites_curve():
   found = findings.new_site_comparisons(parts, DRAWS)
   assert [str(one).split(' (')[0] for one in found] == [
     'fed_medlora + n − local only: +0.400 [+0.400, +0.400]',
-    'fed_medlora + n − local only: +0.100 [+0.100, +0.100]']
+    'fed_medlora + n − local only: +0.100 [+0.100, +0.100]',
+    'fed_medlora + n − fed_medlora as it was: +0.200 [+0.200, +0.200]']
   assert '(entities, n = all, new, 3 notes)' in str(found[1])
-  curve = findings.curve(parts, 'ner', DRAWS)
-  assert shown(findings.curve_table('A new site', '', list(parts), curve, 'ner')) == {
+  curve = finding_tables.curve(parts, 'ner', DRAWS)
+  assert shown(finding_tables.curve_table('A new site', '', list(parts), curve, 'ner')) == {
     LOCAL: ['0.000 [0.00, 0.00]', '0.500 [0.50, 0.50]'],
     'fed_medlora': ['0.400 [0.40, 0.40]', '0.600 [0.60, 0.60]']}
   x = {'n = 0': 0.0, 'n = all': 9.0}
-  plot = findings.curve_plot('A new site', 'sentences', x, curve, 'ner')
+  plot = finding_tables.curve_plot('A new site', 'sentences', x, curve, 'ner')
   assert [point[:2] for point in plot.series['fed_medlora']] == [(0.0, 0.4), (9.0, 0.6)]
+
+
+def test_more_sites_against_fewer():
+  """Each regime with itself, the last number of sites against the first; what one lacks is out."""
+  parts = {
+    '2 sites': {'fed_medlora': runs(answers(a=[8] * 3)), 'centralised': runs(answers(a=[9] * 3))},
+    '4 sites': {'fed_medlora': runs(answers(a=[1] * 3))},
+    '8 sites': {'fed_medlora': runs(answers(a=[5] * 3))}}
+  found, = findings.scaling_comparisons(parts, DRAWS)
+  assert str(found) == (
+    'fed_medlora of 8 sites − of 2 sites: -0.300 [-0.300, -0.300] (entities, a, 3 notes)')

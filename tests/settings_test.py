@@ -98,6 +98,10 @@ def test_a_setting_goes_before_the_command_line():
    'or all'),
   (['--settings=new_site', '--regimes=single_site,fedsa_lora,flora'], 'none leaves one adapter'),
   (['--settings=new_site', '--new_site=nowhere'], "unknown site 'nowhere'"),
+  (['--settings=new_site', '--sentences=10,5000'], "--sentences=5000: the training notes of "
+   "'synthetic_newsite' have "),
+  (['--settings=new_site', '--sentences=1', "--config.data.tasks=('re',)", '--config.seed=8'],
+   "hold no example of task 're'"),
   (['--settings=leave_one_out', "--config.data.sites=('synthetic_icu',)"], 'two sites or more'),
   (['--settings=leave_one_out', '--config.fed.ranks=(4, 8)'], 'config.fed.ranks'),
   (['--settings=in_domain', '--epochs=0'], 'epochs'),
@@ -133,7 +137,8 @@ def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
     *(('in_domain', '', 'fed_medlora', other) for other in ('single_site', 'best single site')),
     *(('scaling', '2 sites', 'fed_medlora', other)
       for other in ('single_site', 'best single site')),
-    *(('new_site', f'n = {n}', 'fed_medlora + n', LOCAL) for n in (0, 4))}
+    *(('new_site', f'n = {n}', 'fed_medlora + n', LOCAL) for n in (0, 4)),
+    ('new_site', 'n = 4', 'fed_medlora + n', 'fed_medlora as it was')}
   assert all(one['sentence'] in out for one in found)
   titles = ('Entities: every adapter on every site', 'Notes dealt out to so many sites: entities',
             'A new site, fine-tuned on so many of its sentences: entities')
@@ -147,6 +152,9 @@ def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(compare, 'load_data', None)  # a second call must not read anything
     patch.setattr(compare, 'load_corpora', None)
+    # What a kill left while a file was written, and what a desktop leaves.
+    for name in ('report.html.part', '.DS_Store'):
+      (workdir / name).touch()
     assert compare.main(argv) == 0
   # Another federation under the new site's feet is noticed.
   (workdir / 'fed_medlora/adapter/adapter_config.json').write_text('{}')

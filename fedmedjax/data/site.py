@@ -144,10 +144,9 @@ def read_site(
     [notes[i] for i in sorted(held_out)], corpus.test)
   if tests and not any(split_sentences(note.text) for note in split.test):
     raise InputError(f'site {corpus.name!r}: no sentence to test on')
-  name = zlib.crc32(corpus.name.encode())
   split = split._replace(
-    trained=_drawn(split.train, max_train_sentences, (seed, name, 1)),
-    tested=_drawn(split.test, max_test, (SPLIT_SEED, name, 2)))
+    trained=drawn_sentences(corpus.name, split.train, max_train_sentences, seed),
+    tested=_drawn(split.test, max_test, (SPLIT_SEED, zlib.crc32(corpus.name.encode()), 2)))
   report, parts = Counter(corpus.report), []
   for form in _annotated(corpus, forms, trains) if tests else _trainable(forms, split.train):
     part = _read_task(form, split, validation_examples, rng, report)
@@ -177,6 +176,14 @@ class _Split(NamedTuple):
   test: Sequence[Document]
   trained: set[tuple[str, int]] | None = None
   tested: set[tuple[str, int]] | None = None
+
+
+def drawn_sentences(
+  name: str, notes: Sequence[Document], number: int, seed: int
+) -> set[tuple[str, int]] | None:
+  """The sentences (note, start) of `notes` that site `name` trains on, `number` or as many as there
+  are; None = all. Fewer are a subset of more; another seed draws others."""
+  return _drawn(notes, number, (seed, zlib.crc32(name.encode()), 1))
 
 
 def _drawn(
