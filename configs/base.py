@@ -137,7 +137,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # FEDMEDJAX_DATA, else ../shared/data. Synthetic cohorts need none.
   data.root = ''
   # Sites of your own, a dict(name=, path=, format=, mapping=, test_share=0.2; 1 if external) each.
-  # Formats: data/readers.py. Mapping: a .toml file, or the name of one in data/mappings/.
+  # Formats: data/readers.py. Mapping: a .toml file, or the name of one in data/mappings/. A site is
+  # asked for the types that occur in its notes; annotated=('problem', 'drug') says which they are.
   data.folders = ()
   # Sites that train: synthetic_* cohorts, maccrobat2020, chia, phee, bc5cdr, ncbi_disease, names of
   # data.folders.
@@ -171,12 +172,13 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # data.sites as before.
   data.partition = partition = ConfigDict()
   # '' = not dealt out; 'iid', 'types' (Dirichlet over the mix of entity types), 'quantity' (power
-  # law), 'style' (clusters of notes) or 'labels' (sites that leave types unannotated).
+  # law), 'style' (clusters of notes), 'labels' (sites that leave types unannotated) or 'source' (a
+  # site for each of data.sites, as they came).
   partition.kind = ''
   # What is dealt out: whole notes ('note') or single sentences ('sentence'), which can be far more
   # unlike; then a note's sentences end up at several sites and in V.
   partition.unit = 'note'
-  # Sites S that the notes are dealt out to.
+  # Sites S that the notes are dealt out to; not used for 'source'.
   partition.sites = 10
   # How unlike they are. 'types': concentration of the Dirichlet, small = unlike. 'quantity':
   # exponent of the power law, 0 = alike. 'style': share of notes at their style's site. 'labels':

@@ -35,7 +35,7 @@ from fedmedjax.fed.sharing import SHARINGS
 from fedmedjax.method import AGGREGATORS, SIGNALS, check_method, needs_validation, num_sites
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.quant import QUANTIZATIONS
-from fedmedjax.types import InputError
+from fedmedjax.types import ENTITY_TYPES, InputError
 
 # experiment.py maps these names to values; a test holds both sides together.
 DTYPES = ('float32', 'bfloat16')
@@ -201,7 +201,10 @@ def _check_folders(folders: Sequence[Mapping]) -> None:
                   and v not in (*COHORTS, *CORPORA, *_RESERVED),
                   'letters, digits, _ . -, no dot in front, and no known site'),
     'path': TEXT, 'format': one_of(tuple(FORMATS)), 'mapping': TEXT,
-    'test_share': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]')}
+    'test_share': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
+    'annotated': Check(
+      lambda v: isinstance(v, tuple | list) and all(name in ENTITY_TYPES for name in v),
+      f'a tuple of some of {", ".join(ENTITY_TYPES)}, or ()')}
   needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)
   for i, site in enumerate(folders):
     place = f'config.data.folders[{i}]'

@@ -14,7 +14,7 @@ from fedmedjax import exchange, meshes, tree
 from fedmedjax.arrangement import Arrangement, arrangements, sites_at_once
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.cohorts import COHORTS, generate_cohort
-from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder
+from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder, unleaked
 from fedmedjax.data.label_steps import encode_label_site, label_schedule
 from fedmedjax.data.labels import label_names
 from fedmedjax.data.partition import partition
@@ -120,7 +120,7 @@ def load_corpora(config: ConfigDict) -> Corpora:
 
   sites, external = (
     [load(key, name) for name in config.data[key]] for key in ('sites', 'external'))
-  chosen = config.data.partition
+  sites, chosen = unleaked(sites, external), config.data.partition
   parts, skew = partition(
     sites, chosen.kind, unit=chosen.unit, sites=chosen.sites, strength=chosen.strength,
     corrupted=chosen.corrupted, seed=config.seed) if chosen.kind else ([], None)

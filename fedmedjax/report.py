@@ -20,6 +20,12 @@ _DROPPED = {
   'text_mismatch': 'quoted otherwise', 'stray_inside': 'tags that go on from nothing',
   'broken_markup': 'tags without a partner', 'moved_passages': 'passages moved',
   'cut_sentences': 'cut sentences', 'unlabelled': 'entities without a word of their own',
+  'used_blank': 'entities of blanks', 'empty_tokens': 'empty tokens',
+  'used_crossing_mains': 'main entities crossing sentences',
+  'relation_attributes': 'attributes of relations', 'coreferences': 'coreferences',
+  'normalisations': 'normalisations', 'notes': "annotators' notes",
+  'combinations': 'combinations of drugs', 'duplicate_entities': 'entities of repeated notes',
+  'absent_types': 'types that never occur (taken as not annotated)',
 }
 
 

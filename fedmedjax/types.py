@@ -10,6 +10,7 @@ adapter a site started from; the **update** is local - anchor; the **adapter** i
 the **base** is the frozen weights.
 """
 
+from math import isnan, nan
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -75,7 +76,8 @@ class SiteCorpus(NamedTuple):
   model nor scored (METHOD section 4, partial annotation). `report` counts what reading kept and
   dropped, e.g. {'documents': 200, 'entities': 11458, 'nested': 31, 'discontinuous': 44}.
   `modifiers` are the modifier types it annotated of each entity type, {'drug': ('route',)}, {} if
-  it has no relations; None = those that occur in its notes.
+  it has no relations; None = those that occur in its notes. `definitions` are entity types that
+  mean something else there than the prompt says by default, {type: what it is}.
   """
 
   name: str
@@ -84,6 +86,7 @@ class SiteCorpus(NamedTuple):
   test: tuple[Document, ...]
   report: dict[str, int]
   modifiers: dict[str, tuple[str, ...]] | None = None
+  definitions: dict[str, str] = {}
 
 
 class Example(NamedTuple):
@@ -116,12 +119,16 @@ class Skew(NamedTuple):
   sizes: tuple[int, ...]   # training notes (or sentences, as dealt out) of each site
   type_divergence: float   # bits, `data/statistics.py` of the sites' mixes of entity types
   annotated: float         # share of (site, entity type) pairs that are annotated
+  word_divergence: float = nan  # bits, of the sites' words: their styles and subjects
+  crossing: int = 0        # entities lost where notes were cut into sentences
 
   def __str__(self) -> str:
     return (
       f'{len(self.sizes)} sites of {min(self.sizes)} to {max(self.sizes)} (median '
       f'{int(median(self.sizes))}), entity types diverge by {self.type_divergence:.3f} bits, '
-      f'{self.annotated:.0%} of types annotated')
+      + ('' if isnan(self.word_divergence) else f'words by {self.word_divergence:.3f}, ')
+      + f'{self.annotated:.0%} of types annotated'
+      + (f', {self.crossing} entities cross the end of a sentence' if self.crossing else ''))
 
 
 class Batch(NamedTuple):

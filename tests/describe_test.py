@@ -36,6 +36,8 @@ def test_sites_are_described_without_a_model(tmp_path, capsys, monkeypatch):
   ('({"nam": "a"},)', "'nam' is unknown"),
   ('({"name": "a", "path": "x", "format": "xls", "mapping": "m"},)', 'one of brat, i2b2'),
   ('({"name": "a", "path": "x", "format": "brat", "mapping": "m", "test_share": 2},)', '[0, 1]'),
+  ('({"name": "a", "path": "x", "format": "brat", "mapping": "m", "annotated": ("dose",)},)',
+   ".annotated=('dose',): a tuple of some of problem, treatment, test, drug, or () is allowed"),
   ('({"name": "a", "path": "x", "format": "brat", "mapping": "m"},'
    '{"name": "a", "path": "y", "format": "brat", "mapping": "m"})', 'another folder has this name'),
   ('("a",)', "a tuple of dict(name="),

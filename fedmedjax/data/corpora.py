@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmedjax.data.mapping import Mapping, apply_mapping, check_names, read_mapping
+from fedmedjax.data.mapping import Mapping, apply_mapping, check_names, read_mapping, restricted
 from fedmedjax.data.readers import FORMATS, Parts, read_notes, read_parts
+from fedmedjax.data.relations import annotated
 from fedmedjax.types import Document, InputError, SiteCorpus
 
 _SPLIT_SEED = 42
@@ -33,7 +34,8 @@ class SiteFolder(NamedTuple):
 
   `path` is a file or folder in the `format` of that name. Parts named train, (dev,) test are
   kept; otherwise `test_share` of the notes is tested on, where 0 and 1 are allowed. `mapping`
-  is the name of a shipped one or a .toml file.
+  is the name of a shipped one or a .toml file. `annotated` are the types that were annotated
+  throughout; () = what the mapping says, or else those that occur in the notes.
   """
 
   name: str
@@ -41,6 +43,7 @@ class SiteFolder(NamedTuple):
   format: str
   mapping: str
   test_share: float = 0.2
+  annotated: tuple[str, ...] = ()
 
 
 CORPORA = {
@@ -94,7 +97,10 @@ def load_corpus(name: str, root: str | Path) -> SiteCorpus:
 def load_folder(site: SiteFolder) -> SiteCorpus:
   """Reads a site of a user's own.
 
-  Training notes whose text is that of a test note are dropped and counted.
+  Training notes whose text is that of a test note are dropped and counted. A type that its notes
+  never have is not asked of the site, unless the mapping or the entry says that it was annotated:
+  nobody can tell 'none there' from 'not looked for', and only the latter would teach what is wrong.
+  The report counts such types as absent_types.
 
   Raises:
     InputError: a reader's or a mapping's; a mapping that does not fit the notes; notes too few
@@ -103,10 +109,29 @@ def load_folder(site: SiteFolder) -> SiteCorpus:
   mapping = read_mapping(site.mapping)
   found, counts = read_parts(Path(site.path), FORMATS[site.format])
   parts = found if isinstance(found, Parts) else _split(site, found)
-  check_names(mapping, {span.type for part in parts for d in part for span in d.spans}, site.path)
-  corpus = _site(site.name, mapping, parts, counts)
+  raw = {span.type for part in parts for d in part for span in d.spans}
+  check_names(mapping, raw, site.path)
+  asked = site.annotated or (mapping.types if mapping.declared else tuple(
+    {kind for name, kind in mapping.entities.items() if name in raw}) or mapping.types)
+  counts['absent_types'] = len(set(mapping.types) - set(asked)) * (not site.annotated)
+  corpus = _site(site.name, restricted(mapping, asked), parts, counts)
+  if not mapping.declared:
+    corpus = corpus._replace(modifiers=annotated(corpus._replace(modifiers=None)))
   return _without_leaks(corpus, lambda document: document.text,
                         {document.text for document in corpus.test})
+
+
+def unleaked(
+  sites: Sequence[SiteCorpus], external: Sequence[SiteCorpus]
+) -> list[SiteCorpus]:
+  """The sites that train, without training notes whose text another of them, or an external cohort,
+  is tested on; they are counted as leaked_documents."""
+  tested = [{document.text for document in corpus.test} for corpus in (*sites, *external)]
+  return [
+    _without_leaks(
+      site, lambda document: document.text,
+      set().union(*(texts for other, texts in enumerate(tested) if other != place)))
+    for place, site in enumerate(sites)]
 
 
 def _read(corpus: Corpus, folder: Path) -> tuple[Parts, Counter]:
@@ -142,7 +167,8 @@ def _without_leaks(site: SiteCorpus, key_of, tested: set[Any]) -> SiteCorpus:
   """Drops training notes whose key is among the tested ones."""
   train = tuple(document for document in site.train if key_of(document) not in tested)
   return site._replace(train=train, report=site.report | {
-    'train_documents': len(train), 'leaked_documents': len(site.train) - len(train),
+    'train_documents': len(train),
+    'leaked_documents': len(site.train) - len(train) + site.report.get('leaked_documents', 0),
   })
 
 
@@ -154,4 +180,4 @@ def _site(name: str, mapping: Mapping, parts: Parts, counts: Counter) -> SiteCor
   report |= {f'{part}_documents': len(documents)
              for part, documents in zip(Parts._fields, parts, strict=True)}
   return SiteCorpus(name, mapping.types, tuple(mapped[0]), tuple(mapped[2]), report,
-                    mapping.modifiers)
+                    mapping.modifiers, mapping.definitions)

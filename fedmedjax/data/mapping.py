@@ -1,9 +1,13 @@
 """What the names of a corpus mean in the schema of `types`: small TOML files, and their use.
 
     annotated = ["problem", "drug"]      # optional: types annotated throughout; by default those
-                                         # that [entities] yields
+                                         # that [entities] yields (and, in a folder of one's own,
+                                         # that occur in its notes)
     [entities]                           # raw type = type
     Disease = "problem"
+
+    [definitions]                        # optional: what a type means there, for the prompt
+    problem = "a disease"
 
     [relations.MODIFY]                   # raw type of the relation
     main = "tail"                        # which end is the main entity; "head" by default
@@ -70,6 +74,8 @@ class Mapping(NamedTuple):
   entities: dict[str, str]                # raw type -> type
   relations: dict[str, Rule]
   attributes: dict[str, Cues]
+  definitions: dict[str, str]             # type -> what it means there, in the prompt
+  declared: bool                          # whether the file says what was annotated
 
 
 def read_mapping(name: str | Path) -> Mapping:
@@ -127,7 +133,7 @@ def _checked(path: Path, text: str, table: dict[str, Any]) -> Mapping:
     return rows
 
   for key in table:
-    one(key, ('annotated', 'entities', 'relations', 'attributes'), key)
+    one(key, ('annotated', 'entities', 'relations', 'attributes', 'definitions'), key)
   entities = {raw: one(kind, ENTITY_TYPES, raw)
               for raw, kind in section('entities', ()).items()}
   if not entities:
@@ -149,13 +155,19 @@ def _checked(path: Path, text: str, table: dict[str, Any]) -> Mapping:
     words = '|'.join(re.escape(cue) for cue in sorted(cues, key=len, reverse=True))
     attributes[raw] = Cues(one(row.get('modifier'), MODIFIERS, raw),
                            re.compile(rf'(?<!\w)(?:{words})(?!\w)', re.IGNORECASE))
+  definitions = section('definitions', ())
+  for kind, meaning in definitions.items():
+    one(kind, ENTITY_TYPES, kind)
+    if not isinstance(meaning, str) or not meaning.strip() or '\n' in meaning:
+      raise wrong(kind, f'{meaning!r} is no line that says what it means')
   yielded = set(entities.values())
   types = set(known(table.get('annotated', sorted(yielded)), ENTITY_TYPES, 'annotated'))
   if outside := sorted(yielded - types):
     raise wrong('annotated', f'leaves out {", ".join(outside)}, which [entities] yields')
   types = tuple(kind for kind in ENTITY_TYPES if kind in types)
   modifiers = _modifiers(types, entities, relations, attributes)
-  return Mapping(str(path), types, modifiers, entities, relations, attributes)
+  return Mapping(str(path), types, modifiers, entities, relations, attributes, definitions,
+                 'annotated' in table)
 
 
 def _modifiers(types, entities, relations, attributes) -> dict[str, tuple[str, ...]]:
@@ -172,6 +184,20 @@ def _modifiers(types, entities, relations, attributes) -> dict[str, tuple[str, .
 def _first(of: str, kinds: Sequence[str]) -> str | None:
   """The first of `kinds` that an entity of type `of` can have."""
   return next((kind for kind in kinds if kind in MODIFIER_TYPES[of]), None)
+
+
+def restricted(mapping: Mapping, types: Sequence[str]) -> Mapping:
+  """The mapping for notes in which only `types` were annotated, which may be more than it yields.
+
+  Raises InputError when that leaves nothing of what it yields.
+  """
+  entities = {raw: kind for raw, kind in mapping.entities.items() if kind in types}
+  if not entities:
+    raise InputError(f'{mapping.source}: yields {", ".join(mapping.types)}, none of '
+                     f'{", ".join(types)}, which are said to be annotated')
+  return mapping._replace(
+    types=tuple(kind for kind in ENTITY_TYPES if kind in types), entities=entities,
+    modifiers={of: kinds for of, kinds in mapping.modifiers.items() if of in types})
 
 
 def check_names(mapping: Mapping, found: set[str], where: str) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
+from fedmedjax.data.relations import annotated_by_all
 from fedmedjax.data.sentences import split_sentences
-from fedmedjax.data.statistics import divergence
+from fedmedjax.data.statistics import divergence, word_divergence
 from fedmedjax.types import Document, InputError, SiteCorpus, Skew
 
 # Words whose frequencies tell styles apart: the pool's most frequent ones, as in stylometry.
@@ -210,9 +211,11 @@ def sentences_of(note: Document) -> list[Document]:
 
 # config.data.partition.unit -> what a note is cut into before it is dealt out.
 UNITS: dict[str, Callable] = {'note': lambda note: [note], 'sentence': sentences_of}
-# config.data.partition.kind -> partitioner of notes; 'labels' deals alike and hides types.
+# config.data.partition.kind -> partitioner of notes; 'labels' deals alike and hides types. 'source'
+# leaves each note where it came from, see `partition`.
 KINDS: dict[str, Callable] = {
-  'iid': iid, 'types': by_types, 'quantity': by_quantity, 'style': by_style, 'labels': iid}
+  'iid': iid, 'types': by_types, 'quantity': by_quantity, 'style': by_style, 'labels': iid,
+  'source': None}
 # A share, where `strength` is one.
 SHARES = ('style', 'labels')
 
@@ -230,25 +233,25 @@ def partition(
   """Deals the training notes of all sources out to sites 'part_001', ..., without test notes.
 
   Args:
-    sources: corpora that annotate the same types.
+    sources: corpora that annotate the same types. Of modifiers, sites are asked for those that all
+      sources annotated: a note does not tell 'none there' from 'not looked for'.
     kind, unit: keys of `KINDS` and `UNITS`.
-    sites: S.
+    sites: S; for the kind 'source' there are as many as sources.
     strength: of the skew, see the partitioners.
     corrupted: share of the sites, rounded, that call each entity by the pool's next type, see
       `mislabelled`; of these a site has what it then calls by a type that it annotates.
     seed: of everything drawn.
 
   Raises:
-    InputError: sources that annotate unlike types, or fewer notes (with an entity) than sites, or
-      types to mix up where there is one.
+    InputError: sources that annotate unlike types or mean different things by them, or fewer notes
+      (with an entity) than sites, or types to mix up where there is one.
   """
-  types = sources[0].types
-  for source in sources[1:]:
-    if set(source.types) != set(types):
-      raise InputError(
-        f'config.data.partition.kind={kind!r}: sites that annotate the same types can be pooled; '
-        f'{sources[0].name} has {", ".join(types)}, {source.name} {", ".join(source.types)}')
-  notes = [piece for source in sources for note in source.train for piece in UNITS[unit](note)]
+  _check_alike(sources, kind)
+  types, modifiers = sources[0].types, annotated_by_all(sources)
+  pieces = [
+    [piece for note in source.train for piece in UNITS[unit](note)] for source in sources]
+  notes = [piece for some in pieces for piece in some]
+  sites = len(sources) if kind == 'source' else sites
   if len(notes) < sites:
     raise InputError(
       f'config.data.partition.sites={sites}: there are {len(notes)} {unit}s of training notes to '
@@ -258,7 +261,8 @@ def partition(
       f'config.data.partition.corrupted={corrupted}: the pooled sites annotate only {types[0]}; '
       'there is no other name to mix it up with')
   rng = np.random.default_rng((seed, 0))
-  dealt = KINDS[kind](notes, types, sites, strength, rng)
+  dealt = np.repeat(np.arange(sites), [*map(len, pieces)]) if kind == 'source' else (
+    KINDS[kind](notes, types, sites, strength, rng))
   asked = annotated_types(types, sites, strength, rng) if kind == 'labels' else [types] * sites
   broken = set(rng.permutation(sites)[:round(corrupted * sites)].tolist()) if corrupted else set()
   called = [
@@ -267,7 +271,8 @@ def partition(
   holds = np.stack([
     [names[t] in own for t in types] for names, own in zip(called, asked, strict=True)
   ]) @ type_counts(notes, types).T
-  dealt = each_with_entities(dealt, holds > 0, rng)
+  # Where notes stay at their source none may be swapped.
+  dealt = dealt if kind == 'source' else each_with_entities(dealt, holds > 0, rng)
   digits = max(3, len(str(sites)))
   parts = []
   for site in range(sites):
@@ -278,8 +283,31 @@ def partition(
     parts.append(SiteCorpus(
       f'part_{site + 1:0{digits}}', asked[site], tuple(own), (), {
         'documents': len(own), 'corrupted': int(site in broken),
-        'entities': sum(span.type in types for note in own for span in note.spans)}))
+        'entities': sum(span.type in types for note in own for span in note.spans)},
+      # What is mixed up has lost its modifiers: that none is there would be wrong.
+      {} if site in broken else modifiers, sources[0].definitions))
   counts = np.stack([type_counts(part.train, types).sum(0) for part in parts])
+  whole, cut = (
+    type_counts(some, types).sum()
+    for some in ([note for source in sources for note in source.train], notes))
   return parts, Skew(
     tuple(len(part.train) for part in parts), divergence(counts),
-    sum(map(len, asked)) / (sites * len(types)))
+    sum(map(len, asked)) / (sites * len(types)),
+    word_divergence([[note.text for note in part.train] for part in parts]), int(whole - cut))
+
+
+def _check_alike(sources: Sequence[SiteCorpus], kind: str) -> None:
+  """Raises InputError when notes of `sources` cannot be pooled, or a source has none."""
+  first = sources[0]
+  for source in sources:
+    if set(source.types) != set(first.types):
+      raise InputError(
+        f'config.data.partition.kind={kind!r}: sites that annotate the same types can be pooled; '
+        f'{first.name} has {", ".join(first.types)}, {source.name} {", ".join(source.types)}')
+    if source.definitions != first.definitions:
+      raise InputError(
+        f'config.data.partition.kind={kind!r}: sites whose types mean the same can be pooled; '
+        f'those of {first.name} and {source.name} are defined differently in their mappings')
+    if kind == 'source' and not source.train:
+      raise InputError(
+        f"config.data.partition.kind='source': {source.name} has no training notes; leave it out")

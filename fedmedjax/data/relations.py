@@ -8,7 +8,7 @@ valid pairs: METHOD section 5.
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fedmedjax.data.sentences import flat, split_sentences, trimmed
 from fedmedjax.types import MODIFIER_TYPES, Document, Example, SiteCorpus, Span
@@ -49,6 +49,15 @@ def annotated(corpus: SiteCorpus) -> dict[str, tuple[str, ...]]:
   return {main: kinds for main, kinds in valid.items() if kinds}
 
 
+def annotated_by_all(corpora: Sequence[SiteCorpus]) -> dict[str, tuple[str, ...]]:
+  """{entity type: its modifier types} that each of `corpora` annotated."""
+  first, *others = map(annotated, corpora)
+  common = {
+    main: tuple(kind for kind in kinds if all(kind in other.get(main, ()) for other in others))
+    for main, kinds in first.items()}
+  return {main: kinds for main, kinds in common.items() if kinds}
+
+
 def relation_examples(
   document: Document, asked: Mapping[str, tuple[str, ...]]
 ) -> tuple[list[Example], Counter]:
@@ -60,8 +69,9 @@ def relation_examples(
 
   Returns:
     The examples, `entities` being the modifiers, and counts: mains, modifiers (kept), and
-    dropped: crossing (in another sentence than the main entity, or in none as a whole), nested
-    (overlapping a longer modifier), invalid_pairs (a type that is not asked of the main entity).
+    dropped: crossing_mains (main entities that no sentence holds whole), crossing (modifiers in
+    another sentence than the main entity, or in none as a whole), nested (overlapping a longer
+    modifier), invalid_pairs (a type that is not asked of the main entity).
   """
   text, sentences = document.text, split_sentences(document.text)
   starts = [start for start, _ in sentences]
@@ -80,8 +90,11 @@ def relation_examples(
 
   found, counts = [], Counter()
   for index, span in enumerate(document.spans):
-    main = place(span) if span.type in asked else None
+    if span.type not in asked:
+      continue
+    main = place(span)
     if main is None:
+      counts.update(crossing_mains=1, crossing=len(tails.get(index, ())))
       continue
     number, span = main
     modifiers = []

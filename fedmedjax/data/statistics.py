@@ -96,6 +96,27 @@ def divergence(counts: np.ndarray) -> float:
   return max(0.0, _entropy(shares.mean(0)) - np.mean([_entropy(row) for row in shares]).item())
 
 
+def word_divergence(sites: Iterable[Iterable[str]]) -> float:
+  """`divergence` of the sites' words, in bits, from the texts of each site.
+
+  Words are counted and shares added up site by site: a thousand sites of a large vocabulary would
+  fill the memory at once.
+  """
+  mean, entropies = Counter(), []
+  for texts in sites:
+    counts = Counter(word for text in texts for word in _WORD.findall(text.lower()))
+    total = counts.total()
+    if not total:
+      continue
+    shares = np.fromiter(counts.values(), float) / total
+    entropies.append(_entropy(shares))
+    mean.update(dict(zip(counts, shares.tolist(), strict=True)))
+  if not entropies:
+    return 0.0
+  mixed = np.fromiter(mean.values(), float) / len(entropies)
+  return max(0.0, _entropy(mixed) - float(np.mean(entropies)))
+
+
 def jensen_shannon(p: Mapping[str, int], q: Mapping[str, int]) -> float:
   """`divergence` of two counts: in [0, 1]; NaN if one has none."""
   names = sorted(p.keys() | q.keys())

@@ -121,8 +121,8 @@ def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
   types = tuple(name for name in row.guide if any(name in kinds for kinds in asked.values()))
   return Ask(
     task, row.given, asked, types, partial(row.find, asked=asked),
-    _instruction(row, form, style, asked, types), partial(_render, form), partial(
-      _parse, form, asked, types), _pieces(form, types))
+    _instruction(row, form, style, asked, types, corpus.definitions), partial(_render, form),
+    partial(_parse, form, asked, types), _pieces(form, types))
 
 
 def asked_types(task: str, corpora: Sequence[SiteCorpus]) -> tuple[str, ...]:
@@ -132,14 +132,15 @@ def asked_types(task: str, corpora: Sequence[SiteCorpus]) -> tuple[str, ...]:
 
 
 def _instruction(
-  row: Task, form: Style, style: str, asked: Asked, types: Sequence[str]
+  row: Task, form: Style, style: str, asked: Asked, types: Sequence[str],
+  definitions: Mapping[str, str],
 ) -> str:
   def defined(name: str) -> str:
     # Said only where it is not all that can have it: the others were not annotated.
     able = [main for main in asked if name in MODIFIER_TYPES.get(main, ())]
     some = [main for main in able if name in asked[main]]
     of = '' if len(some) == len(able) else f' (of a {" or ".join(some)})'
-    return f'{name}: {row.guide[name][1]}{of}'
+    return f'{name}: {definitions.get(name, row.guide[name][1])}{of}'
 
   return '\n'.join([
     '### Task:', row.words[style], *(form.shown(name, row.guide[name][0]) for name in types),

@@ -174,7 +174,8 @@ def score(
       scores[task][name] = summed(f'{task}.{name}', pairs, (
         found for records in answers
         for found in _link_counts(records, task, source, pairs, texts)))
-  records = [record for some in answers for record in some]
+  # An end-to-end record of a true main entity is the answer to that question once more.
+  records = [record for some in answers for record in some if record['task'] != END_TO_END]
   return SiteScores(
     scores, tuple(dict.fromkeys(note for note, _ in texts)), counts,
     float(np.mean([record['copied'] for record in records])),

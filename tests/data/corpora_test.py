@@ -7,9 +7,17 @@ from collections import Counter
 import pytest
 from real_data import real_data
 
-from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder, source_id
+from fedmedjax.data.corpora import (
+  CORPORA,
+  SiteFolder,
+  load_corpus,
+  load_folder,
+  source_id,
+  unleaked,
+)
 from fedmedjax.data.sentences import sentence_examples
-from fedmedjax.types import ENTITY_TYPES, InputError, Span
+from fedmedjax.report import set_aside
+from fedmedjax.types import ENTITY_TYPES, Document, InputError, SiteCorpus, Span
 
 
 def write_pubtator(path, ids):
@@ -93,6 +101,48 @@ def test_a_site_of_ones_own(tmp_path):
   assert site.report['entities'] == 10 and site.train[0].spans == (Span(0, 8, 'problem'),)
 
 
+def test_what_never_occurs_is_not_asked_unless_it_is_said_to_be_annotated(tmp_path):
+  """A mapping for four types over notes of one: a model that finds others is not called wrong."""
+  described = folder_site(tmp_path, mapping='schema')
+  for path in (tmp_path / 'notes').glob('*.ann'):
+    path.write_text('T1\tproblem 0 8\tDiabetes\nT2\tnegation 0 3\tDia\nR1\tnegation Arg1:T1 '
+                    'Arg2:T2\n')
+  site = load_folder(described)
+  assert (site.types, site.modifiers) == (('problem',), {'problem': ('negation',)})
+  assert site.report['absent_types'] == 3 and '3 types that never occur' in set_aside(site.report)
+  wider = load_folder(described._replace(annotated=('drug', 'problem')))
+  assert wider.types == ('problem', 'drug') and not wider.report['absent_types']
+  with pytest.raises(InputError, match='none of test.* said to be annotated'):
+    load_folder(folder_site(tmp_path / 'x', annotated=('test',)))
+  # A file of one's own says so in its first line, of relations as well.
+  declared = folder_site(
+    tmp_path / 'y', rows='annotated = ["problem", "test"]\n[entities]\nCondition = "problem"\n'
+    '[relations.R]\nmodifiers = "course"\n[definitions]\ntest = "a scan"\n')
+  site = load_folder(declared)
+  assert (site.types, site.modifiers) == (('problem', 'test'), {'problem': ('course',)})
+  assert site.definitions == {'test': 'a scan'}
+  # Fewer than occur: the others are set aside.
+  narrow = folder_site(
+    tmp_path / 'z', rows='[entities]\nCondition = "problem"\nX = "drug"\n', annotated=('problem',))
+  (tmp_path / 'z/notes/NCT000_a.ann').write_text('T1\tX 0 8\tDiabetes\n')
+  site = load_folder(narrow)
+  assert (site.types, site.report['unmapped']) == (('problem',), 1)
+
+
+def test_no_site_trains_on_what_another_is_tested_on(tmp_path):
+  """Two folders with a note in common, and an external cohort with another."""
+  def corpus(name, train, test):
+    return SiteCorpus(name, ('problem',), *(
+      tuple(Document(f'{name}{text}', text, (), ()) for text in texts) for texts in (train, test)),
+      {'leaked_documents': 1})
+
+  sites = [corpus('a', 'uvw', 'xy'), corpus('b', 'xvz', 'pq')]
+  found = unleaked(sites, [corpus('out', 'u', 'wz')])
+  assert [[note.text for note in site.train] for site in found] == [['u', 'v'], ['v']]
+  assert [site.report['leaked_documents'] for site in found] == [2, 3]
+  assert [site.test for site in found] == [site.test for site in sites]
+
+
 def test_a_training_note_with_the_text_of_a_test_note_is_dropped(tmp_path):
   site = load_folder(folder_site(tmp_path))
   assert (len(site.train), len(site.test), site.report['leaked_documents']) == (0, 3, 7)
@@ -138,6 +188,8 @@ def test_files_named_for_parts_and_a_folder_of_files(tmp_path):
   ('[entities]\nCondition = "problem"\n[relations.R]\nmodifier = "course"\n', {},
    "mine.toml:3: 'R': 'modifier' is not among main, modifiers, sibling"),
   ('[entities]\nCondition = "problem"\n[attributes.A]\nmodifier = "negation"\n', {}, "'cues'"),
+  ('[entities]\nCondition = "problem"\n[definitions]\ndrug = ""\n', {}, "mine.toml:4: 'drug': ''"),
+  ('[entities]\nCondition = "problem"\n[definitions]\ndose = "x"\n', {}, "mine.toml:4: 'dose'"),
   ('[entity]\nCondition = "problem"\n', {}, "mine.toml:1: 'entity'.*entities"),
   ('[entities]\nCondition = "problem"\n', {'test_share': 0.01}, "site 'mine'.*0.01"),
   ('[entities]\nCondition = "problem"\n', {'mapping': 'chai'}, "'chai' is neither one of .*chia"),
@@ -152,7 +204,7 @@ def test_a_site_of_ones_own_with_mistakes(tmp_path, rows, changes, said):
 
 def test_a_slip_in_a_mapping_that_would_drop_a_type(tmp_path):
   described = folder_site(tmp_path, 3, '[entities]\nCondition = "problem"\nDurg = "drug"\n')
-  assert load_folder(described).types == ('problem', 'drug')  # it may just not occur
+  assert load_folder(described).types == ('problem',)  # it may just not occur
   note = tmp_path / 'notes' / 'NCT000_a.ann'
   note.write_text(note.read_text() + 'T2\tDrug 0 8\tDiabetes\n')
   with pytest.raises(InputError, match="'Durg' does not occur in .*; it has 'Drug'"):

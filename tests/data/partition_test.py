@@ -13,10 +13,12 @@ from fedmedjax.data.partition import (
   partition,
   sentences_of,
 )
-from fedmedjax.data.statistics import divergence
+from fedmedjax.data.relations import annotated
+from fedmedjax.data.statistics import divergence, word_divergence
 from fedmedjax.types import ENTITY_TYPES, Document, InputError, Relation, Span
 
-STRENGTH = {'iid': 1.0, 'types': 0.05, 'quantity': 1.2, 'style': 1.0, 'labels': 0.5}
+DEALT = [kind for kind in KINDS if kind != 'source']
+STRENGTH = {'source': 1.0, 'iid': 1.0, 'types': 0.05, 'quantity': 1.2, 'style': 1.0, 'labels': 0.5}
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +32,7 @@ def deal(sources, kind, strength=None, corrupted=0.0, seed=1, sites=8, unit='not
     corrupted=corrupted, seed=seed)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', DEALT)
 def test_every_note_goes_to_one_site_and_none_is_empty(sources, kind):
   parts, skew = deal(sources, kind)
   names = sorted(note.name for part in parts for note in part.train)
@@ -62,6 +64,38 @@ def test_sizes_by_hand():
   """k^-1 over 3 sites: 6/11, 3/11, 2/11 of the 11 notes that are left after one each: 6, 3, 2."""
   dealt = by_quantity(range(14), (), 3, 1.0, np.random.default_rng(0))
   assert sorted(np.bincount(dealt)) == [3, 4, 7]
+
+
+def test_notes_that_stay_at_their_source(sources):
+  parts, skew = deal(sources, 'source')
+  assert [[note.name for note in part.train] for part in parts] == [
+    [note.name for note in source.train] for source in sources]
+  assert skew.sizes == (40, 40) and skew.type_divergence > 0 and skew.crossing == 0
+  with pytest.raises(InputError, match='synthetic_external has no training notes'):
+    deal([*sources, generate_cohort('synthetic_external')], 'source')
+
+
+def test_the_realised_skew_of_styles(sources):
+  """By hand: words a, b against a: shares (1/2, 1/2) and (1, 0) mix to (3/4, 1/4). Sites of one
+  style each have words less alike than those dealt evenly."""
+  assert word_divergence([['A b'], ['a', 'A'], []]) == pytest.approx(0.811278 - 0.5, abs=1e-6)
+  assert word_divergence([[], ['']]) == 0.0
+  style, even = (deal(sources, kind, sites=2)[1] for kind in ('style', 'iid'))
+  assert style.word_divergence > 3 * even.word_divergence > 0
+  assert f'words by {style.word_divergence:.3f}' in str(style)
+
+
+def test_pooled_sites_are_asked_for_what_all_of_them_annotated(sources):
+  """One source annotates no doses and no negated tests: dealt out, their absence means nothing."""
+  less = sources[1]._replace(modifiers={'drug': ('strength', 'route'), 'test': ('labvalue',)})
+  parts, _ = deal([sources[0], less], 'iid')
+  assert all(annotated(part) == less.modifiers for part in parts)
+  broken, = (part for part in deal([sources[0], less], 'iid', corrupted=0.125)[0]
+             if part.report['corrupted'])
+  assert annotated(broken) == {}
+  other = less._replace(definitions={'drug': 'a vaccine'})
+  with pytest.raises(InputError, match='types mean the same .* synthetic_icu and synthetic_dictat'):
+    deal([sources[0], other], 'iid')
 
 
 def test_styles_come_apart():
@@ -142,7 +176,7 @@ def test_a_note_as_sentences():
   assert (third.name, third.relations) == ('n#28', ())
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', DEALT)
 def test_every_site_has_an_entity_to_learn(sources, kind):
   """Sixty sites of few sentences each, as skewed as can be."""
   parts, skew = deal(sources, kind, sites=60, unit='sentence')

@@ -43,6 +43,14 @@ def test_what_is_set_aside_is_counted():
   assert [len(example.entities) for example in found] == [0, 1, 0]
 
 
+def test_a_main_entity_that_crosses_a_sentence_is_counted():
+  text = 'Severe chest\n\nPain today.'
+  found, counts = relations.relation_examples(
+    Document('n', text, (Span(7, 18, 'problem'), Span(0, 6, 'severity')),
+             (Relation('severity', 0, 1),)), {'problem': ('severity',)})
+  assert found == [] and counts == {'crossing_mains': 1, 'crossing': 1}
+
+
 def test_types_that_were_not_annotated_make_no_examples():
   """Neither other entities, nor modifiers whose type is not asked of this one."""
   found, counts = relations.relation_examples(

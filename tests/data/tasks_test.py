@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fedmedjax.data import tasks
+from fedmedjax.data.mapping import read_mapping
 from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, Example, InputError, SiteCorpus, Span
 
 
@@ -49,6 +50,17 @@ def test_the_words_of_the_quick_start_are_pinned():
   assert asked.render(example) == (
     'No rash\r\non aspirin\n### Output Text:\n',
     'No <span class="problem">rash</span>\r\non aspirin')
+
+
+def test_a_site_whose_types_mean_something_else():
+  """Drugs are among the treatments of i2b2 2010, and its prompt must not deny it."""
+  mapping = read_mapping('i2b2_2010')
+  asked = tasks.ask('ner', corpus(*mapping.types)._replace(definitions=mapping.definitions))
+  usual = tasks.ask('ner', corpus(*mapping.types))
+  line = 'treatment: a procedure, device or therapy, not a drug\n'
+  assert line in usual.instruction and 'not a drug' not in asked.instruction
+  assert asked.instruction == usual.instruction.replace(
+    line, 'treatment: a procedure, device, therapy or drug\n')
 
 
 @pytest.mark.parametrize('style', tasks.STYLES)
