@@ -23,6 +23,9 @@ from fedmedjax.types import InputError
 # Of the limit. The rest is for what is in no number: fragments, scratch space of kernels, copies on
 # their way to disk.
 SHARE = 0.9
+# What a GPU's libraries say when they find no memory, beside XLA's own RESOURCE_EXHAUSTED.
+_LIBRARIES_SAY = ('CUDA_ERROR_OUT_OF_MEMORY', 'CUBLAS_STATUS_ALLOC_FAILED',
+                  'CUDNN_STATUS_ALLOC_FAILED', 'CUSOLVER_STATUS_ALLOC_FAILED')
 
 
 class Plan(NamedTuple):
@@ -129,8 +132,9 @@ def compile_round(
 
 
 def exhausted(error: Exception) -> bool:
-  """Whether the runtime says that memory ran out."""
-  return str(error).startswith('RESOURCE_EXHAUSTED')
+  """Whether the runtime says that memory ran out, its own or that of a library it calls."""
+  return str(error).startswith('RESOURCE_EXHAUSTED') or any(
+    words in str(error) for words in _LIBRARIES_SAY)
 
 
 def _uses(compiled: Any, inputs: tuple) -> dict[str, int]:

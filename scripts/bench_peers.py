@@ -113,7 +113,7 @@ def check(
       f'peer_flower: sites that answered by round: {[count for count, _ in rounds]}; {sites} in '
       f'each of {wanted} were asked')
   own = float(np.average(ours.losses, weights=one.turn.weights))
-  if not abs(rounds[0][1] - own) <= site_rounds.TOLERANCE * max(1.0, abs(own)):
+  if not abs(rounds[0][1] - own) <= interleaved.TOLERANCES['float32'].loss * max(1.0, abs(own)):
     raise RuntimeError(
       f'peer_flower and ours do not train alike: mean loss of round 1 is {rounds[0][1]:.5f} and '
       f'{own:.5f}')

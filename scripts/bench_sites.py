@@ -15,13 +15,14 @@ seconds are scaled up and called so: peer_peft_scaled_from_100_sites. Chunks and
 at --part_sites sites; with a skew e, site k has a share proportional to k^-e of the sentences, and
 each takes one pass over its own. Peak bytes are the compiler's count of the round's program.
 --out is written after every number of sites, after the chunks and after the skews; the same
-command, or one that asks for more, goes on after what the file holds.
+command, or one that asks for more, goes on after what the file holds, on the same kind of machine.
 --plot needs nothing else than --out holds: with --redraw=FILE.json nothing is measured.
 """
 
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,18 @@ def sites_row(found: dict[str, Any], count: int) -> dict[str, Any]:
   end, row = f'_seconds_per_round_{count}_sites', {'sites': count}
   for key, value in found.items():
     if key.endswith(end):
-      row[key.removesuffix(end).partition('_scaled')[0] + '_seconds_per_round'] = value
+      name, _, measured = key.removesuffix(end).partition('_scaled_from_')
+      row[f'{name}_seconds_per_round'] = value
+      if measured:
+        row['loops_scaled_from_sites'] = int(measured.removesuffix('_sites'))
   return row | {'ours_peak_bytes': found[f'ours_peak_bytes_{count}_sites']}
 
 
-def by_chunk(model: inputs.Model, values: flags.FlagValues) -> list[dict[str, Any]]:
+def by_chunk(
+  model: inputs.Model, values: flags.FlagValues, wanted: Sequence[str]
+) -> list[dict[str, Any]]:
   """The same round with other numbers of sites computed at once, all in turns."""
-  chunks = [int(chunk) for chunk in values.chunks]
+  chunks = [int(chunk) for chunk in wanted]
   config = settings(values, values.part_sites, 1)
   data = load_data(config, QUIET, model.base)
   rounds = {
@@ -108,10 +114,12 @@ def by_chunk(model: inputs.Model, values: flags.FlagValues) -> list[dict[str, An
     for chunk, one in rounds.items()]
 
 
-def by_skew(model: inputs.Model, values: flags.FlagValues) -> list[dict[str, Any]]:
+def by_skew(
+  model: inputs.Model, values: flags.FlagValues, wanted: Sequence[str]
+) -> list[dict[str, Any]]:
   """One pass of power-law sites over the same sentences, in chunks, all exponents in turns."""
   rows, entrants = [], {}
-  for exponent in map(float, values.skews):
+  for exponent in map(float, wanted):
     config = settings(values, values.part_sites, values.skew_chunk)
     config.data.partition.update(kind='quantity', strength=exponent)
     config.fed.update(local_steps=0, local_epochs=1)
@@ -128,10 +136,11 @@ def by_skew(model: inputs.Model, values: flags.FlagValues) -> list[dict[str, Any
     row | timed('ours', timings[name]) for row, name in zip(rows, entrants, strict=True)]
 
 
-def begun(values: flags.FlagValues) -> dict[str, Any]:
+def begun(values: flags.FlagValues, machine: dict[str, Any] | None = None) -> dict[str, Any]:
   """What --out holds of this work already.
 
-  Raises InputError when it holds something else.
+  Raises InputError when it holds something else, or was measured on another `machine`, see
+  `interleaved.machine`.
   """
   settings = {name: values[name].value for name in _WORK}
   path = Path(values.out or '')
@@ -144,13 +153,17 @@ def begun(values: flags.FlagValues) -> dict[str, Any]:
       raise InputError(
         f'--out={values.out}: was measured with --{name}={held.get(name)!r}, this command has '
         f'{value!r}; name another file')
+  if machine and found.get('machine') != machine:
+    raise InputError(
+      f'--out={values.out}: was measured on {found.get("machine")}, this is {machine}; name '
+      'another file')
   return found
 
 
 def bench(values: flags.FlagValues, threads: int) -> dict[str, Any]:
   """Measures what --out does not hold yet -> all that it then holds."""
+  found = begun(values, interleaved.machine(threads)['machine'])
   model = inputs.load(values.model, values.dtype, tokenizer=values.tokenizer)
-  found = begun(values)
   how = {'repeats': values.repeats, 'commit': interleaved.commit()}
   for count in map(int, values.sites):
     if count not in [row['sites'] for row in found['by_sites']]:
@@ -158,10 +171,14 @@ def bench(values: flags.FlagValues, threads: int) -> dict[str, Any]:
       rows = sorted([*found['by_sites'], sites_row(entries, count) | how], key=lambda r: r['sites'])
       found |= entries | {'by_sites': rows}
       interleaved.write(values.out, found, threads)
-  for key, asked, measured in (
-      ('by_chunk', values.chunks, by_chunk), ('by_skew', values.skews, by_skew)):
-    if asked and not found[key]:
-      found[key] = [row | how for row in measured(model, values)]
+  for key, asked, measured, of in (
+      ('by_chunk', values.chunks, by_chunk, 'chunk'),
+      ('by_skew', values.skews, by_skew, 'skew_exponent')):
+    held = [row[of] for row in found[key]]
+    if missing := [one for one in asked if float(one) not in held]:
+      found[key] = sorted(
+        [*found[key], *(row | how for row in measured(model, values, missing))],
+        key=lambda row, of=of: row[of])
       interleaved.write(values.out, found, threads)
   for key in ('by_sites', 'by_chunk', 'by_skew'):
     if found[key]:

@@ -50,10 +50,25 @@ def test_sites_chunks_and_skews(command, tmp_path, monkeypatch, capsys):
     assert command(*asked, '--batch=32') == 0
   assert out.read_bytes() == written
   capsys.readouterr()
+  # A longer list measures what is missing, and nothing twice.
+  with monkeypatch.context() as patch:
+    patch.setattr(bench_sites, 'by_chunk', lambda model, values, wanted: [
+      {'chunk': int(one), 'sites': 2, 'ours_seconds_per_round': 1.0} for one in wanted])
+    longer = tmp_path / 'longer.json'
+    longer.write_bytes(written)
+    flags = [flag for flag in asked[1:] if not flag.startswith(('--chunks', '--out'))]
+    assert command(bench_sites, *flags, '--batch=32', '--chunks=2,0', f'--out={longer}') == 0
+    rows = json.loads(longer.read_text())['by_chunk']
+    assert [row['chunk'] for row in rows] == [0, 2] and rows[1]['ours_seconds_per_round'] == 1.0
+    longer.write_text(written.decode().replace('"cores_used": 2', '"cores_used": 64'))
+    capsys.readouterr()
+    assert command(bench_sites, *flags, '--batch=32', f'--out={longer}') == 2
+    assert "'cores_used': 64" in capsys.readouterr().err
   assert command(*asked, '--batch=16') == 2
   assert 'was measured with --batch=32, this command has 16' in capsys.readouterr().err
   found = json.loads(out.read_text())
   row, = found['by_sites']
+  assert row['loops_scaled_from_sites'] == 1
   for name in ('ours_loop', 'peer_peft'):
     key = f'{name}_scaled_from_1_sites_seconds'
     assert row[f'{name}_seconds_per_round'] == pytest.approx(found[f'{key}_2_sites'][0])
@@ -68,7 +83,8 @@ def test_sites_chunks_and_skews(command, tmp_path, monkeypatch, capsys):
   assert skew['padded_useful_step_share'] == pytest.approx(5 / 8, abs=0.05)
   assert skew['useful_step_share'] >= 0.9 and skew['local_steps'] > skew['longest_steps']
   drawn = plot.read_text()
-  assert all(text in drawn for text in ('torch + PEFT loop', 'useful steps', 'MiB at the peak'))
+  assert all(text in drawn for text in (
+    'torch + PEFT loop', 'scaled from fewer sites', 'useful steps', 'MiB at the peak'))
   plot.unlink()
   assert bench_sites.main(['script', f'--redraw={out}', f'--plot={plot}']) == 0
   assert plot.read_text() == drawn

@@ -4,6 +4,7 @@ import json
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -145,6 +146,20 @@ def test_losses_that_are_not_finite_do_not_agree():
   for wrong in ([2.0021, 5.0], [2.0, np.nan]):
     with pytest.raises(RuntimeError, match='peer and ours do not train alike'):
       bench_train.check_losses({'ours': np.asarray([2.0, 5.0]), 'peer': np.asarray(wrong)})
+  rough = interleaved.TOLERANCES['bfloat16']
+  bench_train.check_losses({'ours': np.asarray([2.0]), 'peer': np.asarray([2.019])}, rough)
+  with pytest.raises(RuntimeError, match='peer and ours do not train alike'):
+    bench_train.check_losses({'ours': np.asarray([2.0]), 'peer': np.asarray([2.021])}, rough)
+
+
+def test_texts_must_be_identical_but_in_bfloat16(capsys):
+  tokenizer = SimpleNamespace(decode=str)
+  texts = {'ours': [np.array([1, 2]), np.array([3])], 'peer': [np.array([1, 2]), np.array([4])]}
+  bench_decode.check_texts(tokenizer, 'bfloat16', texts)
+  assert 'bfloat16: 1 texts differ from ours, first peer, example 1' in capsys.readouterr().out
+  assert bench_decode.identical(texts) == {'peer': 0.5}
+  with pytest.raises(RuntimeError, match='1 texts differ'):
+    bench_decode.check_texts(tokenizer, 'float32', texts)
 
 
 def test_decoding_is_raced_for_the_same_text(command, tiny_folder, tmp_path, monkeypatch, capsys):

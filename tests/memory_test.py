@@ -234,3 +234,9 @@ def test_the_next_rounds_examples_are_packed_meanwhile(monkeypatch):
     assert [get(number) for number in (0, 1, 1, 2)] == [
       'round 0', 'round 1', 'round 1', 'round 2']
   assert sorted(packed) == [0, 1, 1, 2]
+
+
+def test_what_says_that_memory_ran_out():
+  assert memory.exhausted(RuntimeError('RESOURCE_EXHAUSTED: Out of memory.'))
+  assert memory.exhausted(RuntimeError('INTERNAL: cublas: CUBLAS_STATUS_ALLOC_FAILED'))
+  assert not memory.exhausted(RuntimeError('INTERNAL: CUBLAS_STATUS_EXECUTION_FAILED'))

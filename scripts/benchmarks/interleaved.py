@@ -47,6 +47,18 @@ FLOP_FORMULA = (
   'products, norms, recomputation (remat), padding, an instruction that is fed more than once.')
 
 
+class Tolerance(NamedTuple):
+  """How far apart two ways to do the same work may come out."""
+
+  loss: float   # nats, above 1 relatively
+  learnt: float # length of the difference of two adapters, in lengths of what was learnt
+
+
+# In bfloat16 a rounding is 1/256, and two programs round differently: losses of later steps differ
+# by some thousandths, and AdamW's first steps, which have the sign of a gradient, by far more.
+TOLERANCES = {'float32': Tolerance(1e-3, 1e-2), 'bfloat16': Tolerance(1e-2, 0.5)}
+
+
 class Timing(NamedTuple):
   """One entrant."""
 

@@ -43,6 +43,13 @@ def _against(axes, rows, x: str, y: str, label: str) -> None:
 def _by_sites(axes, rows) -> None:
   for key, name in _NAMES.items():
     _against(axes, rows, 'sites', key, name)
+  scaled = [
+    (row['sites'], row[key]) for row in rows if 'loops_scaled_from_sites' in row
+    for key in _NAMES if key in row and not key.startswith('ours_seconds')]
+  if scaled:
+    # Hollow: a loop over fewer sites, scaled up.
+    axes.plot(*zip(*scaled, strict=True), linestyle='', marker='o', markerfacecolor='white',
+              markeredgecolor='C7', label='scaled from fewer sites')
   axes.set(xscale='log', yscale='log', xlabel='sites', ylabel='seconds a round',
            title='Sites')
   axes.legend()

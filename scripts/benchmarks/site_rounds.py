@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import inputs
+from benchmarks.interleaved import TOLERANCES, Tolerance
 from benchmarks.site_work import site_training
 from fedmedjax import exchange, tree
 from fedmedjax.data import schedule as schedules
@@ -29,9 +30,6 @@ from fedmedjax.fed.participation import Turnout
 from fedmedjax.fed.types import LocalData
 from fedmedjax.method import algorithm_parts
 from fedmedjax.model.peft_format import save_peft
-
-# How near mean losses have to be: in nats, above 1 relatively.
-TOLERANCE = 1e-3
 
 
 class Federation(NamedTuple):
@@ -163,13 +161,15 @@ def peft_loop(one: Federation, tuned, count: int) -> Callable[[], Round]:
   return run
 
 
-def check_losses(results: dict[str, Round], ours: str = 'ours') -> None:
+def check_losses(
+  results: dict[str, Round], ours: str = 'ours', tolerance: Tolerance = TOLERANCES['float32']
+) -> None:
   """Raises RuntimeError when a site's loss is not that of `ours`; of the sites that both did."""
   for name, result in results.items():
     count = min(len(result.losses), len(results[ours].losses))
     own, found = results[ours].losses[:count], result.losses[:count]
     # Said so that a NaN is no agreement.
-    agree = np.abs(found - own) <= TOLERANCE * np.maximum(1.0, np.abs(own))
+    agree = np.abs(found - own) <= tolerance.loss * np.maximum(1.0, np.abs(own))
     if not agree.all():
       site = int(np.argmin(agree))
       raise RuntimeError(
@@ -177,8 +177,10 @@ def check_losses(results: dict[str, Round], ours: str = 'ours') -> None:
         f'{own[site]:.5f}')
 
 
-def check_adapters(anchor: Any, results: dict[str, Round]) -> None:
-  """Raises RuntimeError unless all learnt what 'ours' did, to 1 % of its length.
+def check_adapters(
+  anchor: Any, results: dict[str, Round], tolerance: Tolerance = TOLERANCES['float32']
+) -> None:
+  """Raises RuntimeError unless all learnt what 'ours' did, to a share of its length.
 
   AdamW's first steps have the sign of gradients that may be rounding only; wrong weights or
   examples show far above that.
@@ -187,5 +189,5 @@ def check_adapters(anchor: Any, results: dict[str, Round]) -> None:
   learnt = tree.norm(jax.tree.map(jnp.subtract, ours, anchor))
   for name, result in results.items():
     apart = float(tree.norm(jax.tree.map(jnp.subtract, result.adapter, ours)) / learnt)
-    if not apart <= 1e-2:
+    if not apart <= tolerance.learnt:
       raise RuntimeError(f'{name}: what it learnt is {apart:.2g} of its length from the round')
