@@ -331,7 +331,7 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Score what answers before training, too: the untouched base model, or lora.start on it.
   evaluation.zero_shot = True
   # Test sentences of each site, drawn from all of its test notes with all examples in them, the
-  # same for every seed; 0 = all.
+  # same for every seed (invented cohorts have other notes for another seed); 0 = all.
   evaluation.max_examples = 0
   # The same of each external cohort; 0 = as many.
   evaluation.max_external = 0
@@ -365,7 +365,9 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   api.cache = ''
 
   config.log = log = ConfigDict()
-  # Show every local step's loss (a host callback inside the round; costs a GPU little).
+  # Show every local step's loss: a host callback inside the round, which costs a GPU little. jax
+  # keeps no compiled program on disk that has one, so a round is compiled anew in every process;
+  # False finds it there, such as for many short runs.
   log.steps = True
 
   config.report = report = ConfigDict()

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
-from rich.table import Table
 
 from configs.base import PRESETS
 from fedmedjax import api_run, finding_tables, findings, page, writer
@@ -27,9 +26,17 @@ from fedmedjax.experiment import Data, load_corpora, load_data, options
 from fedmedjax.findings import Draws, Runs
 from fedmedjax.program import guarded, set_up
 from fedmedjax.progress import Reporter
-from fedmedjax.report import compare_table, folded, relation_tables, with_global
+from fedmedjax.report import compare_table, relation_tables, with_global
 from fedmedjax.run import run
-from fedmedjax.settings import SETTINGS, Part, Row, Study, check_new_site, parts
+from fedmedjax.settings import (
+  SETTINGS,
+  Part,
+  Row,
+  Study,
+  check_new_site,
+  leaves_adapter,
+  parts,
+)
 from fedmedjax.types import InputError
 
 REGIMES = ('zero_shot', 'single_site', 'centralised', 'fed_medlora', 'fed_medlora_plus')
@@ -86,6 +93,9 @@ def compare(
   for part in planned[1:]:
     if not all(map(_finished, part.rows.values())):
       check_new_site(part, load_corpora(next(iter(part.rows.values())).config).sites)
+  if 'new_site' in settings and (
+      left := [name for name in study.regimes if not leaves_adapter(name)]):
+    reporter.say(f'new site: {", ".join(left)} leave no one adapter to start from')
   done: dict[tuple, list] = {}
   base = None
   for part in planned:
@@ -156,7 +166,7 @@ def _tell(
     for table in relation_tables(shown, first['sites'], first['external']):
       reporter.say(table)
   for table in told.tables:
-    reporter.say(_on_terminal(table))
+    reporter.say(finding_tables.terminal_table(table))
   sentences = [str(finding) for finding in told.found] + told.missing
   for sentence in sentences:
     reporter.say(sentence)
@@ -225,23 +235,6 @@ def _place(label: str, rows: dict[str, Runs]) -> float:
   """A number as it is; 'all' at how many training examples that was."""
   first = next(iter(rows.values())).summaries[0]
   return float(label) if label.isdigit() else float(sum(first['train_examples']))
-
-
-def _on_terminal(block: page.Table) -> Table:
-  table = Table(title=block.title, caption=block.note)
-  for i, column in enumerate(block.columns):
-    cells = [row[i] for row in block.rows]
-    # Lines are wrapped between words, and never within an interval.
-    width = max((len(cell.below) for cell in cells if isinstance(cell, page.Cell)
-                 and cell.below.startswith('[')), default=5)
-    table.add_column(
-      column.replace('_', ' '), no_wrap=i == 0, min_width=width if i else 0,
-      justify='right' if i else 'left')
-  for name, *cells in block.rows:
-    table.add_row(folded(name), *(
-      '\n'.join(filter(None, cell)) if isinstance(cell, page.Cell) else cell
-      for cell in cells))
-  return table
 
 
 def define(values: flags.FlagValues) -> None:

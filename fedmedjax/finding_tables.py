@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+import rich.table
+
 from fedmedjax.eval import paired
 from fedmedjax.eval.paired import Answers, Estimate
 from fedmedjax.findings import WORDS, Draws, Runs, with_everyone
 from fedmedjax.page.blocks import Cell, Plot, Table
+from fedmedjax.report import folded
 
 NONE = '-'
 
@@ -146,3 +149,21 @@ def _figure(estimate: Estimate | None) -> Cell | str:
     return NONE
   value, low, high = estimate
   return Cell(f'{value:.3f}', f'[{low:.2f}, {high:.2f}]')
+
+
+def terminal_table(block: Table) -> rich.table.Table:
+  """A table as the terminal shows it."""
+  table = rich.table.Table(title=block.title, caption=block.note)
+  for i, column in enumerate(block.columns):
+    cells = [row[i] for row in block.rows]
+    # Lines are wrapped between words, and never within an interval.
+    width = max((len(cell.below) for cell in cells if isinstance(cell, Cell)
+                 and cell.below.startswith('[')), default=5)
+    table.add_column(
+      column.replace('_', ' '), no_wrap=i == 0, min_width=width if i else 0,
+      justify='right' if i else 'left')
+  for name, *cells in block.rows:
+    table.add_row(folded(name), *(
+      '\n'.join(filter(None, cell)) if isinstance(cell, Cell) else cell
+      for cell in cells))
+  return table

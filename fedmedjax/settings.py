@@ -193,7 +193,7 @@ def new_site(study: Study) -> list[Part]:
     raise InputError(
       '--settings=new_site: config.fed.local_steps=0: a number >= 1 is needed, for the new site '
       'takes no more steps than a site of the federation')
-  federation, = in_domain(study._replace(regimes=tuple(filter(_leaves_adapter, study.regimes))))
+  federation, = in_domain(study._replace(regimes=tuple(filter(leaves_adapter, study.regimes))))
   if not federation.rows:
     raise InputError(
       f'--regimes={",".join(study.regimes)}: none leaves one adapter of config.lora, from which a '
@@ -246,7 +246,7 @@ def check_new_site(part: Part, sites: Sequence[SiteCorpus]) -> None:
         f'example of task {task!r}; allow more')
 
 
-def _leaves_adapter(regime: str) -> bool:
+def leaves_adapter(regime: str) -> bool:
   """Whether a regime ends with one adapter for all, of config.lora's shape."""
   row = PRESETS.get(regime, {'train': False})
   return (

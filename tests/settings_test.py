@@ -140,6 +140,7 @@ def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
     *(('new_site', f'n = {n}', 'fed_medlora + n', LOCAL) for n in (0, 4)),
     ('new_site', 'n = 4', 'fed_medlora + n', 'fed_medlora as it was')}
   assert all(one['sentence'] in out for one in found)
+  assert 'new site: single_site leave no one adapter to start from' in out
   titles = ('Entities: every adapter on every site', 'Notes dealt out to so many sites: entities',
             'A new site, fine-tuned on so many of its sentences: entities')
   for folder, title in zip(folders, titles, strict=True):
