@@ -171,14 +171,14 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
   # Training notes of all of data.sites pooled and dealt out to sites of our own making; tested are
   # data.sites as before.
   data.partition = partition = ConfigDict()
-  # '' = not dealt out; 'iid', 'types' (Dirichlet over the mix of entity types), 'quantity' (power
-  # law), 'style' (clusters of notes), 'labels' (sites that leave types unannotated) or 'source' (a
-  # site for each of data.sites, as they came).
+  # '' = not dealt out, each note stays where it came from; 'iid', 'types' (Dirichlet over the mix
+  # of entity types), 'quantity' (power law), 'style' (clusters of notes) or 'labels' (sites that
+  # leave types unannotated).
   partition.kind = ''
   # What is dealt out: whole notes ('note') or single sentences ('sentence'), which can be far more
   # unlike; then a note's sentences end up at several sites and in V.
   partition.unit = 'note'
-  # Sites S that the notes are dealt out to; not used for 'source'.
+  # Sites S that the notes are dealt out to.
   partition.sites = 10
   # How unlike they are. 'types': concentration of the Dirichlet, small = unlike. 'quantity':
   # exponent of the power law, 0 = alike. 'style': share of notes at their style's site. 'labels':
@@ -366,8 +366,8 @@ def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
 
   config.log = log = ConfigDict()
   # Show every local step's loss: a host callback inside the round, which costs a GPU little. jax
-  # keeps no compiled program on disk that has one, so a round is compiled anew in every process;
-  # False finds it there, such as for many short runs.
+  # keeps no compiled program on disk that has one: with True every process compiles its round anew,
+  # with False it finds the one of an earlier run, as many short runs want it.
   log.steps = True
 
   config.report = report = ConfigDict()

@@ -90,12 +90,17 @@ def compare(
     for row in part.rows.values():
       writer.check_workdir(row.folder, row.settings, row.harmless)
   # The first part's data are loaded at once, with all that can be wrong in them.
+  federations: dict[int, list] = {}
   for part in planned[1:]:
     if not all(map(_finished, part.rows.values())):
-      check_new_site(part, load_corpora(next(iter(part.rows.values())).config).sites)
+      corpora = load_corpora(_config(part))
+      if part.setting == 'new_site' and part.seed not in federations:
+        first, = (one for one in planned if (one.setting, one.seed) == ('in_domain', part.seed))
+        federations[part.seed] = load_corpora(_config(first)).sites
+      check_new_site(part, corpora.sites, federations.get(part.seed, ()))
   if 'new_site' in settings and (
       left := [name for name in study.regimes if not leaves_adapter(name)]):
-    reporter.say(f'new site: {", ".join(left)} leave no one adapter to start from')
+    reporter.say(f'new site: without {", ".join(left)}, for want of one adapter to start from')
   done: dict[tuple, list] = {}
   base = None
   for part in planned:
@@ -110,6 +115,11 @@ def compare(
   for setting in settings:
     _tell(study, setting, planned, results[setting], reporter)
   return results
+
+
+def _config(part: Part) -> ConfigDict:
+  """Of any of its rows: they read the same notes."""
+  return next(iter(part.rows.values())).config
 
 
 def _carry_out(part: Part, base, reporter: Reporter) -> tuple:
@@ -145,7 +155,7 @@ class Told(NamedTuple):
   tables: list[page.Table]
   plots: list[page.Plot]
   found: list[findings.Finding]
-  missing: list[str] = []  # what was not compared, and why
+  missing: Sequence[str] = ()  # what was not compared, and why
 
 
 def _tell(
@@ -167,7 +177,7 @@ def _tell(
       reporter.say(table)
   for table in told.tables:
     reporter.say(finding_tables.terminal_table(table))
-  sentences = [str(finding) for finding in told.found] + told.missing
+  sentences = [str(finding) for finding in told.found] + [*told.missing]
   for sentence in sentences:
     reporter.say(sentence)
   writer.write_json(folder / 'findings.json', [finding.record() for finding in told.found])
@@ -192,7 +202,8 @@ def _regimes(_: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Told
   missing = [
     'No method is compared with the best single site, nor is any adapter tested at another site: '
     'that takes config.eval.cross_site=True.'
-  ] if 'single_site' in rows and not all(rows['single_site'].cross_site) else []
+  ] if 'single_site' in rows and len(rows['single_site'].summaries[0]['sites']) > 1 and not all(
+    rows['single_site'].cross_site) else []
   return Told(
     [table for table in tables if table], [], findings.comparisons(rows, 'in_domain', '', draws),
     missing)
@@ -222,12 +233,13 @@ def _curves(setting: str, by_label: dict[str, dict[str, Runs]], draws: Draws) ->
         title, 'sentences' if setting == 'new_site' else 'sites', x, found, score))
   by_words = {words.format(label): rows for label, rows in by_label.items()}
   if setting == 'new_site':
-    told.found.extend(findings.new_site_comparisons(by_words, draws))
+    told.found.extend(findings.new_site_comparisons(by_words, draws, words.format(0)))
   else:
     for label, rows in by_words.items():
       told.found.extend(findings.comparisons(rows, setting, label, draws))
-  if setting == 'scaling' and len(by_words) > 1:
-    told.found.extend(findings.scaling_comparisons(by_words, draws))
+  if setting == 'scaling' and len(by_label) > 1:
+    told.found.extend(findings.scaling_comparisons(
+      {int(label): rows for label, rows in by_label.items()}, draws))
   return told
 
 

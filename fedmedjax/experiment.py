@@ -17,7 +17,7 @@ from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.corpora import CORPORA, SiteFolder, load_corpus, load_folder, unleaked
 from fedmedjax.data.label_steps import encode_label_site, label_schedule
 from fedmedjax.data.labels import label_names
-from fedmedjax.data.partition import partition
+from fedmedjax.data.partition import asked_alike, partition
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
 from fedmedjax.data.tasks import asked_types
@@ -124,7 +124,7 @@ def load_corpora(config: ConfigDict) -> Corpora:
   parts, skew = partition(
     sites, chosen.kind, unit=chosen.unit, sites=chosen.sites, strength=chosen.strength,
     corrupted=chosen.corrupted, seed=config.seed) if chosen.kind else ([], None)
-  return Corpora(sites, external, parts, skew)
+  return Corpora(asked_alike(sites) if parts else sites, external, parts, skew)
 
 
 def load_data(config: ConfigDict, reporter: Reporter, base: BaseModel | None = None) -> Data:

@@ -19,7 +19,10 @@ def seeds_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | N
   seeds = len(next(iter(rows.values())).summaries)
   if seeds < 2:
     return None
-  inside, outside = first['sites'], first['external']
+  inside, outside, rows = first['sites'], first['external'], with_everyone(rows)
+  # Means are over the same sites in every row.
+  common = paired.having(
+    [answers for runs in rows.values() for answers in runs.scores], inside, score)
 
   def figure(runs: Runs, wanted: Sequence[str]) -> Cell | str:
     sites = paired.having(runs.scores, wanted, score)
@@ -29,9 +32,9 @@ def seeds_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | N
     f'{_capital(score)}: {seeds} seeds',
     'Typed strict F1, mean over seeds [95 % by note and seed].',
     ('regime', *inside, 'mean', *(f'{site} (external)' for site in outside)), [
-      [name, *(figure(runs, [site]) for site in inside), figure(runs, inside),
+      [name, *(figure(runs, [site]) for site in inside), figure(runs, common),
        *(figure(runs, [site]) for site in outside)]
-      for name, runs in with_everyone(rows).items()])
+      for name, runs in rows.items()])
 
 
 def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | None:

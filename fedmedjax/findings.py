@@ -16,8 +16,6 @@ WORDS = {
 # What federated methods are compared with, in this order, beside Fed-MedLoRA.
 _BASELINES = ('zero_shot', 'single_site', 'centralised', 'fed_bert')
 _REFERENCE = 'fed_medlora'
-# The part of a new site's curve without any of its sentences, in words.
-AS_IT_WAS = 'n = 0'
 
 
 class Runs(NamedTuple):
@@ -27,6 +25,11 @@ class Runs(NamedTuple):
   scores: tuple[Answers, ...]
   cross_site: tuple[dict[str, Answers], ...]  # each empty where sites have no adapters of their own
   everyone: tuple[Answers, ...]               # of the one adapter for all, likewise
+
+  @property
+  def trained(self) -> bool:
+    """Whether anything took a step: not zero-shot, nor a model behind an endpoint."""
+    return any(summary.get('local_steps') for summary in self.summaries)
 
 
 class Draws(NamedTuple):
@@ -115,13 +118,18 @@ def _rivals(
   for name in (*_BASELINES, *(n for n in rows if n.startswith('api:')), _REFERENCE):
     if name not in rows or name == ours:
       continue
-    alone = f'{name} ({"each its own" if own else "all of them, counts added"})'
-    yield (alone if name == 'single_site' else name), rows[name].scores
+    yield _called(name, own), rows[name].scores
     if name == 'single_site' and all(
         row and paired.having(row.values(), sites, score) == list(sites)
         for row in rows[name].cross_site):
       site, answers = best_single_site(rows[name], sites, score)
       yield f'best single site ({site})', answers
+
+
+def _called(name: str, own: bool) -> str:
+  """A row as a sentence calls it; `own`: single sites answer for their own notes."""
+  alone = f'{name} ({"each its own" if own else "all of them, counts added"})'
+  return alone if name == 'single_site' else name
 
 
 def comparisons(
@@ -162,19 +170,21 @@ def with_everyone(rows: Mapping[str, Runs]) -> dict[str, Runs]:
   return out
 
 
-def new_site_comparisons(parts: Mapping[str, Mapping[str, Runs]], draws: Draws) -> list[Finding]:
+def new_site_comparisons(
+  parts: Mapping[str, Mapping[str, Runs]], draws: Draws, none: str = 'n = 0'
+) -> list[Finding]:
   """Each federated adapter, fine-tuned on n sentences, against these sentences alone, and against
-  itself as it was (where a part is without any sentence).
+  itself as it was.
 
-  `parts`: {n in words: {arm: Runs}}.
+  `parts`: {n in words: {arm: Runs}}; `none`: the part of no sentence, if it is there.
   """
-  found, untouched = [], parts.get(AS_IT_WAS, {})
+  found, untouched = [], parts.get(none, {})
   for label, rows in parts.items():
     sites = rows[LOCAL].summaries[0]['sites']
     for score in WORDS:
       for name in (arm for arm in rows if arm != LOCAL):
         rivals = [(LOCAL, rows[LOCAL])]
-        if name in untouched and label != AS_IT_WAS:
+        if name in untouched and label != none:
           rivals.append((f'{name} as it was', untouched[name]))
         for rival, runs in rivals:
           if paired.having([*rows[name].scores, *runs.scores], sites, score):
@@ -184,22 +194,24 @@ def new_site_comparisons(parts: Mapping[str, Mapping[str, Runs]], draws: Draws) 
   return found
 
 
-def scaling_comparisons(parts: Mapping[str, Mapping[str, Runs]], draws: Draws) -> list[Finding]:
-  """Each regime at the last number of sites against itself at the first; tested are the same notes.
+def scaling_comparisons(parts: Mapping[int, Mapping[str, Runs]], draws: Draws) -> list[Finding]:
+  """Each trained regime at most sites against itself at fewest; tested are the same notes.
 
-  `parts`: {number of sites in words: {regime: Runs}}.
+  `parts`: {number of sites: {regime: Runs}}.
   """
-  (first, before), (last, after) = list(parts.items())[0], list(parts.items())[-1]
+  fewest, most = min(parts), max(parts)
+  before, after = with_everyone(parts[fewest]), with_everyone(parts[most])
   found = []
-  for name in (name for name in after if name in before):
+  for name in (name for name in after if name in before and after[name].trained):
     for score in WORDS:
       tested = after[name].summaries[0]['sites']
       sites = paired.having([*after[name].scores, *before[name].scores], tested, score)
       if sites:
         where = f'mean of {len(sites)} sites' if len(sites) > 1 else sites[0]
         found.append(_finding(
-          'scaling', '', score, where, (f'{name} of {last}', after[name].scores),
-          (f'of {first}', before[name].scores), sites, draws))
+          'scaling', '', score, where,
+          (f'{_called(name, own=False)}, {most} sites', after[name].scores),
+          (f'{fewest} sites', before[name].scores), sites, draws))
   return found
 
 

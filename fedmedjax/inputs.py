@@ -18,6 +18,7 @@ FILE = 'inputs.json'
 # 64 bits of SHA-256 tell an accident; nobody forges his own notes.
 _DIGITS = 16
 _VALIDATION = 'its validation notes'
+_PROMPTS = 'its prompts'
 
 
 def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
@@ -62,8 +63,10 @@ def compare_inputs(
     raise InputError(f'{path}: is no list of inputs; bring back the file')
   for group in sorted(held.keys() | found.keys() if only is None else only):
     before, now = held.get(group, {}), found.get(group, {})
+    # Runs of old did not keep their prompts.
     changed = [name for name in sorted(before.keys() | now.keys())
-               if before.get(name) != now.get(name)]
+               if before.get(name) != now.get(name)
+               and not (name == _PROMPTS and before and name not in before)]
     if changed:
       more = f' and {len(changed) - 1} more' if len(changed) > 1 else ''
       raise InputError(
@@ -79,7 +82,8 @@ def _notes(site: SiteData) -> dict[str, str]:
         documents[example.document].append(f'{use} {example!r}')
   return {name: _checksum(parts) for name, parts in sorted(documents.items())} | {
     _VALIDATION: _checksum(
-      example.tokens.tolist() for part in site.tasks for example in part.validation)}
+      example.tokens.tolist() for part in site.tasks for example in part.validation),
+    _PROMPTS: _checksum(part.ask.instruction for part in site.tasks)}
 
 
 def _checksum(parts: Iterable[Any]) -> str:

@@ -97,8 +97,7 @@ def aggregator(config: ConfigDict, rounds: int) -> Aggregator:
 def num_sites(values: dict[str, Any]) -> int:
   """S: how many sites own training notes."""
   dealt_out = values['data.partition.kind']
-  return values['data.partition.sites'] if dealt_out not in ('', 'source') else len(
-    values['data.sites'])
+  return values['data.partition.sites'] if dealt_out else len(values['data.sites'])
 
 
 def cohort_size(values: dict[str, Any]) -> int:

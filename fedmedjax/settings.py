@@ -168,8 +168,7 @@ def scaling(study: Study) -> list[Part]:
       'steps of a round are allowed')
   return [
     _part(study, 'scaling', str(size), study.folder / 'scaling' / f'{size}_sites', {
-      'data.partition.kind': 'iid' if dealt.kind in ('', 'source') else dealt.kind,
-      'data.partition.sites': size,
+      'data.partition.kind': dealt.kind or 'iid', 'data.partition.sites': size,
       'fed.local_steps': max(1, round(total / taking_part(size))), 'fed.ranks': (),
       'data.site_tasks': ()})
     for size in study.scaling]
@@ -219,15 +218,32 @@ def new_site(study: Study) -> list[Part]:
   return parts
 
 
-def check_new_site(part: Part, sites: Sequence[SiteCorpus]) -> None:
-  """Raises InputError when a new site lacks the sentences that a part trains on, or they hold no
-  example of a task: before the federation trains for it.
+def check_new_site(
+  part: Part, sites: Sequence[SiteCorpus], federation: Sequence[SiteCorpus]
+) -> None:
+  """Checks a part of a new site before the federation trains for it; other parts pass.
 
-  `sites` are the part's, as read; parts of other settings pass.
+  Args:
+    part: of any setting.
+    sites: the part's, as read.
+    federation: that train before it.
+
+  Raises InputError when the federation trains on a note that the new site is tested on, or the site
+  lacks the sentences that the part trains on, or they hold no example of a task.
   """
-  if part.setting != 'new_site' or not part.label.isdigit() or part.label == '0':
+  if part.setting != 'new_site':
     return
-  (site,), number = sites, int(part.label)
+  (site,) = sites
+  tested = {note.text for note in site.test}
+  for other in federation:
+    shared = sum(note.text in tested for note in other.train)
+    if shared:
+      raise InputError(
+        f'--new_site={site.name}: {shared} training notes of {other.name} have the text of one of '
+        'its test notes; take them out of one of the two')
+  if not part.label.isdigit() or part.label == '0':
+    return
+  number = int(part.label)
   config = next(iter(part.rows.values())).config
   notes = site.train[:config.data.max_train_notes or None]
   there = sum(len(split_sentences(note.text)) for note in notes)
@@ -238,9 +254,10 @@ def check_new_site(part: Part, sites: Sequence[SiteCorpus]) -> None:
   chosen = drawn_sentences(site.name, notes, number, config.seed)
   for task in config.data.tasks:
     asked = ask(task, site)
-    if asked.types and not any(
-        (example.document, example.start) in chosen for note in notes
-        for example in asked.find(note)[0]):
+    found = [example for note in notes for example in asked.find(note)[0]] if asked.types else []
+    # A task of which no note holds anything is left out.
+    if any(example.entities for example in found) and not any(
+        (example.document, example.start) in chosen for example in found):
       raise InputError(
         f'--sentences={number}: those drawn of {site.name!r} with seed {config.seed} hold no '
         f'example of task {task!r}; allow more')

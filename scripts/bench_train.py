@@ -180,10 +180,10 @@ def by_sites(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
       of(count, timings), quantities)
     out |= interleaved.found(of(count, timings), quantities, f'_{count}_sites') | {
       f'ours_peak_bytes_{count}_sites': rounds[count].peak_bytes()}
-  fewest = f'ours_seconds_per_site_step_{counts[0]}_sites'
+  first = out[f'ours_seconds_per_site_step_{counts[0]}_sites']
   for count in counts[1:]:
-    key = f'ratio_site_step_{count}_to_{counts[0]}_sites'
-    out[key] = out[f'ours_seconds_per_site_step_{count}_sites'] / out[fewest]
+    key = f'ours_site_step_cost_{count}_over_{counts[0]}_sites'
+    out[key] = out[f'ours_seconds_per_site_step_{count}_sites'] / first
     print(f'a step of a site among {count} costs {out[key]:.3f} times one among {counts[0]}')
   return out
 

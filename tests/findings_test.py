@@ -159,11 +159,14 @@ def test_a_new_sites_curve():
 
 
 def test_more_sites_against_fewer():
-  """Each regime with itself, the last number of sites against the first; what one lacks is out."""
+  """Each trained regime with itself, most sites against fewest; what one lacks is out."""
+  still = runs(answers(a=[1] * 3))
+  still = still._replace(summaries=({**still.summaries[0], 'local_steps': 0},))
   parts = {
-    '2 sites': {'fed_medlora': runs(answers(a=[8] * 3)), 'centralised': runs(answers(a=[9] * 3))},
-    '4 sites': {'fed_medlora': runs(answers(a=[1] * 3))},
-    '8 sites': {'fed_medlora': runs(answers(a=[5] * 3))}}
+    8: {'fed_medlora': runs(answers(a=[5] * 3)), 'zero_shot': still},
+    2: {'fed_medlora': runs(answers(a=[8] * 3)), 'centralised': runs(answers(a=[9] * 3)),
+        'zero_shot': still},
+    4: {'fed_medlora': runs(answers(a=[1] * 3))}}
   found, = findings.scaling_comparisons(parts, DRAWS)
   assert str(found) == (
-    'fed_medlora of 8 sites − of 2 sites: -0.300 [-0.300, -0.300] (entities, a, 3 notes)')
+    'fed_medlora, 8 sites − 2 sites: -0.300 [-0.300, -0.300] (entities, a, 3 notes)')

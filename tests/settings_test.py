@@ -6,7 +6,9 @@ import pytest
 
 from fedmedjax import compare
 from fedmedjax.config import parse
-from fedmedjax.settings import LOCAL, parts
+from fedmedjax.data.cohorts import generate_cohort
+from fedmedjax.settings import LOCAL, check_new_site, parts
+from fedmedjax.types import InputError
 
 SITES = ('synthetic_icu', 'synthetic_dictation')
 FLAGS = ['fedmedjax', '--config=configs/quickstart.py', '--workdir=runs/study',
@@ -116,6 +118,17 @@ def test_what_is_refused(flags, message, tmp_path, capsys):
   assert not (tmp_path / 'study').exists()
 
 
+def test_the_federation_may_not_train_on_what_a_new_site_is_tested_on():
+  """Checked for every part of it, also of no sentence; its own training notes may be shared."""
+  icu, new = (generate_cohort(f'synthetic_{name}') for name in ('icu', 'newsite'))
+  none, = (part for part in planned('--sentences=0', settings=('new_site',))
+           if part.setting == 'new_site')
+  check_new_site(none, [new], [icu, new._replace(name='twin', test=())])
+  leaky = icu._replace(train=(*icu.train, *new.test[:2]))
+  with pytest.raises(InputError, match='newsite: 2 training notes of synthetic_icu have the text'):
+    check_new_site(none, [new], [leaky])
+
+
 def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
   """On a tiny random model: files, tables, a sentence for every pair; the second call runs none."""
   workdir = tmp_path / 'study'
@@ -140,7 +153,7 @@ def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
     *(('new_site', f'n = {n}', 'fed_medlora + n', LOCAL) for n in (0, 4)),
     ('new_site', 'n = 4', 'fed_medlora + n', 'fed_medlora as it was')}
   assert all(one['sentence'] in out for one in found)
-  assert 'new site: single_site leave no one adapter to start from' in out
+  assert 'new site: without single_site, for want of one adapter' in out
   titles = ('Entities: every adapter on every site', 'Notes dealt out to so many sites: entities',
             'A new site, fine-tuned on so many of its sentences: entities')
   for folder, title in zip(folders, titles, strict=True):

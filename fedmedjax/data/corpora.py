@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedmedjax.data import relations
 from fedmedjax.data.mapping import Mapping, apply_mapping, check_names, read_mapping, restricted
 from fedmedjax.data.readers import FORMATS, Parts, read_notes, read_parts
-from fedmedjax.data.relations import annotated
 from fedmedjax.types import Document, InputError, SiteCorpus
 
 _SPLIT_SEED = 42
@@ -111,12 +111,16 @@ def load_folder(site: SiteFolder) -> SiteCorpus:
   parts = found if isinstance(found, Parts) else _split(site, found)
   raw = {span.type for part in parts for d in part for span in d.spans}
   check_names(mapping, raw, site.path)
-  asked = site.annotated or (mapping.types if mapping.declared else tuple(
-    {kind for name, kind in mapping.entities.items() if name in raw}) or mapping.types)
-  counts['absent_types'] = len(set(mapping.types) - set(asked)) * (not site.annotated)
-  corpus = _site(site.name, restricted(mapping, asked), parts, counts)
+  asked, occurring = tuple(site.annotated), {
+    kind for name, kind in mapping.entities.items() if name in raw}
+  if not asked:
+    # Notes without any annotation say nothing of what was looked for.
+    asked = mapping.types if mapping.declared or not occurring else tuple(occurring)
+    counts['absent_types'] = len(set(mapping.types) - set(asked))
+  corpus = _site(site.name, restricted(mapping, asked, f'site {site.name!r}'), parts, counts)
   if not mapping.declared:
-    corpus = corpus._replace(modifiers=annotated(corpus._replace(modifiers=None)))
+    occur = relations.annotated(corpus._replace(modifiers=None))
+    corpus = corpus._replace(modifiers=occur)
   return _without_leaks(corpus, lambda document: document.text,
                         {document.text for document in corpus.test})
 
@@ -124,14 +128,19 @@ def load_folder(site: SiteFolder) -> SiteCorpus:
 def unleaked(
   sites: Sequence[SiteCorpus], external: Sequence[SiteCorpus]
 ) -> list[SiteCorpus]:
-  """The sites that train, without training notes whose text another of them, or an external cohort,
-  is tested on; they are counted as leaked_documents."""
-  tested = [{document.text for document in corpus.test} for corpus in (*sites, *external)]
-  return [
-    _without_leaks(
-      site, lambda document: document.text,
-      set().union(*(texts for other, texts in enumerate(tested) if other != place)))
-    for place, site in enumerate(sites)]
+  """The sites that train, without training notes whose text any of them, or an external cohort, is
+  tested on; they are counted as leaked_documents.
+
+  Raises InputError when that leaves a site without any.
+  """
+  tested = {document.text for corpus in (*sites, *external) for document in corpus.test}
+  found = [_without_leaks(site, lambda document: document.text, tested) for site in sites]
+  for site, kept in zip(sites, found, strict=True):
+    if site.train and not kept.train:
+      raise InputError(
+        f'site {site.name!r}: each of its {len(site.train)} training notes has the text of a test '
+        'note, of it or of another site; leave one of the two out')
+  return found
 
 
 def _read(corpus: Corpus, folder: Path) -> tuple[Parts, Counter]:

@@ -1,8 +1,8 @@
 """What the names of a corpus mean in the schema of `types`: small TOML files, and their use.
 
     annotated = ["problem", "drug"]      # optional: types annotated throughout; by default those
-                                         # that [entities] yields (and, in a folder of one's own,
-                                         # that occur in its notes)
+                                         # that [entities] yields; of a folder of one's own those
+                                         # of them that occur in its notes, and so for modifiers
     [entities]                           # raw type = type
     Disease = "problem"
 
@@ -186,18 +186,19 @@ def _first(of: str, kinds: Sequence[str]) -> str | None:
   return next((kind for kind in kinds if kind in MODIFIER_TYPES[of]), None)
 
 
-def restricted(mapping: Mapping, types: Sequence[str]) -> Mapping:
+def restricted(mapping: Mapping, types: Sequence[str], owner: str) -> Mapping:
   """The mapping for notes in which only `types` were annotated, which may be more than it yields.
 
-  Raises InputError when that leaves nothing of what it yields.
+  Raises InputError when that leaves nothing of what it yields; `owner` says whose notes they are.
   """
   entities = {raw: kind for raw, kind in mapping.entities.items() if kind in types}
   if not entities:
-    raise InputError(f'{mapping.source}: yields {", ".join(mapping.types)}, none of '
-                     f'{", ".join(types)}, which are said to be annotated')
+    raise InputError(f'{owner}: annotated={tuple(types)!r} (config.data.folders): '
+                     f'{mapping.source} yields {", ".join(mapping.types)} only')
   return mapping._replace(
     types=tuple(kind for kind in ENTITY_TYPES if kind in types), entities=entities,
-    modifiers={of: kinds for of, kinds in mapping.modifiers.items() if of in types})
+    modifiers={of: kinds for of, kinds in mapping.modifiers.items() if of in types},
+    definitions={of: meaning for of, meaning in mapping.definitions.items() if of in types})
 
 
 def check_names(mapping: Mapping, found: set[str], where: str) -> None:

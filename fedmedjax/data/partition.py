@@ -211,11 +211,9 @@ def sentences_of(note: Document) -> list[Document]:
 
 # config.data.partition.unit -> what a note is cut into before it is dealt out.
 UNITS: dict[str, Callable] = {'note': lambda note: [note], 'sentence': sentences_of}
-# config.data.partition.kind -> partitioner of notes; 'labels' deals alike and hides types. 'source'
-# leaves each note where it came from, see `partition`.
+# config.data.partition.kind -> partitioner of notes; 'labels' deals alike and hides types.
 KINDS: dict[str, Callable] = {
-  'iid': iid, 'types': by_types, 'quantity': by_quantity, 'style': by_style, 'labels': iid,
-  'source': None}
+  'iid': iid, 'types': by_types, 'quantity': by_quantity, 'style': by_style, 'labels': iid}
 # A share, where `strength` is one.
 SHARES = ('style', 'labels')
 
@@ -236,7 +234,7 @@ def partition(
     sources: corpora that annotate the same types. Of modifiers, sites are asked for those that all
       sources annotated: a note does not tell 'none there' from 'not looked for'.
     kind, unit: keys of `KINDS` and `UNITS`.
-    sites: S; for the kind 'source' there are as many as sources.
+    sites: S.
     strength: of the skew, see the partitioners.
     corrupted: share of the sites, rounded, that call each entity by the pool's next type, see
       `mislabelled`; of these a site has what it then calls by a type that it annotates.
@@ -248,10 +246,7 @@ def partition(
   """
   _check_alike(sources, kind)
   types, modifiers = sources[0].types, annotated_by_all(sources)
-  pieces = [
-    [piece for note in source.train for piece in UNITS[unit](note)] for source in sources]
-  notes = [piece for some in pieces for piece in some]
-  sites = len(sources) if kind == 'source' else sites
+  notes = [piece for source in sources for note in source.train for piece in UNITS[unit](note)]
   if len(notes) < sites:
     raise InputError(
       f'config.data.partition.sites={sites}: there are {len(notes)} {unit}s of training notes to '
@@ -261,8 +256,7 @@ def partition(
       f'config.data.partition.corrupted={corrupted}: the pooled sites annotate only {types[0]}; '
       'there is no other name to mix it up with')
   rng = np.random.default_rng((seed, 0))
-  dealt = np.repeat(np.arange(sites), [*map(len, pieces)]) if kind == 'source' else (
-    KINDS[kind](notes, types, sites, strength, rng))
+  dealt = KINDS[kind](notes, types, sites, strength, rng)
   asked = annotated_types(types, sites, strength, rng) if kind == 'labels' else [types] * sites
   broken = set(rng.permutation(sites)[:round(corrupted * sites)].tolist()) if corrupted else set()
   called = [
@@ -271,8 +265,7 @@ def partition(
   holds = np.stack([
     [names[t] in own for t in types] for names, own in zip(called, asked, strict=True)
   ]) @ type_counts(notes, types).T
-  # Where notes stay at their source none may be swapped.
-  dealt = dealt if kind == 'source' else each_with_entities(dealt, holds > 0, rng)
+  dealt = each_with_entities(dealt, holds > 0, rng)
   digits = max(3, len(str(sites)))
   parts = []
   for site in range(sites):
@@ -296,18 +289,22 @@ def partition(
     word_divergence([[note.text for note in part.train] for part in parts]), int(whole - cut))
 
 
+def asked_alike(sources: Sequence[SiteCorpus]) -> list[SiteCorpus]:
+  """The pooled sites as they are tested: for the modifiers that their parts were asked for."""
+  common = annotated_by_all(sources)
+  return [source._replace(modifiers=common) for source in sources]
+
+
 def _check_alike(sources: Sequence[SiteCorpus], kind: str) -> None:
-  """Raises InputError when notes of `sources` cannot be pooled, or a source has none."""
+  """Raises InputError when notes of `sources` cannot be pooled."""
   first = sources[0]
   for source in sources:
     if set(source.types) != set(first.types):
       raise InputError(
         f'config.data.partition.kind={kind!r}: sites that annotate the same types can be pooled; '
-        f'{first.name} has {", ".join(first.types)}, {source.name} {", ".join(source.types)}')
+        f'{first.name} has {", ".join(first.types)}, {source.name} {", ".join(source.types)} (of a '
+        "folder, 'annotated' of its entry says which)")
     if source.definitions != first.definitions:
       raise InputError(
         f'config.data.partition.kind={kind!r}: sites whose types mean the same can be pooled; '
         f'those of {first.name} and {source.name} are defined differently in their mappings')
-    if kind == 'source' and not source.train:
-      raise InputError(
-        f"config.data.partition.kind='source': {source.name} has no training notes; leave it out")

@@ -94,7 +94,8 @@ def relation_examples(
       continue
     main = place(span)
     if main is None:
-      counts.update(crossing_mains=1, crossing=len(tails.get(index, ())))
+      counts.update(crossing_mains=1, crossing=sum(
+        tail.type in asked[span.type] for tail in tails.get(index, ())))
       continue
     number, span = main
     modifiers = []

@@ -174,13 +174,23 @@ def score(
       scores[task][name] = summed(f'{task}.{name}', pairs, (
         found for records in answers
         for found in _link_counts(records, task, source, pairs, texts)))
-  # An end-to-end record of a true main entity is the answer to that question once more.
-  records = [record for some in answers for record in some if record['task'] != END_TO_END]
+  records = [record for some in answers for record in _asked_once(some)]
   return SiteScores(
     scores, tuple(dict.fromkeys(note for note, _ in texts)), counts,
     float(np.mean([record['copied'] for record in records])),
     float(np.mean([record['parse_failed'] for record in records])),
     sum(record['dropped'] for record in records))
+
+
+def _asked_once(records: Sequence[dict]) -> list[dict]:
+  """Without end-to-end records of true main entities: the answer to that question once more."""
+  def about(record: dict) -> tuple | None:
+    return 'main' in record and (
+      record['document'], record['sentence_start'], *record['main'])
+
+  given = {about(record) for record in records if record['task'] != END_TO_END}
+  return [
+    record for record in records if record['task'] != END_TO_END or about(record) not in given]
 
 
 def note_counts(scores: dict[str, SiteScores]) -> dict[str, dict]:

@@ -180,7 +180,7 @@ def check_losses(
 def check_adapters(
   anchor: Any, results: dict[str, Round], tolerance: Tolerance = TOLERANCES['float32']
 ) -> None:
-  """Raises RuntimeError unless all learnt what 'ours' did, to a share of its length.
+  """Raises RuntimeError unless all learnt what 'ours' did, to the tolerance's share of its length.
 
   AdamW's first steps have the sign of gradients that may be rounding only; wrong weights or
   examples show far above that.

@@ -7,6 +7,9 @@ from collections import Counter
 import pytest
 from real_data import real_data
 
+from configs.quickstart import get_config
+from fedmedjax import experiment
+from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.corpora import (
   CORPORA,
   SiteFolder,
@@ -111,8 +114,8 @@ def test_what_never_occurs_is_not_asked_unless_it_is_said_to_be_annotated(tmp_pa
   assert (site.types, site.modifiers) == (('problem',), {'problem': ('negation',)})
   assert site.report['absent_types'] == 3 and '3 types that never occur' in set_aside(site.report)
   wider = load_folder(described._replace(annotated=('drug', 'problem')))
-  assert wider.types == ('problem', 'drug') and not wider.report['absent_types']
-  with pytest.raises(InputError, match='none of test.* said to be annotated'):
+  assert wider.types == ('problem', 'drug') and 'absent_types' not in wider.report
+  with pytest.raises(InputError, match="site 'mine': annotated=.*'test',. .* yields problem only"):
     load_folder(folder_site(tmp_path / 'x', annotated=('test',)))
   # A file of one's own says so in its first line, of relations as well.
   declared = folder_site(
@@ -136,11 +139,26 @@ def test_no_site_trains_on_what_another_is_tested_on(tmp_path):
       tuple(Document(f'{name}{text}', text, (), ()) for text in texts) for texts in (train, test)),
       {'leaked_documents': 1})
 
-  sites = [corpus('a', 'uvw', 'xy'), corpus('b', 'xvz', 'pq')]
+  sites = [corpus('a', 'uvw', 'xy'), corpus('b', 'xvzp', 'pq')]
   found = unleaked(sites, [corpus('out', 'u', 'wz')])
   assert [[note.text for note in site.train] for site in found] == [['u', 'v'], ['v']]
-  assert [site.report['leaked_documents'] for site in found] == [2, 3]
+  assert [site.report['leaked_documents'] for site in found] == [2, 4]
   assert [site.test for site in found] == [site.test for site in sites]
+  with pytest.raises(InputError, match="site 'b': each of its 4 training notes has the text of a"):
+    unleaked(sites, [corpus('out', 'u', 'vz')])
+
+
+def test_a_study_leaves_out_what_its_sites_are_tested_on():
+  """The invented external cohort's test notes, as training notes of a folder: none is left."""
+  config = get_config('fed_medlora')
+  config.data.external = ('chia',)
+  with pytest.MonkeyPatch.context() as patch:
+    train = generate_cohort('synthetic_icu')
+    patch.setattr(experiment, 'load_corpus', lambda *_: train._replace(
+      name='chia', train=(), test=train.train[:30]))
+    found = experiment.load_corpora(config)
+  icu = next(site for site in found.sites if site.name == 'synthetic_icu')
+  assert len(icu.train) == len(train.train) - 30 and icu.report['leaked_documents'] == 30
 
 
 def test_a_training_note_with_the_text_of_a_test_note_is_dropped(tmp_path):

@@ -8,6 +8,7 @@ from fedmedjax.data.partition import (
   KINDS,
   annotated_types,
   annotating,
+  asked_alike,
   by_quantity,
   each_with_entities,
   partition,
@@ -17,8 +18,7 @@ from fedmedjax.data.relations import annotated
 from fedmedjax.data.statistics import divergence, word_divergence
 from fedmedjax.types import ENTITY_TYPES, Document, InputError, Relation, Span
 
-DEALT = [kind for kind in KINDS if kind != 'source']
-STRENGTH = {'source': 1.0, 'iid': 1.0, 'types': 0.05, 'quantity': 1.2, 'style': 1.0, 'labels': 0.5}
+STRENGTH = {'iid': 1.0, 'types': 0.05, 'quantity': 1.2, 'style': 1.0, 'labels': 0.5}
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +32,7 @@ def deal(sources, kind, strength=None, corrupted=0.0, seed=1, sites=8, unit='not
     corrupted=corrupted, seed=seed)
 
 
-@pytest.mark.parametrize('kind', DEALT)
+@pytest.mark.parametrize('kind', KINDS)
 def test_every_note_goes_to_one_site_and_none_is_empty(sources, kind):
   parts, skew = deal(sources, kind)
   names = sorted(note.name for part in parts for note in part.train)
@@ -66,15 +66,6 @@ def test_sizes_by_hand():
   assert sorted(np.bincount(dealt)) == [3, 4, 7]
 
 
-def test_notes_that_stay_at_their_source(sources):
-  parts, skew = deal(sources, 'source')
-  assert [[note.name for note in part.train] for part in parts] == [
-    [note.name for note in source.train] for source in sources]
-  assert skew.sizes == (40, 40) and skew.type_divergence > 0 and skew.crossing == 0
-  with pytest.raises(InputError, match='synthetic_external has no training notes'):
-    deal([*sources, generate_cohort('synthetic_external')], 'source')
-
-
 def test_the_realised_skew_of_styles(sources):
   """By hand: words a, b against a: shares (1/2, 1/2) and (1, 0) mix to (3/4, 1/4). Sites of one
   style each have words less alike than those dealt evenly."""
@@ -88,8 +79,11 @@ def test_the_realised_skew_of_styles(sources):
 def test_pooled_sites_are_asked_for_what_all_of_them_annotated(sources):
   """One source annotates no doses and no negated tests: dealt out, their absence means nothing."""
   less = sources[1]._replace(modifiers={'drug': ('strength', 'route'), 'test': ('labvalue',)})
-  parts, _ = deal([sources[0], less], 'iid')
-  assert all(annotated(part) == less.modifiers for part in parts)
+  said = {'drug': 'a medication', 'test': 'a scan'}
+  parts, _ = deal([one._replace(definitions=said) for one in (sources[0], less)], 'iid')
+  assert all(annotated(part) == less.modifiers and part.definitions == said for part in parts)
+  # And so are the notes on which they are tested.
+  assert [annotated(site) for site in asked_alike([sources[0], less])] == [less.modifiers] * 2
   broken, = (part for part in deal([sources[0], less], 'iid', corrupted=0.125)[0]
              if part.report['corrupted'])
   assert annotated(broken) == {}
@@ -162,6 +156,14 @@ def test_one_type_cannot_be_mixed_up(sources):
   assert deal(alone, 'iid')[1].annotated == 1
 
 
+def test_entities_lost_by_cutting_are_counted(sources):
+  text = 'Chest\n\npain. Fever.'
+  note = Document('n', text, (Span(0, 11, 'problem'), Span(13, 18, 'problem')), ())
+  torn = sources[0]._replace(train=(*sources[0].train, note))
+  assert deal([torn, sources[1]], 'iid', unit='sentence')[1].crossing == 1
+  assert deal([torn, sources[1]], 'iid')[1].crossing == 0
+
+
 def test_a_note_as_sentences():
   """Spans and relations move along; what lies in two sentences goes."""
   note = Document(
@@ -176,7 +178,7 @@ def test_a_note_as_sentences():
   assert (third.name, third.relations) == ('n#28', ())
 
 
-@pytest.mark.parametrize('kind', DEALT)
+@pytest.mark.parametrize('kind', KINDS)
 def test_every_site_has_an_entity_to_learn(sources, kind):
   """Sixty sites of few sentences each, as skewed as can be."""
   parts, skew = deal(sources, kind, sites=60, unit='sentence')
