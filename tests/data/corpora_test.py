@@ -149,7 +149,7 @@ def test_no_site_trains_on_what_another_is_tested_on(tmp_path):
 
 
 def test_a_study_leaves_out_what_its_sites_are_tested_on():
-  """The invented external cohort's test notes, as training notes of a folder: none is left."""
+  """An external cohort is tested on thirty of a site's training notes: the site trains without."""
   config = get_config('fed_medlora')
   config.data.external = ('chia',)
   with pytest.MonkeyPatch.context() as patch:
