@@ -18,6 +18,7 @@ from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
 from fedmedjax.model.bert_load import Bert, save_bert
 from fedmedjax.model.convert import BaseModel, parameter_count
 from fedmedjax.model.decode import cached_attention
+from fedmedjax.model.kernels import choose
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
@@ -56,6 +57,7 @@ def lora_learner(
   batch_size: int,
   max_new_ratio: float,
   guesses: int,
+  attention: str,
   mesh: Mesh | None = None,
 ) -> Learner:
   """A LLaMA whose LoRA adapter learns to write what is asked of sentences.
@@ -69,17 +71,23 @@ def lora_learner(
     seed: of the fresh adapter.
     dtype: of the model.
     batch_size, max_new_ratio, guesses: of decoding, see `generation.Generator`.
+    attention: config.model.attention, of training; see `kernels.choose`.
     mesh: that the base lies on, if it does.
+
+  Raises:
+    InputError: `start` is no adapter of this model, or `attention` cannot be had here.
   """
   llama = partial(Llama, base.config, lora_scale=lora.scale, dtype=dtype)
   generator = generation.Generator(
     llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses, mesh=mesh)
 
   parameters = parameter_count(base.config)
+  attend, attends = choose(attention, base.config, dtype)
+  packed = partial(packed_attention, attend=attend)
   given = _starting_adapter(Path(start), base, lora) if start else {}
   return Learner(
     loss_fn=lambda remat: partial(
-      packed_loss, llama(packed_attention, remat=remat, fetch=fetch_on(mesh))),
+      packed_loss, llama(packed, remat=remat, fetch=fetch_on(mesh))),
     adapter=given or init_adapter(jax.random.key(seed), base.config, lora),
     base=base.params, whole_parameters=parameters,
     whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained=given,
@@ -88,7 +96,7 @@ def lora_learner(
     largest_answer=partial(generation.largest_call, generator, base.params),
     save=lambda adapter, folder: save_peft(adapter, widened(lora, adapter), folder, base.name),
     folder='adapter',
-    summary={'instructions': evaluate.instructions(sites)})
+    summary={'attention': attends, 'instructions': evaluate.instructions(sites)})
 
 
 def _starting_adapter(folder: Path, base: BaseModel, lora: LoraConfig) -> dict:

@@ -63,7 +63,7 @@ def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] 
   """
   limit, held = study.options.memory or device.limit(), device.held()
   order, factor = _remaining(study.arrangements, lines), 1.0
-  guess = _estimate(study, inputs)
+  guess = estimate(study, inputs)
   for arrangement in order:
     if arrangement != order[-1] and held + factor * guess(arrangement) > SHARE * limit:
       continue
@@ -190,11 +190,11 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
   return needed
 
 
-def _estimate(study: Study, inputs: tuple) -> Callable[[Arrangement], int]:
+def estimate(study: Study, inputs: tuple) -> Callable[[Arrangement], int]:
   """(arrangement) -> bytes that a round needs beside what is held before it, uncompiled.
 
   Too many for what the compiler drops of what the loss keeps for its gradient as it is traced, too
-  few for the compiler's own room.
+  few for the compiler's own room. `inputs`: arguments of the round, arrays or their shapes.
   """
   _, base, data, *_ = inputs
   sites, adapter = study.meeting.sampler.size, study.learner.adapter
@@ -204,7 +204,7 @@ def _estimate(study: Study, inputs: tuple) -> Callable[[Arrangement], int]:
   def kept(remat: str) -> int:
     return kept_for_gradient(study.learner.loss_fn(remat), adapter, base, step)
 
-  def estimate(arrangement: Arrangement) -> int:
+  def needed(arrangement: Arrangement) -> int:
     copies = tree.num_bytes(adapter)
     moments = tree.num_bytes(jax.eval_shape(study.optimizer.transform.init, adapter))
     at_once = -(-sites_at_once(arrangement, sites) // study.groups)  # on a device
@@ -212,7 +212,7 @@ def _estimate(study: Study, inputs: tuple) -> Callable[[Arrangement], int]:
       tree.num_bytes((data.batches, study.validation)) + sites * copies
       + at_once * (2 * copies + moments + kept(arrangement.remat)))
 
-  return estimate
+  return needed
 
 
 def kept_for_gradient(loss_fn, adapter: Any, base: Any, batch: Any) -> int:

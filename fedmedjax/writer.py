@@ -17,7 +17,8 @@ from fedmedjax.types import InputError
 # by their checksums.)
 HARMLESS = (
   'fed.rounds', 'fed.max_bad_rounds', 'fed.chunk', 'fed.shapes', 'fed.memory_gib', 'model.remat',
-  'mesh', 'data.root', 'eval.batch_size', 'eval.guesses', 'log', 'report', 'checkpoint', 'api')
+  'model.attention', 'mesh', 'data.root', 'eval.batch_size', 'eval.guesses', 'log', 'report',
+  'checkpoint', 'api')
 
 
 def write_json(path: Path, value: Any) -> None:

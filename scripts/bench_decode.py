@@ -3,6 +3,7 @@
     python scripts/bench_decode.py --adapter=WORKDIR [--batch=16 --batches=1 --repeats=3]
       [--task=ner|re --site=maccrobat2020] [--guesses=2,0,5] [--out=FILE]
       [--model=PATH|llama31_8b --dtype=bfloat16] [--peers=transformers,transformers_merged]
+      [--dry_run]
 
 Sentences are drawn from the site's test notes; all decode the same ones, as many at once, with the
 same limits and end token, and must say the same, token for token: differences are shown, and end
@@ -11,7 +12,8 @@ as NAME_identical_texts_share). Ours hands rows that have ended to the next sent
 with each number of guesses, see `model/draft.py`; the first is the one called 'ours'. The peer
 decodes one batch after the other, like lengths together, pads on the left and keeps its cache, with
 the adapter beside the weights as PEFT trains it, or merged into them. Without --adapter the
-untouched model answers, whose text is no answer and often runs to its limit.
+untouched model answers, whose text is no answer and often runs to its limit. --dry_run only lowers
+our largest program, for a --model of shapes.
 """
 
 import sys
@@ -20,16 +22,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import flags
 
 from benchmarks import inputs, interleaved
-from fedmedjax.data.site import TaskData
-from fedmedjax.eval.generation import Generator, continuations, most_new_tokens
-from fedmedjax.experiment import DTYPES, load_data
+from fedmedjax import tree
+from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.eval.generation import Generator, continuations, largest_call, most_new_tokens
+from fedmedjax.experiment import DTYPES, load_data, lora_config
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.llama import Llama
-from fedmedjax.model.lora import LoraConfig
+from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.peft_format import load_peft
 from fedmedjax.model.stream import Continuation
 from fedmedjax.progress import Reporter
@@ -77,16 +81,20 @@ def ours(
   model: inputs.Model, adapter: Adapter, part: TaskData, values: flags.FlagValues
 ) -> dict[str, Callable[[], list[Continuation]]]:
   """Decoding with each number of guesses."""
+  return {
+    f'ours_guesses{guesses}' if place else 'ours': partial(
+      continuations, _generator(model, adapter.lora, values, int(guesses)), adapter.values,
+      model.base.params, part)
+    for place, guesses in enumerate(values.guesses)}
+
+
+def _generator(
+  model: inputs.Model, lora: LoraConfig | None, values: flags.FlagValues, guesses: int
+) -> Generator:
   llama = Llama(
-    model.base.config, cached_attention, lora_scale=adapter.lora.scale if adapter.lora else 1.0,
+    model.base.config, cached_attention, lora_scale=lora.scale if lora else 1.0,
     dtype=DTYPES[values.dtype])
-  out = {}
-  for place, guesses in enumerate(values.guesses):
-    generator = Generator(
-      llama, model.base.tokenizer, values.batch, values.max_new_ratio, int(guesses))
-    out['ours' if place == 0 else f'ours_guesses{guesses}'] = partial(
-      continuations, generator, adapter.values, model.base.params, part)
-  return out
+  return Generator(llama, model.base.tokenizer, values.batch, values.max_new_ratio, guesses)
 
 
 def peers(
@@ -146,14 +154,34 @@ def check_texts(tokenizer: Any, dtype: str, results: dict[str, Sequence[Any]]) -
   print(f'{dtype}: {said}')
 
 
+def dry_run(
+  model: inputs.Model, lora: LoraConfig, site: SiteData, values: flags.FlagValues
+) -> dict[str, Any]:
+  """Lowers the passes with most keys and values, for abstract weights and an adapter of a run's
+  shape -> entries of the file."""
+  adapter = jax.eval_shape(
+    lambda: init_adapter(jax.random.key(0), model.base.config, lora))
+  program = largest_call(
+    _generator(model, lora, values, int(values.guesses[0])), model.base.params, adapter, (site,))
+  program.function.lower(*program.arguments)
+  found = {
+    'base_bytes': tree.num_bytes(model.base.params),
+    'ours_brought_bytes': program.brought, 'ours_working_bytes': program.working}
+  print('dry run, lowered and not compiled: ' + ', '.join(
+    f'{key} {value:,}' for key, value in found.items()))
+  return {'dry_run': True, 'examples': len(site.tasks[0].test_tokens)} | found
+
+
 def bench(values: flags.FlagValues) -> dict[str, Any]:
   """What --out holds, but for the machine."""
-  model = inputs.load(values.model, values.dtype, 'none', values.tokenizer)
-  adapter = read_adapter(values.adapter, model)
+  model = inputs.load(values.model, values.dtype, 'none', values.tokenizer, values.dry_run)
   config = inputs.configure(
     values.site, values.task, batch_size=values.batch, data__max_length=values.max_length)
   data = load_data(config, Reporter(), model.base)
   part = drawn(data.sites[0].tasks[0], values.batch * values.batches)
+  if values.dry_run:
+    return dry_run(model, lora_config(config), data.sites[0]._replace(tasks=(part,)), values)
+  adapter = read_adapter(values.adapter, model)
   own = ours(model, adapter, part, values)
   timings = interleaved.measure(
     own | peers(model, adapter, part, values), values.repeats,

@@ -1,13 +1,13 @@
 """A round of our compiled program beside one of Flower's simulation, over the same sites.
 
     python scripts/bench_peers.py [--sites=32] [--repeats=3] [--out=FILE.json]
-      [--site=maccrobat2020] [--model=width_256] [--batch=4 --steps=2] [--chunk=1]
+      [--site=maccrobat2020] [--model=width_256] [--batch=4 --steps=2] [--chunk=1] [--dry_run]
 
 Needs the extra `bench`. Flower's FedAvg (all sites a round, no evaluation) sends each site the
 adapter; a site is torch and PEFT as in bench_sites.py, in a process a core (four on a GPU).
 Weights, examples and steps are ours, and the first round's mean loss must be ours to 1e-3. Rounds
 of both take turns. The start of Ray, its processes and their models is apart:
-peer_flower_compile_seconds.
+peer_flower_compile_seconds. --dry_run only lowers our round, for a --model of shapes.
 """
 
 import logging
@@ -121,12 +121,15 @@ def check(
 
 def bench(values: flags.FlagValues, threads: int) -> dict[str, Any]:
   """What --out holds, but for the machine."""
-  from benchmarks import flower_site, torch_peer
-  model = inputs.load(values.model, values.dtype, tokenizer=values.tokenizer)
+  model = inputs.load(
+    values.model, values.dtype, tokenizer=values.tokenizer, abstract=values.dry_run)
   config = inputs.configure(
     values.site, values.task, batch_size=values.batch, steps=values.steps, sites=values.sites,
     data__max_length=values.max_length, model__dtype=values.dtype, fed__chunk=values.chunk)
   one = site_rounds.federation(config, load_data(config, Reporter(), model.base))
+  if values.dry_run:
+    return {'dry_run': True} | site_rounds.dry_run(one)
+  from benchmarks import flower_site, torch_peer
   with tempfile.TemporaryDirectory() as folder:
     flower_site.write(
       Path(folder), one, torch_peer.twin(model, values.dtype, 'cpu'), model.base.name)

@@ -2,7 +2,7 @@
 
     python scripts/bench_sites.py [--sites=1,8,32,100,1000] [--repeats=3] [--out=FILE.json]
       [--plot=FILE.svg] [--site=maccrobat2020] [--model=width_256] [--batch=4 --steps=2]
-      [--chunk=1] [--chunks=1,2,4,8,0] [--skews=0,0.5,1,1.5] [--loop_sites=100]
+      [--chunk=1] [--chunks=1,2,4,8,0] [--skews=0,0.5,1,1.5] [--loop_sites=100] [--dry_run]
 
 The sentences of one cohort are dealt out to so many sites. Their compiled round (host packing
 included, compilation not) is timed in turns with
@@ -17,6 +17,8 @@ the sentences, and each takes one pass over its own. Peak bytes are the compiler
 round's program.
 --out is written after every number of sites, after the chunks and after the skews; the same
 command, or one that asks for more, goes on after what the file holds, on the same kind of machine.
+--dry_run only lowers the round of each number of sites, for a --model of shapes; the bytes it tells
+are the memory planner's estimate.
 --plot needs nothing else than --out holds: with --redraw=FILE.json nothing is measured.
 """
 
@@ -139,6 +141,18 @@ def by_skew(
     row | timed('ours', timings[name]) for row, name in zip(rows, entrants, strict=True)]
 
 
+def dry_run(values: flags.FlagValues) -> dict[str, Any]:
+  """Lowers the round of each number of sites for abstract weights -> entries of the file."""
+  model, found = inputs.load(
+    values.model, values.dtype, tokenizer=values.tokenizer, abstract=True), {'dry_run': True}
+  for count in map(int, values.sites):
+    config = settings(values, count, values.chunk)
+    needs = site_rounds.dry_run(
+      site_rounds.federation(config, load_data(config, QUIET, model.base)))
+    found |= {f'{key}_{count}_sites': value for key, value in needs.items()}
+  return found
+
+
 def begun(values: flags.FlagValues, machine: dict[str, Any] | None = None) -> dict[str, Any]:
   """What --out holds of this work already.
 
@@ -240,6 +254,8 @@ def main(argv: list[str]) -> int:
       found = json.loads(Path(values.redraw).read_text())
     else:
       threads = interleaved.pin_threads(values.threads)
+      if values.dry_run:
+        return interleaved.write(values.out, dry_run(values), threads)
       found = bench(values, threads)
     if values.plot:
       scaling_plot.draw(found, Path(values.plot))

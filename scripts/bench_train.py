@@ -3,6 +3,7 @@
     python scripts/bench_train.py --task=ner|re [--batch=16 --steps=2 --repeats=5] [--out=FILE]
       [--site=maccrobat2020] [--model=PATH|llama31_8b] [--dtype=bfloat16 --remat=full]
       [--peers=peft_batch4,...] [--variants=one_shape,...] [--sites=1,3,8] [--dry_run]
+      [--attention=auto|plain|cudnn]
 
 All train the same adapter on the same examples, in random order as a loader gives them: `steps`
 optimiser steps of `batch` examples (AdamW, 2e-4, clipped at 1), packing or padding included. The
@@ -18,7 +19,8 @@ checkpointing.
 
 --sites adds a round over so many sites, each with `steps` steps on its part of the sentences: one
 compiled program, and a loop in Python over the sites.
---dry_run traces and lowers our program for abstract shapes: nothing is allocated, compiled or run.
+--dry_run traces and lowers our programs for abstract shapes: nothing is allocated, compiled or
+run. The bytes it tells are the memory planner's estimate.
 """
 
 import sys
@@ -39,6 +41,7 @@ from benchmarks.site_work import Work, amounts, arguments, work
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import load_data, lora_config
+from fedmedjax.model.kernels import ATTENTIONS, AUTO
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.peft_format import save_peft
 from fedmedjax.model.quant import QUANTIZATIONS
@@ -57,7 +60,7 @@ def settings(values: flags.FlagValues, sites: int = 1) -> ConfigDict:
   return inputs.configure(
     values.site, values.task, batch_size=values.batch, steps=values.steps, sites=sites,
     data__max_length=values.max_length, model__dtype=values.dtype, model__remat=values.remat,
-    fed__chunk=values.chunk)
+    model__attention=values.attention, fed__chunk=values.chunk)
 
 
 def ours(
@@ -189,7 +192,7 @@ def by_sites(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
 
 
 def dry_run(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
-  """Lowers one site's program for abstract weights -> entries of the file."""
+  """Lowers one site's program, and each round, for abstract weights -> entries of the file."""
   config = settings(values)
   one = work(config, load_data(config, Reporter(), model.base))
   jax.jit(one.train(one.schedule.layout.corners)).lower(
@@ -203,6 +206,11 @@ def dry_run(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
     'adapter_bytes': tree.num_bytes(one.study.learner.adapter)}
   print('dry run, lowered and not compiled: ' + ', '.join(
     f'{key} {value:,.0f}' for key, value in found.items() if key != 'dry_run'))
+  for count in map(int, values.sites):
+    config = settings(values, count)
+    needs = site_rounds.dry_run(
+      site_rounds.federation(config, load_data(config, Reporter(), model.base)))
+    found[f'ours_estimated_bytes_{count}_sites'] = needs['ours_estimated_bytes']
   return found
 
 
@@ -213,6 +221,8 @@ def define(values: flags.FlagValues) -> None:
     'steps', 2, 'Optimiser steps of a call.', lower_bound=1, flag_values=values)
   flags.DEFINE_enum('remat', 'products', list(REMAT), 'As config.model.remat.', flag_values=values)
   flags.DEFINE_enum(
+    'attention', AUTO, ATTENTIONS, 'As config.model.attention.', flag_values=values)
+  flags.DEFINE_enum(
     'quantization', 'none', list(QUANTIZATIONS), 'As config.model.quantization; ours only.',
     flag_values=values)
   flags.DEFINE_list('peers', list(PEERS), "Peers; '' = none.", flag_values=values)
@@ -222,7 +232,6 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     'chunk', 1, 'As config.fed.chunk: sites computed at once, 0 = all.', lower_bound=0,
     flag_values=values)
-  flags.DEFINE_bool('dry_run', False, 'Lower for abstract shapes only.', flag_values=values)
 
 
 def check_flags(values: flags.FlagValues) -> None:

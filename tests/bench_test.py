@@ -20,6 +20,8 @@ from fedmedjax.types import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
 import bench_decode  # noqa: E402
+import bench_peers  # noqa: E402
+import bench_sites  # noqa: E402
 import bench_train  # noqa: E402
 
 from benchmarks import inputs, interleaved, site_work, torch_peer  # noqa: E402
@@ -187,16 +189,42 @@ def test_decoding_is_raced_for_the_same_text(command, tiny_folder, tmp_path, mon
   assert 'peer_transformers, example 4' in said.out and not (tmp_path / 'none.json').exists()
 
 
-def test_a_model_of_true_shape_is_lowered_without_weights(tiny_folder, tmp_path):
-  """Llama-3.1-8B in NF4: 6.03 GB that nothing allocates."""
-  out = tmp_path / 'dry.json'
-  assert bench_train.main([
-    'script', '--model=llama31_8b', f'--tokenizer={tiny_folder}', '--site=synthetic_icu',
-    '--batch=4', '--dtype=bfloat16', '--quantization=nf4', '--remat=full', '--peers=', '--dry_run',
-    f'--out={out}']) == 0
-  found = json.loads(out.read_text())
+@pytest.fixture
+def dry(tiny_folder, tmp_path):
+  """dry(script, *flags) -> what it writes of Llama-3.1-8B's shapes, which nothing allocates."""
+  def run(script, *flags):
+    out = tmp_path / 'dry.json'
+    assert script.main([
+      'script', '--model=llama31_8b', f'--tokenizer={tiny_folder}', '--site=synthetic_icu',
+      '--batch=4', '--dtype=bfloat16', '--dry_run', f'--out={out}', *flags]) == 0
+    return json.loads(out.read_text())
+
+  return run
+
+
+def test_training_of_a_true_shape_is_lowered_without_weights(dry):
+  """In NF4 6.03 GB. Of five sites at once each has copies and moments of 41,943,040 numbers, and
+  its own activations; what a round needs beside the base grows nearly five times."""
+  found = dry(
+    bench_train, '--quantization=nf4', '--remat=full', '--peers=', '--sites=1,5', '--chunk=0')
   assert found['dry_run'] and 6.0e9 < found['base_bytes'] < 6.3e9
   assert found['adapter_bytes'] == 4 * 41_943_040
+  one, five = (found[f'ours_estimated_bytes_{n}_sites'] - found['base_bytes'] for n in (1, 5))
+  assert one > 4 * found['adapter_bytes'] and 4 * one < five <= 5 * one
+
+
+@pytest.mark.parametrize('script, flags, entry', [
+  (bench_sites, ('--sites=2',), 'ours_estimated_bytes_2_sites'),
+  (bench_peers, ('--sites=2',), 'ours_estimated_bytes'),
+  (bench_decode, ('--batch=2',), 'ours_brought_bytes'),
+])
+def test_other_scripts_of_a_true_shape(script, flags, entry, dry):
+  """In bfloat16 16.06 GB, and the keys and values or copies of the adapter besides."""
+  found = dry(script, *flags)
+  assert found['dry_run'] and found[entry] > 0
+  base = found.get('base_bytes') or found['base_bytes_2_sites']
+  assert 16.0e9 < base < 16.1e9
+  assert not entry.startswith('ours_estimated') or found[entry] > base + 4 * 4 * 41_943_040
 
 
 def test_flop_by_hand():

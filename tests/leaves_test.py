@@ -59,7 +59,8 @@ NEEDED = {
 # Another value of what is no number or switch, and where half of it, or one more, is not allowed.
 OTHER = {
   'model.path': '/nowhere/a', 'model.dtype': 'bfloat16', 'model.quantization': 'int8',
-  'model.remat': 'full', 'lora.targets': ('q_proj',), 'lora.start': '/nowhere/a',
+  'model.remat': 'full', 'model.attention': 'cudnn', 'lora.targets': ('q_proj',),
+  'lora.start': '/nowhere/a',
   'bert.path': '/nowhere/a', 'bert.task': 're',
   'data.folders': ({**_WARD, 'path': '/nowhere/b'},), 'data.root': '/nowhere/b',
   'data.sites': ('synthetic_icu',), 'data.external': (), 'data.tasks': ('re',),
@@ -79,7 +80,8 @@ OTHER = {
 }
 # What is asked for cannot be had here; that it is asked for is in the error.
 REFUSED = {
-  'model.path', 'lora.start', 'bert.path', 'data.folders', 'data.root', 'mesh.tensor'}
+  'model.path', 'model.attention', 'lora.start', 'bert.path', 'data.folders', 'data.root',
+  'mesh.tensor'}
 
 
 QUIET = Reporter(Console(quiet=True))

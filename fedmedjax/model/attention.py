@@ -137,6 +137,9 @@ class Window(NamedTuple):
     return queries[..., :, None] - keys[..., None, :] < self.size
 
 
+# (q [B, T, H, d], sources) -> [B, T, H, d]: `attend`, or what gives the same (`model/kernels.py`).
+Attend = Callable[[Array, tuple[Source, ...]], Array]
+
 # (q [T, H, d], k, v [T, KV, d], cache of this layer, context, Window or None where every layer
 # sees all) -> (out [T, H, d], kept)
 Attention = Callable[[Array, Array, Array, Any, Any, Window | None], tuple[Array, Any]]

@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from fedmedjax.model.attention import Source, attend, heads_first
+from fedmedjax.model.attention import Attend, Source, attend, heads_first
 from fedmedjax.model.llama import Llama, head_weight
 from fedmedjax.types import Batch
 
@@ -19,11 +19,11 @@ from fedmedjax.types import Batch
 HEAD_CHUNK = 512
 
 
-def packed_attention(q, k, v, cache, context, window=None):
+def packed_attention(q, k, v, cache, context, window=None, *, attend: Attend = attend):
   """Attention of a packed pass (an `Attention` of `model/llama.py`; nothing is cached).
 
   context: (prefix_valid bool[P], segments i32[R, N]); q, k, v hold the P instruction tokens
-  first, then the R*N row tokens.
+  first, then the R*N row tokens. `attend` is a kernel of `model/kernels.py`.
   """
   del cache
   prefix_valid, segments = context

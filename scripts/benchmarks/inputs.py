@@ -79,6 +79,9 @@ def define_flags(values: flags.FlagValues, batch: int) -> None:
     flag_values=values)
   flags.DEFINE_integer(
     'max_length', 256, 'As config.data.max_length.', lower_bound=8, flag_values=values)
+  flags.DEFINE_bool(
+    'dry_run', False, 'Lower our program for abstract weights, and say what it needs.',
+    flag_values=values)
 
 
 def load(

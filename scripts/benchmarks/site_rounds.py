@@ -5,6 +5,7 @@
     loop = site_rounds.python_loop(one, count)       # over the first `count` sites only
     tuned = site_rounds.tuned(one, model)            # a PEFT model; needs the test extra
     peer = site_rounds.peft_loop(one, tuned, count)
+    needs = site_rounds.dry_run(one)                 # for a model of shapes
 
 Each is called without arguments and does round 0 from the same adapter, its batches made anew.
 """
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict
 from benchmarks import inputs
 from benchmarks.interleaved import TOLERANCES, Tolerance
 from benchmarks.site_work import site_training
-from fedmedjax import exchange, tree
+from fedmedjax import exchange, memory, tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import Data, Study, lora_config, prepare
 from fedmedjax.fed.participation import Turnout
@@ -60,22 +61,23 @@ def federation(config: ConfigDict, data: Data) -> Federation:
   return Federation(config, study, exchange.turnout(study.meeting, study.schedule, 0))
 
 
+def arguments(one: Federation) -> tuple:
+  """Of the round, its batches made anew."""
+  study, turn = one.study, one.turn
+  batches, mask = schedules.round_arrays(study.schedule, 0, turn.cohort.sites, turn.steps)
+  return (
+    study.algorithm.init(study.learner.adapter), study.learner.base,
+    LocalData(batches, mask, turn.weights), turn.cohort.sites, None, jax.random.key(0))
+
+
 def compiled(one: Federation) -> Compiled:
   """A run's own program, compiled when it is first asked for."""
-  study, turn = one.study, one.turn
-
-  def arguments() -> tuple:
-    batches, mask = schedules.round_arrays(study.schedule, 0, turn.cohort.sites, turn.steps)
-    return (
-      study.algorithm.init(study.learner.adapter), study.learner.base,
-      LocalData(batches, mask, turn.weights), turn.cohort.sites, None, jax.random.key(0))
-
   @cache
   def program():
-    return study.algorithm.round.lower(*arguments()).compile()
+    return one.study.algorithm.round.lower(*arguments(one)).compile()
 
   def run() -> Round:
-    state, metrics = jax.block_until_ready(program()(*arguments()))
+    state, metrics = jax.block_until_ready(program()(*arguments(one)))
     return Round(np.nanmean(metrics.train_loss, axis=1), state.adapter)
 
   def peak_bytes() -> int:
@@ -84,6 +86,21 @@ def compiled(one: Federation) -> Compiled:
             + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes)
 
   return Compiled(run, peak_bytes)
+
+
+def dry_run(one: Federation) -> dict[str, int]:
+  """Lowers the round, whose base may be shapes; nothing is compiled -> entries of the file."""
+  study, inputs = one.study, arguments(one)
+  study.algorithm.round.lower(*inputs)
+  at_once = study.arrangements[0]
+  found = {
+    'base_bytes': tree.num_bytes(study.learner.base),
+    'adapter_bytes': tree.num_bytes(study.learner.adapter),
+    'ours_estimated_bytes': (
+      tree.num_bytes(study.learner.base) + memory.estimate(study, inputs)(at_once))}
+  print(f'dry run, {len(one.turn.weights)} sites, {at_once}, lowered and not compiled: '
+        + ', '.join(f'{key} {value:,}' for key, value in found.items()))
+  return found
 
 
 def python_loop(one: Federation, count: int) -> Callable[[], Round]:

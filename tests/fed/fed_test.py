@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quadratics import ADAPTER, SIZES, data, entries, federation, play
 
 from fedmedjax import tree
-from fedmedjax.fed import local, sharing
+from fedmedjax.fed import local, rules, sharing
 from fedmedjax.fed.aggregate import adaptive_mean, adaptive_weights, weighted_sum
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.products import product_gap
@@ -277,6 +277,16 @@ def test_frozen_leaves_do_not_move():
   np.testing.assert_array_equal(state.adapter['layers']['q']['a'], start['layers']['q']['a'])
   assert (state.adapter['layers']['q']['b'] != start['layers']['q']['b']).all()
   assert len(sharing.shared_part(only_b, ADAPTER, 0)) == 1
+
+
+def test_the_state_is_written_where_it_was():
+  """Donated: of all that a round returns of the state nothing takes room of its own."""
+  algorithm = federation(sharing=sharing.nothing(), rule=rules.control_variates(rate=0.5))
+  state = algorithm.init(ADAPTER)
+  counted = algorithm.round.lower(
+    state, jnp.float32(1.0), data(), jnp.arange(3), None, jax.random.key(0)
+  ).compile().memory_analysis()
+  assert counted.alias_size_in_bytes == tree.num_bytes(state)
 
 
 def test_five_rounds_compile_once():

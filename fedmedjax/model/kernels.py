@@ -1,0 +1,195 @@
+"""Which kernel computes a packed pass's attention: the plain `attend`, or cuDNN's FlashAttention.
+
+Both take the same sources and give the same averages; they differ in what goes through memory. The
+plain one writes a score for every query and key. cuDNN's (by jax.nn.dot_product_attention; Dao,
+arXiv:2307.08691) keeps scores on the chip, in 16 bits on NVIDIA cards only. It is used where it
+was found here, on this machine and for the model's own heads, to be as near to float32 as the
+plain one is. On TPUs attention is plain: JAX's splash kernel (Pallas) hides keys by equal segments
+only, and the instruction of a packed pass is seen by all.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_batching import custom_vmap
+
+from fedmedjax.model.attention import DEAR, Attend, Source, attend
+from fedmedjax.model.llama import LlamaConfig
+from fedmedjax.types import InputError
+
+Array = jax.Array
+
+# Values of config.model.attention.
+AUTO, PLAIN, CUDNN = 'auto', 'plain', 'cudnn'
+ATTENTIONS = (AUTO, PLAIN, CUDNN)
+# A kernel may be so many times as far from float32 as `attend` is: both round to 16 bits, at
+# other places. A key too many or too few is hundreds of times as far.
+FARTHER = 4.0
+# Tokens of the trial: rows, tokens of a row, and of what is before them.
+_TRIAL = (2, 32, 48)
+
+
+def fused_attend(call: Callable[..., Array]) -> Attend:
+  """An `attend` that joins the sources and leaves the rest to one kernel.
+
+  Args:
+    call: (q [B, T, H, d], k, v [B, M, KV, d], mask bool[B, 1, T, M]) -> [B, T, H, d], with a
+      gradient. It never meets vmap: sites are laid into B before.
+
+  The gradient keeps q, k and v only and runs the kernel forward again. Where T or M is odd, which
+  cuDNN refuses for gradients behind a mask, M gets a key that is never seen, and T a query that
+  nobody reads.
+  """
+  def grad(q, k, v, mask, cotangent):
+    return jax.vjp(lambda *inputs: call(*inputs, mask), q, k, v)[1](cotangent)
+
+  forward, backward = _sites_in_batch(call), _sites_in_batch(grad)
+
+  @jax.custom_vjp
+  def average(q, k, v, mask):
+    return forward(q, k, v, mask)
+
+  def keep(q, k, v, mask):
+    return checkpoint_name(forward(q, k, v, mask), DEAR), (q, k, v, mask)
+
+  def give(kept, cotangent):
+    return *backward(*kept, cotangent), None
+
+  average.defvjp(keep, give)
+
+  def fused(q: Array, sources: tuple[Source, ...]) -> Array:
+    batch, length = q.shape[:2]
+    k, v, mask = (jnp.concatenate(parts, axis) for parts, axis in zip(
+      zip(*(_of_each(source, batch, length) for source in sources), strict=True), (1, 1, 2),
+      strict=True))
+    queries, keys = length % 2, mask.shape[-1] % 2
+    widened = lambda x, count: jnp.pad(x, ((0, 0), (0, count), (0, 0), (0, 0)))  # noqa: E731
+    # The added query sees what the last one sees: a row of nothing but hidden keys is no average.
+    mask = jnp.pad(jnp.pad(mask, ((0, 0), (0, queries), (0, 0)), mode='edge'),
+                   ((0, 0), (0, 0), (0, keys)))
+    out = average(widened(q, queries), widened(k, keys), widened(v, keys), mask[:, None])
+    return out[:, :length]
+
+  return fused
+
+
+def _of_each(source: Source, batch: int, length: int) -> tuple[Array, Array, Array]:
+  """(k, v [B, M, KV, d], mask bool[B, T, M]), a copy for each batch element of what is shared."""
+  def spread(x):
+    x = x[:, None] if x.ndim == 3 else x
+    x = jnp.moveaxis(x, 0, 2)
+    return jnp.broadcast_to(x, (batch, *x.shape[1:]))
+
+  mask = source.mask[None, None] if source.mask.ndim == 1 else source.mask
+  return spread(source.k), spread(source.v), jnp.broadcast_to(
+    mask, (batch, length, mask.shape[-1]))
+
+
+def _sites_in_batch(function: Callable) -> Callable:
+  """`function` of arrays with a leading batch axis; under vmap the mapped axis is laid into it.
+
+  jax 0.10's own rule for cuDNN's kernel wants a mask for every head then.
+  """
+  @custom_vmap
+  def folded(*arrays):
+    return function(*arrays)
+
+  @folded.def_vmap
+  def rule(size, batched, *arrays):
+    def flat(x, mapped):
+      x = x if mapped else jnp.broadcast_to(x, (size, *x.shape))
+      return x.reshape(-1, *x.shape[2:])
+
+    found = folded(*map(flat, arrays, batched))
+    split = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), found)
+    return split, jax.tree.map(lambda _: True, split)
+
+  return folded
+
+
+def cudnn_call(q: Array, k: Array, v: Array, mask: Array) -> Array:
+  """cuDNN's kernel, see `fused_attend`. Raises what JAX raises where it is not to be had."""
+  return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='cudnn')
+
+
+def distance(kernel: Attend, heads: int, kv_heads: int, head_dim: int, dtype) -> float:
+  """How far a kernel is from float32's averages and gradients, in distances of `attend`'s.
+
+  1 = just as far. On random inputs of the model's heads: rows of two segments behind a shared
+  source, mapped over two sites.
+
+  Args:
+    kernel: tried in `dtype`.
+    heads, kv_heads, head_dim: H, KV and d.
+    dtype: of 16 bits.
+  """
+  rows, length, before = _TRIAL
+  keys = jax.random.split(jax.random.key(0), 6)
+  draw = lambda key, *shape: jax.random.normal(key, (2, *shape), dtype)  # noqa: E731
+  arrays = (
+    draw(keys[0], rows, length, heads, head_dim),
+    *(draw(key, kv_heads, before, head_dim) for key in keys[1:3]),
+    *(draw(key, kv_heads, rows, length, head_dim) for key in keys[3:5]))
+  towards = draw(keys[5], rows, length, heads, head_dim)
+  segments = jnp.arange(length) < length // 3
+  own = (segments[:, None] == segments[None]) & jnp.tril(jnp.ones((length, length), bool))
+  own = jnp.broadcast_to(own, (rows, length, length))
+
+  def results(how: Attend, wide) -> jax.Array:
+    def averages(q, prefix_k, prefix_v, row_k, row_v):
+      return how(q, (Source(prefix_k, prefix_v, jnp.arange(before) < before - 5),
+                     Source(row_k, row_v, own)))
+
+    def both(*inputs):
+      *inputs, cotangent = (x.astype(wide) for x in inputs)
+      out, pull = jax.vjp(averages, *inputs)
+      return out, pull(cotangent)
+
+    found = jax.jit(jax.vmap(both))(*arrays, towards)
+    return [x.astype(jnp.float32) for x in jax.tree.leaves(found)]
+
+  true = results(attend, jnp.float32)
+  far = lambda how: jnp.stack([  # noqa: E731
+    jnp.linalg.norm(x - y) for x, y in zip(results(how, dtype), true, strict=True)])
+  return float(jnp.max(far(kernel) / far(attend)))
+
+
+def choose(
+  name: str, config: LlamaConfig, dtype, *, call: Callable[..., Array] = cudnn_call
+) -> tuple[Attend, str]:
+  """(the kernel, how it is called in summary.json) for a model on the default device.
+
+  Args:
+    name: one of ATTENTIONS; AUTO takes cuDNN's on a GPU where it is found to be right, and says
+      why where it is not.
+    config: whose heads are tried.
+    dtype: of the model.
+    call: see `fused_attend`; another one in tests.
+
+  Raises:
+    InputError: CUDNN is asked for and cannot be had here.
+  """
+  if name == PLAIN:
+    return attend, PLAIN
+  why, kernel = '', fused_attend(call)
+  if jax.default_backend() != 'gpu':
+    why = f'this machine computes on {jax.default_backend()}'
+  elif jnp.dtype(dtype).itemsize != 2:
+    why = f'the model is in {jnp.dtype(dtype).name}, the kernel in 16 bits'
+  else:
+    try:
+      apart = distance(kernel, config.num_heads, config.num_kv_heads, config.head_dim, dtype)
+    # Libraries that are missing, too old or of another card: whatever they raise.
+    except Exception as error:
+      why = f'{type(error).__name__}: {next(iter(str(error).splitlines()), "")}'
+    else:
+      # Said so that a NaN is no agreement.
+      why = '' if apart <= FARTHER else (
+        f'its results are {apart:.3g} times as far from float32 as those of the plain one')
+  if not why:
+    return kernel, CUDNN
+  if name == CUDNN:
+    raise InputError(f"config.model.attention='{CUDNN}': {why}; 'auto' or 'plain' are allowed here")
+  return attend, PLAIN if jax.default_backend() != 'gpu' else f'{PLAIN} ({why})'

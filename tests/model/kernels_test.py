@@ -1,0 +1,115 @@
+"""Kernels of attention give what the plain one gives; one that does not is not chosen."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+
+from fedmedjax.model import kernels
+from fedmedjax.model.attention import Window, attend
+from fedmedjax.model.loss import packed_attention
+from fedmedjax.types import InputError
+
+
+def dense(q, k, v, mask):
+  """The library's own plain formula, behind the signature of cuDNN's kernel."""
+  return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='xla')
+
+
+def one_key_more(q, k, v, mask):
+  """As a kernel that looks past the present token: `dense` with a mask shifted by a key."""
+  return dense(q, k, v, mask | jnp.roll(mask, 1, axis=-1))
+
+
+@pytest.mark.parametrize('prefix, width, window', [
+  (6, 8, None), (7, 5, None), (6, 8, 4), (0, 5, 3)])
+def test_a_packed_pass_is_the_same_under_vmap_with_its_gradient(prefix, width, window):
+  """Odd numbers of queries and keys, two sites, no instruction at all, and a sliding window."""
+  sites, rows, tokens = 2, 3, prefix + 3 * width
+  rng = np.random.default_rng(0)
+  q, towards = rng.normal(size=(2, sites, tokens, 4, 8)).astype(np.float32)
+  k, v = rng.normal(size=(2, sites, tokens, 2, 8)).astype(np.float32)
+  segments = np.tile(np.r_[[1] * 2, [2] * (width - 3), 0], (sites, rows, 1)).astype(np.int32)
+  valid = jnp.arange(prefix) < prefix - 2
+  positions = jnp.concatenate(
+    [jnp.arange(prefix), jnp.tile(prefix - 2 + jnp.arange(width), rows)]).astype(jnp.int32)
+
+  def both(how):
+    def one(q, k, v, segments, towards):
+      seen = None if window is None else Window(positions, jnp.int32(window))
+      out, pull = jax.vjp(
+        lambda *x: packed_attention(*x, None, (valid, segments), seen, attend=how)[0], q, k, v)
+      return out, *pull(towards)
+
+    return jax.vmap(one)(q, k, v, segments, towards)
+
+  for plain, found in zip(both(attend), both(kernels.fused_attend(dense)), strict=True):
+    np.testing.assert_allclose(found, plain, atol=2e-5)
+
+
+def test_the_distance_tells_a_kernel_that_sees_a_key_too_many():
+  heads = (4, 2, 8, jnp.bfloat16)
+  assert kernels.distance(attend, *heads) == 1.0
+  assert kernels.distance(kernels.fused_attend(dense), *heads) < kernels.FARTHER
+  assert kernels.distance(kernels.fused_attend(one_key_more), *heads) > 10 * kernels.FARTHER
+
+
+def _raises(*arrays):
+  raise RuntimeError('no such library\nand a trace')
+
+
+@pytest.mark.parametrize('call, dtype, name', [
+  (dense, jnp.bfloat16, 'cudnn'),
+  (one_key_more, jnp.bfloat16, r'plain \(its results are \d+ times as far from float32'),
+  (lambda q, *_: q * jnp.nan, jnp.bfloat16, r'plain \(its results are nan times'),
+  (_raises, jnp.bfloat16, r'plain \(RuntimeError: no such library\)$'),
+  (dense, jnp.float32, r'plain \(the model is in float32'),
+])
+def test_on_a_gpu_what_is_right_is_chosen_and_else_the_plain_one(call, dtype, name, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  chosen, said = kernels.choose('auto', TINY, dtype, call=call)
+  assert re.match(name, said)
+  assert (chosen is attend) == (said != 'cudnn')
+  if chosen is attend:
+    with pytest.raises(InputError, match=r"config\.model\.attention='cudnn': "):
+      kernels.choose('cudnn', TINY, dtype, call=call)
+
+
+def test_what_cannot_be_had_is_refused_only_where_it_is_asked_for():
+  assert kernels.choose('plain', TINY, jnp.bfloat16) == (attend, 'plain')
+  assert kernels.choose('auto', TINY, jnp.bfloat16) == (attend, 'plain')
+  with pytest.raises(InputError, match=r"config\.model\.attention='cudnn': .* computes on cpu"):
+    kernels.choose('cudnn', TINY, jnp.bfloat16)
+
+
+def test_a_round_is_lowered_to_cudnns_kernel_for_a_gpu(monkeypatch):
+  """For two sites at once, with its gradient, on a machine without one: what JAX asks the card is
+  answered here. That the kernel itself is right, a GPU has to say (the test below)."""
+  from jax._src.cudnn import fused_attention_stablehlo as library
+  monkeypatch.setattr(library, 'check_cudnn_version', lambda: 91_000)
+  monkeypatch.setattr(library, 'check_compute_capability', lambda capability: True)
+  monkeypatch.setattr(library, 'is_cuda_compute_capability_equal', lambda capability: False)
+  how = kernels.fused_attend(kernels.cudnn_call)
+
+  def loss(q, k, v, segments):
+    out, _ = packed_attention(q, k, v, None, (jnp.ones(7, bool), segments), attend=how)
+    return jnp.sum(out.astype(jnp.float32))
+
+  q = jax.ShapeDtypeStruct((2, 7 + 2 * 9, 4, 16), jnp.bfloat16)
+  k = jax.ShapeDtypeStruct((2, 7 + 2 * 9, 2, 16), jnp.bfloat16)
+  segments = jax.ShapeDtypeStruct((2, 2, 9), jnp.int32)
+  text = jax.jit(jax.vmap(jax.grad(loss, (0, 1, 2)))).trace(q, k, k, segments).lower(
+    lowering_platforms=('cuda',)).as_text()
+  assert re.search(r'__cudnn\$fmhaScaleBiasSoftmax\b', text)
+  assert '__cudnn$fmhaScaleBiasSoftmaxBackward' in text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('heads, kv_heads, head_dim', [(32, 8, 128), (32, 8, 64), (9, 3, 64)])
+def test_cudnns_kernel_on_this_gpu(heads, kv_heads, head_dim):
+  apart = kernels.distance(
+    kernels.fused_attend(kernels.cudnn_call), heads, kv_heads, head_dim, jnp.bfloat16)
+  assert apart < kernels.FARTHER
