@@ -145,9 +145,10 @@ class Batch(NamedTuple):
   tokens: Any          # i32[R, N]
   positions: Any       # i32[R, N]  rotary positions
   segments: Any        # i32[R, N]  1, 2, ... per example of the row; 0 = padding
-  target_index: Any    # i32[R, M]  places in the row whose next token is supervised
-  targets: Any         # i32[R, M]  that token
-  target_weight: Any   # f32[R, M]  1, or 0 for padding
+  target_row: Any      # i32[M]     rows and, in them, places whose next token is supervised;
+  target_index: Any    # i32[M]     one list for all rows, which is padded once and not in each
+  targets: Any         # i32[M]     that token
+  target_weight: Any   # f32[M]     1, or 0 for padding
 
 
 class Program(NamedTuple):

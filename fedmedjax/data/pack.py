@@ -126,8 +126,9 @@ def plan_shape(
   """
   longest = max(len(example.tokens) for step in steps for example in step)
   best = None
+  targets = max(_targets(step, loss_on) for step in steps)
   for width in range(round_up(longest, 32), round_up(longest, 32) + 8 * 32, 32):
-    rows, targets = map(max, zip(*(_needed(step, width, loss_on) for step in steps), strict=True))
+    rows = max(_rows(step, width) for step in steps)
     shape = RowShape(round_up(prefix, 16) if prefix else 0, rows, width, round_up(targets, 16))
     if best is None or shape.cost < best.cost:
       best = shape
@@ -170,23 +171,27 @@ def _candidates(
   """Corners of `whole` that cost less -> bool[n]: which steps they hold."""
   found, instructions = {}, round_up(np.asarray(prefixes), 16)
   lengths = [max(len(example.tokens) for example in step) for step in steps]
+  targets = np.asarray([_targets(step, loss_on) for step in steps])
   for width in range(round_up(min(lengths), 32), whole.width + 1, 32):
-    needs = np.asarray([
-      _needed(step, width, loss_on) if longest <= width else (whole.rows + 1, 0)
+    needed = np.asarray([
+      _rows(step, width) if longest <= width else whole.rows + 1
       for step, longest in zip(steps, lengths, strict=True)])
     for rows, prefix in itertools.product(range(1, whole.rows + 1), np.unique(instructions)):
-      held = (needs[:, 0] <= rows) & (instructions <= prefix)
-      targets = round_up(int(needs[held, 1].max(initial=0)), 16)
-      shape = RowShape(int(prefix), rows, width, targets)
-      if held.any() and targets <= whole.targets and shape.cost < whole.cost:
+      held = (needed <= rows) & (instructions <= prefix)
+      shape = RowShape(
+        int(prefix), rows, width, round_up(int(targets[held].max(initial=0)), 16))
+      if held.any() and shape.cost < whole.cost:
         found[shape] = held
   return found
 
 
-def _needed(step: Sequence[TokenExample], width: int, loss_on: str) -> tuple[int, int]:
-  """(rows of that width, targets of the fullest) of a step, none of its examples longer."""
-  fitted = fit_rows([len(example.tokens) for example in step], width)
-  return len(fitted), max(sum(supervised(step[i], loss_on) for i in row) for row in fitted)
+def _rows(step: Sequence[TokenExample], width: int) -> int:
+  """Rows of that width that a step needs, none of its examples longer."""
+  return len(fit_rows([len(example.tokens) for example in step], width))
+
+
+def _targets(step: Sequence[TokenExample], loss_on: str) -> int:
+  return sum(supervised(example, loss_on) for example in step)
 
 
 def first_shape(
@@ -194,11 +199,11 @@ def first_shape(
 ) -> RowShape:
   """The first of `shapes` that holds the step, or the last, which has to."""
   longest = max(len(example.tokens) for example in step)
+  targets = _targets(step, loss_on)
   for shape in shapes[:-1]:
-    if longest <= shape.width and prefix <= shape.prefix:
-      rows, targets = _needed(step, shape.width, loss_on)
-      if rows <= shape.rows and targets <= shape.targets:
-        return shape
+    if (longest <= shape.width and prefix <= shape.prefix and targets <= shape.targets
+        and _rows(step, shape.width) <= shape.rows):
+      return shape
   return shapes[-1]
 
 
@@ -209,8 +214,8 @@ def corner(shape: RowShape, batch: Batch) -> Batch:
     prefix=batch.prefix[:prefix], prefix_targets=batch.prefix_targets[:prefix],
     prefix_weight=batch.prefix_weight[:prefix], tokens=batch.tokens[:rows, :width],
     positions=batch.positions[:rows, :width], segments=batch.segments[:rows, :width],
-    target_index=batch.target_index[:rows, :targets], targets=batch.targets[:rows, :targets],
-    target_weight=batch.target_weight[:rows, :targets])
+    target_row=batch.target_row[:targets], target_index=batch.target_index[:targets],
+    targets=batch.targets[:targets], target_weight=batch.target_weight[:targets])
 
 
 def in_corner(shape: RowShape, batch: Batch):
@@ -218,7 +223,7 @@ def in_corner(shape: RowShape, batch: Batch):
   prefix, rows, width, targets = shape
   outside = (
     batch.prefix[prefix:] >= 0, batch.segments[rows:] > 0, batch.segments[:, width:] > 0,
-    batch.target_weight[:, targets:] > 0)
+    batch.target_weight[targets:] > 0)
   return sum(part.any() for part in outside) == 0
 
 
@@ -240,13 +245,13 @@ def pack(
     prefix_targets[:length] = instruction[1:]
     # Each example, fed alone, would count the instruction's own loss once.
     prefix_weight[:length] = len(examples)
-  size, count = (shape.rows, shape.width), (shape.rows, shape.targets)
+  size, filled = (shape.rows, shape.width), 0
   tokens, positions, segments = (np.zeros(size, np.int32) for _ in range(3))
-  index, targets = np.zeros(count, np.int32), np.zeros(count, np.int32)
-  weight = np.zeros(count, np.float32)
+  rows, index, targets = (np.zeros(shape.targets, np.int32) for _ in range(3))
+  weight = np.zeros(shape.targets, np.float32)
   for row, members in enumerate(fit_rows(
       [len(e.tokens) for e in examples], width or shape.width)):
-    place, filled = 0, 0
+    place = 0
     for segment, member in enumerate(members, start=1):
       example = examples[member]
       end = place + len(example.tokens)
@@ -255,12 +260,14 @@ def pack(
       segments[row, place:end] = segment
       number = supervised(example, loss_on)
       span = slice(filled, filled + number)
-      index[row, span] = np.arange(end - 1 - number, end - 1)
-      targets[row, span] = example.tokens[len(example.tokens) - number:]
-      weight[row, span] = 1.0
+      rows[span] = row
+      index[span] = np.arange(end - 1 - number, end - 1)
+      targets[span] = example.tokens[len(example.tokens) - number:]
+      weight[span] = 1.0
       place, filled = end, filled + number
   return Batch(
-    prefix, prefix_targets, prefix_weight, tokens, positions, segments, index, targets, weight)
+    prefix, prefix_targets, prefix_weight, tokens, positions, segments, rows, index, targets,
+    weight)
 
 
 def blank(shape: RowShape, loss_on: str) -> Batch:

@@ -15,8 +15,8 @@ from fedmedjax.model.attention import Attend, Source, attend, heads_first
 from fedmedjax.model.llama import Llama, head_weight
 from fedmedjax.types import Batch
 
-# Places per head product: 512 x 128,256 float32 logits are 263 MB for each site at once.
-HEAD_CHUNK = 512
+# Words per head product: 4,096 float32 logits are 16 KB for each supervised place.
+HEAD_BLOCK = 4096
 
 
 def packed_attention(q, k, v, cache, context, window=None, *, attend: Attend = attend):
@@ -70,51 +70,63 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch):
   hidden, _ = model.apply(
     {'params': base, 'lora': adapter}, tokens, positions, None,
     (batch.prefix >= 0, batch.segments))
-  rows = hidden[length:].reshape(*batch.tokens.shape, -1)
-  places = jnp.take_along_axis(rows, batch.target_index[..., None], axis=1)
+  places = hidden[length + batch.target_row * batch.tokens.shape[1] + batch.target_index]
   supervised = batch.prefix_targets.shape[0]
-  hidden = jnp.concatenate([hidden[:supervised], places.reshape(-1, places.shape[-1])])
-  targets = jnp.concatenate([batch.prefix_targets, batch.targets.reshape(-1)])
-  weights = jnp.concatenate([batch.prefix_weight, batch.target_weight.reshape(-1)])
-  # Once, not for every chunk of places.
+  hidden = jnp.concatenate([hidden[:supervised], places])
+  targets = jnp.concatenate([batch.prefix_targets, batch.targets])
+  weights = jnp.concatenate([batch.prefix_weight, batch.target_weight])
+  # Once, not for every block of words.
   head = model.fetch('head', head_weight(base))
-  total = weighted_nll(HEAD_CHUNK, hidden, head, targets, weights)
+  total = weighted_nll(HEAD_BLOCK, hidden, head, targets, weights)
   return total, weights.sum()
 
 
-def _chunks(chunk: int, *arrays):
-  """Splits axis 0 into the fewest equal parts of at most `chunk`: [Q, ...] -> [n, q, ...].
+def _over_vocabulary(block: int, hidden, head, targets, gradient: bool):
+  """hidden [Q, D], targets i32[Q] -> (nats [Q], softmax head - head[target] [Q, D] or None).
 
-  Zeros pad the last part, fewer than n of them.
+  Words come `block` at a time and what is known of them is scaled anew to the largest logit so far:
+  the online softmax of FlashAttention (Dao et al., arXiv:2205.14135, section 3.1) with words for
+  keys. Logits [Q, block] are read again while a CPU's caches still hold them, and each is
+  exponentiated once.
   """
-  count = arrays[0].shape[0]
-  parts = -(-count // chunk)
-  pad = -count % parts
-  return [
-    jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)).reshape(parts, -1, *x.shape[1:])
-    for x in arrays
-  ]
+  wide = jnp.promote_types(hidden.dtype, jnp.float32)
+  words, whole = head.shape[0], head.shape[0] // block
 
+  def see(seen, part):
+    peak, total, expected = seen
+    logits = jnp.einsum('qd,vd->qv', hidden, part, preferred_element_type=wide)
+    higher = jnp.maximum(peak, logits.max(axis=-1))
+    weights, shrink = jnp.exp(logits - higher[:, None]), jnp.exp(peak - higher)
+    if gradient:
+      expected = expected * shrink[:, None] + jnp.einsum(
+        'qv,vd->qd', weights.astype(head.dtype), part, preferred_element_type=wide)
+    return higher, total * shrink + weights.sum(axis=-1), expected
 
-def _chunk_nll(head, hidden, targets):
-  """hidden [q, D], targets i32[q] -> (nats [q], softmax [q, V]), in float32 or wider."""
-  logits = jnp.einsum(
-    'qd,vd->qv', hidden, head,
-    preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32))
-  log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-  chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)
-  return (log_z - chosen)[:, 0], lambda: jnp.exp(logits - log_z)
+  count = hidden.shape[0]
+  seen = (
+    jnp.full(count, -jnp.inf, wide), jnp.zeros(count, wide),
+    jnp.zeros(hidden.shape, wide) if gradient else None)
+  if whole:
+    seen = jax.lax.fori_loop(0, whole, lambda i, seen: see(
+      seen, jax.lax.dynamic_slice_in_dim(head, i * block, block)), seen)
+  if words % block:
+    seen = see(seen, head[whole * block:])
+  peak, total, expected = seen
+  chosen = head[targets]
+  nats = peak + jnp.log(total) - jnp.einsum(
+    'qd,qd->q', hidden, chosen, preferred_element_type=wide)
+  return nats, expected / total[:, None] - chosen.astype(wide) if gradient else None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def weighted_nll(chunk: int, hidden, head, targets, weights):
-  """sum_q weights_q * -log softmax(hidden_q head^T)[targets_q], `chunk` places at a time.
+def weighted_nll(block: int, hidden, head, targets, weights):
+  """sum_q weights_q * -log softmax(hidden_q head^T)[targets_q], `block` words at a time.
 
   The head is frozen, so d/d hidden = w (softmax head - head[target]) is formed in the forward
   pass and the logits need neither be kept nor computed again.
 
   Args:
-    chunk: places per head product.
+    block: words per head product.
     hidden: [Q, D].
     head: [V, D], not differentiable (TypeError).
     targets: i32[Q].
@@ -123,34 +135,19 @@ def weighted_nll(chunk: int, hidden, head, targets, weights):
   Returns:
     f32[] (float64 when hidden is).
   """
-  def body(total, part):
-    nats, _ = _chunk_nll(head, part[0], part[1])
-    return total + jnp.sum(nats * part[2]), None
-
-  zero = jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
-  return jax.lax.scan(body, zero, _chunks(chunk, hidden, targets, weights))[0]
+  return jnp.sum(_over_vocabulary(block, hidden, head, targets, False)[0] * weights)
 
 
-def _nll_forward(chunk, hidden, head, targets, weights):
+def _nll_forward(block, hidden, head, targets, weights):
   if head.perturbed:
     raise TypeError('weighted_nll: the head is frozen and has no gradient')
   hidden, head, weights = hidden.value, head.value, weights.value
-  targets = targets.value
-
-  def body(total, part):
-    place, target, weight = part
-    nats, softmax = _chunk_nll(head, place, target)
-    expected = (softmax() * weight[:, None]).astype(head.dtype) @ head
-    gradient = expected - weight[:, None].astype(head.dtype) * head[target]
-    return total + jnp.sum(nats * weight), gradient
-
-  zero = jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
-  total, gradient = jax.lax.scan(body, zero, _chunks(chunk, hidden, targets, weights))
-  return total, gradient.reshape(-1, hidden.shape[-1])[: hidden.shape[0]]
+  nats, gradient = _over_vocabulary(block, hidden, head, targets.value, True)
+  return jnp.sum(nats * weights), (gradient * weights[:, None]).astype(hidden.dtype)
 
 
-def _nll_backward(chunk, gradient, cotangent):
-  del chunk
+def _nll_backward(block, gradient, cotangent):
+  del block
   return (gradient * cotangent).astype(gradient.dtype), None, None, None
 
 

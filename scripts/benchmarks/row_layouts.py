@@ -59,6 +59,7 @@ def padded(schedule: schedules.Schedule) -> schedules.Layout:
       pack.pack(part.instruction[-1:], [repeated(part, one)], row, 'completion')
       for one in examples]
     rows += [pack.blank(row, 'completion')] * (schedule.batch_size - len(rows))
+    rows = [one._replace(target_row=one.target_row + row) for row, one in enumerate(rows)]
     # No row has an instruction of its own stream: the first three leaves are empty.
     return Batch(*rows[0][:3], *(
       np.concatenate(leaves) for leaves in list(zip(*rows, strict=True))[3:]))

@@ -54,14 +54,19 @@ def test_a_hand_packed_step():
   assert batch.tokens.tolist() == [[4, 7, 8, 9, 4, 5, 6, 0]]
   assert batch.positions.tolist() == [[3, 4, 5, 6, 3, 4, 5, 0]]
   assert batch.segments.tolist() == [[1, 1, 1, 1, 2, 2, 2, 0]]
-  assert batch.target_index.tolist() == [[1, 2, 5, 0]]
-  assert batch.targets.tolist() == [[8, 9, 6, 0]]
-  assert batch.target_weight.tolist() == [[1, 1, 1, 0]]
+  assert batch.target_row.tolist() == [0, 0, 0, 0]
+  assert batch.target_index.tolist() == [1, 2, 5, 0]
+  assert batch.targets.tolist() == [8, 9, 6, 0]
+  assert batch.target_weight.tolist() == [1, 1, 1, 0]
   assert batch.prefix_targets.size == 0
   everything = pack.pack(instruction, members, pack.RowShape(5, 1, 8, 6), 'all')
   assert everything.prefix_targets.tolist() == [2, 3, 4, 0, 0]
   assert everything.prefix_weight.tolist() == [2, 2, 2, 0, 0]
-  assert everything.target_index.tolist() == [[0, 1, 2, 4, 5, 0]]
+  assert everything.target_index.tolist() == [0, 1, 2, 4, 5, 0]
+  # In two rows of 4, and the list goes on from row to row.
+  two = pack.pack(instruction, members, pack.RowShape(5, 2, 4, 4), 'completion')
+  assert two.target_row.tolist() == [0, 0, 1, 0] and two.target_index.tolist() == [1, 2, 1, 0]
+  assert two.targets.tolist() == [8, 9, 6, 0]
 
 
 def test_the_planned_shape_holds_every_step_and_wastes_little():
@@ -86,7 +91,7 @@ def test_smaller_shapes_hold_the_steps_they_save_for():
   large = [TokenExample(np.arange(60), 30), TokenExample(np.arange(60), 30)]
   steps, none = ([small] * 9 + [large]) * 100, [0] * 1000
   whole = pack.plan_shape(steps, 0, 'completion')
-  assert whole == pack.RowShape(0, 2, 64, 32)
+  assert whole == pack.RowShape(0, 2, 64, 64)
   found = pack.smaller_shapes(steps, none, whole, 'completion', 2)
   assert found == (pack.RowShape(0, 1, 32, 16),)
   assert pack.smaller_shapes(steps, none, whole, 'completion', 0) == ()
@@ -134,7 +139,7 @@ def test_a_corner_that_holds_a_step_has_all_of_it(loss_on, monkeypatch):
 @pytest.mark.parametrize('less', [dict(prefix=1), dict(rows=1), dict(width=5), dict(targets=1)])
 def test_what_lies_outside_of_a_corner_is_noticed(less):
   """Two examples of 6 and 4 tokens, 2 and 1 of them supervised, in two rows."""
-  shape = pack.RowShape(2, 2, 6, 2)
+  shape = pack.RowShape(2, 2, 6, 3)
   batch = pack.pack(np.arange(1, 4), [
     TokenExample(np.arange(6), 4), TokenExample(np.arange(4), 3)], shape, 'completion')
   assert pack.in_corner(shape, batch) and not pack.in_corner(shape._replace(**less), batch)

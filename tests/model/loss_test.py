@@ -35,9 +35,8 @@ def one_row_each(instruction, members, loss_on) -> Batch:
   rows = [
     pack.pack(whole[0].tokens[:1], [example], shape._replace(rows=1), loss_on)
     for example in whole]
-  return Batch(*(
-    np.concatenate(parts) if parts[0].ndim == 2 else parts[0]
-    for parts in zip(*rows, strict=True)))
+  rows = [row._replace(target_row=row.target_row + place) for place, row in enumerate(rows)]
+  return Batch(*rows[0][:3], *map(np.concatenate, list(zip(*rows, strict=True))[3:]))
 
 
 def loss_and_gradient(dtype, params, batch):
@@ -82,20 +81,23 @@ def test_packed_rows_equal_one_padded_row_each(tiny_params, loss_on, dtype, tole
   check_equal(packed, plain, tolerance)
 
 
-@pytest.mark.parametrize('fault', ['positions', 'segments', 'weight'])
+@pytest.mark.parametrize('fault', ['positions', 'segments', 'weight', 'row'])
 def test_a_planted_packing_error_is_seen(tiny_params, fault):
-  """Positions that restart, segments that see each other, a lost target: each must differ."""
+  """Positions that restart, segments that see each other, a lost target, targets looked for in the
+  first row: each must differ."""
   rng = np.random.default_rng(0)
   instruction = rng.integers(3, 97, 12).astype(np.int32)
   members = examples(rng, instruction, [9, 17, 5, 30, 12, 21, 7, 16])
   shape = pack.plan_shape([members], 11, 'completion')
   batch = pack.pack(instruction, members, shape, 'completion')
+  assert shape.rows > 1
   plain = loss_and_gradient(jnp.float32, tiny_params, batch)
   broken = {
     'positions': batch._replace(positions=batch.positions - 11 * (batch.segments > 1)),
     'segments': batch._replace(segments=np.minimum(batch.segments, 1)),
     'weight': batch._replace(target_weight=batch.target_weight * (batch.target_index > 0) * (
       np.arange(shape.targets) > 0)),
+    'row': batch._replace(target_row=0 * batch.target_row),
   }[fault]
   with pytest.raises(AssertionError):
     check_equal(loss_and_gradient(jnp.float32, tiny_params, broken), plain, 1e-5)
@@ -137,11 +139,14 @@ def test_smollm_packing_on_real_notes(smollm, data_folder):
   check_equal(packed, plain, 1e-5)
 
 
-def test_weighted_nll_is_its_formula_and_is_chunked():
-  """Against log_softmax by autodiff; 7 places in chunks of 3 pad to 9 without effect."""
+def test_weighted_nll_is_its_formula_a_block_of_words_at_a_time():
+  """Against log_softmax by autodiff; 11 words in blocks of 3 (and two more), of 11, of all. Logits
+  a hundred apart, rising and falling: exponentials of the wrong peak would overflow or vanish."""
   rng = np.random.default_rng(2)
   hidden, head = (
     jnp.asarray(rng.normal(size=(rows, 5)), jnp.float32) for rows in (7, 11))
+  head = head.at[:, 0].set(jnp.linspace(-60.0, 60.0, 11))
+  hidden = hidden.at[:, 0].set(jnp.linspace(-1.0, 1.0, 7))
   targets = jnp.asarray(rng.integers(0, 11, 7), jnp.int32)
   weights = jnp.asarray(rng.random(7), jnp.float32)
 
@@ -150,14 +155,15 @@ def test_weighted_nll_is_its_formula_and_is_chunked():
     return -jnp.sum(weights * logp[jnp.arange(7), targets])
 
   expected, slope = jax.value_and_grad(reference)(hidden)
-  for chunk in (3, 7, 100):
+  for block in (3, 11, 100):
     value, gradient = jax.value_and_grad(
-      partial(weighted_nll, chunk), argnums=0)(hidden, head, targets, weights)
+      partial(weighted_nll, block), argnums=0)(hidden, head, targets, weights)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6)
+    # Two rows of the head, of up to 60, are subtracted: 60 * 2^-24 is 4e-6.
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=4e-6)
     # Without differentiation another code path runs.
     np.testing.assert_allclose(
-      weighted_nll(chunk, hidden, head, targets, weights), expected, rtol=1e-6)
+      weighted_nll(block, hidden, head, targets, weights), expected, rtol=1e-6)
 
 
 def test_a_gradient_for_the_frozen_head_is_refused():
