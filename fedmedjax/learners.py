@@ -82,8 +82,7 @@ def lora_learner(
     llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses, mesh=mesh)
 
   parameters = parameter_count(base.config)
-  attend, attends = choose(attention, base.config, dtype)
-  packed = partial(packed_attention, attend=attend)
+  packed = partial(packed_attention, attend=choose(attention, base.config, dtype, mesh))
   given = _starting_adapter(Path(start), base, lora) if start else {}
   return Learner(
     loss_fn=lambda remat: partial(
@@ -96,7 +95,7 @@ def lora_learner(
     largest_answer=partial(generation.largest_call, generator, base.params),
     save=lambda adapter, folder: save_peft(adapter, widened(lora, adapter), folder, base.name),
     folder='adapter',
-    summary={'attention': attends, 'instructions': evaluate.instructions(sites)})
+    summary={'instructions': evaluate.instructions(sites)})
 
 
 def _starting_adapter(folder: Path, base: BaseModel, lora: LoraConfig) -> dict:

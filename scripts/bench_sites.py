@@ -232,7 +232,10 @@ def define(values: flags.FlagValues) -> None:
 def check_flags(values: flags.FlagValues) -> None:
   """Raises InputError before anything is measured."""
   interleaved.check_out(values.out)
-  begun(values)
+  if not values.dry_run:
+    begun(values)
+  elif values.out and Path(values.out).exists():
+    raise InputError(f'--out={values.out}: is there already; a dry run takes another name')
   if values.plot and not Path(values.plot).absolute().parent.is_dir():
     raise InputError(f'--plot={values.plot}: its folder is not there')
   if values.redraw and not (values.plot and Path(values.redraw).is_file()):

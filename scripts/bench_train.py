@@ -3,7 +3,7 @@
     python scripts/bench_train.py --task=ner|re [--batch=16 --steps=2 --repeats=5] [--out=FILE]
       [--site=maccrobat2020] [--model=PATH|llama31_8b] [--dtype=bfloat16 --remat=full]
       [--peers=peft_batch4,...] [--variants=one_shape,...] [--sites=1,3,8] [--dry_run]
-      [--attention=auto|plain|cudnn]
+      [--attention=plain|cudnn]
 
 All train the same adapter on the same examples, in random order as a loader gives them: `steps`
 optimiser steps of `batch` examples (AdamW, 2e-4, clipped at 1), packing or padding included. The
@@ -41,7 +41,7 @@ from benchmarks.site_work import Work, amounts, arguments, work
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import load_data, lora_config
-from fedmedjax.model.kernels import ATTENTIONS, AUTO
+from fedmedjax.model.kernels import ATTENTIONS, PLAIN
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.peft_format import save_peft
 from fedmedjax.model.quant import QUANTIZATIONS
@@ -221,7 +221,7 @@ def define(values: flags.FlagValues) -> None:
     'steps', 2, 'Optimiser steps of a call.', lower_bound=1, flag_values=values)
   flags.DEFINE_enum('remat', 'products', list(REMAT), 'As config.model.remat.', flag_values=values)
   flags.DEFINE_enum(
-    'attention', AUTO, ATTENTIONS, 'As config.model.attention.', flag_values=values)
+    'attention', PLAIN, ATTENTIONS, 'As config.model.attention.', flag_values=values)
   flags.DEFINE_enum(
     'quantization', 'none', list(QUANTIZATIONS), 'As config.model.quantization; ours only.',
     flag_values=values)

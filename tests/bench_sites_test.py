@@ -123,6 +123,14 @@ def test_flowers_simulation(tiny_folder, tmp_path):
   assert found['peer_flower_compile_seconds_2_sites'] > 0
 
 
+def test_a_dry_run_does_not_touch_what_was_measured(tmp_path, capsys):
+  out = tmp_path / 'sites.json'
+  out.write_text('{}')
+  assert bench_sites.main(['script', '--dry_run', f'--out={out}']) == 2
+  assert 'is there already; a dry run takes another name' in capsys.readouterr().err
+  assert out.read_text() == '{}'
+
+
 @pytest.mark.parametrize('script, flag, message', [
   (bench_sites, '--sites=0', '--sites=0: integers >= 1'),
   (bench_sites, '--skews=x', '--skews=x: numbers >= 0'),

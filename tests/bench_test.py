@@ -20,6 +20,7 @@ from fedmedjax.types import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
 import bench_decode  # noqa: E402
+import bench_lora  # noqa: E402
 import bench_peers  # noqa: E402
 import bench_sites  # noqa: E402
 import bench_train  # noqa: E402
@@ -225,6 +226,20 @@ def test_other_scripts_of_a_true_shape(script, flags, entry, dry):
   base = found.get('base_bytes') or found['base_bytes_2_sites']
   assert 16.0e9 < base < 16.1e9
   assert not entry.startswith('ours_estimated') or found[entry] > base + 4 * 4 * 41_943_040
+
+
+def test_layouts_of_lora_agree_and_a_wrong_one_is_named(tmp_path, monkeypatch, capsys):
+  """Planted: every site gets the A of another."""
+  out, asked = tmp_path / 'lora.json', ['script', '--model=width_256', '--tokens=6', '--sites=2',
+                                        '--rank=2', '--repeats=1']
+  assert bench_lora.main([*asked, f'--out={out}']) == 0
+  found = json.loads(out.read_text())
+  assert {'ratio_to_joined_1_sites', 'ratio_to_fused_1_sites', 'ratio_to_merged_1_sites',
+          'ratio_to_vmapped_2_sites', 'ratio_to_ragged_2_sites'} <= set(found)
+  monkeypatch.setitem(bench_lora.SITES, 'ours_ragged', lambda x, w, a, b: bench_lora.ragged(
+    x, w, {name: part[::-1] for name, part in a.items()}, b))
+  assert bench_lora.main(asked) == 1
+  assert 'ours_ragged and ours give different results' in capsys.readouterr().err
 
 
 def test_flop_by_hand():

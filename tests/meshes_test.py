@@ -19,6 +19,7 @@ from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import map_sites, spread_state, spread_vmap
 from fedmedjax.fed.types import LocalData
+from fedmedjax.model import loss
 from fedmedjax.model.convert import Placement, params_shape
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.draft import END
@@ -36,7 +37,7 @@ CONFIG = LlamaConfig(
   tie_word_embeddings=False)
 # Of a rank that is no width, nor are the columns of all sites (72, and 81), whole or split.
 LORA = LoraConfig(9, 8.0, ('q_proj', 'o_proj', 'down_proj'))
-SITES, STEPS, PREFIX, ROWS, WIDTH, TARGETS = 8, 2, 5, 3, 16, 6
+SITES, STEPS, PREFIX, ROWS, WIDTH, TARGETS = 8, 2, 5, 3, 16, 18
 
 
 def batches(seed: int, *lead: int) -> Batch:
@@ -45,15 +46,25 @@ def batches(seed: int, *lead: int) -> Batch:
   draw = lambda high, *shape: rng.integers(0, high, (*lead, *shape)).astype(np.int32)  # noqa: E731
   ones = partial(np.ones, dtype=np.int32)
   return Batch(
-    draw(96, PREFIX), ones((*lead, 0)), np.ones((*lead, 0), np.float32), draw(96, ROWS, WIDTH),
-    PREFIX + np.arange(WIDTH, dtype=np.int32) * ones((*lead, ROWS, 1)),
-    ones((*lead, ROWS, WIDTH)), draw(WIDTH, ROWS, TARGETS), draw(96, ROWS, TARGETS),
-    np.ones((*lead, ROWS, TARGETS), np.float32))
+    prefix=draw(96, PREFIX), prefix_targets=ones((*lead, 0)),
+    prefix_weight=np.ones((*lead, 0), np.float32), tokens=draw(96, ROWS, WIDTH),
+    positions=PREFIX + np.arange(WIDTH, dtype=np.int32) * ones((*lead, ROWS, 1)),
+    segments=ones((*lead, ROWS, WIDTH)), target_row=draw(ROWS, TARGETS),
+    target_index=draw(WIDTH, TARGETS), targets=draw(96, TARGETS),
+    target_weight=np.ones((*lead, TARGETS), np.float32))
 
 
 DATA = LocalData(
   batches(0, SITES, STEPS), np.arange(STEPS) < np.array([2, 1, 2, 2, 2, 1, 2, 2])[:, None],
   np.arange(1, SITES + 1, dtype=np.float32))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def blocks():
+  """Words in three blocks."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loss, 'HEAD_BLOCK', 32)
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -159,6 +170,8 @@ def test_a_round_on_a_mesh(shape, chunk, remat, params, alone):
   shapes, kernels = gathered(program), kernel_parts()
   assert not [one for one in shapes if one[-2:] in kernels and 4 in one[:-2]], shapes
   assert (fsdp > 1) == ((1, 24, 40 // tensor) in shapes)
+  # Of the head, all that is split over 'fsdp', and no more.
+  assert not {one for one in shapes if one[-1:] == (24,) and 96 in one}, shapes
   # Nor kept for the gradient.
   assert fsdp == 1 or f'f64[4,24,{40 // tensor}]' not in text
 

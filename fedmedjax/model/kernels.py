@@ -2,18 +2,21 @@
 
 Both take the same sources and give the same averages; they differ in what goes through memory. The
 plain one writes a score for every query and key. cuDNN's (by jax.nn.dot_product_attention; Dao,
-arXiv:2307.08691) keeps scores on the chip, in 16 bits on NVIDIA cards only. It is used where it
-was found here, on this machine and for the model's own heads, to be as near to float32 as the
-plain one is. On TPUs attention is plain: JAX's splash kernel (Pallas) hides keys by equal segments
-only, and the instruction of a packed pass is seen by all.
+arXiv:2307.08691) keeps scores on the chip, in 16 bits on NVIDIA cards only, and adds up gradients
+in an order of its own, so that a run cannot be repeated bit for bit. It has to be asked for, and is
+used where it was found on this machine, for the model's own heads, to be about as near to float32
+as the plain one is. On TPUs attention is plain: JAX's splash kernel (Pallas) hides keys by equal
+segments only, and the instruction of a packed pass is seen by all.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import custom_vmap
+from jax.sharding import Mesh
 
 from fedmedjax.model.attention import DEAR, Attend, Source, attend
 from fedmedjax.model.llama import LlamaConfig
@@ -22,13 +25,14 @@ from fedmedjax.types import InputError
 Array = jax.Array
 
 # Values of config.model.attention.
-AUTO, PLAIN, CUDNN = 'auto', 'plain', 'cudnn'
-ATTENTIONS = (AUTO, PLAIN, CUDNN)
+PLAIN, CUDNN = 'plain', 'cudnn'
+ATTENTIONS = (PLAIN, CUDNN)
 # A kernel may be so many times as far from float32 as `attend` is: both round to 16 bits, at
 # other places. A key too many or too few is hundreds of times as far.
 FARTHER = 4.0
-# Tokens of the trial: rows, tokens of a row, and of what is before them.
-_TRIAL = (2, 32, 48)
+# Tokens of the trial: rows, tokens of a row, and of the instruction. As many as a step's, so that
+# a kernel's tiles have edges, and odd.
+_TRIAL = (2, 161, 303)
 
 
 def fused_attend(call: Callable[..., Array]) -> Attend:
@@ -38,7 +42,8 @@ def fused_attend(call: Callable[..., Array]) -> Attend:
     call: (q [B, T, H, d], k, v [B, M, KV, d], mask bool[B, 1, T, M]) -> [B, T, H, d], with a
       gradient. It never meets vmap: sites are laid into B before.
 
-  The gradient keeps q, k and v only and runs the kernel forward again. Where T or M is odd, which
+  The gradient keeps what is given to the kernel, a copy of shared keys for every row included, and
+  runs it forward again. Where T or M is odd, which
   cuDNN refuses for gradients behind a mask, M gets a key that is never seen, and T a query that
   nobody reads.
   """
@@ -114,82 +119,98 @@ def cudnn_call(q: Array, k: Array, v: Array, mask: Array) -> Array:
   return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='cudnn')
 
 
-def distance(kernel: Attend, heads: int, kv_heads: int, head_dim: int, dtype) -> float:
-  """How far a kernel is from float32's averages and gradients, in distances of `attend`'s.
-
-  1 = just as far. On random inputs of the model's heads: rows of two segments behind a shared
-  source, mapped over two sites.
-
-  Args:
-    kernel: tried in `dtype`.
-    heads, kv_heads, head_dim: H, KV and d.
-    dtype: of 16 bits.
-  """
+def _trial_inputs(heads: int, kv_heads: int, head_dim: int, dtype) -> tuple[tuple, Array]:
+  """((q, instruction's k and v, rows' k and v), cotangent) of two sites, see `attend`."""
   rows, length, before = _TRIAL
   keys = jax.random.split(jax.random.key(0), 6)
   draw = lambda key, *shape: jax.random.normal(key, (2, *shape), dtype)  # noqa: E731
-  arrays = (
+  return (
     draw(keys[0], rows, length, heads, head_dim),
     *(draw(key, kv_heads, before, head_dim) for key in keys[1:3]),
-    *(draw(key, kv_heads, rows, length, head_dim) for key in keys[3:5]))
-  towards = draw(keys[5], rows, length, heads, head_dim)
+    *(draw(key, kv_heads, rows, length, head_dim) for key in keys[3:5]),
+  ), draw(keys[5], rows, length, heads, head_dim)
+
+
+def _trial(how: Attend, inputs: tuple, cotangent: Array) -> list[Array]:
+  """float32 averages and gradients of rows of two segments behind a shared instruction."""
+  rows, length, before = _TRIAL
   segments = jnp.arange(length) < length // 3
   own = (segments[:, None] == segments[None]) & jnp.tril(jnp.ones((length, length), bool))
   own = jnp.broadcast_to(own, (rows, length, length))
 
-  def results(how: Attend, wide) -> jax.Array:
-    def averages(q, prefix_k, prefix_v, row_k, row_v):
-      return how(q, (Source(prefix_k, prefix_v, jnp.arange(before) < before - 5),
-                     Source(row_k, row_v, own)))
+  def averages(q, prefix_k, prefix_v, row_k, row_v):
+    return how(q, (
+      Source(prefix_k, prefix_v, jnp.arange(before) < before - 5), Source(row_k, row_v, own)))
 
-    def both(*inputs):
-      *inputs, cotangent = (x.astype(wide) for x in inputs)
-      out, pull = jax.vjp(averages, *inputs)
-      return out, pull(cotangent)
+  def both(inputs, cotangent):
+    out, pull = jax.vjp(averages, *inputs)
+    return out, pull(cotangent)
 
-    found = jax.jit(jax.vmap(both))(*arrays, towards)
-    return [x.astype(jnp.float32) for x in jax.tree.leaves(found)]
+  found = jax.jit(jax.vmap(both))(inputs, cotangent)
+  return [x.astype(jnp.float32) for x in jax.tree.leaves(found)]
 
-  true = results(attend, jnp.float32)
-  far = lambda how: jnp.stack([  # noqa: E731
-    jnp.linalg.norm(x - y) for x, y in zip(results(how, dtype), true, strict=True)])
-  return float(jnp.max(far(kernel) / far(attend)))
+
+@cache
+def distance(call: Callable[..., Array], heads: int, kv_heads: int, head_dim: int, dtype) -> float:
+  """How far a kernel is from float32's averages and gradients, in distances of `attend`'s.
+
+  1 = just as far. On random inputs of the model's heads, mapped over two sites.
+
+  Args:
+    call: see `fused_attend`; tried in `dtype`.
+    heads, kv_heads, head_dim: H, KV and d.
+    dtype: of 16 bits.
+  """
+  inputs = _trial_inputs(heads, kv_heads, head_dim, dtype)
+  # Else an accelerator's float32 is one of 10 bits.
+  with jax.default_matmul_precision('highest'):
+    true = _trial(attend, *jax.tree.map(lambda x: x.astype(jnp.float32), inputs))
+
+  def far(how: Attend) -> Array:
+    return jnp.stack([
+      jnp.linalg.norm(x - y) for x, y in zip(_trial(how, *inputs), true, strict=True)])
+
+  return float(jnp.max(far(fused_attend(call)) / far(attend)))
 
 
 def choose(
-  name: str, config: LlamaConfig, dtype, *, call: Callable[..., Array] = cudnn_call
-) -> tuple[Attend, str]:
-  """(the kernel, how it is called in summary.json) for a model on the default device.
+  name: str, config: LlamaConfig, dtype, mesh: Mesh | None, *,
+  call: Callable[..., Array] = cudnn_call,
+) -> Attend:
+  """The kernel of that name for a model on the default device.
 
   Args:
-    name: one of ATTENTIONS; AUTO takes cuDNN's on a GPU where it is found to be right, and says
-      why where it is not.
+    name: one of ATTENTIONS.
     config: whose heads are tried.
     dtype: of the model.
+    mesh: that the model lies on, if it does.
     call: see `fused_attend`; another one in tests.
 
   Raises:
-    InputError: CUDNN is asked for and cannot be had here.
+    InputError: CUDNN is asked for and cannot be had here, or gives other results.
   """
   if name == PLAIN:
-    return attend, PLAIN
-  why, kernel = '', fused_attend(call)
+    return attend
   if jax.default_backend() != 'gpu':
     why = f'this machine computes on {jax.default_backend()}'
   elif jnp.dtype(dtype).itemsize != 2:
     why = f'the model is in {jnp.dtype(dtype).name}, the kernel in 16 bits'
+  elif mesh is not None:
+    why = 'it was never tried on several devices (config.mesh)'
   else:
-    try:
-      apart = distance(kernel, config.num_heads, config.num_kv_heads, config.head_dim, dtype)
-    # Libraries that are missing, too old or of another card: whatever they raise.
-    except Exception as error:
-      why = f'{type(error).__name__}: {next(iter(str(error).splitlines()), "")}'
-    else:
-      # Said so that a NaN is no agreement.
-      why = '' if apart <= FARTHER else (
-        f'its results are {apart:.3g} times as far from float32 as those of the plain one')
-  if not why:
-    return kernel, CUDNN
-  if name == CUDNN:
-    raise InputError(f"config.model.attention='{CUDNN}': {why}; 'auto' or 'plain' are allowed here")
-  return attend, PLAIN if jax.default_backend() != 'gpu' else f'{PLAIN} ({why})'
+    why = _disagreement(call, config, dtype)
+  if why:
+    raise InputError(f"config.model.attention='{name}': {why}; '{PLAIN}' is allowed here")
+  return fused_attend(call)
+
+
+def _disagreement(call: Callable[..., Array], config: LlamaConfig, dtype) -> str:
+  """Why a kernel cannot be trusted on this machine; '' = it can."""
+  try:
+    apart = distance(call, config.num_heads, config.num_kv_heads, config.head_dim, dtype)
+  # Libraries that are missing, too old or of another card: whatever they raise.
+  except Exception as error:
+    return f'{type(error).__name__}: {next(iter(str(error).splitlines()), "")}'
+  # Said so that a NaN is no agreement.
+  return '' if apart <= FARTHER else (
+    f'its results are {apart:.3g} times as far from float32 as those of the plain one')

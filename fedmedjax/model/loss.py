@@ -81,52 +81,65 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch):
   return total, weights.sum()
 
 
-def _over_vocabulary(block: int, hidden, head, targets, gradient: bool):
+def _blocks(words: int, most: int) -> int:
+  """Into how many blocks of at most `most` words V is cut: so that none is left over, if it may."""
+  least = -(-words // most)
+  return next((n for n in range(least, 2 * least) if words % n == 0), least)
+
+
+def _over_vocabulary(most: int, hidden, head, targets, gradient: bool):
   """hidden [Q, D], targets i32[Q] -> (nats [Q], softmax head - head[target] [Q, D] or None).
 
-  Words come `block` at a time and what is known of them is scaled anew to the largest logit so far:
-  the online softmax of FlashAttention (Dao et al., arXiv:2205.14135, section 3.1) with words for
-  keys. Logits [Q, block] are read again while a CPU's caches still hold them, and each is
-  exponentiated once.
+  Words come in blocks of at most `most`, and what is known of them is scaled anew to the largest
+  logit so far: the online softmax of FlashAttention (Dao et al., arXiv:2205.14135, section 3.1)
+  with words for keys. Logits [Q, block] are read again while they are near, and each is
+  exponentiated once. Block i of n holds the words i, i + n, i + 2 n ...: of a head that is split
+  over devices each then has its share of every block. Words that are left over come last.
   """
   wide = jnp.promote_types(hidden.dtype, jnp.float32)
-  words, whole = head.shape[0], head.shape[0] // block
+  count, words = hidden.shape[0], head.shape[0]
+  blocks = _blocks(words, most)
+  size = words // blocks
+  whole = head[:size * blocks].reshape(size, blocks, -1)
 
-  def see(seen, part):
-    peak, total, expected = seen
+  def see(seen, part, place, inside):
+    peak, total, chosen, expected = seen
     logits = jnp.einsum('qd,vd->qv', hidden, part, preferred_element_type=wide)
+    own = jnp.take_along_axis(logits, jnp.where(inside, place, 0)[:, None], axis=1)[:, 0]
     higher = jnp.maximum(peak, logits.max(axis=-1))
     weights, shrink = jnp.exp(logits - higher[:, None]), jnp.exp(peak - higher)
     if gradient:
       expected = expected * shrink[:, None] + jnp.einsum(
         'qv,vd->qd', weights.astype(head.dtype), part, preferred_element_type=wide)
-    return higher, total * shrink + weights.sum(axis=-1), expected
+    return (
+      higher, total * shrink + weights.sum(axis=-1), jnp.where(inside, own, chosen), expected)
 
-  count = hidden.shape[0]
-  seen = (
-    jnp.full(count, -jnp.inf, wide), jnp.zeros(count, wide),
-    jnp.zeros(hidden.shape, wide) if gradient else None)
-  if whole:
-    seen = jax.lax.fori_loop(0, whole, lambda i, seen: see(
-      seen, jax.lax.dynamic_slice_in_dim(head, i * block, block)), seen)
-  if words % block:
-    seen = see(seen, head[whole * block:])
-  peak, total, expected = seen
-  chosen = head[targets]
-  nats = peak + jnp.log(total) - jnp.einsum(
-    'qd,qd->q', hidden, chosen, preferred_element_type=wide)
-  return nats, expected / total[:, None] - chosen.astype(wide) if gradient else None
+  def see_block(i, seen):
+    part = jax.lax.dynamic_index_in_dim(whole, i, axis=1, keepdims=False)
+    return see(seen, part, targets // blocks, (targets % blocks == i) & (
+      targets < size * blocks))
+
+  zeros = jnp.zeros(count, wide)
+  seen = jax.lax.fori_loop(0, blocks, see_block, (
+    jnp.full(count, -jnp.inf, wide), zeros, zeros,
+    jnp.zeros(hidden.shape, wide) if gradient else None))
+  if words % blocks:
+    first = size * blocks
+    seen = see(seen, head[first:], targets - first, targets >= first)
+  peak, total, chosen, expected = seen
+  return peak + jnp.log(total) - chosen, (
+    expected / total[:, None] - head[targets].astype(wide) if gradient else None)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def weighted_nll(block: int, hidden, head, targets, weights):
-  """sum_q weights_q * -log softmax(hidden_q head^T)[targets_q], `block` words at a time.
+def weighted_nll(most: int, hidden, head, targets, weights):
+  """sum_q weights_q * -log softmax(hidden_q head^T)[targets_q], some words at a time.
 
   The head is frozen, so d/d hidden = w (softmax head - head[target]) is formed in the forward
   pass and the logits need neither be kept nor computed again.
 
   Args:
-    block: words per head product.
+    most: words per head product, about.
     hidden: [Q, D].
     head: [V, D], not differentiable (TypeError).
     targets: i32[Q].
@@ -135,19 +148,19 @@ def weighted_nll(block: int, hidden, head, targets, weights):
   Returns:
     f32[] (float64 when hidden is).
   """
-  return jnp.sum(_over_vocabulary(block, hidden, head, targets, False)[0] * weights)
+  return jnp.sum(_over_vocabulary(most, hidden, head, targets, False)[0] * weights)
 
 
-def _nll_forward(block, hidden, head, targets, weights):
+def _nll_forward(most, hidden, head, targets, weights):
   if head.perturbed:
     raise TypeError('weighted_nll: the head is frozen and has no gradient')
   hidden, head, weights = hidden.value, head.value, weights.value
-  nats, gradient = _over_vocabulary(block, hidden, head, targets.value, True)
+  nats, gradient = _over_vocabulary(most, hidden, head, targets.value, True)
   return jnp.sum(nats * weights), (gradient * weights[:, None]).astype(hidden.dtype)
 
 
-def _nll_backward(block, gradient, cotangent):
-  del block
+def _nll_backward(most, gradient, cotangent):
+  del most
   return (gradient * cotangent).astype(gradient.dtype), None, None, None
 
 

@@ -1,6 +1,7 @@
 """Kernels of attention give what the plain one gives; one that does not is not chosen."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,13 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+from fedmedjax.data import pack
+from fedmedjax.data.tokenize import TokenExample
 from fedmedjax.model import kernels
 from fedmedjax.model.attention import Window, attend
-from fedmedjax.model.loss import packed_attention
+from fedmedjax.model.llama import Llama
+from fedmedjax.model.lora import LoraConfig, init_adapter
+from fedmedjax.model.loss import packed_attention, packed_loss
 from fedmedjax.types import InputError
 
 
@@ -50,42 +55,70 @@ def test_a_packed_pass_is_the_same_under_vmap_with_its_gradient(prefix, width, w
     np.testing.assert_allclose(found, plain, atol=2e-5)
 
 
-def test_the_distance_tells_a_kernel_that_sees_a_key_too_many():
+@pytest.mark.parametrize('remat', ['none', 'products'])
+def test_a_step_of_the_model_is_the_same(remat, tiny_params):
+  """Loss and gradient of two sites' adapters, through the scan over layers and what it keeps."""
+  rng = np.random.default_rng(1)
+  instruction = rng.integers(3, 97, 12).astype(np.int32)
+  members = [
+    TokenExample(np.r_[instruction[-1:], rng.integers(3, 97, n)].astype(np.int32), n // 2)
+    for n in (9, 20, 14)]
+  batch = pack.pack(
+    instruction, members, pack.plan_shape([members], 11, 'completion'), 'completion')
+  adapters = jax.tree.map(
+    lambda x: jnp.stack([x, x + 0.02]),
+    init_adapter(jax.random.key(0), TINY, LoraConfig(4, 8.0, ('q_proj', 'v_proj'))))
+
+  def gradients(how):
+    model = Llama(TINY, partial(packed_attention, attend=how), lora_scale=2.0, remat=remat)
+    return jax.vmap(jax.value_and_grad(
+      lambda adapter: packed_loss(model, adapter, tiny_params, batch)[0]))(adapters)
+
+  for plain, found in zip(*map(jax.tree.leaves, map(
+      gradients, (attend, kernels.fused_attend(dense)))), strict=True):
+    assert np.linalg.norm(found - plain) < 1e-4 * np.linalg.norm(plain)
+
+
+def test_the_distance_tells_a_kernel_that_sees_a_key_too_many(trial):
   heads = (4, 2, 8, jnp.bfloat16)
-  assert kernels.distance(attend, *heads) == 1.0
-  assert kernels.distance(kernels.fused_attend(dense), *heads) < kernels.FARTHER
-  assert kernels.distance(kernels.fused_attend(one_key_more), *heads) > 10 * kernels.FARTHER
+  assert kernels.distance(dense, *heads) < kernels.FARTHER
+  assert kernels.distance(one_key_more, *heads) > 10 * kernels.FARTHER
+
+
+@pytest.fixture
+def trial(monkeypatch):
+  """A smaller one."""
+  monkeypatch.setattr(kernels, '_TRIAL', (2, 21, 13))
+  kernels.distance.cache_clear()
+  yield
+  kernels.distance.cache_clear()
 
 
 def _raises(*arrays):
   raise RuntimeError('no such library\nand a trace')
 
 
-@pytest.mark.parametrize('call, dtype, name', [
-  (dense, jnp.bfloat16, 'cudnn'),
-  (one_key_more, jnp.bfloat16, r'plain \(its results are \d+ times as far from float32'),
-  (lambda q, *_: q * jnp.nan, jnp.bfloat16, r'plain \(its results are nan times'),
-  (_raises, jnp.bfloat16, r'plain \(RuntimeError: no such library\)$'),
-  (dense, jnp.float32, r'plain \(the model is in float32'),
+@pytest.mark.parametrize('call, dtype, mesh, why', [
+  (one_key_more, jnp.bfloat16, None, r'its results are \d+ times as far from float32'),
+  (lambda q, *_: q * jnp.nan, jnp.bfloat16, None, 'its results are nan times'),
+  (_raises, jnp.bfloat16, None, "RuntimeError: no such library; 'plain' is allowed"),
+  (dense, jnp.float32, None, 'the model is in float32'),
+  (dense, jnp.bfloat16, 'a mesh', 'it was never tried on several devices'),
 ])
-def test_on_a_gpu_what_is_right_is_chosen_and_else_the_plain_one(call, dtype, name, monkeypatch):
+def test_on_a_gpu_what_is_wrong_is_refused(call, dtype, mesh, why, trial, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  chosen, said = kernels.choose('auto', TINY, dtype, call=call)
-  assert re.match(name, said)
-  assert (chosen is attend) == (said != 'cudnn')
-  if chosen is attend:
-    with pytest.raises(InputError, match=r"config\.model\.attention='cudnn': "):
-      kernels.choose('cudnn', TINY, dtype, call=call)
+  assert kernels.choose('cudnn', TINY, jnp.bfloat16, None, call=dense) is not attend
+  with pytest.raises(InputError, match=rf"config\.model\.attention='cudnn': {why}"):
+    kernels.choose('cudnn', TINY, dtype, mesh, call=call)
+  assert kernels.choose('plain', TINY, dtype, mesh, call=call) is attend
 
 
-def test_what_cannot_be_had_is_refused_only_where_it_is_asked_for():
-  assert kernels.choose('plain', TINY, jnp.bfloat16) == (attend, 'plain')
-  assert kernels.choose('auto', TINY, jnp.bfloat16) == (attend, 'plain')
+def test_without_a_gpu_there_is_none():
   with pytest.raises(InputError, match=r"config\.model\.attention='cudnn': .* computes on cpu"):
-    kernels.choose('cudnn', TINY, jnp.bfloat16)
+    kernels.choose('cudnn', TINY, jnp.bfloat16, None)
 
 
-def test_a_round_is_lowered_to_cudnns_kernel_for_a_gpu(monkeypatch):
+def test_its_gradient_is_lowered_to_cudnns_kernel_for_a_gpu(monkeypatch):
   """For two sites at once, with its gradient, on a machine without one: what JAX asks the card is
   answered here. That the kernel itself is right, a GPU has to say (the test below)."""
   from jax._src.cudnn import fused_attention_stablehlo as library
@@ -110,6 +143,5 @@ def test_a_round_is_lowered_to_cudnns_kernel_for_a_gpu(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize('heads, kv_heads, head_dim', [(32, 8, 128), (32, 8, 64), (9, 3, 64)])
 def test_cudnns_kernel_on_this_gpu(heads, kv_heads, head_dim):
-  apart = kernels.distance(
-    kernels.fused_attend(kernels.cudnn_call), heads, kv_heads, head_dim, jnp.bfloat16)
+  apart = kernels.distance(kernels.cudnn_call, heads, kv_heads, head_dim, jnp.bfloat16)
   assert apart < kernels.FARTHER
