@@ -23,7 +23,7 @@ from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
 from fedmedjax.model.peft_format import load_peft, save_peft
-from fedmedjax.model.sharding import fetch_on
+from fedmedjax.model.sharding import fetch_on, head_parts
 from fedmedjax.types import InputError
 
 
@@ -86,7 +86,8 @@ def lora_learner(
   given = _starting_adapter(Path(start), base, lora) if start else {}
   return Learner(
     loss_fn=lambda remat: partial(
-      packed_loss, llama(packed, remat=remat, fetch=fetch_on(mesh))),
+      packed_loss, llama(packed, remat=remat, fetch=fetch_on(mesh)),
+      head_parts=head_parts(mesh, base.config.vocab_size)),
     adapter=given or init_adapter(jax.random.key(seed), base.config, lora),
     base=base.params, whole_parameters=parameters,
     whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained=given,

@@ -26,7 +26,7 @@ from fedmedjax.model.draft import END
 from fedmedjax.model.llama import PROJECTIONS, Llama, LlamaConfig
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
-from fedmedjax.model.sharding import RULES, base_shardings, fetch_on, specs
+from fedmedjax.model.sharding import RULES, base_shardings, fetch_on, head_parts, specs
 from fedmedjax.model.stream import Question, decode, decoder
 from fedmedjax.types import Batch, InputError
 
@@ -96,7 +96,8 @@ def a_round(params, mesh, chunk, remat='full'):
     CONFIG, packed_attention, lora_scale=LORA.scale, remat=remat, dtype=jnp.float64,
     fetch=fetch_on(mesh))
   algorithm = federated_algorithm(
-    loss_fn=partial(packed_loss, model), gradient=mean_gradient, optimizer=adamw(1e-2),
+    loss_fn=partial(packed_loss, model, head_parts=head_parts(mesh, 96)),
+    gradient=mean_gradient, optimizer=adamw(1e-2),
     rule=rules.plain(), sharing=sharing.everything(), ranks=same_ranks(),
     outbound=optax.identity(), aggregator=adaptive_mean(),
     server_optimizer=optax.sgd(1.0), num_sites=SITES,

@@ -51,7 +51,7 @@ def packed_attention(q, k, v, cache, context, window=None, *, attend: Attend = a
   return jnp.concatenate([prefix, out.reshape(rows * width, *q.shape[1:])]), None
 
 
-def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch):
+def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch, *, head_parts: int = 1):
   """Summed loss of a step: a `LossFn` once `model` is bound.
 
   Args:
@@ -59,6 +59,7 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch):
     adapter: the `lora` collection (may be empty).
     base: the `params` collection.
     batch: see `types.Batch`.
+    head_parts: devices that the head's words are split over while it is used.
 
   Returns:
     (sum of nats f32[], sum of target weights f32[]).
@@ -77,62 +78,58 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch):
   weights = jnp.concatenate([batch.prefix_weight, batch.target_weight])
   # Once, not for every block of words.
   head = model.fetch('head', head_weight(base))
-  total = weighted_nll(HEAD_BLOCK, hidden, head, targets, weights)
+  total = weighted_nll(HEAD_BLOCK, head_parts, hidden, head, targets, weights)
   return total, weights.sum()
 
 
-def _blocks(words: int, most: int) -> int:
-  """Into how many blocks of at most `most` words V is cut: so that none is left over, if it may."""
-  least = -(-words // most)
-  return next((n for n in range(least, 2 * least) if words % n == 0), least)
-
-
-def _over_vocabulary(most: int, hidden, head, targets, gradient: bool):
+def _over_vocabulary(most: int, parts: int, hidden, head, targets, gradient: bool):
   """hidden [Q, D], targets i32[Q] -> (nats [Q], softmax head - head[target] [Q, D] or None).
 
-  Words come in blocks of at most `most`, and what is known of them is scaled anew to the largest
-  logit so far: the online softmax of FlashAttention (Dao et al., arXiv:2205.14135, section 3.1)
-  with words for keys. Logits [Q, block] are read again while they are near, and each is
-  exponentiated once. Block i of n holds the words i, i + n, i + 2 n ...: of a head that is split
-  over devices each then has its share of every block. Words that are left over come last.
+  Words come some `most` at a time, and what is known of them is scaled anew to the largest logit
+  so far: the online softmax of FlashAttention (Dao et al., arXiv:2205.14135, section 3.1) with
+  words for keys. Logits [Q, block] are read again while they are near, and each is exponentiated
+  once. A block has as many words of each of the `parts`, so that nothing of a split head moves.
   """
   wide = jnp.promote_types(hidden.dtype, jnp.float32)
-  count, words = hidden.shape[0], head.shape[0]
-  blocks = _blocks(words, most)
+  count, words = hidden.shape[0], head.shape[0] // parts
+  whole = head.reshape(parts, words, -1)
+  # Without words that are left over, where that takes at most twice as many blocks.
+  least = -(-head.shape[0] // most)
+  blocks = next((n for n in range(least, 2 * least) if words % n == 0), least)
   size = words // blocks
-  whole = head[:size * blocks].reshape(size, blocks, -1)
 
-  def see(seen, part, place, inside):
+  def see(seen, first, length):
+    """The words first ... first + length - 1 of each part."""
     peak, total, chosen, expected = seen
-    logits = jnp.einsum('qd,vd->qv', hidden, part, preferred_element_type=wide)
-    own = jnp.take_along_axis(logits, jnp.where(inside, place, 0)[:, None], axis=1)[:, 0]
+    block = jax.lax.dynamic_slice_in_dim(whole, first, length, axis=1)
+    logits = jnp.einsum(
+      'qd,pvd->qpv', hidden, block, preferred_element_type=wide).reshape(count, -1)
+    place = targets % words - first
+    inside = (place >= 0) & (place < length)
+    own = jnp.take_along_axis(
+      logits, jnp.where(inside, targets // words * length + place, 0)[:, None], axis=1)[:, 0]
     higher = jnp.maximum(peak, logits.max(axis=-1))
     weights, shrink = jnp.exp(logits - higher[:, None]), jnp.exp(peak - higher)
     if gradient:
       expected = expected * shrink[:, None] + jnp.einsum(
-        'qv,vd->qd', weights.astype(head.dtype), part, preferred_element_type=wide)
+        'qpv,pvd->qd', weights.astype(head.dtype).reshape(count, parts, length), block,
+        preferred_element_type=wide)
     return (
       higher, total * shrink + weights.sum(axis=-1), jnp.where(inside, own, chosen), expected)
 
-  def see_block(i, seen):
-    part = jax.lax.dynamic_index_in_dim(whole, i, axis=1, keepdims=False)
-    return see(seen, part, targets // blocks, (targets % blocks == i) & (
-      targets < size * blocks))
-
   zeros = jnp.zeros(count, wide)
-  seen = jax.lax.fori_loop(0, blocks, see_block, (
+  seen = jax.lax.fori_loop(0, blocks, lambda i, seen: see(seen, i * size, size), (
     jnp.full(count, -jnp.inf, wide), zeros, zeros,
     jnp.zeros(hidden.shape, wide) if gradient else None))
   if words % blocks:
-    first = size * blocks
-    seen = see(seen, head[first:], targets - first, targets >= first)
+    seen = see(seen, blocks * size, words % blocks)
   peak, total, chosen, expected = seen
   return peak + jnp.log(total) - chosen, (
     expected / total[:, None] - head[targets].astype(wide) if gradient else None)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def weighted_nll(most: int, hidden, head, targets, weights):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def weighted_nll(most: int, parts: int, hidden, head, targets, weights):
   """sum_q weights_q * -log softmax(hidden_q head^T)[targets_q], some words at a time.
 
   The head is frozen, so d/d hidden = w (softmax head - head[target]) is formed in the forward
@@ -140,6 +137,7 @@ def weighted_nll(most: int, hidden, head, targets, weights):
 
   Args:
     most: words per head product, about.
+    parts: of equal numbers of words, that lie on unlike devices; 1 = the head is whole.
     hidden: [Q, D].
     head: [V, D], not differentiable (TypeError).
     targets: i32[Q].
@@ -148,19 +146,19 @@ def weighted_nll(most: int, hidden, head, targets, weights):
   Returns:
     f32[] (float64 when hidden is).
   """
-  return jnp.sum(_over_vocabulary(most, hidden, head, targets, False)[0] * weights)
+  return jnp.sum(_over_vocabulary(most, parts, hidden, head, targets, False)[0] * weights)
 
 
-def _nll_forward(most, hidden, head, targets, weights):
+def _nll_forward(most, parts, hidden, head, targets, weights):
   if head.perturbed:
     raise TypeError('weighted_nll: the head is frozen and has no gradient')
   hidden, head, weights = hidden.value, head.value, weights.value
-  nats, gradient = _over_vocabulary(most, hidden, head, targets.value, True)
+  nats, gradient = _over_vocabulary(most, parts, hidden, head, targets.value, True)
   return jnp.sum(nats * weights), (gradient * weights[:, None]).astype(hidden.dtype)
 
 
-def _nll_backward(most, gradient, cotangent):
-  del most
+def _nll_backward(most, parts, gradient, cotangent):
+  del most, parts
   return (gradient * cotangent).astype(gradient.dtype), None, None, None
 
 

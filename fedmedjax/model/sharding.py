@@ -128,3 +128,11 @@ class GatherOverFsdp(NamedTuple):
 def fetch_on(mesh: Mesh | None) -> Fetch:
   """The `Fetch` of a base that lies on a mesh, or, without one, on a device."""
   return as_stored if mesh is None or mesh.shape[FSDP] == 1 else GatherOverFsdp(mesh)
+
+
+def head_parts(mesh: Mesh | None, words: int) -> int:
+  """Devices that the head's V = `words` are split over once it is together over 'fsdp'."""
+  # Those of an odd vocabulary stay whole, see _MAY_STAY_WHOLE.
+  if mesh is None or words % (mesh.shape[FSDP] * mesh.shape[TENSOR]):
+    return 1
+  return mesh.shape[TENSOR]

@@ -158,13 +158,25 @@ def test_weighted_nll_is_its_formula_a_block_of_words_at_a_time():
   expected, slope = jax.value_and_grad(reference)(hidden)
   for block in (2, 3, 4, 11, 100):
     value, gradient = jax.value_and_grad(
-      partial(weighted_nll, block), argnums=0)(hidden, head, targets, weights)
+      partial(weighted_nll, block, 1), argnums=0)(hidden, head, targets, weights)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     # Two rows of the head, of up to 60, are subtracted: 60 * 2^-24 is 4e-6.
     np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=4e-6)
     # Without differentiation another code path runs.
     np.testing.assert_allclose(
-      weighted_nll(block, hidden, head, targets, weights), expected, rtol=1e-6)
+      weighted_nll(block, 1, hidden, head, targets, weights), expected, rtol=1e-6)
+
+
+def test_a_head_in_parts_is_the_same():
+  """12 words as two parts of 6 and three of 4, in blocks of 2 of each, and with some left over."""
+  rng = np.random.default_rng(4)
+  hidden, head = (jnp.asarray(rng.normal(size=(n, 5)), jnp.float32) for n in (12, 12))
+  rest = hidden, head, jnp.arange(12, dtype=jnp.int32), jnp.ones(12)
+  expected, slope = jax.value_and_grad(partial(weighted_nll, 12, 1))(*rest)
+  for most, parts in ((4, 2), (6, 2), (5, 2), (6, 3), (9, 3), (1, 1)):
+    value, gradient = jax.value_and_grad(partial(weighted_nll, most, parts))(*rest)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6)
 
 
 def test_blocks_under_vmap_and_in_bfloat16():
@@ -175,7 +187,7 @@ def test_blocks_under_vmap_and_in_bfloat16():
   head = jnp.asarray(rng.normal(size=(12, 8)), jnp.float32)
   targets = jnp.asarray(rng.integers(0, 12, (2, 6)), jnp.int32)
   weights = jnp.asarray(rng.random((2, 6)), jnp.float32)
-  one = jax.value_and_grad(partial(weighted_nll, 4))
+  one = jax.value_and_grad(partial(weighted_nll, 4, 1))
   values, slopes = jax.vmap(one, (0, None, 0, 0))(hidden, head, targets, weights)
   for site in range(2):
     value, slope = one(hidden[site], head, targets[site], weights[site])
@@ -193,4 +205,4 @@ def test_blocks_under_vmap_and_in_bfloat16():
 def test_a_gradient_for_the_frozen_head_is_refused():
   with pytest.raises(TypeError, match='head is frozen'):
     jax.grad(lambda head: weighted_nll(
-      4, jnp.ones((2, 3)), head, jnp.zeros(2, jnp.int32), jnp.ones(2)))(jnp.ones((5, 3)))
+      4, 1, jnp.ones((2, 3)), head, jnp.zeros(2, jnp.int32), jnp.ones(2)))(jnp.ones((5, 3)))

@@ -138,7 +138,7 @@ def _loss(config, params, adapter, remat='none', length=64):
     {'params': params, 'lora': adapter}, tokens, jnp.arange(length), None,
     (jnp.zeros(0, bool), jnp.ones((1, length), jnp.int32)))
   return weighted_nll(
-    HEAD_BLOCK, hidden, head_weight(params), jnp.roll(tokens, -1), jnp.ones(length)) / length
+    HEAD_BLOCK, 1, hidden, head_weight(params), jnp.roll(tokens, -1), jnp.ones(length)) / length
 
 
 @pytest.mark.parametrize('kind', ['int8', 'nf4'])
@@ -223,7 +223,7 @@ def test_loss_on_real_sentences(smollm, real_sentences):
       {'params': params, 'lora': {}}, tokens.reshape(-1), positions.reshape(-1), None,
       (jnp.zeros(0, bool), segments))
     return weighted_nll(
-      HEAD_BLOCK, hidden, head_weight(params), jnp.roll(tokens, -1, axis=1).reshape(-1),
+      HEAD_BLOCK, 1, hidden, head_weight(params), jnp.roll(tokens, -1, axis=1).reshape(-1),
       weights.reshape(-1))
 
   def mean(params):
