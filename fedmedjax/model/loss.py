@@ -102,8 +102,8 @@ def _over_vocabulary(most: int, parts: int, hidden, head, targets, gradient: boo
     """The words first ... first + length - 1 of each part."""
     peak, total, chosen, expected = seen
     block = jax.lax.dynamic_slice_in_dim(whole, first, length, axis=1)
-    logits = jnp.einsum(
-      'qd,pvd->qpv', hidden, block, preferred_element_type=wide).reshape(count, -1)
+    block = block.reshape(-1, block.shape[-1])
+    logits = jnp.einsum('qd,vd->qv', hidden, block, preferred_element_type=wide)
     place = targets % words - first
     inside = (place >= 0) & (place < length)
     own = jnp.take_along_axis(
@@ -112,8 +112,7 @@ def _over_vocabulary(most: int, parts: int, hidden, head, targets, gradient: boo
     weights, shrink = jnp.exp(logits - higher[:, None]), jnp.exp(peak - higher)
     if gradient:
       expected = expected * shrink[:, None] + jnp.einsum(
-        'qpv,pvd->qd', weights.astype(head.dtype).reshape(count, parts, length), block,
-        preferred_element_type=wide)
+        'qv,vd->qd', weights.astype(head.dtype), block, preferred_element_type=wide)
     return (
       higher, total * shrink + weights.sum(axis=-1), jnp.where(inside, own, chosen), expected)
 
