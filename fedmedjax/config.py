@@ -49,7 +49,7 @@ CODECS = ('float32', 'bfloat16', 'int8', 'int4', 'sign')
 CHECKS = {
   'seed': integer(0, 2**32 - 1),
   'model.path': TEXT, 'model.dtype': one_of(DTYPES), 'model.remat': one_of((AUTO_REMAT, *REMAT)),
-  'model.attention': one_of(ATTENTIONS),
+  'model.attention': one_of(tuple(ATTENTIONS)),
   'model.quantization': one_of(tuple(QUANTIZATIONS)),
   'mesh.site': Check(lambda v: type(v) is int and (v == -1 or v >= 1), 'an integer >= 1, or -1'),
   'mesh.fsdp': integer(1), 'mesh.tensor': integer(1),

@@ -239,8 +239,7 @@ def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedu
     start=config.lora.start, learning_rate=config.optim.learning_rate, seed=config.seed,
     dtype=DTYPES[config.model.dtype], batch_size=config.eval.batch_size,
     max_new_ratio=config.eval.max_new_ratio, guesses=config.eval.guesses,
-    attention=config.model.attention,
-    mesh=meshes.mesh_of(config))
+    attention=config.model.attention, mesh=meshes.mesh_of(config))
   related = config.data.re_share
   schedule = schedules.make_schedule(
     data.sites, loss_on=config.fed.loss_on, shapes=config.fed.shapes,

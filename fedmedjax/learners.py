@@ -18,7 +18,7 @@ from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
 from fedmedjax.model.bert_load import Bert, save_bert
 from fedmedjax.model.convert import BaseModel, parameter_count
 from fedmedjax.model.decode import cached_attention
-from fedmedjax.model.kernels import choose
+from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
@@ -71,7 +71,7 @@ def lora_learner(
     seed: of the fresh adapter.
     dtype: of the model.
     batch_size, max_new_ratio, guesses: of decoding, see `generation.Generator`.
-    attention: config.model.attention, of training; see `kernels.choose`.
+    attention: a key of ATTENTIONS, of training.
     mesh: that the base lies on, if it does.
 
   Raises:
@@ -82,7 +82,7 @@ def lora_learner(
     llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses, mesh=mesh)
 
   parameters = parameter_count(base.config)
-  packed = partial(packed_attention, attend=choose(attention, base.config, dtype, mesh))
+  packed = partial(packed_attention, attend=ATTENTIONS[attention](base.config, dtype, mesh))
   given = _starting_adapter(Path(start), base, lora) if start else {}
   return Learner(
     loss_fn=lambda remat: partial(

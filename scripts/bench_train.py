@@ -41,7 +41,7 @@ from benchmarks.site_work import Work, amounts, arguments, work
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import load_data, lora_config
-from fedmedjax.model.kernels import ATTENTIONS, PLAIN
+from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.peft_format import save_peft
 from fedmedjax.model.quant import QUANTIZATIONS
@@ -221,7 +221,7 @@ def define(values: flags.FlagValues) -> None:
     'steps', 2, 'Optimiser steps of a call.', lower_bound=1, flag_values=values)
   flags.DEFINE_enum('remat', 'products', list(REMAT), 'As config.model.remat.', flag_values=values)
   flags.DEFINE_enum(
-    'attention', PLAIN, ATTENTIONS, 'As config.model.attention.', flag_values=values)
+    'attention', 'plain', list(ATTENTIONS), 'As config.model.attention.', flag_values=values)
   flags.DEFINE_enum(
     'quantization', 'none', list(QUANTIZATIONS), 'As config.model.quantization; ours only.',
     flag_values=values)

@@ -24,9 +24,6 @@ from fedmedjax.types import InputError
 
 Array = jax.Array
 
-# Values of config.model.attention.
-PLAIN, CUDNN = 'plain', 'cudnn'
-ATTENTIONS = (PLAIN, CUDNN)
 # A kernel may be so many times as far from float32 as `attend` is: both round to 16 bits, at
 # other places. A key too many or too few is hundreds of times as far.
 FARTHER = 4.0
@@ -43,9 +40,8 @@ def fused_attend(call: Callable[..., Array]) -> Attend:
       gradient. It never meets vmap: sites are laid into B before.
 
   The gradient keeps what is given to the kernel, a copy of shared keys for every row included, and
-  runs it forward again. Where T or M is odd, which
-  cuDNN refuses for gradients behind a mask, M gets a key that is never seen, and T a query that
-  nobody reads.
+  runs it forward again. Where T or M is odd, which cuDNN refuses for gradients behind a mask, M
+  gets a key that is never seen, and T a query that nobody reads.
   """
   def grad(q, k, v, mask, cotangent):
     return jax.vjp(lambda *inputs: call(*inputs, mask), q, k, v)[1](cotangent)
@@ -173,24 +169,26 @@ def distance(call: Callable[..., Array], heads: int, kv_heads: int, head_dim: in
   return float(jnp.max(far(fused_attend(call)) / far(attend)))
 
 
-def choose(
-  name: str, config: LlamaConfig, dtype, mesh: Mesh | None, *,
-  call: Callable[..., Array] = cudnn_call,
+def plain(config: LlamaConfig, dtype, mesh: Mesh | None) -> Attend:
+  """`attend`, for any model anywhere."""
+  del config, dtype, mesh
+  return attend
+
+
+def cudnn(
+  config: LlamaConfig, dtype, mesh: Mesh | None, *, call: Callable[..., Array] = cudnn_call
 ) -> Attend:
-  """The kernel of that name for a model on the default device.
+  """cuDNN's kernel, after its trial.
 
   Args:
-    name: one of ATTENTIONS.
     config: whose heads are tried.
     dtype: of the model.
     mesh: that the model lies on, if it does.
     call: see `fused_attend`; another one in tests.
 
   Raises:
-    InputError: CUDNN is asked for and cannot be had here, or gives other results.
+    InputError: it cannot be had here, or gives other results.
   """
-  if name == PLAIN:
-    return attend
   if jax.default_backend() != 'gpu':
     why = f'this machine computes on {jax.default_backend()}'
   elif jnp.dtype(dtype).itemsize != 2:
@@ -200,7 +198,7 @@ def choose(
   else:
     why = _disagreement(call, config, dtype)
   if why:
-    raise InputError(f"config.model.attention='{name}': {why}; '{PLAIN}' is allowed here")
+    raise InputError(f"config.model.attention='cudnn': {why}; 'plain' is allowed here")
   return fused_attend(call)
 
 
@@ -214,3 +212,7 @@ def _disagreement(call: Callable[..., Array], config: LlamaConfig, dtype) -> str
   # Said so that a NaN is no agreement.
   return '' if apart <= FARTHER else (
     f'its results are {apart:.3g} times as far from float32 as those of the plain one')
+
+
+# Values of config.model.attention -> (config, dtype, mesh or None) -> `Attend`.
+ATTENTIONS = {'plain': plain, 'cudnn': cudnn}

@@ -107,15 +107,15 @@ def _raises(*arrays):
 ])
 def test_on_a_gpu_what_is_wrong_is_refused(call, dtype, mesh, why, trial, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert kernels.choose('cudnn', TINY, jnp.bfloat16, None, call=dense) is not attend
+  assert kernels.cudnn(TINY, jnp.bfloat16, None, call=dense) is not attend
   with pytest.raises(InputError, match=rf"config\.model\.attention='cudnn': {why}"):
-    kernels.choose('cudnn', TINY, dtype, mesh, call=call)
-  assert kernels.choose('plain', TINY, dtype, mesh, call=call) is attend
+    kernels.cudnn(TINY, dtype, mesh, call=call)
+  assert kernels.ATTENTIONS['plain'](TINY, dtype, mesh) is attend
 
 
 def test_without_a_gpu_there_is_none():
   with pytest.raises(InputError, match=r"config\.model\.attention='cudnn': .* computes on cpu"):
-    kernels.choose('cudnn', TINY, jnp.bfloat16, None)
+    kernels.cudnn(TINY, jnp.bfloat16, None)
 
 
 def test_its_gradient_is_lowered_to_cudnns_kernel_for_a_gpu(monkeypatch):
