@@ -94,7 +94,7 @@ def _over_vocabulary(most: int, parts: int, hidden, head, targets, gradient: boo
   count, words = hidden.shape[0], head.shape[0] // parts
   whole = head.reshape(parts, words, -1)
   # Without words that are left over, where that takes at most twice as many blocks.
-  least = -(-head.shape[0] // most)
+  least = min(words, -(-head.shape[0] // most))
   blocks = next((n for n in range(least, 2 * least) if words % n == 0), least)
   size = words // blocks
 

@@ -139,15 +139,18 @@ def test_smollm_packing_on_real_notes(smollm, data_folder):
   check_equal(packed, plain, 1e-5)
 
 
-def test_weighted_nll_is_its_formula_a_block_of_words_at_a_time():
-  """Against log_softmax by autodiff; 11 words in blocks of 2 to all of them, some left over.
-  Logits a hundred apart, rising and falling: exponentials of the wrong peak would overflow or
-  vanish."""
+# The second has logits a hundred apart, rising and falling: exponentials of the wrong peak would
+# overflow or vanish. Of its gradient two rows of the head are subtracted, of up to 60, in steps of
+# 60 * 2^-24 = 4e-6.
+@pytest.mark.parametrize('spread, tolerance', [(0.0, 1e-6), (60.0, 4e-6)])
+def test_weighted_nll_is_its_formula_a_block_of_words_at_a_time(spread, tolerance):
+  """Against log_softmax by autodiff; 11 words in blocks of 1 to all of them, some left over."""
   rng = np.random.default_rng(2)
   hidden, head = (
     jnp.asarray(rng.normal(size=(rows, 5)), jnp.float32) for rows in (7, 11))
-  head = head.at[:, 0].set(jnp.linspace(-60.0, 60.0, 11))
-  hidden = hidden.at[:, 0].set(jnp.linspace(-1.0, 1.0, 7))
+  if spread:
+    head = head.at[:, 0].set(jnp.linspace(-spread, spread, 11))
+    hidden = hidden.at[:, 0].set(jnp.linspace(-1.0, 1.0, 7))
   targets = jnp.asarray(rng.integers(0, 11, 7), jnp.int32)
   weights = jnp.asarray(rng.random(7), jnp.float32)
 
@@ -156,12 +159,11 @@ def test_weighted_nll_is_its_formula_a_block_of_words_at_a_time():
     return -jnp.sum(weights * logp[jnp.arange(7), targets])
 
   expected, slope = jax.value_and_grad(reference)(hidden)
-  for block in (2, 3, 4, 11, 100):
+  for block in (1, 2, 3, 4, 11, 100):
     value, gradient = jax.value_and_grad(
       partial(weighted_nll, block, 1), argnums=0)(hidden, head, targets, weights)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    # Two rows of the head, of up to 60, are subtracted: 60 * 2^-24 is 4e-6.
-    np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=4e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=tolerance)
     # Without differentiation another code path runs.
     np.testing.assert_allclose(
       weighted_nll(block, 1, hidden, head, targets, weights), expected, rtol=1e-6)
@@ -173,7 +175,7 @@ def test_a_head_in_parts_is_the_same():
   hidden, head = (jnp.asarray(rng.normal(size=(n, 5)), jnp.float32) for n in (12, 12))
   rest = hidden, head, jnp.arange(12, dtype=jnp.int32), jnp.ones(12)
   expected, slope = jax.value_and_grad(partial(weighted_nll, 12, 1))(*rest)
-  for most, parts in ((4, 2), (6, 2), (5, 2), (6, 3), (9, 3), (1, 1)):
+  for most, parts in ((4, 2), (6, 2), (5, 2), (6, 3), (9, 3), (1, 1), (1, 3)):
     value, gradient = jax.value_and_grad(partial(weighted_nll, most, parts))(*rest)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6)
