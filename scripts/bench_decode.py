@@ -175,13 +175,13 @@ def dry_run(
 def bench(values: flags.FlagValues) -> dict[str, Any]:
   """What --out holds, but for the machine."""
   model = inputs.load(values.model, values.dtype, 'none', values.tokenizer, values.dry_run)
+  adapter = None if values.dry_run else read_adapter(values.adapter, model)
   config = inputs.configure(
     values.site, values.task, batch_size=values.batch, data__max_length=values.max_length)
   data = load_data(config, Reporter(), model.base)
   part = drawn(data.sites[0].tasks[0], values.batch * values.batches)
-  if values.dry_run:
+  if adapter is None:
     return dry_run(model, lora_config(config), data.sites[0]._replace(tasks=(part,)), values)
-  adapter = read_adapter(values.adapter, model)
   own = ours(model, adapter, part, values)
   timings = interleaved.measure(
     own | peers(model, adapter, part, values), values.repeats,
