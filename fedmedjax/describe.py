@@ -11,12 +11,12 @@ from pathlib import Path
 
 from absl import flags
 
-from fedmedjax.config import parse
 from fedmedjax.data.statistics import site_statistics
-from fedmedjax.description import SHOWN, describe
-from fedmedjax.experiment import load_corpora
-from fedmedjax.program import guarded
-from fedmedjax.progress import Reporter
+from fedmedjax.experiment.build import load_corpora
+from fedmedjax.experiment.config import parse
+from fedmedjax.report.description import SHOWN, describe
+from fedmedjax.runtime.cli import guarded
+from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from absl import flags
 
-from fedmedjax.config import parse
-from fedmedjax.preview import preview
-from fedmedjax.program import guarded, set_up
-from fedmedjax.progress import Reporter
-from fedmedjax.run import run
+from fedmedjax.experiment.config import parse
+from fedmedjax.runtime.cli import guarded, set_up
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.train.dry_run import preview
+from fedmedjax.train.run import run
 from fedmedjax.types import InputError
 
 

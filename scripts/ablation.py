@@ -23,19 +23,19 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs.base import PRESETS
-from fedmedjax import exchange
-from fedmedjax.config import leaves, parse
+from fedmedjax.compare.scenarios import regime_config
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
-from fedmedjax.experiment import Data, Study, load_data, prepare
+from fedmedjax.experiment import communication
+from fedmedjax.experiment.build import Data, Study, load_data, prepare
+from fedmedjax.experiment.config import leaves, parse
 from fedmedjax.fed.local import mean_loss
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.types import FederatedAlgorithm, LocalData, Validation
-from fedmedjax.program import guarded, set_up
-from fedmedjax.progress import Reporter
-from fedmedjax.settings import regime_config
+from fedmedjax.runtime.cli import guarded, set_up
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store.files import check_workdir, claim, plain, read_lines, write_lines, write_text
 from fedmedjax.types import InputError
-from fedmedjax.writer import check_workdir, claim, plain, read_lines, write_lines, write_text
 
 # Kind of heterogeneity -> what it changes in the configuration.
 SETTINGS = {
@@ -110,7 +110,7 @@ def final_losses(study: Study, program: Program, layout: dict, loss_on: str) -> 
   before = float(program.test_loss(site_adapter(state, study.sharing, 0), study.learner.base, test))
   key = jax.random.key(study.options.seed)
   for number in range(study.options.rounds):
-    turn = exchange.turnout(study.meeting, schedule, number)
+    turn = communication.turnout(study.meeting, schedule, number)
     data = LocalData(
       *schedules.round_arrays(schedule, number, turn.cohort.sites, turn.steps), turn.weights)
     state, _ = program.algorithm.round(

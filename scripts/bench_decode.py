@@ -30,13 +30,13 @@ from benchmarks import inputs, interleaved
 from fedmedjax import tree
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.eval.generation import Generator, continuations, largest_call, most_new_tokens
-from fedmedjax.experiment import DTYPES, load_data, lora_config
+from fedmedjax.experiment.build import DTYPES, load_data, lora_config
+from fedmedjax.model.batching import Continuation
 from fedmedjax.model.decode import cached_attention
+from fedmedjax.model.files.peft import load_peft
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, init_adapter
-from fedmedjax.model.peft_format import load_peft
-from fedmedjax.model.stream import Continuation
-from fedmedjax.progress import Reporter
+from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
 PEERS = ('transformers', 'transformers_merged')

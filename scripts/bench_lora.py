@@ -28,10 +28,10 @@ import jax.numpy as jnp
 from absl import flags
 
 from benchmarks import inputs, interleaved
-from fedmedjax.config import DTYPES
+from fedmedjax.experiment.config import DTYPES
+from fedmedjax.model.files.hf_config import config_from_hugging_face
+from fedmedjax.model.files.load import load_model, model_path
 from fedmedjax.model.llama import LlamaConfig
-from fedmedjax.model.load import load_model, model_path
-from fedmedjax.model.settings import config_from_hugging_face
 
 # Projections that read the same input.
 GROUPS = (('q_proj', 'k_proj', 'v_proj'), ('o_proj',), ('gate_proj', 'up_proj'), ('down_proj',))

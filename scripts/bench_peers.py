@@ -24,9 +24,9 @@ import numpy as np
 from absl import flags
 
 from benchmarks import inputs, interleaved, site_rounds
-from fedmedjax.experiment import load_data
-from fedmedjax.program import guarded, read_flags
-from fedmedjax.progress import Reporter
+from fedmedjax.experiment.build import load_data
+from fedmedjax.runtime.cli import guarded, read_flags
+from fedmedjax.runtime.progress import Reporter
 
 # Shared memory of Ray, which otherwise takes a third of the machine.
 _STORE_BYTES = 2**28

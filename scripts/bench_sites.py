@@ -35,11 +35,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from benchmarks import inputs, interleaved, scaling_plot, site_rounds
-from fedmedjax.experiment import load_data
-from fedmedjax.program import guarded, read_flags
-from fedmedjax.progress import Reporter
+from fedmedjax.experiment.build import load_data
+from fedmedjax.runtime.cli import guarded, read_flags
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store.files import read_json
 from fedmedjax.types import InputError
-from fedmedjax.writer import read_json
 
 QUIET = Reporter(Console(quiet=True))
 # Flags that make measurements comparable.

@@ -40,12 +40,12 @@ from benchmarks.row_layouts import VARIANTS, fed_tokens
 from benchmarks.site_work import Work, amounts, arguments, work
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
-from fedmedjax.experiment import load_data, lora_config
+from fedmedjax.experiment.build import load_data, lora_config
+from fedmedjax.model.files.peft import save_peft
 from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import REMAT
-from fedmedjax.model.peft_format import save_peft
 from fedmedjax.model.quant import QUANTIZATIONS
-from fedmedjax.progress import Reporter
+from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
 # Name -> size of a micro-batch, and whether activations are checkpointed.

@@ -33,12 +33,12 @@ import tokenizers
 import transformers
 
 from fedmedjax import main as program
-from fedmedjax.data.cohorts import generate_cohort
-from fedmedjax.data.writers import write_brat
-from fedmedjax.model.convert import HUGGING_FACE, expected_shapes, tensor_names
-from fedmedjax.model.folder import load_tokenizer
+from fedmedjax.data.formats.writers import write_brat
+from fedmedjax.data.synthetic.cohorts import generate_cohort
+from fedmedjax.model.files.convert import HUGGING_FACE, expected_shapes, tensor_names
+from fedmedjax.model.files.folder import load_tokenizer
+from fedmedjax.model.files.hf_config import to_hugging_face
 from fedmedjax.model.llama import LlamaConfig
-from fedmedjax.model.settings import to_hugging_face
 
 ROOT = Path(__file__).resolve().parent.parent
 # Wall-clock and memory, which no two runs share.

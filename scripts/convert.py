@@ -12,11 +12,11 @@ from pathlib import Path
 
 from absl import flags
 
-from fedmedjax.data.mapping import apply_mapping, read_mapping
-from fedmedjax.data.readers import FORMATS, read_notes
-from fedmedjax.data.writers import write_bigbio, write_brat, write_conll
-from fedmedjax.program import guarded, read_flags
-from fedmedjax.report import set_aside
+from fedmedjax.data.formats.mapping import apply_mapping, read_mapping
+from fedmedjax.data.formats.readers import FORMATS, read_notes
+from fedmedjax.data.formats.writers import write_bigbio, write_brat, write_conll
+from fedmedjax.report.terminal import set_aside
+from fedmedjax.runtime.cli import guarded, read_flags
 from fedmedjax.types import Document, InputError
 
 

@@ -40,7 +40,8 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 FEDMEDJAX_FUZZ=20 XLA_FLAGS=--xla_force_host_platform_device_count=8 \
   "$python" -m pytest -p no:cacheprovider --noconftest --durations=5 \
   -W ignore::DeprecationWarning \
-  tests/checkpoint_test.py tests/config_test.py tests/header_fuzz_test.py tests/fed/fed_test.py \
+  tests/store/checkpoint_test.py tests/experiment/config_test.py \
+  tests/model/files/gguf_header_test.py tests/fed/round_test.py \
   tests/fed/server_test.py tests/data/partition_test.py tests/eval/paired_test.py \
   tests/eval/api_test.py
 chaos="$(mktemp)"

@@ -46,7 +46,7 @@ def logits_difference(model, folder: Path) -> float:
   import torch
 
   from fedmedjax.model import llama
-  from fedmedjax.model.load import load_model
+  from fedmedjax.model.files.load import load_model
   from fedmedjax.model.loss import packed_attention
   loaded = load_model(folder)
   worst = 0.0
@@ -72,7 +72,7 @@ def main() -> None:
   parser.add_argument('--layers', type=int, default=8)
   parser.add_argument('--vocabulary', type=int, default=32000)
   options = parser.parse_args()
-  sys.path.insert(0, str(Path(__file__).parents[1] / 'tests' / 'model'))
+  sys.path.insert(0, str(Path(__file__).parents[1] / 'tests' / 'helpers'))
   import families
   changes = dict(
     hidden_size=options.width, intermediate_size=options.width * 8 // 3,

@@ -15,13 +15,13 @@ import numpy as np
 import safetensors.numpy
 from absl import flags
 
-from fedmedjax.experiment import DTYPES
-from fedmedjax.model.convert import HUGGING_FACE, Placement, tensor_names
-from fedmedjax.model.folder import read_settings
-from fedmedjax.model.load import load_model, model_path, resolve
-from fedmedjax.model.peft_format import load_peft, merged_kernel
-from fedmedjax.model.settings import to_hugging_face
-from fedmedjax.program import guarded, read_flags
+from fedmedjax.experiment.build import DTYPES
+from fedmedjax.model.files.convert import HUGGING_FACE, Placement, tensor_names
+from fedmedjax.model.files.folder import read_settings
+from fedmedjax.model.files.hf_config import to_hugging_face
+from fedmedjax.model.files.load import load_model, model_path, resolve
+from fedmedjax.model.files.peft import load_peft, merged_kernel
+from fedmedjax.runtime.cli import guarded, read_flags
 from fedmedjax.types import InputError
 
 SHARD_BYTES = 4_000_000_000

@@ -108,7 +108,7 @@ def mutants(path: str) -> list[Mutant]:
 def selected(places: list[str]) -> list[Mutant]:
   """The mutants of FILE or FILE:LINE, or of all files."""
   found = []
-  for place in places or sorted(str(path) for path in Path(TARGET).glob('*.py')):
+  for place in places or sorted(str(path) for path in Path(TARGET).rglob('*.py')):
     path, _, line = place.partition(':')
     found += [mutant for mutant in mutants(path) if not line or mutant.place[0] == int(line)]
   return found

@@ -21,15 +21,15 @@ from tokenizers import ByteLevelBPETokenizer
 
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data import tasks
-from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.partition import annotating
 from fedmedjax.data.site import encode_site
-from fedmedjax.model.convert import HUGGING_FACE, tensor_names
-from fedmedjax.model.folder import write_folder
+from fedmedjax.data.synthetic.cohorts import generate_cohort
+from fedmedjax.model.files.convert import HUGGING_FACE, tensor_names
+from fedmedjax.model.files.folder import write_folder
+from fedmedjax.model.files.hf_config import to_hugging_face
 from fedmedjax.model.llama import Llama, LlamaConfig
 from fedmedjax.model.loss import packed_attention, packed_loss
-from fedmedjax.model.settings import to_hugging_face
-from fedmedjax.program import guarded, read_flags, set_up
+from fedmedjax.runtime.cli import guarded, read_flags, set_up
 from fedmedjax.types import ENTITY_TYPES, InputError
 
 # Cohort -> entity types that the base has seen marked there.

@@ -23,10 +23,10 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from real_data import real_data  # noqa: E402
 
+from fedmedjax.model.files.hf_config import llama3_divisors  # noqa: E402
+from fedmedjax.model.files.load import load_model, model_path  # noqa: E402
 from fedmedjax.model.llama import Llama, LlamaConfig  # noqa: E402
-from fedmedjax.model.load import load_model, model_path  # noqa: E402
 from fedmedjax.model.loss import packed_attention  # noqa: E402
-from fedmedjax.model.settings import llama3_divisors  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Two pools of spinning threads on two cores cost minutes.
@@ -89,7 +89,7 @@ def data_folder() -> Path:
 @pytest.fixture(scope='session')
 def real_sentences(data_folder):
   """1,000 real sentences of three corpora."""
-  from fedmedjax.data.corpora import load_corpus
+  from fedmedjax.data.formats.corpora import load_corpus
   from fedmedjax.data.sentences import split_sentences
   found = []
   for name, count in (('maccrobat2020', 400), ('chia', 300), ('bc5cdr', 300)):
@@ -103,14 +103,15 @@ def real_sentences(data_folder):
 @pytest.fixture
 def stop_after_a_round(monkeypatch):
   """stop_after_a_round(argv): the program is interrupted once the first round is on disk."""
-  from fedmedjax import main, training
+  from fedmedjax import main
+  from fedmedjax.train import loop
 
   def interrupted(argv):
     def stop(line, rounds):
       raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-      patch.setattr(training, 'round_sentence', stop)
+      patch.setattr(loop, 'round_sentence', stop)
       assert main.main(argv) == 130
 
   return interrupted

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from fedmedjax.data import json_list, markup, relations
+from fedmedjax.data import relations
+from fedmedjax.data.answers import json_list, markup
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.types import (
   ENTITY_TYPES,

@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from fedmedjax import tree
 from fedmedjax.data.site import SiteData, TaskData
-from fedmedjax.model import stream
-from fedmedjax.model.convert import BaseModel
+from fedmedjax.model import batching
 from fedmedjax.model.decode import Behind, Cache, begin
-from fedmedjax.model.draft import END
+from fedmedjax.model.files.convert import BaseModel
 from fedmedjax.model.llama import Llama
+from fedmedjax.model.speculation import END
 from fedmedjax.types import InputError, Program
 
 # Every sentence may grow by this many tokens, whatever its length.
@@ -53,7 +53,7 @@ def continuations(
   base: dict,
   part: TaskData,
   advance: Callable[[int], None] = lambda count: None,
-) -> list[stream.Continuation]:
+) -> list[batching.Continuation]:
   """Greedy outputs for the test examples of a site's task, in their order.
 
   Args:
@@ -63,21 +63,21 @@ def continuations(
     part: its `test_tokens` are decoded.
     advance: called with the number of examples done since the last call.
   """
-  return stream.decode(
+  return batching.decode(
     _decoder(generator, adapter), adapter, base, part.instruction[:-1],
     _questions(generator, part), eos=[generator.tokenizer.eos_token_id],
     pieces=piece_tokens(generator.tokenizer, part.ask.pieces), rows=generator.batch_size,
     advance=advance)
 
 
-def _decoder(generator: Generator, adapter: dict) -> stream.Decoder:
+def _decoder(generator: Generator, adapter: dict) -> batching.Decoder:
   # Most guesses of a model that was never taught to copy are wrong, and cost more than they save.
-  return stream.decoder(generator.model, generator.guesses if adapter else 0, generator.mesh)
+  return batching.decoder(generator.model, generator.guesses if adapter else 0, generator.mesh)
 
 
-def _questions(generator: Generator, part: TaskData) -> list[stream.Question]:
+def _questions(generator: Generator, part: TaskData) -> list[batching.Question]:
   return [
-    stream.Question(
+    batching.Question(
       example.tokens[:example.prompt_length],
       most_new_tokens(example.prompt_length, generator.max_new_ratio))
     for example in part.test_tokens]
@@ -96,8 +96,8 @@ def largest_call(
   model, compiled = generator.model, _decoder(generator, adapter)
   config = model.config
 
-  def sizes(part: TaskData) -> stream.Sizes:
-    return stream.largest(compiled, _questions(generator, part), generator.batch_size)
+  def sizes(part: TaskData) -> batching.Sizes:
+    return batching.largest(compiled, _questions(generator, part), generator.batch_size)
 
   def slots(part: TaskData) -> int:
     found = sizes(part)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedmedjax.fed.outbound import Codec, float32
+from fedmedjax.fed.compression import Codec, float32
 from fedmedjax.fed.participation import NEVER
 from fedmedjax.fed.types import Sharing, Tree
 from fedmedjax.tree import path_string

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from fedmedjax import tree
-from fedmedjax.fed.aggregate import weighted_sum
-from fedmedjax.fed.faults import sound_sites
+from fedmedjax.fed.aggregators.products import join, product_gap, write_columns
+from fedmedjax.fed.aggregators.weighted_mean import weighted_sum
 from fedmedjax.fed.local import local_training, mean_loss
-from fedmedjax.fed.products import join, product_gap, write_columns
+from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.sites import SiteMap, Stages
 from fedmedjax.fed.types import (
   Aggregate,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedmedjax.model import draft as drafting
+from fedmedjax.model import speculation as drafting
 from fedmedjax.model.attention import Source, attend, heads_first
 from fedmedjax.model.llama import Llama, head_weight
 

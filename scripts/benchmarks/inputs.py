@@ -17,14 +17,14 @@ from ml_collections import ConfigDict
 
 from configs import base as configs
 from fedmedjax import tree
-from fedmedjax.config import DTYPES as DTYPE_NAMES
-from fedmedjax.config import validate
-from fedmedjax.experiment import DTYPES
-from fedmedjax.model.convert import BaseModel, Placement, params_shape
-from fedmedjax.model.folder import load_tokenizer, read_settings
-from fedmedjax.model.load import load_model, model_path, resolve
+from fedmedjax.experiment.build import DTYPES
+from fedmedjax.experiment.config import DTYPES as DTYPE_NAMES
+from fedmedjax.experiment.config import validate
+from fedmedjax.model.files.convert import BaseModel, Placement, params_shape
+from fedmedjax.model.files.folder import load_tokenizer, read_settings
+from fedmedjax.model.files.hf_config import config_from_hugging_face, to_hugging_face
+from fedmedjax.model.files.load import load_model, model_path, resolve
 from fedmedjax.model.quant import QUANTIZATIONS
-from fedmedjax.model.settings import config_from_hugging_face, to_hugging_face
 from fedmedjax.types import InputError
 
 _LLAMA3 = dict(

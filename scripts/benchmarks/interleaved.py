@@ -32,9 +32,9 @@ from rich.table import Table
 
 from fedmedjax.model.llama import PROJECTIONS, LlamaConfig
 from fedmedjax.model.lora import LoraConfig
-from fedmedjax.program import guarded, read_flags, versions
+from fedmedjax.runtime.cli import guarded, read_flags, versions
+from fedmedjax.store.files import plain, write_json
 from fedmedjax.types import InputError
-from fedmedjax.writer import plain, write_json
 
 # Idle threads spin for some milliseconds before they sleep; the next entrant waits that out.
 _SETTLE_SECONDS = 0.1

@@ -24,13 +24,15 @@ from ml_collections import ConfigDict
 from benchmarks import inputs
 from benchmarks.interleaved import TOLERANCES, Tolerance
 from benchmarks.site_work import site_training
-from fedmedjax import exchange, memory, tree
+from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
-from fedmedjax.experiment import Data, Study, lora_config, prepare
+from fedmedjax.experiment import communication
+from fedmedjax.experiment.build import Data, Study, lora_config, prepare
+from fedmedjax.experiment.methods import algorithm_parts
 from fedmedjax.fed.participation import Turnout
 from fedmedjax.fed.types import LocalData
-from fedmedjax.method import algorithm_parts
-from fedmedjax.model.peft_format import save_peft
+from fedmedjax.model.files.peft import save_peft
+from fedmedjax.train import memory
 
 
 class Federation(NamedTuple):
@@ -58,7 +60,7 @@ class Compiled(NamedTuple):
 def federation(config: ConfigDict, data: Data) -> Federation:
   config.fed.rounds = 1
   study = prepare(config, data)
-  return Federation(config, study, exchange.turnout(study.meeting, study.schedule, 0))
+  return Federation(config, study, communication.turnout(study.meeting, study.schedule, 0))
 
 
 def arguments(one: Federation) -> tuple:

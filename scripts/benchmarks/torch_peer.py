@@ -20,7 +20,7 @@ import transformers
 
 from benchmarks.inputs import Model
 from fedmedjax.data.tokenize import TokenExample
-from fedmedjax.model.convert import HUGGING_FACE, tensor_names
+from fedmedjax.model.files.convert import HUGGING_FACE, tensor_names
 
 _IGNORED = -100  # label of what is not supervised, in transformers
 

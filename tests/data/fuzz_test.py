@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmedjax.data.mapping import MODIFIERS, SHIPPED, read_mapping
-from fedmedjax.data.readers import FORMATS
+from fedmedjax.data.formats.mapping import MODIFIERS, SHIPPED, read_mapping
+from fedmedjax.data.formats.readers import FORMATS
 from fedmedjax.types import InputError
 
 KB = {
@@ -226,7 +226,8 @@ def test_undamaged_notes(name, tmp_path):
 
 def test_damaged_mappings(tmp_path):
   from importlib import resources
-  path, shipped = tmp_path / 'x.toml', resources.files('fedmedjax.data').joinpath('mappings')
+  path = tmp_path / 'x.toml'
+  shipped = resources.files('fedmedjax.data.formats').joinpath('mappings')
   texts = [shipped.joinpath(f'{name}.toml').read_text() for name in SHIPPED]
   for number in range(MANY):
     rng = random.Random(number)

@@ -8,8 +8,8 @@ import transformers
 from fedmedjax.data import label_steps
 from fedmedjax.data import labels as token_labels
 from fedmedjax.data import schedule as schedules
-from fedmedjax.data.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.relations import GUIDE
+from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.tasks import ask
 from fedmedjax.types import ENTITY_TYPES, Example, InputError, SiteCorpus, Span
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.partition import (
   KINDS,
   annotated_types,
@@ -16,6 +15,7 @@ from fedmedjax.data.partition import (
 )
 from fedmedjax.data.relations import annotated
 from fedmedjax.data.statistics import divergence, word_divergence
+from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.types import ENTITY_TYPES, Document, InputError, Relation, Span
 
 STRENGTH = {'iid': 1.0, 'types': 0.05, 'quantity': 1.2, 'style': 1.0, 'labels': 0.5}

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
-from fedmedjax.data.align import fold, inside_word
-from fedmedjax.data.cohorts import COHORTS, generate_cohort
+from fedmedjax.data.answers.align import fold, inside_word
 from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.tasks import STYLES
 from fedmedjax.types import ENTITY_TYPES, Example, Span
 

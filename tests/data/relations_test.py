@@ -3,7 +3,7 @@
 import pytest
 
 from fedmedjax.data import relations
-from fedmedjax.data.cohorts import COHORTS, generate_cohort
+from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.tasks import ask
 from fedmedjax.types import MODIFIER_TYPES, Document, Relation, SiteCorpus, Span
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fedmedjax.data.cohorts import generate_cohort
 from fedmedjax.data.site import encode_site
+from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.types import Document, SiteCorpus, Span
 
 

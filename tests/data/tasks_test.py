@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedmedjax.data import tasks
-from fedmedjax.data.mapping import read_mapping
+from fedmedjax.data.formats.mapping import read_mapping
 from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, Example, InputError, SiteCorpus, Span
 
 

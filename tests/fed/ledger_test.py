@@ -9,7 +9,7 @@ import pytest
 
 from fedmedjax import tree
 from fedmedjax.fed import ledger, sharing
-from fedmedjax.fed.outbound import bfloat16, compress, float32, quantised, sign, top_k
+from fedmedjax.fed.compression import bfloat16, compress, float32, quantised, sign, top_k
 from fedmedjax.fed.ranks import cut, mixed_ranks, rank_first
 
 # Sizes 3 * 5 * 3 = 45 and 3 * 3 * 7 = 63: odd, no multiple of a block of 8; 216 in all.

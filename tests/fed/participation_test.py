@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from fedmedjax.fed import rules, sharing
-from fedmedjax.fed.aggregate import adaptive_mean
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
+from fedmedjax.fed.compression import float32, outbound, top_k
 from fedmedjax.fed.gradient import mean_gradient
-from fedmedjax.fed.outbound import float32, outbound, top_k
 from fedmedjax.fed.participation import (
   Fleet,
   by_size,

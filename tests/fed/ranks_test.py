@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from quadratics import federation, play
 
-from fedmedjax import meshes
-from fedmedjax.fed import local, products
-from fedmedjax.fed.aggregate import adaptive_mean, leave_one_out
+from fedmedjax.experiment import meshes
+from fedmedjax.fed import local
+from fedmedjax.fed.aggregators import products
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, leave_one_out
+from fedmedjax.fed.compression import outbound, sign
 from fedmedjax.fed.gradient import mean_gradient
-from fedmedjax.fed.outbound import outbound, sign
 from fedmedjax.fed.ranks import mixed_ranks
 from fedmedjax.fed.sites import map_sites, spread_state, spread_vmap
 from fedmedjax.fed.types import LocalData, Validation

@@ -12,7 +12,7 @@ import pytest
 from quadratics import ADAPTER, data, entries, federation, play
 
 from fedmedjax.fed import local, rules
-from fedmedjax.fed.aggregate import adaptive_mean
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
 from fedmedjax.types import InputError
 
 UNLIKE = dict(targets=(0.0, 1.0), curvatures=(1.0, 4.0))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from quadratics import ADAPTER, data, federation
 
-from fedmedjax import checkpoint, meshes
+from fedmedjax.experiment import meshes
 from fedmedjax.fed import rules
 from fedmedjax.fed.sites import map_sites, spread_state, spread_vmap
+from fedmedjax.store import checkpoint
 
 
 def test_sites_that_do_not_fill_the_groups_and_their_state(tmp_path):

@@ -14,7 +14,7 @@ import transformers
 
 from fedmedjax.data.labels import label_names
 from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
-from fedmedjax.model.bert_load import load_bert, save_bert
+from fedmedjax.model.files.bert import load_bert, save_bert
 from fedmedjax.types import InputError, LabelBatch
 
 LABELS = label_names(('problem', 'drug'))

@@ -10,12 +10,12 @@ import torch
 from families import FAMILIES, build, save
 
 from fedmedjax.model import llama
-from fedmedjax.model.convert import Placement
+from fedmedjax.model.batching import Question, decode, decoder
 from fedmedjax.model.decode import cached_attention
-from fedmedjax.model.draft import END
-from fedmedjax.model.load import load_model
+from fedmedjax.model.files.convert import Placement
+from fedmedjax.model.files.load import load_model
 from fedmedjax.model.loss import packed_attention
-from fedmedjax.model.stream import Question, decode, decoder
+from fedmedjax.model.speculation import END
 from fedmedjax.types import InputError
 
 # The last is beyond the original context of the scaled families and the window of the others.

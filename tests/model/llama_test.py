@@ -11,11 +11,11 @@ import transformers
 from conftest import TINY
 
 from fedmedjax.model import attention, llama
+from fedmedjax.model.batching import Question, decode, decoder
 from fedmedjax.model.decode import cached_attention
-from fedmedjax.model.draft import END
-from fedmedjax.model.load import model_path
+from fedmedjax.model.files.load import model_path
 from fedmedjax.model.loss import packed_attention
-from fedmedjax.model.stream import Question, decode, decoder
+from fedmedjax.model.speculation import END
 
 
 @partial(jax.jit, static_argnames=('config', 'scale'))

@@ -105,7 +105,7 @@ def test_a_planted_packing_error_is_seen(tiny_params, fault):
 
 def test_smollm_packing_on_real_notes(smollm, data_folder):
   """Real NER batches of 8: the same loss and gradient, at least 2.2 times fewer tokens."""
-  from fedmedjax.data.corpora import load_corpus
+  from fedmedjax.data.formats.corpora import load_corpus
   from fedmedjax.data.site import encode_site
 
   corpus = load_corpus('maccrobat2020', data_folder)

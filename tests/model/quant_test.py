@@ -11,9 +11,9 @@ from conftest import TINY
 from scipy.stats import norm
 
 from fedmedjax.model import quant
-from fedmedjax.model.convert import Placement, params_shape
+from fedmedjax.model.files.convert import Placement, params_shape
+from fedmedjax.model.files.load import load_model
 from fedmedjax.model.llama import PROJECTIONS, Llama, head_weight
-from fedmedjax.model.load import load_model
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.loss import HEAD_BLOCK, packed_attention, weighted_nll
 

@@ -1,0 +1,1 @@
+"""Regimes side by side: scenarios, paired comparisons and their tables."""

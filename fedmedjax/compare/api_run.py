@@ -1,0 +1,194 @@
+"""Runs a baseline behind an OpenAI-compatible endpoint: the same sentences, parser and scores.
+
+GPT-4o in the paper (METHOD section 4), here any model: regime `api:MODEL` of compare. Nothing is
+trained or sent between sites; the notes' test sentences go to the endpoint, with
+`config.api.shots` training sentences of the site in front.
+"""
+
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ml_collections import ConfigDict
+
+from fedmedjax import report
+from fedmedjax.eval import api, evaluate
+from fedmedjax.eval.answers import Answer, append_answer, read_answers
+from fedmedjax.eval.endpoint import Endpoint
+from fedmedjax.eval.evaluate import SiteScores
+from fedmedjax.eval.generation import most_new_tokens
+from fedmedjax.eval.prompt import Prompt, make_prompt, messages
+from fedmedjax.experiment.build import Data
+from fedmedjax.experiment.config import leaves
+from fedmedjax.report.description import used
+from fedmedjax.report.terminal import show
+from fedmedjax.runtime.cli import versions
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store import files, tensorboard
+from fedmedjax.types import Example, InputError
+
+# Groups of keys that an answer or a score depends on, and keys that change neither.
+_USED = ('seed', 'data', 'eval', 'api')
+HARMLESS = ('api.concurrency', 'api.max_attempts', 'api.timeout', 'api.cache')
+
+
+def folder_name(model: str) -> str:
+  """A folder for a model's run: one name, one folder ('/' becomes '%2F')."""
+  name = 'api_' + quote(model, safe='')
+  if len(name) > 200:
+    raise InputError(f'--regimes=api:{model[:40]}...: {len(model)} characters are too many for a '
+                     'model name; 60 always fit')
+  return name
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+  """The part of a configuration that such a run depends on, flat, in JSON's terms."""
+  return files.plain({
+    key: value for key, value in leaves(config.to_dict()).items() if key.split('.')[0] in _USED})
+
+
+def plan(config: ConfigDict, data: Data) -> dict[str, dict[str, Prompt]]:
+  """{site: {task: prompt}}; raises InputError when a site has too few sentences to show."""
+  return {
+    site.name: {
+      part.ask.task: make_prompt(site, part, data.sites, config.api.shots, config.seed)
+      for part in site.tasks if part.test}
+    for site in (*data.tested, *data.external)}
+
+
+def run_api(
+  config: ConfigDict, workdir: Path, reporter: Reporter, data: Data, endpoint: Endpoint
+) -> dict:
+  """Asks for every test sentence, or resumes -> summary (see `_summary`).
+
+  A finished run is only shown again, unless questions were left without an answer: then these
+  are asked again.
+
+  Raises:
+    InputError: bad configuration or workdir, or an endpoint that refuses the key or the model.
+    RuntimeError: the endpoint fails; what it answered is kept.
+  """
+  started = time.monotonic()
+  finished = files.check_workdir(workdir, settings(config), HARMLESS)
+  if finished and not finished['api']['failed']:
+    reporter.say(f'{workdir}: finished, nothing to do')
+    show(finished, reporter)
+    report.freshen(workdir, config.report.examples)
+    return finished
+  plans = plan(config, data)
+  cache = _cache(config.api.cache, workdir, endpoint.model)
+  files.claim(workdir, settings(config))
+  (workdir / report.FILE).unlink(missing_ok=True)
+  files.write_json(workdir / report.SITES, used(data.sites, data.tested, data.external))
+  # What was said, by the first question of each site and task.
+  files.write_json(workdir / 'prompts.json', {
+    site: {task: messages(prompt, prompt.part.test[0]) for task, prompt in prompts.items()}
+    for site, prompts in plans.items()})
+  limits = api.Limits(config.api.concurrency, config.api.max_attempts, config.api.timeout)
+  answers: list[Answer] = []
+
+  def ask(asked: Sequence[tuple[Prompt, Example]]) -> list[str]:
+    questions = _questions(asked, config, data)
+    with reporter.live(), reporter.task(f'asking {endpoint.model}', len(questions)) as advance:
+      fresh = api.ask(
+        endpoint, questions, limits, read_answers(cache),
+        lambda key, answer: append_answer(cache, key, answer), advance, reporter.say)
+    answers.extend(fresh)
+    # Blanks around an answer are the endpoint's way of talking, not part of a copied sentence.
+    return [(answer.text or '').strip() for answer in fresh]
+
+  texts = iter(ask([
+    (prompt, example) for prompts in plans.values() for prompt in prompts.values()
+    for example in prompt.part.test]))
+  scores = {}
+  for site in (*data.tested, *data.external):
+    prompts, records = plans[site.name], []
+    for prompt in prompts.values():
+      test = prompt.part.test
+      records += evaluate.predictions(prompt.part.ask, test, list(islice(texts, len(test))))
+    for prompt in prompts.values():
+      records += evaluate.end_to_end(
+        site, prompt.part, records,
+        lambda examples, prompt=prompt: ask([(prompt, example) for example in examples]))
+    files.write_lines(workdir / 'predictions' / f'{site.name}.jsonl', records)
+    scores[site.name] = evaluate.score(
+      site, [records], config.seed, config.eval.bootstrap_samples)
+  files.write_json(workdir / 'predictions' / evaluate.COUNTS, files.plain({
+    'scores': evaluate.note_counts(scores)}))
+  summary = _summary(config, data, endpoint.model, scores) | {
+    'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started,
+    'versions': versions()}
+  tensorboard.finish(workdir, [], summary)
+  files.write_json(workdir / 'summary.json', summary)
+  show(summary, reporter)
+  report.freshen(workdir, config.report.examples)
+  return summary
+
+
+def _cache(folder: str, workdir: Path, model: str) -> Path:
+  """The file of a model's answers; raises InputError when its folder cannot be made."""
+  path = Path(folder) / f'{folder_name(model)}.jsonl' if folder else workdir / 'answers.jsonl'
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f'config.api.cache={folder!r}: not a folder that can be written: {error.strerror}') from None
+  return path
+
+
+def _questions(
+  asked: Sequence[tuple[Prompt, Example]], config: ConfigDict, data: Data
+) -> list[api.Question]:
+  """Bounded like the base model's own answers, in tokens of the base model's tokenizer."""
+  inputs = [prompt.part.ask.render(example)[0] for prompt, example in asked]
+  lengths = [len(tokens) for tokens in data.base.tokenizer(
+    inputs, add_special_tokens=False)['input_ids']]
+  return [
+    api.Question(messages(*pair), most_new_tokens(length, config.eval.max_new_ratio))
+    for pair, length in zip(asked, lengths, strict=True)]
+
+
+def costs(model: str, config: ConfigDict, answers: Sequence[Answer]) -> dict:
+  """What the answers cost: `cached` ones nothing now, the others tokens and, with prices, money.
+
+  `cached_input_tokens` and `cached_output_tokens` are what those in the cache took when they were
+  asked. A count is None when the endpoint did not give it for every answer.
+  """
+  def tokens(kind: str, paid: bool) -> int | None:
+    counts = [getattr(answer, kind) for answer in answers if bool(answer.requests) == paid]
+    return None if None in counts else sum(counts)
+
+  read, written = tokens('input_tokens', True), tokens('output_tokens', True)
+  prices = config.api.price_input, config.api.price_output
+  known = any(prices) and None not in (read, written)
+  return {
+    'model': model, 'shots': config.api.shots,
+    'requests': sum(answer.requests for answer in answers),
+    'answers': len(answers), 'cached': sum(not answer.requests for answer in answers),
+    'input_tokens': read, 'output_tokens': written,
+    'cached_input_tokens': tokens('input_tokens', False),
+    'cached_output_tokens': tokens('output_tokens', False),
+    'usd': (prices[0] * read + prices[1] * written) / 1e6 if known else None,
+    'failed': sum(answer.text is None for answer in answers),
+    'failure': next((answer.reason for answer in answers if answer.text is None), ''),
+  }
+
+
+def _summary(
+  config: ConfigDict, data: Data, model: str, scores: dict[str, SiteScores]
+) -> dict:
+  """The keys that every regime's summary.json has, but those of time and cost."""
+  sites = (*data.tested, *data.external)
+  return files.plain({
+    'preset': f'api:{model}', 'seed': config.seed, 'rounds': 0,
+    'sites': [site.name for site in data.tested],
+    'external': [site.name for site in data.external],
+    'train_examples': [len(site.train) for site in data.sites],
+    'scores': {site: entry.scores for site, entry in scores.items()},
+    'bytes_up': 0, 'bytes_down': 0, 'bytes_full_model': 0, 'local_steps': 0,
+    **evaluate.rates(scores.values()),
+    'site_weights': [], 'zero_shot': None, 'instructions': evaluate.instructions(sites),
+  })

@@ -1,0 +1,303 @@
+"""Settings of a study: which runs a comparison is made of.
+
+in_domain       every regime on config.data.sites, tested there and on config.data.external
+leave_one_out   every regime once for each site, trained on the others and tested on it
+scaling         every regime for S sites dealt out of the pooled notes, with equal steps in all
+new_site        a site that took no part and has few notes (METHOD section 4): the federated adapter
+                as it is and fine-tuned on n of its sentences, and n sentences alone
+
+A setting is a function from a `Study` to its parts. What differs between parts are configurations
+only; the new site's runs start from adapters that the in-domain runs leave.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs.base import PRESETS
+from fedmedjax.compare import api_run
+from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.site import drawn_sentences
+from fedmedjax.data.tasks import ask
+from fedmedjax.eval.endpoint import endpoint_from
+from fedmedjax.experiment.config import choose_preset, leaves, validate
+from fedmedjax.experiment.methods import FOLDING, num_sites
+from fedmedjax.store import files
+from fedmedjax.train.run import run
+from fedmedjax.types import InputError, SiteCorpus
+
+# The row of the new site's sentences alone.
+LOCAL = 'local only'
+
+
+class Row(NamedTuple):
+  """One run, ready to start."""
+
+  folder: Path
+  config: ConfigDict
+  settings: dict[str, Any]  # what its folder is bound to, see writer.check_workdir
+  harmless: Sequence[str]
+  run: Callable[..., dict]  # (config, workdir, reporter, data) -> summary
+
+
+class Part(NamedTuple):
+  """Runs that are tested on the same notes and share their data."""
+
+  setting: str
+  label: str            # the site left out, the number of sites or of sentences; '' = none
+  seed: int
+  rows: dict[str, Row]  # by name in the tables
+
+
+class Study(NamedTuple):
+  """What the user asked for."""
+
+  config: ConfigDict
+  folder: Path
+  regimes: tuple[str, ...]
+  overrides: dict[str, Any] = {}  # flat keys from the command line, see `regime_config`
+  scaling: tuple[int, ...] = (2, 4, 6, 8, 10)
+  new_site: str = ''
+  sentences: tuple[int, ...] = (0, 10, 50, 100, -1)  # n of the new site; -1 = all
+  epochs: int = 5  # over the n sentences, as long as the federation's own steps allow
+
+
+def regime_row(study: Study, regime: str, folder: Path, changes: dict[str, Any]) -> tuple[str, Row]:
+  """A regime's name in the table and what it takes to run it.
+
+  Args:
+    study: its configuration, command line included.
+    regime: a row of PRESETS, `api:MODEL` or `api`.
+    folder: in which the run's own folder is.
+    changes: flat keys that make the part what it is; they go before the command line.
+
+  Raises:
+    InputError: unknown, or an endpoint that the environment does not name.
+  """
+  config = copy.deepcopy(study.config)
+  config.update_from_flattened_dict(changes)
+  overrides = {key: value for key, value in study.overrides.items() if key not in changes}
+  kind, colon, model = regime.partition(':')
+  if kind == 'api' and bool(colon) == bool(model):
+    endpoint = endpoint_from(os.environ, model)
+    # What it shares with zero-shot: nothing is trained.
+    chosen = regime_config(config, 'zero_shot', overrides)
+    return f'api:{endpoint.model}', Row(
+      folder / api_run.folder_name(endpoint.model), chosen, api_run.settings(chosen),
+      api_run.HARMLESS, partial(api_run.run_api, endpoint=endpoint))
+  if regime not in PRESETS:
+    raise InputError(
+      f'--regimes: {regime!r} is not one of {", ".join(PRESETS)}, api, api:MODEL')
+  chosen = regime_config(config, regime, overrides)
+  return regime, Row(
+    folder / regime, chosen, files.plain(leaves(chosen.to_dict())), files.HARMLESS, run)
+
+
+def regime_config(config: ConfigDict, regime: str, overrides: dict[str, Any]) -> ConfigDict:
+  """`config` as a regime; zero-shot is a regime here, not an extra.
+
+  What the regime's row of PRESETS names is the regime; of the rest, the command line goes before
+  the defaults of methods.
+  """
+  chosen = copy.deepcopy(config)
+  choose_preset(chosen, regime)
+  own = {'fed.preset', *(f'fed.{key}' for key in PRESETS[regime])}
+  chosen.update_from_flattened_dict(
+    {key: value for key, value in overrides.items() if key not in own})
+  chosen.eval.zero_shot = False
+  validate(chosen)
+  return chosen
+
+
+def _part(
+  study: Study, setting: str, label: str, folder: Path, changes: dict[str, Any]
+) -> Part:
+  """All regimes on one configuration."""
+  return Part(setting, label, study.config.seed, dict(
+    regime_row(study, regime, folder, changes) for regime in study.regimes))
+
+
+def in_domain(study: Study) -> list[Part]:
+  return [_part(study, 'in_domain', '', study.folder, {})]
+
+
+def leave_one_out(study: Study) -> list[Part]:
+  """Raises InputError when there are not two sites, or their notes are dealt out."""
+  data = study.config.data
+  if len(data.sites) < 2 or data.partition.kind:
+    raise InputError(
+      f'--settings=leave_one_out: config.data.sites={tuple(data.sites)!r} and '
+      f'config.data.partition.kind={data.partition.kind!r}: two sites or more, not dealt out, are '
+      'allowed')
+  if study.config.fed.ranks or data.site_tasks:
+    raise InputError(
+      '--settings=leave_one_out: config.fed.ranks and config.data.site_tasks have an entry for '
+      'every site, and one site is left out; () is allowed')
+  return [
+    _part(study, 'leave_one_out', site, study.folder / 'leave_one_out' / site, {
+      'data.sites': tuple(other for other in data.sites if other != site),
+      'data.external': (site,)})
+    for site in data.sites]
+
+
+def scaling(study: Study) -> list[Part]:
+  """The sites of a round take as many local steps together as the configuration's own sites do, to
+  within whole steps of each.
+
+  Raises InputError where that number is not known beforehand.
+  """
+  config = study.config
+  if not config.fed.local_steps:
+    raise InputError(
+      '--settings=scaling: config.fed.local_steps=0: a number >= 1 is needed, so that all numbers '
+      'of sites take equal steps')
+  dealt = config.data.partition
+
+  def taking_part(sites: int) -> int:
+    return min(config.fed.cohort_size or sites, sites)
+
+  total = config.fed.local_steps * taking_part(num_sites(leaves(config.to_dict())))
+  if any(size < 1 or size > total for size in study.scaling):
+    raise InputError(
+      f'--sizes={",".join(map(str, study.scaling))}: numbers of sites from 1 to the {total} local '
+      'steps of a round are allowed')
+  return [
+    _part(study, 'scaling', str(size), study.folder / 'scaling' / f'{size}_sites', {
+      'data.partition.kind': dealt.kind or 'iid', 'data.partition.sites': size,
+      'fed.local_steps': max(1, round(total / taking_part(size))), 'fed.ranks': (),
+      'data.site_tasks': ()})
+    for size in study.scaling]
+
+
+def new_site(study: Study) -> list[Part]:
+  """The in-domain runs of all regimes that leave one adapter, then the new site's.
+
+  Fine-tuning takes `study.epochs` epochs over the n sentences, but no more steps than a site of the
+  federation took in all of its rounds, and as many over all of them; both arms take the same.
+
+  Raises InputError when there is no new site, it trains in the federation, or no regime leaves an
+  adapter that it can start from.
+  """
+  config, name = study.config, study.new_site
+  if not name or name in config.data.sites:
+    raise InputError(
+      f'--new_site={name!r}: the name of a site with training notes that is none of '
+      f'config.data.sites={tuple(config.data.sites)!r} is needed')
+  if not config.fed.local_steps:
+    raise InputError(
+      '--settings=new_site: config.fed.local_steps=0: a number >= 1 is needed, for the new site '
+      'takes no more steps than a site of the federation')
+  federation, = in_domain(study._replace(regimes=tuple(filter(leaves_adapter, study.regimes))))
+  if not federation.rows:
+    raise InputError(
+      f'--regimes={",".join(study.regimes)}: none leaves one adapter of config.lora, from which a '
+      'new site could start')
+  most, batch = config.fed.rounds * config.fed.local_steps, config.fed.batch_size
+  parts = [federation]
+  for number in study.sentences:
+    label = 'all' if number < 0 else str(number)
+    steps = most if number < 0 else min(most, math.ceil(study.epochs * number / batch))
+    changes = {
+      'data.sites': (name,), 'data.external': (), 'data.max_train_sentences': max(number, 0),
+      'data.validation_examples': 0, 'data.site_tasks': (), 'data.partition.kind': '',
+      'fed.rounds': 1, 'fed.local_steps': max(steps, 1), 'fed.ranks': (), 'fed.cohort_size': 0,
+      'simulation.failure': 0.0, 'simulation.deadline': 0.0, 'eval.cross_site': False}
+    rows = {}
+    for arm in (LOCAL, *federation.rows):
+      start = '' if arm == LOCAL else str(federation.rows[arm].folder / 'adapter')
+      folder = study.folder / 'new_site' / f'{label}_sentences'
+      _, row = regime_row(
+        study, 'single_site' if number else 'zero_shot', folder, changes | {'lora.start': start})
+      rows[arm] = row._replace(folder=folder / arm.replace(' ', '_'))
+    parts.append(Part('new_site', label, config.seed, rows))
+  return parts
+
+
+def check_new_site(
+  part: Part, sites: Sequence[SiteCorpus], federation: Sequence[SiteCorpus]
+) -> None:
+  """Checks a part of a new site before the federation trains for it; other parts pass.
+
+  Args:
+    part: of any setting.
+    sites: the part's, as read.
+    federation: that train before it.
+
+  Raises InputError when the federation trains on a note that the new site is tested on, or the site
+  lacks the sentences that the part trains on, or they hold no example of a task.
+  """
+  if part.setting != 'new_site':
+    return
+  (site,) = sites
+  tested = {note.text for note in site.test}
+  for other in federation:
+    shared = sum(note.text in tested for note in other.train)
+    if shared:
+      raise InputError(
+        f'--new_site={site.name}: {shared} training notes of {other.name} have the text of one of '
+        'its test notes; take them out of one of the two')
+  if not part.label.isdigit() or part.label == '0':
+    return
+  number = int(part.label)
+  config = next(iter(part.rows.values())).config
+  notes = site.train[:config.data.max_train_notes or None]
+  there = sum(len(split_sentences(note.text)) for note in notes)
+  if number > there:
+    raise InputError(
+      f'--sentences={number}: the training notes of {site.name!r} have {there}; fewer, or all, are '
+      'allowed')
+  chosen = drawn_sentences(site.name, notes, number, config.seed)
+  for task in config.data.tasks:
+    asked = ask(task, site)
+    found = [example for note in notes for example in asked.find(note)[0]] if asked.types else []
+    # A task of which no note holds anything is left out.
+    if any(example.entities for example in found) and not any(
+        (example.document, example.start) in chosen for example in found):
+      raise InputError(
+        f'--sentences={number}: those drawn of {site.name!r} with seed {config.seed} hold no '
+        f'example of task {task!r}; allow more')
+
+
+def leaves_adapter(regime: str) -> bool:
+  """Whether a regime ends with one adapter for all, of config.lora's shape."""
+  row = PRESETS.get(regime, {'train': False})
+  return (
+    row.get('train', True) and row.get('learner', 'lora') == 'lora'
+    and row.get('sharing', 'everything') not in ('nothing', 'only_a')
+    and row.get('aggregator') not in FOLDING)
+
+
+SETTINGS = {
+  'in_domain': in_domain, 'leave_one_out': leave_one_out, 'scaling': scaling, 'new_site': new_site}
+
+
+def parts(study: Study, settings: Sequence[str], seeds: Sequence[int]) -> list[Part]:
+  """Everything that is run, in order; each folder once.
+
+  Runs of config.seed are in WORKDIR/REGIME and WORKDIR/SETTING/..., those of another seed in
+  WORKDIR/seed_SEED/...: more seeds can be added later.
+
+  Raises InputError as the settings do.
+  """
+  found, known = [], set()
+  for seed in seeds:
+    own = study
+    if seed != study.config.seed:
+      config = copy.deepcopy(study.config)
+      config.seed = seed
+      own = study._replace(
+        config=config, folder=study.folder / f'seed_{seed}',
+        overrides={k: v for k, v in study.overrides.items() if k != 'seed'})
+    # In this order: where a new site needs runs of the in-domain comparison, these are all there.
+    for setting in (build for name, build in SETTINGS.items() if name in settings):
+      for part in setting(own):
+        if (part.setting, part.label, seed) not in known:
+          known.add((part.setting, part.label, seed))
+          found.append(part)
+  return found

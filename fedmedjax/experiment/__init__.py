@@ -1,0 +1,1 @@
+"""From a configuration to a study that is ready to run."""

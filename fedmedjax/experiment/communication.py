@@ -1,0 +1,158 @@
+"""Who meets in a round and what they send: from the configuration, and for a round's line."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from fedmedjax.data import schedule as schedules
+from fedmedjax.data.schedule import Schedule
+from fedmedjax.experiment.methods import FOLDING
+from fedmedjax.fed import compression as outbounds
+from fedmedjax.fed import ledger, participation
+from fedmedjax.fed.aggregators.products import room
+from fedmedjax.fed.ledger import Exchange
+from fedmedjax.fed.participation import Fleet, Sampler, Turnout
+from fedmedjax.fed.ranks import cut, rank_first
+from fedmedjax.fed.rules import SENT_CONTROL
+from fedmedjax.fed.types import Sharing
+
+# (sizes f[S], C, seed) -> Sampler
+SAMPLERS = {
+  'uniform': lambda sizes, count, seed: participation.uniform(len(sizes), count, seed),
+  'size': participation.by_size,
+  'poisson': lambda sizes, count, seed: participation.poisson(len(sizes), count, seed),
+}
+# (block) -> Codec
+CODECS = {
+  'float32': lambda block: outbounds.float32(), 'bfloat16': lambda block: outbounds.bfloat16(),
+  'int8': lambda block: outbounds.quantised(8, block),
+  'int4': lambda block: outbounds.quantised(4, block), 'sign': outbounds.sign,
+}
+
+
+class Meeting(NamedTuple):
+  """Who takes part in the rounds, and what they send. Pooled, one place that sends nothing."""
+
+  sampler: Sampler
+  fleet: Fleet
+  exchange: Callable[[int], tuple[Exchange, ...]]   # each cohort site's messages, round from 0
+
+
+def codec(fed: ConfigDict) -> outbounds.Codec:
+  """config.fed's format of an update."""
+  return outbounds.top_k(fed.top_k, CODECS[fed.outbound](fed.block))
+
+
+def outbound(fed: ConfigDict) -> optax.GradientTransformationExtraArgs:
+  sender = outbounds.outbound(
+    codec(fed), clip_norm=fed.clip_update, error_feedback=fed.error_feedback)
+  return rank_first(sender) if fed.ranks else sender
+
+
+def _sampler(config: ConfigDict, sizes: np.ndarray) -> Sampler:
+  fed = config.fed
+  return SAMPLERS[fed.sampler](sizes, fed.cohort_size or len(sizes), config.seed)
+
+
+def cohorts(config: ConfigDict, sizes: np.ndarray) -> list[list[int]]:
+  """The sites of each round, padding left out; `sizes` is f[S] n_k."""
+  sampler = _sampler(config, sizes)
+  drawn = [sampler.draw(number) for number in range(config.fed.rounds)]
+  return [cohort.sites[cohort.present].tolist() for cohort in drawn]
+
+
+def meeting(config: ConfigDict, sizes: np.ndarray, adapter, sharing: Sharing) -> Meeting:
+  """The `Meeting` that config.fed and config.simulation ask for.
+
+  Args:
+    sizes: f[S] n_k, the same as for `cohorts`; pooled, its one entry is not looked at.
+    adapter, sharing: what one site's messages are made of.
+  """
+  fed, rank = config.fed, config.lora.rank
+  if fed.pooled:
+    return Meeting(
+      participation.uniform(1, 1, config.seed), participation.lognormal_fleet(1, config.seed),
+      lambda number: (Exchange((), ()),))
+  fleet = participation.lognormal_fleet(
+    len(sizes), config.seed, **config.simulation.to_dict())
+  sampler = _sampler(config, sizes)
+  # A site's last round is looked for in all rounds before.
+  sampler = sampler._replace(draw=cache(sampler.draw))
+  ranks = fed.ranks or (rank,) * len(sizes)
+  update_codec = codec(fed)
+  columns = FOLDING.get(fed.aggregator, lambda fed, rank, ranks: 0)
+
+  # Not all of them: a run has as many as rounds times sites.
+  @lru_cache(1024)
+  def messages(site_rank, number, last):
+    one = cut(adapter, site_rank) if fed.ranks else adapter
+    folded = sum(
+      columns(fed, rank, [ranks[site] for site in sampler.draw(past).sites])
+      for past in range(max(last, 0), number))
+    return ledger.exchange(
+      one, sharing, update_codec, number, last,
+      control=one if fed.rule in SENT_CONTROL else (),
+      residual=jax.eval_shape(partial(room, columns=folded), adapter) if folded else (),
+      masked=fed.secure_aggregation)
+
+  def exchange(number):
+    last = participation.last_taken(sampler, number)
+    return tuple(
+      messages(ranks[site], number, int(last[site])) for site in sampler.draw(number).sites)
+
+  return Meeting(sampler, fleet, exchange)
+
+
+def _lengths(meeting: Meeting, number: int) -> tuple[np.ndarray, np.ndarray]:
+  """(bytes down, bytes up) i64[C] of the messages of the cohort's sites."""
+  exchanges = meeting.exchange(number)
+  return (
+    np.asarray([ledger.num_bytes(one.down) for one in exchanges]),
+    np.asarray([ledger.num_bytes(one.up) for one in exchanges]))
+
+
+def turnout(meeting: Meeting, schedule: Schedule, number: int) -> Turnout:
+  """How round `number` goes; see `participation.turnout`."""
+  down, up = _lengths(meeting, number)
+  return participation.turnout(
+    meeting.sampler, meeting.fleet, number, sizes=schedule.weights,
+    planned=np.asarray([len(one) for one in schedule.plan[number]]),
+    bytes_down=down, bytes_up=up)
+
+
+def turnout_line(
+  meeting: Meeting, schedule: Schedule, number: int, turn: Turnout, names: Sequence[str]
+) -> dict:
+  """The part of a round's line that is known without training: who, how much, how long.
+
+  Lists are in the order of `sites`, the cohort. A site that sent nothing has 0 `steps`; what it
+  was sent counts all the same.
+  """
+  here, (sites, steps) = turn.cohort.present, (turn.cohort.sites, turn.steps)
+  examples, tokens = schedules.round_work(schedule, number, sites, steps)
+  down, up = _lengths(meeting, number)
+  down, up = down[here], np.where(steps > 0, up, 0)[here]
+  return {
+    'round': number + 1, 'sites': [names[site] for site in sites[here]], 'steps': steps[here],
+    'local_steps': steps.sum(),
+    'examples': examples, 'tokens': tokens, 'bytes_up': up.sum(), 'bytes_down': down.sum(),
+    'site_bytes_up': up, 'site_bytes_down': down,
+    'site_seconds': turn.seconds[here], 'simulated_seconds': turn.round_seconds,
+  }
+
+
+def ledger_csv(meeting: Meeting, lines: Iterable[dict]) -> str:
+  """The ledger of a run, a line a (round, site, tensor), from the rounds' lines."""
+  # Those that are present come first in a cohort.
+  rounds = [
+    (line['round'], line['sites'], meeting.exchange(line['round'] - 1)[:len(line['sites'])],
+     [count > 0 for count in line['steps']])
+    for line in lines]
+  rows = ledger.table(rounds)
+  return '\n'.join(
+    [','.join(ledger.Row._fields), *(','.join(map(str, row)) for row in rows)]) + '\n'

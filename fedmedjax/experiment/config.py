@@ -1,0 +1,324 @@
+"""Command line and config file to a checked ConfigDict; every mistake is a one-line InputError."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from configs.base import PRESETS, apply_preset
+from fedmedjax.data import partition
+from fedmedjax.data.formats.corpora import CORPORA, SiteFolder
+from fedmedjax.data.formats.readers import FORMATS
+from fedmedjax.data.pack import LOSS_ON
+from fedmedjax.data.synthetic.cohorts import COHORTS
+from fedmedjax.data.tasks import STYLES, TASKS
+from fedmedjax.experiment.checks import (
+  BELOW_ONE,
+  BOOLEAN,
+  EXPLOSION,
+  NOT_NEGATIVE,
+  POSITIVE,
+  TEXT,
+  Check,
+  integer,
+  names,
+  number,
+  one_of,
+)
+from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
+from fedmedjax.experiment.methods import (
+  AGGREGATORS,
+  SIGNALS,
+  check_method,
+  needs_validation,
+  num_sites,
+)
+from fedmedjax.fed.rules import RULES
+from fedmedjax.fed.server import SERVER_OPTIMIZERS
+from fedmedjax.fed.sharing import SHARINGS
+from fedmedjax.model.kernels import ATTENTIONS
+from fedmedjax.model.llama import REMAT
+from fedmedjax.model.quant import QUANTIZATIONS
+from fedmedjax.types import ENTITY_TYPES, InputError
+
+# experiment.py maps these names to values; a test holds both sides together.
+DTYPES = ('float32', 'bfloat16')
+LEARNERS = ('lora', 'bert')
+TASK_SETS = (('ner',), ('re',), ('ner', 're'))
+# exchange.py does, of these.
+SAMPLERS = ('uniform', 'size', 'poisson')
+CODECS = ('float32', 'bfloat16', 'int8', 'int4', 'sign')
+
+CHECKS = {
+  'seed': integer(0, 2**32 - 1),
+  'model.path': TEXT, 'model.dtype': one_of(DTYPES), 'model.remat': one_of((AUTO_REMAT, *REMAT)),
+  'model.attention': one_of(tuple(ATTENTIONS)),
+  'model.quantization': one_of(tuple(QUANTIZATIONS)),
+  'mesh.site': Check(lambda v: type(v) is int and (v == -1 or v >= 1), 'an integer >= 1, or -1'),
+  'mesh.fsdp': integer(1), 'mesh.tensor': integer(1),
+  'lora.rank': integer(1, 10_000), 'lora.alpha': POSITIVE, 'lora.targets': names(1),
+  'lora.start': TEXT,
+  'bert.path': TEXT, 'bert.task': one_of(tuple(TASKS)), 'bert.max_length': integer(16),
+  'bert.learning_rate': POSITIVE,
+  'data.folders': Check(
+    lambda v: isinstance(v, tuple) and all(isinstance(site, Mapping) for site in v),
+    "a tuple of dict(name='st_mary', path='notes/st_mary', format='brat', mapping='schema')"),
+  'data.root': TEXT, 'data.sites': names(1), 'data.external': names(0),
+  'data.tasks': Check(lambda v: v in TASK_SETS, "('ner',), ('re',) or ('ner', 're')"),
+  'data.site_tasks': Check(
+    lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
+    "a tuple of 'ner', 're' and 'ner+re', or ()"),
+  'data.re_share': BELOW_ONE, 'data.style': one_of(tuple(STYLES)),
+  'data.synthetic_notes': integer(0, 100_000), 'data.max_train_notes': integer(0),
+  'data.max_train_sentences': integer(0),
+  'data.max_length': integer(8),
+  'data.partition.kind': one_of(('', *partition.KINDS)),
+  'data.partition.sites': integer(1, 100_000),
+  'data.partition.unit': one_of(tuple(partition.UNITS)), 'data.partition.strength': POSITIVE,
+  'data.partition.corrupted': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
+  'data.validation_share': number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
+  'data.validation_examples': integer(0),
+  'fed.preset': one_of(tuple(PRESETS)), 'fed.rounds': integer(1, 100_000),
+  'fed.local_epochs': integer(1, 10_000), 'fed.local_steps': integer(0, 100_000),
+  'fed.batch_size': integer(1), 'fed.chunk': integer(AUTO_CHUNK), 'fed.shapes': integer(1),
+  'fed.memory_gib': NOT_NEGATIVE,
+  'fed.weight_by': one_of(('examples', 'tokens')), 'fed.size_power': NOT_NEGATIVE,
+  'fed.loss_power': NOT_NEGATIVE, 'fed.temperature': POSITIVE, 'fed.loss_on': one_of(LOSS_ON),
+  'fed.sharing': one_of(tuple(SHARINGS)), 'fed.pooled': BOOLEAN, 'fed.train': BOOLEAN,
+  'fed.learner': one_of(LEARNERS),
+  'fed.floor': BELOW_ONE, 'fed.ema': BELOW_ONE,
+  'fed.signal': one_of(tuple(SIGNALS)), 'fed.aggregator': one_of(AGGREGATORS),
+  'fed.residual_rank': integer(0), 'fed.fair_penalty': POSITIVE,
+  'fed.trim': number(lambda v: 0 <= v < 0.5, 'a number in [0, 0.5)'),
+  'fed.faulty': integer(0), 'fed.kept': integer(1), 'fed.norm_limit': POSITIVE,
+  'fed.ranks': Check(
+    lambda v: isinstance(v, tuple) and all(type(r) is int and r >= 1 for r in v),
+    'a tuple of integers >= 1, or ()'),
+  'fed.rule': one_of(tuple(RULES)), 'fed.rule_strength': NOT_NEGATIVE,
+  'fed.local_optimizer': one_of(('adamw', 'sgd')),
+  'fed.server_optimizer': one_of(tuple(SERVER_OPTIMIZERS)),
+  'fed.server_learning_rate': POSITIVE, 'fed.server_momentum': BELOW_ONE,
+  'fed.server_b2': BELOW_ONE, 'fed.server_tau': POSITIVE,
+  'fed.cohort_size': integer(0), 'fed.sampler': one_of(SAMPLERS),
+  'fed.clip_update': NOT_NEGATIVE, 'fed.outbound': one_of(CODECS), 'fed.block': integer(0),
+  'fed.top_k': number(lambda v: 0 < v <= 1, 'a number in (0, 1]'), 'fed.error_feedback': BOOLEAN,
+  'fed.secure_aggregation': BOOLEAN,
+  'fed.explosion': EXPLOSION, 'fed.max_bad_rounds': integer(1),
+  'simulation.step_seconds': NOT_NEGATIVE, 'simulation.speed_spread': NOT_NEGATIVE,
+  'simulation.bandwidth': NOT_NEGATIVE, 'simulation.bandwidth_spread': NOT_NEGATIVE,
+  'simulation.failure': BELOW_ONE, 'simulation.deadline': NOT_NEGATIVE,
+  'optim.sgd_learning_rate': POSITIVE,
+  'optim.learning_rate': POSITIVE, 'optim.b1': BELOW_ONE, 'optim.b2': BELOW_ONE,
+  'optim.eps': POSITIVE, 'optim.weight_decay': NOT_NEGATIVE,
+  'optim.clip_norm': NOT_NEGATIVE, 'optim.warmup_share': BELOW_ONE,
+  'eval.zero_shot': BOOLEAN, 'eval.max_examples': integer(0),
+  'eval.max_external': integer(0), 'eval.batch_size': integer(1),
+  'eval.max_new_ratio': number(lambda v: 0 < v <= 1000, 'a number in (0, 1000]'),
+  'eval.bootstrap_samples': integer(1, 100_000),
+  'eval.guesses': integer(0, 100), 'eval.cross_site': BOOLEAN,
+  'api.shots': integer(0), 'api.concurrency': integer(1, 1000), 'api.max_attempts': integer(1),
+  'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
+  'api.cache': TEXT,
+  'log.steps': BOOLEAN, 'report.examples': integer(0),
+  'checkpoint.keep': integer(1), 'checkpoint.keep_best': integer(0),
+}
+
+
+def leaves(settings: dict, prefix: str = '') -> dict[str, Any]:
+  """Nested settings as {'fed.rounds': 3, ...}."""
+  out = {}
+  for key, value in settings.items():
+    if isinstance(value, dict):
+      out |= leaves(value, f'{prefix}{key}.')
+    else:
+      out[prefix + key] = value
+  return out
+
+
+def validate(config: ConfigDict) -> None:
+  """Raises InputError for the first key whose value is not allowed."""
+  values = leaves(config.to_dict())
+  for key in sorted(set(values) ^ set(CHECKS)):
+    raise InputError(f'config.{key}: {"unknown key" if key in values else "missing key"}')
+  for key, check in CHECKS.items():
+    if not check.allows(values[key]):
+      raise InputError(f'config.{key}={values[key]!r}: {check.wording} is allowed')
+  _check_folders(values['data.folders'])
+  both = set(values['data.sites']) & set(values['data.external'])
+  if both:
+    raise InputError(
+      f'config.data.external={sorted(both)[0]!r}: a site that trains is no external cohort')
+  if needs_validation(values) and not values['data.validation_examples']:
+    raise InputError(
+      f"config.data.validation_examples=0: preset {values['fed.preset']!r} weighs sites by their "
+      'validation loss; allow at least 1')
+  if values['checkpoint.keep_best'] and (
+      not needs_validation(values) or values['fed.signal'] != 'loss'):
+    raise InputError(
+      f"config.checkpoint.keep_best={values['checkpoint.keep_best']}: the best checkpoint is that "
+      f"of least validation loss, which preset {values['fed.preset']!r} does not compute; use 0")
+  if values['fed.pooled'] and values['fed.sharing'] == 'nothing':
+    raise InputError("config.fed.sharing='nothing': pooled training has one site; use 'everything'")
+  if values['fed.learner'] == 'bert' and not values['fed.train']:
+    raise InputError("config.fed.train=False: an untrained classifier has no answers; use True")
+  if values['fed.learner'] == 'bert' and values['fed.loss_on'] != 'completion':
+    raise InputError(
+      f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
+      "'completion'")
+  for key in ('mesh.fsdp', 'mesh.tensor'):
+    if values['fed.learner'] == 'bert' and values[key] != 1:
+      raise InputError(
+        f'config.{key}={values[key]}: a classifier is not split, its sites are spread only; use 1')
+  _check_partition(values)
+  _check_tasks(values)
+  _check_participation(values)
+  check_method(values)
+
+
+def _check_tasks(values: dict[str, Any]) -> None:
+  tasks, own = values['data.tasks'], values['data.site_tasks']
+  if values['data.re_share'] and len(tasks) < 2:
+    raise InputError(
+      f"config.data.re_share={values['data.re_share']}: config.data.tasks={tasks!r} has nothing to "
+      "mix; use 0, or ('ner', 're')")
+  if own and len(own) != len(values['data.sites']):
+    raise InputError(
+      f"config.data.site_tasks={own!r}: {len(values['data.sites'])} entries are allowed, one a "
+      'site of config.data.sites, or ()')
+  if own and values['data.partition.kind']:
+    raise InputError(
+      f"config.data.site_tasks={own!r}: the notes of config.data.sites are dealt out "
+      f"(config.data.partition.kind={values['data.partition.kind']!r}); () is allowed")
+  foreign = {name for one in own for name in one.split('+')} - set(tasks)
+  if foreign:
+    raise InputError(
+      f'config.data.site_tasks={own!r}: {sorted(foreign)[0]!r} is not in '
+      f'config.data.tasks={tasks!r}')
+
+
+# Folders beside those of the sites' own adapters and predictions.
+_RESERVED = ('global', 'zero_shot', 'pooled')
+
+
+def _check_folders(folders: Sequence[Mapping]) -> None:
+  keys = {
+    'name': Check(lambda v: isinstance(v, str) and re.fullmatch(r'[\w-][\w.-]*', v)
+                  and v not in (*COHORTS, *CORPORA, *_RESERVED),
+                  'letters, digits, _ . -, no dot in front, and no known site'),
+    'path': TEXT, 'format': one_of(tuple(FORMATS)), 'mapping': TEXT,
+    'test_share': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
+    'annotated': Check(
+      lambda v: isinstance(v, tuple | list) and all(name in ENTITY_TYPES for name in v),
+      f'a tuple of some of {", ".join(ENTITY_TYPES)}, or ()')}
+  needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)
+  for i, site in enumerate(folders):
+    place = f'config.data.folders[{i}]'
+    for key in [*sorted(site.keys() - keys.keys(), key=str), *sorted(needed - site.keys())]:
+      raise InputError(f'{place}: {key!r} is {"unknown" if key in site else "missing"}; its keys '
+                       f'are {", ".join(keys)}')
+    for key, value in site.items():
+      if not keys[key].allows(value):
+        raise InputError(f'{place}.{key}={value!r}: {keys[key].wording} is allowed')
+  used = [site['name'] for site in folders]
+  for i, name in enumerate(used):
+    if name in used[:i]:
+      raise InputError(f'config.data.folders[{i}].name={name!r}: another folder has this name')
+
+
+def _check_partition(values: dict[str, Any]) -> None:
+  kind, strength = values['data.partition.kind'], values['data.partition.strength']
+  if kind in partition.SHARES and strength > 1:
+    raise InputError(
+      f'config.data.partition.strength={strength}: a share in (0, 1] for kind {kind!r}')
+  if values['data.partition.corrupted'] and not kind:
+    raise InputError(
+      f"config.data.partition.corrupted={values['data.partition.corrupted']}: corrupts sites of a "
+      "partition; set config.data.partition.kind, such as 'iid'")
+
+
+def _check_participation(values: dict[str, Any]) -> None:
+  if values['fed.cohort_size'] > num_sites(values):
+    where = 'config.data.partition' if values['data.partition.kind'] else 'config.data.sites'
+    raise InputError(
+      f"config.fed.cohort_size={values['fed.cohort_size']}: there are {num_sites(values)} sites in "
+      f'{where}; 0 is all of them')
+  if values['fed.sampler'] == 'size' and values['fed.size_power'] != 1:
+    raise InputError(
+      f"config.fed.sampler='size': sites drawn by size are weighed to undo it, which is exact for "
+      f"config.fed.size_power=1 only, not {values['fed.size_power']}; use 'uniform'")
+  if values['simulation.deadline'] and not (
+      values['simulation.step_seconds'] or values['simulation.bandwidth']):
+    raise InputError(
+      f"config.simulation.deadline={values['simulation.deadline']}: nothing takes time; set "
+      'config.simulation.step_seconds or bandwidth')
+
+
+def parse(
+  argv: Sequence[str], define: Callable[[flags.FlagValues], None], check: bool = True
+) -> tuple[ConfigDict, flags.FlagValues, dict[str, Any]]:
+  """Command line -> (config, flags, the flat config keys that it names).
+
+  Args:
+    argv: as sys.argv.
+    define: declares the program's other flags on the given FlagValues.
+    check: validate the values; False when the caller changes some and validates then.
+
+  Raises:
+    InputError: an unknown key or flag (with a suggestion), a value of the wrong type, a config
+      file that is missing or fails, or a value that is not allowed.
+  """
+  values = flags.FlagValues()
+  define(values)
+  flags.DEFINE_bool('help', False, 'Print the flags and leave.', flag_values=values)
+  config_flags.DEFINE_config_file(
+    'config', None, 'A file of configs/, with :preset if wanted.', flag_values=values,
+    sys_argv=list(argv))
+  try:
+    rest = values(list(argv))
+    if values.help:
+      print(f'{sys.modules["__main__"].__doc__}\n{values.main_module_help()}')
+      print('  --config.KEY=VALUE: any key of configs/base.py')
+      raise SystemExit(0)
+    config = values.config
+    if config is not None:
+      config.to_dict()  # a config file that failed to load raises here, not before
+  except Exception as error:  # a config file is a program: it may raise anything
+    raise InputError(_one_line(error)) from None
+  if len(rest) > 1:
+    raise InputError(f'{rest[1]!r}: not a flag; flags look like --workdir=runs/x')
+  if config is None:
+    raise InputError('--config is missing: name a file, such as --config=configs/quickstart.py')
+  overrides = config_flags.get_override_values(values['config'])
+  if 'fed.preset' in overrides:
+    choose_preset(config, overrides['fed.preset'])
+    # What the command line names itself goes before the preset's row.
+    config.update_from_flattened_dict(overrides)
+  if check:
+    validate(config)
+  return config, values, overrides
+
+
+def choose_preset(config: ConfigDict, preset: str) -> None:
+  """Applies a row of PRESETS; raises InputError when there is none of that name."""
+  try:
+    apply_preset(config, preset)
+  except ValueError as error:
+    raise InputError(f'config.fed.preset: {error}') from None
+
+
+def _one_line(error: Exception) -> str:
+  text = str(error)
+  suggestion = re.search(r'Did you mean "([^"]+)" instead of "([^"]+)"', text)
+  if suggestion:
+    return f'config key {suggestion[2]!r} is unknown; did you mean {suggestion[1]!r}?'
+  if isinstance(error, KeyError | AttributeError) and 'has no attribute' not in text:
+    key = text.splitlines()[0].strip('\\"\'')
+    return f'config key {key!r} is unknown; configs/base.py lists all keys'
+  # config_flags wraps whatever the config file raised; its last line says what it was.
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  if 'Failed loading config' in text:
+    return f'the config file cannot be loaded: {lines[-1]}'
+  return f'{lines[0].split(": Error")[0]}: {lines[-1]}' if len(lines) > 1 else lines[0]

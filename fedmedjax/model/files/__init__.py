@@ -1,0 +1,1 @@
+"""Weights, adapters and configurations as files: safetensors, GGUF, PEFT and BERT folders."""

@@ -1,0 +1,242 @@
+"""From named tensors of a file to the `params` tree and back, strictly.
+
+One table names every tensor: its place in our tree, its Hugging Face name and its GGUF name. A
+tensor that is unknown, missing or misshapen is an InputError that names it.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import transformers
+
+from fedmedjax.model.files.folder import StoredTensor
+from fedmedjax.model.llama import PROJECTIONS, LlamaConfig
+from fedmedjax.model.lora import PEFT_MODULES
+from fedmedjax.model.quant import QUANTIZATIONS
+from fedmedjax.types import InputError
+
+
+class BaseModel(NamedTuple):
+  """A frozen model: hyper-parameters, the `params` tree, its tokenizer, and a name to show."""
+
+  config: LlamaConfig
+  params: dict
+  tokenizer: transformers.PreTrainedTokenizerBase
+  name: str
+
+
+class Placement(NamedTuple):
+  """The form in which weights are kept: dtype, a key of QUANTIZATIONS, and where.
+
+  `sharding` maps (hyper-parameters, the `params` tree as jax.ShapeDtypeStructs) to a tree of jax
+  shardings; None = the default device.
+  """
+
+  dtype: jnp.dtype = jnp.float32
+  quantization: str = 'none'
+  sharding: Callable[[LlamaConfig, dict], dict] | None = None
+
+
+class Slot(NamedTuple):
+  """A tensor's (Hugging Face, GGUF) names, and its shape as both store it; None where the model
+  of a configuration has no such tensor. A kernel is stored [out, in] and transposed here."""
+
+  names: tuple[str, str]
+  shape: Callable[[LlamaConfig], tuple[int, ...] | None]
+
+
+def _vocabulary(config: LlamaConfig) -> tuple[int, ...]:
+  return config.vocab_size, config.hidden_size
+
+
+def _own_head(config: LlamaConfig) -> tuple[int, ...] | None:
+  return None if config.tie_word_embeddings else _vocabulary(config)
+
+
+def _width(config: LlamaConfig) -> tuple[int, ...]:
+  return (config.hidden_size,)
+
+
+def _head_norm(config: LlamaConfig) -> tuple[int, ...] | None:
+  return (config.head_dim,) if config.qk_norm else None
+
+
+def _kernel(name: str):
+  return lambda config: config.projection_shape(name)[::-1]
+
+
+def _bias(name: str):
+  return lambda config: config.projection_shape(name)[1:] if name in config.biases else None
+
+
+_TOP = {
+  ('embedding',): Slot(('model.embed_tokens.weight', 'token_embd.weight'), _vocabulary),
+  ('norm', 'weight'): Slot(('model.norm.weight', 'output_norm.weight'), _width),
+  ('head',): Slot(('lm_head.weight', 'output.weight'), _own_head),
+}
+_GGUF_PROJECTIONS = {
+  'q_proj': 'attn_q', 'k_proj': 'attn_k', 'v_proj': 'attn_v', 'o_proj': 'attn_output',
+  'gate_proj': 'ffn_gate', 'up_proj': 'ffn_up', 'down_proj': 'ffn_down',
+}
+# Names within a layer.
+_LAYER = {
+  ('input_norm', 'weight'): Slot(('input_layernorm.weight', 'attn_norm.weight'), _width),
+  ('post_norm', 'weight'): Slot(('post_attention_layernorm.weight', 'ffn_norm.weight'), _width),
+  ('q_norm', 'weight'): Slot(('self_attn.q_norm.weight', 'attn_q_norm.weight'), _head_norm),
+  ('k_norm', 'weight'): Slot(('self_attn.k_norm.weight', 'attn_k_norm.weight'), _head_norm),
+} | {
+  (name, ours): Slot(
+    (f'{PEFT_MODULES[name]}.{theirs}', f'{_GGUF_PROJECTIONS[name]}.{theirs}'), shape(name))
+  for name in PROJECTIONS
+  for ours, theirs, shape in (('kernel', 'weight', _kernel), ('bias', 'bias', _bias))
+}
+HUGGING_FACE, GGUF = 0, 1
+_LAYER_PREFIX = ('model.layers.{}.', 'blk.{}.')
+# Largest piece of an embedding or head that is read at once.
+_PIECE_BYTES = 1 << 24
+
+
+def expected_shapes(config: LlamaConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+  """Our path (without the layer axis) -> shape as both formats store it ([out, in])."""
+  shapes = {path: slot.shape(config) for path, slot in (_TOP | _LAYER).items()}
+  return {path: shape for path, shape in shapes.items() if shape is not None}
+
+
+def parameter_count(config: LlamaConfig) -> int:
+  """Weights of the base, whatever they are stored in."""
+  return sum(
+    int(np.prod(shape)) * (config.num_layers if path in _LAYER else 1)
+    for path, shape in expected_shapes(config).items())
+
+
+def tensor_names(
+  config: LlamaConfig, column: int
+) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
+  """(name in the file, our path, layer or None) of every tensor."""
+  for path in expected_shapes(config):
+    if path in _LAYER:
+      for layer in range(config.num_layers):
+        yield _LAYER_PREFIX[column].format(layer) + _LAYER[path].names[column], path, layer
+    else:
+      yield _TOP[path].names[column], path, None
+
+
+def check_tensors(
+  config: LlamaConfig, tensors: dict[str, StoredTensor], column: int, origin: str
+) -> None:
+  """Raises InputError when a tensor is unknown, missing or misshapen; reads none of them."""
+  shapes = expected_shapes(config)
+  slots = {name: shapes[path] for name, path, _ in tensor_names(config, column)}
+  for name, tensor in tensors.items():
+    if name not in slots:
+      raise InputError(f'{origin}: unknown tensor {name!r} for a model of this configuration')
+    if tuple(tensor.shape) != slots[name]:
+      raise InputError(
+        f'{origin}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {slots[name]}')
+  missing = sorted(set(slots) - set(tensors))
+  if missing:
+    raise InputError(f'{origin}: {len(missing)} tensors are missing, first {missing[0]!r}')
+
+
+def convert(
+  config: LlamaConfig,
+  tensors: dict[str, StoredTensor],
+  column: int,
+  placement: Placement,
+  origin: str,
+) -> dict:
+  """Builds the `params` tree, reading one tensor at a time into its final place.
+
+  Beside the finished leaves, memory holds one layer of one projection (or _PIECE_BYTES of an
+  embedding) as read.
+
+  Args:
+    config: the shapes to expect.
+    tensors: by name, as the file stores them.
+    column: HUGGING_FACE or GGUF names.
+    placement: dtype, quantisation of the projections' kernels, sharding.
+    origin: the file or folder, for error messages.
+
+  Raises:
+    InputError: as `check_tensors`, or as `placement.sharding`, before any tensor is read.
+  """
+  check_tensors(config, tensors, column, origin)
+  shapes = expected_shapes(config)
+  pieces: dict[tuple[str, ...], list] = {}
+  for name, path, layer in tensor_names(config, column):
+    pieces.setdefault(path, []).append((layer, tensors[name]))
+  leaves = params_shape(config, placement)
+  shardings = placement.sharding and placement.sharding(config, leaves)
+  params = {'layers': {}}
+  for path, parts in pieces.items():
+    where = ('layers', *path) if path in _LAYER else path
+    node = params
+    for key in where[:-1]:
+      node = node.setdefault(key, {})
+    node[where[-1]] = _fill(
+      where, shapes[path], parts, placement, _at(leaves, where),
+      shardings and _at(shardings, where))
+  return params
+
+
+def _at(nested: dict, where: tuple[str, ...]):
+  for key in where:
+    nested = nested[key]
+  return nested
+
+
+def params_shape(config: LlamaConfig, placement: Placement) -> dict:
+  """The `params` tree as jax.ShapeDtypeStructs, without reading or allocating anything."""
+  params = {'layers': {}}
+  for path, shape in expected_shapes(config).items():
+    where = ('layers', *path) if path in _LAYER else path
+    node = params
+    for key in where[:-1]:
+      node = node.setdefault(key, {})
+    node[where[-1]] = _leaf_shape(
+      where, shape, config.num_layers if path in _LAYER else None, placement)
+  return params
+
+
+def _prepare(where: tuple[str, ...], placement: Placement) -> Callable:
+  """What is done to a tensor as read, [out, in] or [n], on its way into the tree."""
+  quantize = QUANTIZATIONS[placement.quantization]
+  if where[-1] != 'kernel':
+    return lambda raw: raw.astype(placement.dtype)
+  if quantize is None:
+    return lambda raw: raw.T.astype(placement.dtype)
+  return lambda raw: quantize(raw.T)
+
+
+def _leaf_shape(where, shape, layers: int | None, placement: Placement):
+  one = jax.eval_shape(_prepare(where, placement), jax.ShapeDtypeStruct(shape, jnp.float32))
+  if layers is None:
+    return one
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct((layers, *x.shape), x.dtype), one)
+
+
+def _fill(where, shape, parts: list, placement: Placement, leaf, shardings):
+  """Allocates a leaf in its final form and place and writes its tensors into it, in place."""
+  stacked = parts[0][0] is not None
+  buffer = jax.jit(
+    lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), leaf), out_shardings=shardings)()
+  prepare = _prepare(where, placement)
+
+  @partial(jax.jit, donate_argnums=0, out_shardings=shardings)
+  def write(buffer, raw, start):
+    piece = jax.tree.map(lambda x: x[None], prepare(raw)) if stacked else prepare(raw)
+    return jax.tree.map(
+      lambda b, x: jax.lax.dynamic_update_slice_in_dim(b, x, start, axis=0), buffer, piece)
+
+  for layer, tensor in parts:
+    rows = shape[0]
+    step = rows if stacked else max(1, _PIECE_BYTES // (4 * max(1, int(np.prod(shape[1:])))))
+    for start in range(0, rows, step):
+      raw = tensor.read(slice(start, min(start + step, rows)))
+      # Waited for, so that no queue of tensors as read builds up.
+      buffer = jax.block_until_ready(write(buffer, raw, layer if stacked else start))
+  return buffer

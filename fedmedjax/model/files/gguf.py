@@ -1,0 +1,187 @@
+"""GGUF files: weights, hyper-parameters and a byte-level BPE tokenizer from one file.
+
+Block formats are those that the gguf package dequantises (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0,
+Q5_1, Q4_K, Q6_K and more).
+"""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import tokenizers
+import transformers
+
+from fedmedjax.model.files.convert import GGUF, BaseModel, Placement, convert
+from fedmedjax.model.files.folder import StoredTensor
+from fedmedjax.model.files.gguf_header import check_header
+from fedmedjax.model.files.hf_config import check_layers, settings_of
+from fedmedjax.model.llama import LlamaConfig
+from fedmedjax.types import InputError
+
+# Architecture -> whether its q and k rows hold rotary pairs side by side; and what its models
+# have that no key tells.
+_ARCHITECTURES = {
+  'llama': (True, {}),
+  'qwen2': (False, {'biases': ('q_proj', 'k_proj', 'v_proj')}),
+  'qwen3': (False, {'qk_norm': True}),
+}
+_ROPE_DIVISORS = 'rope_freqs.weight'
+
+
+def load_gguf(path: Path, placement: Placement) -> BaseModel:
+  """Raises InputError when the file is damaged or of an architecture that is not supported."""
+  check_header(path)
+  try:
+    reader = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+  except Exception as error:  # the reader raises whatever its numpy views hit
+    raise InputError(f'{path}: not a readable GGUF file: {error}') from None
+  found: dict[str, StoredTensor] = {}
+  for tensor in reader.tensors:
+    if tensor.name in found:
+      raise InputError(f'{path}: tensor {tensor.name!r} occurs twice')
+    found[tensor.name] = _stored(path, tensor)
+  divisors = found.pop(_ROPE_DIVISORS, None)
+  with settings_of(str(path)):
+    config = _config_from_gguf(fields, found, divisors, str(path))
+    tokenizer = _tokenizer_from_gguf(fields, str(path))
+  if _ARCHITECTURES[fields['general.architecture']][0]:
+    for name, tensor in found.items():
+      for part, heads in (('.attn_q.', config.num_heads), ('.attn_k.', config.num_kv_heads)):
+        if part in name:
+          found[name] = tensor._replace(read=_half_split(tensor.read, heads))
+  params = convert(config, found, GGUF, placement, str(path))
+  return BaseModel(config, params, tokenizer, path.stem)
+
+
+def _stored(path: Path, tensor) -> StoredTensor:
+  """A tensor of the file; reads bytes rather than a memory map, whose pages would stay."""
+  # GGUF lists dimensions fastest first. A row of blocks is a row of bytes.
+  shape = tuple(int(n) for n in tensor.shape[::-1])
+  row_bytes = tensor.n_bytes // shape[0]
+
+  def read(rows: slice) -> np.ndarray:
+    start, stop, _ = rows.indices(shape[0])
+    try:
+      raw = np.fromfile(
+        path, np.uint8, (stop - start) * row_bytes, offset=tensor.data_offset + start * row_bytes)
+      # float32 whatever the block format.
+      values = gguf.dequantize(raw.reshape(stop - start, row_bytes), tensor.tensor_type)
+      return values.reshape(stop - start, *shape[1:])
+    except Exception as error:
+      raise InputError(f'{path}: tensor {tensor.name!r} cannot be dequantised: {error}') from None
+
+  return StoredTensor(shape, read)
+
+
+def _half_split(read, heads: int):
+  """Undoes GGUF's interleaving of the rotary pairs: whole tensors only, all heads at once."""
+
+  def undone(rows: slice) -> np.ndarray:
+    values = read(rows)
+    pairs = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(values.shape)
+
+  return undone
+
+
+def _config_from_gguf(
+  fields: dict, tensors: dict[str, StoredTensor], divisors: StoredTensor | None, origin: str
+) -> LlamaConfig:
+  architecture = fields['general.architecture']
+  if architecture not in _ARCHITECTURES:
+    raise InputError(
+      f'{origin}: architecture {architecture!r}: supported are {", ".join(_ARCHITECTURES)}')
+  scaling = fields.get(f'{architecture}.rope.scaling.type', 'none')
+  if scaling != 'none':
+    raise InputError(
+      f"{origin}: rope.scaling.type={scaling!r}: 'none' and the tensor rope_freqs are supported")
+
+  def value(key: str, default=None):
+    if default is None:
+      return fields[f'{architecture}.{key}']
+    return fields.get(f'{architecture}.{key}', default)
+
+  width, heads, layers = (
+    value(key) for key in ('embedding_length', 'attention.head_count', 'block_count'))
+  check_layers(layers, origin)
+  head_dim = value('attention.key_length', value('rope.dimension_count', width // heads))
+  rotated = value('rope.dimension_count', head_dim)
+  if rotated != head_dim:
+    raise InputError(f'{origin}: rope.dimension_count={rotated} of {head_dim}: all are supported')
+  for key in ('rope.scale_linear', 'rope.scaling.factor'):
+    if value(key, 0.0) not in (0.0, 1.0):
+      raise InputError(f'{origin}: {key}={value(key)}: 1 is supported')
+  window = value('attention.sliding_window', 0)
+  return LlamaConfig(
+    vocab_size=tensors['token_embd.weight'].shape[0] if 'token_embd.weight' in tensors else (
+      len(fields['tokenizer.ggml.tokens'])),
+    hidden_size=width,
+    intermediate_size=value('feed_forward_length'),
+    num_layers=layers,
+    num_heads=heads,
+    num_kv_heads=value('attention.head_count_kv', heads),
+    head_dim=head_dim,
+    rms_norm_eps=float(value('attention.layer_norm_rms_epsilon')),
+    rope_theta=float(value('rope.freq_base', 10000.0)),
+    max_position_embeddings=value('context_length'),
+    tie_word_embeddings='output.weight' not in tensors,
+    rope_divisors=() if divisors is None else tuple(divisors.read(slice(None)).tolist()),
+    windows=(window,) * layers if window else (),
+    **_ARCHITECTURES[architecture][1],
+  )
+
+
+# How text is split before byte-pair encoding, by GGUF's names for it; None is GPT-2's own pattern.
+# smollm parts digits besides, which its vocabulary does anyway.
+_WORDS = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+  r'|\s*[\r\n]+|\s+(?!\S)|\s+')
+_GPT2 = (None, False, False)
+# name -> (pattern, whether a word that is a token is taken whole, whatever the merges would do,
+# whether texts begin with the start token where the file does not say).
+_SPLITS = {
+  'default': _GPT2, 'gpt-2': _GPT2, 'smollm': _GPT2, 'llama-bpe': (_WORDS % '{1,3}', True, True),
+  'qwen2': (_WORDS % '', False, False), 'deepseek-r1-qwen': (_WORDS % '', False, False),
+}
+
+
+def _tokenizer_from_gguf(fields: dict, origin: str) -> transformers.PreTrainedTokenizerFast:
+  """A byte-level BPE tokenizer from GGUF metadata, as transformers rebuilds it."""
+  kind = fields['tokenizer.ggml.model']
+  if kind != 'gpt2':
+    raise InputError(f"{origin}: tokenizer model {kind!r}: 'gpt2' (byte-level BPE) is supported")
+  split = fields.get('tokenizer.ggml.pre', 'default')
+  if split not in _SPLITS:
+    raise InputError(
+      f'{origin}: pre-tokenizer {split!r}: {", ".join(_SPLITS)} are supported; use the safetensors '
+      'folder of the model')
+  words = fields['tokenizer.ggml.tokens']
+  merges = [tuple(merge.split(' ')) for merge in fields['tokenizer.ggml.merges']]
+  pattern, whole_words, starts = _SPLITS[split]
+  try:
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(
+      vocab={word: index for index, word in enumerate(words)}, merges=merges,
+      ignore_merges=whole_words))
+  except Exception as error:  # the library raises bare exceptions
+    raise InputError(f'{origin}: its tokenizer cannot be rebuilt: {error}') from None
+  steps = tokenizers.pre_tokenizers
+  backend.pre_tokenizer = steps.ByteLevel(add_prefix_space=False) if pattern is None else (
+    steps.Sequence([
+      steps.Split(tokenizers.Regex(pattern), 'isolated'),
+      steps.ByteLevel(add_prefix_space=False, use_regex=False)]))
+  backend.decoder = tokenizers.decoders.ByteLevel()
+  # Control tokens are never produced by plain text.
+  control = [
+    word for word, number in zip(words, fields['tokenizer.ggml.token_type'], strict=True)
+    if number == gguf.TokenType.CONTROL]
+  backend.add_special_tokens(control)
+
+  def special(key: str) -> str | None:
+    index = fields.get(f'tokenizer.ggml.{key}_token_id')
+    return None if index is None else words[index]
+
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend, bos_token=special('bos'), eos_token=special('eos'),
+    unk_token=special('unknown'), pad_token=special('padding'),
+    add_bos_token=bool(fields.get('tokenizer.ggml.add_bos_token', starts)))

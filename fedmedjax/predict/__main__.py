@@ -1,0 +1,50 @@
+"""Annotates a folder of notes with the adapter of a finished run; the same command goes on.
+
+    python -m fedmedjax.predict --adapter=runs/a/adapter --input=notes --output=out --format=brat
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from fedmedjax.predict.folder import annotate_folder
+from fedmedjax.predict.records import FORMS
+from fedmedjax.predict.trained import FLAGS, read_trained
+from fedmedjax.runtime.cli import guarded, read_flags, set_up
+from fedmedjax.runtime.progress import Reporter
+
+
+def define(values: flags.FlagValues) -> None:
+  def text(name: str, default: str | None, meaning: str) -> None:
+    flags.DEFINE_string(name, default, meaning, flag_values=values)
+
+  text('adapter', None, "A run's adapter, or its workdir.")
+  text('input', None, 'Folder of notes: .txt files in UTF-8, in any sub-folders.')
+  text('output', None, 'Folder to write.')
+  text('format', 'brat', f'One of {", ".join(FORMS)}.')
+  text('site', '', "Site of the run whose prompts are used; '' = that which asks for most.")
+  text('types', '', "What to ask for instead, such as 'problem,drug,drug.route'.")
+  text('base', None, "Base model, where the run's config.json does not say it; '' = SmolLM2.")
+  text('dtype', None, "float32 or bfloat16; by default the run's.")
+  text('quantization', None, "none, int8 or nf4; by default the run's.")
+  for name, meaning in (
+      ('batch_size', 'Sentences decoded at once'), ('mesh_site', 'config.mesh.site'),
+      ('mesh_fsdp', 'config.mesh.fsdp'), ('mesh_tensor', 'config.mesh.tensor')):
+    flags.DEFINE_integer(name, None, f"{meaning}; by default the run's.", flag_values=values)
+
+
+def main(argv: list[str]) -> int:
+  def body():
+    values = read_flags(argv, define, needed=('adapter', 'input', 'output'))
+    set_up()
+    trained = read_trained(
+      Path(values.adapter), {flag: values[flag].value for flag in FLAGS}, values.site, values.types)
+    annotate_folder(
+      trained, Path(values.input), Path(values.output), values.format, Reporter())
+
+  return guarded(body)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

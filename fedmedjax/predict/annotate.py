@@ -1,0 +1,206 @@
+"""Annotates notes: their sentences are decoded together, and each note is given back whole."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from fedmedjax.data.sentences import split_sentences, trimmed
+from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.data.tokenize import encode_examples, encode_instruction
+from fedmedjax.eval import evaluate
+from fedmedjax.eval.generation import Generator, most_new_tokens
+from fedmedjax.experiment.build import DTYPES
+from fedmedjax.model.decode import cached_attention
+from fedmedjax.model.files.convert import BaseModel
+from fedmedjax.model.files.peft import load_peft
+from fedmedjax.model.llama import Llama
+from fedmedjax.predict.trained import Trained
+from fedmedjax.types import Document, Example, InputError, Relation, Span
+
+# Tokens of a sentence; longer ones are cut, because memory grows with batch times length. The
+# longest of the public corpora's 34,903 sentences has 469.
+_LONGEST = 512
+_SHORTEST = 32  # tokens; a model with room for less is refused
+_MARGIN = 64    # tokens around a sentence: the tag of a main entity, the end of the prompt
+_PER_TOKEN = 16  # characters; a text with more is longer than its limit, whatever its tokens
+# Batches that are decoded before the notes they finish are given back: the more, the more seldom
+# are rows free because no sentence is left to take them.
+_BATCHES = 8
+
+
+class Annotator(NamedTuple):
+  """A model with its adapter, and what it asks."""
+
+  generator: Generator
+  base: dict
+  adapter: dict
+  parts: tuple[TaskData, ...]  # of each task, without examples
+  longest: int                 # tokens of a sentence
+
+
+class Annotation(NamedTuple):
+  """A note with what was found in it, and counts."""
+
+  document: Document  # entities, then their modifiers; a relation's head is the main entity
+  sentences: int
+  cut: int            # sentences too long for the model, which were asked about in pieces
+  answers: int        # about sentences, and about each entity that was asked about
+  unreadable: int     # of them, that were not wholly understood
+  dropped: int        # entities and modifiers that were written and stand nowhere in the sentence
+
+
+def make_annotator(trained: Trained, base: BaseModel, mesh: Mesh | None = None) -> Annotator:
+  """Reads the adapter onto the base; InputError when they, or model and prompt, do not fit.
+
+  `mesh` is what the base lies on, if it does.
+  """
+  adapter, lora = load_peft(trained.adapter, base.config)
+  ratio = trained.settings['eval.max_new_ratio']
+  parts = tuple(
+    TaskData(ask, encode_instruction(base.tokenizer, ask.instruction), (), (), (), ())
+    for ask in trained.asks)
+  prompt = max(len(part.instruction) for part in parts)
+  context = base.config.max_position_embeddings
+  # The largest n with prompt + n + most_new_tokens(n) <= context.
+  room = int((context - prompt - most_new_tokens(0, ratio)) / (1 + ratio)) - _MARGIN
+  if room < _SHORTEST:
+    raise InputError(
+      f'{base.name}: its context of {context} tokens has no room for a sentence behind a prompt '
+      f'of {prompt}, with eval.max_new_ratio={ratio}')
+  llama = Llama(
+    base.config, cached_attention, lora_scale=lora.scale,
+    dtype=DTYPES[trained.settings['model.dtype']])
+  generator = Generator(
+    llama, base.tokenizer, trained.settings['eval.batch_size'], ratio,
+    trained.settings['eval.guesses'], mesh)
+  return Annotator(generator, base.params, adapter, parts, min(_LONGEST, room))
+
+
+def sentence_pieces(annotator: Annotator, note: Document) -> tuple[list[Example], int, int]:
+  """The sentences of a note, those too long in pieces -> (examples, sentences, how many cut).
+
+  A byte order mark is a character of the text, but none of a sentence.
+  """
+  text = ' ' + note.text[1:] if note.text.startswith('\ufeff') else note.text
+  sentences, cut, found = split_sentences(text), 0, []
+  for start, end in sentences:
+    pieces = list(_pieces(text, start, end, partial(_fits, annotator)))
+    cut += len(pieces) > 1
+    found += [Example(note.name, first, text[first:last], ()) for first, last in pieces]
+  return found, len(sentences), cut
+
+
+def _fits(annotator: Annotator, text: str) -> bool:
+  # A token is at least a byte: most sentences need no tokenising.
+  if len(text.encode()) <= annotator.longest:
+    return True
+  if len(text) > _PER_TOKEN * annotator.longest:
+    return False
+  tokens = annotator.generator.tokenizer(text, add_special_tokens=False)['input_ids']
+  return len(tokens) <= annotator.longest
+
+
+def _pieces(
+  text: str, start: int, end: int, fits: Callable[[str], bool]
+) -> Iterator[tuple[int, int]]:
+  """Halves a range until its parts fit, at the white space nearest to the middle.
+
+  Where the middle half has none (a picture in base64), in the middle.
+  """
+  if fits(text[start:end]) or end - start < 2:
+    yield start, end
+    return
+  middle, quarter = (start + end) // 2, (end - start) // 4
+  blanks = (at for away in range(quarter) for at in (middle - away, middle + away)
+            if text[at].isspace())
+  at = next(blanks, middle)
+  for first, last in (trimmed(text, start, at), trimmed(text, at, end)):
+    if first < last:
+      yield from _pieces(text, first, last, fits)
+
+
+class _Open(NamedTuple):
+  """A note whose answers are not all there."""
+
+  note: Document
+  sentences: int
+  cut: int
+  last: int            # pieces of all notes up to its end
+  answers: list[dict]
+
+
+def annotate(
+  annotator: Annotator, notes: Iterable[Document],
+  advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[Annotation]:
+  """Annotates notes in their order, sentences of many in a batch.
+
+  Args:
+    annotator: the model.
+    notes: with different names; their annotations are not looked at.
+    advance: called with the number of sentence pieces done since the last call.
+  """
+  size = _BATCHES * annotator.generator.batch_size
+  opened: deque[_Open] = deque()
+  waiting: list[Example] = []
+  asked = done = 0
+
+  def decode(count: int) -> None:
+    nonlocal done
+    answers = {entry.note.name: entry.answers for entry in opened}
+    for record in _answer(annotator, waiting[:count], advance):
+      answers[record['document']].append(record)
+    del waiting[:count]
+    done += count
+
+  def finished() -> Iterator[Annotation]:
+    while opened and opened[0].last <= done:
+      yield _annotation(annotator, opened.popleft())
+
+  for note in notes:
+    pieces, sentences, cut = sentence_pieces(annotator, note)
+    waiting += pieces
+    asked += len(pieces)
+    opened.append(_Open(note, sentences, cut, asked, []))
+    while len(waiting) >= size:
+      decode(size)
+    yield from finished()
+  if waiting:
+    decode(len(waiting))
+  yield from finished()
+
+
+def _answer(
+  annotator: Annotator, examples: Sequence[Example], advance: Callable[[int], None]
+) -> list[dict]:
+  """Records of the entities of some sentences, then those of the entities' modifiers."""
+  first, *others = annotator.parts
+  tokens = encode_examples(
+    annotator.generator.tokenizer, first.instruction, first.ask.render, examples)
+  asking = first._replace(test=tuple(examples), test_tokens=tuple(tokens))
+  site = SiteData('notes', first.ask.types, (asking, *others), {})
+  return evaluate.answer(annotator.generator, annotator.base, annotator.adapter, site, advance)
+
+
+def _annotation(annotator: Annotator, entry: _Open) -> Annotation:
+  pairs = {main: kinds for part in annotator.parts for main, kinds in part.ask.asked.items()}
+  linked = [record for record in entry.answers if 'main' in record]
+  places = {
+    Span(*span): None for record in entry.answers if 'main' not in record
+    for span in record['predicted']}
+  links = {
+    (Span(*record['main']), Span(*span)): None for record in linked for span in record['predicted']
+    # What such an entity cannot have, or was not asked for, is a slip.
+    if span[2] in pairs[record['main'][2]]}
+  entities = sorted(places)
+  spans = entities + sorted({modifier for _, modifier in links})
+  at = {span: index for index, span in enumerate(spans)}
+  relations = tuple(
+    Relation(modifier.type, at[main], at[modifier]) for main, modifier in sorted(links))
+  return Annotation(
+    entry.note._replace(spans=tuple(spans), relations=relations), entry.sentences, entry.cut,
+    len(entry.answers), sum(record['parse_failed'] for record in entry.answers),
+    sum(record['dropped'] for record in entry.answers))

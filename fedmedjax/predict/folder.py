@@ -1,0 +1,278 @@
+"""A folder of notes in, a folder of annotations out; what is written is not done again.
+
+OUTPUT/predict.json       what the annotations were made with; another adapter is refused
+OUTPUT/annotations.jsonl  a record a note, in every format; offsets are characters of the file
+OUTPUT/skipped.jsonl      files that could not be annotated, and why
+OUTPUT/brat/, html/       the same in these formats, in the folders of the notes
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedmedjax.data.formats.files import read_text
+from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.tasks import Asked
+from fedmedjax.experiment.build import DTYPES
+from fedmedjax.experiment.meshes import make_mesh
+from fedmedjax.model.files.convert import Placement
+from fedmedjax.model.files.load import load_model, model_path, resolve
+from fedmedjax.model.sharding import AXES, base_shardings
+from fedmedjax.predict.annotate import Annotator, annotate, make_annotator
+from fedmedjax.predict.records import (
+  FORMS,
+  RECORDS,
+  SKIPPED,
+  append_record,
+  held_document,
+  missing_files,
+  read_records,
+  record_of,
+  stem,
+  take_away_other_forms,
+  write_files,
+  write_lists,
+)
+from fedmedjax.predict.trained import Trained
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store.files import check_place, read_json, write_json, write_text
+from fedmedjax.store.lock import check_free, locked
+from fedmedjax.train.fingerprint import file_checksums
+from fedmedjax.types import Document, InputError
+
+_SETTINGS = 'predict.json'
+_LONGEST_NAME = 240  # bytes: file systems allow 255, and outputs have longer endings
+_LISTED = 8          # names in a line
+
+
+def annotate_folder(
+  trained: Trained, source: Path, output: Path, form: str, reporter: Reporter
+) -> None:
+  """Annotates all notes below `source` that are not yet annotated in `output`.
+
+  Args:
+    trained: the adapter and its prompts.
+    source: *.txt in UTF-8, in any folders below it; hidden ones are left out.
+    output: new, or of a command with the same adapter, base and prompts.
+    form: a key of FORMS; what is there in another one is not decoded again.
+
+  Raises:
+    InputError: bad folders, adapter or base, before anything is decoded.
+    RuntimeError: there are notes, and none of them could be read.
+  """
+  if form not in FORMS:
+    raise InputError(f'--format={form}: one of {", ".join(FORMS)} is allowed')
+  files, skipped = _find_notes(source)
+  _check_folders(source, output)
+  with reporter.live():
+    with reporter.task('checksums'):
+      settings = _settings(trained)
+    _check_settings(output, settings)
+    check_free(output)
+    plan = _plan(source, files, skipped, read_records(output), reporter)
+    # Before anything is written: base, adapter and prompts may not go together.
+    annotator = _load(trained, reporter) if plan.left else None
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output, lambda text: reporter.say(f'warning: {text}')):
+      for line in trained.told:
+        reporter.say(line)
+      write_json(output / _SETTINGS, settings | {
+        'adapter_folder': str(trained.adapter), 'model.path': trained.settings['model.path']})
+      records = _carried_out(
+        annotator, plan, source, output, form, settings['asked'], reporter)
+  for line in _outcome(records, plan, output, form):
+    reporter.say(line)
+  if not records:
+    raise RuntimeError(f'none of {len(skipped)} notes could be read, see {output / SKIPPED}')
+
+
+class _Plan(NamedTuple):
+  """What is there and what is to be done."""
+
+  kept: dict[str, dict]    # records of notes that are as they were
+  others: dict[str, dict]  # of notes that are no longer there, or cannot be read now
+  left: list[str]          # notes to annotate
+  sentences: int           # in them
+  skipped: dict[str, str]  # file: why; more may come
+
+
+def _find_notes(folder: Path) -> tuple[list[str], dict[str, str]]:
+  """Files of notes below a folder, sorted, and {file: why} of those that cannot be any."""
+  if not folder.is_dir():
+    raise InputError(f'--input={folder}: a folder of .txt files is expected, none is there')
+  found, skipped = [], {}
+
+  def place(path: str | Path) -> str:
+    return os.fsencode(Path(path).relative_to(folder)).decode(errors='backslashreplace')
+
+  def unreadable(error: OSError) -> None:
+    skipped[place(error.filename)] = f'cannot read the folder: {error.strerror}'
+
+  for parent, folders, names in os.walk(folder, onerror=unreadable):
+    folders[:] = sorted(name for name in folders if not name.startswith('.'))
+    skipped |= {place(path): 'a link to a folder, which is not followed'
+                for path in (Path(parent, name) for name in folders) if path.is_symlink()}
+    for name in sorted(names):
+      if name.startswith('.') or not name.lower().endswith('.txt'):
+        continue
+      path = Path(parent, name)
+      reason = _unusable(path, path.relative_to(folder))
+      if reason:
+        skipped[place(path)] = reason
+      else:
+        found.append(place(path))
+  if not found and not skipped:
+    raise InputError(f'--input={folder}: holds no .txt file')
+  first: dict[str, str] = {}  # of each name in brat
+  for file in sorted(found):
+    if first.setdefault(stem(file), file) != file:
+      skipped[file] = f'has the same name in brat as {first[stem(file)]}'
+  return list(first.values()), skipped
+
+
+def _unusable(path: Path, file: Path) -> str:
+  try:
+    os.fsencode(file).decode()
+  except UnicodeDecodeError:
+    return 'its name is no UTF-8 text'
+  if len(os.fsencode(file.name)) > _LONGEST_NAME:
+    return f'its name is longer than {_LONGEST_NAME} bytes'
+  return '' if os.path.isfile(path) else 'is no file'
+
+
+def _check_folders(source: Path, output: Path) -> None:
+  check_place('--output', output)
+  first, second = source.resolve(), output.resolve()
+  if first.is_relative_to(second) or second.is_relative_to(first):
+    raise InputError(
+      f'--output={output}: a folder outside of --input={source}, and not around it, is allowed')
+  held = {path.name for path in output.iterdir()} if output.exists() else set()
+  if _SETTINGS not in held and held - {'lock', f'{_SETTINGS}.part'}:
+    raise InputError(f'--output={output}: is not empty and holds no annotations ({_SETTINGS})')
+
+
+def _settings(trained: Trained) -> dict[str, Any]:
+  """What decides an annotation; batches do not."""
+  chosen = trained.settings
+  try:
+    base = resolve(model_path(chosen['model.path']))
+  except InputError as error:
+    raise InputError(f'{error} (--base names another place)') from None
+  adapter = file_checksums(trained.adapter)
+  return {
+    'adapter': {name: adapter[name] for name in adapter if name.startswith('adapter_')},
+    'base': file_checksums(base),
+    **{key: chosen[key]
+       for key in ('model.dtype', 'model.quantization', 'data.style', 'eval.max_new_ratio')},
+    'prompts': {ask.task: ask.instruction for ask in trained.asks},
+    'asked': {ask.task: {main: sorted(kinds) for main, kinds in ask.asked.items()}
+              for ask in trained.asks},
+  }
+
+
+def _check_settings(output: Path, settings: dict[str, Any]) -> None:
+  path = output / _SETTINGS
+  held = read_json(path) if path.exists() else settings
+  changed = [key for key in settings if held.get(key) != settings[key]]
+  named = ', '.join(
+    f'other {key}' if isinstance(settings[key], dict)
+    else f'{key}={held.get(key)!r}, this one has {settings[key]!r}' for key in changed)
+  if named:
+    raise InputError(
+      f'--output={output}: holds annotations of {held.get("adapter_folder")} with {named}; choose '
+      'another folder')
+
+
+def _plan(
+  source: Path, files: list[str], skipped: dict[str, str], held: dict[str, dict],
+  reporter: Reporter,
+) -> _Plan:
+  kept, left, sentences = {}, [], 0
+  with reporter.task('reading notes', len(files)) as advance:
+    for note in _readable(source, files, skipped):
+      if held_document(held.get(note.name), note):
+        kept[note.name] = held[note.name]
+      else:
+        left.append(note.name)
+        sentences += len(split_sentences(note.text))
+      advance()
+  # One that cannot be read today may be tomorrow, with what was corrected in its files.
+  others = {file: record for file, record in held.items() if file not in kept and file not in left}
+  return _Plan(kept, others, left, sentences, skipped)
+
+
+def _load(trained: Trained, reporter: Reporter) -> Annotator:
+  chosen = trained.settings
+  path = model_path(chosen['model.path'])
+  try:
+    mesh = make_mesh(*(chosen[f'mesh.{axis}'] for axis in AXES))
+  except InputError as error:
+    raise InputError(
+      f'{error}; --mesh_site, --mesh_fsdp and --mesh_tensor choose another than the run had'
+    ) from None
+  placement = Placement(
+    DTYPES[chosen['model.dtype']], chosen['model.quantization'],
+    mesh and partial(base_shardings, mesh))
+  with reporter.task(f'loading {Path(path).name}'):
+    return make_annotator(trained, load_model(path, placement), mesh)
+
+
+def _carried_out(
+  annotator: Annotator | None, plan: _Plan, source: Path, output: Path, form: str,
+  asked: Mapping[str, Asked], reporter: Reporter,
+) -> dict[str, dict]:
+  """Writes what is missing of kept notes, annotates the others -> all their records."""
+  records = dict(plan.kept)
+  write_lists(output, plan.others | records, plan.skipped)
+  unwritten = [file for file in records if missing_files(output, form, file)]
+  for note in _readable(source, unwritten, plan.skipped):
+    if document := held_document(records[note.name], note):
+      write_files(output, form, document, records[note.name], only_missing=True)
+  if annotator:
+    with reporter.task('sentences', plan.sentences) as advance:
+      for annotation in annotate(
+          annotator, _readable(source, plan.left, plan.skipped), advance):
+        record = record_of(annotation)
+        write_files(output, form, annotation.document, record)
+        # Before the record: a stop in between has the note annotated again.
+        take_away_other_forms(output, form, record['file'])
+        append_record(output, record)
+        records[record['file']] = record
+    write_lists(output, plan.others | records, plan.skipped)
+  for file, text in FORMS[form].whole(records, plan.skipped, asked).items():
+    write_text(output / file, text)
+  return records
+
+
+def _readable(source: Path, files: list[str], skipped: dict[str, str]) -> Iterator[Document]:
+  for file in files:
+    try:
+      text = read_text(source / file)
+    except InputError as error:
+      # The place stands beside it.
+      skipped[file] = str(error).removeprefix(f'cannot read {source / file}: ').removeprefix(
+        f'{source / file}:')
+      continue
+    yield Document(file, text, (), ())
+
+
+def _outcome(records: dict[str, dict], plan: _Plan, output: Path, form: str) -> Iterator[str]:
+  def total(key: str) -> int:
+    return sum(record[key] for record in records.values())
+
+  entities, relations = (
+    sum(len(record[key]) for record in records.values()) for key in ('entities', 'relations'))
+  place = output / (form if FORMS[form].files('') else RECORDS)
+  before = f', {len(plan.kept)} of them from before' if plan.kept else ''
+  yield (
+    f'{len(records)} notes in {place}{before}: {total("sentences")} sentences, {entities} spans, '
+    f'{relations} relations; unreadable answers {total("unreadable")} of {total("answers")}')
+  if total('cut'):
+    yield f'{total("cut")} sentences were too long and were asked about in pieces'
+  if plan.skipped:
+    names = [name if name.isprintable() else ascii(name) for name in sorted(plan.skipped)]
+    more = f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''
+    yield (f'warning: {len(names)} skipped, see {output / SKIPPED}: '
+           f'{", ".join(names[:_LISTED])}{more}')

@@ -1,0 +1,156 @@
+"""Annotated notes on disk: a line of JSON each, and files in the formats that people use."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedmedjax.data.formats.writers import brat_annotation
+from fedmedjax.data.tasks import Asked
+from fedmedjax.predict.annotate import Annotation
+from fedmedjax.predict.pages import index_page, note_page
+from fedmedjax.store.files import read_lines, write_lines, write_text
+from fedmedjax.types import Document, InputError, Relation, Span
+
+RECORDS, SKIPPED = 'annotations.jsonl', 'skipped.jsonl'
+
+
+class Form(NamedTuple):
+  """A value of --format: what is written of a note beside its record."""
+
+  files: Callable[[str], tuple[str, ...]]             # (note's file) -> below the output folder
+  texts: Callable[[Document, dict], tuple[str, ...]]  # (document, record) -> of each file
+  # ({file: record}, {file: why skipped}, what was asked) -> {file: text} of the whole folder
+  whole: Callable[[dict, dict, Mapping[str, Asked]], dict[str, str]]
+
+
+def stem(file: str) -> str:
+  """A note's name in brat, without its ending."""
+  # NOTE.TXT keeps its ending: there may be a NOTE.txt, too.
+  return file.removesuffix('.txt')
+
+
+def _brat_types(asked: Mapping[str, Asked]) -> str:
+  """brat's annotation.conf: without it brat shows the annotations as errors."""
+  mains: dict[str, list[str]] = {}  # of each modifier type
+  for of, kinds in (pair for pairs in asked.values() for pair in pairs.items() if pair[0]):
+    for kind in kinds:
+      mains.setdefault(kind, []).append(of)
+  entities = [kind for pairs in asked.values() for kind in pairs.get('', ())]
+  lines = [
+    '[entities]', *entities, *mains, '[relations]',
+    '<OVERLAP>\tArg1:<ENTITY>, Arg2:<ENTITY>, <OVL-TYPE>:<ANY>',
+    *(f'{kind}\tArg1:{"|".join(of)}, Arg2:{kind}' for kind, of in mains.items()),
+    '[events]', '[attributes]']
+  return ''.join(f'{line}\n' for line in lines)
+
+
+FORMS = {
+  'brat': Form(
+    lambda file: (f'brat/{stem(file)}.txt', f'brat/{stem(file)}.ann'),
+    lambda document, record: (document.text, brat_annotation(document)),
+    lambda records, skipped, asked: {'brat/annotation.conf': _brat_types(asked)}),
+  'jsonl': Form(
+    lambda file: (), lambda document, record: (), lambda records, skipped, asked: {}),
+  'html': Form(
+    lambda file: (f'html/{file}.html',),
+    lambda document, record: (note_page(document, record),),
+    lambda records, skipped, asked: {
+      'html/index.html': index_page(_in_order(records), skipped)}),
+}
+
+
+def _checksum(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def record_of(annotation: Annotation) -> dict:
+  """What annotations.jsonl says of a note."""
+  document = annotation.document
+  counts = {key: value for key, value in annotation._asdict().items() if key != 'document'}
+  return {
+    'file': document.name, 'sha256': _checksum(document.text), **counts,
+    'entities': [
+      {'start': span.start, 'end': span.end, 'type': span.type,
+       'text': document.text[span.start:span.end]} for span in document.spans],
+    'relations': [link._asdict() for link in document.relations],
+  }
+
+
+def held_document(record: Any, note: Document) -> Document | None:
+  """The note with the annotation of its record; None when that is of another text, or damaged."""
+  try:
+    if record['sha256'] != _checksum(note.text):
+      return None
+    spans = tuple(Span(e['start'], e['end'], e['type']) for e in record['entities'])
+    links = tuple(Relation(link['type'], link['head'], link['tail'])
+                  for link in record['relations'])
+    sound = [note.text[s.start:s.end] for s in spans] == [e['text'] for e in record['entities']]
+    counts = {*Annotation._fields} - {'document'} <= record.keys()
+    ends = all(0 <= at < len(spans) for link in links for at in (link.head, link.tail))
+  except (KeyError, TypeError):
+    return None
+  return note._replace(spans=spans, relations=links) if sound and counts and ends else None
+
+
+def read_records(output: Path) -> dict[str, dict]:
+  """{note's file: its record}, the last one where there are several."""
+  try:
+    lines = read_lines(output / RECORDS)
+  except UnicodeDecodeError as error:
+    raise InputError(f'{output / RECORDS}: damaged ({error.reason}); delete it, and all notes are '
+                     'annotated again') from None
+  return {
+    line['file']: line for line in lines
+    if isinstance(line, dict) and isinstance(line.get('file'), str)}
+
+
+def _in_order(records: dict[str, dict]) -> list[dict]:
+  return [records[file] for file in sorted(records)]
+
+
+def missing_files(output: Path, form: str, file: str) -> list[Path]:
+  """Those of a note's files that are not there."""
+  return [path for path in _paths(output, form, file) if not path.exists()]
+
+
+def write_files(
+  output: Path, form: str, document: Document, record: dict, only_missing: bool = False
+) -> None:
+  """Writes a note's files; only those that are missing where people may have corrected others."""
+  paths = _paths(output, form, document.name)
+  wanted = missing_files(output, form, document.name) if only_missing else paths
+  for path, text in zip(paths, FORMS[form].texts(document, record), strict=True):
+    if path in wanted:
+      write_text(path, text)
+
+
+def take_away_other_forms(output: Path, form: str, file: str) -> None:
+  """Removes what was written of a note in all formats but one: a later command writes it anew."""
+  for other in FORMS:
+    if other != form:
+      for path in _paths(output, other, file):
+        path.unlink(missing_ok=True)
+
+
+def _paths(output: Path, form: str, file: str) -> list[Path]:
+  return [output / name for name in FORMS[form].files(file)]
+
+
+def append_record(output: Path, record: dict) -> None:
+  with (output / RECORDS).open('a', encoding='utf-8') as file:
+    # In ASCII: a line torn inside a character would spoil the others.
+    file.write(json.dumps(record) + '\n')
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_lists(output: Path, records: dict[str, dict], skipped: dict[str, str]) -> None:
+  """The lists of records and of skipped files, whole and in order."""
+  write_lines(output / RECORDS, _in_order(records))
+  write_lines(output / SKIPPED, (
+    {'file': file, 'reason': reason} for file, reason in sorted(skipped.items())))
+
+

@@ -1,0 +1,176 @@
+"""What a finished run left for others to use: its adapter, how to load its base, what it asks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from configs import base
+from fedmedjax.data.tasks import TASKS, Ask, ask
+from fedmedjax.eval.evaluate import INVALID
+from fedmedjax.experiment.config import CHECKS, leaves
+from fedmedjax.store.files import read_json
+from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, InputError, SiteCorpus
+
+# Flags that go before what the run's config.json says.
+FLAGS = {
+  'base': 'model.path', 'dtype': 'model.dtype', 'quantization': 'model.quantization',
+  'batch_size': 'eval.batch_size',
+  'mesh_site': 'mesh.site', 'mesh_fsdp': 'mesh.fsdp', 'mesh_tensor': 'mesh.tensor'}
+_SETTINGS = (*FLAGS.values(), 'data.style', 'eval.max_new_ratio', 'eval.guesses')
+_LISTED = 8  # names in a line
+
+
+class Trained(NamedTuple):
+  """An adapter and how it is to be used."""
+
+  adapter: Path             # its folder, in PEFT's format
+  settings: dict[str, Any]  # flat config keys: model.*, data.style, eval.max_new_ratio, ...
+  asks: tuple[Ask, ...]     # what is asked of every sentence, entity recognition first
+  told: tuple[str, ...]     # the choice of `asks` in words, a line each
+
+
+def read_trained(folder: Path, flags: Mapping[str, Any], site: str, types: str) -> Trained:
+  """Finds an adapter, its run's config.json and summary.json, and chooses the prompts.
+
+  A model answers best what it was trained on, so the prompts are those of a site of the run: of
+  `site`, else of the site whose own adapter this is, else for each task of the training site that
+  annotates most.
+
+  Args:
+    folder: an adapter, or what holds just one, such as a run's workdir.
+    flags: values of FLAGS, None where not given.
+    site: a site of the run, '' = as above.
+    types: entity types and pairs of them and modifiers, 'drug,problem,drug.route', asked for
+      instead of what a site annotates; '' = as a site. Needed where there is no run.
+
+  Raises:
+    InputError: no adapter, several, a classifier, a run that is not finished, or unknown names.
+  """
+  adapter = _find_adapter(folder)
+  run = _find_run(adapter)
+  settings = _settings(run, flags, adapter)
+  if site and types:
+    raise InputError(f'--site={site}, --types={types}: only one of them is allowed')
+  if types:
+    names = [name.strip() for name in types.split(',')]
+    return Trained(adapter, settings, _typed(names, settings['data.style']),
+                   (f'asked for {", ".join(names)}',))
+  if run is None or not (run / 'summary.json').is_file():
+    raise InputError(
+      f'--adapter={adapter}: no finished run is around it (summary.json), which would say what to '
+      'ask; finish the run, or name entity types, such as --types=problem,drug')
+  asks, told = _of_a_site(run / 'summary.json', site, adapter.name, settings['data.style'])
+  return Trained(adapter, settings, asks, told)
+
+
+def _find_adapter(folder: Path) -> Path:
+  if (folder / 'adapter_config.json').is_file():
+    return folder
+  found = sorted(
+    path.parent for depth in ('*', '*/*') for path in folder.glob(f'{depth}/adapter_config.json'))
+  if len(found) == 1:
+    return found[0]
+  if found:
+    more = f' and {len(found) - _LISTED} more' if len(found) > _LISTED else ''
+    raise InputError(f'--adapter={folder}: holds {len(found)} adapters, choose one: '
+                     f'{", ".join(map(str, found[:_LISTED]))}{more}')
+  run = _find_run(folder)
+  if run and read_json(run / 'config.json').get('fed.learner') == 'bert':
+    raise InputError(
+      f'--adapter={folder}: {run} trained a BERT classifier, which has no adapter; transformers '
+      'loads its model/')
+  raise InputError(
+    f"--adapter={folder}: no adapter in PEFT's format (adapter_config.json) is there")
+
+
+def _find_run(adapter: Path) -> Path | None:
+  """The run's workdir: the folder itself or one of two above it, as in adapter/SITE."""
+  for folder in (adapter, *adapter.absolute().parents[:2]):
+    # Models in Hugging Face's format have a config.json, too.
+    path = folder / 'config.json'
+    if path.is_file() and 'fed.preset' in read_json(path):
+      return folder
+  return None
+
+
+def _settings(run: Path | None, flags: Mapping[str, Any], adapter: Path) -> dict[str, Any]:
+  settings = leaves(base.get_config().to_dict())
+  held = read_json(run / 'config.json') if run else {}
+  if run is None and flags['base'] is None:
+    raise InputError(
+      f'--adapter={adapter}: no run is around it (config.json), which would name its base model; '
+      "name it, as in --base=FOLDER_OR_GGUF_OR_HUB_ID ('' = SmolLM2)")
+  given = {key: flags[flag] for flag, key in FLAGS.items() if flags[flag] is not None}
+  found = {key: (settings | held | given)[key] for key in _SETTINGS}
+  names = {key: f'--{flag}' for flag, key in FLAGS.items()}
+  for key, value in found.items():
+    if not CHECKS[key].allows(value):
+      place = names[key] if key in given else f'{run}/config.json: {key}'
+      raise InputError(f'{place}={value!r}: {CHECKS[key].wording} is allowed')
+  return found
+
+
+def _ask(task: str, names: Sequence[str], style: str) -> Ask:
+  """A task for entity types ('drug') or for pairs of them and modifiers ('drug.route')."""
+  pairs: dict[str, tuple[str, ...]] = {}
+  for name in names:
+    main, _, modifier = name.partition('.')
+    pairs[main] = pairs.get(main, ()) + ((modifier,) if modifier else ())
+  return ask(task, SiteCorpus('', tuple(pairs), (), (), {}, pairs), style)
+
+
+def _typed(names: Sequence[str], style: str) -> tuple[Ask, ...]:
+  pairs = (f'{of}.{kind}' for of, kinds in MODIFIER_TYPES.items() for kind in kinds)
+  known = (*ENTITY_TYPES, *pairs)
+  for name in names:
+    if name not in known:
+      raise InputError(f'--types: {name!r} is unknown; allowed are {", ".join(known)}')
+  asks = [_ask(task, names, style) for task in TASKS]
+  return tuple(one for one in asks if one.types)
+
+
+def _of_a_site(
+  path: Path, site: str, owner: str, style: str
+) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
+  """The prompts of a run's summary as they were trained; see `read_trained`."""
+  summary = read_json(path)
+  try:
+    prompts = {name: dict(tasks) for name, tasks in summary['instructions'].items()}
+    names = {name: {task: _names(summary['scores'][name][task]) for task in tasks}
+             for name, tasks in prompts.items()}
+    trained = [name for name in summary['sites'] if name in prompts]
+  except (KeyError, TypeError, ValueError, AttributeError):
+    raise InputError(
+      f'{path}: does not say what its sites were asked; name entity types, such as '
+      '--types=problem,drug') from None
+  if site and site not in prompts:
+    raise InputError(f'--site={site}: no site of {path}; it has {", ".join(prompts)}')
+  site = site or (owner if owner in prompts else '')
+  asks, told = [], []
+  for task in TASKS:
+    asked = [name for name in prompts if task in prompts[name]]
+    # max() keeps the first of equals.
+    wide = max([name for name in trained if name in asked] or asked, default=None,
+               key=lambda name: len(names[name][task]))
+    chosen = site or wide
+    if chosen not in asked:
+      continue
+    asks.append(_ask(task, names[chosen][task], style)._replace(instruction=prompts[chosen][task]))
+    missing = {kind: name for name in asked for kind in names[name][task]
+               if kind not in names[chosen][task]}
+    mains = asks[-1].asked if asks[-1].given else ()
+    what = f'modifiers of {", ".join(mains)}' if mains else ', '.join(names[chosen][task])
+    told.append(f'asked for {what}, with the prompt of site {chosen}' + (
+      '; not for ' + ', '.join(f'{kind} (--site={name})' for kind, name in missing.items())
+      if missing else ''))
+  if not asks or asks[0].given:
+    raise InputError(
+      f'{path}: {"site " + site if site else "its run"} was asked for modifiers of given entities '
+      'only, and notes have no entities yet; '
+      + ('choose another site' if site else 'train on both tasks'))
+  return tuple(asks), tuple(told)
+
+
+def _names(scores: Mapping) -> list[str]:
+  """What a site was asked in a task, as `_ask` takes it: its scores list every type."""
+  return [name for name in scores.get('triple', scores)['per_type'] if name != INVALID]

@@ -1,0 +1,201 @@
+"""The kinds of charts of a report: lines, bars and dots in groups, heat maps, shares.
+
+Arrays of numbers in, an <svg> element out (see `svg.py`). A series is a place in the palette, from
+0; NaN is a value that does not exist.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from fedmedjax.report.svg import (
+  HEAT,
+  INK,
+  LINE,
+  MARKERS,
+  MUTED,
+  SERIES,
+  WIDTH,
+  canvas,
+  clean,
+  embed,
+)
+
+# Signs of a label that fit above or beside what it names.
+_LONG, _SHORT = 44, 16
+# A line of so many points shows no marks.
+_MARKED = 30
+# Of curves, so that one that lies on another leaves it to be seen.
+_STYLES = '-', (0, (4, 2.5))
+# Of a heat map's hue, so that text on it can be read.
+_DEEPEST = 0.5
+
+
+def lines(
+  key: str, description: str, series: Sequence[tuple[int | None, np.ndarray, np.ndarray]],
+  x_label: str,
+  *, bands: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = (), whole: bool = True,
+  zero: bool = False,
+) -> Markup:
+  """Curves.
+
+  Args:
+    key, description: see `svg.embed`.
+    series: (place in the palette, x f[N], y f[N]) each; None is no series of a legend.
+    x_label: what x counts.
+    bands: (place, x, low, high) each: a range around a curve.
+    whole: x are whole numbers, such as rounds.
+    zero: y begins at 0.
+  """
+  with canvas(200, left=44, right=12, top=10, bottom=38) as axes:
+    for place, x, low, high in bands:
+      axes.fill_between(x, low, high, color=SERIES[place], alpha=0.2, linewidth=0)
+    for place, x, y in series:
+      colour, mark, style = (INK, '.', '-') if place is None else (
+        SERIES[place], MARKERS[place], _STYLES[place % 2])
+      axes.plot(x, y, color=colour, linewidth=1.8, markersize=5, linestyle=style,
+                marker=mark if len(x) <= _MARKED else '')
+    axes.grid(axis='y', linewidth=0.8)
+    axes.spines['left'].set_visible(False)
+    axes.set_xlabel(x_label)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.04, y=0.1)
+    if zero:
+      axes.set_ylim(bottom=0)
+    return embed(axes, key, description)
+
+
+class _Rows(NamedTuple):
+  """Where the rows of groups are, downwards: a row for every value that is there."""
+
+  height: float
+  labels: np.ndarray   # f[G]
+  rows: np.ndarray     # f[G, series], NaN where there is no value
+
+
+def _laid_out(values: np.ndarray, step: float) -> _Rows:
+  known = np.isfinite(values)
+  sizes = 18 + known.sum(1) * step + 12
+  tops = np.cumsum(sizes) - sizes
+  rows = tops[:, None] + 18 + (np.cumsum(known, 1) - 0.5) * step
+  return _Rows(sizes.sum(), tops + 9, np.where(known, rows, np.nan))
+
+
+def dots(
+  key: str, description: str, groups: Sequence[str], values: np.ndarray, label: str,
+  bounds: np.ndarray,
+) -> Markup:
+  """Dots of values in [0, 1] in groups, with whiskers: `values` f[G, series], `bounds`
+  f[G, series, 2]."""
+  laid = _laid_out(values, 13)
+  with canvas(laid.height + 46, bottom=38, right=36) as axes:
+    for i, rows in enumerate(laid.rows.T):
+      axes.hlines(rows, *bounds[:, i].T, color=SERIES[i], linewidth=1.6, alpha=0.55)
+      axes.plot(values[:, i], rows, color=SERIES[i], marker=MARKERS[i], markersize=6.5,
+                linestyle='')
+    _finish(axes, laid, groups, values, label)
+    axes.set_xlim(-0.02, 1)
+    return embed(axes, key, description)
+
+
+def bars(
+  key: str, description: str, groups: Sequence[str], values: np.ndarray, label: str,
+  lighter: np.ndarray,
+) -> Markup:
+  """Bars of values in [0, 1] in groups: `values` f[G, series], `lighter` f[G, series] behind."""
+  laid = _laid_out(values, 13)
+  with canvas(laid.height + 46, bottom=38, right=36) as axes:
+    for i, rows in enumerate(laid.rows.T):
+      known = np.isfinite(rows)
+      for widths, alpha in ((lighter, 0.35), (values, 1)):
+        axes.barh(rows[known], widths[known, i], 9, color=SERIES[i], alpha=alpha, linewidth=0)
+    _finish(axes, laid, groups, values, label)
+    axes.set_xlim(0, 1)
+    return embed(axes, key, description)
+
+
+def _finish(axes, laid: _Rows, groups: Sequence[str], values: np.ndarray, label: str) -> None:
+  """Names of groups, values as text, and an axis."""
+  for value, y in zip(values.flat, laid.rows.flat, strict=True):
+    if np.isfinite(value):
+      axes.text(1.015, y, f'{value:.2f}', va='center', color=MUTED, fontsize=10)
+  _name(axes, laid, groups)
+  axes.grid(axis='x', linewidth=0.8)
+  axes.set_xlabel(clean(label))
+
+
+def _name(axes, laid: _Rows, groups: Sequence[str]) -> None:
+  for name, y in zip(groups, laid.labels, strict=True):
+    axes.text(0, y, clean(name, _LONG), va='center', color=INK, fontsize=11, weight='bold')
+  axes.set_ylim(laid.height, 0)
+  axes.set_yticks([])
+  for side in ('left', 'bottom'):
+    axes.spines[side].set_visible(False)
+
+
+def heat(
+  key: str, description: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray
+) -> Markup:
+  """A map of values in [0, 1]; `values` f[rows, columns]. Deeper is more."""
+  left, cell = 108, (WIDTH - 108 - 8) / len(columns)
+  side = min(cell, 34)
+  top = 78
+  with canvas(top + side * len(rows) + 8, left=left, top=top, bottom=8) as axes:
+    for (i, j), value in np.ndenumerate(values):
+      known = np.isfinite(value)
+      axes.add_patch(_square(j, i, _DEEPEST * min(max(value, 0), 1) if known else 0))
+      axes.text(
+        j + 0.5, i + 0.5, f'{value:.2f}' if known else '\N{EN DASH}', ha='center', va='center',
+        color=INK, fontsize=10.5 if cell >= 26 else 8)
+    axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+    axes.xaxis.tick_top()
+    axes.set_xticks(
+      np.arange(len(columns)) + 0.5, [clean(name, _SHORT) for name in columns], rotation=-40,
+      ha='right', rotation_mode='anchor')
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [clean(name, _SHORT) for name in rows])
+    for spine in axes.spines.values():
+      spine.set_visible(False)
+    return embed(axes, key, description)
+
+
+def _square(x: int, y: int, depth: float) -> Rectangle:
+  return Rectangle((x, y), 1, 1, facecolor=(*_rgb(HEAT), depth), edgecolor=LINE, linewidth=0.8)
+
+
+def _rgb(colour: str) -> tuple[float, ...]:
+  return tuple(int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def shares(
+  key: str, description: str, groups: Sequence[str], values: np.ndarray
+) -> Markup:
+  """A row for each group, split as `values` f[G, series] says, whose rows add up to 1 or 0."""
+  laid = _laid_out(values[:, :1], 15)
+  with canvas(laid.height + 8, bottom=4) as axes:
+    start = np.zeros(len(groups))
+    for i, widths in enumerate(values.T):
+      axes.barh(laid.rows[:, 0], widths, 14, left=start, color=SERIES[i], linewidth=0)
+      start = start + widths
+    _name(axes, laid, groups)
+    axes.set(xlim=(0, 1), xticks=[])
+    return embed(axes, key, description)
+
+
+def points(key: str, description: str, x: np.ndarray, y: np.ndarray, x_label: str) -> Markup:
+  """A mark for each series; x f[series] >= 0, y f[series] in [0, 1]."""
+  with canvas(210, left=44, right=14, top=12, bottom=40) as axes:
+    for i, (one, other) in enumerate(zip(x, y, strict=True)):
+      axes.plot([one], [other], color=SERIES[i], marker=MARKERS[i], markersize=8, linestyle='')
+    axes.grid(linewidth=0.8)
+    axes.spines['left'].set_visible(False)
+    axes.set_xlabel(x_label)
+    right, top = (np.nanmax(values, initial=least) for values, least in ((x, 1), (y, 0.1)))
+    axes.set(xlim=(-0.04 * right, 1.08 * right), ylim=(0, 1.15 * top))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    return embed(axes, key, description)

@@ -1,0 +1,146 @@
+"""What runs sent and took, and F1 for what was sent."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedmedjax.report import charts
+from fedmedjax.report.blocks import Chart, Charts, Figures, Section, Table
+from fedmedjax.report.runs import Run, tested
+from fedmedjax.report.scores import NONE, f1, mean_f1, measured, number
+from fedmedjax.report.svg import SERIES
+
+
+def megabytes(summary: dict) -> float:
+  return (summary['bytes_up'] + summary['bytes_down']) / 1e6
+
+
+def points_per_megabyte(run: Run) -> float:
+  """100 times the mean strict F1, of entities or else of modifiers, over the megabytes sent; NaN
+  when nothing was sent."""
+  sent, found = megabytes(run.summary), measured([run])
+  return 100 * mean_f1(run, found[0]) / sent if sent and found else np.nan
+
+
+def cost_section(runs: Sequence[Run]) -> Section:
+  own = [run for run in runs if run.own]
+  blocks = [_cost_table(own)]
+  paid = [run for run in own if run.summary.get('api')]
+  if paid:
+    blocks.append(_api_table(paid))
+  sent = [run for run in own if megabytes(run.summary)]
+  if len(own) > 1 and sent:
+    drawn = [_points(runs)] if measured(own) else []
+    blocks.append(Charts([*drawn, _bytes_of(runs)], [
+      (place, run.name) for place, run in enumerate(runs[:len(SERIES)]) if run.own]))
+  elif sent:
+    blocks.append(Charts([_bytes_both_ways(sent[0])]))
+  return Section(
+    'cost', 'What was sent, and what it cost',
+    'Bytes are exact: every message of every round, headers included. The whole model in the same '
+    'exchanges is what federated training without adapters would have sent.', blocks)
+
+
+def _so_far(run: Run, *keys: str) -> tuple[np.ndarray, np.ndarray]:
+  """(rounds, megabytes sent up to each)."""
+  return (
+    np.array([line['round'] for line in run.lines]),
+    np.cumsum([sum(line[key] for key in keys) for line in run.lines]) / 1e6)
+
+
+def _points(runs: Sequence[Run]) -> Chart:
+  measure = measured(runs)[0]
+  shown = [run if run.own else None for run in runs[:len(SERIES)]]
+  x, y = (np.array([np.nan if run is None else of(run) for run in shown]) for of in (
+    lambda run: megabytes(run.summary), lambda run: mean_f1(run, measure)))
+  return Chart(
+    'F1 against megabytes sent',
+    f'{measure.title}, mean strict F1. Up and to the left is better.', charts.points(
+      'cost-points', 'Mean strict F1 of every regime against the megabytes it sent', x, y,
+      'MB sent'))
+
+
+def _bytes_of(runs: Sequence[Run]) -> Chart:
+  series = [(place, *_so_far(run, 'bytes_up', 'bytes_down'))
+            for place, run in enumerate(runs[:len(SERIES)])
+            if run.lines and megabytes(run.summary)]
+  return Chart('Megabytes sent so far', 'Up and down together.', charts.lines(
+    'cost-bytes', 'Megabytes that every regime sent up to each round', series, 'round', zero=True))
+
+
+def _bytes_both_ways(run: Run) -> Chart:
+  return Chart(
+    'Megabytes sent so far', 'Where one line hides the other, as much came down as went up.',
+    charts.lines(
+      'cost-bytes', 'Megabytes sent up to each round',
+      [(0, *_so_far(run, 'bytes_up')), (1, *_so_far(run, 'bytes_down'))], 'round', zero=True),
+    [(0, 'up, from the sites'), (1, 'down, to the sites')])
+
+
+_COLUMNS = ('rounds', 'local steps', 'MB up', 'MB down', 'MB as whole model', 'saved',
+            'F1 points per MB', 'time')
+_MEANING = ('MB are 1,000,000 bytes. F1 points per MB: 100 times the mean strict F1, over all that '
+            'was sent.')
+
+
+def _cost_table(runs: Sequence[Run]) -> Table:
+  rows = []
+  for run in runs:
+    s = run.summary
+    sent, full = megabytes(s), s['bytes_full_model'] / 1e6
+    rows.append([
+      f'{s["rounds"]}', f'{s["local_steps"]:,}', f'{s["bytes_up"] / 1e6:,.1f}',
+      f'{s["bytes_down"] / 1e6:,.1f}', f'{full:,.1f}' if full else NONE,
+      f'{1 - sent / full:.2%}' if full else NONE, number(points_per_megabyte(run), '.3g'),
+      duration(s['wall_seconds'])])
+  title = 'Rounds, bytes, time'
+  if len(runs) == 1:
+    return Table(title, _MEANING, ('', 'this run'), list(zip(_COLUMNS, rows[0], strict=True)),
+                 beside=True)
+  return Table(title, _MEANING, ('regime', *_COLUMNS), [
+    [run.name, *row] for run, row in zip(runs, rows, strict=True)])
+
+
+def _api_table(runs: Sequence[Run]) -> Table:
+  def count(value):
+    return NONE if value is None else f'{value:,}'
+
+  return Table(
+    'Endpoints', 'Tokens as the endpoint counted them; answers from the cache cost nothing again.',
+    ('regime', 'questions', 'from the cache', 'tokens read', 'tokens written', 'USD', 'unanswered'),
+    [[run.name, count(api['answers']), count(api['cached']), count(api['input_tokens']),
+      count(api['output_tokens']), NONE if api['usd'] is None else f'{api["usd"]:.4f}',
+      count(api['failed'])] for run in runs for api in [run.summary['api']]])
+
+
+def duration(seconds: float) -> str:
+  if seconds < 120:
+    return f'{seconds:.0f} s'
+  return f'{seconds / 60:.0f} min' if seconds < 7200 else f'{seconds / 3600:.1f} h'
+
+
+def key_figures(run: Run) -> Figures:
+  """A run at a glance."""
+  inside, outside = tested([run])
+  entries = []
+  for measure in measured([run])[:2]:
+    title = measure.title.lower()
+    known = {site: value for site in (*inside, *outside)
+             if np.isfinite(value := f1(run, site, measure))}
+    scored = [site for site in inside if site in known]
+    if scored:
+      worst = min(scored, key=known.get)
+      entries.append((number(mean_f1(run, measure)),
+                      f'strict F1 of {title}, mean of {len(scored)} sites'))
+      if len(scored) > 1:
+        entries.append((number(known[worst]), f'at the worst of them, {worst}'))
+    entries += [(number(known[site]), f'at {site}, external') for site in outside[:1]
+                if site in known]
+  s = run.summary
+  if s['bytes_full_model']:
+    entries.append((f'{megabytes(s):,.1f} MB', 'sent in all, ' + format(
+      1 - megabytes(s) * 1e6 / s['bytes_full_model'], '.2%') + ' less than the whole model'))
+  if s.get('adapter_parameters'):
+    entries.append((f'{s["adapter_parameters"]:,}', 'trained parameters, ' + format(
+      s['adapter_parameters'] / s['base_parameters'], '.2%') + ' of the model\'s'))
+  return Figures([*entries, (duration(s['wall_seconds']), 'in all')])

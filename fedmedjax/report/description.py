@@ -1,0 +1,166 @@
+"""Tables, figures and numbers of what the sites hold, before any training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from fedmedjax.data import statistics
+from fedmedjax.data.site import SiteData
+from fedmedjax.data.statistics import SiteStatistics
+from fedmedjax.report.terminal import set_aside
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store import files
+from fedmedjax.types import ENTITY_TYPES
+
+# Sites of a partition: more make no table that can be read.
+SHOWN = 20
+DIVERGENCES = {
+  'entity types': statistics.type_divergence, 'vocabulary': statistics.vocabulary_divergence}
+
+
+def _label(site: SiteStatistics, external: Sequence[str]) -> str:
+  return f'{site.name} (external)' if site.name in external else site.name
+
+
+def size_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Table:
+  table = Table(title='Sites: size, and words a note (median) and a sentence (median, 95 %)')
+  table.add_column('site', no_wrap=True)
+  for name in ('notes, train + test', 'sentences', 'words', 'vocabulary', 'words a note',
+               'words a sentence', 'entities', 'modifiers'):
+    # Columns are never narrower than their longest word.
+    table.add_column(name, justify='right', min_width=max(map(len, name.split())))
+  for site in sites:
+    note, sentence = (
+      np.percentile(lengths, (50, 95)) if len(lengths) else np.zeros(2)
+      for lengths in (site.note_words, site.sentence_words))
+    table.add_row(
+      _label(site, external), f'{site.train_notes:,} + {site.test_notes:,}',
+      f'{len(site.sentence_words):,}', f'{site.sentence_words.sum():,}',
+      f'{len(site.vocabulary):,}', f'{note[0]:,.0f}', f'{sentence[0]:.0f}, {sentence[1]:.0f}',
+      f'{site.entities.total():,}', f'{site.modifiers.total():,}')
+  return table
+
+
+def type_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Table:
+  """Share of each entity type, '-' where it was not annotated; and what reading set aside."""
+  table = Table(title='Sites: share of entity types, modifiers, and what was set aside')
+  table.add_column('site', no_wrap=True)
+  for name in ENTITY_TYPES:
+    table.add_column(name, justify='right')
+  table.add_column('modifiers')
+  table.add_column('set aside')
+  for site in sites:
+    mix = statistics.shares(site.entities, site.types)
+    table.add_row(
+      _label(site, external),
+      *(f'{mix[kind]:.1%}' if kind in mix else '-' for kind in ENTITY_TYPES),
+      ', '.join(f'{kind} {count:,}' for kind, count in site.modifiers.most_common()) or '-',
+      set_aside(site.report) or '-')
+  return table
+
+
+def divergence_table(name: str, values: np.ndarray, labels: Sequence[str]) -> Table:
+  table = Table(title=f'Jensen-Shannon divergence of {name}, bits (0 = alike, 1 = apart)')
+  table.add_column('', no_wrap=True)
+  for label in labels:
+    table.add_column(label.replace('_', ' '), justify='right')
+  for label, row in zip(labels, values, strict=True):
+    table.add_row(label, *('-' if np.isnan(value) else f'{value:.3f}' for value in row))
+  return table
+
+
+def figure(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Figure:
+  """Sizes, lengths, types and both divergences, one panel each."""
+  labels = [_label(site, external) for site in sites]
+  places = np.arange(len(sites))
+  drawn = Figure(figsize=(15, 5 + 0.6 * len(sites)), layout='constrained')
+  (size, length, mix), (types, words, _) = axes = drawn.subplots(2, 3)
+  axes[1, 2].set_axis_off()
+  for left, count, name in ((0, 'train_notes', 'train'), ('train_notes', 'test_notes', 'test')):
+    size.barh(places, [getattr(site, count) for site in sites], label=name,
+              left=[getattr(site, left) for site in sites] if left else None)
+  size.set(title='notes', yticks=places, yticklabels=labels)
+  size.legend()
+  length.boxplot([site.sentence_words for site in sites], orientation='horizontal',
+                 positions=places, showfliers=False, whis=(5, 95))
+  length.set(title='words a sentence (whiskers: 5 % and 95 %)', yticks=places, yticklabels=[])
+  start = np.zeros(len(sites))
+  for kind in ENTITY_TYPES:
+    width = np.array([statistics.shares(site.entities, ENTITY_TYPES)[kind] for site in sites])
+    mix.barh(places, width, left=start, label=kind)
+    start += width
+  mix.set(title='share of entity types', yticks=places, yticklabels=[], xlim=(0, 1))
+  mix.legend(ncols=len(ENTITY_TYPES), fontsize='small', loc='upper center',
+             bbox_to_anchor=(0.5, -0.1))
+  for panel in (size, length, mix):
+    panel.invert_yaxis()
+  for panel, (name, divergence) in zip((types, words), DIVERGENCES.items(), strict=True):
+    values = statistics.matrix(divergence, sites)
+    panel.imshow(values, vmin=0, vmax=1, cmap='viridis')
+    for i, j in np.argwhere(~np.isnan(values)):
+      panel.text(j, i, f'{values[i, j]:.2f}', ha='center', va='center',
+                 color='white' if values[i, j] < 0.6 else 'black')
+    panel.set(title=f'divergence of {name}, bits', xticks=places, yticks=places,
+              yticklabels=labels)
+    panel.set_xticks(places, labels, rotation=30, ha='right')
+  return drawn
+
+
+def numbers(sites: Sequence[SiteStatistics], external: Sequence[str]) -> dict:
+  """What the tables show, for other programs."""
+  return {
+    'sites': {site.name: {
+      'external': site.name in external, 'types': site.types, 'train_notes': site.train_notes,
+      'test_notes': site.test_notes, 'sentences': len(site.sentence_words),
+      'words': int(site.sentence_words.sum()), 'vocabulary': len(site.vocabulary),
+      'sentence_words_quantiles': np.percentile(site.sentence_words, (5, 25, 50, 75, 95)).tolist()
+      if len(site.sentence_words) else [],
+      'entities': dict(site.entities), 'modifiers': dict(site.modifiers), 'report': site.report,
+    } for site in sites},
+    'jensen_shannon_bits': {
+      name: statistics.matrix(divergence, sites) for name, divergence in DIVERGENCES.items()},
+  }
+
+
+def used(
+  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData]
+) -> dict:
+  """What a run uses of its sites, as its sites.json holds it: `numbers`, and the examples by task.
+
+  Args:
+    sites: that train; of sites dealt out of a pool the first ones are described.
+    tested: in-domain; the same, or those whose notes were dealt out.
+    external: tested, too.
+  """
+  shown = (*(() if sites == tested else sites[:SHOWN]), *tested, *external)
+  examples = {
+    site.name: {part.ask.task: {
+      key: len(getattr(part, key)) for key in ('train', 'validation', 'test')}
+      for part in site.tasks} for site in shown}
+  found = numbers(
+    [statistics.used_statistics(site) for site in shown], [site.name for site in external])
+  return files.plain(found | {'examples': examples, 'training_sites': len(sites)})
+
+
+def describe(
+  sites: Sequence[SiteStatistics], external: Sequence[str], output: Path | None,
+  reporter: Reporter,
+) -> None:
+  """Prints the tables; with `output`, writes description.json, .svg and .png there."""
+  reporter.say(size_table(sites, external))
+  reporter.say(type_table(sites, external))
+  for name, divergence in DIVERGENCES.items():
+    reporter.say(divergence_table(
+      name, statistics.matrix(divergence, sites), [_label(site, external) for site in sites]))
+  if output is not None:
+    files.write_json(output / 'description.json', files.plain(numbers(sites, external)))
+    # Text stays text, and the same sites give the same file.
+    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'fedmedjax'}):
+      drawn = figure(sites, external)
+      drawn.savefig(output / 'description.svg', metadata={'Date': None})
+      drawn.savefig(output / 'description.png', dpi=120)
+    reporter.say(f'written: description.json, description.svg, description.png in {output}')

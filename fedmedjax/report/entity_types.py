@@ -1,0 +1,92 @@
+"""F1 by type: of one run by site, of several by regime, as the mean over sites."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedmedjax.report import charts
+from fedmedjax.report.blocks import Chart, Charts, Section, Table
+from fedmedjax.report.runs import Run, is_external
+from fedmedjax.report.scores import MEASURES, Measure, label, left_out, measured, number
+from fedmedjax.report.svg import SERIES
+
+# Bars of a chart: sixteen types of modifiers make none that fits a screen.
+_BARS = 32
+
+
+def type_section(runs: Sequence[Run]) -> Section:
+  blocks, own = [], [run for run in runs if run.own]
+  for measure in measured(runs, MEASURES[:2]):
+    blocks += _by_site(own[0], measure) if len(own) == 1 else _by_run(runs, measure)
+  return Section(
+    'types', 'Types',
+    'A type that a site did not annotate is neither asked of the model nor scored there. Means are '
+    'over the in-domain sites that have the type.', blocks)
+
+
+def _entries(run: Run, measure: Measure) -> dict[str, dict]:
+  """{site: {type: its scores}}, types without annotation left out."""
+  return {
+    site: {kind: entry for kind, entry in found['per_type'].items() if entry.get('gold')}
+    for site, tasks in run.scores.items() if (found := measure.find(tasks))}
+
+
+def _types(entries: Sequence[dict]) -> list[str]:
+  return list(dict.fromkeys(kind for one in entries for found in one.values() for kind in found))
+
+
+def _f1(found: dict, kind: str, which: str) -> float:
+  return found[kind][which]['f1'] if kind in found else np.nan
+
+
+def _mean(run: Run, entries: dict, kind: str, which: str) -> float:
+  known = [found[kind][which]['f1'] for site, found in entries.items()
+           if kind in found and not is_external(run, site)]
+  return float(np.mean(known)) if known else np.nan
+
+
+def _by_site(run: Run, measure: Measure) -> list:
+  entries = _entries(run, measure)
+  types, sites = _types([entries]), list(entries)[:len(SERIES)]
+  rows = []
+  for kind in types:
+    of = [found[kind] for found in entries.values() if kind in found]
+    rows.append([
+      kind, *(f'{sum(entry[key] for entry in of):,}' for key in ('gold', 'predicted')),
+      *(number(_mean(run, entries, kind, which)) for which in ('strict', 'lenient')), str(len(of))])
+  table = Table(
+    f'{measure.title} by type', 'Annotated and found are counts over all test sentences.',
+    ('type', 'annotated', 'found', 'mean strict F1', 'mean lenient F1', 'sites'), rows, beside=True)
+  strict, lenient = (
+    np.array([[_f1(entries[site], kind, which) for site in sites] for kind in types])
+    for which in ('strict', 'lenient'))
+  names = [label(site, run.summary['external']) for site in sites]
+  return [table, *_charts(
+    measure, types, strict, lenient, names, left_out((len(entries), len(sites), 'sites')))]
+
+
+def _by_run(runs: Sequence[Run], measure: Measure) -> list:
+  entries = [_entries(run, measure) for run in runs]
+  types, shown = _types(entries), runs[:len(SERIES)]
+  strict, lenient = (
+    np.array([[_mean(run, found, kind, which) for run, found in zip(runs, entries, strict=True)]
+              for kind in types]).reshape(len(types), len(runs))
+    for which in ('strict', 'lenient'))
+  table = Table(
+    f'{measure.title} by type', 'Mean strict F1.', ('regime', *types),
+    [[run.name, *map(number, column)] for run, column in zip(runs, strict.T, strict=True)],
+    beside=len(types) < 6)
+  return [table, *_charts(
+    measure, types, strict[:, :len(shown)], lenient[:, :len(shown)], [run.name for run in shown],
+    left_out((len(runs), len(shown), 'regimes')))]
+
+
+def _charts(measure, types, strict, lenient, names, note) -> list[Charts]:
+  most, drawn = max(1, _BARS // max(1, len(names))), []
+  for at in range(0, len(types), most):
+    part = slice(at, at + most)
+    drawn.append(Chart(
+      f'{measure.title}: F1 by type', 'Strict; the lighter bar behind is lenient.', charts.bars(
+        f'types-{measure.key}-{at}', f'{measure.title}: F1 of {", ".join(types[part])}',
+        types[part], strict[part], 'typed F1', lenient[part]), list(enumerate(names)), marks=False))
+  return [Charts(drawn, note=note)]

@@ -1,0 +1,147 @@
+"""report.html: everything about a run, or about several, on one page that needs nothing else.
+
+Made from the files of the runs' folders only, so that it can be made again; the same files give
+the same bytes. There are no scripts in it and it asks for nothing over the network, which its own
+Content-Security-Policy holds it to. Notes and names are other people's text: jinja2 escapes them.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+
+from fedmedjax.report import examples as errors
+from fedmedjax.report.blocks import Excerpts, Plot, Section, Sentences, Settings, Table
+from fedmedjax.report.corpus import corpus_section
+from fedmedjax.report.cost import cost_section, key_figures
+from fedmedjax.report.entity_types import type_section
+from fedmedjax.report.runs import Run, read_answers, read_runs, tested
+from fedmedjax.report.scores import cross_section, score_section
+from fedmedjax.report.training_curves import plot_section, training_section
+from fedmedjax.store import files
+
+FILE = 'report.html'
+# Beside the annotation, a sentence is shown as the last runs answered it.
+_ANSWERS = 6
+# What a page says of itself, in its head.
+_MADE_WITH = '<meta name="excerpts" content="{}">'
+_HEAD = 2000
+
+
+def write_report(
+  path: Path, title: str, runs: Mapping[str, Path], *, examples: int,
+  sentences: Sequence[str] = (), tables: Sequence[Table] = (), plots: Sequence[Plot] = (),
+) -> None:
+  """Writes the page, whole at once.
+
+  Args:
+    path: the file.
+    title: what was run.
+    runs: name -> folder of a finished run; the names are those of the tables.
+    examples: wrongly answered sentences of each site, at most; with 0 no text of a note is on the
+      page.
+    sentences, tables, plots: findings that the files of single runs do not hold, shown first.
+
+  Raises InputError when a file of a run cannot be read.
+  """
+  rows = read_runs(runs)
+  own = [run for run in rows if run.own]
+  sections = [
+    Section('findings', 'Findings', '', [Sentences(sentences), *tables, *plot_section(plots)]),
+    score_section(rows), training_section(rows), type_section(rows), cross_section(rows),
+    cost_section(rows), corpus_section(own), _example_section(own, examples),
+    _settings_section(own)]
+  files.write_text(path, _environment().get_template('report.html').render(
+    title=title, head=_MADE_WITH.format(examples), lead=_lead(own),
+    figures=key_figures(own[0]) if len(own) == 1 else None,
+    sections=[filled for section in sections if (filled := _filled(section)).blocks]))
+
+
+def freshen(workdir: Path, examples: int) -> None:
+  """Writes the report of a finished run where there is none, or one with more or fewer excerpts."""
+  path, name = workdir / FILE, workdir.resolve().name
+  if path.exists():
+    with path.open(encoding='utf-8') as file:
+      if _MADE_WITH.format(examples) in file.read(_HEAD):
+        return
+  preset = files.read_json(workdir / 'summary.json')['preset']
+  write_report(path, name, {preset: workdir}, examples=examples)
+
+
+def _environment() -> jinja2.Environment:
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('fedmedjax.report'), autoescape=True, trim_blocks=True,
+    lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+  # Names of sites and keys may be broken behind their underscores and dots.
+  environment.filters['breakable'] = lambda text: Markup(
+    re.sub(r'(?<=[_.:/])(?=\w)', '<wbr>', str(escape(text))))
+  return environment
+
+
+def _filled(section: Section) -> Section:
+  """Without blocks that show nothing; the first field of a block is what it shows, of a table its
+  rows."""
+  return section._replace(blocks=[
+    block for block in section.blocks
+    if (block.rows if isinstance(block, Table) else
+        block.entries if isinstance(block, Excerpts | Settings) else block[0])])
+
+
+def _lead(runs: Sequence[Run]) -> str:
+  """One line about what was run."""
+  inside, outside = tested(runs)
+  seeds = sorted({run.summary['seed'] for run in runs})
+  rounds = sorted({run.summary['rounds'] for run in runs} - {0})
+  parts = [
+    f'{len(inside)} in-domain site{"s" * (len(inside) != 1)}',
+    f'{len(outside)} external' if outside else '',
+    ' or '.join(map(str, rounds)) + f' round{"s" * (rounds != [1])}' if rounds else '',
+    f'seed{"s" * (len(seeds) > 1)} {", ".join(map(str, seeds))}']
+  return ' \N{MIDDLE DOT} '.join(filter(None, parts))
+
+
+def _example_section(runs: Sequence[Run], count: int) -> Section:
+  shown = runs[-_ANSWERS:]
+  answers = {site: {run.name: records for run in shown if (records := read_answers(run, site))}
+             for site in sum(tested(shown), [])}
+  found = {site: {name: errors.totals(records) for name, records in held.items()}
+           for site, held in answers.items()}
+  if len(shown) == 1:
+    rows = [(site, total) for site, held in found.items() for total in held.values()]
+    first, where = 'site', 'all test sentences'
+  else:
+    inside, _ = tested(shown)
+    rows = [(run.name, sum((found[site].get(run.name, errors.Counter()) for site in inside),
+                           errors.Counter())) for run in shown]
+    first, where = 'regime', 'the test sentences of the in-domain sites'
+  table = Table(
+    'Errors by kind', f'Over {where}. Missed: annotated, and nothing found there. Invented: found, '
+    'and nothing annotated there.', (first, *errors.ERRORS),
+    [[name, *(f'{total[kind]:,}' for kind in errors.ERRORS)] for name, total in rows])
+  excerpts = [
+    Excerpts(site, errors.choose(held, count, shown[-1].summary['seed']), folded=index > 0)
+    for index, (site, held) in enumerate(answers.items())]
+  lead = 'Where answers differ from the annotation.' + (
+    ' Sentences are chosen by kind of error, not by how often it occurs; "main" is the given main '
+    'entity.' if count else ' No text of a note is shown: config.report.examples is 0.')
+  return Section('errors', 'Errors', lead, [table, *excerpts])
+
+
+def _settings_section(runs: Sequence[Run]) -> Section:
+  def said(value):
+    return ', '.join(map(str, value)) if isinstance(value, list) else str(value)
+
+  keys = sorted({key for run in runs for key in run.config})
+  missing = '\N{EN DASH}'
+  values = {key: [said(run.config.get(key, missing)) for run in runs] for key in keys}
+  alike = [(key, found[0]) for key, found in values.items() if len(set(found)) == 1]
+  unlike = [[key, *found] for key, found in values.items() if len(set(found)) > 1]
+  versions = next((v for run in runs if (v := run.summary.get('versions'))), {})
+  return Section(
+    'settings', 'Configuration and versions', 'Every key is explained in configs/base.py.', [
+      Table('What sets the regimes apart', '', ('key', *(run.name for run in runs)), unlike,
+            words=True),
+      Settings(f'{"Keys that all share" if len(runs) > 1 else "All keys"} ({len(alike)})', alike),
+      Settings('Versions', list(versions.items()))])

@@ -1,0 +1,212 @@
+"""The scores of runs: tables, a row or a column each, and charts by site, by type and across
+sites."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedmedjax.report import charts
+from fedmedjax.report.blocks import Cell, Chart, Charts, Section, Table
+from fedmedjax.report.runs import Run, is_external, tested
+from fedmedjax.report.svg import SERIES, clean
+
+NONE = '\N{EN DASH}'
+# Rows of answers up to which a table has a row for each site, and beyond which one for each run.
+_FEW = 3
+# Sites of a chart, rows and columns of a heat map.
+_DRAWN, _CROSSED = 12, 12
+
+
+class Measure(NamedTuple):
+  """Something scored: where in a site's scores it stands, and what it is."""
+
+  key: str
+  title: str
+  note: str
+  find: Callable[[dict], dict | None]
+
+
+def _relations(name: str) -> Callable[[dict], dict | None]:
+  return lambda tasks: tasks.get('re', {}).get(name)
+
+
+MEASURES = (
+  Measure('ner', 'Entities', 'problems, treatments, tests and drugs found in a sentence',
+          lambda tasks: tasks.get('ner')),
+  Measure('modifier', 'Modifiers', 'what modifies a main entity that the annotation gives',
+          _relations('modifier')),
+  Measure('triple', 'Triples', 'pairs of a given main entity and its modifier, typed by both',
+          _relations('triple')),
+  Measure('end_to_end', 'End to end',
+          'such pairs with the main entities that the model found itself',
+          _relations('end_to_end')),
+)
+
+
+def measured(runs: Sequence[Run], measures: Sequence[Measure] = MEASURES) -> list[Measure]:
+  """Those of `measures` that any run has."""
+  scores = [tasks for run in runs for tasks in run.scores.values()]
+  return [measure for measure in measures if any(map(measure.find, scores))]
+
+
+def f1(run: Run, site: str, measure: Measure, kind: str = 'strict') -> float:
+  """Typed micro F1; NaN where there is none."""
+  entry = measure.find(run.scores.get(site, {}))
+  return entry[kind]['typed']['f1'] if entry else np.nan
+
+
+def mean_f1(run: Run, measure: Measure, kind: str = 'strict') -> float:
+  """Plain mean over the in-domain sites that have the measure; NaN if none has."""
+  found = [f1(run, site, measure, kind) for site in run.scores if not is_external(run, site)]
+  known = [value for value in found if np.isfinite(value)]
+  return float(np.mean(known)) if known else np.nan
+
+
+def number(value: float, form: str = '.3f') -> str:
+  return format(value, form) if np.isfinite(value) else NONE
+
+
+def _cell(run: Run, site: str, measure: Measure, kind: str) -> Cell:
+  entry = measure.find(run.scores.get(site, {}))
+  if not entry:
+    return Cell(NONE)
+  typed = entry[kind]['typed']
+  low, high = typed.get('ci95') or (None, None)
+  return Cell(number(typed['f1']), '' if low is None else f'{low:.2f} to {high:.2f}')
+
+
+def label(site: str, outside: Sequence[str]) -> str:
+  return f'{site} (external)' if site in outside else site
+
+
+def score_section(runs: Sequence[Run]) -> Section:
+  inside, outside = tested(runs)
+  few = len(runs) <= _FEW
+  blocks = []
+  for measure in measured(runs):
+    make = _by_site if few else _by_run
+    drawn = [_dots(runs, measure, inside, outside, few), *([] if few else [_means(runs, measure)])]
+    blocks += [make(runs, measure, inside, outside), Charts(drawn, note=left_out(
+      (len(inside) + len(outside), _DRAWN, 'sites'), (len(runs), len(SERIES), 'rows')))]
+  return Section(
+    'scores', 'Scores',
+    'F1 joins precision and recall in one number from 0 to 1. Strict counts a finding as right '
+    'when its type, start and end are those of the annotation; lenient when its type is right and '
+    'it shares a word. The range below a figure is its 95 % interval, by resampling notes. '
+    'External sites were never trained on.', blocks)
+
+
+def _by_site(
+  runs: Sequence[Run], measure: Measure, inside: Sequence[str], outside: Sequence[str]
+) -> Table:
+  kinds = [(run, kind) for run in runs for kind in ('strict', 'lenient')]
+  title = [_row_name(run, runs, kind) for run, kind in kinds]
+  rows = [
+    [label(site, outside), *(_cell(run, site, measure, kind) for run, kind in kinds)]
+    for site in (*inside, *outside)]
+  mean = ['mean of the sites', *(number(mean_f1(run, measure, kind)) for run, kind in kinds)]
+  return Table(
+    f'{measure.title}: F1 by site', f'Scored: {measure.note}.', ('site', *title), [*rows, mean],
+    beside=True)
+
+
+def _row_name(run: Run, runs: Sequence[Run], kind: str) -> str:
+  """What a row of answers is called where its kind of score is said, too; a lone run needs no
+  name."""
+  alone = run.own and sum(other.own for other in runs) == 1
+  return kind if alone else f'{run.name} {kind}'
+
+
+def _by_run(
+  runs: Sequence[Run], measure: Measure, inside: Sequence[str], outside: Sequence[str]
+) -> Table:
+  rows = []
+  for run in runs:
+    found = [f1(run, site, measure) for site in inside]
+    known = [value for value in found if np.isfinite(value)]
+    rows.append([
+      run.name, number(mean_f1(run, measure)), number(min(known, default=np.nan)),
+      number(mean_f1(run, measure, 'lenient')),
+      *(_cell(run, site, measure, 'strict') for site in (*inside, *outside))])
+  return Table(
+    f'{measure.title}: strict F1 by regime',
+    f'Scored: {measure.note}. Mean, worst and lenient mean are over the sites that train.',
+    ('regime', 'mean', 'worst site', 'mean lenient',
+     *(label(site, outside) for site in (*inside, *outside))), rows)
+
+
+def _dots(
+  runs: Sequence[Run], measure: Measure, inside: Sequence[str], outside: Sequence[str], few: bool
+) -> Chart:
+  sites = [*inside, *outside][:_DRAWN]
+  # With few rows there is room for the lenient scores.
+  kinds = ('strict', 'lenient') if few else ('strict',)
+  rows = [(run, kind) for run in runs for kind in kinds][:len(SERIES)]
+  values = np.array([[f1(run, site, measure, kind) for run, kind in rows] for site in sites])
+  bounds = np.array([[_bounds(run, site, measure, kind) for run, kind in rows] for site in sites])
+  names = [_row_name(run, runs, kind) if few else run.name for run, kind in rows]
+  return Chart(
+    f'{measure.title}: {"" if few else "strict "}F1 by site', 'Lines are 95 % intervals.',
+    charts.dots(
+      f'dots-{measure.key}', f'{measure.title}: F1 of each site, see the table before',
+      [label(site, outside) for site in sites], values, 'typed F1', bounds),
+    list(enumerate(names)))
+
+
+def _means(runs: Sequence[Run], measure: Measure) -> Chart:
+  shown = runs[:len(SERIES)]
+  strict, lenient = (np.array([[mean_f1(run, measure, kind) for run in shown]])
+                     for kind in ('strict', 'lenient'))
+  return Chart(
+    f'{measure.title}: mean of the sites', 'Strict; the lighter bar behind is lenient.',
+    charts.bars(
+      f'means-{measure.key}', f'{measure.title}: mean F1 of every regime, see the table before',
+      ['in-domain sites'], strict, 'typed F1', lenient), list(enumerate(r.name for r in shown)),
+    marks=False)
+
+
+def _bounds(run: Run, site: str, measure: Measure, kind: str) -> tuple[float, float]:
+  entry = measure.find(run.scores.get(site, {}))
+  low, high = (entry[kind]['typed'].get('ci95') if entry else None) or (None, None)
+  return (np.nan, np.nan) if low is None else (low, high)
+
+
+def left_out(*counts: tuple[int, int, str]) -> str:
+  """What is not drawn: (how many there are, how many are drawn, of what) each."""
+  return ' '.join(
+    f'Drawn are the first {drawn} of {total} {what}.' for total, drawn, what in counts
+    if total > drawn)
+
+
+def cross_section(runs: Sequence[Run]) -> Section:
+  """Every site's own adapter on every site, beside the adapters for all of the other runs."""
+  blocks = []
+  for index, run in enumerate(runs):
+    if not (run.own and run.summary.get('cross_site')):
+      continue
+    matrix = run.summary['cross_site']
+    for measure in measured([run], MEASURES[:2]):
+      rows = [(clean(name), row) for name, row in matrix.items()][:_CROSSED]
+      rows += [
+        (other.name, other.scores) for other in runs
+        if other is not run and not other.summary.get('cross_site')][:_CROSSED]
+      columns = list(dict.fromkeys(site for _, row in rows for site in row))[:_CROSSED]
+      values = np.array([[_crossed(row.get(site), measure) for site in columns] for _, row in rows])
+      blocks.append(Charts([Chart(
+        f'{measure.title}: {run.name}',
+        'Strict F1. Rows: whose adapter, or which regime. Columns: where it was tested.',
+        charts.heat(
+          f'cross-{index}-{measure.key}', f'Strict F1 of every adapter of {run.name} on every site',
+          [name for name, _ in rows], columns, values))],
+        note=left_out((len(matrix), _CROSSED, 'adapters'))))
+  return Section(
+    'cross-site', 'Across sites',
+    'How an adapter that one site trained answers at the others, beside those that all share. '
+    'Where the diagonal is much deeper than the rest, sites have learnt what holds at home only.',
+    blocks)
+
+
+def _crossed(tasks: dict | None, measure: Measure) -> float:
+  entry = measure.find(tasks or {})
+  return entry['strict']['typed']['f1'] if entry else np.nan

@@ -1,0 +1,272 @@
+"""Tables for the terminal and for the README."""
+
+import textwrap
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from fedmedjax.data.site import SiteData
+from fedmedjax.runtime.progress import Reporter
+
+# What a reading can report having set aside: key -> how the table calls it.
+_DROPPED = {
+  'used_nested': 'nested', 'used_crossing': 'crossing sentences', 'too_long': 'too long',
+  'used_invalid_pairs': 'modifiers of a wrong type', 'invalid_pairs': 'modifiers of a wrong type',
+  'unmapped': 'of other types', 'unmapped_relations': 'other relations',
+  'unmapped_attributes': 'other attributes', 'attributes_without_cue': 'negations without a cue',
+  'discontinuous': 'discontinuous', 'duplicate': 'repeated', 'leaked_documents': 'leaked notes',
+  'duplicate_documents': 'repeated notes', 'nary': 'n-ary relations',
+  'unanchored': 'relations without an end', 'unplaced': 'without a place',
+  'text_mismatch': 'quoted otherwise', 'stray_inside': 'tags that go on from nothing',
+  'broken_markup': 'tags without a partner', 'moved_passages': 'passages moved',
+  'cut_sentences': 'cut sentences', 'unlabelled': 'entities without a word of their own',
+  'used_blank': 'entities of blanks', 'empty_tokens': 'empty tokens',
+  'used_crossing_mains': 'main entities crossing sentences',
+  'relation_attributes': 'attributes of relations', 'coreferences': 'coreferences',
+  'normalisations': 'normalisations', 'notes': "annotators' notes",
+  'combinations': 'combinations of drugs', 'duplicate_entities': 'entities of repeated notes',
+  'absent_types': 'types that never occur (taken as not annotated)',
+}
+
+
+def set_aside(report: dict[str, int]) -> str:
+  """What a site's reading left out or repaired, in words."""
+  return ', '.join(f'{report[key]:,} {name}' for key, name in _DROPPED.items() if report.get(key))
+
+
+# Sites of a partition that the table lists.
+_LISTED = 12
+
+
+def site_table(
+  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData]
+) -> Table:
+  """What each site holds, and what reading it set aside.
+
+  Args:
+    sites: that train; when they are not the `tested` ones, their notes are those of `tested`.
+    external: tested, too.
+  """
+  table = Table(title='Sites')
+  for name in ('site', 'types', 'train', 'validation', 'test', 'in no training note', 'set aside'):
+    table.add_column(name, justify='right' if name in ('train', 'validation', 'test') else 'left')
+  dealt_out = [] if sites == tested else sites
+  for site in (*dealt_out[:_LISTED], *tested, *external):
+    report = site.report
+    unseen = report.get('held_out_test_entities_percent')
+    counts = (
+      ' + '.join(str(len(getattr(part, key))) for part in site.tasks)
+      for key in ('train', 'validation', 'test'))
+    table.add_row(
+      site.name + (' (external)' if site in external else ''), _asked(site), *counts,
+      '-' if unseen is None else f'{unseen} %', set_aside(report) or '-')
+  if len(dealt_out) > _LISTED:
+    table.caption = f'the first {_LISTED} of {len(dealt_out)} sites that train, then what is tested'
+  return table
+
+
+def _asked(site: SiteData) -> str:
+  """Entity types in full, modifier types by their number: there are up to 16."""
+  return ' + '.join(
+    f'{len(part.ask.types)} modifiers' if part.ask.given else ', '.join(part.ask.types)
+    for part in site.tasks)
+
+
+def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
+  if scores is None:
+    return '-'
+  entry = scores[kind]['typed']
+  low, high = entry['ci95']
+  return f'{entry["f1"]:.3f}{between}[{low:.2f},{high:.2f}]'
+
+
+def score_table(summary: dict) -> Table:
+  """Typed F1 of every site, strict and lenient, beside that of the adapter for all, where sites
+  have their own, and zero-shot."""
+  table = Table(title=f'Typed F1, {summary["preset"]}, seed {summary["seed"]} [95 % by note]')
+  zero, everyone = (
+    (summary.get(key) or {}).get('scores', {}) for key in ('zero_shot', 'global'))
+  kinds = ('strict', 'lenient')
+  others = [('global', everyone)] * bool(everyone) + [('zero-shot', zero)]
+  for name in ('site', *kinds, *(f'{name} {kind}' for name, _ in others for kind in kinds)):
+    table.add_column(
+      name, justify='left' if name == 'site' else 'right', no_wrap=name == 'site')
+  # Six columns fit a terminal only with the intervals below the figures.
+  between = '\n' if everyone else ' '
+  for site, tasks in summary['scores'].items():
+    entries = [tasks.get('ner'), *(scores.get(site, {}).get('ner') for _, scores in others)]
+    table.add_row(_label(site, summary), *(
+      _f1(entry, kind, between) for entry in entries for kind in kinds))
+  table.add_section()
+  inside = [site for site in summary['scores'] if site not in summary['external']]
+  table.add_row('mean of the sites', *(
+    mean_f1(scores, inside, kind) if scores else '-'
+    for scores in (summary['scores'], *(scores for _, scores in others)) for kind in kinds))
+  return table
+
+
+# Scores of relations, as the tables call them; see `evaluate.score`.
+_LINKS = {'modifier': 'modifiers', 'triple': 'triples', 'end_to_end': 'end to end'}
+
+
+def relation_table(summary: dict) -> Table:
+  """Typed F1 of every site's relations, beside the zero-shot modifiers."""
+  table = Table(title=(
+    f'Typed F1 of relations, {summary["preset"]}, seed {summary["seed"]} [95 % by note]'))
+  zero = (summary.get('zero_shot') or {}).get('scores', {})
+  columns = [
+    (f'{word} {kind}', summary['scores'], name, kind)
+    for name, word in _LINKS.items() for kind in ('strict', 'lenient')
+  ] + [('zero-shot modifiers strict', zero, 'modifier', 'strict')]
+  table.add_column('site', no_wrap=True)
+  for title, *_ in columns:
+    table.add_column(title, justify='right', min_width=11)
+  for site in summary['scores']:
+    # So many columns fit a terminal only with the intervals below the figures.
+    table.add_row(_label(site, summary), *(
+      _f1(scores.get(site, {}).get('re', {}).get(name), kind, '\n')
+      for _, scores, name, kind in columns))
+  table.add_section()
+  inside = [site for site in summary['scores'] if site not in summary['external']]
+  table.add_row('mean of the sites', *(
+    mean_link_f1(scores, inside, name, kind) if scores else '-'
+    for _, scores, name, kind in columns))
+  return table
+
+
+def _label(site: str, summary: dict) -> str:
+  return f'{site} (external)' if site in summary['external'] else site
+
+
+def mean_f1(scores: dict, sites: Sequence[str], kind: str) -> str:
+  """Plain mean over sites of the entities' typed micro F1, as the tables show it."""
+  return _mean([scores[site]['ner'] for site in sites if 'ner' in scores[site]], kind)
+
+
+def has_relations(scores: dict, name: str = 'modifier') -> bool:
+  return any(name in tasks.get('re', {}) for tasks in scores.values())
+
+
+def mean_link_f1(scores: dict, sites: Sequence[str], name: str, kind: str) -> str:
+  """Plain mean of a score of relations over the sites that have it, as the tables show it."""
+  found = (scores[site].get('re', {}).get(name) for site in sites)
+  return _mean([entry for entry in found if entry], kind)
+
+
+def _mean(entries: Sequence[dict], kind: str) -> str:
+  f1 = [entry[kind]['typed']['f1'] for entry in entries]
+  return f'{sum(f1) / len(f1):.3f}' if f1 else '-'
+
+
+def cost_lines(summary: dict) -> list[str]:
+  """What the run sent and took, a line each."""
+  sent, full = summary['bytes_up'] + summary['bytes_down'], summary['bytes_full_model']
+  adapter, base = summary['adapter_parameters'], summary['base_parameters']
+  lines = [f'adapter {adapter:,} parameters, {adapter / base:.3%} of the base\'s {base:,}']
+  if full:
+    lines.append(
+      f'sent {sent / 1e6:,.1f} MB (up {summary["bytes_up"] / 1e6:,.1f}, down '
+      f'{summary["bytes_down"] / 1e6:,.1f}); the full model would be {full / 1e6:,.1f} MB: '
+      f'{1 - sent / full:.2%} less')
+  if summary['simulated_seconds']:
+    lines.append(f'{summary["simulated_seconds"]:,.0f} s in all on the simulated sites')
+  lines.append(
+    f'exact copies {summary["copy_rate"]:.1%}, unreadable outputs '
+    f'{summary["parse_failure_rate"]:.1%}')
+  speed, predicted = summary['examples_per_second'], summary.get('predicted_peak_bytes')
+  lines.append(
+    f'{summary["wall_seconds"]:.0f} s in all, {summary["compile_seconds"]:.0f} s of it compiling'
+    + (f', {speed:.2f} training examples/s' if speed else '')
+    + f', peak memory {summary["peak_memory_bytes"] / 2**30:.1f} GiB'
+    + (f' ({predicted / 2**30:.1f} predicted)' if predicted else ''))
+  return lines
+
+
+def api_lines(summary: dict) -> list[str]:
+  """What a run behind an endpoint asked and cost, a line each."""
+  api = summary['api']
+  read, written = ('?' if api[f'{way}_tokens'] is None else f'{api[f"{way}_tokens"]:,}'
+                   for way in ('input', 'output'))
+  lines = [
+    f'{api["answers"]} questions, {api["shots"]} solved examples before each; {api["cached"]} '
+    f'answered from the cache, {api["requests"]} requests',
+    f'{read} tokens read, {written} written'
+    + ('' if api['usd'] is None else f': {api["usd"]:.4f} USD')
+    + ('; the endpoint did not count them all' if '?' in (read, written) else ''),
+    f'exact copies {summary["copy_rate"]:.1%}, unreadable outputs '
+    f'{summary["parse_failure_rate"]:.1%}; {summary["wall_seconds"]:.0f} s']
+  if api['failed']:
+    lines.append(
+      f'warning: {api["failed"]} questions have no answer and score nothing, the first for: '
+      f'{api["failure"]}; the same command asks them again')
+  return lines
+
+
+def show(summary: dict, reporter: Reporter) -> None:
+  """The end of a run on the terminal."""
+  if any('ner' in tasks for tasks in summary['scores'].values()):
+    reporter.say(score_table(summary))
+  if has_relations(summary['scores']):
+    reporter.say(relation_table(summary))
+  for line in (api_lines if 'api' in summary else cost_lines)(summary):
+    reporter.say(line)
+
+
+def with_global(rows: dict[str, dict]) -> dict[str, dict]:
+  """The regimes' summaries, those whose sites have adapters of their own a second time: with the
+  scores of the one adapter for all."""
+  out = {}
+  for regime, row in rows.items():
+    out[regime] = row
+    if row.get('global'):
+      out[f'{regime} (global)'] = row | row['global']
+  return out
+
+
+def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:
+  """Regime x site: typed strict F1, the mean over sites, and what was sent."""
+  table = Table(title='Typed strict F1 by regime [95 % by note]')
+  table.add_column('regime', no_wrap=True)
+  # Blanks, so that long names wrap between words.
+  inside, outside = ([name.replace('_', ' ') for name in names] for names in (sites, external))
+  outside = [f'{name} (external)' for name in outside]
+  for column in (*inside, 'mean', *outside, 'mean lenient', 'steps', 'MB sent'):
+    # An interval is 11 characters.
+    table.add_column(column, justify='right', min_width=11 if column in inside + outside else 5)
+  for regime, row in rows.items():
+    scores = row['scores']
+    table.add_row(
+      folded(regime), *(_f1(scores[site].get('ner'), 'strict', '\n') for site in sites),
+      mean_f1(scores, sites, 'strict'),
+      *(_f1(scores[site].get('ner'), 'strict', '\n') for site in external),
+      mean_f1(scores, sites, 'lenient'), str(row['local_steps']),
+      f'{(row["bytes_up"] + row["bytes_down"]) / 1e6:,.0f}')
+  return table
+
+
+def relation_tables(
+  rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]
+) -> list[Table]:
+  """Regime x site for each score of relations: typed strict F1, for the regimes that have it."""
+  tables = []
+  for name, word in _LINKS.items():
+    having = {regime: row['scores'] for regime, row in rows.items()
+              if has_relations(row['scores'], name)}
+    table = Table(title=f'Typed strict F1 of {word} [95 % by note]')
+    table.add_column('regime', no_wrap=True)
+    for column in (*sites, 'mean', *(f'{site} (external)' for site in external)):
+      table.add_column(column.replace('_', ' '), justify='right')
+    for regime, scores in having.items():
+      cells = {
+        site: _f1(scores[site].get('re', {}).get(name), 'strict', '\n')
+        for site in (*sites, *external)}
+      table.add_row(
+        folded(regime), *(cells[site] for site in sites),
+        mean_link_f1(scores, sites, name, 'strict'), *(cells[site] for site in external))
+    tables += [table] if having else []
+  return tables
+
+
+def folded(regime: str) -> str:
+  """Names of models can be longer than a column should be."""
+  return '\n'.join(textwrap.wrap(regime, 16))

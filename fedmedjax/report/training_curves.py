@@ -1,0 +1,199 @@
+"""What happened from round to round: curves by site, or by regime where there are several."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedmedjax.report import charts
+from fedmedjax.report.blocks import Chart, Charts, Plot, Section, Sentences
+from fedmedjax.report.runs import Run
+from fedmedjax.report.scores import left_out
+from fedmedjax.report.svg import SERIES
+
+# Rounds that are named one by one when something was left out of them.
+_NAMED = 6
+# Regimes whose weights are drawn.
+_WEIGHED = 6
+
+
+class Curve(NamedTuple):
+  """A number that a site has in a round: its key in the rounds' lines, and what it is."""
+
+  key: str
+  title: str
+  note: str
+  zero: bool = False
+
+
+CURVES = (
+  Curve('train_loss', 'Training loss',
+        'Mean over the local steps of a round, in nats per target token. Less is better.'),
+  Curve('validation_loss', 'Validation loss',
+        'Of each site\'s adapter on the sentences held out, in nats per target token.'),
+  Curve('weights', 'Weight of a site', 'Its share in the average of the round.', zero=True),
+  Curve('update_norm', 'Length of an update',
+        'How far a site\'s adapter moved in the round (Euclidean norm).', zero=True),
+  Curve('cosine', 'Agreement',
+        'Cosine of the angle between a site\'s update and the server\'s step: 1 = same direction.'),
+)
+
+
+def by_site(lines: Iterable[dict], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """{site: (rounds, values)} of a number in the rounds' lines, where it exists."""
+  found: dict[str, list] = {}
+  for line in lines:
+    for site, value in zip(line['sites'], line.get(key) or (), strict=False):
+      if value is not None:
+        found.setdefault(site, []).append((line['round'], value))
+  return {site: tuple(np.array(pairs, float).T) for site, pairs in found.items()}
+
+
+def spread(
+  curves: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """(rounds, low, median, high) over the sites of every round; low and high leave out a tenth."""
+  values: dict[float, list] = {}
+  for rounds, found in curves.values():
+    for number_, value in zip(rounds, found, strict=True):
+      values.setdefault(number_, []).append(value)
+  rounds = np.array(sorted(values))
+  return rounds, *np.array([np.percentile(values[n], (10, 50, 90)) for n in rounds]).T
+
+
+def training_section(runs: Sequence[Run]) -> Section:
+  trained = [run for run in runs if run.lines]
+  blocks = [Sentences(_incidents(trained))]
+  if sum(run.own for run in runs) > 1:
+    blocks += [_run_curves(runs), _weights(trained)]
+  elif trained:
+    blocks.append(_site_curves(trained[0]))
+  return Section(
+    'rounds', 'Rounds', 'What happened from round to round. A site that sat out a round has no '
+    'point there.', blocks)
+
+
+def _incidents(runs: Sequence[Run]) -> list[str]:
+  said = []
+  for run in runs:
+    name = f'{run.name}: ' if len(runs) > 1 else ''
+    skipped = [str(line['round']) for line in run.lines if line.get('skipped')]
+    left = [f'{site} in round {line["round"]}' for line in run.lines
+            for site in line.get('quarantined', ())]
+    for found, what in (
+        (skipped, 'skipped, as no site had anything usable to send: round'),
+        (left, 'left out for a loss or an update that is not finite or explodes:')):
+      if found:
+        more = f' and {len(found) - _NAMED} more' if len(found) > _NAMED else ''
+        said.append(f'{name}{what} {", ".join(found[:_NAMED])}{more}.')
+  return said
+
+
+def _drawing(key: str, curve: Curve, curves: dict) -> tuple[Chart, bool]:
+  """The chart of all sites, and whether there are too many for a line each."""
+  many = len(curves) > len(SERIES)
+  if many:
+    rounds, low, middle, high = spread(curves)
+    drawing = charts.lines(
+      key, f'{curve.title} by round, median over sites', [(0, rounds, middle)], 'round',
+      bands=[(0, rounds, low, high)], zero=curve.zero)
+  else:
+    drawing = charts.lines(
+      key, f'{curve.title} by round, a line for each of {", ".join(curves)}',
+      [(place, *values) for place, values in enumerate(curves.values())], 'round',
+      zero=curve.zero)
+  return Chart(curve.title, curve.note, drawing), many
+
+
+def _site_curves(run: Run) -> Charts:
+  names = list(dict.fromkeys(site for line in run.lines for site in line['sites']))
+  drawn, banded = [], False
+  for curve in CURVES:
+    found = by_site(run.lines, curve.key)
+    if not found:
+      continue
+    chart, many = _drawing(f'round-{curve.key}', curve, _ordered(found, names))
+    drawn.append(chart)
+    banded |= many
+  drawn += _server_curves(run)
+  note = (f'{len(names)} sites: a line is the median over the sites of a round, the band leaves '
+          'out the lowest and the highest tenth.') if banded else ''
+  return Charts(drawn, [] if banded else list(enumerate(names)), note=note)
+
+
+def _server_curves(run: Run) -> list[Chart]:
+  """What is one number a round."""
+  points = [(line['round'], line['product_gap']) for line in run.lines
+            if line.get('product_gap') is not None]
+  if not points:
+    return []
+  rounds, gaps = np.array(points, float).T
+  return [Chart(
+    'Gap of averaged factors',
+    'How far the product of the averages of A and B is from the average of their products, as a '
+    'share of it.', charts.lines(
+      'round-gap', 'Gap between product of averages and average of products, by round',
+      [(None, rounds, gaps)], 'round', zero=True))]
+
+
+def _run_curves(runs: Sequence[Run]) -> Charts:
+  """A line a regime, in its colour of all other charts."""
+  drawn, places = [], set()
+  for curve in CURVES[:2]:
+    series = []
+    for place, run in enumerate(runs[:len(SERIES)]):
+      found = by_site(run.lines, curve.key)
+      if found:
+        rounds = sorted({n for one, _ in found.values() for n in one})
+        means = [np.mean([values[one == n][0] for one, values in found.values() if n in one])
+                 for n in rounds]
+        series.append((place, np.array(rounds), np.array(means)))
+    places |= {place for place, *_ in series}
+    if series:
+      drawn.append(Chart(
+        curve.title, f'{curve.note} Plain mean over the sites of a round.', charts.lines(
+          f'runs-{curve.key}', f'{curve.title} of every regime by round', series, 'round')))
+  return Charts(drawn, [(i, runs[i].name) for i in sorted(places)], note=left_out(
+    (len(runs), len(SERIES), 'rows')))
+
+
+def _weights(runs: Sequence[Run]) -> Charts:
+  """How the federated regimes weigh their sites."""
+  curve, drawn, names, banded = CURVES[2], [], {}, False
+  # Where nothing is sent nothing is averaged.
+  several = [run for run in runs if any(
+    len(line['sites']) > 1 and line['bytes_up'] for line in run.lines)]
+  for index, run in enumerate(several[:_WEIGHED]):
+    names |= dict.fromkeys(site for line in run.lines for site in line['sites'])
+    found = by_site(run.lines, curve.key)
+    chart, many = _drawing(f'weights-{index}', curve, _ordered(found, names))
+    drawn.append(chart._replace(title=f'Weights of {run.name}'))
+    banded |= many
+  note = 'A line is the median over the sites of a round, the band leaves out a tenth on either ' \
+         'side.' if banded else ''
+  if len(several) > _WEIGHED:
+    note += f' Drawn are the first {_WEIGHED} of {len(several)} regimes.'
+  return Charts(drawn, [] if banded else list(enumerate(names)), note=note.strip())
+
+
+def _ordered(curves: dict, names: Iterable[str]) -> dict:
+  """One curve a site, perhaps empty, in the order of `names`: a site keeps its colour."""
+  return {name: curves.get(name, (np.zeros(0), np.zeros(0))) for name in names}
+
+
+def plot_section(plots: Sequence[Plot]) -> list[Charts]:
+  """What a caller wants drawn, a chart each."""
+  blocks = []
+  for index, plot in enumerate(plots):
+    series, bands = [], []
+    for place, points in enumerate(list(plot.series.values())[:len(SERIES)]):
+      x, y, low, high = np.array(
+        [[np.nan if v is None else v for v in point] for point in points], float).T
+      series.append((place, x, y))
+      bands.append((place, x, low, high))
+    drawing = charts.lines(
+      f'plot-{index}', f'{plot.title}: {", ".join(plot.series)}', series, plot.x_label,
+      bands=bands)
+    blocks.append(Charts(
+      [Chart(plot.title, plot.note, drawing)], list(enumerate(plot.series))[:len(SERIES)]))
+  return blocks

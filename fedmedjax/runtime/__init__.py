@@ -1,0 +1,1 @@
+"""What every program needs of the process: flags, progress, signals, devices."""

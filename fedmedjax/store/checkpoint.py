@@ -1,0 +1,189 @@
+"""The state of a run on disk: a folder a round, which is whole or is not used.
+
+checkpoints/N/ holds `state/`, written by Orbax, `metrics.jsonl`, the lines of all rounds up to N,
+and `manifest.json`: size and SHA-256 of every other file. It is made as N.part and renamed when
+all of it is on disk, so a crash leaves either a whole checkpoint or none; what happens to its
+bytes later is noticed by the manifest.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from fedmedjax.fed.types import FedState
+from fedmedjax.runtime.signals import expect_late_writers
+from fedmedjax.store.files import read_json, read_lines, write_json, write_lines
+from fedmedjax.types import InputError
+
+MANIFEST = 'manifest.json'
+_LINES = 'metrics.jsonl'
+_PART = '.part'
+# What a failed save's late writers make is removed again until none was seen so many times in a
+# row, with such a pause between; and at most so often.
+_SETTLED, _PAUSE_SECONDS, _MOST_TRIES = 5, 0.1, 100
+
+
+def host_copy(state: FedState) -> FedState:
+  """The state as numpy arrays of its own, which the next round, to which it is donated, leaves."""
+  return jax.tree.map(np.array, state)
+
+
+def save(
+  folder: Path, state: FedState, lines: Sequence[dict], keep: int, keep_best: int = 0
+) -> None:
+  """Writes the checkpoint of the last of `lines`; on return it is on disk. Prunes older ones.
+
+  Args:
+    folder: of all checkpoints; made when absent.
+    state: after that round, see `host_copy`.
+    lines: of all rounds so far, in JSON's terms.
+    keep: newest checkpoints that stay.
+    keep_best: checkpoints that stay besides, of least mean validation loss.
+
+  Raises:
+    RuntimeError: it cannot be written, such as on a full disk. Earlier ones are untouched.
+  """
+  number = lines[-1]['round']
+  final, part = folder / str(number), folder / f'{number}{_PART}'
+  try:
+    _remove(part)
+    part.mkdir(parents=True)
+    ocp.save((part / 'state').absolute(), state)
+    write_lines(part / _LINES, lines)
+    write_json(part / MANIFEST, describe(part, sync=True))
+    if final.exists():  # a damaged one, which was skipped on resuming
+      _remove(final)
+    part.rename(final)
+    _sync(folder)
+  except Exception as error:  # Orbax raises whatever its writers hit, a full disk as ValueError
+    expect_late_writers()
+    _remove_again(part)
+    reason = str(error).splitlines()[0]
+    raise RuntimeError(
+      f'round {number}: its checkpoint cannot be written to {folder}; rounds before it are kept, '
+      f'the same command goes on after them: {reason}') from None
+  for old in _superseded(folder, lines, keep, keep_best):
+    _remove(old)
+
+
+def newest(
+  folder: Path, like: FedState, warn: Callable[[str], None]
+) -> tuple[FedState, list[dict]] | None:
+  """(state, lines) of the newest whole checkpoint, or None; leftovers of a crash are removed.
+
+  Args:
+    like: a state of the same run, for structure, shapes, dtypes and placement.
+    warn: told of each damaged checkpoint that is passed over.
+
+  Raises:
+    RuntimeError: a whole checkpoint holds something else than the state of this run.
+  """
+  for part in folder.glob(f'*{_PART}'):
+    _remove(part)
+  for path in reversed(_checkpoints(folder)):
+    fault = damage(path)
+    if fault:
+      warn(f'{path}: damaged ({fault}); the checkpoint before it is used')
+      continue
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    try:
+      return ocp.load((path / 'state').absolute(), abstract), read_lines(path / _LINES)
+    except Exception as error:  # of whatever kind Orbax finds
+      reason = str(error).splitlines()[0]
+      raise RuntimeError(f'{path}: does not hold the state of this run: {reason}') from None
+  return None
+
+
+def latest_round(folder: Path) -> int:
+  """Rounds in the newest checkpoint of `folder`; 0 when there is none. Reads and writes nothing."""
+  return max((int(path.name) for path in _checkpoints(folder)), default=0)
+
+
+def damage(path: Path) -> str | None:
+  """What is wrong with a checkpoint, or None."""
+  try:
+    manifest = read_json(path / MANIFEST)
+    found = describe(path)
+  except (InputError, OSError):
+    return f'{MANIFEST} cannot be read'
+  for name in sorted(manifest.keys() | found.keys()):
+    if name not in found:
+      return f'{name} is missing'
+    if manifest.get(name) != found[name]:
+      return f'{name} is not what was written'
+  return None
+
+
+def describe(folder: Path, sync: bool = False) -> dict[str, dict]:
+  """{file: {'bytes', 'sha256'}} of all files below but the manifest; sync = first to disk."""
+  found = {}
+  for path in sorted(folder.rglob('*')):
+    name = path.relative_to(folder).as_posix()
+    if path.is_dir() or name == MANIFEST:
+      continue
+    with path.open('rb') as file:
+      if sync:
+        os.fsync(file.fileno())
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    found[name] = {'bytes': path.stat().st_size, 'sha256': digest}
+  return found
+
+
+def mean_validation_loss(line: dict) -> float:
+  """The one score a round has: over the sites whose loss is finite; inf when there is none."""
+  losses = [loss for loss in line.get('validation_loss', ()) if loss is not None]
+  return sum(losses) / len(losses) if losses else float('inf')
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+  """Finished ones, oldest first."""
+  names = (path for path in folder.glob('*') if path.name.isdecimal() and path.is_dir())
+  return sorted(names, key=lambda path: int(path.name))
+
+
+def _superseded(
+  folder: Path, lines: Sequence[dict], keep: int, keep_best: int
+) -> list[Path]:
+  older = _checkpoints(folder)[:-keep]
+  scores = {line['round']: mean_validation_loss(line) for line in lines}
+  # Of equal ones the newer, as after rounds that were skipped.
+  ranked = sorted(older, key=lambda path: (scores.get(int(path.name), np.inf), -int(path.name)))
+  return ranked[keep_best:]
+
+
+def _remove(path: Path) -> None:
+  """Removes a folder so that a crash on the way leaves no half of a checkpoint under its name."""
+  if path.exists() and path.suffix != _PART:
+    path = path.rename(path.with_name(f'{path.name}.old{_PART}'))
+  shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_again(part: Path) -> None:
+  """Removes what a failed save leaves, until its late writers have not made it again for a while.
+
+  They cannot be waited for. What comes later still is removed as after a crash.
+  """
+  quiet = 0
+  for _ in range(_MOST_TRIES):
+    quiet = 0 if part.exists() else quiet + 1
+    if quiet >= _SETTLED:
+      return
+    _remove(part)
+    time.sleep(_PAUSE_SECONDS)
+
+
+def _sync(folder: Path) -> None:
+  """Waits until the folder's entries are on disk."""
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)

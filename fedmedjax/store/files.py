@@ -1,0 +1,139 @@
+"""The files of a run. Every file is replaced whole or appended to by whole lines."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmedjax.experiment.methods import FOLDING
+from fedmedjax.types import InputError
+
+# Keys and groups of keys that may differ between a run and its continuation: they do not change
+# finished rounds, and later ones by rounding at most. (The notes themselves are held to be the same
+# by their checksums.)
+HARMLESS = (
+  'fed.rounds', 'fed.max_bad_rounds', 'fed.chunk', 'fed.shapes', 'fed.memory_gib', 'model.remat',
+  'model.attention', 'mesh', 'data.root', 'eval.batch_size', 'eval.guesses', 'log', 'report',
+  'checkpoint', 'api')
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON through a temporary file, so that a reader never sees half of it."""
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def write_text(path: Path, text: str) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(path.name + '.part')
+  with part.open('w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  part.replace(path)
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+  """JSON lines, whole file at once."""
+  write_text(path, ''.join(
+    json.dumps(record, ensure_ascii=False, allow_nan=False) + '\n' for record in records))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Raises InputError when the file is not a JSON object."""
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError, RecursionError) as error:
+    raise InputError(f'{path}: cannot be read: {error}') from None
+  if not isinstance(value, dict):
+    raise InputError(f'{path}: a JSON object is expected')
+  return value
+
+
+def read_lines(path: Path) -> list[Any]:
+  """The complete lines of a JSON-lines file up to one that is torn or no UTF-8."""
+  if not path.exists():
+    return []
+  records = []
+  # Not splitlines(): texts may hold other separators that JSON leaves as they are.
+  for line in path.read_bytes().split(b'\n')[:-1]:
+    try:
+      records.append(json.loads(line.decode('utf-8')))
+    except (ValueError, RecursionError):
+      break
+  return records
+
+
+def plain(value: Any) -> Any:
+  """The value in JSON's terms: arrays and tuples as lists, NaN and infinities as None."""
+  if isinstance(value, dict):
+    return {key: plain(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(entry) for entry in value]
+  if isinstance(value, np.ndarray | np.generic):
+    return plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def check_place(flag: str, folder: Path) -> None:
+  """Raises InputError when `folder`, the flag's value, is none and cannot be made one."""
+  if folder.exists() and not folder.is_dir():
+    raise InputError(f'{flag}={folder}: a folder is expected, a file is there')
+  nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+  if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    raise InputError(f'{flag}={folder}: {nearest} is no folder that can be written in')
+
+
+def check_workdir(
+  workdir: Path, settings: dict[str, Any], harmless: Sequence[str] = HARMLESS
+) -> dict | None:
+  """Whether this run may use `workdir`; writes nothing.
+
+  Args:
+    workdir: may be absent.
+    settings: flat config in JSON's terms, {'fed.rounds': 3, ...}.
+    harmless: keys, or groups of keys, that may differ.
+
+  Returns:
+    The summary of a run that was finished there with these settings (perhaps with another number
+    of rounds), else None.
+
+  Raises:
+    InputError: config.json there differs in a key that changes the mathematics, or the folder
+      holds files but no config.json.
+  """
+  check_place('--workdir', workdir)
+  if not (workdir / 'config.json').exists():
+    # A crash may leave what is written before config.json.
+    first = {'lock', 'inputs.json', 'inputs.json.part', 'config.json.part'}
+    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - first:
+      raise InputError(f'--workdir={workdir}: is not empty and holds no run of fedmedjax')
+    return None
+  held = read_json(workdir / 'config.json')
+  harmless = set(harmless)
+  if settings.get('fed.aggregator') in FOLDING:
+    harmless -= {'fed.rounds'}
+  changed = sorted(
+    key for key in settings.keys() | held.keys()
+    if settings.get(key) != held.get(key) and not {key, key.split('.')[0]} & harmless)
+  if changed:
+    named = ', '.join(
+      f'config.{key}={held.get(key)!r}, this one has {settings.get(key)!r}' for key in changed)
+    raise InputError(f'--workdir={workdir}: holds a run with {named}; choose another workdir')
+  path = workdir / 'summary.json'
+  summary = read_json(path) if path.exists() else None
+  if summary is not None and 'rounds' not in summary:
+    raise InputError(f'{path}: is no summary of a run; delete it, and the run is scored again')
+  return summary
+
+
+def claim(workdir: Path, settings: dict[str, Any]) -> None:
+  """Writes config.json."""
+  path = workdir / 'config.json'
+  if not path.exists() or read_json(path) != settings:
+    write_json(path, settings)

@@ -1,0 +1,1 @@
+"""One run: rounds, their log, memory, fingerprints, and the dry run."""

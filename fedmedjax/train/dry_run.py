@@ -1,0 +1,72 @@
+"""What a run would do and need: `main --validate_only`. Runs no round and writes nothing."""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from fedmedjax.experiment import communication
+from fedmedjax.experiment.build import Study, load_data, options, prepare
+from fedmedjax.experiment.config import leaves
+from fedmedjax.report.terminal import site_table
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store import checkpoint, files
+from fedmedjax.train import loop
+from fedmedjax.train.fingerprint import compare_inputs, fingerprint
+from fedmedjax.train.loop import CHECKPOINTS
+from fedmedjax.train.memory import memory_table
+from fedmedjax.train.round_log import participant_names
+from fedmedjax.train.run import check_continued
+
+
+def preview(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> None:
+  """Checks config, workdir, notes, model and inputs as a run does, and prints what it would do.
+
+  Raises InputError as a run would.
+  """
+  if workdir:
+    check_continued(workdir, files.plain(leaves(config.to_dict())), options(config).rounds)
+  with reporter.live():
+    data = load_data(config, reporter)
+    study = prepare(config, data)
+  if workdir:
+    compare_inputs(workdir, fingerprint(config, data))
+  reporter.say(site_table(data.sites, data.tested, data.external))
+  done = checkpoint.latest_round(workdir / CHECKPOINTS) if workdir else 0
+  if study.options.rounds:
+    reporter.say(_rounds_table(study, done))
+    # As the run would, also where all of its rounds are done.
+    reporter.say(memory_table(loop.planned(study, None, reporter)))
+  device = jax.devices()[0]
+  reporter.say(
+    f'{len(jax.devices())} device(s), {device.platform} {device.device_kind}; {done} of '
+    f'{study.options.rounds} rounds are done. Nothing was written.')
+
+
+def planned(study: Study) -> list[dict]:
+  """What is known of every round's line before it is run."""
+  return [
+    communication.turnout_line(
+      study.meeting, study.schedule, number,
+      communication.turnout(study.meeting, study.schedule, number), participant_names(study))
+    for number in range(study.options.rounds)]
+
+
+def _rounds_table(study: Study, done: int) -> Table:
+  table = Table(title='Rounds')
+  for name in ('round', 'sites', 'steps', 'examples', 'tokens', 'MB down', 'MB up'):
+    table.add_column(name, justify='right')
+  lines = planned(study)
+  for line in lines[done:]:
+    table.add_row(str(line['round']), str(len(line['sites'])), *_work(line))
+  table.add_section()
+  table.add_row('all', '', *_work({
+    key: sum(line[key] for line in lines)
+    for key in ('local_steps', 'examples', 'tokens', 'bytes_down', 'bytes_up')}))
+  return table
+
+
+def _work(line: dict) -> list[str]:
+  return [f'{line[key]:,}' for key in ('local_steps', 'examples', 'tokens')] + [
+    f'{line[key] / 1e6:.2f}' for key in ('bytes_down', 'bytes_up')]

@@ -1,0 +1,100 @@
+"""A run goes on with the notes and the model that it began with: their checksums are kept."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fedmedjax.data.site import SiteData
+from fedmedjax.experiment.build import Data
+from fedmedjax.model.files.load import model_path, resolve
+from fedmedjax.store.files import read_json, write_json
+from fedmedjax.types import InputError
+
+FILE = 'inputs.json'
+# 64 bits of SHA-256 tell an accident; nobody forges his own notes.
+_DIGITS = 16
+_VALIDATION = 'its validation notes'
+_PROMPTS = 'its prompts'
+
+
+def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
+  """{'notes of site NAME': {document: checksum}, ..., 'model': {file: checksum}, ...}.
+
+  Notes count as they were read, split and tokenised, from whatever files; the model, and the
+  adapter that training starts from, as their files.
+  """
+  path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
+  sites = (*data.sites, *data.tested, *data.external)
+  return {f'notes of site {site.name}': _notes(site) for site in sites} | {
+    'model': file_checksums(resolve(path))} | starting_adapter(config)
+
+
+def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:
+  """Its part of the fingerprint, {} without one."""
+  if config.fed.learner != 'lora' or not config.lora.start:
+    return {}
+  try:
+    return {'starting adapter': file_checksums(Path(config.lora.start))}
+  except OSError as error:
+    raise InputError(f'config.lora.start={config.lora.start!r}: {error.strerror}') from None
+
+
+def check_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
+  """Records the inputs of a run in WORKDIR/inputs.json, or compares them with what is there."""
+  if not (workdir / FILE).exists():
+    write_json(workdir / FILE, found)
+  compare_inputs(workdir, found)
+
+
+def compare_inputs(
+  workdir: Path, found: dict[str, dict[str, str]], only: Iterable[str] | None = None
+) -> None:
+  """Raises InputError when an input is not the one that the run there began with, and names it.
+
+  `only` these groups are looked at, if they are given.
+  """
+  path = workdir / FILE
+  held = read_json(path) if path.exists() else found
+  if not all(isinstance(entry, dict) for entry in held.values()):
+    raise InputError(f'{path}: is no list of inputs; bring back the file')
+  for group in sorted(held.keys() | found.keys() if only is None else only):
+    before, now = held.get(group, {}), found.get(group, {})
+    # Runs of old did not keep their prompts.
+    changed = [name for name in sorted(before.keys() | now.keys())
+               if before.get(name) != now.get(name)
+               and not (name == _PROMPTS and before and name not in before)]
+    if changed:
+      more = f' and {len(changed) - 1} more' if len(changed) > 1 else ''
+      raise InputError(
+        f'--workdir={workdir}: {group}: {changed[0]}{more} changed since the run began; bring back '
+        'what it began with, or choose another workdir')
+
+
+def _notes(site: SiteData) -> dict[str, str]:
+  documents = defaultdict(list)
+  for part in site.tasks:
+    for use, examples in (('train', part.solved), ('test', part.test)):
+      for example in examples:
+        documents[example.document].append(f'{use} {example!r}')
+  return {name: _checksum(parts) for name, parts in sorted(documents.items())} | {
+    _VALIDATION: _checksum(
+      example.tokens.tolist() for part in site.tasks for example in part.validation),
+    _PROMPTS: _checksum(part.ask.instruction for part in site.tasks)}
+
+
+def _checksum(parts: Iterable[Any]) -> str:
+  return hashlib.sha256('\n'.join(map(str, parts)).encode()).hexdigest()[:_DIGITS]
+
+
+def file_checksums(path: Path) -> dict[str, str]:
+  """Of the file, or the files of a model's folder; those below it are not read by us."""
+  files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+  found = {}
+  for file in files:
+    with file.open('rb') as opened:
+      found[file.name] = hashlib.file_digest(opened, 'sha256').hexdigest()[:_DIGITS]
+  return found

@@ -1,0 +1,251 @@
+"""The memory of a run, planned before it begins: XLA's own numbers choose how sites are laid out.
+
+Of the arrangements that the configuration leaves open (`arrangement.py`) the fastest is taken whose
+compiled round fits. Those that cannot fit, by what their traced gradient keeps, are passed over
+uncompiled; the program of the one that is taken is the one that runs.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from fedmedjax import tree
+from fedmedjax.experiment.build import Study
+from fedmedjax.experiment.execution import Arrangement, sites_at_once, smaller
+from fedmedjax.fed.round import site_adapter
+from fedmedjax.runtime import device
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.types import InputError
+
+# Of the limit. The rest is for what is in no number: fragments, scratch space of kernels, copies on
+# their way to disk.
+SHARE = 0.9
+# What a GPU's libraries say when they find no memory, beside XLA's own RESOURCE_EXHAUSTED.
+_LIBRARIES_SAY = ('CUDA_ERROR_OUT_OF_MEMORY', 'CUBLAS_STATUS_ALLOC_FAILED',
+                  'CUDNN_STATUS_ALLOC_FAILED', 'CUSOLVER_STATUS_ALLOC_FAILED')
+
+
+class Plan(NamedTuple):
+  """An arrangement and its compiled round; numbers are bytes, of the first device."""
+
+  arrangement: Arrangement
+  compiled: Callable         # the round's program
+  training: dict[str, int]   # by use, while a round runs
+  decoding: int              # while the largest batch is decoded
+  before: int                # the most that was in use before
+  limit: int                 # of which the SHARE may be used
+
+  @property
+  def peak(self) -> int:
+    """At the run's fullest moment."""
+    return max(sum(self.training.values()), self.decoding, self.before)
+
+  def __str__(self) -> str:
+    return (
+      f'memory: {_gib(self.peak)} of {_gib(self.limit)} predicted at most, with '
+      f'{self.arrangement}')
+
+
+def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] = ()) -> Plan:
+  """The fastest arrangement that fits, compiled.
+
+  Args:
+    study: its arrangements are tried in their order.
+    inputs: arguments of its round.
+    reporter: shows compilations.
+    lines: of the rounds so far. A run that goes on begins with the arrangement of the last one.
+
+  Raises:
+    InputError: none fits, or decoding does not.
+  """
+  limit, held = study.options.memory or device.limit(), device.held()
+  order, factor = _remaining(study.arrangements, lines), 1.0
+  guess = estimate(study, inputs)
+  for arrangement in order:
+    if arrangement != order[-1] and held + factor * guess(arrangement) > SHARE * limit:
+      continue
+    compiled = compile_round(study, arrangement, inputs, reporter)
+    training = _uses(compiled, inputs) if compiled else {}
+    needed = sum(training.values()) or held + guess(arrangement)
+    if compiled and needed <= SHARE * limit:
+      before = device.peak()
+      return Plan(
+        arrangement, compiled, training, _decoding(study, inputs, needed, limit), before, limit)
+    # What the compiler added to this guess it will add to others, too.
+    factor = max(factor, (needed - held) / guess(arrangement))
+  smallest = smaller(order[-1], study.meeting.sampler.size, study.groups) is None
+  raise InputError(
+    f'config.fed.batch_size={study.schedule.batch_size}: a round needs {_gib(needed)} with '
+    f'{order[-1]}, of {_gib(limit)} {SHARE:.0%} may be used; '
+    + ('' if smallest else "set config.fed.chunk=-1 and config.model.remat='auto', ")
+    + 'lower it, config.data.max_length or config.lora.rank, take a narrower '
+    'config.model.quantization, or raise config.fed.memory_gib')
+
+
+def _remaining(
+  order: tuple[Arrangement, ...], lines: Sequence[dict]
+) -> tuple[Arrangement, ...]:
+  """`order` from the arrangement of the last of `lines` on, so that a run keeps its roundings."""
+  # A round that nobody came to has none; what a crash left there may be anything.
+  last = next(
+    (line for line in reversed(lines) if isinstance(line, dict) and 'remat' in line), {})
+  held = Arrangement(last.get('chunk'), last.get('remat'))
+  return order[order.index(held):] if held in order else order
+
+
+def reduced(study: Study, held: Plan, inputs: tuple, reporter: Reporter) -> Plan:
+  """The plan for a round that ran out of memory: the next smaller arrangement that compiles.
+
+  Raises RuntimeError when there is none.
+  """
+  arrangement, sites = held.arrangement, study.meeting.sampler.size
+  while arrangement := smaller(arrangement, sites, study.groups):
+    reporter.say(
+      f'warning: memory ran out with {held.arrangement}; the round is tried again with '
+      f'{arrangement}')
+    compiled = compile_round(study, arrangement, inputs, reporter)
+    if compiled:
+      return held._replace(
+        arrangement=arrangement, compiled=compiled, training=_uses(compiled, inputs))
+  raise RuntimeError(
+    f'memory ran out with {held.arrangement}, and nothing smaller is left; finished rounds are '
+    'kept, lower config.fed.batch_size in another workdir')
+
+
+def compile_round(
+  study: Study, arrangement: Arrangement, inputs: tuple, reporter: Reporter
+) -> Callable | None:
+  """The round's program; None when the compiler itself finds no memory for it."""
+  with reporter.task('compiling the round') as advance:
+    lowered = study.arranged(arrangement).round.lower(*inputs)
+    try:
+      compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      if not exhausted(error):
+        raise
+      compiled = None
+    advance()
+  return compiled
+
+
+def exhausted(error: Exception) -> bool:
+  """Whether the runtime says that memory ran out, its own or that of a library it calls."""
+  return str(error).startswith('RESOURCE_EXHAUSTED') or any(
+    words in str(error) for words in _LIBRARIES_SAY)
+
+
+def _uses(compiled: Any, inputs: tuple) -> dict[str, int]:
+  """Bytes by use while the round runs, by the compiler's count of what it makes itself."""
+  state, base, *fed = inputs
+  counted = compiled.memory_analysis()
+  given = {
+    'base model': _on_device(base), 'state of server and sites': _on_device(state)}
+  return given | {
+    'examples of the round and of validation': tree.num_bytes(fed),
+    "the round's own room (gradients, moments, activations)": counted.temp_size_in_bytes,
+    'what it returns beside the state': (
+      counted.output_size_in_bytes - counted.alias_size_in_bytes),
+    'its program': counted.generated_code_size_in_bytes,
+    'all else that is held (libraries, notes)': max(0, device.held() - sum(given.values()))}
+
+
+def _on_device(arrays: Any) -> int:
+  """Bytes that a tree of jax arrays takes on the first device."""
+  first = jax.local_devices()[0]
+  return sum(
+    shard.data.nbytes for leaf in jax.tree.leaves(arrays) for shard in leaf.addressable_shards
+    if shard.device == first)
+
+
+def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
+  """Bytes while the largest batch is decoded, beside the last round's state.
+
+  Its program is compiled, for the compiler's count, where it may need more than training. On one
+  device it is kept for a call of this size, which a decoding may never come to; on a mesh the
+  call's arrays lie otherwise.
+
+  Raises InputError when it does not fit.
+  """
+  adapter = jax.eval_shape(lambda state: site_adapter(state, study.sharing, 0), inputs[0])
+  program = study.learner.largest_answer(adapter, (*study.data.tested, *study.data.external))
+  needed = device.held() + program.brought
+  if needed + 2 * program.working <= training:
+    return needed + program.working
+  try:
+    counted = program.function.lower(*program.arguments).compile().memory_analysis()
+    needed += (
+      counted.temp_size_in_bytes + counted.output_size_in_bytes
+      + counted.generated_code_size_in_bytes)
+  except jax.errors.JaxRuntimeError as error:
+    if not exhausted(error):
+      raise
+    needed = limit
+  if needed > SHARE * limit:
+    raise InputError(
+      f'config.eval.batch_size: decoding needs {_gib(needed)}, of {_gib(limit)} {SHARE:.0%} may be '
+      'used; lower it or config.eval.max_new_ratio, or raise config.fed.memory_gib')
+  return needed
+
+
+def estimate(study: Study, inputs: tuple) -> Callable[[Arrangement], int]:
+  """(arrangement) -> bytes that a round needs beside what is held before it, uncompiled.
+
+  Too many for what the compiler drops of what the loss keeps for its gradient as it is traced, too
+  few for the compiler's own room. `inputs`: arguments of the round, arrays or their shapes.
+  """
+  _, base, data, *_ = inputs
+  sites, adapter = study.meeting.sampler.size, study.learner.adapter
+  step = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), data.batches)
+
+  @cache
+  def kept(remat: str) -> int:
+    return kept_for_gradient(study.learner.loss_fn(remat), adapter, base, step)
+
+  def needed(arrangement: Arrangement) -> int:
+    copies = tree.num_bytes(adapter)
+    moments = tree.num_bytes(jax.eval_shape(study.optimizer.transform.init, adapter))
+    at_once = -(-sites_at_once(arrangement, sites) // study.groups)  # on a device
+    return (
+      tree.num_bytes((data.batches, study.validation)) + sites * copies
+      + at_once * (2 * copies + moments + kept(arrangement.remat)))
+
+  return needed
+
+
+def kept_for_gradient(loss_fn, adapter: Any, base: Any, batch: Any) -> int:
+  """Bytes that the loss's forward pass hands to its backward pass, besides its own arguments."""
+
+  def residuals(adapter, base, batch):
+    return jax.tree.leaves(jax.vjp(lambda one: loss_fn(one, base, batch)[0], adapter)[1])
+
+  traced = jax.make_jaxpr(residuals)(adapter, base, batch).jaxpr
+  given = {id(var) for var in (*traced.invars, *traced.constvars)}
+  kept = {id(var): var.aval for var in traced.outvars if id(var) not in given}
+  return sum(int(np.prod(aval.shape)) * aval.dtype.itemsize for aval in kept.values())
+
+
+def memory_table(plan: Plan) -> Table:
+  table = Table(title=f'Memory, with {plan.arrangement}')
+  table.add_column('while a round runs')
+  table.add_column('MiB', justify='right')
+
+  def row(name: str, count: int) -> None:
+    table.add_row(name, f'{count / 2**20:,.1f}')
+
+  for use, count in plan.training.items():
+    row(use, count)
+  table.add_section()
+  row('together', sum(plan.training.values()))
+  row('while the largest batch is decoded', plan.decoding)
+  row('before', plan.before)
+  table.add_section()
+  row(f'there are, of which {SHARE:.0%} may be used', plan.limit)
+  return table
+
+
+def _gib(count: float) -> str:
+  return f'{count / 2**30:.2f} GiB'

@@ -1,0 +1,278 @@
+"""Runs a study: zero-shot scores, rounds with checkpoints, final scores, files."""
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedmedjax import report, tree
+from fedmedjax.eval import evaluate
+from fedmedjax.experiment import communication
+from fedmedjax.experiment.build import Data, Study, load_data, options, prepare
+from fedmedjax.experiment.config import leaves
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_weights
+from fedmedjax.fed.round import global_adapter, site_adapter
+from fedmedjax.fed.sharing import shares_all
+from fedmedjax.fed.types import FedState
+from fedmedjax.report.description import used
+from fedmedjax.report.terminal import show, site_table
+from fedmedjax.runtime import device
+from fedmedjax.runtime.cli import versions
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store import files, tensorboard
+from fedmedjax.store.checkpoint import latest_round
+from fedmedjax.store.lock import check_free, locked
+from fedmedjax.train.fingerprint import check_inputs, compare_inputs, fingerprint, starting_adapter
+from fedmedjax.train.loop import CHECKPOINTS, StepDisplay, Trained, planned, train
+from fedmedjax.train.memory import Plan
+from fedmedjax.train.round_log import participant_names
+from fedmedjax.types import InputError
+
+# Folder of what belongs to the one adapter for all, where sites have their own.
+_GLOBAL = 'global'
+_compile_seconds = [0.0]
+
+
+def _count_compilation(event: str, seconds: float, **_) -> None:
+  if event == '/jax/core/compile/backend_compile_duration':
+    _compile_seconds[0] += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+def run(
+  config: ConfigDict, workdir: Path, reporter: Reporter, data: Data | None = None
+) -> dict:
+  """Runs or resumes the study in `workdir` and returns its summary (see `_summary`).
+
+  A finished run is only shown again. `data` may be given to share it between runs.
+
+  Raises:
+    InputError: bad configuration, data, model or workdir, before anything is compiled or saved.
+    RuntimeError: training diverged or did not move, or the disk is full; finished rounds stay.
+  """
+  times = time.monotonic(), _compile_seconds[0]
+  settings, rounds = files.plain(leaves(config.to_dict())), options(config).rounds
+  finished = check_continued(workdir, settings, rounds)
+  if finished and finished['rounds'] == rounds:
+    start = starting_adapter(config)
+    compare_inputs(workdir, start, only=start)
+    reporter.say(f'{workdir}: finished, nothing to do')
+    show(finished, reporter)
+    report.freshen(workdir, config.report.examples)
+    return finished
+  with reporter.live():
+    data = data or load_data(config, reporter)
+    display = StepDisplay()
+    study = prepare(config, data, display)
+    reporter.say(site_table(data.sites, data.tested, data.external))
+    if data.skew:
+      reporter.say(f'sites dealt out: {data.skew}')
+    inputs = fingerprint(config, data)
+    compare_inputs(workdir, inputs)
+    # Last, since it may compile for minutes.
+    plan = planned(study, workdir, reporter) if rounds else None
+    if plan:
+      reporter.say(str(plan))
+  workdir.mkdir(parents=True, exist_ok=True)
+  with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
+    check_inputs(workdir, inputs)
+    files.claim(workdir, settings)
+    summary = _carried_out(study, workdir, reporter, display, plan, times)
+    report.freshen(workdir, config.report.examples)
+    return summary
+
+
+def check_continued(workdir: Path, settings: dict, rounds: int) -> dict | None:
+  """Whether a run of so many rounds may begin or go on there; writes nothing.
+
+  Returns the summary of a run that was finished there, see `writer.check_workdir`.
+  """
+  finished = files.check_workdir(workdir, settings)
+  held = latest_round(workdir / CHECKPOINTS)
+  if held > rounds:
+    raise InputError(
+      f'--workdir={workdir}: holds {held} rounds, config.fed.rounds={rounds}; ask for as many '
+      'or more')
+  check_free(workdir)
+  return finished
+
+
+def _carried_out(
+  study: Study, workdir: Path, reporter: Reporter, display: StepDisplay, plan: Plan | None,
+  times: tuple[float, float],
+) -> dict:
+  """Trains, scores and writes -> summary.
+
+  Args:
+    plan: of `training.planned`.
+    times: the clock and the compiler's at the start.
+  """
+  # A finished run that goes on has no summary until it has finished again.
+  for name in ('summary.json', report.FILE):
+    (workdir / name).unlink(missing_ok=True)
+  files.write_json(workdir / report.SITES, used(
+    study.data.sites, study.data.tested, study.data.external))
+  rounds = study.options.rounds
+  with reporter.live():
+    zero_shot = None
+    if study.options.zero_shot and rounds and study.learner.untrained is not None:
+      zero_shot, _ = _score_all(
+        study, _adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
+        trained=False)
+    trained = Trained(None, [], 0.0, 0.0, None)
+    if rounds:
+      trained = train(study, workdir, reporter, display, plan)
+    state, lines = trained.state, trained.lines
+    adapters, averaged = _adapters(study, state), _averaged(study, state, lines)
+    for name, adapter in (adapters | averaged).items() if rounds else ():
+      study.learner.save(adapter, workdir / study.learner.folder / name)
+    scores, crossed = _score_all(
+      study, adapters, workdir / 'predictions', reporter, trained=rounds > 0,
+      cross=study.options.cross_site and len(adapters) > 1)
+    global_scores = None
+    if averaged:
+      global_scores, _ = _score_all(study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
+  files.write_json(workdir / 'predictions' / evaluate.COUNTS, files.plain({
+    'scores': evaluate.note_counts(scores),
+    'cross_site': {name: evaluate.note_counts(row) for name, row in crossed.items()},
+    'global': evaluate.note_counts(global_scores or {})}))
+  summary = _summary(study, lines, scores, zero_shot, global_scores) | {
+    'cross_site': files.plain({
+      name: _shown(row) for name, row in crossed.items()}) or None,
+    'wall_seconds': trained.earlier + time.monotonic() - times[0],
+    'compile_seconds': _compile_seconds[0] - times[1],
+    'checkpoint_seconds': trained.saving,
+    'quarantined': sum(len(line.get('quarantined', ())) for line in lines),
+    'skipped_rounds': sum(line.get('skipped', False) for line in lines),
+    # Of the accelerator when it counts them, else of this process.
+    'peak_memory_bytes': device.peak(),
+    # None = nothing was trained now.
+    'predicted_peak_bytes': trained.plan.peak if trained.plan else None, 'versions': versions(),
+  }
+  files.write_text(workdir / 'ledger.csv', communication.ledger_csv(study.meeting, lines))
+  tensorboard.finish(workdir, lines, summary)
+  files.write_json(workdir / 'summary.json', summary)
+  show(summary, reporter)
+  return summary
+
+
+def _adapters(study: Study, state: FedState | None) -> dict[str, dict]:
+  """The run's adapters: {'': one for all}, or one a site when leaves are its own.
+
+  Without a state, what answers before training.
+  """
+  if state is None:
+    return {'': study.learner.untrained}
+  if shares_all(study.sharing, study.learner.adapter):
+    return {'': site_adapter(state, study.sharing, 0)}
+  return {
+    name: site_adapter(state, study.sharing, index)
+    for index, name in enumerate(participant_names(study))}
+
+
+def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[str, dict]:
+  """{_GLOBAL: the one adapter that serves all where some leaves are sites' own}, or nothing.
+
+  Sites' own leaves are averaged once, at the end, by n_k to the power of config.fed.size_power
+  (METHOD section 4), over the sites that ever sent anything: the others' are as drawn. Sites that
+  share nothing are no federation, and what each learnt from an A of its own has no common mean:
+  single-site has no such adapter.
+  """
+  paths = tree.paths(study.learner.adapter)
+  own = [path for path in paths if not study.sharing.shared(path)]
+  if state is None or not own or len(own) == len(paths):
+    return {}
+  trained = {
+    name for line in lines for name, steps in zip(line['sites'], line['steps'], strict=True)
+    if steps}
+  sizes = np.where(
+    [name in trained for name in participant_names(study)], study.schedule.weights, 0)
+  weights = adaptive_weights(
+    sizes, np.zeros_like(sizes), size_power=study.options.size_power, loss_power=0.0,
+    temperature=1.0)
+  return {_GLOBAL: global_adapter(state, study.sharing, weights)}
+
+
+def _score_all(
+  study: Study, adapters: dict[str, dict], folder: Path, reporter: Reporter, *,
+  trained: bool = True, cross: bool = False,
+) -> tuple[dict[str, evaluate.SiteScores], dict[str, dict[str, evaluate.SiteScores]]]:
+  """Decodes and scores every site's test set -> (scores, cross-site scores by adapter and site).
+
+  A site is answered by the adapter of its name or else by all that there are, and their counts add
+  up: an external cohort has none of its own.
+
+  Args:
+    adapters: of `_adapters` or `_averaged`.
+    folder: of the predictions; those across sites are in cross_site/ADAPTER/ there.
+    trained: False = no round changes the answers, so those found on disk are used again.
+    cross: every adapter also answers for every site, alone.
+  """
+  scores, crossed = {}, {name: {} for name in adapters if cross}
+  seed, samples = study.options.seed, study.options.bootstrap_samples
+  for site in (*study.data.tested, *study.data.external):
+    path = folder / f'{site.name}.jsonl'
+    own = [site.name] if site.name in adapters else list(adapters)
+    answers = {} if trained else {name: files.read_lines(path) for name in own}
+    if not any(evaluate.asked(site, records) for records in answers.values()):
+      answering = list(adapters) if cross else own
+      what = 'decoding' if trained else 'zero-shot'
+      with reporter.task(f'{what} {site.name}', len(site.test) * len(answering)) as advance:
+        answers = {
+          name: study.learner.answer(adapters[name], site, advance) for name in answering}
+      files.write_lines(path, (record for name in own for record in answers[name]))
+    scores[site.name] = evaluate.score(site, [answers[name] for name in own], seed, samples)
+    for name, row in crossed.items():
+      files.write_lines(folder / 'cross_site' / name / path.name, answers[name])
+      row[site.name] = evaluate.score(site, [answers[name]], seed, samples)
+  return scores, crossed
+
+
+def _shown(scores: dict[str, evaluate.SiteScores]) -> dict[str, dict]:
+  return {name: site.scores for name, site in scores.items()}
+
+
+def _summary(
+  study: Study, lines: list[dict], scores: dict, zero_shot: dict | None,
+  global_scores: dict | None,
+) -> dict:
+  """summary.json without what only the whole run knows (times, memory).
+
+  Where sites keep leaves to themselves, `scores` are of their own adapters, as they would be used,
+  and `global` of the one for all.
+  """
+  learner = study.learner
+
+  def total(key):
+    return sum(line[key] for line in lines)
+
+  seconds = total('seconds')
+  # What the same exchanges would have cost with the whole model, both ways.
+  exchanges = sum(
+    count > 0 for line in lines for count in line['site_bytes_up'] + line['site_bytes_down'])
+  return files.plain({
+    'preset': study.options.preset, 'seed': study.options.seed, 'rounds': len(lines),
+    'sites': [site.name for site in study.data.tested],
+    'external': [site.name for site in study.data.external],
+    'train_examples': [len(site.train) for site in study.data.sites],
+    'partition': study.data.skew and study.data.skew._asdict(),
+    'scores': _shown(scores),
+    'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
+    'bytes_full_model': learner.whole_bytes * exchanges,
+    'adapter_parameters': tree.size(learner.adapter),
+    'base_parameters': learner.whole_parameters,
+    'local_steps': total('local_steps'),
+    'tokens_per_second': total('tokens') / seconds if seconds else 0.0,
+    'examples_per_second': total('examples') / seconds if seconds else 0.0,
+    **evaluate.rates(scores.values()),
+    'site_weights': [line['weights'] for line in lines],
+    'cohorts': [line['sites'] for line in lines],
+    'simulated_seconds': total('simulated_seconds'),
+    'zero_shot': zero_shot and {'scores': _shown(zero_shot)},
+    'global': {'scores': _shown(global_scores)} if global_scores else None,
+    **learner.summary,
+  })

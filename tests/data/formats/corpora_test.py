@@ -1,0 +1,281 @@
+"""Mapping, splits and leaks, on invented folders and on the corpora where they are there."""
+
+import functools
+import json
+from collections import Counter
+
+import pytest
+from real_data import real_data
+
+from configs.quickstart import get_config
+from fedmedjax.data.formats.corpora import (
+  CORPORA,
+  SiteFolder,
+  load_corpus,
+  load_folder,
+  source_id,
+  unleaked,
+)
+from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.data.synthetic.cohorts import generate_cohort
+from fedmedjax.experiment import build
+from fedmedjax.report.terminal import set_aside
+from fedmedjax.types import ENTITY_TYPES, Document, InputError, SiteCorpus, Span
+
+
+def write_pubtator(path, ids):
+  path.write_text('\n'.join(f'{i}|t|Rash {i}.\n{i}|a|None.\n{i}\t0\t4\tRash\tDisease\tD1\n'
+                            for i in ids))
+
+
+def write_phee(path, ids):
+  trigger = {'text': [['due']], 'start': [[5]]}
+  effect = {'text': [['Rash']], 'start': [[0]]}
+  events = [{'events': [{'event_type': 'Adverse_event', 'Trigger': trigger, 'Effect': effect}]}]
+  path.write_text('\n'.join(json.dumps({'id': i, 'context': 'Rash due', 'annotations': events})
+                            for i in ids))
+
+
+def test_training_never_sees_a_note_that_another_corpus_tests_on(tmp_path):
+  files = {
+    'phee': (write_phee, {'train': ['1_1', '1_2', '2_1', '3_1'], 'dev': ['4_1'], 'test': ['5_1']}),
+    'bc5cdr': (write_pubtator, {'CDR_TrainingSet.PubTator': ['5', '3', '4'],
+                                'CDR_DevelopmentSet.PubTator': ['2'],
+                                'CDR_TestSet.PubTator': ['1']}),
+  }
+  for name, (write, parts) in files.items():
+    (tmp_path / name).mkdir()
+    for part, ids in parts.items():
+      write(tmp_path / name / f'{part}.{"json" if name == "phee" else "txt"}', ids)
+  phee, bc5cdr = load_corpus('phee', tmp_path), load_corpus('bc5cdr', tmp_path)
+  assert [d.name for d in phee.train] == ['2_1', '3_1']  # both sentences of abstract 1 are out
+  assert [d.name for d in phee.test] == ['5_1'] and [d.name for d in bc5cdr.test] == ['1']
+  assert [d.name for d in bc5cdr.train] == ['3', '4']
+  assert phee.report['leaked_documents'] == 2 and bc5cdr.report['leaked_documents'] == 1
+  assert phee.report['train_documents'] == 2 and phee.report['mapped_problem'] == 6
+
+
+def write_trials(folder, sources, names=('inc', 'exc')):
+  folder.mkdir(parents=True)
+  for source in sources:
+    for name in names:
+      (folder / f'NCT{source:03}_{name}.txt').write_text('Diabetes')
+      (folder / f'NCT{source:03}_{name}.ann').write_text('T1\tCondition 0 8\tDiabetes\n')
+
+
+def test_both_files_of_a_trial_are_on_the_same_side(tmp_path):
+  write_trials(tmp_path / 'chia', range(30))
+  site = load_corpus('chia', tmp_path)
+  train, test = ({source_id(d.name) for d in part} for part in (site.train, site.test))
+  assert (len(site.train), len(site.test), site.report['dev_documents']) == (48, 6, 6)
+  assert (len(train), len(test)) == (24, 3) and not train & test
+  assert site == load_corpus('chia', tmp_path)
+  assert sorted(test) != [f'NCT{i:03}' for i in (27, 28, 29)]  # shuffled, not cut off
+
+
+def test_load_corpus_names_what_is_wrong(tmp_path):
+  with pytest.raises(InputError, match="'nope'.*maccrobat2020, chia, phee, bc5cdr, ncbi_disease"):
+    load_corpus('nope', tmp_path)
+  with pytest.raises(InputError) as error:
+    load_corpus('chia', tmp_path)
+  message = str(error.value)
+  assert '\n' not in message and 'FEDMEDJAX_DATA' in message and 'data.root' in message
+  assert 'chia/' in message and str(tmp_path / 'chia') in message
+
+
+def folder_site(tmp_path, notes=10, rows='[entities]\nCondition = "problem"\n', **changes):
+  write_trials(tmp_path / 'notes', range(notes), names=('a',))
+  (tmp_path / 'mine.toml').write_text(rows)
+  return SiteFolder('mine', str(tmp_path / 'notes'), 'brat', str(tmp_path / 'mine.toml'), 0.3
+                    )._replace(**changes)
+
+
+def test_a_site_of_ones_own(tmp_path):
+  described = folder_site(tmp_path)
+  # All trials have one text; as notes of their own they must differ, or all would be leaks.
+  for i, path in enumerate(sorted((tmp_path / 'notes').glob('*.txt'))):
+    path.write_text(f'Diabetes {i}')
+  site = load_folder(described)
+  assert (site.name, site.types, len(site.train), len(site.test)) == ('mine', ('problem',), 7, 3)
+  assert not {d.name for d in site.train} & {d.name for d in site.test}
+  assert site == load_folder(described) and site.modifiers == {}
+  assert len(load_folder(described._replace(test_share=1.0)).test) == 10
+  assert len(load_folder(described._replace(test_share=0.0)).train) == 10
+  assert site.report['entities'] == 10 and site.train[0].spans == (Span(0, 8, 'problem'),)
+
+
+def test_what_never_occurs_is_not_asked_unless_it_is_said_to_be_annotated(tmp_path):
+  """A mapping for four types over notes of one: a model that finds others is not called wrong."""
+  described = folder_site(tmp_path, mapping='schema')
+  for path in (tmp_path / 'notes').glob('*.ann'):
+    path.write_text('T1\tproblem 0 8\tDiabetes\nT2\tnegation 0 3\tDia\nR1\tnegation Arg1:T1 '
+                    'Arg2:T2\n')
+  site = load_folder(described)
+  assert (site.types, site.modifiers) == (('problem',), {'problem': ('negation',)})
+  assert site.report['absent_types'] == 3 and '3 types that never occur' in set_aside(site.report)
+  wider = load_folder(described._replace(annotated=('drug', 'problem')))
+  assert wider.types == ('problem', 'drug') and 'absent_types' not in wider.report
+  with pytest.raises(InputError, match="site 'mine': annotated=.*'test',. .* yields problem only"):
+    load_folder(folder_site(tmp_path / 'x', annotated=('test',)))
+  # A file of one's own says so in its first line, of relations as well.
+  declared = folder_site(
+    tmp_path / 'y', rows='annotated = ["problem", "test"]\n[entities]\nCondition = "problem"\n'
+    '[relations.R]\nmodifiers = "course"\n[definitions]\ntest = "a scan"\n')
+  site = load_folder(declared)
+  assert (site.types, site.modifiers) == (('problem', 'test'), {'problem': ('course',)})
+  assert site.definitions == {'test': 'a scan'}
+  # Fewer than occur: the others are set aside.
+  narrow = folder_site(
+    tmp_path / 'z', rows='[entities]\nCondition = "problem"\nX = "drug"\n', annotated=('problem',))
+  (tmp_path / 'z/notes/NCT000_a.ann').write_text('T1\tX 0 8\tDiabetes\n')
+  site = load_folder(narrow)
+  assert (site.types, site.report['unmapped']) == (('problem',), 1)
+
+
+def test_no_site_trains_on_what_another_is_tested_on(tmp_path):
+  """Two folders with a note in common, and an external cohort with another."""
+  def corpus(name, train, test):
+    return SiteCorpus(name, ('problem',), *(
+      tuple(Document(f'{name}{text}', text, (), ()) for text in texts) for texts in (train, test)),
+      {'leaked_documents': 1})
+
+  sites = [corpus('a', 'uvw', 'xy'), corpus('b', 'xvzp', 'pq')]
+  found = unleaked(sites, [corpus('out', 'u', 'wz')])
+  assert [[note.text for note in site.train] for site in found] == [['u', 'v'], ['v']]
+  assert [site.report['leaked_documents'] for site in found] == [2, 4]
+  assert [site.test for site in found] == [site.test for site in sites]
+  with pytest.raises(InputError, match="site 'b': each of its 4 training notes has the text of a"):
+    unleaked(sites, [corpus('out', 'u', 'vz')])
+
+
+def test_a_study_leaves_out_what_its_sites_are_tested_on():
+  """An external cohort is tested on thirty of a site's training notes: the site trains without."""
+  config = get_config('fed_medlora')
+  config.data.external = ('chia',)
+  with pytest.MonkeyPatch.context() as patch:
+    train = generate_cohort('synthetic_icu')
+    patch.setattr(build, 'load_corpus', lambda *_: train._replace(
+      name='chia', train=(), test=train.train[:30]))
+    found = build.load_corpora(config)
+  icu = next(site for site in found.sites if site.name == 'synthetic_icu')
+  assert len(icu.train) == len(train.train) - 30 and icu.report['leaked_documents'] == 30
+
+
+def test_a_training_note_with_the_text_of_a_test_note_is_dropped(tmp_path):
+  site = load_folder(folder_site(tmp_path))
+  assert (len(site.train), len(site.test), site.report['leaked_documents']) == (0, 3, 7)
+
+
+def test_parts_that_are_named_are_kept(tmp_path):
+  described = folder_site(tmp_path, notes=3)
+  for part in ('train', 'test'):
+    write_trials(tmp_path / 'notes' / part, range(2 if part == 'train' else 1), names=(part,))
+  (tmp_path / 'notes' / 'train' / 'NCT001_train.txt').write_text('Diabetes mellitus')
+  site = load_folder(described)
+  # NCT000 has the same text on both sides.
+  assert [d.name for d in site.test] == ['NCT000_test']
+  assert [d.name for d in site.train] == ['NCT001_train']
+  (tmp_path / 'notes' / 'test').rename(tmp_path / 'notes' / 'tests')
+  with pytest.raises(InputError, match='has train but no test part'):
+    load_folder(described)
+
+
+def test_files_named_for_parts_and_a_folder_of_files(tmp_path):
+  for name in ('train-00000-of-00002', 'train-00001-of-00002', 'test', 'validation'):
+    (tmp_path / f'{name}.bio').write_text(f'{name}\tO\nasthma\tB-Condition\n')
+  found = load_folder(folder_site(tmp_path / 'x', path=str(tmp_path), format='conll'))
+  assert [len(found.train), len(found.test), found.report['dev_documents']] == [2, 1, 1]
+  (tmp_path / 'test.bio').rename(tmp_path / 'notes.bio')
+  for path in tmp_path.glob('[tv]*.bio'):
+    path.rename(tmp_path / f'a_{path.name}')
+  found = load_folder(folder_site(tmp_path / 'y', path=str(tmp_path), format='conll'))
+  assert [len(found.train), len(found.test)] == [3, 1]
+
+
+@pytest.mark.parametrize(('rows', 'changes', 'said'), [
+  ('[entities]\nCondition = "illness"\n', {}, "mine.toml:2: 'Condition': .*illness.* problem"),
+  ('annotated = ["drug"]\n[entities]\nCondition = "problem"\n', {}, 'mine.toml:1: .*problem'),
+  ('', {}, r'mine.toml:1: no \[entities\]'),
+  ('[entities]\nCondition = \n', {}, 'mine.toml:2: no TOML'),
+  ('[entities]\nCondition = ["problem", "drug"]\n', {}, "mine.toml:2: 'Condition'"),
+  (f'x = {"9" * 5000}\n', {}, 'mine.toml:2: no TOML'),
+  ('[entities]\nDisease = "problem"\n', {}, 'Disease do not occur in .*it has Condition'),
+  ('[entities]\nConditions = "problem"\nX = "drug"\n', {}, 'do not occur'),
+  ('[entities]\nCondition = "problem"\n[relations.R]\nmodifiers = "colour"\n', {},
+   "mine.toml:3: 'R': .*colour"),
+  ('[entities]\nCondition = "problem"\n[relations.R]\nmodifier = "course"\n', {},
+   "mine.toml:3: 'R': 'modifier' is not among main, modifiers, sibling"),
+  ('[entities]\nCondition = "problem"\n[attributes.A]\nmodifier = "negation"\n', {}, "'cues'"),
+  ('[entities]\nCondition = "problem"\n[definitions]\ndrug = ""\n', {}, "mine.toml:4: 'drug': ''"),
+  ('[entities]\nCondition = "problem"\n[definitions]\ndose = "x"\n', {}, "mine.toml:4: 'dose'"),
+  ('[entity]\nCondition = "problem"\n', {}, "mine.toml:1: 'entity'.*entities"),
+  ('[entities]\nCondition = "problem"\n', {'test_share': 0.01}, "site 'mine'.*0.01"),
+  ('[entities]\nCondition = "problem"\n', {'mapping': 'chai'}, "'chai' is neither one of .*chia"),
+  ('[entities]\nCondition = "problem"\n', {'path': '/nowhere'}, '/nowhere'),
+  ('[entities]\nCondition = "problem"\n', {'format': 'conll', 'path': '.'}, 'no file ending in'),
+])
+def test_a_site_of_ones_own_with_mistakes(tmp_path, rows, changes, said):
+  with pytest.raises(InputError, match=said) as error:
+    load_folder(folder_site(tmp_path, 3, rows, **changes))
+  assert '\n' not in str(error.value)
+
+
+def test_a_slip_in_a_mapping_that_would_drop_a_type(tmp_path):
+  described = folder_site(tmp_path, 3, '[entities]\nCondition = "problem"\nDurg = "drug"\n')
+  assert load_folder(described).types == ('problem',)  # it may just not occur
+  note = tmp_path / 'notes' / 'NCT000_a.ann'
+  note.write_text(note.read_text() + 'T2\tDrug 0 8\tDiabetes\n')
+  with pytest.raises(InputError, match="'Durg' does not occur in .*; it has 'Drug'"):
+    load_folder(described)
+
+
+@functools.cache
+def corpus(name):
+  return load_corpus(name, real_data(name))
+
+
+# Official counts per schema type, over all parts; documents trained and tested on.
+@pytest.mark.parametrize(('name', 'mapped', 'documents'), [
+  ('maccrobat2020', dict(problem=4744, treatment=1036, test=4598, drug=1080), (160, 20)),
+  ('chia', dict(problem=12039, treatment=3595, test=3305, drug=3801), (1600, 200)),
+  ('phee', dict(problem=4871 + 2085, drug=6058), (2898 - 18, 968)),
+  ('bc5cdr', dict(problem=12850, drug=15935), (500 - 1, 500)),
+  ('ncbi_disease', dict(problem=6892 - 11), (592, 100)),
+], ids=list(CORPORA))
+def test_counts_and_splits_of_the_corpora(name, mapped, documents):
+  site = corpus(name)
+  assert site.types == tuple(mapped)
+  assert {kind: site.report[f'mapped_{kind}'] for kind in mapped} == mapped
+  assert (len(site.train), len(site.test)) == documents
+  assert not {source_id(d.name) for d in site.train} & {source_id(d.name) for d in site.test}
+
+
+# Official counts of relations that are in the schema, by (entity, modifier).
+@pytest.mark.parametrize(('name', 'counts'), [
+  ('maccrobat2020', dict(test_labvalue=2747, problem_bodyloc=1802, drug_dosage=354,
+                         problem_severity=352, drug_route=179)),
+  ('chia', dict(test_labvalue=2799, problem_temporal=1323, treatment_temporal=857,
+                drug_temporal=532, test_temporal=286, problem_negation=380,
+                treatment_negation=148, drug_negation=125, test_negation=13)),
+])
+def test_counts_of_mapped_relations(name, counts):
+  """Chia's sum to the official 2,799 Has_value, 2,998 Has_temporal and 666 Has_negation."""
+  assert {key: corpus(name).report[f'mapped_{key}'] for key in counts} == counts
+  if name == 'chia':
+    assert sum(counts.values()) == 2799 + 2998 + 666
+
+
+def test_negation_cues_of_maccrobat():
+  """909 of the 1,008 negated entities of the schema have a cue in their sentence."""
+  report = corpus('maccrobat2020').report
+  cued = sum(report[f'mapped_{kind}_negation'] for kind in ENTITY_TYPES)
+  assert (cued, report['attributes_without_cue']) == (909, 99)
+
+
+@pytest.mark.parametrize('name', CORPORA)
+def test_sentences_cut_few_entities(name):
+  site = corpus(name)
+  documents = site.train + site.test
+  total = sum((sentence_examples(d, site.types)[1] for d in documents), Counter())
+  assert total['crossing'] <= 0.001 * total['entities']  # measured: 3 in all, in chia
+  assert total['sentences'] > len(site.train)

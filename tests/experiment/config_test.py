@@ -1,0 +1,82 @@
+"""Presets and overrides: file, then row, then command line."""
+
+import pytest
+
+from configs.base import METHOD_DEFAULTS, PRESETS
+from fedmedjax.compare.scenarios import regime_config
+from fedmedjax.experiment.config import parse
+
+
+def config(*argv):
+  return parse(['fedmedjax', *argv], lambda values: None)[0]
+
+
+def test_a_row_is_applied_by_colon_or_by_key():
+  by_colon = config('--config=configs/quickstart.py:fed_medlora_plus_code')
+  by_key = config('--config=configs/quickstart.py', '--config.fed.preset=fed_medlora_plus_code')
+  assert by_colon.to_dict() == by_key.to_dict()
+  assert (by_key.fed.size_power, by_key.fed.loss_power, by_key.fed.loss_on) == (0.0, 1.0, 'all')
+
+
+def test_the_command_line_goes_before_the_row():
+  chosen = config(
+    '--config=configs/quickstart.py', '--config.fed.preset=uniform', '--config.fed.size_power=0.5',
+    '--config.fed.rounds=7')
+  assert (chosen.fed.preset, chosen.fed.size_power, chosen.fed.rounds) == ('uniform', 0.5, 7)
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_every_row_changes_only_keys_of_methods(preset):
+  assert set(PRESETS[preset]) <= set(METHOD_DEFAULTS)
+  chosen = config(f'--config=configs/real_ner.py:{preset}')
+  for key, value in (METHOD_DEFAULTS | PRESETS[preset]).items():
+    assert chosen.fed[key] == value
+  # Rows leave the budget alone: regimes are compared at equal steps.
+  assert (chosen.fed.rounds, chosen.fed.local_steps, chosen.fed.batch_size) == (4, 20, 8)
+
+
+def test_a_regime_forgets_the_row_before_it():
+  """From the code's variant to single-site: loss_on and loss_power go back to their defaults."""
+  start = config('--config=configs/quickstart.py:fed_medlora_plus_code')
+  chosen = regime_config(start, 'single_site', {})
+  assert (chosen.fed.sharing, chosen.fed.loss_on, chosen.fed.loss_power) == (
+    'nothing', 'completion', 0.0)
+  assert start.fed.loss_on == 'all'
+
+
+def test_a_regime_keeps_the_command_line_but_for_what_makes_it_itself():
+  overrides = {'fed.temperature': 0.1, 'fed.loss_power': 3.0}
+  start = config('--config=configs/quickstart.py')
+  plus = regime_config(start, 'fed_medlora_plus', overrides)
+  assert (plus.fed.temperature, plus.fed.loss_power) == (0.1, 1.0)
+
+
+def test_named_choices_are_the_same_in_config_and_experiment():
+  from fedmedjax.experiment import build, communication
+  from fedmedjax.experiment import config as checks
+  assert checks.DTYPES == tuple(build.DTYPES)
+  assert checks.LEARNERS == tuple(build.LEARNERS)
+  assert checks.SAMPLERS == tuple(communication.SAMPLERS)
+  assert checks.CODECS == tuple(communication.CODECS)
+
+
+def test_the_references_hyper_parameters_of_its_bert():
+  """METHOD section 6."""
+  chosen = config('--config=configs/clinical_bert.py')
+  assert (chosen.fed.preset, chosen.bert.learning_rate) == ('fed_bert', 2e-4)
+  assert (chosen.fed.rounds, chosen.fed.local_epochs, chosen.fed.batch_size) == (3, 3, 64)
+  assert (chosen.fed.size_power, chosen.fed.loss_power, chosen.fed.local_steps) == (1.0, 0.0, 0)
+
+
+@pytest.mark.parametrize('name, targets', [
+  ('llama32_1b', 7), ('llama31_8b', 7), ('deepseek_r1_distill_8b', 7), ('qwen3_4b', 4)])
+def test_the_references_hyper_parameters(name, targets):
+  """METHOD section 6."""
+  chosen = config(f'--config=configs/{name}.py')
+  assert (chosen.lora.rank, chosen.lora.alpha, len(chosen.lora.targets)) == (16, 64.0, targets)
+  optim = chosen.optim
+  assert (optim.learning_rate, optim.b1, optim.b2, optim.eps) == (2e-4, 0.9, 0.999, 1e-8)
+  assert (optim.weight_decay, optim.clip_norm, optim.warmup_share) == (0.0, 1.0, 0.05)
+  assert (chosen.fed.rounds, chosen.fed.local_epochs, chosen.fed.batch_size) == (3, 2, 4)
+  assert chosen.data.max_length == 667 and len(chosen.data.sites) == 3
+  assert (chosen.model.dtype, chosen.model.quantization) == ('bfloat16', 'nf4')

@@ -1,0 +1,264 @@
+"""No dead key: every leaf of the configuration, changed alone, changes what would be run."""
+
+import dataclasses
+import functools
+import hashlib
+import re
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import transformers
+from rich.console import Console
+
+from configs import quickstart
+from fedmedjax.compare import api_run
+from fedmedjax.eval.answers import Answer
+from fedmedjax.eval.endpoint import Endpoint
+from fedmedjax.experiment import build
+from fedmedjax.experiment.config import CHECKS, leaves, validate
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.train import run
+from fedmedjax.types import InputError
+
+_BERT = {'fed.preset': 'fed_bert', 'fed.learner': 'bert', 'fed.loss_power': 0.0}
+_RE = {'data.tasks': ('ner', 're'), 'data.max_length': 400}
+_DEALT = {'data.partition.kind': 'types', 'data.partition.sites': 5}
+_ADAM = {'fed.server_optimizer': 'fedadam'}
+_WARD = dict(name='ward', path='/nowhere/a', format='brat', mapping='schema')
+
+
+def _aggregator(name: str, **more) -> dict:
+  return {'fed.aggregator': name, 'fed.loss_power': 0.0} | more
+
+
+# Keys that matter only beside others: what is set besides, before and after.
+NEEDED = {
+  'bert.path': _BERT, 'bert.task': _BERT, 'bert.max_length': _BERT, 'bert.learning_rate': _BERT,
+  'data.folders': {'data.folders': (_WARD,), 'data.external': ('ward',)},
+  'data.root': {'data.root': '/nowhere/a', 'data.external': ('phee',)},
+  'data.site_tasks': _RE, 'data.re_share': _RE, 'data.partition.unit': _DEALT,
+  'data.partition.sites': _DEALT, 'data.partition.strength': _DEALT,
+  'data.partition.corrupted': _DEALT,
+  'fed.local_epochs': {'fed.local_steps': 0}, 'fed.aggregator': _aggregator('mean'),
+  'fed.shapes': {'fed.rounds': 2000},  # fewer are not worth a compilation
+  'fed.residual_rank': _aggregator('residual'), 'fed.fair_penalty': _aggregator('corrected'),
+  'fed.trim': _aggregator('trimmed_mean'), 'fed.norm_limit': _aggregator('clipped_mean'),
+  'fed.faulty': _aggregator('krum', **_DEALT), 'fed.kept': _aggregator('krum', **_DEALT),
+  'fed.rule_strength': {'fed.rule': 'fedprox'},
+  'fed.server_momentum': _ADAM, 'fed.server_b2': _ADAM, 'fed.server_tau': _ADAM,
+  'fed.block': {'fed.outbound': 'int8'}, 'fed.error_feedback': {'fed.outbound': 'int8'},
+  'fed.secure_aggregation': _aggregator('mean'),
+  # Sites one after the other cannot be spread.
+  'mesh.site': {'fed.chunk': 0}, 'mesh.fsdp': {'fed.chunk': 0},
+  'simulation.speed_spread': {'simulation.step_seconds': 1.0},
+  'simulation.bandwidth_spread': {'simulation.bandwidth': 1.0},
+  'simulation.deadline': {'simulation.step_seconds': 1.0},
+  'optim.sgd_learning_rate': {'fed.local_optimizer': 'sgd'},
+}
+# Another value of what is no number or switch, and where half of it, or one more, is not allowed.
+OTHER = {
+  'model.path': '/nowhere/a', 'model.dtype': 'bfloat16', 'model.quantization': 'int8',
+  'model.remat': 'full', 'model.attention': 'cudnn', 'lora.targets': ('q_proj',),
+  'lora.start': '/nowhere/a',
+  'bert.path': '/nowhere/a', 'bert.task': 're',
+  'data.folders': ({**_WARD, 'path': '/nowhere/b'},), 'data.root': '/nowhere/b',
+  'data.sites': ('synthetic_icu',), 'data.external': (), 'data.tasks': ('re',),
+  'data.site_tasks': ('ner', 're'), 'data.re_share': 0.3, 'data.style': 'json',
+  'data.max_train_notes': 5, 'data.max_train_sentences': 5, 'data.max_length': 60,
+  'data.partition.kind': 'iid', 'data.partition.unit': 'sentence',
+  'data.partition.corrupted': 0.4,
+  'fed.preset': 'uniform', 'fed.weight_by': 'tokens', 'fed.loss_power': 0.5, 'fed.loss_on': 'all',
+  'fed.sharing': 'only_b', 'fed.learner': 'bert', 'fed.aggregator': 'median', 'fed.signal': 'loo',
+  'fed.floor': 0.1, 'fed.ema': 0.1, 'fed.ranks': (1, 2), 'fed.rule': 'fedprox',
+  'fed.rule_strength': 0.5, 'fed.local_optimizer': 'sgd', 'fed.server_optimizer': 'fedavgm',
+  'fed.cohort_size': 1, 'fed.sampler': 'size', 'fed.clip_update': 0.5, 'fed.outbound': 'int8',
+  'fed.memory_gib': 1.0, 'fed.shapes': 1,
+  'simulation.step_seconds': 1.0, 'simulation.speed_spread': 1.0, 'simulation.bandwidth': 1.0,
+  'simulation.bandwidth_spread': 1.0, 'simulation.failure': 0.1, 'simulation.deadline': 3.0,
+  'optim.weight_decay': 0.1, 'api.price_input': 1.0, 'api.price_output': 1.0, 'api.cache': 'other',
+}
+# What is asked for cannot be had here; that it is asked for is in the error.
+REFUSED = {
+  'model.path', 'model.attention', 'lora.start', 'bert.path', 'data.folders', 'data.root',
+  'mesh.tensor'}
+
+
+QUIET = Reporter(Console(quiet=True))
+
+
+def digest(value) -> str:
+  """SHA-256 of all that a value is made of: what functions close over, too, and no addresses."""
+  found, seen = hashlib.sha256(), set()
+
+  def add(part) -> None:
+    if isinstance(part, str | bytes | int | float | bool | None | np.dtype | type):
+      found.update(f'{type(part).__name__} {part!r};'.encode())
+      return
+    if id(part) in seen:
+      return
+    seen.add(id(part))
+    kept.append(part)  # so that its id stays its own
+    found.update(type(part).__name__.encode())
+    if isinstance(part, jax.Array | np.ndarray | np.generic):
+      if jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):
+        part = jax.random.key_data(part)
+      part = np.asarray(part)
+      found.update(f'{part.dtype} {part.shape}'.encode() + part.tobytes())
+    elif isinstance(part, dict):
+      for key in part:
+        add(key)
+        add(part[key])
+    elif isinstance(part, list | tuple | set | frozenset):
+      for entry in part if isinstance(part, list | tuple) else sorted(part, key=repr):
+        add(entry)
+    elif isinstance(part, functools.partial):
+      add((part.func, part.args, part.keywords))
+    elif isinstance(part, types.MethodType):
+      add((part.__func__, part.__self__))
+    elif hasattr(part, '__wrapped__'):  # compiled or cached
+      add(part.__wrapped__)
+    elif isinstance(part, types.FunctionType):
+      add((part.__qualname__, part.__defaults__, part.__kwdefaults__))
+      for cell in part.__closure__ or ():
+        add(cell.cell_contents)
+    elif dataclasses.is_dataclass(part):  # modules of flax, whose parents are of no account
+      add([getattr(part, field.name) for field in dataclasses.fields(part)
+           if field.name != 'parent'])
+
+  kept: list = []
+  add(value)
+  return found.hexdigest()
+
+
+@pytest.fixture(scope='module')
+def bert_folder(tmp_path_factory) -> Path:
+  """A random encoder that spells every word."""
+  folder = tmp_path_factory.mktemp('bert')
+  letters = [chr(code) for code in range(33, 127)]
+  pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *letters, *(f'##{x}' for x in letters)]
+  (folder / 'vocab.txt').write_text('\n'.join(pieces) + '\n')
+  transformers.BertModel(transformers.BertConfig(
+    vocab_size=len(pieces), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    num_attention_heads=1, max_position_embeddings=64)).save_pretrained(folder)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def start(tiny_folder, bert_folder) -> dict:
+  return {
+    'model.path': str(tiny_folder), 'bert.path': str(bert_folder), 'bert.max_length': 32,
+    'data.sites': ('synthetic_icu', 'synthetic_dictation'), 'data.synthetic_notes': 8,
+    'data.max_length': 100, 'data.validation_share': 0.4, 'data.validation_examples': 2,
+    'fed.local_steps': 1, 'fed.batch_size': 2, 'eval.max_examples': 2, 'lora.rank': 2,
+    'lora.targets': ('q_proj', 'v_proj')}
+
+
+def changed(start, settings):
+  """The quick start's configuration with these keys."""
+  config = quickstart.get_config()
+  config.update_from_flattened_dict(start | settings)
+  return config
+
+
+@pytest.fixture(scope='module')
+def studied(start):
+  """studied(settings) -> a digest of the study that they make, or the error."""
+  known, loaded = {}, {}
+
+  def load(config):
+    """Notes are read and tokenised once for all keys that do not say which, or how."""
+    named = repr([
+      (key, value) for key, value in leaves(config.to_dict()).items()
+      if key.split('.')[0] in ('seed', 'model', 'bert', 'data', 'lora', 'eval', 'mesh')
+      or key == 'fed.learner'])
+    if named not in loaded:
+      loaded[named] = build.load_data(config, QUIET)
+    return loaded[named]
+
+  def study(settings: dict) -> str:
+    config = changed(start, settings)
+    try:
+      validate(config)
+      data = load(config)
+      study = build.prepare(config, data, on_step=print)
+    except InputError as error:
+      return str(error)
+    return digest(study)
+
+  def once(settings: dict) -> str:
+    if repr(settings) not in known:
+      known[repr(settings)] = study(settings)
+    return known[repr(settings)]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(build, 'load_model', functools.cache(build.load_model))
+    patch.setattr(build, 'load_bert', functools.cache(build.load_bert))
+    yield once
+
+
+def other(key: str, value):
+  if key in OTHER:
+    return OTHER[key]
+  if isinstance(value, bool):
+    return not value
+  assert isinstance(value, int | float), f'{key}: say in OTHER what else it may be'
+  return value + 1 if isinstance(value, int) else value / 2
+
+
+@pytest.mark.parametrize('key', [k for k in CHECKS if not k.startswith(('api.', 'report.'))])
+def test_every_key_changes_the_study(key, start, studied):
+  needed = NEEDED.get(key, {})
+  value = other(key, leaves(changed(start, needed).to_dict())[key])
+  before, after = studied(needed), studied(needed | {key: value})
+  assert before != after
+  assert (len(after) == 64) == (key not in REFUSED), after
+
+
+def test_a_dead_key_is_noticed(start, studied):
+  """Planted: rates of an optimiser that is not chosen are in no part of the study."""
+  for key in ('optim.sgd_learning_rate', 'fed.trim', 'bert.max_length'):
+    assert studied({}) == studied({key: other(key, leaves(changed(start, {}).to_dict())[key])})
+
+
+def test_every_option_of_a_study_is_read():
+  source = ''.join(path.read_text() for path in Path(build.__file__).parent.glob('*.py'))
+  for name in build.Options._fields:
+    assert re.search(rf'options(\(config\))?\.{name}\b', source), name
+
+
+def test_how_many_examples_a_page_shows(start, tmp_path, monkeypatch):
+  """Of a finished run nothing but its page is made again."""
+  shown = []
+  monkeypatch.setattr(run, 'check_continued', lambda workdir, settings, rounds: {'rounds': rounds})
+  monkeypatch.setattr(run, 'show', lambda *rest: None)
+  monkeypatch.setattr(run.page, 'freshen', lambda workdir, examples: shown.append(examples))
+  for number in (0, 7):
+    run.run(changed(start, {'report.examples': number}), tmp_path, QUIET)
+  assert shown == [0, 7]
+  assert {key for key in CHECKS if key.startswith('report.')} == {'report.examples'}
+
+
+@pytest.mark.parametrize('key', [key for key in CHECKS if key.startswith('api.')])
+def test_every_key_of_endpoints_changes_a_question_or_its_cost(key, start, tmp_path, monkeypatch):
+  config = changed(start, {})
+  data = build.load_data(config, QUIET)
+  asked = []
+
+  def answer(endpoint, questions, limits, known, *rest):
+    asked.append((questions, limits))
+    return [Answer('', 1, 1, 1) for _ in questions]
+
+  monkeypatch.setattr(api_run.api, 'ask', answer)
+  monkeypatch.setattr(api_run.page, 'freshen', lambda *rest: None)
+  monkeypatch.setattr(api_run, 'read_answers', lambda path: asked.append(path.name) or {})
+  found = []
+  for number, settings in enumerate(({}, {key: other(key, leaves(config.to_dict())[key])})):
+    monkeypatch.chdir(tmp_path)
+    asked.clear()
+    summary = api_run.run_api(
+      changed(start, settings), Path(str(number)), QUIET, data, Endpoint('small', 'there', 'key'))
+    found.append(digest((asked, summary['api'])))
+  assert found[0] != found[1]

@@ -1,0 +1,82 @@
+"""Sites in quarantine: by hand, and as if they had not been there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quadratics import SIZES, data, entries, federation, play
+
+from fedmedjax.fed import rules, server, sharing
+from fedmedjax.fed.aggregators import robust
+from fedmedjax.fed.quarantine import sound_sites
+
+ADAM = server.fedadam(learning_rate=0.1, momentum=0.9, b2=0.99, tau=1e-3)
+
+
+def sound(norms, steps=None, losses=None, heard=None, explosion=10.0):
+  steps = [1] * len(norms) if steps is None else steps
+  mask = np.arange(max(steps))[None] < np.array(steps)[:, None]
+  losses = np.where(mask, 1.0, np.nan) if losses is None else np.array(losses)
+  heard = np.ones(len(norms), bool) if heard is None else np.array(heard)
+  norms = jnp.array(norms, jnp.float32)
+  return sound_sites(norms, norms, losses, mask, heard, explosion=explosion).tolist()
+
+
+def test_explosions_by_hand():
+  """Medians of (1, 1, 3, 50): 2, so 50 > 10 * 2 is out, and 20 is in. A step of norm 1 is a step
+  of norm 1, however many there are: (30, 3, 1) after (30, 3, 1) steps. Infinities and absent sites
+  are out of the median too: of (1, 9, inf, absent 400) it is 5."""
+  assert sound([1, 1, 3, 50]) == [True, True, True, False]
+  assert sound([1, 1, 3, 20]) == [True] * 4
+  assert sound([1, 1, 3, 50], explosion=0.0) == [True] * 4
+  assert sound([30, 3, 1], steps=[30, 3, 1], explosion=2.0) == [True] * 3
+  assert sound([1, 9, np.inf, 400], heard=[1, 1, 1, 0]) == [True, True, False, False]
+  assert sound([1, 1], losses=[[np.nan], [1.0]]) == [False, True]
+  assert sound([np.nan, np.inf]) == [False, False]
+  # One site alone, and two with 2 medians, cannot explode.
+  assert sound([1e30]) == [True] and sound([1e-9, 1e9], explosion=2.0) == [True, True]
+
+
+@pytest.mark.parametrize('fault', [np.nan, 1e6])
+@pytest.mark.parametrize('parts', [
+  {}, dict(aggregator=robust.median()), dict(rule=rules.control_variates(rate=0.5)),
+  dict(server_optimizer=ADAM)], ids=['mean', 'median', 'scaffold', 'fedadam'])
+def test_a_site_in_quarantine_was_not_there(fault, parts):
+  """A third site that diverges against one of size 0: the same state, bit by bit."""
+  algorithm = federation(sites=4, explosion=50.0, **parts)
+  sizes = np.array([100, 300, 600, 200], np.float32)
+  targets, four = (1.0, 2.0, 4.0, 3.0), (1, 1, 1, 1)
+  broken, metrics = play(algorithm, data(
+    four, (1.0, 2.0, fault, 3.0), (1.0,) * 4, sizes), 2)
+  absent, _ = play(algorithm, data(
+    four, targets, (1.0,) * 4, np.where(sizes == 600, 0, sizes)), 2)
+  assert np.asarray(metrics.sound).tolist() == [True, True, False, True]
+  assert metrics.weights[2] == 0
+  for a, b in zip(jax.tree.leaves(broken), jax.tree.leaves(absent), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('share', [sharing.everything, sharing.nothing])
+def test_with_all_sites_in_quarantine_only_the_count_of_rounds_moves(share):
+  algorithm = federation(
+    sharing=share(), rule=rules.control_variates(rate=0.5),
+    server_optimizer=ADAM)
+  before, _ = play(algorithm, data(), 2)
+  kept = jax.tree.map(np.array, before)
+  after, metrics = algorithm.round(
+    before, jnp.float32(1.0), data(targets=(np.nan,) * 3), jnp.arange(3), None, jax.random.key(9))
+  assert not np.asarray(metrics.sound).any() and not np.asarray(metrics.weights).any()
+  assert int(after.round) == 3
+  for a, b in zip(jax.tree.leaves(after._replace(round=kept.round)), jax.tree.leaves(kept),
+                  strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_bound_that_nobody_reaches_changes_nothing():
+  """And one site alone, however long its update, trains: FedAvg from 0 at half the way."""
+  for a, b in zip(*(jax.tree.leaves(play(federation(explosion=bound), data(), 2)[0])
+                    for bound in (0.0, 100.0)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  state, _ = play(
+    federation(sites=1, explosion=2.0), data((1,), (1e6,), (1.0,), SIZES[:1]))
+  assert entries(state.adapter) == pytest.approx((5e5, 5e5))

@@ -1,0 +1,347 @@
+"""The federated core on problems small enough to work by hand."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quadratics import ADAPTER, SIZES, data, entries, federation, play
+
+from fedmedjax import tree
+from fedmedjax.fed import local, rules, sharing
+from fedmedjax.fed.aggregators.products import product_gap
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, adaptive_weights, weighted_sum
+from fedmedjax.fed.gradient import mean_gradient
+from fedmedjax.fed.round import site_adapter
+from fedmedjax.fed.types import LocalData, LocalOptimizer, Validation
+
+LOSSES = np.array([0.9, 0.5, 0.7], np.float32)
+
+
+@pytest.mark.parametrize('power, expected', [
+  (dict(size_power=1, loss_power=0), (0.1, 0.3, 0.6)),
+  (dict(size_power=0, loss_power=0), (1 / 3, 1 / 3, 1 / 3)),
+  (dict(size_power=0, loss_power=1), (0.269307, 0.401760, 0.328933)),
+  (dict(size_power=1, loss_power=1), (0.078101, 0.349540, 0.572359)),
+  (dict(size_power=0, loss_power=1, temperature=0.1), (0.015876, 0.866813, 0.117310)),
+  (dict(size_power=1, loss_power=1, temperature=0.1), (0.004782, 0.783223, 0.211995)),
+  # floor: (1 - 0.3) (0.1, 0.3, 0.6) + 0.1 each
+  (dict(size_power=1, loss_power=0, floor=0.3), (0.17, 0.31, 0.52)),
+])
+def test_method_vectors(power, expected):
+  """METHOD section 3, printed to six places."""
+  weights = adaptive_weights(SIZES, LOSSES, **{'temperature': 1.0, **power})
+  np.testing.assert_allclose(weights, expected, atol=6e-7)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(
+  st.lists(st.tuples(st.integers(1, 10**6), st.floats(-50, 50)), min_size=1, max_size=9),
+  st.floats(-1e3, 1e3), st.randoms())
+def test_weights_are_a_simplex_that_ignores_a_constant_and_the_order(sites, constant, random):
+  sizes, losses = np.array(sites, np.float64).T.astype(np.float32)
+  rule = dict(size_power=1.0, loss_power=1.0, temperature=1.0)
+  weights = adaptive_weights(sizes, losses, **rule)
+  assert abs(float(weights.sum()) - 1) < 1e-5 and (weights >= 0).all()
+  shifted = adaptive_weights(sizes, losses + np.float32(constant), **rule)
+  np.testing.assert_allclose(weights, shifted, rtol=2e-3, atol=1e-6)
+  order = list(range(len(sites)))
+  random.shuffle(order)
+  np.testing.assert_allclose(
+    adaptive_weights(sizes[order], losses[order], **rule), weights[np.array(order)], rtol=1e-4)
+
+
+def test_a_site_without_a_finite_loss_weighs_nothing_and_spoils_nothing():
+  """n = (100, 300), the third lost: (0.25, 0.75, 0); its NaN update leaves the sum finite."""
+  losses = np.array([0.7, 0.7, np.nan], np.float32)
+  weights = adaptive_weights(SIZES, losses, size_power=1, loss_power=1, temperature=1, floor=0.0)
+  np.testing.assert_allclose(weights, (0.25, 0.75, 0), atol=1e-6)
+  total = weighted_sum({'a': jnp.array([[4.0], [8.0], [jnp.nan]])}, weights)
+  np.testing.assert_allclose(total['a'], [7.0])
+  nobody = adaptive_weights(
+    SIZES, np.full(3, np.inf, np.float32), size_power=1, loss_power=1, temperature=1)
+  assert nobody.tolist() == [0, 0, 0]
+
+
+def test_smoothed_weights_by_hand():
+  """mu = 0.5: round 1 has no past: (0.1, 0.3, 0.6). Round 2 with the cohort (0, 1) alone:
+  fresh (0.25, 0.75), past (0.1, 0.3) / 0.4 = (0.25, 0.75): unchanged. With sizes swapped:
+  0.5 (0.25, 0.75) + 0.5 (0.75, 0.25) = (0.5, 0.5); and with mu = 0.25, the share of the past,
+  0.25 (0.25, 0.75) + 0.75 (0.75, 0.25) = (0.625, 0.375)."""
+  aggregator = adaptive_mean(ema=0.5)
+  state = aggregator.init({}, 3)
+  call = lambda cohort, sizes, state, aggregator=aggregator: aggregator.update(  # noqa: E731
+    {'a': jnp.zeros((len(cohort), 1))}, state, weights=jnp.array(sizes),
+    cohort=jnp.array(cohort), anchor=None, local=None, key=None)
+  first = call([0, 1, 2], SIZES, state)
+  np.testing.assert_allclose(first.weights, (0.1, 0.3, 0.6), atol=1e-6)
+  second = call([0, 1], SIZES[:2], first.state)
+  np.testing.assert_allclose(second.weights, (0.25, 0.75), atol=1e-6)
+  swapped = call([0, 1], SIZES[:2][::-1].copy(), first.state)
+  np.testing.assert_allclose(swapped.weights, (0.5, 0.5), atol=1e-6)
+  swapped = call([0, 1], SIZES[:2][::-1].copy(), first.state, adaptive_mean(ema=0.25))
+  np.testing.assert_allclose(swapped.weights, (0.625, 0.375), atol=1e-6)
+
+
+def test_a_floor_and_a_past_without_some_of_the_sites():
+  """A lone usable site has all, floor or not. With mu = 0.5 and the past (0.1, 0.3, 0.6), of which
+  the third is lost: fresh (1/4, 3/4, 0), smoothed (0.175, 0.525, 0) / 0.7 = (1/4, 3/4, 0)."""
+  lone = adaptive_weights(
+    SIZES, np.array([np.nan, 0.5, np.inf], np.float32), size_power=1, loss_power=1, temperature=1,
+    floor=0.3)
+  np.testing.assert_allclose(lone, (0, 1, 0), atol=1e-6)
+  lost = adaptive_mean(
+    ema=0.5, loss_power=1.0, signal=lambda **_: jnp.array([0.7, 0.7, jnp.nan]))
+  out = lost.update(
+    {'a': jnp.zeros((3, 1))}, jnp.array([0.1, 0.3, 0.6]), weights=jnp.asarray(SIZES),
+    cohort=jnp.arange(3), anchor=None, local=None, key=None)
+  np.testing.assert_allclose(out.weights, (0.25, 0.75, 0), atol=1e-6)
+
+
+def test_schedule_by_hand():
+  """10 steps, 20 % warm-up: 0.5, 1 of the peak, then the half cosine over 8 steps to 0."""
+  rate = local.warmup_cosine(2.0, 0.2)
+  found = [float(rate(jnp.int32(k), jnp.int32(10))) for k in (0, 1, 2, 6, 9)]
+  expected = [1.0, 2.0, 2.0, 1.0, 1.0 + np.cos(np.pi * 7 / 8)]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  # A warm-up as long as the round is over with its only step.
+  assert float(local.warmup_cosine(2.0, 0.6)(jnp.int32(0), jnp.int32(1))) == 2.0
+
+
+def test_adamw_is_optaxs():
+  """Five steps of the direction times the rate against optax.adamw with the same schedule."""
+  ours = local.adamw(0.1, weight_decay=0.01, clip_norm=1.0, warmup_share=0.4)
+  theirs = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(lambda k: ours.rate(k, jnp.int32(5)), weight_decay=0.01))
+  p = q = jnp.array([1.0, -2.0, 3.0])
+  s, t = ours.transform.init(p), theirs.init(q)
+  for k in range(5):
+    grad = jnp.sin(jnp.arange(3.0) + k) * 3
+    u, s = ours.transform.update(grad, s, p)
+    p = p - ours.rate(jnp.int32(k), jnp.int32(5)) * u
+    v, t = theirs.update(grad, t, q)
+    q = optax.apply_updates(q, v)
+  np.testing.assert_allclose(p, q, rtol=1e-6)
+
+
+def test_adamws_defaults():
+  """METHOD section 6: Adam's own, no decay, clipped to 1 (seen in the step after a long gradient),
+  warm-up over 5 % of 40 steps."""
+  ours, theirs = local.adamw(0.1), optax.chain(
+    optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.9, 0.999, 1e-8))
+  p = jnp.array([5.0, -5.0])
+  s, t = ours.transform.init(p), theirs.init(p)
+  for length in (6.0, 0.5):
+    u, s = ours.transform.update(length * jnp.array([0.6, 0.8]), s, p)
+    v, t = theirs.update(length * jnp.array([0.6, 0.8]), t, p)
+    np.testing.assert_array_equal(u, v)
+  found = [float(ours.rate(jnp.int32(k), jnp.int32(40))) for k in range(3)]
+  np.testing.assert_allclose(found, (0.05, 0.1, 0.1), rtol=1e-5)
+
+
+def test_a_round_of_fedavg_by_hand():
+  """One step of rate 0.5 from 0: local = target / 2 = (0.5, 1, 2); sizes (0.1, 0.3, 0.6):
+  mean 0.05 + 0.3 + 1.2 = 1.55 in every entry. Update norms over 4 entries: 2 local."""
+  state, metrics = play(federation(), data())
+  np.testing.assert_allclose(state.adapter['layers']['q']['a'], np.full((1, 2, 1), 1.55), rtol=1e-6)
+  np.testing.assert_allclose(metrics.update_norm, (1.0, 2.0, 4.0), rtol=1e-6)
+  np.testing.assert_allclose(metrics.step_norm, 3.1, rtol=1e-6)
+  np.testing.assert_allclose(metrics.weights, (0.1, 0.3, 0.6), rtol=1e-6)
+  np.testing.assert_allclose(metrics.cosine, np.ones(3), rtol=1e-6)
+  assert float(metrics.expected_gap) < 1e-6 and int(state.round) == 1
+
+
+def test_the_rate_follows_the_steps_that_a_site_takes():
+  """Rates 0.5 (k + 1) / K: of one step 0.5, t / 2; of two 0.25 and 0.5, t / 4 + 3 t / 8 = 5 t / 8:
+  0.5, 1.25, 2 -> 0.05 + 0.375 + 1.2 = 1.625."""
+  rising = LocalOptimizer(optax.identity(), lambda step, num_steps: 0.5 * (step + 1) / num_steps)
+  state, metrics = play(federation(optimizer=rising), data((1, 2, 1)))
+  assert entries(state.adapter) == pytest.approx((1.625, 1.625))
+  np.testing.assert_allclose(metrics.local_norm, (1.0, 2.5, 4.0), rtol=1e-6)
+
+
+def test_padded_steps_are_not_taken():
+  """(1, 3, 2) steps: local = target (1 - 0.5^n): 0.5, 1.75, 3 -> 0.05 + 0.525 + 1.8 = 2.375."""
+  state, metrics = play(federation(), data((1, 3, 2)))
+  np.testing.assert_allclose(
+    state.adapter['layers']['q']['b'], np.full((1, 1, 2), 2.375), rtol=1e-6)
+  assert np.isnan(metrics.train_loss).tolist() == [
+    [False, True, True], [False, False, False], [False, False, True]]
+  # Mean loss of the first step: 4 entries of target^2 / 2.
+  np.testing.assert_allclose(metrics.train_loss[:, 0], (2.0, 8.0, 32.0), rtol=1e-6)
+
+
+def test_every_step_is_told_padded_ones_as_such():
+  """(site, step, loss, active): a site's first step has the loss 2 target^2, a later one a quarter
+  of that; a padded step has no loss, and the number of the step that it would have been."""
+  told = []
+  algorithm = federation(on_step=lambda *args: told.append(tuple(x.item() for x in args)))
+  play(algorithm, data((1, 2, 1)))
+  jax.effects_barrier()
+  assert sorted(line for line in told if line[3]) == [
+    (0, 0, 2.0, True), (1, 0, 8.0, True), (1, 1, 2.0, True), (2, 0, 32.0, True)]
+  padded = sorted(line for line in told if not line[3])
+  assert [line[:2] for line in padded] == [(0, 1), (2, 1)]
+  assert all(np.isnan(line[2]) for line in padded)
+
+
+@pytest.mark.parametrize('chunk', [1, 2, 3])
+def test_results_do_not_depend_on_how_sites_are_laid_out(chunk):
+  """With AdamW, unlike step counts and validation weights, two rounds."""
+  val = Validation(
+    {'target': jnp.array([1.0, 3.0]), 'weight': jnp.ones(2), 'curvature': jnp.ones(2)},
+    jnp.eye(2))
+  kwargs = dict(
+    aggregator=adaptive_mean(loss_power=1.0), optimizer=local.adamw(0.3, weight_decay=0.1))
+  one, first = play(federation(0, **kwargs), data((2, 3, 1)), 2, val)
+  two, second = play(federation(chunk, **kwargs), data((2, 3, 1)), 2, val)
+  for a, b in zip(jax.tree.leaves((one, first)), jax.tree.leaves((two, second)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_validation_losses_by_hand():
+  """Groups (1) and (3, 5 | weights 1, 3): local adapters v = (0.5, 1, 2) in 4 entries give per
+  token 2 (v - t)^2; group 2 means (1 * 2(v-3)^2 + 3 * 2(v-5)^2) / 4; the loss is the plain mean
+  of both groups."""
+  val = Validation(
+    {'target': jnp.array([1.0, 3.0, 5.0]), 'weight': jnp.array([1.0, 1.0, 3.0]),
+     'curvature': jnp.ones(3)},
+    jnp.array([[1.0, 0], [0, 1], [0, 1]]))
+  _, metrics = play(federation(aggregator=adaptive_mean(loss_power=1.0)), data(), 1, val)
+  v = np.array([0.5, 1.0, 2.0])
+  expected = ((v - 1)**2 * 2 + ((v - 3)**2 * 2 + 3 * (v - 5)**2 * 2) / 4) / 2
+  np.testing.assert_allclose(metrics.validation_loss, expected, rtol=1e-5)
+  weights = SIZES * np.exp(-expected)
+  np.testing.assert_allclose(metrics.weights, weights / weights.sum(), rtol=1e-4)
+
+
+def test_validation_is_not_computed_when_nobody_asks():
+  """Size weights: V may be absent altogether."""
+  _, metrics = play(federation(), data(), val=None)
+  assert np.isnan(metrics.validation_loss).all()
+
+
+def test_sharing_nothing_trains_every_site_alone():
+  """Two rounds of 1 step: local = target (1 - 0.25); the server's adapter stays at 0."""
+  share = sharing.nothing()
+  state, metrics = play(federation(sharing=share), data(), 2)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(state.adapter))
+  for site, target in enumerate((1.0, 2.0, 4.0)):
+    np.testing.assert_allclose(
+      site_adapter(state, share, site)['layers']['q']['a'], np.full((1, 2, 1), 0.75 * target))
+  assert not metrics.update_norm.any()
+  assert sharing.shared_part(share, ADAPTER, 0) == []
+
+
+def test_one_site_is_plain_training():
+  """The neutral element: one site of weight 1 equals its local training."""
+  single = LocalData(*(jax.tree.map(lambda x: x[2:], part) for part in data((3, 3, 3))))
+  algorithm = federation(sites=1)
+  state, _ = algorithm.round(
+    algorithm.init(ADAPTER), jnp.float32(1.0), single, jnp.arange(1), None, jax.random.key(0))
+  np.testing.assert_allclose(state.adapter['layers']['q']['a'], np.full((1, 2, 1), 3.5), rtol=1e-6)
+
+
+def test_identical_sites_change_nothing():
+  """Sites with the same data return what one returns, whatever the weights."""
+  state, metrics = play(federation(), data((2, 2, 2), (3.0, 3.0, 3.0)))
+  np.testing.assert_allclose(state.adapter['layers']['q']['a'], np.full((1, 2, 1), 2.25), rtol=1e-6)
+  assert float(metrics.product_gap) < 1e-3
+
+
+def test_every_site_gets_its_own_key():
+  """Same data and a noisy gradient: a key shared by all sites would give equal updates."""
+  def noisy(loss_fn):
+    def gradient(adapter, base, batch, key):
+      loss, grad = mean_gradient(loss_fn)(adapter, base, batch, key)
+      return loss, jax.tree.map(lambda g: g + jax.random.normal(key, g.shape), grad)
+    return gradient
+
+  _, metrics = play(federation(gradient=noisy), data(targets=(1.0, 1.0, 1.0)))
+  assert len(set(np.round(metrics.update_norm, 4).tolist())) == 3
+
+
+def test_frozen_leaves_do_not_move():
+  """Not by decay either: A starts away from 0 and AdamW's decay would shrink it."""
+  only_b = sharing.everything()._replace(
+    trained=lambda path, number: path.endswith('/b'))
+  algorithm = federation(sharing=only_b, optimizer=local.adamw(0.1, weight_decay=0.5))
+  start = jax.tree.map(lambda x: x + 2.0, ADAPTER)
+  state, _ = algorithm.round(
+    algorithm.init(start), jnp.float32(1.0), data(), jnp.arange(3), None, jax.random.key(0))
+  np.testing.assert_array_equal(state.adapter['layers']['q']['a'], start['layers']['q']['a'])
+  assert (state.adapter['layers']['q']['b'] != start['layers']['q']['b']).all()
+  assert len(sharing.shared_part(only_b, ADAPTER, 0)) == 1
+
+
+def test_the_state_is_written_where_it_was():
+  """Donated: of all that a round returns of the state nothing takes room of its own."""
+  algorithm = federation(sharing=sharing.nothing(), rule=rules.control_variates(rate=0.5))
+  state = algorithm.init(ADAPTER)
+  counted = algorithm.round.lower(
+    state, jnp.float32(1.0), data(), jnp.arange(3), None, jax.random.key(0)
+  ).compile().memory_analysis()
+  assert counted.alias_size_in_bytes == tree.num_bytes(state)
+
+
+def test_five_rounds_compile_once():
+  algorithm = federation()
+  play(algorithm, data(), 5)
+  assert algorithm.round._cache_size() == 1
+
+
+def test_eight_devices_give_the_same_round():
+  """Sites spread over a mesh by the placement of their data alone."""
+  mesh = jax.make_mesh(
+    (8,), ('site',), axis_types=(jax.sharding.AxisType.Auto,))
+  spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('site'))
+  rng = np.random.default_rng(0)
+  many = LocalData(
+    {'target': jnp.asarray(rng.normal(size=(8, 2)), jnp.float32), 'weight': jnp.ones((8, 2)),
+     'curvature': jnp.ones((8, 2))},
+    jnp.ones((8, 2), bool), jnp.arange(1.0, 9.0))
+  algorithm = federation(sites=8)
+  results = [
+    algorithm.round(
+      algorithm.init(ADAPTER), jnp.float32(1.0), placed, jnp.arange(8), None, jax.random.key(0))
+    for placed in (many, jax.device_put(many, spread))]
+  for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize('rows_in, rows_out', [(5, 4), (50, 40)])
+def test_product_gap_is_the_dense_formula(rows_in, rows_out):
+  """Both ways to it: 8 columns are many for the narrow layers and few for the wide ones."""
+  rng = np.random.default_rng(0)
+  # Small, since the gap is a share.
+  a, b = 0.01 * rng.normal(size=(3, 2, rows_in, 2)), rng.normal(size=(3, 2, 2, rows_out))
+  weights = np.array([0.2, 0.3, 0.5])
+  mean_a, mean_b = np.tensordot(weights, a, 1), np.tensordot(weights, b, 1)
+  dense = np.einsum('k,kldr,klro->ldo', weights, a, b)
+  expected = np.linalg.norm(dense - mean_a @ mean_b) / np.linalg.norm(dense)
+  to = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+  found = product_gap(
+    {'l': {'a': to(a), 'b': to(b)}}, {'l': {'a': to(mean_a), 'b': to(mean_b)}}, to(weights))
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  # Of products that are zero there is no share to lose, and of a classifier no product at all.
+  nothing = {'a': jnp.ones((3, 5, 2)), 'b': jnp.zeros((3, 2, 4))}
+  assert np.isnan(product_gap(nothing, jax.tree.map(lambda x: x[0], nothing), to(weights)))
+  assert np.isnan(product_gap({'kernel': to(a)}, {'kernel': to(mean_a)}, to(weights)))
+
+
+def test_product_gap_of_many_sites_takes_no_square_of_them():
+  """Nothing of the 802 columns of 400 sites and the mean meets itself."""
+  local = {'a': jnp.ones((400, 2, 32, 2)), 'b': jnp.ones((400, 2, 2, 16))}
+  mean = jax.tree.map(lambda x: x[0], local)
+  traced = str(jax.make_jaxpr(product_gap)(local, mean, jnp.full(400, 1 / 400)))
+  assert 'f32[32,16]' in traced and not re.search(r'80[02],80[02]', traced)
+
+
+def test_leaf_paths():
+  assert tree.paths(ADAPTER) == ['layers/q/a', 'layers/q/b']
+  assert tree.size(ADAPTER) == 4 and tree.num_bytes(ADAPTER) == 16

@@ -1,0 +1,243 @@
+"""Plans of memory: the arrangement that is taken, what it is said to need, and where none fits."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedmedjax.experiment.execution import Arrangement, arrangements, smaller
+from fedmedjax.fed.local import sgd
+from fedmedjax.fed.types import LocalData
+from fedmedjax.runtime import device
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.train import loop, memory
+from fedmedjax.types import InputError, Program
+
+SITES, WIDTH = 4, 50_000
+QUIET = Reporter(Console(quiet=True))
+
+
+def test_what_is_left_open_is_tried_from_fast_to_small():
+  """Five sites: all, 3, 2, 1; on a CPU one after the other at once."""
+  order = [(0, 'none'), (0, 'products'), (0, 'full')] + [
+    (chunk, remat) for chunk in (3, 2, 1) for remat in ('none', 'products', 'full')]
+  assert arrangements(-1, 'auto', 5, False) == tuple(order)
+  # Keeping all is slower than making it again.
+  assert arrangements(-1, 'auto', 5, True) == tuple(order[-2:])
+  assert arrangements(-1, 'products', 5, False) == tuple(order[1::3])
+  assert arrangements(4, 'auto', 5, False) == ((4, 'none'), (4, 'products'), (4, 'full'))
+  assert arrangements(0, 'none', 5, True) == ((0, 'none'),)
+  assert arrangements(-1, 'none', 1, False) == ((0, 'none'),)
+  # Four groups of devices share a chunk evenly.
+  assert [one.chunk for one in arrangements(-1, 'full', 18, False, 4)] == [0, 12, 8, 4]
+  assert arrangements(-1, 'full', 18, True, 4) == ((4, 'full'),)
+
+
+def test_what_follows_an_arrangement_that_found_no_memory():
+  found, one = [], Arrangement(0, 'none')
+  while one := smaller(one, 5):
+    found.append(one)
+  assert found == [(3, 'none'), (2, 'none'), (1, 'none'), (1, 'products'), (1, 'full')]
+  assert smaller(Arrangement(9, 'full'), 2) == (1, 'full')
+  assert smaller(Arrangement(0, 'none'), 6, 4) == (4, 'none')
+  assert smaller(Arrangement(4, 'none'), 6, 4) == (4, 'products')
+
+
+def test_a_run_goes_on_with_the_arrangement_that_it_had():
+  order = arrangements(-1, 'auto', 2, False)
+  lines = [{'chunk': 0, 'remat': 'full'}, {'chunk': 1, 'remat': 'none'}, {'skipped': True}]
+  assert memory._remaining(order, lines) == order[3:]
+  assert memory._remaining(order, ()) == order
+  # Told otherwise since then.
+  assert memory._remaining(order[:1], lines) == order[:1]
+
+
+@pytest.mark.parametrize('group, files, limits', [
+  ('0::/a/b', {'a/b/memory.max': '700', 'a/memory.max': '500', 'memory.max': 'max'}, [700, 500]),
+  # A container sees its own group as the root.
+  ('0::/lxc/x', {'memory.max': '900'}, [900]),
+  ('3:cpu:/a\n7:memory,hugetlb:/a', {'memory/a/memory.limit_in_bytes': '800',
+                                     'cpu/a/memory.limit_in_bytes': '1'}, [800]),
+  ('0::/', {}, []),
+])
+def test_limits_of_containers(group, files, limits, tmp_path):
+  placed = {f'sys/fs/cgroup/{name}': text for name, text in files.items()}
+  for name, text in {'proc/self/cgroup': group, **placed}.items():
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + '\n')
+  assert device.container_limits(tmp_path) == limits
+  assert device.container_limits(tmp_path / 'none') == []
+
+
+def study(monkeypatch, *, order=None, limit=0, held=10_000):
+  """A study whose round holds `at once * copies` arrays of WIDTH floats at the same time.
+
+  copies: 8 for 'none', 4 for 'products', 2 for 'full'. For its gradient the loss keeps a few
+  percent of that. Returns it, the arguments of its round and the list of arrangements that get
+  compiled.
+  """
+  monkeypatch.setattr(device, 'held', lambda: held + tree_bytes)
+  monkeypatch.setattr(device, 'peak', lambda: held + tree_bytes)
+  monkeypatch.setattr(memory, '_decoding', lambda *rest: 0)
+  copies = {'none': 8, 'products': 4, 'full': 2}
+  compiled = []
+
+  def arranged(arrangement):
+    compiled.append(arrangement)
+    count = copies[arrangement.remat] * (arrangement.chunk or SITES)
+
+    # Products need the whole of what they read: nothing of it is fused away.
+    def one_round(state, base, data, cohort, val, key):
+      wide = jnp.outer(jnp.arange(1.0, count + 1), base)
+      mixed = jnp.sort(wide, axis=1)
+      return state + 1, (mixed @ base, jnp.zeros(1000))
+
+    return SimpleNamespace(round=jax.jit(one_round, donate_argnums=0))
+
+  def loss(remat):
+    def total(adapter, base, batch):
+      scales = jnp.arange(1.0, copies[remat] + 1)[:, None]
+      kept = jnp.sin(adapter * scales * base[None, :WIDTH // 20])
+      return kept.sum(), jnp.float32(1)
+    return total
+
+  base, adapter = jnp.ones(WIDTH), jnp.ones(())
+  state = jnp.zeros(500)
+  data = LocalData(np.zeros((SITES, 2, 3), np.float32), np.ones((SITES, 2), bool),
+                   np.ones(SITES, np.float32))
+  inputs = (state, base, data, np.arange(SITES), None, jax.random.key(0))
+  tree_bytes = state.nbytes + base.nbytes
+  return SimpleNamespace(
+    options=SimpleNamespace(memory=limit), arrangements=order or arrangements(
+      -1, 'auto', SITES, False),
+    meeting=SimpleNamespace(sampler=SimpleNamespace(size=SITES)), arranged=arranged,
+    learner=SimpleNamespace(adapter=adapter, loss_fn=loss), optimizer=sgd(1.0), validation=None,
+    schedule=SimpleNamespace(batch_size=6), groups=1), inputs, compiled
+
+
+def test_what_a_round_needs_by_hand(monkeypatch):
+  """State 500 and base 50,000 float32; examples 4·2·3 float32, 4·2 bool, 4 float32, 4 int64 as they
+  lie on the host, and a key; it returns 1,000 float32 and a product of `count` beside the state."""
+  given, inputs, _ = study(monkeypatch, order=(Arrangement(1, 'full'),))
+  plan = memory.plan(given, inputs, QUIET)
+  assert plan.training['base model'] == 4 * WIDTH
+  assert plan.training['state of server and sites'] == 4 * 500
+  assert plan.training['examples of the round and of validation'] == 96 + 8 + 16 + 32 + 8
+  assert 4000 + 8 <= plan.training['what it returns beside the state'] < 4000 + 200
+  assert plan.training['all else that is held (libraries, notes)'] == 10_000
+  room = plan.training["the round's own room (gradients, moments, activations)"]
+  assert 2 * 4 * WIDTH <= room < 6 * 4 * WIDTH
+  assert plan.peak == sum(plan.training.values())
+  # It is the program that runs.
+  assert float(plan.compiled(*inputs)[0][0]) == 1.0
+
+
+def test_the_fastest_that_fits_is_taken_and_little_else_compiled(monkeypatch):
+  """Rounds of 32, 16, 8 (all sites), 16, 8, 4 (two), 8, 4, 2 arrays (one), as the budget shrinks to
+  1.5 times each. How much more than guessed the first one needs is expected of the others."""
+  given, inputs, compiled = study(monkeypatch)
+  order, needs = given.arrangements, {}
+  for one in order:
+    given.arrangements = (one,)
+    needs[one] = sum(memory.plan(given, inputs, QUIET).training.values())
+  given.arrangements = order
+  assert needs[order[0]] > 1.5 * needs[order[1]] > 2 * needs[order[2]]
+  for place in (0, 1, 2, 5, 8):
+    compiled.clear()
+    given.options.memory = int(1.5 * needs[order[place]] / memory.SHARE)
+    plan = memory.plan(given, inputs, QUIET)
+    assert plan.arrangement == order[place] == compiled[-1]
+    assert len(compiled) == 1 + (place > 0)
+
+
+def test_when_nothing_fits_the_numbers_are_told(monkeypatch):
+  given, inputs, compiled = study(monkeypatch, limit=100_000)
+  with pytest.raises(InputError) as error:
+    memory.plan(given, inputs, QUIET)
+  told = str(error.value)
+  assert told.startswith('config.fed.batch_size=6: a round needs 0.00 GiB with 1 site(s) at once')
+  assert '90% may be used' in told and 'config.fed.memory_gib' in told
+  # The smallest only, and that for its number.
+  assert compiled == [(1, 'full')] and 'config.fed.chunk' not in told
+  given, inputs, _ = study(monkeypatch, order=(Arrangement(2, 'none'),), limit=100_000)
+  with pytest.raises(InputError, match="set config.fed.chunk=-1 and config.model.remat='auto'"):
+    memory.plan(given, inputs, QUIET)
+
+
+def test_a_compiler_without_memory_is_passed_over(monkeypatch):
+  """As TPU compilers say it; any other failure is none of ours."""
+  given, inputs, _ = study(monkeypatch, limit=10**9)
+  first, arranged = given.arrangements[0], given.arranged
+
+  def failing(message):
+    def compile_():
+      raise jax.errors.JaxRuntimeError(message)
+    lowered = SimpleNamespace(compile=compile_)
+    return lambda arrangement: arranged(arrangement) if arrangement != first else (
+      SimpleNamespace(round=SimpleNamespace(lower=lambda *inputs: lowered)))
+
+  given.arranged = failing('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm')
+  plan = memory.plan(given, inputs, QUIET)
+  assert plan.arrangement == given.arrangements[1]
+  assert memory.reduced(given, plan, inputs, QUIET).arrangement == (2, 'products')
+  with pytest.raises(RuntimeError, match='nothing smaller is left'):
+    memory.reduced(given, plan._replace(arrangement=Arrangement(1, 'full')), inputs, QUIET)
+  given.arranged = failing('INTERNAL: broken')
+  with pytest.raises(jax.errors.JaxRuntimeError, match='broken'):
+    memory.plan(given, inputs, QUIET)
+
+
+def test_decoding_is_compiled_only_where_it_may_need_more(monkeypatch):
+  """[500, 500] products beside 1,000,000 bytes that are held."""
+  calls = []
+
+  @jax.jit
+  def answer(adapter, base, tokens):
+    calls.append(1)
+    return jnp.sort(jnp.outer(tokens, tokens), axis=0) @ tokens
+
+  base, tokens = jnp.ones(10), jax.ShapeDtypeStruct((500,), jnp.float32)
+  monkeypatch.setattr(device, 'held', lambda: 1_000_000)
+  monkeypatch.setattr(memory, 'site_adapter', lambda state, sharing, site: state)
+  given = SimpleNamespace(
+    sharing=None, data=SimpleNamespace(tested=(), external=()), learner=SimpleNamespace(
+      largest_answer=lambda adapter, sites: Program(
+        answer, (adapter, base, tokens), 2020, 100_000)))
+  inputs = (jnp.zeros(5), base)
+  assert memory._decoding(given, inputs, 2_000_000, 10**9) == 1_000_000 + 20 + 2000 + 100_000
+  assert not calls
+  needed = memory._decoding(given, inputs, 1_100_000, 10**9)
+  assert calls and 1_000_000 + 2020 + 2000 + 10**6 <= needed < 4_200_000
+  with pytest.raises(InputError, match='config.eval.batch_size: decoding needs'):
+    memory._decoding(given, inputs, 1_100_000, 1_000_000)
+
+
+def test_the_next_rounds_examples_are_packed_meanwhile(monkeypatch):
+  """Only where the host has time, and each round's once, also when a round is begun again."""
+  packed = []
+
+  def pack(study, number):
+    packed.append(number)
+    return f'round {number}'
+
+  monkeypatch.setattr(loop, '_packed', pack)
+  given = SimpleNamespace(options=SimpleNamespace(rounds=3))
+  with loop._packing(given) as get:
+    assert [get(number) for number in (0, 1)] == ['round 0', 'round 1']
+  assert packed == [0, 1]
+  monkeypatch.setattr(loop, '_overlaps', lambda: True)
+  packed.clear()
+  with loop._packing(given) as get:
+    assert [get(number) for number in (0, 1, 1, 2)] == [
+      'round 0', 'round 1', 'round 1', 'round 2']
+  assert sorted(packed) == [0, 1, 1, 2]
+
+
+def test_what_says_that_memory_ran_out():
+  assert memory.exhausted(RuntimeError('RESOURCE_EXHAUSTED: Out of memory.'))
+  assert memory.exhausted(RuntimeError('INTERNAL: cublas: CUBLAS_STATUS_ALLOC_FAILED'))
+  assert not memory.exhausted(RuntimeError('INTERNAL: CUBLAS_STATUS_EXECUTION_FAILED'))
