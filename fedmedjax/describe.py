@@ -12,8 +12,8 @@ from pathlib import Path
 from absl import flags
 
 from fedmedjax.data.statistics import site_statistics
-from fedmedjax.experiment.build import load_corpora
 from fedmedjax.experiment.config import parse
+from fedmedjax.experiment.notes import load_corpora
 from fedmedjax.report.description import SHOWN, describe
 from fedmedjax.runtime.cli import guarded
 from fedmedjax.runtime.progress import Reporter

@@ -22,13 +22,14 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs.base import PRESETS
 from fedmedjax.compare.scenarios import regime_config
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import communication
-from fedmedjax.experiment.build import Data, Study, load_data, prepare
+from fedmedjax.experiment.build import load_data, prepare
 from fedmedjax.experiment.config import leaves, parse
+from fedmedjax.experiment.defaults import PRESETS
+from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.local import mean_loss
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.types import FederatedAlgorithm, LocalData, Validation

@@ -30,9 +30,11 @@ from benchmarks import inputs, interleaved
 from fedmedjax import tree
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.eval.generation import Generator, continuations, largest_call, most_new_tokens
-from fedmedjax.experiment.build import DTYPES, load_data, lora_config
+from fedmedjax.experiment.build import load_data
+from fedmedjax.experiment.lora import lora_config
 from fedmedjax.model.batching import Continuation
 from fedmedjax.model.decode import cached_attention
+from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.files.peft import load_peft
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, init_adapter

@@ -40,7 +40,8 @@ from benchmarks.row_layouts import VARIANTS, fed_tokens
 from benchmarks.site_work import Work, amounts, arguments, work
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
-from fedmedjax.experiment.build import load_data, lora_config
+from fedmedjax.experiment.build import load_data
+from fedmedjax.experiment.lora import lora_config
 from fedmedjax.model.files.peft import save_peft
 from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import REMAT

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 from absl import flags
 
-from fedmedjax.experiment.build import DTYPES
+from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.files.convert import HUGGING_FACE, Placement, tensor_names
 from fedmedjax.model.files.folder import read_settings
 from fedmedjax.model.files.hf_config import to_hugging_face

@@ -18,7 +18,6 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs.base import PRESETS
 from fedmedjax import report
 from fedmedjax.compare import api_run, comparisons
 from fedmedjax.compare import tables as finding_tables
@@ -33,8 +32,11 @@ from fedmedjax.compare.scenarios import (
   parts,
 )
 from fedmedjax.eval.paired import read_answers
-from fedmedjax.experiment.build import Data, load_corpora, load_data, options
+from fedmedjax.experiment.build import load_data, options
 from fedmedjax.experiment.config import parse
+from fedmedjax.experiment.defaults import PRESETS
+from fedmedjax.experiment.notes import load_corpora
+from fedmedjax.experiment.types import Data
 from fedmedjax.report.terminal import compare_table, relation_tables, with_global
 from fedmedjax.runtime.cli import guarded, set_up
 from fedmedjax.runtime.progress import Reporter

@@ -21,8 +21,8 @@ from fedmedjax.eval.endpoint import Endpoint
 from fedmedjax.eval.evaluate import SiteScores
 from fedmedjax.eval.generation import most_new_tokens
 from fedmedjax.eval.prompt import Prompt, make_prompt, messages
-from fedmedjax.experiment.build import Data
 from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.types import Data
 from fedmedjax.report.description import used
 from fedmedjax.report.terminal import show
 from fedmedjax.runtime.cli import versions

@@ -20,14 +20,15 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.base import PRESETS
 from fedmedjax.compare import api_run
 from fedmedjax.data.sentences import split_sentences
 from fedmedjax.data.site import drawn_sentences
 from fedmedjax.data.tasks import ask
 from fedmedjax.eval.endpoint import endpoint_from
 from fedmedjax.experiment.config import choose_preset, leaves, validate
-from fedmedjax.experiment.methods import FOLDING, num_sites
+from fedmedjax.experiment.defaults import PRESETS
+from fedmedjax.experiment.methods import harmless_keys, num_sites
+from fedmedjax.fed.aggregators import FOLDING
 from fedmedjax.store import files
 from fedmedjax.train.run import run
 from fedmedjax.types import InputError, SiteCorpus
@@ -41,7 +42,7 @@ class Row(NamedTuple):
 
   folder: Path
   config: ConfigDict
-  settings: dict[str, Any]  # what its folder is bound to, see writer.check_workdir
+  settings: dict[str, Any]  # what its folder is bound to, see files.check_workdir
   harmless: Sequence[str]
   run: Callable[..., dict]  # (config, workdir, reporter, data) -> summary
 
@@ -95,8 +96,8 @@ def regime_row(study: Study, regime: str, folder: Path, changes: dict[str, Any])
     raise InputError(
       f'--regimes: {regime!r} is not one of {", ".join(PRESETS)}, api, api:MODEL')
   chosen = regime_config(config, regime, overrides)
-  return regime, Row(
-    folder / regime, chosen, files.plain(leaves(chosen.to_dict())), files.HARMLESS, run)
+  settings = files.plain(leaves(chosen.to_dict()))
+  return regime, Row(folder / regime, chosen, settings, harmless_keys(settings), run)
 
 
 def regime_config(config: ConfigDict, regime: str, overrides: dict[str, Any]) -> ConfigDict:

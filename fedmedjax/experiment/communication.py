@@ -11,28 +11,16 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.schedule import Schedule
-from fedmedjax.experiment.methods import FOLDING
 from fedmedjax.fed import compression as outbounds
 from fedmedjax.fed import ledger, participation
-from fedmedjax.fed.aggregators.products import room
+from fedmedjax.fed.aggregators import FOLDING
+from fedmedjax.fed.compression import CODECS
+from fedmedjax.fed.factors import room
 from fedmedjax.fed.ledger import Exchange
-from fedmedjax.fed.participation import Fleet, Sampler, Turnout
+from fedmedjax.fed.participation import SAMPLERS, Fleet, Sampler, Turnout
 from fedmedjax.fed.ranks import cut, rank_first
 from fedmedjax.fed.rules import SENT_CONTROL
 from fedmedjax.fed.types import Sharing
-
-# (sizes f[S], C, seed) -> Sampler
-SAMPLERS = {
-  'uniform': lambda sizes, count, seed: participation.uniform(len(sizes), count, seed),
-  'size': participation.by_size,
-  'poisson': lambda sizes, count, seed: participation.poisson(len(sizes), count, seed),
-}
-# (block) -> Codec
-CODECS = {
-  'float32': lambda block: outbounds.float32(), 'bfloat16': lambda block: outbounds.bfloat16(),
-  'int8': lambda block: outbounds.quantised(8, block),
-  'int4': lambda block: outbounds.quantised(4, block), 'sign': outbounds.sign,
-}
 
 
 class Meeting(NamedTuple):

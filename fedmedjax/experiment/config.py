@@ -8,7 +8,6 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from configs.base import PRESETS, apply_preset
 from fedmedjax.data import partition
 from fedmedjax.data.formats.corpora import CORPORA, SiteFolder
 from fedmedjax.data.formats.readers import FORMATS
@@ -28,33 +27,30 @@ from fedmedjax.experiment.checks import (
   number,
   one_of,
 )
+from fedmedjax.experiment.defaults import PRESETS, apply_preset
 from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
-from fedmedjax.experiment.methods import (
-  AGGREGATORS,
-  SIGNALS,
-  check_method,
-  needs_validation,
-  num_sites,
-)
+from fedmedjax.experiment.methods import needs_validation, num_sites
+from fedmedjax.experiment.refusals import check_method
+from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
+from fedmedjax.fed.compression import CODECS
+from fedmedjax.fed.participation import SAMPLERS
 from fedmedjax.fed.rules import RULES
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
 from fedmedjax.fed.sharing import SHARINGS
+from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import ENTITY_TYPES, InputError
 
-# experiment.py maps these names to values; a test holds both sides together.
-DTYPES = ('float32', 'bfloat16')
+# build.py maps these names to values and imports too much for here; a test holds both together.
 LEARNERS = ('lora', 'bert')
 TASK_SETS = (('ner',), ('re',), ('ner', 're'))
-# exchange.py does, of these.
-SAMPLERS = ('uniform', 'size', 'poisson')
-CODECS = ('float32', 'bfloat16', 'int8', 'int4', 'sign')
 
 CHECKS = {
   'seed': integer(0, 2**32 - 1),
-  'model.path': TEXT, 'model.dtype': one_of(DTYPES), 'model.remat': one_of((AUTO_REMAT, *REMAT)),
+  'model.path': TEXT, 'model.dtype': one_of(tuple(DTYPES)),
+  'model.remat': one_of((AUTO_REMAT, *REMAT)),
   'model.attention': one_of(tuple(ATTENTIONS)),
   'model.quantization': one_of(tuple(QUANTIZATIONS)),
   'mesh.site': Check(lambda v: type(v) is int and (v == -1 or v >= 1), 'an integer >= 1, or -1'),
@@ -102,8 +98,8 @@ CHECKS = {
   'fed.server_optimizer': one_of(tuple(SERVER_OPTIMIZERS)),
   'fed.server_learning_rate': POSITIVE, 'fed.server_momentum': BELOW_ONE,
   'fed.server_b2': BELOW_ONE, 'fed.server_tau': POSITIVE,
-  'fed.cohort_size': integer(0), 'fed.sampler': one_of(SAMPLERS),
-  'fed.clip_update': NOT_NEGATIVE, 'fed.outbound': one_of(CODECS), 'fed.block': integer(0),
+  'fed.cohort_size': integer(0), 'fed.sampler': one_of(tuple(SAMPLERS)),
+  'fed.clip_update': NOT_NEGATIVE, 'fed.outbound': one_of(tuple(CODECS)), 'fed.block': integer(0),
   'fed.top_k': number(lambda v: 0 < v <= 1, 'a number in (0, 1]'), 'fed.error_feedback': BOOLEAN,
   'fed.secure_aggregation': BOOLEAN,
   'fed.explosion': EXPLOSION, 'fed.max_bad_rounds': integer(1),

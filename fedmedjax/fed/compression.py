@@ -231,3 +231,11 @@ def _unpack(packed, n: int, bits: int):
   """The inverse of `_pack`: u8[n]."""
   shifts = jnp.arange(8 // bits, dtype=jnp.uint8) * bits
   return ((packed[:, None] >> shifts[None]) & (2 ** bits - 1)).reshape(-1)[:n]
+
+
+# (block) -> Codec
+CODECS = {
+  'float32': lambda block: float32(), 'bfloat16': lambda block: bfloat16(),
+  'int8': lambda block: quantised(8, block),
+  'int4': lambda block: quantised(4, block), 'sign': sign,
+}

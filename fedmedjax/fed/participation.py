@@ -203,3 +203,11 @@ def turnout(
   even = sampler.inclusion.mean() / pick(sampler.inclusion)
   weights = pick(sizes) * steps / np.maximum(wanted, 1) * even
   return Turnout(cohort, steps, weights.astype(np.float32), seconds)
+
+
+# (sizes f[S], C, seed) -> Sampler
+SAMPLERS = {
+  'uniform': lambda sizes, count, seed: uniform(len(sizes), count, seed),
+  'size': by_size,
+  'poisson': lambda sizes, count, seed: poisson(len(sizes), count, seed),
+}

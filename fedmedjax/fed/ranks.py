@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedmedjax.fed.aggregators.products import map_pairs
+from fedmedjax.fed.factors import map_pairs
 from fedmedjax.fed.types import Ranks
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from fedmedjax import tree
-from fedmedjax.fed.aggregators.products import join, product_gap, write_columns
+from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.weighted_mean import weighted_sum
+from fedmedjax.fed.factors import join, write_columns
 from fedmedjax.fed.local import local_training, mean_loss
 from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.sites import SiteMap, Stages

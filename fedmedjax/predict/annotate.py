@@ -12,8 +12,8 @@ from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tokenize import encode_examples, encode_instruction
 from fedmedjax.eval import evaluate
 from fedmedjax.eval.generation import Generator, most_new_tokens
-from fedmedjax.experiment.build import DTYPES
 from fedmedjax.model.decode import cached_attention
+from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.files.convert import BaseModel
 from fedmedjax.model.files.peft import load_peft
 from fedmedjax.model.llama import Llama

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from fedmedjax.data.formats.files import read_text
 from fedmedjax.data.sentences import split_sentences
 from fedmedjax.data.tasks import Asked
-from fedmedjax.experiment.build import DTYPES
 from fedmedjax.experiment.meshes import make_mesh
+from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.files.convert import Placement
 from fedmedjax.model.files.load import load_model, model_path, resolve
 from fedmedjax.model.sharding import AXES, base_shardings
@@ -37,9 +37,8 @@ from fedmedjax.predict.records import (
 )
 from fedmedjax.predict.trained import Trained
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store.files import check_place, read_json, write_json, write_text
+from fedmedjax.store.files import check_place, file_checksums, read_json, write_json, write_text
 from fedmedjax.store.lock import check_free, locked
-from fedmedjax.train.fingerprint import file_checksums
 from fedmedjax.types import Document, InputError
 
 _SETTINGS = 'predict.json'

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from configs import base
 from fedmedjax.data.tasks import TASKS, Ask, ask
 from fedmedjax.eval.evaluate import INVALID
+from fedmedjax.experiment import defaults
 from fedmedjax.experiment.config import CHECKS, leaves
 from fedmedjax.store.files import read_json
 from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, InputError, SiteCorpus
@@ -94,7 +94,7 @@ def _find_run(adapter: Path) -> Path | None:
 
 
 def _settings(run: Path | None, flags: Mapping[str, Any], adapter: Path) -> dict[str, Any]:
-  settings = leaves(base.get_config().to_dict())
+  settings = leaves(defaults.get_config().to_dict())
   held = read_json(run / 'config.json') if run else {}
   if run is None and flags['base'] is None:
     raise InputError(

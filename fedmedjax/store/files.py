@@ -1,5 +1,6 @@
 """The files of a run. Every file is replaced whole or appended to by whole lines."""
 
+import hashlib
 import json
 import math
 import os
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from fedmedjax.experiment.methods import FOLDING
 from fedmedjax.types import InputError
 
 # Keys and groups of keys that may differ between a run and its continuation: they do not change
@@ -116,8 +116,6 @@ def check_workdir(
     return None
   held = read_json(workdir / 'config.json')
   harmless = set(harmless)
-  if settings.get('fed.aggregator') in FOLDING:
-    harmless -= {'fed.rounds'}
   changed = sorted(
     key for key in settings.keys() | held.keys()
     if settings.get(key) != held.get(key) and not {key, key.split('.')[0]} & harmless)
@@ -137,3 +135,17 @@ def claim(workdir: Path, settings: dict[str, Any]) -> None:
   path = workdir / 'config.json'
   if not path.exists() or read_json(path) != settings:
     write_json(path, settings)
+
+
+# 64 bits of SHA-256 tell an accident; nobody forges his own notes.
+_DIGITS = 16
+
+
+def file_checksums(path: Path) -> dict[str, str]:
+  """Of the file, or the files of a model's folder; those below it are not read by us."""
+  files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+  found = {}
+  for file in files:
+    with file.open('rb') as opened:
+      found[file.name] = hashlib.file_digest(opened, 'sha256').hexdigest()[:_DIGITS]
+  return found

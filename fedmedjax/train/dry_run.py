@@ -7,8 +7,9 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from fedmedjax.experiment import communication
-from fedmedjax.experiment.build import Study, load_data, options, prepare
+from fedmedjax.experiment.build import load_data, options, prepare
 from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.types import Study
 from fedmedjax.report.terminal import site_table
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import checkpoint, files

@@ -9,14 +9,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fedmedjax.data.site import SiteData
-from fedmedjax.experiment.build import Data
+from fedmedjax.experiment.types import Data
 from fedmedjax.model.files.load import model_path, resolve
-from fedmedjax.store.files import read_json, write_json
+from fedmedjax.store.files import _DIGITS, file_checksums, read_json, write_json
 from fedmedjax.types import InputError
 
 FILE = 'inputs.json'
-# 64 bits of SHA-256 tell an accident; nobody forges his own notes.
-_DIGITS = 16
 _VALIDATION = 'its validation notes'
 _PROMPTS = 'its prompts'
 
@@ -89,12 +87,3 @@ def _notes(site: SiteData) -> dict[str, str]:
 def _checksum(parts: Iterable[Any]) -> str:
   return hashlib.sha256('\n'.join(map(str, parts)).encode()).hexdigest()[:_DIGITS]
 
-
-def file_checksums(path: Path) -> dict[str, str]:
-  """Of the file, or the files of a model's folder; those below it are not read by us."""
-  files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-  found = {}
-  for file in files:
-    with file.open('rb') as opened:
-      found[file.name] = hashlib.file_digest(opened, 'sha256').hexdigest()[:_DIGITS]
-  return found

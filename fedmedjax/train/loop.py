@@ -11,7 +11,7 @@ import jax
 
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import communication
-from fedmedjax.experiment.build import Study
+from fedmedjax.experiment.types import Study
 from fedmedjax.fed.participation import Turnout
 from fedmedjax.fed.types import FedState, LocalData
 from fedmedjax.runtime import signals

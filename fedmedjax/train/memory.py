@@ -14,8 +14,8 @@ import numpy as np
 from rich.table import Table
 
 from fedmedjax import tree
-from fedmedjax.experiment.build import Study
 from fedmedjax.experiment.execution import Arrangement, sites_at_once, smaller
+from fedmedjax.experiment.types import Study
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.runtime import device
 from fedmedjax.runtime.progress import Reporter

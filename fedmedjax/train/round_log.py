@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fedmedjax.experiment.build import Study
 from fedmedjax.experiment.execution import Arrangement
+from fedmedjax.experiment.types import Study
 from fedmedjax.fed.participation import Turnout
 from fedmedjax.fed.sharing import shared_part
 from fedmedjax.fed.types import RoundMetrics

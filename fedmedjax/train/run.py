@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 from fedmedjax import report, tree
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment import communication
-from fedmedjax.experiment.build import Data, Study, load_data, options, prepare
+from fedmedjax.experiment.build import load_data, options, prepare
 from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.methods import harmless_keys
+from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_weights
 from fedmedjax.fed.round import global_adapter, site_adapter
 from fedmedjax.fed.sharing import shares_all
@@ -89,9 +91,9 @@ def run(
 def check_continued(workdir: Path, settings: dict, rounds: int) -> dict | None:
   """Whether a run of so many rounds may begin or go on there; writes nothing.
 
-  Returns the summary of a run that was finished there, see `writer.check_workdir`.
+  Returns the summary of a run that was finished there, see `files.check_workdir`.
   """
-  finished = files.check_workdir(workdir, settings)
+  finished = files.check_workdir(workdir, settings, harmless_keys(settings))
   held = latest_round(workdir / CHECKPOINTS)
   if held > rounds:
     raise InputError(

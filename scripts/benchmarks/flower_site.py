@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from benchmarks import torch_peer
 from benchmarks.site_rounds import Federation, peer_steps
 from fedmedjax.data.tokenize import TokenExample
-from fedmedjax.experiment.build import lora_config
+from fedmedjax.experiment.lora import lora_config
 from fedmedjax.model.files.peft import save_peft
 
 _WORK = 'work.json'

@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from configs import base as configs
 from fedmedjax import tree
-from fedmedjax.experiment.build import DTYPES
 from fedmedjax.experiment.config import DTYPES as DTYPE_NAMES
 from fedmedjax.experiment.config import validate
+from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.files.convert import BaseModel, Placement, params_shape
 from fedmedjax.model.files.folder import load_tokenizer, read_settings
 from fedmedjax.model.files.hf_config import config_from_hugging_face, to_hugging_face

@@ -27,8 +27,10 @@ from benchmarks.site_work import site_training
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import communication
-from fedmedjax.experiment.build import Data, Study, lora_config, prepare
+from fedmedjax.experiment.build import prepare
+from fedmedjax.experiment.lora import lora_config
 from fedmedjax.experiment.methods import algorithm_parts
+from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.participation import Turnout
 from fedmedjax.fed.types import LocalData
 from fedmedjax.model.files.peft import save_peft

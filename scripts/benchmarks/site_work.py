@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
-from fedmedjax.experiment.build import Data, Study, prepare
+from fedmedjax.experiment.build import prepare
 from fedmedjax.experiment.methods import algorithm_parts
+from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.local import local_training
 

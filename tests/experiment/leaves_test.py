@@ -19,6 +19,7 @@ from fedmedjax.eval.answers import Answer
 from fedmedjax.eval.endpoint import Endpoint
 from fedmedjax.experiment import build
 from fedmedjax.experiment.config import CHECKS, leaves, validate
+from fedmedjax.experiment.types import Options
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.train import run
 from fedmedjax.types import InputError
@@ -225,7 +226,7 @@ def test_a_dead_key_is_noticed(start, studied):
 
 def test_every_option_of_a_study_is_read():
   source = ''.join(path.read_text() for path in Path(build.__file__).parent.glob('*.py'))
-  for name in build.Options._fields:
+  for name in Options._fields:
     assert re.search(rf'options(\(config\))?\.{name}\b', source), name
 
 

@@ -5,17 +5,19 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from configs.base import PRESETS
 from fedmedjax import tree
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.site import encode_site
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.experiment import communication
-from fedmedjax.experiment.build import Data, prepare
+from fedmedjax.experiment.build import prepare
 from fedmedjax.experiment.config import leaves, parse, validate
-from fedmedjax.experiment.learners import widened
-from fedmedjax.experiment.methods import AGGREGATORS, COMBINES, ROBUST, SIGNALS, check_method
+from fedmedjax.experiment.defaults import PRESETS
+from fedmedjax.experiment.lora import widened
+from fedmedjax.experiment.refusals import check_method
+from fedmedjax.experiment.types import Data
+from fedmedjax.fed.aggregators import AGGREGATORS, COMBINES, ROBUST, SIGNALS
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.types import LocalData
 from fedmedjax.model.files.convert import BaseModel

@@ -12,7 +12,7 @@ import pytest
 from quadratics import federation, play
 
 from fedmedjax.experiment import meshes
-from fedmedjax.fed import local
+from fedmedjax.fed import factors, local
 from fedmedjax.fed.aggregators import products
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, leave_one_out
 from fedmedjax.fed.compression import outbound, sign
@@ -124,7 +124,7 @@ def test_scaled_products_of_mixed_ranks_add_up(name, expected):
     'refactorised': products.refactorised(RANK)}[name]
   algorithm = mixed(aggregator=adaptive_mean(combine=combine))
   state, metrics = play(algorithm, DATA, start=START)
-  shown = products.join(state.adapter, state.folded)['q']
+  shown = factors.join(state.adapter, state.folded)['q']
   found = np.asarray(shown['a'] @ shown['b'], np.float64)
   if name == 'refactorised':
     u, s, v = np.linalg.svd(expected)
@@ -146,7 +146,7 @@ def test_the_next_round_trains_on_top_of_what_was_folded(name):
     aggregator=adaptive_mean(combine=combine, loss_power=1.0))
   state = algorithm.init(START)
   for number in range(3):
-    joined = products.join(state.adapter, state.folded)
+    joined = factors.join(state.adapter, state.folded)
     joined = jax.tree.map(np.array, joined)  # the state is donated
     state, metrics = algorithm.round(
       state, jnp.float32(1.0), DATA, jnp.arange(SITES), VALIDATION, jax.random.key(number))

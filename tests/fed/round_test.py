@@ -13,7 +13,7 @@ from quadratics import ADAPTER, SIZES, data, entries, federation, play
 
 from fedmedjax import tree
 from fedmedjax.fed import local, rules, sharing
-from fedmedjax.fed.aggregators.products import product_gap
+from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, adaptive_weights, weighted_sum
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import site_adapter

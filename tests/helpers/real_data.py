@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmedjax.experiment.build import data_root
+from fedmedjax.experiment.notes import data_root
 
 
 def real_data(*names: str) -> Path:

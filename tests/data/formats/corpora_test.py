@@ -18,7 +18,8 @@ from fedmedjax.data.formats.corpora import (
 )
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.data.synthetic.cohorts import generate_cohort
-from fedmedjax.experiment import build
+from fedmedjax.experiment import notes
+from fedmedjax.experiment.notes import load_corpora
 from fedmedjax.report.terminal import set_aside
 from fedmedjax.types import ENTITY_TYPES, Document, InputError, SiteCorpus, Span
 
@@ -154,9 +155,9 @@ def test_a_study_leaves_out_what_its_sites_are_tested_on():
   config.data.external = ('chia',)
   with pytest.MonkeyPatch.context() as patch:
     train = generate_cohort('synthetic_icu')
-    patch.setattr(build, 'load_corpus', lambda *_: train._replace(
+    patch.setattr(notes, 'load_corpus', lambda *_: train._replace(
       name='chia', train=(), test=train.train[:30]))
-    found = build.load_corpora(config)
+    found = load_corpora(config)
   icu = next(site for site in found.sites if site.name == 'synthetic_icu')
   assert len(icu.train) == len(train.train) - 30 and icu.report['leaked_documents'] == 30
 

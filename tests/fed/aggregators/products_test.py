@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedmedjax.fed import factors
 from fedmedjax.fed.aggregators import products
+from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, factor_mean, weighted_sum
 
 SITES, RANK, IN, OUT, LAYERS = 3, 2, 7, 5, 2
@@ -30,7 +32,7 @@ def adapters(seed, sites=SITES, rank=RANK):
 
 def dense(adapter):
   """A B of every layer, in float64."""
-  (a, b), = products.factor_pairs(adapter)
+  (a, b), = factors.factor_pairs(adapter)
   return np.asarray(a, np.float64) @ np.asarray(b, np.float64)
 
 
@@ -50,11 +52,11 @@ def test_the_stack_is_the_sum_of_products():
   """And a site of weight 0 adds nothing, whatever it holds."""
   _, local = adapters(0)
   np.testing.assert_allclose(
-    dense(products.stack(local, WEIGHTS)), mean_product(local), atol=1e-6)
+    dense(factors.stack(local, WEIGHTS)), mean_product(local), atol=1e-6)
   broken = jax.tree.map(lambda x: x.at[1].set(jnp.nan), local)
   absent = jnp.array([0.4, 0.0, 0.6])
   np.testing.assert_allclose(
-    dense(products.stack(broken, absent)), mean_product(local, absent), atol=1e-6)
+    dense(factors.stack(broken, absent)), mean_product(local, absent), atol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['stacked', 'with_residual'])
@@ -63,8 +65,8 @@ def test_flora_and_fedex_are_exact(name):
   anchor, local = adapters(1)
   expected = mean_product(local)
   adapter, fold = combined(name, anchor, local)
-  np.testing.assert_allclose(dense(products.join(adapter, fold)), expected, atol=1e-5)
-  assert float(products.product_gap(local, products.join(adapter, fold), WEIGHTS)) < 1e-3
+  np.testing.assert_allclose(dense(factors.join(adapter, fold)), expected, atol=1e-5)
+  assert float(product_gap(local, factors.join(adapter, fold), WEIGHTS)) < 1e-3
   mean, _ = combined('factor_mean', anchor, local)
   assert np.linalg.norm(dense(mean) - expected) > 0.1 * np.linalg.norm(expected)
 
@@ -81,7 +83,7 @@ def test_flora_restarts_the_adapter():
   """B = 0, and every round another A within LoRA's bound."""
   anchor, local = adapters(3)
   adapter, _ = combined('stacked', anchor, local)
-  (a, b), = products.factor_pairs(adapter)
+  (a, b), = factors.factor_pairs(adapter)
   assert not b.any() and float(jnp.abs(a).max()) <= IN**-0.5 + 1e-6 and float(a.std()) > 0.1
   assert COMBINES['stacked'].fold(anchor)['layers']['q']['a'].shape == (LAYERS, IN, SITES * RANK)
 
@@ -90,11 +92,11 @@ def test_flora_restarts_the_adapter():
 def test_refactorised_is_numpys_best_approximation(rank):
   """Against the SVD of the dense sum, layer by layer, and with falling singular values."""
   _, local = adapters(4)
-  found = jax.jit(products.truncated, static_argnums=1)(products.stack(local, WEIGHTS), rank)
+  found = jax.jit(factors.truncated, static_argnums=1)(factors.stack(local, WEIGHTS), rank)
   u, s, v = np.linalg.svd(mean_product(local))
   best = np.einsum('lir,lr,lro->lio', u[:, :, :rank], s[:, :rank], v[:, :rank])
   np.testing.assert_allclose(dense(found), best, atol=1e-5)
-  (a, b), = products.factor_pairs(found)
+  (a, b), = factors.factor_pairs(found)
   np.testing.assert_allclose(np.linalg.norm(a, axis=-2), np.sqrt(s[:, :rank]), rtol=1e-4)
   np.testing.assert_allclose(np.linalg.norm(b, axis=-1), np.sqrt(s[:, :rank]), rtol=1e-4)
 
@@ -105,7 +107,7 @@ def test_refactorised_by_hand():
   (2, 1): 1.0 there."""
   a = jnp.array([[[1.0], [0.0]], [[0.0], [1.0]]])
   b = jnp.array([[[4.0, 0.0]], [[0.0, 2.0]]])
-  found = products.truncated(products.stack({'a': a, 'b': b}, jnp.array([0.5, 0.5])), 1)
+  found = factors.truncated(factors.stack({'a': a, 'b': b}, jnp.array([0.5, 0.5])), 1)
   np.testing.assert_allclose(np.abs(found['a'][:, 0]), (2**0.5, 0), atol=1e-6)
   np.testing.assert_allclose(found['a'] @ found['b'], [[2.0, 0], [0, 0]], atol=1e-6)
 
@@ -115,7 +117,7 @@ def test_truncated_fedex_lies_between_the_mean_and_the_exact_sum():
   expected = mean_product(local)
   error = {}
   for name in ('factor_mean', 'truncated_residual', 'with_residual'):
-    error[name] = np.linalg.norm(dense(products.join(*combined(name, anchor, local))) - expected)
+    error[name] = np.linalg.norm(dense(factors.join(*combined(name, anchor, local))) - expected)
   assert error['with_residual'] < 1e-4 < error['truncated_residual'] < error['factor_mean']
   # The residual's first singular value is what one rank removes (Eckart and Young), per layer.
   residual = expected - dense(weighted_sum(local, WEIGHTS))
@@ -161,9 +163,9 @@ def test_ffa_loses_nothing():
     'a': jnp.broadcast_to(anchor['layers']['q']['a'], pair['a'].shape), 'b': pair['b']}}}
   mean, _ = combined('factor_mean', anchor, frozen)
   np.testing.assert_allclose(dense(mean), mean_product(frozen), atol=1e-5)
-  assert float(products.product_gap(frozen, mean, WEIGHTS)) < 1e-3
+  assert float(product_gap(frozen, mean, WEIGHTS)) < 1e-3
   mean, _ = combined('factor_mean', anchor, local)
-  assert float(products.product_gap(local, mean, WEIGHTS)) > 0.1
+  assert float(product_gap(local, mean, WEIGHTS)) > 0.1
 
 
 @pytest.mark.parametrize('name', COMBINES)
@@ -172,7 +174,7 @@ def test_ffa_loses_nothing():
 def test_order_does_not_matter_and_identical_sites_change_nothing(name, seed, order):
   """The model's product after the round, under a permutation; and of three equal sites."""
   anchor, local = adapters(seed)
-  shown = lambda *args: dense(products.join(*combined(name, *args)))  # noqa: E731
+  shown = lambda *args: dense(factors.join(*combined(name, *args)))  # noqa: E731
   order = np.array(order)
   np.testing.assert_allclose(
     shown(anchor, jax.tree.map(lambda x: x[order], local), WEIGHTS[order]),
@@ -185,18 +187,18 @@ def test_order_does_not_matter_and_identical_sites_change_nothing(name, seed, or
 def test_nobody_heard_moves_nothing(name):
   anchor, local = adapters(8)
   adapter, fold = combined(name, anchor, local, jnp.zeros(SITES))
-  np.testing.assert_allclose(dense(products.join(adapter, fold)), dense(anchor), atol=1e-6)
+  np.testing.assert_allclose(dense(factors.join(adapter, fold)), dense(anchor), atol=1e-6)
 
 
 def test_columns_are_written_in_their_rounds_place():
   """Two rounds of two columns: the products add up, and the room of a third stays zero."""
   anchor, _ = adapters(9)
-  folded = products.room(anchor, 6)
+  folded = factors.room(anchor, 6)
   one, two = adapters(10, rank=2)[0], adapters(11, rank=2)[0]
   for number, fold in enumerate((one, two)):
-    folded = products.write_columns(folded, fold, jnp.int32(number))
+    folded = factors.write_columns(folded, fold, jnp.int32(number))
   np.testing.assert_allclose(dense(folded), dense(one) + dense(two), atol=1e-5)
   assert not folded['layers']['q']['a'][..., 4:].any()
   np.testing.assert_allclose(
-    dense(products.join(anchor, folded)), dense(anchor) + dense(one) + dense(two), atol=1e-5)
-  assert products.write_columns((), (), 0) == () and products.join(anchor, ()) is anchor
+    dense(factors.join(anchor, folded)), dense(anchor) + dense(one) + dense(two), atol=1e-5)
+  assert factors.write_columns((), (), 0) == () and factors.join(anchor, ()) is anchor

@@ -1,48 +1,90 @@
-"""What a study trains and asks: a language model's adapter, or a whole token classifier."""
+"""A LLaMA with LoRA adapters as what a study trains: its notes, parts and predictions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from fedmedjax import tree
-from fedmedjax.data.site import SiteData
-from fedmedjax.eval import evaluate, generation, tagging
-from fedmedjax.experiment.meshes import replicate
-from fedmedjax.fed.types import LossFn
-from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
+from fedmedjax.data import schedule as schedules
+from fedmedjax.data.schedule import Schedule
+from fedmedjax.data.site import SiteData, encode_site
+from fedmedjax.eval import evaluate, generation
+from fedmedjax.eval.generation import check_context
+from fedmedjax.experiment import meshes
+from fedmedjax.experiment.notes import _encoded, load_corpora
+from fedmedjax.experiment.types import Data, Learner
 from fedmedjax.model.decode import cached_attention
-from fedmedjax.model.files.bert import Bert, save_bert
-from fedmedjax.model.files.convert import BaseModel, parameter_count
+from fedmedjax.model.dtypes import DTYPES
+from fedmedjax.model.files.convert import BaseModel, Placement, parameter_count
+from fedmedjax.model.files.load import load_model, model_path
 from fedmedjax.model.files.peft import load_peft, save_peft
 from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import Llama
-from fedmedjax.model.lora import LoraConfig, init_adapter
+from fedmedjax.model.lora import LoraConfig, check_lora, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
-from fedmedjax.model.sharding import fetch_on, head_parts
-from fedmedjax.types import InputError
+from fedmedjax.model.sharding import base_shardings, fetch_on, head_parts
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.types import InputError, SiteCorpus
 
 
-class Learner(NamedTuple):
-  """A model as the federated round and the scoring see it."""
+def _load_lora(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -> Data:
+  lora = lora_config(config)
+  check_lora(lora)
+  mesh = meshes.mesh_of(config)
+  with reporter.task('reading notes'):
+    corpora = load_corpora(config)
+  if base is None:
+    path = model_path(config.model.path)
+    placement = Placement(
+      DTYPES[config.model.dtype], config.model.quantization,
+      mesh and partial(base_shardings, mesh))
+    with reporter.task(f'loading {Path(path).name}'):
+      base = load_model(path, placement)
+  own = dict(zip(config.data.sites, config.data.site_tasks, strict=False))
 
-  loss_fn: Callable[[str], LossFn]  # of what the backward pass keeps, a key of REMAT
-  adapter: dict           # what is trained and sent, as it starts
-  base: dict              # what is frozen
-  whole_parameters: int   # of the whole model, however it is stored
-  whole_bytes: int        # of sending them in its number format
-  untrained: dict | None  # the adapter that answers before training; None = there is no such answer
-  learning_rate: float    # peak, of the sites' optimiser
-  rate_key: str           # the config key it came from
-  answer: Callable        # (adapter, site, advance) -> prediction records of all its tasks
-  largest_answer: Callable  # (adapter by shape, sites) -> its `types.Program` of most memory
-  save: Callable[[dict, Path], None]  # (adapter, folder): in the format of its ecosystem
-  folder: str             # of what is saved, in the run's workdir
-  summary: dict[str, Any]  # further entries of summary.json
+  def encode(corpus: SiteCorpus, **split) -> SiteData:
+    tasks = own[corpus.name].split('+') if corpus.name in own else config.data.tasks
+    return encode_site(
+      corpus, base.tokenizer, tasks=tasks, style=config.data.style,
+      max_length=config.data.max_length, **split)
+
+  data = _encoded(base, encode, config, corpora, reporter)
+  _check_tasks(config.data.tasks, data.sites)
+  check_context(
+    base, {site.name: site for site in (*data.sites, *data.tested, *data.external)}.values(),
+    config.data.max_length, config.eval.max_new_ratio)
+  return data
+
+
+def _check_tasks(tasks: Sequence[str], sites: Sequence[SiteData]) -> None:
+  """Raises InputError when no site trains one of `tasks`."""
+  for task in tasks:
+    if not any(part.ask.task == task for site in sites for part in site.tasks):
+      raise InputError(
+        f'config.data.tasks={tuple(tasks)!r}: the notes of no site hold anything of {task!r}; '
+        'leave it out')
+
+
+def lora_config(config: ConfigDict) -> LoraConfig:
+  return LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
+
+
+def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
+  learner = lora_learner(
+    data.base, (*data.tested, *data.external), lora_config(config),
+    start=config.lora.start, learning_rate=config.optim.learning_rate, seed=config.seed,
+    dtype=DTYPES[config.model.dtype], batch_size=config.eval.batch_size,
+    max_new_ratio=config.eval.max_new_ratio, guesses=config.eval.guesses,
+    attention=config.model.attention, mesh=meshes.mesh_of(config))
+  related = config.data.re_share
+  schedule = schedules.make_schedule(
+    data.sites, loss_on=config.fed.loss_on, shapes=config.fed.shapes,
+    shares={'ner': 1 - related, 're': related} if related else None, **plan)
+  return learner, schedule
 
 
 def lora_learner(
@@ -118,29 +160,3 @@ def widened(lora: LoraConfig, adapter: dict) -> LoraConfig:
   """For an adapter that is wider by what was folded into the base: its rank, at the same scale."""
   width = next(iter(adapter['layers'].values()))['a'].shape[-1]
   return lora if width == lora.rank else lora._replace(rank=width, alpha=lora.scale * width)
-
-
-def bert_learner(
-  bert: Bert, *, learning_rate: float, max_length: int, batch_size: int, mesh: Mesh | None = None
-) -> Learner:
-  """A BERT token classifier, all of it but the embeddings trained.
-
-  Args:
-    bert: the model as loaded.
-    learning_rate: config.bert.learning_rate.
-    max_length: of a window, in tokens.
-    batch_size: windows classified at once.
-    mesh: of devices that the sites are spread over, if they are.
-  """
-  model = partial(BertTagger, bert.config, len(bert.labels))
-  adapter, base = split_frozen(bert.params)
-  base = replicate(mesh, base)
-  tagger = tagging.Tagger(model(), bert.labels, max_length, batch_size)
-  return Learner(
-    loss_fn=lambda remat: partial(label_loss, model(remat)), adapter=adapter, base=base,
-    whole_parameters=tree.size(bert.params), whole_bytes=tree.num_bytes(bert.params),
-    # Its classifier is drawn at random: what it says before training means nothing.
-    untrained=None, learning_rate=learning_rate, rate_key='config.bert.learning_rate',
-    answer=partial(tagging.answer, tagger, base),
-    largest_answer=partial(tagging.largest_call, tagger, base), save=partial(save_bert, bert),
-    folder='model', summary={'labels': list(bert.labels)})

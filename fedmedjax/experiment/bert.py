@@ -1,0 +1,80 @@
+"""A BERT token classifier as what a study trains: its notes, parts and predictions."""
+
+from functools import partial
+from pathlib import Path
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fedmedjax import tree
+from fedmedjax.data.label_steps import encode_label_site, label_schedule
+from fedmedjax.data.labels import label_names
+from fedmedjax.data.schedule import Schedule
+from fedmedjax.data.tasks import asked_types
+from fedmedjax.eval import tagging
+from fedmedjax.experiment import meshes
+from fedmedjax.experiment.meshes import replicate
+from fedmedjax.experiment.notes import _encoded, load_corpora
+from fedmedjax.experiment.types import Data, Learner
+from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
+from fedmedjax.model.files.bert import Bert, load_bert, save_bert
+from fedmedjax.model.files.convert import BaseModel
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.types import InputError
+
+
+def _load_bert(config: ConfigDict, reporter: Reporter, _: BaseModel | None) -> Data:
+  bert = config.bert
+  if not bert.path:
+    raise InputError(
+      f"config.bert.path='': preset {config.fed.preset!r} needs a folder with config.json, "
+      'model.safetensors and a tokenizer, such as Bio_ClinicalBERT converted to safetensors')
+  with reporter.task('reading notes'):
+    corpora = load_corpora(config)
+  labels = label_names(asked_types(bert.task, corpora.sites))
+  with reporter.task(f'loading {Path(bert.path).name}'):
+    base = load_bert(bert.path, labels, config.seed)
+  if bert.max_length > base.config.max_position_embeddings:
+    raise InputError(
+      f'config.bert.max_length={bert.max_length}: {bert.path} has '
+      f'{base.config.max_position_embeddings} positions')
+  encode = partial(
+    encode_label_site, tokenizer=base.tokenizer, task=bert.task, labels=labels,
+    max_length=bert.max_length)
+  return _encoded(base, encode, config, corpora, reporter)
+
+
+def _bert_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
+  bert = config.bert
+  learner = bert_learner(
+    data.base, learning_rate=bert.learning_rate, max_length=bert.max_length,
+    batch_size=config.eval.batch_size, mesh=meshes.mesh_of(config))
+  schedule = label_schedule(
+    data.sites, labels=data.base.labels, max_length=bert.max_length, **plan)
+  return learner, schedule
+
+
+def bert_learner(
+  bert: Bert, *, learning_rate: float, max_length: int, batch_size: int, mesh: Mesh | None = None
+) -> Learner:
+  """A BERT token classifier, all of it but the embeddings trained.
+
+  Args:
+    bert: the model as loaded.
+    learning_rate: config.bert.learning_rate.
+    max_length: of a window, in tokens.
+    batch_size: windows classified at once.
+    mesh: of devices that the sites are spread over, if they are.
+  """
+  model = partial(BertTagger, bert.config, len(bert.labels))
+  adapter, base = split_frozen(bert.params)
+  base = replicate(mesh, base)
+  tagger = tagging.Tagger(model(), bert.labels, max_length, batch_size)
+  return Learner(
+    loss_fn=lambda remat: partial(label_loss, model(remat)), adapter=adapter, base=base,
+    whole_parameters=tree.size(bert.params), whole_bytes=tree.num_bytes(bert.params),
+    # Its classifier is drawn at random: what it says before training means nothing.
+    untrained=None, learning_rate=learning_rate, rate_key='config.bert.learning_rate',
+    answer=partial(tagging.answer, tagger, base),
+    largest_answer=partial(tagging.largest_call, tagger, base), save=partial(save_bert, bert),
+    folder='model', summary={'labels': list(bert.labels)})

@@ -1,0 +1,84 @@
+"""The notes of a study's sites: read, dealt out, tokenised."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from fedmedjax.data.formats.corpora import CORPORA, SiteFolder, load_corpus, load_folder, unleaked
+from fedmedjax.data.partition import asked_alike, partition
+from fedmedjax.data.site import SiteData
+from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
+from fedmedjax.experiment.types import Data
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.types import InputError, SiteCorpus, Skew
+
+
+def data_root(path: str) -> Path:
+  """config.data.root, else FEDMEDJAX_DATA, else ../shared/data."""
+  return Path(path or os.environ.get('FEDMEDJAX_DATA') or '../shared/data')
+
+
+class Corpora(NamedTuple):
+  """The notes of a study."""
+
+  sites: list[SiteCorpus]      # config.data.sites
+  external: list[SiteCorpus]   # config.data.external
+  parts: list[SiteCorpus]      # what the sites' training notes were dealt out to, if they were
+  skew: Skew | None
+
+
+def load_corpora(config: ConfigDict) -> Corpora:
+  """Reads the notes of all sites, and deals them out if config.data.partition says so."""
+  folders = {site['name']: site for site in config.data.folders}
+
+  def load(key: str, name: str) -> SiteCorpus:
+    if name in COHORTS:
+      wanted = config.data.synthetic_notes if key == 'sites' else 0
+      return generate_cohort(name, seed=config.seed, train_notes=wanted or None)
+    if name in CORPORA:
+      return load_corpus(name, data_root(config.data.root))
+    if name in folders:
+      # A site that never trains is tested on all of its notes, unless its entry says otherwise.
+      share = {'test_share': 1.0} if key == 'external' else {}
+      return load_folder(SiteFolder(**(share | folders[name])))
+    raise InputError(
+      f'config.data.{key}: unknown site {name!r}; allowed are '
+      f'{", ".join((*COHORTS, *CORPORA, *folders))}')
+
+  sites, external = (
+    [load(key, name) for name in config.data[key]] for key in ('sites', 'external'))
+  sites, chosen = unleaked(sites, external), config.data.partition
+  parts, skew = partition(
+    sites, chosen.kind, unit=chosen.unit, sites=chosen.sites, strength=chosen.strength,
+    corrupted=chosen.corrupted, seed=config.seed) if chosen.kind else ([], None)
+  return Corpora(asked_alike(sites) if parts else sites, external, parts, skew)
+
+
+def _encoded(
+  base, encode: Callable[..., SiteData], config: ConfigDict, corpora: Corpora, reporter: Reporter
+) -> Data:
+  """Sites that train are tested, too, unless their notes were dealt out."""
+  data, scored = config.data, config.eval
+  training = partial(
+    encode, max_test=scored.max_examples, max_train_notes=data.max_train_notes,
+    max_train_sentences=data.max_train_sentences, seed=config.seed,
+    validation_share=data.validation_share, validation_examples=data.validation_examples)
+  with reporter.task('tokenising', sum(map(len, corpora[:3]))) as advance:
+
+    def encoded(notes: list[SiteCorpus], how: Callable[..., SiteData]) -> tuple[SiteData, ...]:
+      found = []
+      for corpus in notes:
+        found.append(how(corpus))
+        advance()
+      return tuple(found)
+
+    parts = encoded(corpora.parts, partial(training, tests=False))
+    sites = encoded(corpora.sites, partial(
+      encode, trains=False, max_test=scored.max_examples) if parts else training)
+    external = encoded(corpora.external, partial(
+      encode, trains=False, max_test=scored.max_external or scored.max_examples))
+  return Data(base, parts or sites, sites, external, corpora.skew)

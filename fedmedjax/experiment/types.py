@@ -1,0 +1,90 @@
+"""What a prepared study is made of."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedmedjax.data.schedule import Schedule
+from fedmedjax.data.site import SiteData
+from fedmedjax.experiment import communication
+from fedmedjax.experiment.execution import Arrangement
+from fedmedjax.fed.sites import SiteMap
+from fedmedjax.fed.types import FederatedAlgorithm, LocalOptimizer, LossFn, Sharing, Validation
+from fedmedjax.model.files.bert import Bert
+from fedmedjax.model.files.convert import BaseModel
+from fedmedjax.types import Skew
+
+
+class Data(NamedTuple):
+  """The model and every site's tokenised notes: what all regimes with one learner share."""
+
+  base: BaseModel | Bert
+  sites: tuple[SiteData, ...]      # that train
+  tested: tuple[SiteData, ...]     # in-domain: the same, or those whose notes were dealt out
+  external: tuple[SiteData, ...]   # tested, too, and never trained on
+  skew: Skew | None = None         # of the notes dealt out
+
+
+class Options(NamedTuple):
+  """What running needs to know beside the algorithm."""
+
+  preset: str
+  seed: int
+  rounds: int            # 0 when nothing is trained
+  pooled: bool
+  zero_shot: bool
+  bootstrap_samples: int
+  keep: int              # newest checkpoints
+  keep_best: int
+  max_bad_rounds: int
+  adds_aggregate: bool   # the server's step must be the aggregate itself
+  cross_site: bool
+  size_power: float      # of n_k, where sites' own leaves are averaged at the end
+  memory: int            # bytes that a run may count on; 0 = what the device says
+
+
+class Learner(NamedTuple):
+  """A model as the federated round and the scoring see it."""
+
+  loss_fn: Callable[[str], LossFn]  # of what the backward pass keeps, a key of REMAT
+  adapter: dict           # what is trained and sent, as it starts
+  base: dict              # what is frozen
+  whole_parameters: int   # of the whole model, however it is stored
+  whole_bytes: int        # of sending them in its number format
+  untrained: dict | None  # the adapter that answers before training; None = there is no such answer
+  learning_rate: float    # peak, of the sites' optimiser
+  rate_key: str           # the config key it came from
+  answer: Callable        # (adapter, site, advance) -> prediction records of all its tasks
+  largest_answer: Callable  # (adapter by shape, sites) -> its `types.Program` of most memory
+  save: Callable[[dict, Path], None]  # (adapter, folder): in the format of its ecosystem
+  folder: str             # of what is saved, in the run's workdir
+  summary: dict[str, Any]  # further entries of summary.json
+
+
+class Study(NamedTuple):
+  """A run ready to start."""
+
+  data: Data
+  options: Options
+  learner: Learner
+  sharing: Sharing
+  schedule: Schedule
+  meeting: communication.Meeting
+  validation: Validation | None
+  algorithm: FederatedAlgorithm
+  optimizer: LocalOptimizer
+  arrangements: tuple[Arrangement, ...]  # that memory is planned with, fastest first
+  site_map: Callable[[int], SiteMap]     # of a chunk
+  arranged: Callable[[Arrangement], FederatedAlgorithm]
+  groups: int                            # of devices, each with sites of its own
+
+
+class LearnerKind(NamedTuple):
+  """A value of config.fed.learner.
+
+  load(config, reporter, base) -> Data; parts(config, data, **plan), where the plan's keywords are
+  those that all learners share.
+  """
+
+  load: Callable[..., Data]
+  parts: Callable[..., tuple[Learner, Schedule]]
