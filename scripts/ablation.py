@@ -107,18 +107,19 @@ def final_losses(study: Study, program: Program, layout: dict, loss_on: str) -> 
   test = Validation(*schedules.validation_arrays(
     tested(study.data, schedule.batch_size)._replace(layout=layout['completion'])))
   validation = study.validation and Validation(*schedules.validation_arrays(schedule))
-  state = program.algorithm.init(study.learner.adapter)
-  before = float(program.test_loss(site_adapter(state, study.sharing, 0), study.learner.base, test))
+  state = program.algorithm.init(study.trainable.adapter)
+  before = float(
+    program.test_loss(site_adapter(state, study.sharing, 0), study.trainable.base, test))
   key = jax.random.key(study.options.seed)
   for number in range(study.options.rounds):
-    turn = communication.turnout(study.meeting, schedule, number)
+    turn = communication.round_participation(study.communication, schedule, number)
     data = LocalData(
       *schedules.round_arrays(schedule, number, turn.cohort.sites, turn.steps), turn.weights)
     state, _ = program.algorithm.round(
-      state, study.learner.base, data, turn.cohort.sites, validation,
+      state, study.trainable.base, data, turn.cohort.sites, validation,
       jax.random.fold_in(key, number))
   return before, statistics.fmean(
-    float(program.test_loss(site_adapter(state, study.sharing, site), study.learner.base, test))
+    float(program.test_loss(site_adapter(state, study.sharing, site), study.trainable.base, test))
     for site in range(len(schedule.weights)))
 
 
@@ -151,7 +152,7 @@ def ablation(
         mixed = bool(chosen.fed.ranks)
         if mixed not in programs:
           programs[mixed] = Program(
-            study.algorithm, jax.jit(partial(mean_loss, study.learner.loss_fn('none'))))
+            study.algorithm, jax.jit(partial(mean_loss, study.trainable.loss_fn('none'))))
         before, after = final_losses(study, programs[mixed], layout, chosen.fed.loss_on)
         line |= {'before': before, 'loss': after, 'seconds': time.monotonic() - begun}
       held.append(plain(line))

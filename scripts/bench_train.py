@@ -75,7 +75,7 @@ def ours(
     return np.asarray(losses)
 
   return {
-    name: partial(run, layout, jax.jit(one.train(layout.corners)))
+    name: partial(run, layout, jax.jit(one.train(layout.shape_buckets)))
     for name, layout in layouts.items()}
 
 
@@ -92,7 +92,7 @@ def peers(
     for step in one.schedule.plan[0][0]]
   twin = torch_peer.twin(model, config.model.dtype, torch_peer.device())
   with tempfile.TemporaryDirectory() as folder:
-    save_peft(one.study.learner.adapter, lora_config(config), Path(folder), model.base.name)
+    save_peft(one.study.trainable.adapter, lora_config(config), Path(folder), model.base.name)
     tuned = torch_peer.adapted(twin, Path(folder))
   rewind = torch_peer.rewinder(tuned)
 
@@ -160,7 +160,7 @@ def by_sites(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
   for count in counts:
     config = settings(values, count)
     one = site_rounds.federation(config, load_data(config, Reporter(), model.base))
-    anchor, rounds[count] = one.study.learner.adapter, site_rounds.compiled(one)
+    anchor, rounds[count] = one.study.trainable.adapter, site_rounds.compiled(one)
     entrants |= {
       f'ours_{count}': rounds[count].run,
       f'ours_loop_{count}': site_rounds.python_loop(one, count)}
@@ -196,7 +196,7 @@ def dry_run(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
   """Lowers one site's program, and each round, for abstract weights -> entries of the file."""
   config = settings(values)
   one = work(config, load_data(config, Reporter(), model.base))
-  jax.jit(one.train(one.schedule.layout.corners)).lower(
+  jax.jit(one.train(one.schedule.layout.shape_buckets)).lower(
     *arguments(one, schedules.round_arrays(one.schedule, 0)))
   examples, tokens, supervised = amounts(one)
   found = {
@@ -204,7 +204,7 @@ def dry_run(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
     'ours_fed_tokens': fed_tokens(one.schedule, one.schedule.layout),
     'flop': interleaved.training_flop(model.base.config, lora_config(config), tokens, supervised),
     'base_bytes': tree.num_bytes(model.base.params),
-    'adapter_bytes': tree.num_bytes(one.study.learner.adapter)}
+    'adapter_bytes': tree.num_bytes(one.study.trainable.adapter)}
   print('dry run, lowered and not compiled: ' + ', '.join(
     f'{key} {value:,.0f}' for key, value in found.items() if key != 'dry_run'))
   for count in map(int, values.sites):

@@ -20,7 +20,7 @@ _LOAD = '''
 import json, sys, time
 import jax
 from fedmedjax import tree
-from fedmedjax.model.load import load_model
+from fedmedjax.model.files.load import load_model
 
 def high_water():
   with open('/proc/self/status') as file:

@@ -18,9 +18,8 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from fedmedjax import report
 from fedmedjax.compare import api_run, comparisons
-from fedmedjax.compare import tables as finding_tables
+from fedmedjax.compare import tables as tables
 from fedmedjax.compare.comparisons import Draws, Runs
 from fedmedjax.compare.scenarios import (
   SETTINGS,
@@ -37,6 +36,7 @@ from fedmedjax.experiment.config import parse
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.notes import load_corpora
 from fedmedjax.experiment.types import Data
+from fedmedjax.report import terminal as report
 from fedmedjax.report.terminal import compare_table, relation_tables, with_global
 from fedmedjax.runtime.cli import guarded, set_up
 from fedmedjax.runtime.progress import Reporter
@@ -181,7 +181,7 @@ def _tell(
     for table in relation_tables(shown, first['sites'], first['external']):
       reporter.say(table)
   for table in told.tables:
-    reporter.say(finding_tables.terminal_table(table))
+    reporter.say(tables.terminal_table(table))
   sentences = [str(finding) for finding in told.found] + [*told.missing]
   for sentence in sentences:
     reporter.say(sentence)
@@ -201,8 +201,8 @@ def _tell(
 def _regimes(_: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Told:
   rows = by_label['']
   builds = (
-    finding_tables.seeds_table, finding_tables.spread_table, finding_tables.cross_site_table)
-  tables = [
+    tables.seeds_table, tables.spread_table, tables.cross_site_table)
+  shown = [
     build(rows, score, draws) for score in comparisons.scores_of(rows.values()) for build in builds]
   missing = [
     'No method is compared with the best single site, nor is any adapter tested at another site: '
@@ -210,7 +210,7 @@ def _regimes(_: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Told
   ] if 'single_site' in rows and len(rows['single_site'].summaries[0]['sites']) > 1 and not all(
     rows['single_site'].cross_site) else []
   return Told(
-    [table for table in tables if table], [], comparisons.comparisons(rows, 'in_domain', '', draws),
+    [table for table in shown if table], [], comparisons.comparisons(rows, 'in_domain', '', draws),
     missing)
 
 
@@ -229,12 +229,12 @@ def _curves(setting: str, by_label: dict[str, dict[str, Runs]], draws: Draws) ->
     for label, rows in by_label.items())
   for score in comparisons.scores_of(
       runs for rows in by_label.values() for runs in rows.values()):
-    found = finding_tables.curve(by_label, score, draws, external=setting == 'leave_one_out')
-    told.tables.append(finding_tables.curve_table(
+    found = tables.curve(by_label, score, draws, external=setting == 'leave_one_out')
+    told.tables.append(tables.curve_table(
       title, f'Local steps in all, {steps}.', list(by_label), found, score))
     if setting != 'leave_one_out':
       x = {label: _place(label, rows) for label, rows in by_label.items()}
-      told.plots.append(finding_tables.curve_plot(
+      told.plots.append(tables.curve_plot(
         title, 'sentences' if setting == 'new_site' else 'sites', x, found, score))
   by_words = {words.format(label): rows for label, rows in by_label.items()}
   if setting == 'new_site':

@@ -2,7 +2,7 @@
 
 One step = the instruction once + its examples packed into rows (`types.Batch`). The arrays of all
 steps of a federation have one shape, so that a round compiles once. Where it pays, a step is packed
-into a corner of them of a smaller shape, and that corner alone is computed. Which examples a step
+into a bucket of them of a smaller shape, and that bucket alone is computed. Which examples a step
 holds is a function of (seed, site, task, step) alone: a resumed run needs no iterator state.
 """
 
@@ -139,13 +139,13 @@ def smaller_shapes(
   steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], whole: RowShape, loss_on: str,
   most: int,
 ) -> tuple[RowShape, ...]:
-  """At most so many shapes, corners of `whole`, that save `_WORTH` each; by rising cost.
+  """At most so many shapes, shape_buckets of `whole`, that save `_WORTH` each; by rising cost.
 
   A step is computed in the first that holds it, or whole. They are chosen one after the other: what
   saves most.
 
   Args:
-    steps: the examples of each step that may be computed in a corner.
+    steps: the examples of each step that may be computed in a bucket.
     prefixes: the instruction of each, without its last token.
     whole: a shape that holds every step.
     loss_on: 'completion' or 'all'.
@@ -168,7 +168,7 @@ def smaller_shapes(
 def _candidates(
   steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], whole: RowShape, loss_on: str
 ) -> dict[RowShape, np.ndarray]:
-  """Corners of `whole` that cost less -> bool[n]: which steps they hold."""
+  """Shape buckets of `whole` that cost less -> bool[n]: which steps they hold."""
   found, instructions = {}, round_up(np.asarray(prefixes), 16)
   lengths = [max(len(example.tokens) for example in step) for step in steps]
   targets = np.asarray([_targets(step, loss_on) for step in steps])
@@ -207,7 +207,7 @@ def first_shape(
   return shapes[-1]
 
 
-def corner(shape: RowShape, batch: Batch) -> Batch:
+def bucket(shape: RowShape, batch: Batch) -> Batch:
   """The part of a step that begins its arrays; numpy's or traced."""
   prefix, rows, width, targets = shape
   return Batch(
@@ -219,7 +219,7 @@ def corner(shape: RowShape, batch: Batch) -> Batch:
 
 
 def in_corner(shape: RowShape, batch: Batch):
-  """bool[]: nothing of a step is outside of that corner; numpy's or traced."""
+  """bool[]: nothing of a step is outside of that bucket; numpy's or traced."""
   prefix, rows, width, targets = shape
   outside = (
     batch.prefix[prefix:] >= 0, batch.segments[rows:] > 0, batch.segments[:, width:] > 0,

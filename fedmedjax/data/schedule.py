@@ -25,7 +25,7 @@ class Step(NamedTuple):
   members: np.ndarray
 
 
-class Corner(NamedTuple):
+class ShapeBucket(NamedTuple):
   """A part of a step's arrays that may be computed for the whole, where it holds all of the step.
 
   Both are of the arrays of one step, numpy's or traced.
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
 
   pack: Callable  # (TaskData, examples) -> arrays
   blank: Any      # the arrays of a step without examples: weight zero everywhere
-  corners: tuple[Corner, ...] = ()  # that some steps are packed into, the cheapest first
+  shape_buckets: tuple[ShapeBucket, ...] = ()  # that some steps are packed into, the cheapest first
 
 
 # plan[round][participant] lists its steps.
@@ -188,7 +188,7 @@ def make_schedule(
 def rows_layout(
   whole: pack.RowShape, loss_on: str, smaller: Sequence[pack.RowShape] = ()
 ) -> Layout:
-  """Rows of one shape, steps in the first corner of a shape of `smaller` that holds them."""
+  """Rows of one shape, steps in the first bucket of a shape of `smaller` that holds them."""
 
   def packed(part: TaskData, examples: Sequence) -> Batch:
     shape = pack.first_shape(
@@ -196,7 +196,7 @@ def rows_layout(
     return pack.pack(part.instruction, examples, whole, loss_on, shape.width)
 
   return Layout(packed, pack.blank(whole, loss_on), tuple(
-    Corner(partial(pack.corner, shape), partial(pack.in_corner, shape)) for shape in smaller))
+    ShapeBucket(partial(pack.bucket, shape), partial(pack.in_corner, shape)) for shape in smaller))
 
 
 def _validation_steps(part: TaskData, batch_size: int) -> list[list]:

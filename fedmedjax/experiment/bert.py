@@ -14,8 +14,8 @@ from fedmedjax.data.tasks import asked_types
 from fedmedjax.eval import tagging
 from fedmedjax.experiment import meshes
 from fedmedjax.experiment.meshes import replicate
-from fedmedjax.experiment.notes import _encoded, load_corpora
-from fedmedjax.experiment.types import Data, Learner
+from fedmedjax.experiment.notes import encode_sites, load_corpora
+from fedmedjax.experiment.types import Data, Trainable
 from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
 from fedmedjax.model.files.bert import Bert, load_bert, save_bert
 from fedmedjax.model.files.convert import BaseModel
@@ -23,7 +23,7 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
 
-def _load_bert(config: ConfigDict, reporter: Reporter, _: BaseModel | None) -> Data:
+def load_bert_data(config: ConfigDict, reporter: Reporter, _: BaseModel | None) -> Data:
   bert = config.bert
   if not bert.path:
     raise InputError(
@@ -41,22 +41,22 @@ def _load_bert(config: ConfigDict, reporter: Reporter, _: BaseModel | None) -> D
   encode = partial(
     encode_label_site, tokenizer=base.tokenizer, task=bert.task, labels=labels,
     max_length=bert.max_length)
-  return _encoded(base, encode, config, corpora, reporter)
+  return encode_sites(base, encode, config, corpora, reporter)
 
 
-def _bert_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
+def bert_parts(config: ConfigDict, data: Data, **plan) -> tuple[Trainable, Schedule]:
   bert = config.bert
-  learner = bert_learner(
+  trainable = bert_trainable(
     data.base, learning_rate=bert.learning_rate, max_length=bert.max_length,
     batch_size=config.eval.batch_size, mesh=meshes.mesh_of(config))
   schedule = label_schedule(
     data.sites, labels=data.base.labels, max_length=bert.max_length, **plan)
-  return learner, schedule
+  return trainable, schedule
 
 
-def bert_learner(
+def bert_trainable(
   bert: Bert, *, learning_rate: float, max_length: int, batch_size: int, mesh: Mesh | None = None
-) -> Learner:
+) -> Trainable:
   """A BERT token classifier, all of it but the embeddings trained.
 
   Args:
@@ -70,7 +70,7 @@ def bert_learner(
   adapter, base = split_frozen(bert.params)
   base = replicate(mesh, base)
   tagger = tagging.Tagger(model(), bert.labels, max_length, batch_size)
-  return Learner(
+  return Trainable(
     loss_fn=lambda remat: partial(label_loss, model(remat)), adapter=adapter, base=base,
     whole_parameters=tree.size(bert.params), whole_bytes=tree.num_bytes(bert.params),
     # Its classifier is drawn at random: what it says before training means nothing.

@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import communication, meshes
-from fedmedjax.experiment.bert import _bert_parts, _load_bert
-from fedmedjax.experiment.execution import Arrangement, arrangements, sites_at_once
-from fedmedjax.experiment.lora import _load_lora, _lora_parts
+from fedmedjax.experiment.bert import bert_parts, load_bert_data
+from fedmedjax.experiment.execution import Execution, executions, sites_at_once
+from fedmedjax.experiment.lora import load_lora_data, lora_parts
 from fedmedjax.experiment.methods import adds_aggregate, algorithm_parts, needs_validation
-from fedmedjax.experiment.types import Data, LearnerKind, Options, Study
+from fedmedjax.experiment.types import Data, Options, Study, TrainableKind
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sharing import SHARINGS
@@ -41,19 +41,20 @@ def options(config: ConfigDict) -> Options:
 
 
 LEARNERS = {
-  'lora': LearnerKind(_load_lora, _lora_parts), 'bert': LearnerKind(_load_bert, _bert_parts)}
+  'lora': TrainableKind(load_lora_data, lora_parts),
+  'bert': TrainableKind(load_bert_data, bert_parts)}
 
 
 def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet.
 
   Where config.fed.chunk or config.model.remat is left to the planner, `algorithm` is the fastest of
-  the arrangements; see `memory.py`.
+  the executions; see `memory.py`.
 
   Raises InputError when the method needs a validation set and no site has a note for it.
   """
   fed = config.fed
-  learner, schedule = LEARNERS[fed.learner].parts(
+  trainable, schedule = LEARNERS[fed.learner].parts(
     config, data, rounds=fed.rounds, local_steps=fed.local_steps, local_epochs=fed.local_epochs,
     batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by,
     cohorts_of=partial(communication.cohorts, config))
@@ -64,10 +65,10 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
       f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
       f'for validation, and preset {fed.preset!r} weighs sites by their validation loss')
   if fed.local_optimizer == 'sgd':
-    learner = learner._replace(rate_key='config.optim.sgd_learning_rate')
-  sharing = SHARINGS[fed.sharing](tree.paths(learner.adapter))
+    trainable = trainable._replace(rate_key='config.optim.sgd_learning_rate')
+  sharing = SHARINGS[fed.sharing](tree.paths(trainable.adapter))
   layout = meshes.round_layout(config)
-  parts = algorithm_parts(config, learner.learning_rate) | dict(
+  parts = algorithm_parts(config, trainable.learning_rate) | dict(
     gradient=mean_gradient, sharing=sharing, outbound=communication.outbound(fed),
     num_sites=len(schedule.weights), explosion=fed.explosion, place=layout.place,
     on_step=on_step if config.log.steps else None)
@@ -75,17 +76,17 @@ def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
   site_map = partial(
     fitted_map, schedule.steps_taken, vmap=layout.vmap, groups=layout.groups)
 
-  def arranged(arrangement: Arrangement) -> FederatedAlgorithm:
-    alone = sites_at_once(arrangement, meeting.sampler.size) == 1
+  def algorithm_with(execution: Execution) -> FederatedAlgorithm:
+    alone = sites_at_once(execution, plan.sampler.size) == 1
     return federated_algorithm(
-      loss_fn=learner.loss_fn(arrangement.remat), map_sites=site_map(arrangement.chunk),
-      corners=schedule.layout.corners if alone else (), **parts)
+      loss_fn=trainable.loss_fn(execution.remat), map_sites=site_map(execution.chunk),
+      shape_buckets=schedule.layout.shape_buckets if alone else (), **parts)
 
-  meeting = communication.meeting(config, schedule.weights, learner.adapter, sharing)
-  order = arrangements(
-    fed.chunk, config.model.remat, meeting.sampler.size, jax.default_backend() == 'cpu',
+  plan = communication.plan_communication(config, schedule.weights, trainable.adapter, sharing)
+  order = executions(
+    fed.chunk, config.model.remat, plan.sampler.size, jax.default_backend() == 'cpu',
     layout.groups)
   return Study(
-    data, options(config), learner, sharing, schedule, meeting,
-    validation and Validation(*validation), arranged(order[0]), parts['optimizer'], order, site_map,
-    arranged, layout.groups)
+    data, options(config), trainable, sharing, schedule, plan,
+    validation and Validation(*validation), algorithm_with(order[0]), parts['optimizer'], order,
+    site_map, algorithm_with, layout.groups)

@@ -11,19 +11,19 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.schedule import Schedule
-from fedmedjax.fed import compression as outbounds
+from fedmedjax.fed import compression as compression
 from fedmedjax.fed import ledger, participation
 from fedmedjax.fed.aggregators import FOLDING
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.factors import room
 from fedmedjax.fed.ledger import Exchange
-from fedmedjax.fed.participation import SAMPLERS, Fleet, Sampler, Turnout
+from fedmedjax.fed.participation import SAMPLERS, Fleet, Participation, Sampler
 from fedmedjax.fed.ranks import cut, rank_first
 from fedmedjax.fed.rules import SENT_CONTROL
 from fedmedjax.fed.types import Sharing
 
 
-class Meeting(NamedTuple):
+class Communication(NamedTuple):
   """Who takes part in the rounds, and what they send. Pooled, one place that sends nothing."""
 
   sampler: Sampler
@@ -31,13 +31,13 @@ class Meeting(NamedTuple):
   exchange: Callable[[int], tuple[Exchange, ...]]   # each cohort site's messages, round from 0
 
 
-def codec(fed: ConfigDict) -> outbounds.Codec:
+def codec(fed: ConfigDict) -> compression.Codec:
   """config.fed's format of an update."""
-  return outbounds.top_k(fed.top_k, CODECS[fed.outbound](fed.block))
+  return compression.top_k(fed.top_k, CODECS[fed.outbound](fed.block))
 
 
 def outbound(fed: ConfigDict) -> optax.GradientTransformationExtraArgs:
-  sender = outbounds.outbound(
+  sender = compression.outbound(
     codec(fed), clip_norm=fed.clip_update, error_feedback=fed.error_feedback)
   return rank_first(sender) if fed.ranks else sender
 
@@ -54,8 +54,10 @@ def cohorts(config: ConfigDict, sizes: np.ndarray) -> list[list[int]]:
   return [cohort.sites[cohort.present].tolist() for cohort in drawn]
 
 
-def meeting(config: ConfigDict, sizes: np.ndarray, adapter, sharing: Sharing) -> Meeting:
-  """The `Meeting` that config.fed and config.simulation ask for.
+def plan_communication(
+  config: ConfigDict, sizes: np.ndarray, adapter, sharing: Sharing
+) -> Communication:
+  """The `Communication` that config.fed and config.simulation ask for.
 
   Args:
     sizes: f[S] n_k, the same as for `cohorts`; pooled, its one entry is not looked at.
@@ -63,7 +65,7 @@ def meeting(config: ConfigDict, sizes: np.ndarray, adapter, sharing: Sharing) ->
   """
   fed, rank = config.fed, config.lora.rank
   if fed.pooled:
-    return Meeting(
+    return Communication(
       participation.uniform(1, 1, config.seed), participation.lognormal_fleet(1, config.seed),
       lambda number: (Exchange((), ()),))
   fleet = participation.lognormal_fleet(
@@ -93,28 +95,31 @@ def meeting(config: ConfigDict, sizes: np.ndarray, adapter, sharing: Sharing) ->
     return tuple(
       messages(ranks[site], number, int(last[site])) for site in sampler.draw(number).sites)
 
-  return Meeting(sampler, fleet, exchange)
+  return Communication(sampler, fleet, exchange)
 
 
-def _lengths(meeting: Meeting, number: int) -> tuple[np.ndarray, np.ndarray]:
+def _lengths(communication: Communication, number: int) -> tuple[np.ndarray, np.ndarray]:
   """(bytes down, bytes up) i64[C] of the messages of the cohort's sites."""
-  exchanges = meeting.exchange(number)
+  exchanges = communication.exchange(number)
   return (
     np.asarray([ledger.num_bytes(one.down) for one in exchanges]),
     np.asarray([ledger.num_bytes(one.up) for one in exchanges]))
 
 
-def turnout(meeting: Meeting, schedule: Schedule, number: int) -> Turnout:
-  """How round `number` goes; see `participation.turnout`."""
-  down, up = _lengths(meeting, number)
-  return participation.turnout(
-    meeting.sampler, meeting.fleet, number, sizes=schedule.weights,
+def round_participation(
+  communication: Communication, schedule: Schedule, number: int
+) -> Participation:
+  """How round `number` goes; see `participation.round_participation`."""
+  down, up = _lengths(communication, number)
+  return participation.round_participation(
+    communication.sampler, communication.fleet, number, sizes=schedule.weights,
     planned=np.asarray([len(one) for one in schedule.plan[number]]),
     bytes_down=down, bytes_up=up)
 
 
-def turnout_line(
-  meeting: Meeting, schedule: Schedule, number: int, turn: Turnout, names: Sequence[str]
+def participation_line(
+  communication: Communication, schedule: Schedule, number: int, turn: Participation,
+  names: Sequence[str],
 ) -> dict:
   """The part of a round's line that is known without training: who, how much, how long.
 
@@ -123,7 +128,7 @@ def turnout_line(
   """
   here, (sites, steps) = turn.cohort.present, (turn.cohort.sites, turn.steps)
   examples, tokens = schedules.round_work(schedule, number, sites, steps)
-  down, up = _lengths(meeting, number)
+  down, up = _lengths(communication, number)
   down, up = down[here], np.where(steps > 0, up, 0)[here]
   return {
     'round': number + 1, 'sites': [names[site] for site in sites[here]], 'steps': steps[here],
@@ -134,11 +139,11 @@ def turnout_line(
   }
 
 
-def ledger_csv(meeting: Meeting, lines: Iterable[dict]) -> str:
+def ledger_csv(communication: Communication, lines: Iterable[dict]) -> str:
   """The ledger of a run, a line a (round, site, tensor), from the rounds' lines."""
   # Those that are present come first in a cohort.
   rounds = [
-    (line['round'], line['sites'], meeting.exchange(line['round'] - 1)[:len(line['sites'])],
+    (line['round'], line['sites'], communication.exchange(line['round'] - 1)[:len(line['sites'])],
      [count > 0 for count in line['steps']])
     for line in lines]
   rows = ledger.table(rounds)

@@ -11,7 +11,7 @@ from fedmedjax.model.llama import REMAT
 AUTO_CHUNK, AUTO_REMAT = -1, 'auto'
 
 
-class Arrangement(NamedTuple):
+class Execution(NamedTuple):
   """Values of config.fed.chunk and config.model.remat."""
 
   chunk: int   # sites computed at once; 0 = all
@@ -21,9 +21,9 @@ class Arrangement(NamedTuple):
     return f"{self.chunk or 'all'} site(s) at once, remat {self.remat}"
 
 
-def arrangements(
+def executions(
   chunk: int, remat: str, sites: int, one_by_one: bool, groups: int = 1
-) -> tuple[Arrangement, ...]:
+) -> tuple[Execution, ...]:
   """What the configuration allows, from the fastest to the smallest.
 
   Args:
@@ -44,19 +44,19 @@ def arrangements(
     remats = list(REMAT)
     # Where memory is slow, what is kept costs more than what is made again.
     remats = remats[remats.index('products'):] if one_by_one else remats
-  return tuple(Arrangement(count, kept) for count in chunks for kept in remats)
+  return tuple(Execution(count, kept) for count in chunks for kept in remats)
 
 
-def smaller(arrangement: Arrangement, sites: int, groups: int = 1) -> Arrangement | None:
+def smaller(execution: Execution, sites: int, groups: int = 1) -> Execution | None:
   """What to try when this one found no memory: half the sites at once, else a stronger remat.
 
-  None when there is nothing smaller. `sites`: C, of a round; `groups`: see `arrangements`.
+  None when there is nothing smaller. `sites`: C, of a round; `groups`: see `executions`.
   """
-  at_once = sites_at_once(arrangement, sites)
+  at_once = sites_at_once(execution, sites)
   if at_once > groups:
-    return arrangement._replace(chunk=_halved(at_once, groups))
-  stronger = list(REMAT)[list(REMAT).index(arrangement.remat) + 1:]
-  return Arrangement(groups, stronger[0]) if stronger else None
+    return execution._replace(chunk=_halved(at_once, groups))
+  stronger = list(REMAT)[list(REMAT).index(execution.remat) + 1:]
+  return Execution(groups, stronger[0]) if stronger else None
 
 
 def _halved(sites: int, groups: int) -> int:
@@ -64,5 +64,5 @@ def _halved(sites: int, groups: int) -> int:
   return -(-sites // (2 * groups)) * groups
 
 
-def sites_at_once(arrangement: Arrangement, sites: int) -> int:
-  return min(arrangement.chunk or sites, sites)
+def sites_at_once(execution: Execution, sites: int) -> int:
+  return min(execution.chunk or sites, sites)

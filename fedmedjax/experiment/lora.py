@@ -15,8 +15,8 @@ from fedmedjax.data.site import SiteData, encode_site
 from fedmedjax.eval import evaluate, generation
 from fedmedjax.eval.generation import check_context
 from fedmedjax.experiment import meshes
-from fedmedjax.experiment.notes import _encoded, load_corpora
-from fedmedjax.experiment.types import Data, Learner
+from fedmedjax.experiment.notes import encode_sites, load_corpora
+from fedmedjax.experiment.types import Data, Trainable
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.files.convert import BaseModel, Placement, parameter_count
@@ -31,7 +31,7 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError, SiteCorpus
 
 
-def _load_lora(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -> Data:
+def load_lora_data(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -> Data:
   lora = lora_config(config)
   check_lora(lora)
   mesh = meshes.mesh_of(config)
@@ -52,7 +52,7 @@ def _load_lora(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -
       corpus, base.tokenizer, tasks=tasks, style=config.data.style,
       max_length=config.data.max_length, **split)
 
-  data = _encoded(base, encode, config, corpora, reporter)
+  data = encode_sites(base, encode, config, corpora, reporter)
   _check_tasks(config.data.tasks, data.sites)
   check_context(
     base, {site.name: site for site in (*data.sites, *data.tested, *data.external)}.values(),
@@ -73,8 +73,8 @@ def lora_config(config: ConfigDict) -> LoraConfig:
   return LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
 
 
-def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedule]:
-  learner = lora_learner(
+def lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Trainable, Schedule]:
+  trainable = lora_trainable(
     data.base, (*data.tested, *data.external), lora_config(config),
     start=config.lora.start, learning_rate=config.optim.learning_rate, seed=config.seed,
     dtype=DTYPES[config.model.dtype], batch_size=config.eval.batch_size,
@@ -84,10 +84,10 @@ def _lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Learner, Schedu
   schedule = schedules.make_schedule(
     data.sites, loss_on=config.fed.loss_on, shapes=config.fed.shapes,
     shares={'ner': 1 - related, 're': related} if related else None, **plan)
-  return learner, schedule
+  return trainable, schedule
 
 
-def lora_learner(
+def lora_trainable(
   base: BaseModel,
   sites: Sequence[SiteData],
   lora: LoraConfig,
@@ -101,7 +101,7 @@ def lora_learner(
   guesses: int,
   attention: str,
   mesh: Mesh | None = None,
-) -> Learner:
+) -> Trainable:
   """A LLaMA whose LoRA adapter learns to write what is asked of sentences.
 
   Args:
@@ -126,7 +126,7 @@ def lora_learner(
   parameters = parameter_count(base.config)
   packed = partial(packed_attention, attend=ATTENTIONS[attention](base.config, dtype, mesh))
   given = _starting_adapter(Path(start), base, lora) if start else {}
-  return Learner(
+  return Trainable(
     loss_fn=lambda remat: partial(
       packed_loss, llama(packed, remat=remat, fetch=fetch_on(mesh)),
       head_parts=head_parts(mesh, base.config.vocab_size)),

@@ -58,7 +58,7 @@ def load_corpora(config: ConfigDict) -> Corpora:
   return Corpora(asked_alike(sites) if parts else sites, external, parts, skew)
 
 
-def _encoded(
+def encode_sites(
   base, encode: Callable[..., SiteData], config: ConfigDict, corpora: Corpora, reporter: Reporter
 ) -> Data:
   """Sites that train are tested, too, unless their notes were dealt out."""

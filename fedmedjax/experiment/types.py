@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import communication
-from fedmedjax.experiment.execution import Arrangement
+from fedmedjax.experiment.execution import Execution
 from fedmedjax.fed.sites import SiteMap
 from fedmedjax.fed.types import FederatedAlgorithm, LocalOptimizer, LossFn, Sharing, Validation
 from fedmedjax.model.files.bert import Bert
@@ -16,7 +16,7 @@ from fedmedjax.types import Skew
 
 
 class Data(NamedTuple):
-  """The model and every site's tokenised notes: what all regimes with one learner share."""
+  """The model and every site's tokenised notes: what all regimes with one trainable share."""
 
   base: BaseModel | Bert
   sites: tuple[SiteData, ...]      # that train
@@ -43,7 +43,7 @@ class Options(NamedTuple):
   memory: int            # bytes that a run may count on; 0 = what the device says
 
 
-class Learner(NamedTuple):
+class Trainable(NamedTuple):
   """A model as the federated round and the scoring see it."""
 
   loss_fn: Callable[[str], LossFn]  # of what the backward pass keeps, a key of REMAT
@@ -66,20 +66,20 @@ class Study(NamedTuple):
 
   data: Data
   options: Options
-  learner: Learner
+  trainable: Trainable
   sharing: Sharing
   schedule: Schedule
-  meeting: communication.Meeting
+  communication: communication.Communication
   validation: Validation | None
   algorithm: FederatedAlgorithm
   optimizer: LocalOptimizer
-  arrangements: tuple[Arrangement, ...]  # that memory is planned with, fastest first
+  executions: tuple[Execution, ...]  # that memory is planned with, fastest first
   site_map: Callable[[int], SiteMap]     # of a chunk
-  arranged: Callable[[Arrangement], FederatedAlgorithm]
+  algorithm_with: Callable[[Execution], FederatedAlgorithm]
   groups: int                            # of devices, each with sites of its own
 
 
-class LearnerKind(NamedTuple):
+class TrainableKind(NamedTuple):
   """A value of config.fed.learner.
 
   load(config, reporter, base) -> Data; parts(config, data, **plan), where the plan's keywords are
@@ -87,4 +87,4 @@ class LearnerKind(NamedTuple):
   """
 
   load: Callable[..., Data]
-  parts: Callable[..., tuple[Learner, Schedule]]
+  parts: Callable[..., tuple[Trainable, Schedule]]

@@ -74,7 +74,7 @@ def local_training(
   shared: Callable[[str], bool],
   keep: Callable,
   on_step: Callable | None = None,
-  corners: Sequence = (),
+  shape_buckets: Sequence = (),
 ) -> LocalTraining:
   """Builds the pure functions that train one site.
 
@@ -84,16 +84,17 @@ def local_training(
     keep: zeroes what this site does not train in this round, [*p] -> [*p].
     on_step: host callback (site i32[], step i32[], loss f32[], active bool[]) for progress, or
       None; told of every step that is computed, of padded ones as such.
-    corners: parts of a batch with `cut` and `holds` (see `data/schedule.py: Corner`): the gradient
-      is that of the first that holds the step, or of the whole. For sites one after the other:
-      under vmap all of them would be computed.
+    shape_buckets: parts of a batch with `cut` and `holds` (see `data/schedule.py: ShapeBucket`):
+      the gradient is that of the first that holds the step, or of the whole. For sites one after
+      the other: under vmap all of them would be computed.
   """
 
   def gradient_of(adapter, base, batch, key):
-    if not corners:
+    if not shape_buckets:
       return gradient_fn(adapter, base, batch, key)
-    cuts = [*(corner.cut for corner in corners), lambda batch: batch]
-    first = jnp.argmax(jnp.stack([*(corner.holds(batch) for corner in corners), jnp.bool_(True)]))
+    cuts = [*(bucket.cut for bucket in shape_buckets), lambda batch: batch]
+    first = jnp.argmax(jnp.stack(
+      [*(bucket.holds(batch) for bucket in shape_buckets), jnp.bool_(True)]))
     return jax.lax.switch(first, [
       lambda adapter, batch, key, cut=cut: gradient_fn(adapter, base, cut(batch), key)
       for cut in cuts], adapter, batch, key)

@@ -42,7 +42,7 @@ class Fleet(NamedTuple):
   deadline: float           # seconds that the server waits; infinite = for everyone
 
 
-class Turnout(NamedTuple):
+class Participation(NamedTuple):
   """One round as it went. A site that sends nothing has 0 steps and weight 0."""
 
   cohort: Cohort
@@ -167,10 +167,10 @@ def lognormal_fleet(
     seed, spread('speed', step_seconds, speed_spread), byte, failure, deadline or np.inf)
 
 
-def turnout(
+def round_participation(
   sampler: Sampler, fleet: Fleet, number: int, *, sizes: np.ndarray, planned: np.ndarray,
   bytes_down: np.ndarray | int, bytes_up: np.ndarray | int,
-) -> Turnout:
+) -> Participation:
   """How round `number` goes.
 
   A site takes t = down + K s + up seconds for its K steps. With chance `failure` it breaks down
@@ -202,7 +202,7 @@ def turnout(
   seconds = np.where(cohort.present, np.minimum(seconds, fleet.deadline), 0.0)
   even = sampler.inclusion.mean() / pick(sampler.inclusion)
   weights = pick(sizes) * steps / np.maximum(wanted, 1) * even
-  return Turnout(cohort, steps, weights.astype(np.float32), seconds)
+  return Participation(cohort, steps, weights.astype(np.float32), seconds)
 
 
 # (sizes f[S], C, seed) -> Sampler

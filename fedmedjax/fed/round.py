@@ -13,7 +13,7 @@ from fedmedjax.fed.aggregators.weighted_mean import weighted_sum
 from fedmedjax.fed.factors import join, write_columns
 from fedmedjax.fed.local import local_training, mean_loss
 from fedmedjax.fed.quarantine import sound_sites
-from fedmedjax.fed.sites import SiteMap, Stages
+from fedmedjax.fed.sites import SiteMap, SiteProgram
 from fedmedjax.fed.types import (
   Aggregate,
   Aggregator,
@@ -46,7 +46,7 @@ def federated_algorithm(
   explosion: float = 0.0,
   place: Callable[[FedState], FedState] = lambda state: state,
   on_step: Callable | None = None,
-  corners: Sequence = (),
+  shape_buckets: Sequence = (),
 ) -> FederatedAlgorithm:
   """Composes the parts into init and one jitted round.
 
@@ -63,13 +63,14 @@ def federated_algorithm(
     loss_fn: of the model on (adapter, base, batch).
     gradient: makes the gradient of a loss, such as `gradient.mean_gradient`; it is given loss_fn
       as a site sees it, with its own scale and what is folded into the base.
-    on_step, corners: see `local_training`.
+    on_step, shape_buckets: see `local_training`.
     map_sites, place: how sites and state are laid on devices, see `fed/sites.py`; num_sites: S.
     explosion: see `sound_sites`.
     The other parts: values of `fed/types.py`, or optax's; outbound may take the keyword `key`,
       which differs by round and site.
   """
-  training = partial(local_training, optimizer=optimizer, on_step=on_step, corners=corners)
+  training = partial(
+    local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
   one_site = _site_program(loss_fn, gradient, training, rule, sharing, ranks, outbound)
   server_step = _server_program(rule, sharing, server_optimizer)
   init = _init_program(rule, sharing, outbound, aggregator, server_optimizer, num_sites)
@@ -145,8 +146,10 @@ def _private(sharing: Sharing, adapter):
 def _site_program(
   loss_fn, gradient, local, rule: LocalRule, sharing: Sharing, ranks: Ranks, outbound
 ):
-  """What one site does in a round, from its anchor to what it sends: (state, base, key) -> Stages
-  of (site, its state, its batches, its step_mask)."""
+  """What one site does in a round, from its anchor to what it sends.
+
+  (state, base, key) -> SiteProgram of (site, its state, its batches, its step_mask).
+  """
   outbound = optax.with_extra_args_support(outbound)
 
   def one_site(state, base, key):
@@ -166,17 +169,17 @@ def _site_program(
     def keys(site):
       return jax.random.split(jax.random.fold_in(key, site))
 
-    def begin(site, site_state, batches, step_mask):
+    def init(site, site_state, batches, step_mask):
       anchor = ranks.to_site(start_of(site, site_state), site)
       return training(site).start(anchor, step_mask)
 
-    def advance(first, until, progress, site, site_state, batches, step_mask):
+    def steps(first, until, progress, site, site_state, batches, step_mask):
       anchor = ranks.to_site(start_of(site, site_state), site)
       return training(site).advance(
         first, until, progress, anchor, base, batches, step_mask, state.ctrl, site_state.ctrl,
         site, keys(site)[0])
 
-    def finish(progress, site, site_state, batches, step_mask):
+    def final(progress, site, site_state, batches, step_mask):
       start = start_of(site, site_state)
       anchor, adapter = ranks.to_site(start, site), progress.adapter
       learnt = ranks.to_server(jax.tree.map(jnp.subtract, adapter, anchor), site)
@@ -191,7 +194,7 @@ def _site_program(
       state_ = SiteState(own, ctrl, outbound_state)
       return sent, state_, ctrl_delta, progress.losses, tree.norm(learnt)
 
-    return Stages(begin, advance, finish)
+    return SiteProgram(init, steps, final)
 
   return one_site
 

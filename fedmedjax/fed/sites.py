@@ -34,23 +34,23 @@ class Spread(NamedTuple):
     return math.prod(self.mesh.shape[axis] for axis in self.axes)
 
 
-class Stages(NamedTuple):
+class SiteProgram(NamedTuple):
   """What one site does, in pieces: with many steps it can go on without the others.
 
-  begin(*site) -> carry; advance(first i32[], until i32[], carry, *site) -> carry, the steps of
-  number first ... until - 1 taken; finish(carry, *site) -> results.
+  init(*site) -> carry; steps(first i32[], until i32[], carry, *site) -> carry, the steps of
+  number first ... until - 1 taken; final(carry, *site) -> results.
   """
 
-  begin: Callable
-  advance: Callable
-  finish: Callable
+  init: Callable
+  steps: Callable
+  final: Callable
 
 
 class SiteMap(NamedTuple):
   """Maps over the leading (site) axis of every argument."""
 
   every: Callable     # (fn) -> mapped fn
-  staged: Callable    # (Stages, steps i32[C], the numbers that `advance` has to reach) -> mapped
+  staged: Callable    # (SiteProgram, steps i32[C] that each site has to reach) -> mapped
   laid_out: Callable  # (steps i[C]) -> steps computed for them, each for as many sites at once
 
 
@@ -162,7 +162,7 @@ def _count(args) -> int:
 
 
 def _staged(
-  chunk: int, halvings: int, vmap: Callable, groups: int, stages: Stages, steps: jax.Array
+  chunk: int, halvings: int, vmap: Callable, groups: int, stages: SiteProgram, steps: jax.Array
 ) -> Callable:
   count = len(steps)
   size, odd = _sizes(chunk, count)
@@ -192,17 +192,17 @@ def _staged(
   return mapped
 
 
-def _together(stages: Stages, vmap: Callable, phases, args):
+def _together(stages: SiteProgram, vmap: Callable, phases, args):
   """One chunk; `args` are [n, ...], by falling number of steps where there are several phases."""
   first, done = jnp.int32(0), []
-  carry = _vmap_unless_one(vmap, stages.begin)(*args)
+  carry = _vmap_unless_one(vmap, stages.init)(*args)
   for width, until in phases:
     done.append(jax.tree.map(lambda x, width=width: x[width:], carry))
     carry, own = jax.tree.map(lambda x, width=width: x[:width], (carry, args))
-    carry = _vmap_unless_one(vmap, partial(stages.advance, first, until))(carry, *own)
+    carry = _vmap_unless_one(vmap, partial(stages.steps, first, until))(carry, *own)
     first = until
   carry = jax.tree.map(lambda *parts: jnp.concatenate(parts), carry, *reversed(done))
-  return _vmap_unless_one(vmap, stages.finish)(carry, *args)
+  return _vmap_unless_one(vmap, stages.final)(carry, *args)
 
 
 def _vmap_unless_one(vmap: Callable, fn: Callable) -> Callable:

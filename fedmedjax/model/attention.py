@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 Array = jax.Array
 
 # Name of what a layer's backward pass needs and would cost a product to make again.
-DEAR = 'dear'
+SAVED = 'dear'
 
 
 def heads_first(x: Array) -> Array:
@@ -102,8 +102,8 @@ def _softmax_forward(q, sources):
   out = sum(
     _combined(weight.astype(q.dtype), source.v)
     for weight, source in zip(weights, sources, strict=True))
-  out = checkpoint_name((out / total[..., None]).astype(q.dtype), DEAR)
-  log_total = checkpoint_name(peak + jnp.log(total), DEAR)
+  out = checkpoint_name((out / total[..., None]).astype(q.dtype), SAVED)
+  log_total = checkpoint_name(peak + jnp.log(total), SAVED)
   return out, (q, sources, out, log_total)
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from fedmedjax.model.attention import DEAR
+from fedmedjax.model.attention import SAVED
 from fedmedjax.model.llama import REMAT
 from fedmedjax.types import LabelBatch
 
@@ -74,7 +74,7 @@ class Layer(nn.Module):
     heads = (*x.shape[:2], config.num_heads, config.hidden_size // config.num_heads)
 
     def dense(name: str, features: int, inputs: Array) -> Array:
-      return checkpoint_name(nn.Dense(features, name=name)(inputs), DEAR)
+      return checkpoint_name(nn.Dense(features, name=name)(inputs), SAVED)
 
     q, k, v = (
       dense(name, config.hidden_size, x).reshape(heads) for name in ('query', 'key', 'value'))

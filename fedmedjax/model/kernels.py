@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import custom_vmap
 from jax.sharding import Mesh
 
-from fedmedjax.model.attention import DEAR, Attend, Source, attend
+from fedmedjax.model.attention import SAVED, Attend, Source, attend
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.types import InputError
 
@@ -53,7 +53,7 @@ def fused_attend(call: Callable[..., Array]) -> Attend:
     return forward(q, k, v, mask)
 
   def keep(q, k, v, mask):
-    return checkpoint_name(forward(q, k, v, mask), DEAR), (q, k, v, mask)
+    return checkpoint_name(forward(q, k, v, mask), SAVED), (q, k, v, mask)
 
   def give(kept, cotangent):
     return *backward(*kept, cotangent), None

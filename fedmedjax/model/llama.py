@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from fedmedjax.model.attention import DEAR, Attention, Window
+from fedmedjax.model.attention import SAVED, Attention, Window
 from fedmedjax.model.quant import matmul
 
 Array = jax.Array
@@ -116,8 +116,8 @@ class Linear(nn.Module):
     if self.has_variable('lora', 'a'):
       a = self.get_variable('lora', 'a').astype(x.dtype)
       b = self.get_variable('lora', 'b').astype(x.dtype)
-      y = y + checkpoint_name(x @ a * self.lora_scale, DEAR) @ b
-    return checkpoint_name(y, DEAR)
+      y = y + checkpoint_name(x @ a * self.lora_scale, SAVED) @ b
+    return checkpoint_name(y, SAVED)
 
   def _product(self, x: Array, kernel: Any) -> Array:
     """x @ kernel. One that is fetched is fetched again for the gradient: kept, all layers would be
@@ -181,7 +181,7 @@ class Layer(nn.Module):
 REMAT = {
   'none': None,
   # Products with weights, and attention's results; all else is made again from these.
-  'products': jax.checkpoint_policies.save_only_these_names(DEAR),
+  'products': jax.checkpoint_policies.save_only_these_names(SAVED),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -48,9 +48,10 @@ def preview(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
 def planned(study: Study) -> list[dict]:
   """What is known of every round's line before it is run."""
   return [
-    communication.turnout_line(
-      study.meeting, study.schedule, number,
-      communication.turnout(study.meeting, study.schedule, number), participant_names(study))
+    communication.participation_line(
+      study.communication, study.schedule, number,
+      communication.round_participation(study.communication, study.schedule, number),
+      participant_names(study))
     for number in range(study.options.rounds)]
 
 

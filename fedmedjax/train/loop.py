@@ -12,7 +12,7 @@ import jax
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.types import Study
-from fedmedjax.fed.participation import Turnout
+from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.types import FedState, LocalData
 from fedmedjax.runtime import signals
 from fedmedjax.runtime.progress import Reporter
@@ -53,7 +53,7 @@ def planned(study: Study, workdir: Path | None, reporter: Reporter) -> Plan | No
   lines = files.read_lines(workdir / METRICS) if workdir else []
   # All rounds have these shapes.
   turn, data = _packed(study, 0)
-  state = study.algorithm.init(study.learner.adapter)
+  state = study.algorithm.init(study.trainable.adapter)
   return memory.plan(study, _inputs(study, state, 0, turn, data), reporter, lines)
 
 
@@ -120,7 +120,7 @@ def _restored(
   study: Study, workdir: Path, reporter: Reporter
 ) -> tuple[FedState, list[dict]]:
   """The newest whole checkpoint, or the start; files that grow by a round are made to agree."""
-  fresh = study.algorithm.init(study.learner.adapter)
+  fresh = study.algorithm.init(study.trainable.adapter)
   state, lines = checkpoint.newest(
     workdir / CHECKPOINTS, fresh, lambda text: reporter.say(f'warning: {text}')) or (fresh, [])
   # What a crash left there may lack a line, or have one without its checkpoint.
@@ -139,12 +139,12 @@ def _overlaps() -> bool:
 
 
 @contextmanager
-def _packing(study: Study) -> Iterator[Callable[[int], tuple[Turnout, LocalData]]]:
+def _packing(study: Study) -> Iterator[Callable[[int], tuple[Participation, LocalData]]]:
   """Yields `_packed` of a round; where it can, it packs the next one meanwhile."""
   ahead: dict[int, Future] = {}
   with ThreadPoolExecutor(1) as packer:
 
-    def packed(number: int) -> tuple[Turnout, LocalData]:
+    def packed(number: int) -> tuple[Participation, LocalData]:
       found = ahead.pop(number).result() if number in ahead else _packed(study, number)
       if _overlaps() and number + 1 < study.options.rounds and number + 1 not in ahead:
         ahead[number + 1] = packer.submit(_packed, study, number + 1)
@@ -153,19 +153,19 @@ def _packing(study: Study) -> Iterator[Callable[[int], tuple[Turnout, LocalData]
     yield packed
 
 
-def _packed(study: Study, number: int) -> tuple[Turnout, LocalData]:
+def _packed(study: Study, number: int) -> tuple[Participation, LocalData]:
   """How round `number`, from 0, goes, and what its sites train on, on the host."""
-  turn = communication.turnout(study.meeting, study.schedule, number)
+  turn = communication.round_participation(study.communication, study.schedule, number)
   batches, mask = schedules.round_arrays(study.schedule, number, turn.cohort.sites, turn.steps)
   return turn, LocalData(batches, mask, turn.weights)
 
 
 def _inputs(
-  study: Study, state: FedState, number: int, turn: Turnout, data: LocalData
+  study: Study, state: FedState, number: int, turn: Participation, data: LocalData
 ) -> tuple:
   """The arguments of a round's program."""
   return (
-    state, study.learner.base, data, turn.cohort.sites, study.validation,
+    state, study.trainable.base, data, turn.cohort.sites, study.validation,
     jax.random.fold_in(jax.random.key(study.options.seed), number))
 
 
@@ -180,12 +180,12 @@ def _within_memory(play: Callable, *arguments) -> Any:
 
 
 def _played(
-  study: Study, plan: Plan, turn: Turnout, inputs: tuple, number: int,
+  study: Study, plan: Plan, turn: Participation, inputs: tuple, number: int,
   reporter: Reporter, display: StepDisplay,
 ) -> tuple[FedState, dict]:
   """Runs one round -> (state, its line in JSON's terms). Where nobody came, nothing moves."""
-  line = communication.turnout_line(
-    study.meeting, study.schedule, number, turn, participant_names(study))
+  line = communication.participation_line(
+    study.communication, study.schedule, number, turn, participant_names(study))
   if not turn.steps.any():
     state = inputs[0]
     return state._replace(round=state.round + 1), files.plain(
@@ -197,8 +197,8 @@ def _played(
     state, metrics = plan.compiled(*inputs)
     metrics = jax.device_get(metrics)
     jax.effects_barrier()
-  line |= metrics_line(study, plan.arrangement, turn, metrics) | {
-    'seconds': time.monotonic() - begun} | plan.arrangement._asdict()
+  line |= metrics_line(study, plan.execution, turn, metrics) | {
+    'seconds': time.monotonic() - begun} | plan.execution._asdict()
   for warning in check_round(study, line, turn, metrics):
     reporter.say(f'warning: {warning}')
   return state, files.plain(line)
@@ -211,7 +211,7 @@ def _check_streak(study: Study, lines: Sequence[dict]) -> None:
   if len(failed) >= limit and all(failed[-limit:]):
     raise RuntimeError(
       f'rounds {len(lines) - limit + 1} to {len(lines)}: no site has a finite loss and update; the '
-      f'adapter is that of the round before. Lower {study.learner.rate_key}, in another workdir, '
+      f'adapter is that of the round before. Lower {study.trainable.rate_key}, in another workdir, '
       'or raise config.fed.max_bad_rounds')
 
 
@@ -224,4 +224,4 @@ def _check_any(study: Study, lines: Sequence[dict]) -> None:
   if all(line.get('skipped') for line in lines):
     raise RuntimeError(
       f'in none of {len(lines)} rounds has a site a finite loss and update; nothing was learnt. '
-      f'Lower {study.learner.rate_key}, in another workdir')
+      f'Lower {study.trainable.rate_key}, in another workdir')

@@ -1,6 +1,6 @@
 """The memory of a run, planned before it begins: XLA's own numbers choose how sites are laid out.
 
-Of the arrangements that the configuration leaves open (`arrangement.py`) the fastest is taken whose
+Of the executions that the configuration leaves open (`execution.py`) the fastest is taken whose
 compiled round fits. Those that cannot fit, by what their traced gradient keeps, are passed over
 uncompiled; the program of the one that is taken is the one that runs.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from fedmedjax import tree
-from fedmedjax.experiment.execution import Arrangement, sites_at_once, smaller
+from fedmedjax.experiment.execution import Execution, sites_at_once, smaller
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.runtime import device
@@ -30,9 +30,9 @@ _LIBRARIES_SAY = ('CUDA_ERROR_OUT_OF_MEMORY', 'CUBLAS_STATUS_ALLOC_FAILED',
 
 
 class Plan(NamedTuple):
-  """An arrangement and its compiled round; numbers are bytes, of the first device."""
+  """An execution and its compiled round; numbers are bytes, of the first device."""
 
-  arrangement: Arrangement
+  execution: Execution
   compiled: Callable         # the round's program
   training: dict[str, int]   # by use, while a round runs
   decoding: int              # while the largest batch is decoded
@@ -47,37 +47,37 @@ class Plan(NamedTuple):
   def __str__(self) -> str:
     return (
       f'memory: {_gib(self.peak)} of {_gib(self.limit)} predicted at most, with '
-      f'{self.arrangement}')
+      f'{self.execution}')
 
 
 def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] = ()) -> Plan:
-  """The fastest arrangement that fits, compiled.
+  """The fastest execution that fits, compiled.
 
   Args:
-    study: its arrangements are tried in their order.
+    study: its executions are tried in their order.
     inputs: arguments of its round.
     reporter: shows compilations.
-    lines: of the rounds so far. A run that goes on begins with the arrangement of the last one.
+    lines: of the rounds so far. A run that goes on begins with the execution of the last one.
 
   Raises:
     InputError: none fits, or decoding does not.
   """
   limit, held = study.options.memory or device.limit(), device.held()
-  order, factor = _remaining(study.arrangements, lines), 1.0
+  order, factor = _remaining(study.executions, lines), 1.0
   guess = estimate(study, inputs)
-  for arrangement in order:
-    if arrangement != order[-1] and held + factor * guess(arrangement) > SHARE * limit:
+  for execution in order:
+    if execution != order[-1] and held + factor * guess(execution) > SHARE * limit:
       continue
-    compiled = compile_round(study, arrangement, inputs, reporter)
+    compiled = compile_round(study, execution, inputs, reporter)
     training = _uses(compiled, inputs) if compiled else {}
-    needed = sum(training.values()) or held + guess(arrangement)
+    needed = sum(training.values()) or held + guess(execution)
     if compiled and needed <= SHARE * limit:
       before = device.peak()
       return Plan(
-        arrangement, compiled, training, _decoding(study, inputs, needed, limit), before, limit)
+        execution, compiled, training, _decoding(study, inputs, needed, limit), before, limit)
     # What the compiler added to this guess it will add to others, too.
-    factor = max(factor, (needed - held) / guess(arrangement))
-  smallest = smaller(order[-1], study.meeting.sampler.size, study.groups) is None
+    factor = max(factor, (needed - held) / guess(execution))
+  smallest = smaller(order[-1], study.communication.sampler.size, study.groups) is None
   raise InputError(
     f'config.fed.batch_size={study.schedule.batch_size}: a round needs {_gib(needed)} with '
     f'{order[-1]}, of {_gib(limit)} {SHARE:.0%} may be used; '
@@ -87,41 +87,41 @@ def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] 
 
 
 def _remaining(
-  order: tuple[Arrangement, ...], lines: Sequence[dict]
-) -> tuple[Arrangement, ...]:
-  """`order` from the arrangement of the last of `lines` on, so that a run keeps its roundings."""
+  order: tuple[Execution, ...], lines: Sequence[dict]
+) -> tuple[Execution, ...]:
+  """`order` from the execution of the last of `lines` on, so that a run keeps its roundings."""
   # A round that nobody came to has none; what a crash left there may be anything.
   last = next(
     (line for line in reversed(lines) if isinstance(line, dict) and 'remat' in line), {})
-  held = Arrangement(last.get('chunk'), last.get('remat'))
+  held = Execution(last.get('chunk'), last.get('remat'))
   return order[order.index(held):] if held in order else order
 
 
 def reduced(study: Study, held: Plan, inputs: tuple, reporter: Reporter) -> Plan:
-  """The plan for a round that ran out of memory: the next smaller arrangement that compiles.
+  """The plan for a round that ran out of memory: the next smaller execution that compiles.
 
   Raises RuntimeError when there is none.
   """
-  arrangement, sites = held.arrangement, study.meeting.sampler.size
-  while arrangement := smaller(arrangement, sites, study.groups):
+  execution, sites = held.execution, study.communication.sampler.size
+  while execution := smaller(execution, sites, study.groups):
     reporter.say(
-      f'warning: memory ran out with {held.arrangement}; the round is tried again with '
-      f'{arrangement}')
-    compiled = compile_round(study, arrangement, inputs, reporter)
+      f'warning: memory ran out with {held.execution}; the round is tried again with '
+      f'{execution}')
+    compiled = compile_round(study, execution, inputs, reporter)
     if compiled:
       return held._replace(
-        arrangement=arrangement, compiled=compiled, training=_uses(compiled, inputs))
+        execution=execution, compiled=compiled, training=_uses(compiled, inputs))
   raise RuntimeError(
-    f'memory ran out with {held.arrangement}, and nothing smaller is left; finished rounds are '
+    f'memory ran out with {held.execution}, and nothing smaller is left; finished rounds are '
     'kept, lower config.fed.batch_size in another workdir')
 
 
 def compile_round(
-  study: Study, arrangement: Arrangement, inputs: tuple, reporter: Reporter
+  study: Study, execution: Execution, inputs: tuple, reporter: Reporter
 ) -> Callable | None:
   """The round's program; None when the compiler itself finds no memory for it."""
   with reporter.task('compiling the round') as advance:
-    lowered = study.arranged(arrangement).round.lower(*inputs)
+    lowered = study.algorithm_with(execution).round.lower(*inputs)
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -171,7 +171,7 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
   Raises InputError when it does not fit.
   """
   adapter = jax.eval_shape(lambda state: site_adapter(state, study.sharing, 0), inputs[0])
-  program = study.learner.largest_answer(adapter, (*study.data.tested, *study.data.external))
+  program = study.trainable.largest_answer(adapter, (*study.data.tested, *study.data.external))
   needed = device.held() + program.brought
   if needed + 2 * program.working <= training:
     return needed + program.working
@@ -191,27 +191,27 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
   return needed
 
 
-def estimate(study: Study, inputs: tuple) -> Callable[[Arrangement], int]:
-  """(arrangement) -> bytes that a round needs beside what is held before it, uncompiled.
+def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
+  """(execution) -> bytes that a round needs beside what is held before it, uncompiled.
 
   Too many for what the compiler drops of what the loss keeps for its gradient as it is traced, too
   few for the compiler's own room. `inputs`: arguments of the round, arrays or their shapes.
   """
   _, base, data, *_ = inputs
-  sites, adapter = study.meeting.sampler.size, study.learner.adapter
+  sites, adapter = study.communication.sampler.size, study.trainable.adapter
   step = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), data.batches)
 
   @cache
   def kept(remat: str) -> int:
-    return kept_for_gradient(study.learner.loss_fn(remat), adapter, base, step)
+    return kept_for_gradient(study.trainable.loss_fn(remat), adapter, base, step)
 
-  def needed(arrangement: Arrangement) -> int:
+  def needed(execution: Execution) -> int:
     copies = tree.num_bytes(adapter)
     moments = tree.num_bytes(jax.eval_shape(study.optimizer.transform.init, adapter))
-    at_once = -(-sites_at_once(arrangement, sites) // study.groups)  # on a device
+    at_once = -(-sites_at_once(execution, sites) // study.groups)  # on a device
     return (
       tree.num_bytes((data.batches, study.validation)) + sites * copies
-      + at_once * (2 * copies + moments + kept(arrangement.remat)))
+      + at_once * (2 * copies + moments + kept(execution.remat)))
 
   return needed
 
@@ -229,7 +229,7 @@ def kept_for_gradient(loss_fn, adapter: Any, base: Any, batch: Any) -> int:
 
 
 def memory_table(plan: Plan) -> Table:
-  table = Table(title=f'Memory, with {plan.arrangement}')
+  table = Table(title=f'Memory, with {plan.execution}')
   table.add_column('while a round runs')
   table.add_column('MiB', justify='right')
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from fedmedjax.experiment.execution import Arrangement
+from fedmedjax.experiment.execution import Execution
 from fedmedjax.experiment.types import Study
-from fedmedjax.fed.participation import Turnout
+from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.sharing import shared_part
 from fedmedjax.fed.types import RoundMetrics
 
@@ -20,7 +20,7 @@ def participant_names(study: Study) -> tuple[str, ...]:
 
 
 def metrics_line(
-  study: Study, arrangement: Arrangement, turn: Turnout, metrics: RoundMetrics
+  study: Study, execution: Execution, turn: Participation, metrics: RoundMetrics
 ) -> dict:
   """What training adds to a round's line; lists in the order of its `sites`.
 
@@ -41,14 +41,14 @@ def metrics_line(
     'train_loss': [np.mean(loss) if loss.size else None for loss in losses],
     'last_loss': [loss[-1] if loss.size else None for loss in losses],
     'useful_step_share': turn.steps.sum() / study.site_map(
-      arrangement.chunk).laid_out(turn.steps),
+      execution.chunk).laid_out(turn.steps),
     'step_norm': metrics.step_norm, 'step_cosine': metrics.step_cosine,
     'product_gap': metrics.product_gap,
     'quarantined': [names[site] for site in out],
   } | ({} if (metrics.weights > 0).any() else {'skipped': True})
 
 
-def check_round(study: Study, line: dict, turn: Turnout, metrics: RoundMetrics) -> list[str]:
+def check_round(study: Study, line: dict, turn: Participation, metrics: RoundMetrics) -> list[str]:
   """METHOD section 8: what was learnt is sent, and the server moved by just that.
 
   Returns warnings: sites that were left out, or that weigh nothing for want of a finite validation
@@ -58,7 +58,7 @@ def check_round(study: Study, line: dict, turn: Turnout, metrics: RoundMetrics) 
     RuntimeError: nothing moved, or not by the aggregate.
   """
   number, shared = line['round'], bool(
-    shared_part(study.sharing, study.learner.adapter, line['round'] - 1))
+    shared_part(study.sharing, study.trainable.adapter, line['round'] - 1))
   came = np.flatnonzero(turn.steps)
   names = [participant_names(study)[site] for site in turn.cohort.sites[came]]
   weights, local_norm, signal, sound = (values[came] for values in (

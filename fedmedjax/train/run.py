@@ -121,7 +121,7 @@ def _carried_out(
   rounds = study.options.rounds
   with reporter.live():
     zero_shot = None
-    if study.options.zero_shot and rounds and study.learner.untrained is not None:
+    if study.options.zero_shot and rounds and study.trainable.untrained is not None:
       zero_shot, _ = _score_all(
         study, _adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
         trained=False)
@@ -131,7 +131,7 @@ def _carried_out(
     state, lines = trained.state, trained.lines
     adapters, averaged = _adapters(study, state), _averaged(study, state, lines)
     for name, adapter in (adapters | averaged).items() if rounds else ():
-      study.learner.save(adapter, workdir / study.learner.folder / name)
+      study.trainable.save(adapter, workdir / study.trainable.folder / name)
     scores, crossed = _score_all(
       study, adapters, workdir / 'predictions', reporter, trained=rounds > 0,
       cross=study.options.cross_site and len(adapters) > 1)
@@ -155,7 +155,7 @@ def _carried_out(
     # None = nothing was trained now.
     'predicted_peak_bytes': trained.plan.peak if trained.plan else None, 'versions': versions(),
   }
-  files.write_text(workdir / 'ledger.csv', communication.ledger_csv(study.meeting, lines))
+  files.write_text(workdir / 'ledger.csv', communication.ledger_csv(study.communication, lines))
   tensorboard.finish(workdir, lines, summary)
   files.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
@@ -168,8 +168,8 @@ def _adapters(study: Study, state: FedState | None) -> dict[str, dict]:
   Without a state, what answers before training.
   """
   if state is None:
-    return {'': study.learner.untrained}
-  if shares_all(study.sharing, study.learner.adapter):
+    return {'': study.trainable.untrained}
+  if shares_all(study.sharing, study.trainable.adapter):
     return {'': site_adapter(state, study.sharing, 0)}
   return {
     name: site_adapter(state, study.sharing, index)
@@ -184,7 +184,7 @@ def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[s
   share nothing are no federation, and what each learnt from an A of its own has no common mean:
   single-site has no such adapter.
   """
-  paths = tree.paths(study.learner.adapter)
+  paths = tree.paths(study.trainable.adapter)
   own = [path for path in paths if not study.sharing.shared(path)]
   if state is None or not own or len(own) == len(paths):
     return {}
@@ -225,7 +225,7 @@ def _score_all(
       what = 'decoding' if trained else 'zero-shot'
       with reporter.task(f'{what} {site.name}', len(site.test) * len(answering)) as advance:
         answers = {
-          name: study.learner.answer(adapters[name], site, advance) for name in answering}
+          name: study.trainable.answer(adapters[name], site, advance) for name in answering}
       files.write_lines(path, (record for name in own for record in answers[name]))
     scores[site.name] = evaluate.score(site, [answers[name] for name in own], seed, samples)
     for name, row in crossed.items():
@@ -247,7 +247,7 @@ def _summary(
   Where sites keep leaves to themselves, `scores` are of their own adapters, as they would be used,
   and `global` of the one for all.
   """
-  learner = study.learner
+  trainable = study.trainable
 
   def total(key):
     return sum(line[key] for line in lines)
@@ -264,9 +264,9 @@ def _summary(
     'partition': study.data.skew and study.data.skew._asdict(),
     'scores': _shown(scores),
     'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
-    'bytes_full_model': learner.whole_bytes * exchanges,
-    'adapter_parameters': tree.size(learner.adapter),
-    'base_parameters': learner.whole_parameters,
+    'bytes_full_model': trainable.whole_bytes * exchanges,
+    'adapter_parameters': tree.size(trainable.adapter),
+    'base_parameters': trainable.whole_parameters,
     'local_steps': total('local_steps'),
     'tokens_per_second': total('tokens') / seconds if seconds else 0.0,
     'examples_per_second': total('examples') / seconds if seconds else 0.0,
@@ -276,5 +276,5 @@ def _summary(
     'simulated_seconds': total('simulated_seconds'),
     'zero_shot': zero_shot and {'scores': _shown(zero_shot)},
     'global': {'scores': _shown(global_scores)} if global_scores else None,
-    **learner.summary,
+    **trainable.summary,
   })

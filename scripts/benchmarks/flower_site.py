@@ -32,7 +32,7 @@ def write(folder: Path, one: Federation, twin: transformers.PreTrainedModel, nam
   """Writes what clients read; `name` is the base model's."""
   transformers.utils.logging.disable_progress_bar()
   twin.save_pretrained(folder / 'twin')
-  save_peft(one.study.learner.adapter, lora_config(one.config), folder / 'adapter', name)
+  save_peft(one.study.trainable.adapter, lora_config(one.config), folder / 'adapter', name)
   sites = []
   for place, weight in enumerate(one.turn.weights):
     steps, rates = peer_steps(one, place)

@@ -77,6 +77,6 @@ def fed_tokens(schedule: schedules.Schedule, layout: schedules.Layout) -> int:
   for step in range(len(schedule.plan[0][0])):
     batch = jax.tree.map(lambda x, step=step: x[0, step], batches)
     batch = next(
-      (corner.cut(batch) for corner in layout.corners if corner.holds(batch)), batch)
+      (bucket.cut(batch) for bucket in layout.shape_buckets if bucket.holds(batch)), batch)
     total += batch.prefix.size + batch.tokens.size
   return total

@@ -31,7 +31,7 @@ from fedmedjax.experiment.build import prepare
 from fedmedjax.experiment.lora import lora_config
 from fedmedjax.experiment.methods import algorithm_parts
 from fedmedjax.experiment.types import Data, Study
-from fedmedjax.fed.participation import Turnout
+from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.types import LocalData
 from fedmedjax.model.files.peft import save_peft
 from fedmedjax.train import memory
@@ -42,7 +42,7 @@ class Federation(NamedTuple):
 
   config: ConfigDict
   study: Study
-  turn: Turnout
+  turn: Participation
 
 
 class Round(NamedTuple):
@@ -62,7 +62,9 @@ class Compiled(NamedTuple):
 def federation(config: ConfigDict, data: Data) -> Federation:
   config.fed.rounds = 1
   study = prepare(config, data)
-  return Federation(config, study, communication.turnout(study.meeting, study.schedule, 0))
+  return Federation(
+    config, study,
+    communication.round_participation(study.communication, study.schedule, 0))
 
 
 def arguments(one: Federation) -> tuple:
@@ -70,7 +72,7 @@ def arguments(one: Federation) -> tuple:
   study, turn = one.study, one.turn
   batches, mask = schedules.round_arrays(study.schedule, 0, turn.cohort.sites, turn.steps)
   return (
-    study.algorithm.init(study.learner.adapter), study.learner.base,
+    study.algorithm.init(study.trainable.adapter), study.trainable.base,
     LocalData(batches, mask, turn.weights), turn.cohort.sites, None, jax.random.key(0))
 
 
@@ -96,12 +98,12 @@ def dry_run(one: Federation) -> dict[str, int]:
   """Lowers the round, whose base may be shapes; nothing is compiled -> entries of the file."""
   study, inputs = one.study, arguments(one)
   study.algorithm.round.lower(*inputs)
-  at_once = study.arrangements[0]
+  at_once = study.executions[0]
   found = {
-    'base_bytes': tree.num_bytes(study.learner.base),
-    'adapter_bytes': tree.num_bytes(study.learner.adapter),
+    'base_bytes': tree.num_bytes(study.trainable.base),
+    'adapter_bytes': tree.num_bytes(study.trainable.adapter),
     'ours_estimated_bytes': (
-      tree.num_bytes(study.learner.base) + memory.estimate(study, inputs)(at_once))}
+      tree.num_bytes(study.trainable.base) + memory.estimate(study, inputs)(at_once))}
   print(f'dry run, {len(one.turn.weights)} sites, {at_once}, lowered and not compiled: '
         + ', '.join(f'{key} {value:,}' for key, value in found.items()))
   return found
@@ -110,9 +112,9 @@ def dry_run(one: Federation) -> dict[str, int]:
 def python_loop(one: Federation, count: int) -> Callable[[], Round]:
   """The same steps, a compiled call a site."""
   study, turn = one.study, one.turn
-  ctrl = algorithm_parts(one.config, study.learner.learning_rate)['rule'].init(
-    study.learner.adapter)
-  training = site_training(one.config, study, study.schedule.layout.corners)
+  ctrl = algorithm_parts(one.config, study.trainable.learning_rate)['rule'].init(
+    study.trainable.adapter)
+  training = site_training(one.config, study, study.schedule.layout.shape_buckets)
 
   @jax.jit
   def train(total, weight, anchor, base, batches, mask, site):
@@ -121,14 +123,14 @@ def python_loop(one: Federation, count: int) -> Callable[[], Round]:
     return jax.tree.map(lambda t, x: t + weight * x, total, adapter), jnp.nanmean(losses)
 
   def run() -> Round:
-    anchor, losses = study.learner.adapter, []
+    anchor, losses = study.trainable.adapter, []
     total = jax.tree.map(jnp.zeros_like, anchor)
     weights = turn.weights[:count] / turn.weights[:count].sum()
     for place, (site, weight) in enumerate(zip(turn.cohort.sites, weights, strict=False)):
       batches, mask = schedules.round_arrays(
         study.schedule, 0, [site], turn.steps[place:place + 1])
       batches, mask = jax.tree.map(lambda x: x[0], (batches, mask))
-      total, loss = train(total, weight, anchor, study.learner.base, batches, mask, site)
+      total, loss = train(total, weight, anchor, study.trainable.base, batches, mask, site)
       losses.append(loss)
     return Round(np.asarray(losses), jax.block_until_ready(total))
 
@@ -141,7 +143,7 @@ def tuned(one: Federation, model: inputs.Model):
   twin = torch_peer.twin(model, one.config.model.dtype, torch_peer.device())
   with tempfile.TemporaryDirectory() as folder:
     save_peft(
-      one.study.learner.adapter, lora_config(one.config), Path(folder), model.base.name)
+      one.study.trainable.adapter, lora_config(one.config), Path(folder), model.base.name)
     return torch_peer.adapted(twin, Path(folder))
 
 
@@ -149,7 +151,7 @@ def peer_steps(one: Federation, place: int) -> tuple[list, list[float]]:
   """(a torch_peer.PeerStep each, the learning rates) of the cohort's site at `place`."""
   from benchmarks import torch_peer
   schedule, count = one.study.schedule, int(one.turn.steps[place])
-  optimizer = algorithm_parts(one.config, one.study.learner.learning_rate)['optimizer']
+  optimizer = algorithm_parts(one.config, one.study.trainable.learning_rate)['optimizer']
   steps = []
   for step in schedule.plan[0][one.turn.cohort.sites[place]][:count]:
     part = schedule.sites[step.site].tasks[step.task]

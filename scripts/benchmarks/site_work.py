@@ -23,28 +23,28 @@ class Work(NamedTuple):
 
   study: Study
   schedule: schedules.Schedule   # of the study, the examples of round 0 in random order
-  train: Callable                # `site_training` of it, by corners
+  train: Callable                # `site_training` of it, by shape_buckets
   rates: list[float]             # of its optimiser's steps, K
   ctrl: tuple                    # what the rule starts with
 
 
 def site_training(
-  config: ConfigDict, study: Study, corners: Sequence[schedules.Corner]
+  config: ConfigDict, study: Study, shape_buckets: Sequence[schedules.ShapeBucket]
 ) -> Callable:
   """`local_training` of a run from start to end, not compiled yet.
 
   Args:
-    corners: of the layout in which its steps are packed.
+    shape_buckets: of the layout in which its steps are packed.
 
   Returns:
     train(anchor, base, batches [K, ...], mask bool[K], server_ctrl, site_ctrl, site i32[], key) ->
     (adapter, losses f32[K], steps taken i32[]).
   """
-  parts = algorithm_parts(config, study.learner.learning_rate)
+  parts = algorithm_parts(config, study.trainable.learning_rate)
   training = local_training(
-    mean_gradient(study.learner.loss_fn(study.arrangements[0].remat)), parts['optimizer'],
+    mean_gradient(study.trainable.loss_fn(study.executions[0].remat)), parts['optimizer'],
     parts['rule'], lambda path: True, lambda values: values,
-    corners=corners)
+    shape_buckets=shape_buckets)
 
   def train(anchor, base, batches, mask, *rest):
     last = training.advance(
@@ -67,20 +67,20 @@ def work(config: ConfigDict, data: Data) -> Work:
   first = tuple(
     tuple(step._replace(members=rng.permutation(step.members)) for step in one)
     for one in study.schedule.plan[0])
-  parts = algorithm_parts(config, study.learner.learning_rate)
+  parts = algorithm_parts(config, study.trainable.learning_rate)
   steps = config.fed.local_steps
   return Work(
     study, study.schedule._replace(plan=(first, *study.schedule.plan[1:])),
     partial(site_training, config, study),
     [float(parts['optimizer'].rate(k, jnp.int32(steps))) for k in range(steps)],
-    parts['rule'].init(study.learner.adapter))
+    parts['rule'].init(study.trainable.adapter))
 
 
 def arguments(one: Work, packed: tuple, site: int = 0) -> tuple:
   """Of `train`, for one site; `packed` is what `schedules.round_arrays` made of a round."""
   batches, mask = packed
   return (
-    one.study.learner.adapter, one.study.learner.base, jax.tree.map(lambda x: x[site], batches),
+    one.study.trainable.adapter, one.study.trainable.base, jax.tree.map(lambda x: x[site], batches),
     mask[site], *one.ctrl, jnp.int32(site), jax.random.key(0))
 
 

@@ -85,7 +85,7 @@ def test_smaller_shapes_hold_the_steps_they_save_for():
   """900 steps of one example of 32 tokens and 100 of two of 60, half of all supervised.
 
   Whole: 2 rows of 64 (or one of 128: more attention), 128 tokens. One row of 32 holds the small
-  ones and saves 900 * 96 tokens and more; a second corner would save nothing.
+  ones and saves 900 * 96 tokens and more; a second bucket would save nothing.
   """
   small = [TokenExample(np.arange(32), 16)]
   large = [TokenExample(np.arange(60), 30), TokenExample(np.arange(60), 30)]
@@ -99,7 +99,7 @@ def test_smaller_shapes_hold_the_steps_they_save_for():
   more_targets = [TokenExample(np.arange(32), 4)]
   for step, shape in ((small, 0), (large, 1), (small * 2, 1), (more_targets, 1)):
     assert pack.first_shape(step, 0, shapes, 'completion') == shapes[shape]
-  # Half of the small ones have an instruction of 300 tokens: a corner each.
+  # Half of the small ones have an instruction of 300 tokens: a bucket each.
   told, whole = [300 if n % 2 else 0 for n in range(1000)], whole._replace(prefix=304)
   shapes = *pack.smaller_shapes(steps, told, whole, 'completion', 2), whole
   assert [shape[:3] for shape in shapes] == [(0, 1, 32), (304, 1, 32), (304, 2, 64)]
@@ -110,7 +110,7 @@ def test_smaller_shapes_hold_the_steps_they_save_for():
 
 @pytest.mark.parametrize('loss_on', pack.LOSS_ON)
 def test_a_corner_that_holds_a_step_has_all_of_it(loss_on, monkeypatch):
-  """Every corner that holds it, not only the one in which it was packed; whatever shapes are
+  """Every bucket that holds it, not only the one in which it was packed; whatever shapes are
   chosen, also where steps are few and large."""
   monkeypatch.setattr(pack, '_WORTH', 1)
   rng, used = np.random.default_rng(0), 0
@@ -128,7 +128,7 @@ def test_a_corner_that_holds_a_step_has_all_of_it(loss_on, monkeypatch):
       for shape in smaller:
         if pack.in_corner(shape, batch):
           used += 1
-          part = pack.corner(shape, batch)
+          part = pack.bucket(shape, batch)
           for key in ('prefix_weight', 'target_weight'):
             assert getattr(part, key).sum() == getattr(batch, key).sum()
           assert (part.segments > 0).sum() == (batch.segments > 0).sum()

@@ -63,12 +63,12 @@ def data(smollm):
 def rounds(config, data):
   """(study, last state, metrics of every round)."""
   study = prepare(config, data)
-  state, reports = study.algorithm.init(study.learner.adapter), []
+  state, reports = study.algorithm.init(study.trainable.adapter), []
   for number in range(config.fed.rounds):
     batches, mask = schedules.round_arrays(study.schedule, number)
     weights = study.schedule.weights
     state, metrics = study.algorithm.round(
-      state, study.learner.base, LocalData(batches, mask, weights), np.arange(len(weights)),
+      state, study.trainable.base, LocalData(batches, mask, weights), np.arange(len(weights)),
       study.validation, jax.random.key(number))
     reports.append(jax.device_get(metrics))
   assert study.algorithm.round._cache_size() == 1
@@ -103,10 +103,10 @@ def test_steps_in_several_shapes_learn_the_same(data, monkeypatch):
   _, plain, reports = rounds(config, data)
   config.fed.shapes = 3
   study, state, found = rounds(config, data)
-  corners = study.schedule.layout.corners
+  shape_buckets = study.schedule.layout.shape_buckets
   batches, _ = schedules.round_arrays(study.schedule, 0)
-  held = jax.vmap(jax.vmap(corners[0].holds))(batches)
-  assert len(corners) == 2 and held.any() and not held.all()
+  held = jax.vmap(jax.vmap(shape_buckets[0].holds))(batches)
+  assert len(shape_buckets) == 2 and held.any() and not held.all()
   distance = tree.norm(jax.tree.map(np.subtract, state.adapter, plain.adapter))
   assert distance < 1e-5 * tree.norm(plain.adapter)
   for ours, theirs in zip(found, reports, strict=True):
@@ -117,7 +117,7 @@ def test_steps_in_several_shapes_learn_the_same(data, monkeypatch):
     assert not np.allclose(missed[0].train_loss, reports[0].train_loss, rtol=1e-4)
   config.fed.chunk = 0
   given = (
-    study.algorithm.init(study.learner.adapter), study.learner.base,
+    study.algorithm.init(study.trainable.adapter), study.trainable.base,
     LocalData(*schedules.round_arrays(study.schedule, 0), study.schedule.weights),
     np.arange(len(study.schedule.weights)), study.validation, jax.random.key(0))
   branches = [
@@ -196,7 +196,7 @@ def test_sums_are_enough_for_these(preset):
 
 def test_a_masked_study_charges_four_bytes_a_value(data):
   study = prepare(shrunk('uniform', secure_aggregation=True), data)
-  for one in study.meeting.exchange(0):
+  for one in study.communication.exchange(0):
     assert {e.codec for e in one.up if e.kind == 'adapter'} == {'masked'}
     assert sum(e.bytes for e in one.up) == 4 * 4 * 2 * 72 + 28 + 4
 
@@ -227,7 +227,7 @@ def test_the_bytes_of_a_fold_by_hand(data):
   2 and 4 FLoRA stacks 7 columns, while FedEx's hold the mean of all: 12. Before the first round
   nothing has been folded."""
   def folded(study, number=1):
-    found = {values_down(one, 'residual') for one in study.meeting.exchange(number)}
+    found = {values_down(one, 'residual') for one in study.communication.exchange(number)}
     assert len(found) == 1
     return found.pop() / (2 * 72)
 
@@ -238,7 +238,7 @@ def test_the_bytes_of_a_fold_by_hand(data):
   assert folded(prepare(shrunk('fedex_lora', ranks=(1, 2, 4)), data)) == 12
   assert folded(prepare(shrunk('fed_medlora'), data)) == 0
   lora = LoraConfig(4, 64.0, ('q_proj', 'down_proj'))
-  state = study.algorithm.init(study.learner.adapter)
+  state = study.algorithm.init(study.trainable.adapter)
   wide = widened(lora, site_adapter(state, study.sharing, 0))
   assert (wide.rank, wide.scale) == (4 + 2 * 12, lora.scale)
 
@@ -251,14 +251,14 @@ def test_sites_that_missed_rounds_are_sent_what_they_lack(preset, data):
   config = shrunk(preset, cohort_size=2, rounds=6, ranks=ranks)
   study = prepare(config, data)
   leaves_ = dict(zip(
-    tree.paths(study.learner.adapter), jax.tree.leaves(study.learner.adapter), strict=True))
+    tree.paths(study.trainable.adapter), jax.tree.leaves(study.trainable.adapter), strict=True))
   shared = [path for path in leaves_ if study.sharing.shared(path)]
   server, folds = dict.fromkeys(shared, 'start'), []
   held, done = [{} for _ in ranks], [0] * 3
   missed = 0
   for number in range(6):
-    cohort = study.meeting.sampler.draw(number).sites
-    for site, exchanged in zip(cohort, study.meeting.exchange(number), strict=True):
+    cohort = study.communication.sampler.draw(number).sites
+    for site, exchanged in zip(cohort, study.communication.exchange(number), strict=True):
       lacking = [path for path in shared if held[site].get(path) != server[path]]
       found = {e.tensor: e.bytes for e in exchanged.down if e.kind == 'adapter'}
       assert found == {
@@ -283,15 +283,16 @@ def test_a_line_of_a_round_charges_every_site_by_its_rank(data):
   study = prepare(config, data)
   broke = 0
   for number in range(2):
-    turn = communication.turnout(study.meeting, study.schedule, number)
-    line = communication.turnout_line(study.meeting, study.schedule, number, turn, 'xyz')
+    turn = communication.round_participation(study.communication, study.schedule, number)
+    line = communication.participation_line(
+      study.communication, study.schedule, number, turn, 'xyz')
     values = 4 * 2 * 72 * np.array([1, 2, 4])
     assert line['site_bytes_down'].tolist() == (values + 12).tolist()
     came = turn.steps > 0
     assert line['site_bytes_up'].tolist() == np.where(came, values + 28, 0).tolist()
     np.testing.assert_allclose(turn.seconds[came], ((2 * values + 40) / 1e4)[came], rtol=1e-6)
     broke += (~came).sum()
-    rows = communication.ledger_csv(study.meeting, [line]).splitlines()[1:]
+    rows = communication.ledger_csv(study.communication, [line]).splitlines()[1:]
     for site, total in zip('xyz', line['site_bytes_down'], strict=True):
       own = [row.split(',') for row in rows if row.split(',')[1] == site]
       assert sum(int(row[-2]) for row in own) == total
@@ -301,7 +302,8 @@ def test_a_line_of_a_round_charges_every_site_by_its_rank(data):
 def test_only_scaffold_sends_control_variates(data):
   """Both ways, as many values as the adapter has."""
   exchanges = {
-    rule: prepare(shrunk(rule), data).meeting.exchange(0)[0] for rule in ('scaffold', 'feddyn')}
+    rule: prepare(shrunk(rule), data).communication.exchange(0)[0]
+    for rule in ('scaffold', 'feddyn')}
   sent = {
     (rule, way): {
       kind: sum(entry.bytes for entry in message if entry.kind == kind)

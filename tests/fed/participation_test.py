@@ -18,7 +18,7 @@ from fedmedjax.fed.participation import (
   by_size,
   lognormal_fleet,
   poisson,
-  turnout,
+  round_participation,
   uniform,
 )
 from fedmedjax.fed.ranks import same_ranks
@@ -115,7 +115,7 @@ def test_smoothed_weights_pass_over_absent_sites():
 
 def go(fleet, sampler=None, number=0, planned=4):
   """A round of 5 sites with 100 bytes down and 200 up."""
-  return turnout(
+  return round_participation(
     sampler or uniform(5, 5, 0), fleet, number, sizes=SIZES, planned=np.full(5, planned),
     bytes_down=100, bytes_up=200)
 
@@ -218,7 +218,7 @@ def play(algorithm, sampler, rounds, fleet=None):
   """Rounds of two steps; what a site does not do is filled with garbage."""
   state = algorithm.init(ADAPTER)
   for number in range(rounds):
-    turn = turnout(
+    turn = round_participation(
       sampler, fleet or lognormal_fleet(NUM, 0), number, sizes=np.arange(1.0, NUM + 1),
       planned=np.full(NUM, 2), bytes_down=1, bytes_up=1)
     mask = np.arange(2)[None] < turn.steps[:, None]
@@ -275,10 +275,10 @@ THOUSAND = """
 import resource, sys
 import jax, numpy as np, optax
 from fedmedjax.fed import rules, sharing
-from fedmedjax.fed.aggregate import adaptive_mean
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
 from fedmedjax.fed.gradient import mean_gradient
-from fedmedjax.fed.outbound import outbound, quantised
-from fedmedjax.fed.participation import lognormal_fleet, turnout, uniform
+from fedmedjax.fed.compression import outbound, quantised
+from fedmedjax.fed.participation import lognormal_fleet, round_participation, uniform
 from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import map_sites
@@ -296,7 +296,7 @@ algorithm = federated_algorithm(
 state = algorithm.init({'q': {'a': np.zeros((1, 1), 'f4'), 'b': np.zeros((1, P), 'f4')}})
 sampler, fleet = uniform(S, C, 0), lognormal_fleet(S, 0, step_seconds=1.0, failure=0.1)
 for number in range(int(sys.argv[1])):
-  turn = turnout(
+  turn = round_participation(
     sampler, fleet, number, sizes=np.arange(1, S + 1), planned=np.full(S, K), bytes_down=4 * P,
     bytes_up=P)
   rng = np.random.default_rng(number)

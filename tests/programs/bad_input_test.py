@@ -375,10 +375,12 @@ def test_sites_without_usable_examples(smollm):
 
 def test_every_key_is_checked_and_described():
   """A key without a check, or a check without a key, cannot be added."""
-  from fedmedjax.experiment import defaults
+  from fedmedjax.experiment import defaults, federation_defaults
   config = defaults.get_config()
   assert set(leaves(config.to_dict())) == set(CHECKS)
-  source = Path(defaults.__file__).read_text().splitlines()
+  source = [
+    line for module in (defaults, federation_defaults)
+    for line in Path(module.__file__).read_text().splitlines()]
   for key in CHECKS:
     name = key.split('.')[-1]
     places = [i for i, line in enumerate(source) if f'.{name} = ' in line.split('#')[0]]

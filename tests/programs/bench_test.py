@@ -120,7 +120,7 @@ def test_one_shape_for_all_steps(work):
   layout = VARIANTS['one_shape'](work.schedule)
   examples = work.schedule.sites[0].tasks[0].train[:5]
   batch = layout.pack(work.schedule.sites[0].tasks[0], examples)
-  assert not layout.corners and batch.prefix.size
+  assert not layout.shape_buckets and batch.prefix.size
   assert batch.target_weight.sum() == sum(
     len(example.tokens) - example.prompt_length for example in examples)
 

@@ -399,11 +399,11 @@ def test_a_round_without_memory_is_begun_again_with_less(
     def memory_analysis(self):
       return self.program.memory_analysis()
 
-  def planted(study, arrangement, inputs, reporter):
-    calls.append(arrangement)
+  def planted(study, execution, inputs, reporter):
+    calls.append(execution)
     # One program serves both tries with 'products'.
-    program = compile_round(study, arrangement._replace(chunk=1), inputs, reporter)
-    return Exhausted(program, {'products': arrangement.chunk % 2 + 1}.get(arrangement.remat, 9))
+    program = compile_round(study, execution._replace(chunk=1), inputs, reporter)
+    return Exhausted(program, {'products': execution.chunk % 2 + 1}.get(execution.remat, 9))
 
   monkeypatch.setattr(memory, 'compile_round', planted)
   workdir = tmp_path / 'run'

@@ -33,7 +33,7 @@ def joint(tiny_folder, tmp_path_factory) -> Path:
   def drawn(study, workdir, reporter, display, plan):
     rng = np.random.default_rng(5)
     state = study.algorithm.init(jax.tree.map(
-      lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), study.learner.adapter))
+      lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), study.trainable.adapter))
     return loop.Trained(state, [], 0.0, 0.0, plan)
 
   with pytest.MonkeyPatch.context() as patch:

@@ -123,11 +123,11 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
   save(tmp_path, 1)
   code = (
     'import asyncio, resource, sys, logging; from pathlib import Path; import numpy as np\n'
-    'from fedmedjax import checkpoint, stopping\n'
+    'from fedmedjax.runtime import signals\nfrom fedmedjax.store import checkpoint\n'
     'logging.getLogger("absl").setLevel(logging.CRITICAL)\n'
     'resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n'
     'state = {str(i): np.random.default_rng(i).random(500) for i in range(60)}\n'
-    'with stopping.stoppable():\n'
+    'with signals.stoppable():\n'
     '  try:\n'
     '    checkpoint.save(Path(sys.argv[1]), state, [{"round": 2}], 2)\n'
     '  except RuntimeError as error:\n    print(error)\n'
@@ -204,7 +204,7 @@ def test_a_second_signal_leaves_at_once():
   """Even where the main thread hears nothing, deep in foreign code: here in one long product."""
   code = (
     'import os, signal, threading, numpy as np\n'
-    'from fedmedjax.stopping import deferred, stoppable\n'
+    'from fedmedjax.runtime.signals import deferred, stoppable\n'
     'def twice():\n'
     '  for _ in range(2):\n'
     '    os.kill(os.getpid(), signal.SIGTERM); threading.Event().wait(0.2)\n'

@@ -1,4 +1,4 @@
-"""Plans of memory: the arrangement that is taken, what it is said to need, and where none fits."""
+"""Plans of memory: the execution that is taken, what it is said to need, and where none fits."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedmedjax.experiment.execution import Arrangement, arrangements, smaller
+from fedmedjax.experiment.execution import Execution, executions, smaller
 from fedmedjax.fed.local import sgd
 from fedmedjax.fed.types import LocalData
 from fedmedjax.runtime import device
@@ -24,30 +24,30 @@ def test_what_is_left_open_is_tried_from_fast_to_small():
   """Five sites: all, 3, 2, 1; on a CPU one after the other at once."""
   order = [(0, 'none'), (0, 'products'), (0, 'full')] + [
     (chunk, remat) for chunk in (3, 2, 1) for remat in ('none', 'products', 'full')]
-  assert arrangements(-1, 'auto', 5, False) == tuple(order)
+  assert executions(-1, 'auto', 5, False) == tuple(order)
   # Keeping all is slower than making it again.
-  assert arrangements(-1, 'auto', 5, True) == tuple(order[-2:])
-  assert arrangements(-1, 'products', 5, False) == tuple(order[1::3])
-  assert arrangements(4, 'auto', 5, False) == ((4, 'none'), (4, 'products'), (4, 'full'))
-  assert arrangements(0, 'none', 5, True) == ((0, 'none'),)
-  assert arrangements(-1, 'none', 1, False) == ((0, 'none'),)
+  assert executions(-1, 'auto', 5, True) == tuple(order[-2:])
+  assert executions(-1, 'products', 5, False) == tuple(order[1::3])
+  assert executions(4, 'auto', 5, False) == ((4, 'none'), (4, 'products'), (4, 'full'))
+  assert executions(0, 'none', 5, True) == ((0, 'none'),)
+  assert executions(-1, 'none', 1, False) == ((0, 'none'),)
   # Four groups of devices share a chunk evenly.
-  assert [one.chunk for one in arrangements(-1, 'full', 18, False, 4)] == [0, 12, 8, 4]
-  assert arrangements(-1, 'full', 18, True, 4) == ((4, 'full'),)
+  assert [one.chunk for one in executions(-1, 'full', 18, False, 4)] == [0, 12, 8, 4]
+  assert executions(-1, 'full', 18, True, 4) == ((4, 'full'),)
 
 
 def test_what_follows_an_arrangement_that_found_no_memory():
-  found, one = [], Arrangement(0, 'none')
+  found, one = [], Execution(0, 'none')
   while one := smaller(one, 5):
     found.append(one)
   assert found == [(3, 'none'), (2, 'none'), (1, 'none'), (1, 'products'), (1, 'full')]
-  assert smaller(Arrangement(9, 'full'), 2) == (1, 'full')
-  assert smaller(Arrangement(0, 'none'), 6, 4) == (4, 'none')
-  assert smaller(Arrangement(4, 'none'), 6, 4) == (4, 'products')
+  assert smaller(Execution(9, 'full'), 2) == (1, 'full')
+  assert smaller(Execution(0, 'none'), 6, 4) == (4, 'none')
+  assert smaller(Execution(4, 'none'), 6, 4) == (4, 'products')
 
 
 def test_a_run_goes_on_with_the_arrangement_that_it_had():
-  order = arrangements(-1, 'auto', 2, False)
+  order = executions(-1, 'auto', 2, False)
   lines = [{'chunk': 0, 'remat': 'full'}, {'chunk': 1, 'remat': 'none'}, {'skipped': True}]
   assert memory._remaining(order, lines) == order[3:]
   assert memory._remaining(order, ()) == order
@@ -77,7 +77,7 @@ def study(monkeypatch, *, order=None, limit=0, held=10_000):
   """A study whose round holds `at once * copies` arrays of WIDTH floats at the same time.
 
   copies: 8 for 'none', 4 for 'products', 2 for 'full'. For its gradient the loss keeps a few
-  percent of that. Returns it, the arguments of its round and the list of arrangements that get
+  percent of that. Returns it, the arguments of its round and the list of executions that get
   compiled.
   """
   monkeypatch.setattr(device, 'held', lambda: held + tree_bytes)
@@ -86,9 +86,9 @@ def study(monkeypatch, *, order=None, limit=0, held=10_000):
   copies = {'none': 8, 'products': 4, 'full': 2}
   compiled = []
 
-  def arranged(arrangement):
-    compiled.append(arrangement)
-    count = copies[arrangement.remat] * (arrangement.chunk or SITES)
+  def algorithm_with(execution):
+    compiled.append(execution)
+    count = copies[execution.remat] * (execution.chunk or SITES)
 
     # Products need the whole of what they read: nothing of it is fused away.
     def one_round(state, base, data, cohort, val, key):
@@ -112,17 +112,18 @@ def study(monkeypatch, *, order=None, limit=0, held=10_000):
   inputs = (state, base, data, np.arange(SITES), None, jax.random.key(0))
   tree_bytes = state.nbytes + base.nbytes
   return SimpleNamespace(
-    options=SimpleNamespace(memory=limit), arrangements=order or arrangements(
+    options=SimpleNamespace(memory=limit), executions=order or executions(
       -1, 'auto', SITES, False),
-    meeting=SimpleNamespace(sampler=SimpleNamespace(size=SITES)), arranged=arranged,
-    learner=SimpleNamespace(adapter=adapter, loss_fn=loss), optimizer=sgd(1.0), validation=None,
+    communication=SimpleNamespace(sampler=SimpleNamespace(size=SITES)),
+    algorithm_with=algorithm_with, trainable=SimpleNamespace(adapter=adapter, loss_fn=loss),
+    optimizer=sgd(1.0), validation=None,
     schedule=SimpleNamespace(batch_size=6), groups=1), inputs, compiled
 
 
 def test_what_a_round_needs_by_hand(monkeypatch):
   """State 500 and base 50,000 float32; examples 4·2·3 float32, 4·2 bool, 4 float32, 4 int64 as they
   lie on the host, and a key; it returns 1,000 float32 and a product of `count` beside the state."""
-  given, inputs, _ = study(monkeypatch, order=(Arrangement(1, 'full'),))
+  given, inputs, _ = study(monkeypatch, order=(Execution(1, 'full'),))
   plan = memory.plan(given, inputs, QUIET)
   assert plan.training['base model'] == 4 * WIDTH
   assert plan.training['state of server and sites'] == 4 * 500
@@ -140,17 +141,17 @@ def test_the_fastest_that_fits_is_taken_and_little_else_compiled(monkeypatch):
   """Rounds of 32, 16, 8 (all sites), 16, 8, 4 (two), 8, 4, 2 arrays (one), as the budget shrinks to
   1.5 times each. How much more than guessed the first one needs is expected of the others."""
   given, inputs, compiled = study(monkeypatch)
-  order, needs = given.arrangements, {}
+  order, needs = given.executions, {}
   for one in order:
-    given.arrangements = (one,)
+    given.executions = (one,)
     needs[one] = sum(memory.plan(given, inputs, QUIET).training.values())
-  given.arrangements = order
+  given.executions = order
   assert needs[order[0]] > 1.5 * needs[order[1]] > 2 * needs[order[2]]
   for place in (0, 1, 2, 5, 8):
     compiled.clear()
     given.options.memory = int(1.5 * needs[order[place]] / memory.SHARE)
     plan = memory.plan(given, inputs, QUIET)
-    assert plan.arrangement == order[place] == compiled[-1]
+    assert plan.execution == order[place] == compiled[-1]
     assert len(compiled) == 1 + (place > 0)
 
 
@@ -163,7 +164,7 @@ def test_when_nothing_fits_the_numbers_are_told(monkeypatch):
   assert '90% may be used' in told and 'config.fed.memory_gib' in told
   # The smallest only, and that for its number.
   assert compiled == [(1, 'full')] and 'config.fed.chunk' not in told
-  given, inputs, _ = study(monkeypatch, order=(Arrangement(2, 'none'),), limit=100_000)
+  given, inputs, _ = study(monkeypatch, order=(Execution(2, 'none'),), limit=100_000)
   with pytest.raises(InputError, match="set config.fed.chunk=-1 and config.model.remat='auto'"):
     memory.plan(given, inputs, QUIET)
 
@@ -171,22 +172,22 @@ def test_when_nothing_fits_the_numbers_are_told(monkeypatch):
 def test_a_compiler_without_memory_is_passed_over(monkeypatch):
   """As TPU compilers say it; any other failure is none of ours."""
   given, inputs, _ = study(monkeypatch, limit=10**9)
-  first, arranged = given.arrangements[0], given.arranged
+  first, algorithm_with = given.executions[0], given.algorithm_with
 
   def failing(message):
     def compile_():
       raise jax.errors.JaxRuntimeError(message)
     lowered = SimpleNamespace(compile=compile_)
-    return lambda arrangement: arranged(arrangement) if arrangement != first else (
+    return lambda execution: algorithm_with(execution) if execution != first else (
       SimpleNamespace(round=SimpleNamespace(lower=lambda *inputs: lowered)))
 
-  given.arranged = failing('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm')
+  given.algorithm_with = failing('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm')
   plan = memory.plan(given, inputs, QUIET)
-  assert plan.arrangement == given.arrangements[1]
-  assert memory.reduced(given, plan, inputs, QUIET).arrangement == (2, 'products')
+  assert plan.execution == given.executions[1]
+  assert memory.reduced(given, plan, inputs, QUIET).execution == (2, 'products')
   with pytest.raises(RuntimeError, match='nothing smaller is left'):
-    memory.reduced(given, plan._replace(arrangement=Arrangement(1, 'full')), inputs, QUIET)
-  given.arranged = failing('INTERNAL: broken')
+    memory.reduced(given, plan._replace(execution=Execution(1, 'full')), inputs, QUIET)
+  given.algorithm_with = failing('INTERNAL: broken')
   with pytest.raises(jax.errors.JaxRuntimeError, match='broken'):
     memory.plan(given, inputs, QUIET)
 
@@ -204,7 +205,7 @@ def test_decoding_is_compiled_only_where_it_may_need_more(monkeypatch):
   monkeypatch.setattr(device, 'held', lambda: 1_000_000)
   monkeypatch.setattr(memory, 'site_adapter', lambda state, sharing, site: state)
   given = SimpleNamespace(
-    sharing=None, data=SimpleNamespace(tested=(), external=()), learner=SimpleNamespace(
+    sharing=None, data=SimpleNamespace(tested=(), external=()), trainable=SimpleNamespace(
       largest_answer=lambda adapter, sites: Program(
         answer, (adapter, base, tokens), 2020, 100_000)))
   inputs = (jnp.zeros(5), base)

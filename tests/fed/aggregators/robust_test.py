@@ -105,11 +105,11 @@ def test_a_broken_site_leaves_nothing_behind():
 
 def test_geometric_median_by_hand():
   """Sizes (1, 1, 3) on a line: the heavy point holds more than half, so it is the median; and of
-  the corners of an equilateral triangle the centre."""
+  the shape_buckets of an equilateral triangle the centre."""
   found, _ = one_entry(robust.geometric_median(size_power=1.0), (0.0, 1.0, 7.0), (1.0, 1.0, 3.0))
   assert found == pytest.approx(7.0, abs=1e-3)
-  corners = {'x': jnp.array([[0.0, 0.0], [2.0, 0.0], [1.0, 3**0.5]])}
-  out = AGGREGATORS['geometric_median'].update(corners, (), weights=jnp.ones(3))
+  shape_buckets = {'x': jnp.array([[0.0, 0.0], [2.0, 0.0], [1.0, 3**0.5]])}
+  out = AGGREGATORS['geometric_median'].update(shape_buckets, (), weights=jnp.ones(3))
   np.testing.assert_allclose(out.update['x'], (1.0, 3**-0.5), atol=1e-4)
 
 

@@ -211,7 +211,7 @@ def test_hub_ids_come_from_the_cache_or_say_so(tmp_path):
   refs.mkdir()
   (refs / 'main').write_text(commit)
   code = '\n'.join([
-    'from fedmedjax.model.load import load_model',
+    'from fedmedjax.model.files.load import load_model',
     'from fedmedjax.types import InputError',
     "print(load_model('someone/tiny').name)",
     f"print(load_model('someone/tiny@{commit}').config.num_layers)",
@@ -256,8 +256,8 @@ _MEASURE = '''
 import json, resource, sys
 import jax, numpy as np
 from fedmedjax import tree
-from fedmedjax.model.convert import Placement
-from fedmedjax.model.load import load_model
+from fedmedjax.model.files.convert import Placement
+from fedmedjax.model.files.load import load_model
 import jax.numpy as jnp
 
 def high_water():

@@ -1,0 +1,165 @@
+"""Keys of the federation, with meaning and unit: config.fed, config.simulation, config.optim."""
+
+from ml_collections import ConfigDict
+
+
+def rounds(fed: ConfigDict) -> None:
+  """How many rounds, and what a site computes in one."""
+  # Name of the row of PRESETS in force.
+  fed.preset = ''
+  # Rounds T; a finished run may be continued with more.
+  fed.rounds = 3
+  # Passes over its data that a site makes each round; used when fed.local_steps is 0.
+  fed.local_epochs = 2
+  # Optimiser steps a site takes each round; 0 = by fed.local_epochs.
+  fed.local_steps = 0
+  # Examples a step.
+  fed.batch_size = 4
+  # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n: those
+  # with like numbers of steps; -1 = as many as the memory allows, on a CPU 1, the fastest there.
+  # Roundings only depend on it.
+  fed.chunk = -1
+  # Shapes of steps at most, of a LLaMA: each is compiled, and sites that are computed one at a time
+  # compute a step in the least that holds it. Fewer where another saves less than it costs.
+  fed.shapes = 3
+  # GiB that a run may count on; 0 = what the device says, on a CPU all of the machine's (or of its
+  # container's). A run that is predicted to need more than 90 % of them is refused.
+  fed.memory_gib = 0.0
+  # What n_k counts: 'examples' (the paper's text) or 'tokens' (supervised ones, the code).
+  fed.weight_by = 'examples'
+
+
+def weights(fed: ConfigDict) -> None:
+  """How updates become one, and what is trained and sent."""
+  # How updates become one. Weighted means: 'mean' (factor by factor), 'padded_mean',
+  # 'refactorised', 'stacked', 'residual', 'corrected'; robust ones: 'median', 'trimmed_mean',
+  # 'geometric_median', 'krum', 'clipped_mean'. From the preset.
+  fed.aggregator = 'mean'
+  # What weighs a site beside its size: 'loss', 'loo', 'grad' or 'product_norm'. From the preset.
+  fed.signal = 'loss'
+  # Columns of FedEx-LoRA's residual that are sent, a matrix and round; 0 = all. From the preset.
+  fed.residual_rank = 0
+  # lambda of LoRA-FAIR, against A^T A.
+  fed.fair_penalty = 0.01
+  # Share of sites that the trimmed mean cuts off at either end, in [0, 0.5).
+  fed.trim = 0.34
+  # f: sites that Krum supposes may be faulty.
+  fed.faulty = 0
+  # m: updates that Multi-Krum averages; 1 = Krum. From the preset.
+  fed.kept = 1
+  # Longest update that 'clipped_mean' leaves as it is, in median norms of the cohort.
+  fed.norm_limit = 1.0
+  # Rank of every site, in the order of data.sites (or of the partition's), each at most
+  # lora.rank; () = lora.rank.
+  fed.ranks = ()
+  # gamma: power of n_k in a site's weight. From the preset.
+  fed.size_power = 1.0
+  # beta: strength of that signal in a site's weight. From the preset.
+  fed.loss_power = 0.0
+  # tau: temperature of the signal, nats per token. From the preset.
+  fed.temperature = 1.0
+  # Supervised tokens: 'completion' (the target) or 'all' (the prompt too). From the preset.
+  fed.loss_on = 'completion'
+  # Factors trained and sent: 'everything', 'nothing' (sent), 'only_b' (A frozen), 'only_a' (B
+  # kept at its site), 'alternating' (B in even rounds, A in odd ones). From the preset.
+  fed.sharing = 'everything'
+  # True = all sites' steps are taken by one site (centralised). From the preset.
+  fed.pooled = False
+  # False = no training at all (zero-shot). From the preset.
+  fed.train = True
+  # What is trained: 'lora' (adapters of config.model) or 'bert' (all of config.bert but its
+  # embeddings). From the preset.
+  fed.learner = 'lora'
+  # epsilon: share of the weight that is spread evenly, in [0, 1).
+  fed.floor = 0.0
+  # mu: share of the previous round's weights kept, in [0, 1).
+  fed.ema = 0.0
+
+
+def steps(fed: ConfigDict) -> None:
+  """What a local step and the server step are."""
+  # What a local step adds to the gradient: 'plain' (nothing), 'fedprox', 'scaffold', 'feddyn'.
+  # From the preset.
+  fed.rule = 'plain'
+  # mu of FedProx, alpha of FedDyn. From the preset.
+  fed.rule_strength = 0.0
+  # The sites' optimiser: 'adamw', or 'sgd': plain steps at the constant optim.sgd_learning_rate.
+  # From the preset.
+  fed.local_optimizer = 'adamw'
+  # How the server takes the aggregate: 'fedavg' (adds it, times the rate), 'fedavgm',
+  # 'fedadagrad', 'fedadam', 'fedyogi'. From the preset.
+  fed.server_optimizer = 'fedavg'
+  # eta: the server's rate. From the preset.
+  fed.server_learning_rate = 1.0
+  # beta of FedAvgM, beta_1 of the adaptive ones, in [0, 1). From the preset.
+  fed.server_momentum = 0.9
+  # beta_2 of FedAdam and FedYogi, in [0, 1).
+  fed.server_b2 = 0.99
+  # tau of the adaptive ones, added to the root of the second moment.
+  fed.server_tau = 1e-3
+
+
+def participation(fed: ConfigDict) -> None:
+  """Who takes part, what is sent, and which sites are left out."""
+  # Sites C drawn each round (on average, for 'poisson'); 0 = all.
+  fed.cohort_size = 0
+  # How: 'uniform', 'size' (by n_k, then weighed to undo it) or 'poisson' (each site on its own).
+  fed.sampler = 'uniform'
+  # Updates are scaled down to this norm before they are sent; 0 = not clipped.
+  fed.clip_update = 0.0
+  # Number format of updates: 'float32', 'bfloat16', 'int8', 'int4' (rounded at random) or 'sign'.
+  fed.outbound = 'float32'
+  # Neighbouring values that share a scale in int8, int4 and sign; 0 = one scale a tensor.
+  fed.block = 0
+  # Share of each tensor's values that is sent, the largest, in (0, 1].
+  fed.top_k = 1.0
+  # Sites add to their next update what the lines above left out of this one.
+  fed.error_feedback = False
+  # Updates are masked, so that the server learns their weighted sum and no single one: Bonawitz et
+  # al., CCS 2017; what is simulated of it: fedmedjax/fed/secure.py.
+  fed.secure_aggregation = False
+  # A site whose update per step is longer than so many medians of the cohort is left out of the
+  # round, as one that is not finite always is; >= 2, or 0 = none is too long.
+  fed.explosion = 100.0
+  # Rounds in a row with no usable site after which the run stops; the adapter stays as it was.
+  fed.max_bad_rounds = 3
+
+
+def simulation() -> ConfigDict:
+  """Time and failures of sites, as the rounds simulate them."""
+  simulation = ConfigDict()
+  # Seconds of a local step at the median site, in the simulated clock; 0 = none.
+  simulation.step_seconds = 0.0
+  # Standard deviation over sites of the logarithm of that time.
+  simulation.speed_spread = 0.0
+  # Bytes a second, up and down, of the median site; 0 = without limit.
+  simulation.bandwidth = 0.0
+  # Standard deviation over sites of the logarithm of the bandwidth.
+  simulation.bandwidth_spread = 0.0
+  # Chance that a site breaks down in a round and sends nothing, in [0, 1).
+  simulation.failure = 0.0
+  # Simulated seconds after which a round ends: a slower site takes fewer steps and weighs less,
+  # or misses the round; 0 = the server waits for all.
+  simulation.deadline = 0.0
+  return simulation
+
+
+def optim() -> ConfigDict:
+  """The sites' optimiser."""
+  optim = ConfigDict()
+  # Peak learning rate of the sites' AdamW.
+  optim.learning_rate = 2e-4
+  # Rate of the sites' plain steps, constant and unclipped, when fed.local_optimizer is 'sgd'.
+  optim.sgd_learning_rate = 0.1
+  # Decay rates of the first and second moment.
+  optim.b1 = 0.9
+  optim.b2 = 0.999
+  # Added to the root of the second moment.
+  optim.eps = 1e-8
+  # Decoupled weight decay, times the learning rate.
+  optim.weight_decay = 0.0
+  # Gradients are scaled down to this global norm; 0 = not clipped.
+  optim.clip_norm = 1.0
+  # Share of a round's steps in which the learning rate rises; then it falls as a cosine to 0.
+  optim.warmup_share = 0.05
+  return optim

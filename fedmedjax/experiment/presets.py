@@ -1,0 +1,80 @@
+"""The table of methods: what each preset changes in `config.fed`."""
+
+from ml_collections import ConfigDict
+
+# One row a method: what it changes in `config.fed`. Keys that a row does not name have the
+# values below. Papers and provenance: METHOD sections 2-4 of the design notes, in README's table.
+METHOD_DEFAULTS = dict(
+  size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
+  pooled=False, train=True, learner='lora', server_optimizer='fedavg', server_learning_rate=1.0,
+  server_momentum=0.9, rule='plain', rule_strength=0.0, local_optimizer='adamw',
+  signal='loss', aggregator='mean', residual_rank=0, kept=1)
+PRESETS = {
+  # Fed-MedLoRA, arXiv:2601.22124: factors averaged by number of examples.
+  'fed_medlora': {},
+  # Plain mean over sites.
+  'uniform': dict(size_power=0.0),
+  # Fed-MedLoRA+: size times exp(-validation loss), what the paper's text says.
+  'fed_medlora_plus': dict(loss_power=1.0),
+  # Fed-MedLoRA+ exactly as the authors' public code does it: softmax(-loss), size ignored, loss
+  # over all tokens, the instruction included.
+  'fed_medlora_plus_code': dict(size_power=0.0, loss_power=1.0, loss_on='all'),
+  # Fed-MedLoRA+ with other signals, ours: what the average loses without a site, in units of 0.01
+  # nats per token, and how far an update goes down the validation loss's slope.
+  'fed_medlora_loo': dict(loss_power=1.0, signal='loo', temperature=0.01),
+  'fed_medlora_grad': dict(loss_power=1.0, signal='grad', temperature=0.01),
+  # Means of the products A B. FlexLoRA, arXiv:2402.11505, and HLoRA, arXiv:2503.00813: cut to the
+  # rank by SVD. FLoRA, arXiv:2409.05976: stacked into the base. FedEx-LoRA, arXiv:2410.09432: the
+  # residual goes into the base, whole or cut to a rank. LoRA-FAIR, arXiv:2411.14961: B corrected.
+  'flexlora': dict(aggregator='refactorised'),
+  'flora': dict(aggregator='stacked'),
+  'fedex_lora': dict(aggregator='residual'),
+  'fedex_lora_truncated': dict(aggregator='residual', residual_rank=4),
+  'lora_fair': dict(aggregator='corrected'),
+  # HetLoRA, arXiv:2401.06432: zero-padded factors, weighted by the norm of their product.
+  'hetlora': dict(
+    aggregator='padded_mean', signal='product_norm', size_power=0.0, loss_power=1.0),
+  # Robust means. Median and trimmed mean, arXiv:1803.01498; geometric median, arXiv:1912.13445;
+  # Krum and Multi-Krum, arXiv:1703.02757 (f = fed.faulty of n >= 2 f + 3 sites); shortened
+  # updates, arXiv:1911.07963.
+  'median': dict(aggregator='median'),
+  'trimmed_mean': dict(aggregator='trimmed_mean'),
+  'geometric_median': dict(aggregator='geometric_median'),
+  'krum': dict(aggregator='krum'),
+  'multi_krum': dict(aggregator='krum', kept=2),
+  'clipped_mean': dict(aggregator='clipped_mean'),
+  # Local rules. FedProx, arXiv:1812.06127, with mu = 0.01.
+  'fedprox': dict(rule='fedprox', rule_strength=0.01),
+  # SCAFFOLD, arXiv:1910.06378, option II: plain local steps, plain mean.
+  'scaffold': dict(rule='scaffold', local_optimizer='sgd', size_power=0.0),
+  # FedDyn, arXiv:2111.04263, with alpha = 1, plain mean.
+  'feddyn': dict(
+    rule='feddyn', rule_strength=1.0, local_optimizer='sgd', size_power=0.0),
+  # Sharing. FFA-LoRA, arXiv:2403.12313: A frozen, B trained and sent.
+  'ffa_lora': dict(sharing='only_b'),
+  # FedSA-LoRA, arXiv:2410.01463: A sent, B each site's own.
+  'fedsa_lora': dict(sharing='only_a'),
+  # RoLoRA, arXiv:2502.01755: B and A in turns.
+  'rolora': dict(sharing='alternating'),
+  # Server optimisers. Rates are ours: with updates of about 1e-3 an entry, as AdamW makes them, a
+  # step is then about as long as FedAvg's. FedAvgM, arXiv:1909.06335; the others arXiv:2003.00295.
+  'fedavgm': dict(server_optimizer='fedavgm'),
+  'fedadagrad': dict(
+    server_optimizer='fedadagrad', server_learning_rate=3e-3, server_momentum=0.0),
+  'fedadam': dict(server_optimizer='fedadam', server_learning_rate=1e-3),
+  'fedyogi': dict(server_optimizer='fedyogi', server_learning_rate=1e-3),
+  # Baselines: the base model alone, each site alone, all notes pooled in one place.
+  'zero_shot': dict(train=False),
+  'single_site': dict(sharing='nothing'),
+  'centralised': dict(pooled=True),
+  # Full-model FedAvg (McMahan et al., arXiv:1602.05629) of a BERT token classifier, embeddings
+  # frozen, as the paper's baseline; see config.bert.
+  'fed_bert': dict(learner='bert'),
+}
+
+
+def apply_preset(config: ConfigDict, preset: str) -> None:
+  """Writes a row of PRESETS into config.fed, and the defaults of what it does not name."""
+  if preset not in PRESETS:
+    raise ValueError(f'preset {preset!r}: allowed are {", ".join(PRESETS)}')
+  config.fed.update(METHOD_DEFAULTS | PRESETS[preset] | {'preset': preset})
