@@ -22,7 +22,7 @@ FLOORS = (
   {'experiment', 'report'},
   {'train', 'predict', 'describe', 'deploy'},
   {'compare', 'sweep', 'audit'},
-  {'main'},
+  {'main', 'api'},
 )
 # What nothing in the package imports: other frameworks, what runs what it reads, and the folder of
 # configurations at the top level, since users have one of that name.

@@ -26,9 +26,8 @@ from fedmedjax.data.site import drawn_sentences
 from fedmedjax.data.tasks import ask
 from fedmedjax.eval.endpoint import endpoint_from
 from fedmedjax.experiment.config import choose_preset, leaves, validate
-from fedmedjax.experiment.defaults import PRESETS
-from fedmedjax.experiment.methods import harmless_keys, num_sites
-from fedmedjax.fed.aggregators import FOLDING
+from fedmedjax.experiment.defaults import PRESETS, get_config
+from fedmedjax.experiment.methods import adds_to_base, harmless_keys, num_sites
 from fedmedjax.store import files
 from fedmedjax.train.run import run
 from fedmedjax.types import InputError, SiteCorpus
@@ -267,11 +266,12 @@ def check_new_site(
 
 def leaves_adapter(regime: str) -> bool:
   """Whether a regime ends with one adapter for all, of config.lora's shape."""
-  row = PRESETS.get(regime, {'train': False})
+  if regime not in PRESETS:
+    return False
+  values = leaves(get_config(regime).to_dict())
   return (
-    row.get('train', True) and row.get('learner', 'lora') == 'lora'
-    and row.get('sharing', 'everything') not in ('nothing', 'only_a')
-    and row.get('aggregator') not in FOLDING)
+    values['fed.train'] and values['fed.learner'] == 'lora'
+    and values['fed.sharing'] not in ('nothing', 'only_a') and not adds_to_base(values))
 
 
 SETTINGS = {

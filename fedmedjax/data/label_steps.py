@@ -54,20 +54,18 @@ def encode_label_site(
 
 
 def label_schedule(
-  sites: Sequence[SiteData], *, labels: Sequence[str], max_length: int, batch_size: int,
-  weight_by: str, **plan,
+  sites: Sequence[SiteData], sizes: np.ndarray, *, labels: Sequence[str], max_length: int,
+  batch_size: int, **plan,
 ) -> Schedule:
   """Plans all steps of all rounds, and the shape [B, T] they share.
 
   Args:
     labels, max_length: as the sites were encoded.
-    weight_by: 'examples' or 'tokens' (labelled words): what n_k counts.
+    sizes: f32[S] n_k, of `schedule.site_sizes`, by labelled words where they count tokens.
     The others: see `schedule.plan_rounds`.
   """
   sites = tuple(sites)
-  sizes = {'examples': lambda example: 1, 'tokens': lambda example: len(example.places)}
-  rounds, weights = schedules.plan_rounds(
-    sites, sizes[weight_by], batch_size=batch_size, **plan)
+  rounds, weights = schedules.plan_rounds(sites, sizes, batch_size=batch_size, **plan)
   steps = schedules.all_steps(sites, rounds, batch_size)
   rows = max(len(step) for step in steps)
   longest = max(len(example.tokens) for step in steps for example in step)

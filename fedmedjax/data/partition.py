@@ -227,6 +227,7 @@ def partition(
   strength: float,
   corrupted: float,
   seed: int,
+  deal: Callable | None = None,
 ) -> tuple[list[SiteCorpus], Skew]:
   """Deals the training notes of all sources out to sites 'part_001', ..., without test notes.
 
@@ -239,6 +240,7 @@ def partition(
     corrupted: share of the sites, rounded, that call each entity by the pool's next type, see
       `mislabelled`; of these a site has what it then calls by a type that it annotates.
     seed: of everything drawn.
+    deal: a partitioner in place of that of `kind`; what it deals is checked.
 
   Raises:
     InputError: sources that annotate unlike types or mean different things by them, or fewer notes
@@ -256,7 +258,8 @@ def partition(
       f'config.data.partition.corrupted={corrupted}: the pooled sites annotate only {types[0]}; '
       'there is no other name to mix it up with')
   rng = np.random.default_rng((seed, 0))
-  dealt = KINDS[kind](notes, types, sites, strength, rng)
+  dealt = KINDS[kind](notes, types, sites, strength, rng) if deal is None else _checked_deal(
+    deal(notes, types, sites, strength, rng), len(notes), sites, kind)
   asked = annotated_types(types, sites, strength, rng) if kind == 'labels' else [types] * sites
   broken = set(rng.permutation(sites)[:round(corrupted * sites)].tolist()) if corrupted else set()
   called = [
@@ -287,6 +290,21 @@ def partition(
     tuple(len(part.train) for part in parts), divergence(counts),
     sum(map(len, asked)) / (sites * len(types)),
     word_divergence([[note.text for note in part.train] for part in parts]), int(whole - cut))
+
+
+def _checked_deal(dealt, notes: int, sites: int, kind: str) -> np.ndarray:
+  """A user's deal as i[notes]; InputError when it is none, or leaves a site empty."""
+  dealt = np.asarray(dealt)
+  if dealt.shape != (notes,) or dealt.dtype.kind not in 'iu':
+    raise InputError(
+      f'config.data.partition.kind={kind!r}: it gives {dealt.dtype}{list(dealt.shape)}; one '
+      f'integer for each of {notes} notes is allowed')
+  counts = np.bincount(dealt[(dealt >= 0) & (dealt < sites)], minlength=sites)
+  if counts.sum() < notes or not counts.all():
+    raise InputError(
+      f'config.data.partition.kind={kind!r}: sites 0 to {sites - 1} are allowed, each with a note; '
+      f'it gives {sorted(set(dealt.tolist()))}')
+  return dealt
 
 
 def asked_alike(sources: Sequence[SiteCorpus]) -> list[SiteCorpus]:

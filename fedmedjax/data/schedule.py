@@ -74,9 +74,22 @@ def _step_examples(sites: Sequence[SiteData], step: Step) -> tuple[TaskData, lis
   return part, [part.train[i] for i in step.members]
 
 
+def site_sizes(
+  sites: Sequence[SiteData], weight_by: str, supervised: Callable[[Any], int]
+) -> np.ndarray:
+  """n_k of every site, f32[S].
+
+  Args:
+    weight_by: 'examples', or 'tokens': what n_k counts of a site's training examples.
+    supervised: tokens of an example that are supervised.
+  """
+  size = {'examples': lambda example: 1, 'tokens': supervised}[weight_by]
+  return np.asarray([sum(size(example) for example in site.train) for site in sites], np.float32)
+
+
 def plan_rounds(
   sites: Sequence[SiteData],
-  size: Callable[[Any], int],
+  sizes: np.ndarray,
   *,
   rounds: int,
   local_steps: int,
@@ -84,7 +97,7 @@ def plan_rounds(
   batch_size: int,
   seed: int,
   pooled: bool,
-  cohorts_of: Callable[[np.ndarray], Sequence[Sequence[int]]] | None = None,
+  cohorts: Sequence[Sequence[int]] | None = None,
   shares: Mapping[str, float] | None = None,
 ) -> tuple[Plan, np.ndarray]:
   """(which examples every step of every round holds, f32[S] or pooled f32[1] n_k).
@@ -95,17 +108,15 @@ def plan_rounds(
   federation.
 
   Args:
-    size: of an example; n_k adds it up over a site's training examples.
-    cohorts_of: (f32[S] n_k) -> the sites of each round, the others take no step; None = all of
-      them in every round.
+    sizes: f32[S] n_k, of `site_sizes`.
+    cohorts: the sites of each round, the others take no step; None = all of them in every round.
     shares: of a site's steps, by task, relative to those of its other tasks; None = as many as
       the task has in an epoch, so that every example comes as often as any other.
 
   Raises:
     InputError: no site is in any cohort.
   """
-  sizes = np.asarray([sum(size(example) for example in site.train) for site in sites], np.float32)
-  cohorts = cohorts_of(sizes) if cohorts_of else [range(len(sites))] * rounds
+  cohorts = cohorts or [range(len(sites))] * rounds
   plan = []
   for number in range(rounds):
     steps: list[tuple[Step, ...]] = []
@@ -163,20 +174,19 @@ def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[li
 
 
 def make_schedule(
-  sites: Sequence[SiteData], *, batch_size: int, weight_by: str, loss_on: str, shapes: int = 1,
+  sites: Sequence[SiteData], sizes: np.ndarray, *, batch_size: int, loss_on: str, shapes: int = 1,
   **plan,
 ) -> Schedule:
   """Plans all steps of all rounds of a language model, and the shapes they are packed in.
 
   Args:
-    weight_by: 'examples' or 'tokens' (supervised ones): what n_k counts.
+    sizes: f32[S] n_k, of `site_sizes`.
     loss_on: 'completion' or 'all'.
     shapes: of training steps at most, see `pack.smaller_shapes`.
     The others: see `plan_rounds`.
   """
   sites = tuple(sites)
-  sizes = {'examples': lambda example: 1, 'tokens': lambda e: pack.supervised(e, loss_on)}
-  steps, weights = plan_rounds(sites, sizes[weight_by], batch_size=batch_size, **plan)
+  steps, weights = plan_rounds(sites, sizes, batch_size=batch_size, **plan)
   prefix = max(len(part.instruction) for site in sites for part in site.tasks) - 1
   whole = pack.plan_shape(all_steps(sites, steps, batch_size), prefix, loss_on)
   parts, examples = zip(*_training_steps(sites, steps), strict=True)

@@ -1,20 +1,22 @@
 """A BERT token classifier as what a study trains: its notes, parts and predictions."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fedmedjax import tree
 from fedmedjax.data.label_steps import encode_label_site, label_schedule
 from fedmedjax.data.labels import label_names
-from fedmedjax.data.schedule import Schedule
+from fedmedjax.data.schedule import Schedule, site_sizes
 from fedmedjax.data.tasks import asked_types
 from fedmedjax.eval import tagging
 from fedmedjax.experiment import meshes
 from fedmedjax.experiment.meshes import replicate
-from fedmedjax.experiment.notes import encode_sites, load_corpora
+from fedmedjax.experiment.notes import Corpora, encode_sites
 from fedmedjax.experiment.types import Data, Trainable
 from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
 from fedmedjax.model.files.bert import Bert, load_bert, save_bert
@@ -23,14 +25,17 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
 
-def load_bert_data(config: ConfigDict, reporter: Reporter, _: BaseModel | None) -> Data:
+def load_bert_data(
+  config: ConfigDict, reporter: Reporter, _: BaseModel | None, read: Callable[[], Corpora]
+) -> Data:
+  """The notes of all sites, which `read` reads, and config.bert's classifier."""
   bert = config.bert
   if not bert.path:
     raise InputError(
       f"config.bert.path='': preset {config.fed.preset!r} needs a folder with config.json, "
       'model.safetensors and a tokenizer, such as Bio_ClinicalBERT converted to safetensors')
   with reporter.task('reading notes'):
-    corpora = load_corpora(config)
+    corpora = read()
   labels = label_names(asked_types(bert.task, corpora.sites))
   with reporter.task(f'loading {Path(bert.path).name}'):
     base = load_bert(bert.path, labels, config.seed)
@@ -44,24 +49,31 @@ def load_bert_data(config: ConfigDict, reporter: Reporter, _: BaseModel | None) 
   return encode_sites(base, encode, config, corpora, reporter)
 
 
-def bert_parts(config: ConfigDict, data: Data, **plan) -> tuple[Trainable, Schedule]:
+def bert_sizes(config: ConfigDict, data: Data) -> np.ndarray:
+  """n_k of the sites that train, f32[S]."""
+  return site_sizes(data.sites, config.fed.weight_by, lambda example: len(example.places))
+
+
+def bert_parts(
+  config: ConfigDict, data: Data, sizes: np.ndarray, **plan
+) -> tuple[Trainable, Schedule]:
+  """The classifier, and the steps of all rounds."""
   bert = config.bert
   trainable = bert_trainable(
-    data.base, learning_rate=bert.learning_rate, max_length=bert.max_length,
-    batch_size=config.eval.batch_size, mesh=meshes.mesh_of(config))
+    data.base, max_length=bert.max_length, batch_size=config.eval.batch_size,
+    mesh=meshes.mesh_of(config))
   schedule = label_schedule(
-    data.sites, labels=data.base.labels, max_length=bert.max_length, **plan)
+    data.sites, sizes, labels=data.base.labels, max_length=bert.max_length, **plan)
   return trainable, schedule
 
 
 def bert_trainable(
-  bert: Bert, *, learning_rate: float, max_length: int, batch_size: int, mesh: Mesh | None = None
+  bert: Bert, *, max_length: int, batch_size: int, mesh: Mesh | None = None
 ) -> Trainable:
   """A BERT token classifier, all of it but the embeddings trained.
 
   Args:
     bert: the model as loaded.
-    learning_rate: config.bert.learning_rate.
     max_length: of a window, in tokens.
     batch_size: windows classified at once.
     mesh: of devices that the sites are spread over, if they are.
@@ -74,7 +86,7 @@ def bert_trainable(
     loss_fn=lambda remat: partial(label_loss, model(remat)), adapter=adapter, base=base,
     whole_parameters=tree.size(bert.params), whole_bytes=tree.num_bytes(bert.params),
     # Its classifier is drawn at random: what it says before training means nothing.
-    untrained=None, learning_rate=learning_rate, rate_key='config.bert.learning_rate',
+    untrained=None,
     answer=partial(tagging.answer, tagger, base),
     largest_answer=partial(tagging.largest_call, tagger, base), save=partial(save_bert, bert),
     folder='model', summary={'labels': list(bert.labels)})

@@ -1,5 +1,6 @@
 """From a ConfigDict to a study that is ready to run; below this module arguments are plain."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -7,86 +8,113 @@ from ml_collections import ConfigDict
 
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
-from fedmedjax.experiment import communication, meshes
-from fedmedjax.experiment.bert import bert_parts, load_bert_data
+from fedmedjax.experiment import communication, meshes, methods
+from fedmedjax.experiment.bert import bert_parts, bert_sizes, load_bert_data
+from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.contracts import check_own_parts
 from fedmedjax.experiment.execution import Execution, executions, sites_at_once
-from fedmedjax.experiment.lora import load_lora_data, lora_parts
-from fedmedjax.experiment.methods import adds_aggregate, algorithm_parts, needs_validation
+from fedmedjax.experiment.lora import load_lora_data, lora_parts, lora_sizes
+from fedmedjax.experiment.methods import Own
+from fedmedjax.experiment.notes import load_corpora
+from fedmedjax.experiment.own_parts import own_parts
 from fedmedjax.experiment.types import Data, Options, Study, TrainableKind
-from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import federated_algorithm
-from fedmedjax.fed.sharing import SHARINGS
 from fedmedjax.fed.sites import fitted_map
 from fedmedjax.fed.types import FederatedAlgorithm, Validation
 from fedmedjax.model.files.convert import BaseModel
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.types import InputError
+from fedmedjax.types import InputError, SiteCorpus
 
 
-def load_data(config: ConfigDict, reporter: Reporter, base: BaseModel | None = None) -> Data:
+def load_data(
+  config: ConfigDict, reporter: Reporter, base: BaseModel | None = None, own: Own | None = None,
+  given: Mapping[str, SiteCorpus] | None = None,
+) -> Data:
   """Reads notes, then weights, then tokenises; notes first, since their mistakes show sooner.
 
-  `base` is the language model of config.model, if it was loaded before.
+  Args:
+    config: validated.
+    reporter: is told of each task.
+    base: the language model of config.model, if it was loaded before.
+    own: parts that were given in Python, by key; a partitioner may be among them.
+    given: notes of sites of config.data.sites that were given in Python, by name.
   """
-  return LEARNERS[config.fed.learner].load(config, reporter, base)
+  own = own_parts(leaves(config.to_dict()), own)
+  return LEARNERS[config.fed.learner].load(
+    config, reporter, base, partial(load_corpora, config, own, given or {}))
 
 
 def options(config: ConfigDict) -> Options:
-  fed = config.fed
+  """What running needs to know beside the algorithm."""
+  fed, values = config.fed, leaves(config.to_dict())
   return Options(
-    fed.preset, config.seed, fed.rounds if fed.train else 0, fed.pooled, config.eval.zero_shot,
-    config.eval.bootstrap_samples, config.checkpoint.keep, config.checkpoint.keep_best,
-    fed.max_bad_rounds, adds_aggregate(fed), config.eval.cross_site, fed.size_power,
-    int(fed.memory_gib * 2**30))
+    fed.preset, config.seed, f'config.{methods.rate_key(values)}', fed.rounds if fed.train else 0,
+    fed.pooled, config.eval.zero_shot, config.eval.bootstrap_samples, config.checkpoint.keep,
+    config.checkpoint.keep_best, fed.max_bad_rounds, methods.adds_aggregate(values),
+    config.eval.cross_site, fed.size_power, int(fed.memory_gib * 2**30))
 
 
 LEARNERS = {
-  'lora': TrainableKind(load_lora_data, lora_parts),
-  'bert': TrainableKind(load_bert_data, bert_parts)}
+  'lora': TrainableKind(load_lora_data, lora_sizes, lora_parts),
+  'bert': TrainableKind(load_bert_data, bert_sizes, bert_parts)}
 
 
-def prepare(config: ConfigDict, data: Data, on_step=None) -> Study:
+def prepare(
+  config: ConfigDict, data: Data, on_step: Callable[..., None] | None = None,
+  own: Own | None = None,
+) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet.
 
+  n_k, the sampler, the schedule and the communication follow from each other in this order.
   Where config.fed.chunk or config.model.remat is left to the planner, `algorithm` is the fastest of
-  the executions; see `memory.py`.
+  the executions; see `train/memory.py`.
 
-  Raises InputError when the method needs a validation set and no site has a note for it.
+  Args:
+    config: validated.
+    data: of `load_data`.
+    on_step: host callback of every local step, see `local_training`.
+    own: parts that were given in Python, by key.
+
+  Raises:
+    InputError: the method needs a validation set and no site has a note for it, or a part of the
+      user's own breaks its contract.
   """
-  fed = config.fed
-  trainable, schedule = LEARNERS[fed.learner].parts(
-    config, data, rounds=fed.rounds, local_steps=fed.local_steps, local_epochs=fed.local_epochs,
-    batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled, weight_by=fed.weight_by,
-    cohorts_of=partial(communication.cohorts, config))
+  fed, values = config.fed, leaves(config.to_dict())
+  own = own_parts(values, own)
+  kind, parts = LEARNERS[fed.learner], methods.method(values, own)
+  sizes = kind.sizes(config, data)
+  sampler = communication.site_sampler(config, sizes)
+  trainable, schedule = kind.parts(
+    config, data, sizes, rounds=fed.rounds, local_steps=fed.local_steps,
+    local_epochs=fed.local_epochs, batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled,
+    cohorts=communication.cohorts(sampler, fed.rounds))
   validation = schedules.validation_arrays(schedule)
-  if validation is None and needs_validation(
-      {'fed.loss_power': fed.loss_power, 'fed.signal': fed.signal}):
+  if validation is None and methods.needs_validation(values):
     raise InputError(
       f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
       f'for validation, and preset {fed.preset!r} weighs sites by their validation loss')
-  if fed.local_optimizer == 'sgd':
-    trainable = trainable._replace(rate_key='config.optim.sgd_learning_rate')
-  sharing = SHARINGS[fed.sharing](tree.paths(trainable.adapter))
-  layout = meshes.round_layout(config)
-  parts = algorithm_parts(config, trainable.learning_rate) | dict(
-    gradient=mean_gradient, sharing=sharing, outbound=communication.outbound(fed),
-    num_sites=len(schedule.weights), explosion=fed.explosion, place=layout.place,
-    on_step=on_step if config.log.steps else None)
-
+  sharing = methods.sharing(values, own, tree.paths(trainable.adapter))
+  plan = communication.plan_communication(config, sampler, parts, trainable.adapter, sharing)
+  check_own_parts(own, parts, sharing, trainable.adapter, len(schedule.weights),
+                  plan.sampler.size, validation is not None)
+  layout, optimizer = meshes.round_layout(config), methods.local_optimizer(values)
   site_map = partial(
     fitted_map, schedule.steps_taken, vmap=layout.vmap, groups=layout.groups)
 
   def algorithm_with(execution: Execution) -> FederatedAlgorithm:
     alone = sites_at_once(execution, plan.sampler.size) == 1
     return federated_algorithm(
-      loss_fn=trainable.loss_fn(execution.remat), map_sites=site_map(execution.chunk),
-      shape_buckets=schedule.layout.shape_buckets if alone else (), **parts)
+      trainable.loss_fn(execution.remat), len(schedule.weights), optimizer=optimizer,
+      rule=parts.rule, sharing=sharing, ranks=methods.ranks(values),
+      compression=communication.sender(fed), aggregator=parts.aggregator,
+      server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
+      explosion=fed.explosion, place=layout.place, on_step=on_step if config.log.steps else None,
+      shape_buckets=schedule.layout.shape_buckets if alone else ())
 
-  plan = communication.plan_communication(config, schedule.weights, trainable.adapter, sharing)
   order = executions(
     fed.chunk, config.model.remat, plan.sampler.size, jax.default_backend() == 'cpu',
     layout.groups)
   return Study(
-    data, options(config), trainable, sharing, schedule, plan,
-    validation and Validation(*validation), algorithm_with(order[0]), parts['optimizer'], order,
-    site_map, algorithm_with, layout.groups)
+    data, options(config), trainable, parts, sharing, schedule, plan,
+    validation and Validation(*validation), algorithm_with(order[0]), optimizer, order, site_map,
+    algorithm_with, layout.groups, own)

@@ -11,16 +11,15 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.schedule import Schedule
+from fedmedjax.experiment.methods import Method
 from fedmedjax.fed import compression as compression
 from fedmedjax.fed import ledger, participation
-from fedmedjax.fed.aggregators import FOLDING
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.factors import room
 from fedmedjax.fed.ledger import Exchange
 from fedmedjax.fed.participation import SAMPLERS, Fleet, Participation, Sampler
 from fedmedjax.fed.ranks import cut, rank_first
-from fedmedjax.fed.rules import SENT_CONTROL
-from fedmedjax.fed.types import Sharing
+from fedmedjax.fed.types import Sharing, Tree
 
 
 class Communication(NamedTuple):
@@ -36,57 +35,59 @@ def codec(fed: ConfigDict) -> compression.Codec:
   return compression.top_k(fed.top_k, CODECS[fed.outbound](fed.block))
 
 
-def outbound(fed: ConfigDict) -> optax.GradientTransformationExtraArgs:
-  sender = compression.outbound(
+def sender(fed: ConfigDict) -> optax.GradientTransformationExtraArgs:
+  """What a site does to its update [*p] before it sends it."""
+  compressed = compression.outbound(
     codec(fed), clip_norm=fed.clip_update, error_feedback=fed.error_feedback)
-  return rank_first(sender) if fed.ranks else sender
+  return rank_first(compressed) if fed.ranks else compressed
 
 
-def _sampler(config: ConfigDict, sizes: np.ndarray) -> Sampler:
+def site_sampler(config: ConfigDict, sizes: np.ndarray) -> Sampler:
+  """Draws the sites of each round; `sizes` is f32[S] n_k. A round that was drawn is kept."""
   fed = config.fed
-  return SAMPLERS[fed.sampler](sizes, fed.cohort_size or len(sizes), config.seed)
+  sampler = SAMPLERS[fed.sampler](sizes, fed.cohort_size or len(sizes), config.seed)
+  # A site's last round is looked for in all rounds before.
+  return sampler._replace(draw=cache(sampler.draw))
 
 
-def cohorts(config: ConfigDict, sizes: np.ndarray) -> list[list[int]]:
-  """The sites of each round, padding left out; `sizes` is f[S] n_k."""
-  sampler = _sampler(config, sizes)
-  drawn = [sampler.draw(number) for number in range(config.fed.rounds)]
+def cohorts(sampler: Sampler, rounds: int) -> list[list[int]]:
+  """The sites of each round, padding left out."""
+  drawn = [sampler.draw(number) for number in range(rounds)]
   return [cohort.sites[cohort.present].tolist() for cohort in drawn]
 
 
 def plan_communication(
-  config: ConfigDict, sizes: np.ndarray, adapter, sharing: Sharing
+  config: ConfigDict, sampler: Sampler, parts: Method, adapter: Tree, sharing: Sharing
 ) -> Communication:
   """The `Communication` that config.fed and config.simulation ask for.
 
   Args:
-    sizes: f[S] n_k, the same as for `cohorts`; pooled, its one entry is not looked at.
-    adapter, sharing: what one site's messages are made of.
+    sampler: of `site_sampler`; pooled, it is not looked at.
+    parts: whose control variates and columns for the base travel.
+    adapter, sharing: what one site's messages are made of; adapter is [*p].
   """
   fed, rank = config.fed, config.lora.rank
   if fed.pooled:
     return Communication(
       participation.uniform(1, 1, config.seed), participation.lognormal_fleet(1, config.seed),
       lambda number: (Exchange((), ()),))
-  fleet = participation.lognormal_fleet(
-    len(sizes), config.seed, **config.simulation.to_dict())
-  sampler = _sampler(config, sizes)
-  # A site's last round is looked for in all rounds before.
-  sampler = sampler._replace(draw=cache(sampler.draw))
-  ranks = fed.ranks or (rank,) * len(sizes)
+  num_sites = len(sampler.inclusion)
+  fleet = participation.lognormal_fleet(num_sites, config.seed, **config.simulation.to_dict())
+  ranks = fed.ranks or (rank,) * num_sites
   update_codec = codec(fed)
-  columns = FOLDING.get(fed.aggregator, lambda fed, rank, ranks: 0)
+  server_ctrl, _ = jax.eval_shape(parts.rule.init, adapter)
+  controlled = parts.rule.control_travels and bool(jax.tree.leaves(server_ctrl))
 
   # Not all of them: a run has as many as rounds times sites.
   @lru_cache(1024)
   def messages(site_rank, number, last):
     one = cut(adapter, site_rank) if fed.ranks else adapter
     folded = sum(
-      columns(fed, rank, [ranks[site] for site in sampler.draw(past).sites])
+      parts.aggregator.columns([ranks[site] for site in sampler.draw(past).sites])
       for past in range(max(last, 0), number))
     return ledger.exchange(
       one, sharing, update_codec, number, last,
-      control=one if fed.rule in SENT_CONTROL else (),
+      control=one if controlled else (),
       residual=jax.eval_shape(partial(room, columns=folded), adapter) if folded else (),
       masked=fed.secure_aggregation)
 

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -30,8 +30,9 @@ from fedmedjax.experiment.checks import (
 from fedmedjax.experiment.defaults import PRESETS, apply_preset
 from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
 from fedmedjax.experiment.methods import needs_validation, num_sites
+from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
 from fedmedjax.experiment.refusals import check_method
-from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
+from fedmedjax.fed.aggregators import AGGREGATORS, UTILITIES
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.participation import SAMPLERS
 from fedmedjax.fed.rules import RULES
@@ -46,6 +47,13 @@ from fedmedjax.types import ENTITY_TYPES, InputError
 # build.py maps these names to values and imports too much for here; a test holds both together.
 LEARNERS = ('lora', 'bert')
 TASK_SETS = (('ner',), ('re',), ('ner', 're'))
+
+def one_of_or_own(names: Iterable[str]) -> Check:
+  """A name of a table, or a part of the user's own."""
+  names = tuple(names)
+  return Check(lambda v: v in names or is_own(v),
+               f'one of {", ".join(names)}, or FILE.py:FUNCTION,')
+
 
 CHECKS = {
   'seed': integer(0, 2**32 - 1),
@@ -71,31 +79,34 @@ CHECKS = {
   'data.synthetic_notes': integer(0, 100_000), 'data.max_train_notes': integer(0),
   'data.max_train_sentences': integer(0),
   'data.max_length': integer(8),
-  'data.partition.kind': one_of(('', *partition.KINDS)),
+  'data.partition.kind': one_of_or_own(('', *partition.KINDS)),
   'data.partition.sites': integer(1, 100_000),
   'data.partition.unit': one_of(tuple(partition.UNITS)), 'data.partition.strength': POSITIVE,
   'data.partition.corrupted': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
   'data.validation_share': number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
   'data.validation_examples': integer(0),
-  'fed.preset': one_of(tuple(PRESETS)), 'fed.rounds': integer(1, 100_000),
+  'fed.preset': Check(
+    lambda v: v in PRESETS or isinstance(v, str) and bool(re.fullmatch(r'own:[\w-]+', v)),
+    f'one of {", ".join(PRESETS)}, or own:NAME of a row of your own,'),
+  'fed.rounds': integer(1, 100_000),
   'fed.local_epochs': integer(1, 10_000), 'fed.local_steps': integer(0, 100_000),
   'fed.batch_size': integer(1), 'fed.chunk': integer(AUTO_CHUNK), 'fed.shapes': integer(1),
   'fed.memory_gib': NOT_NEGATIVE,
   'fed.weight_by': one_of(('examples', 'tokens')), 'fed.size_power': NOT_NEGATIVE,
   'fed.loss_power': NOT_NEGATIVE, 'fed.temperature': POSITIVE, 'fed.loss_on': one_of(LOSS_ON),
-  'fed.sharing': one_of(tuple(SHARINGS)), 'fed.pooled': BOOLEAN, 'fed.train': BOOLEAN,
+  'fed.sharing': one_of_or_own(SHARINGS), 'fed.pooled': BOOLEAN, 'fed.train': BOOLEAN,
   'fed.learner': one_of(LEARNERS),
   'fed.floor': BELOW_ONE, 'fed.ema': BELOW_ONE,
-  'fed.signal': one_of(tuple(SIGNALS)), 'fed.aggregator': one_of(AGGREGATORS),
+  'fed.signal': one_of(tuple(UTILITIES)), 'fed.aggregator': one_of_or_own(AGGREGATORS),
   'fed.residual_rank': integer(0), 'fed.fair_penalty': POSITIVE,
   'fed.trim': number(lambda v: 0 <= v < 0.5, 'a number in [0, 0.5)'),
   'fed.faulty': integer(0), 'fed.kept': integer(1), 'fed.norm_limit': POSITIVE,
   'fed.ranks': Check(
     lambda v: isinstance(v, tuple) and all(type(r) is int and r >= 1 for r in v),
     'a tuple of integers >= 1, or ()'),
-  'fed.rule': one_of(tuple(RULES)), 'fed.rule_strength': NOT_NEGATIVE,
+  'fed.rule': one_of_or_own(RULES), 'fed.rule_strength': NOT_NEGATIVE,
   'fed.local_optimizer': one_of(('adamw', 'sgd')),
-  'fed.server_optimizer': one_of(tuple(SERVER_OPTIMIZERS)),
+  'fed.server_optimizer': one_of_or_own(SERVER_OPTIMIZERS),
   'fed.server_learning_rate': POSITIVE, 'fed.server_momentum': BELOW_ONE,
   'fed.server_b2': BELOW_ONE, 'fed.server_tau': POSITIVE,
   'fed.cohort_size': integer(0), 'fed.sampler': one_of(tuple(SAMPLERS)),
@@ -134,8 +145,11 @@ def leaves(settings: dict, prefix: str = '') -> dict[str, Any]:
   return out
 
 
-def validate(config: ConfigDict) -> None:
-  """Raises InputError for the first key whose value is not allowed."""
+def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> None:
+  """Raises InputError for the first key whose value is not allowed.
+
+  `given` are the user's own parts that were given in Python, by key.
+  """
   values = leaves(config.to_dict())
   for key in sorted(set(values) ^ set(CHECKS)):
     raise InputError(f'config.{key}: {"unknown key" if key in values else "missing key"}')
@@ -171,7 +185,7 @@ def validate(config: ConfigDict) -> None:
   _check_partition(values)
   _check_tasks(values)
   _check_participation(values)
-  check_method(values)
+  check_method(values, own_parts(values, given))
 
 
 def _check_tasks(values: dict[str, Any]) -> None:

@@ -1,21 +1,23 @@
 """A LLaMA with LoRA adapters as what a study trains: its notes, parts and predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
 from fedmedjax.eval import evaluate, generation
 from fedmedjax.eval.generation import check_context
 from fedmedjax.experiment import meshes
-from fedmedjax.experiment.notes import encode_sites, load_corpora
+from fedmedjax.experiment.notes import Corpora, encode_sites
 from fedmedjax.experiment.types import Data, Trainable
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.dtypes import DTYPES
@@ -31,12 +33,15 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError, SiteCorpus
 
 
-def load_lora_data(config: ConfigDict, reporter: Reporter, base: BaseModel | None) -> Data:
+def load_lora_data(
+  config: ConfigDict, reporter: Reporter, base: BaseModel | None, read: Callable[[], Corpora]
+) -> Data:
+  """The notes of all sites, which `read` reads, and the base model, if `base` is not it."""
   lora = lora_config(config)
   check_lora(lora)
   mesh = meshes.mesh_of(config)
   with reporter.task('reading notes'):
-    corpora = load_corpora(config)
+    corpora = read()
   if base is None:
     path = model_path(config.model.path)
     placement = Placement(
@@ -70,19 +75,29 @@ def _check_tasks(tasks: Sequence[str], sites: Sequence[SiteData]) -> None:
 
 
 def lora_config(config: ConfigDict) -> LoraConfig:
+  """Rank, alpha and targets of config.lora."""
   return LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
 
 
-def lora_parts(config: ConfigDict, data: Data, **plan) -> tuple[Trainable, Schedule]:
+def lora_sizes(config: ConfigDict, data: Data) -> np.ndarray:
+  """n_k of the sites that train, f32[S]."""
+  return schedules.site_sizes(
+    data.sites, config.fed.weight_by, partial(pack.supervised, loss_on=config.fed.loss_on))
+
+
+def lora_parts(
+  config: ConfigDict, data: Data, sizes: np.ndarray, **plan
+) -> tuple[Trainable, Schedule]:
+  """The model with its adapter, and the steps of all rounds."""
   trainable = lora_trainable(
     data.base, (*data.tested, *data.external), lora_config(config),
-    start=config.lora.start, learning_rate=config.optim.learning_rate, seed=config.seed,
+    start=config.lora.start, seed=config.seed,
     dtype=DTYPES[config.model.dtype], batch_size=config.eval.batch_size,
     max_new_ratio=config.eval.max_new_ratio, guesses=config.eval.guesses,
     attention=config.model.attention, mesh=meshes.mesh_of(config))
   related = config.data.re_share
   schedule = schedules.make_schedule(
-    data.sites, loss_on=config.fed.loss_on, shapes=config.fed.shapes,
+    data.sites, sizes, loss_on=config.fed.loss_on, shapes=config.fed.shapes,
     shares={'ner': 1 - related, 're': related} if related else None, **plan)
   return trainable, schedule
 
@@ -93,7 +108,6 @@ def lora_trainable(
   lora: LoraConfig,
   *,
   start: str,
-  learning_rate: float,
   seed: int,
   dtype,
   batch_size: int,
@@ -109,7 +123,6 @@ def lora_trainable(
     sites: all that answer, to note their instructions.
     lora: rank, alpha, targets.
     start: folder of the adapter that training starts from; '' = a fresh one.
-    learning_rate: config.optim.learning_rate.
     seed: of the fresh adapter.
     dtype: of the model.
     batch_size, max_new_ratio, guesses: of decoding, see `generation.Generator`.
@@ -133,7 +146,6 @@ def lora_trainable(
     adapter=given or init_adapter(jax.random.key(seed), base.config, lora),
     base=base.params, whole_parameters=parameters,
     whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained=given,
-    learning_rate=learning_rate, rate_key='config.optim.learning_rate',
     answer=partial(evaluate.answer, generator, base.params),
     largest_answer=partial(generation.largest_call, generator, base.params),
     save=lambda adapter, folder: save_peft(adapter, widened(lora, adapter), folder, base.name),

@@ -1,98 +1,160 @@
-"""The method part of a configuration: config.fed to the parts of a federated algorithm.
+"""The method part of a configuration: its values to the parts of a federated algorithm.
 
-The tables map names of the configuration to values; which names go together is `check_method`'s.
+The tables that map a value to a builder stand beside the builders, in `fed/`; a value may also name
+a builder in a user's file (`own_parts.py`). Which parts go together is `refusals.py`'s.
 """
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+import optax
 
-from fedmedjax.fed.aggregators import (
-  COMBINES,
-  FOLDING,
-  ROBUST,
-  SIGNALS,
-  secure,
-  weighted_mean,
-)
+from fedmedjax.experiment.own_parts import OwnPart, own_parts
+from fedmedjax.fed.aggregators import AGGREGATORS
+from fedmedjax.fed.builders import build
 from fedmedjax.fed.local import adamw, sgd
 from fedmedjax.fed.ranks import mixed_ranks, same_ranks
 from fedmedjax.fed.rules import RULES
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
-from fedmedjax.fed.types import Aggregator
+from fedmedjax.fed.sharing import SHARINGS
+from fedmedjax.fed.types import Aggregator, LocalOptimizer, LocalRule, Ranks, Sharing
 from fedmedjax.store.files import HARMLESS
+from fedmedjax.types import InputError
+
+Values = Mapping[str, Any]  # flat configuration, {'fed.rule': 'plain', ...}
+Own = Mapping[str, OwnPart]
 
 
-def algorithm_parts(config: ConfigDict, learning_rate: float) -> dict:
-  """Keyword arguments of `federated_algorithm` that the method decides.
+class Method(NamedTuple):
+  """The parts of a method that are functions alone."""
+
+  aggregator: Aggregator
+  rule: LocalRule
+  server_optimizer: optax.GradientTransformation
+
+  @property
+  def needs(self) -> frozenset[str]:
+    """What the parts ask of the rest of the method, see `refusals.py`."""
+    return self.aggregator.needs | self.rule.needs
+
+
+def method(values: Values, own: Own) -> Method:
+  """The parts that a configuration names.
 
   Args:
-    learning_rate: peak, of the sites' AdamW.
+    values: each allowed on its own.
+    own: the user's own parts, by key.
+
+  Raises:
+    InputError: an own builder that fails, or names what is no hyper-parameter.
   """
-  fed, optim = config.fed, config.optim
-  local_optimizers = {
-    'adamw': partial(
-      adamw, learning_rate, b1=optim.b1, b2=optim.b2, eps=optim.eps,
-      weight_decay=optim.weight_decay, clip_norm=optim.clip_norm,
-      warmup_share=optim.warmup_share),
-    'sgd': partial(sgd, optim.sgd_learning_rate),
-  }
-  return dict(
-    optimizer=local_optimizers[fed.local_optimizer](),
-    rule=RULES[fed.rule](strength=fed.rule_strength, rate=optim.sgd_learning_rate),
-    ranks=mixed_ranks(fed.ranks, config.lora.rank) if fed.ranks else same_ranks(),
-    aggregator=aggregator(config, fed.rounds),
-    server_optimizer=SERVER_OPTIMIZERS[fed.server_optimizer](
-      learning_rate=fed.server_learning_rate, momentum=fed.server_momentum, b2=fed.server_b2,
-      tau=fed.server_tau),
-  )
+  hyper = hyper_parameters(values)
+  return Method(
+    _built('fed.aggregator', AGGREGATORS, values, own, hyper, Aggregator),
+    _built('fed.rule', RULES, values, own, hyper | {
+      'strength': values['fed.rule_strength'], 'rate': values['optim.sgd_learning_rate']},
+      LocalRule),
+    _built('fed.server_optimizer', SERVER_OPTIMIZERS, values, own, hyper | {
+      'learning_rate': values['fed.server_learning_rate'],
+      'momentum': values['fed.server_momentum'], 'b2': values['fed.server_b2'],
+      'tau': values['fed.server_tau']}, optax.GradientTransformation))
 
 
-def aggregator(config: ConfigDict, rounds: int) -> Aggregator:
-  """config.fed's, with room for what as many rounds fold into the base."""
-  fed, rank = config.fed, config.lora.rank
-  if fed.aggregator in ROBUST:
-    return ROBUST[fed.aggregator](fed)
-  columns = cohort_size({
-    'fed.pooled': fed.pooled, 'fed.cohort_size': fed.cohort_size,
-    'data.sites': config.data.sites, 'data.partition.kind': config.data.partition.kind,
-    'data.partition.sites': config.data.partition.sites}) * rank
-  combine = secure.masked_mean() if fed.secure_aggregation else (
-    COMBINES[fed.aggregator](fed, rank, rounds, columns))
-  return weighted_mean.adaptive_mean(
-    size_power=fed.size_power, loss_power=fed.loss_power, temperature=fed.temperature,
-    floor=fed.floor, ema=fed.ema, signal=SIGNALS[fed.signal],
-    combine=combine)
+def hyper_parameters(values: Values) -> dict[str, Any]:
+  """What a builder may name: the keys of config.fed, rank, alpha, num_sites and cohort_size.
+
+  cohort_size is how many sites a round has, also where config.fed.cohort_size is 0 (all).
+  """
+  return {key.removeprefix('fed.'): value for key, value in values.items()
+          if key.startswith('fed.')} | {
+    'rank': values['lora.rank'], 'alpha': values['lora.alpha'], 'num_sites': num_sites(values),
+    'cohort_size': cohort_size(values)}
 
 
-def harmless_keys(settings: dict[str, Any]) -> tuple[str, ...]:
+def _built(
+  key: str, table: Mapping[str, Callable], values: Values, own: Own, hyper: dict[str, Any],
+  kind: type,
+) -> Any:
+  """A part of the table, or of the user's own, which is told to ask for single updates."""
+  if key not in own:
+    return build(table[values[key]], hyper)
+  part = build(own[key].builder, hyper, f'config.{key}={own[key].name!r}')
+  if not isinstance(part, kind):
+    # A plain tuple of functions in the right order will do.
+    try:
+      part = kind(*part)
+    except TypeError:
+      raise InputError(
+        f'config.{key}={own[key].name!r}: it gives {type(part).__name__}; fedmedjax.fed.types or '
+        f'optax have {kind.__name__}, which is allowed') from None
+  return part._replace(needs=part.needs | {'single_updates'}) if kind is Aggregator else part
+
+
+def sharing(values: Values, own: Own, paths: Sequence[str]) -> Sharing:
+  """config.fed.sharing's predicates.
+
+  Args:
+    paths: of the adapter's leaves, which a builder that names `paths` is given.
+  """
+  hyper = hyper_parameters(values) | {'paths': list(paths)}
+  return _built('fed.sharing', SHARINGS, values, own, hyper, Sharing)
+
+
+def ranks(values: Values) -> Ranks:
+  """config.fed.ranks, one for each site, or the same for all."""
+  own = values['fed.ranks']
+  return mixed_ranks(own, values['lora.rank']) if own else same_ranks()
+
+
+def rate_key(values: Values) -> str:
+  """The key that the local steps' peak learning rate comes from."""
+  if values['fed.local_optimizer'] == 'sgd':
+    return 'optim.sgd_learning_rate'
+  return 'bert.learning_rate' if values['fed.learner'] == 'bert' else 'optim.learning_rate'
+
+
+def local_optimizer(values: Values) -> LocalOptimizer:
+  """The sites' optimiser, at the rate of `rate_key`."""
+  rate = values[rate_key(values)]
+  if values['fed.local_optimizer'] == 'sgd':
+    return sgd(rate)
+  return adamw(
+    rate, b1=values['optim.b1'], b2=values['optim.b2'], eps=values['optim.eps'],
+    weight_decay=values['optim.weight_decay'], clip_norm=values['optim.clip_norm'],
+    warmup_share=values['optim.warmup_share'])
+
+
+def harmless_keys(values: Values, own: Own | None = None) -> tuple[str, ...]:
   """Keys and groups of keys in which a run may differ from its continuation.
 
   Aggregators that add to the base lay out the room for it once, for all rounds: their number of
   rounds is fixed.
   """
-  fixed = ('fed.rounds',) if settings['fed.aggregator'] in FOLDING else ()
+  fixed = ('fed.rounds',) if adds_to_base(values, own) else ()
   return tuple(key for key in HARMLESS if key not in fixed)
 
 
-def num_sites(values: dict[str, Any]) -> int:
+def adds_to_base(values: Values, own: Own | None = None) -> bool:
+  """Whether the aggregator moves columns into the base, so that the adapter widens."""
+  return 'fixed_rounds' in method(values, own_parts(values, own)).needs
+
+
+def num_sites(values: Values) -> int:
   """S: how many sites own training notes."""
   dealt_out = values['data.partition.kind']
   return values['data.partition.sites'] if dealt_out else len(values['data.sites'])
 
 
-def cohort_size(values: dict[str, Any]) -> int:
+def cohort_size(values: Values) -> int:
   """C: how many sites are drawn for a round."""
   return 1 if values['fed.pooled'] else values['fed.cohort_size'] or num_sites(values)
 
 
-def adds_aggregate(fed: ConfigDict) -> bool:
+def adds_aggregate(values: Values) -> bool:
   """Whether the server's step is the aggregate itself, which every round then checks."""
-  return fed.server_optimizer == 'fedavg' and fed.server_learning_rate == 1.0
+  return values['fed.server_optimizer'] == 'fedavg' and values['fed.server_learning_rate'] == 1.0
 
 
-def needs_validation(values: dict[str, Any]) -> bool:
+def needs_validation(values: Values) -> bool:
   """Whether weights are made from the server's validation set."""
   return values['fed.loss_power'] > 0 and values['fed.signal'] != 'product_norm'
-

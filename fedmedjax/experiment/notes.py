@@ -1,18 +1,22 @@
 """The notes of a study's sites: read, dealt out, tokenised."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax.data.formats.corpora import CORPORA, SiteFolder, load_corpus, load_folder, unleaked
 from fedmedjax.data.partition import asked_alike, partition
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
+from fedmedjax.experiment.own_parts import OwnPart, own_parts
 from fedmedjax.experiment.types import Data
+from fedmedjax.fed.builders import build
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError, SiteCorpus, Skew
 
@@ -31,11 +35,22 @@ class Corpora(NamedTuple):
   skew: Skew | None
 
 
-def load_corpora(config: ConfigDict) -> Corpora:
-  """Reads the notes of all sites, and deals them out if config.data.partition says so."""
+def load_corpora(
+  config: ConfigDict, own: Mapping[str, OwnPart] | None = None,
+  given: Mapping[str, SiteCorpus] = MappingProxyType({}),
+) -> Corpora:
+  """Reads the notes of all sites, and deals them out if config.data.partition says so.
+
+  Args:
+    config: validated.
+    own: the user's own parts, by key; a partitioner of config.data.partition.kind may be there.
+    given: notes that were given in Python, by name; they go before cohorts, corpora and folders.
+  """
   folders = {site['name']: site for site in config.data.folders}
 
   def load(key: str, name: str) -> SiteCorpus:
+    if name in given:
+      return given[name]
     if name in COHORTS:
       wanted = config.data.synthetic_notes if key == 'sites' else 0
       return generate_cohort(name, seed=config.seed, train_notes=wanted or None)
@@ -52,10 +67,21 @@ def load_corpora(config: ConfigDict) -> Corpora:
   sites, external = (
     [load(key, name) for name in config.data[key]] for key in ('sites', 'external'))
   sites, chosen = unleaked(sites, external), config.data.partition
+  mine = own_parts({'data.partition.kind': chosen.kind}, own).get('data.partition.kind')
   parts, skew = partition(
     sites, chosen.kind, unit=chosen.unit, sites=chosen.sites, strength=chosen.strength,
-    corrupted=chosen.corrupted, seed=config.seed) if chosen.kind else ([], None)
+    corrupted=chosen.corrupted, seed=config.seed,
+    deal=mine and partial(build_deal, mine)) if chosen.kind else ([], None)
   return Corpora(asked_alike(sites) if parts else sites, external, parts, skew)
+
+
+def build_deal(part: OwnPart, notes, types, sites, strength, rng) -> np.ndarray:
+  """What a partitioner of the user's own deals out: i[number of notes], the site of each.
+
+  It is given those of the arguments that its signature names; see `data/partition.py`.
+  """
+  return build(part.builder, {
+    'notes': notes, 'types': types, 'sites': sites, 'strength': strength, 'rng': rng}, part.name)
 
 
 def encode_sites(

@@ -1,13 +1,18 @@
 """What a prepared study is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
 
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.execution import Execution
+from fedmedjax.experiment.methods import Method
+from fedmedjax.experiment.own_parts import OwnPart
 from fedmedjax.fed.sites import SiteMap
 from fedmedjax.fed.types import FederatedAlgorithm, LocalOptimizer, LossFn, Sharing, Validation
 from fedmedjax.model.files.bert import Bert
@@ -30,6 +35,7 @@ class Options(NamedTuple):
 
   preset: str
   seed: int
+  rate_key: str          # of the configuration: the local steps' peak learning rate
   rounds: int            # 0 when nothing is trained
   pooled: bool
   zero_shot: bool
@@ -52,8 +58,6 @@ class Trainable(NamedTuple):
   whole_parameters: int   # of the whole model, however it is stored
   whole_bytes: int        # of sending them in its number format
   untrained: dict | None  # the adapter that answers before training; None = there is no such answer
-  learning_rate: float    # peak, of the sites' optimiser
-  rate_key: str           # the config key it came from
   answer: Callable        # (adapter, site, advance) -> prediction records of all its tasks
   largest_answer: Callable  # (adapter by shape, sites) -> its `types.Program` of most memory
   save: Callable[[dict, Path], None]  # (adapter, folder): in the format of its ecosystem
@@ -67,6 +71,7 @@ class Study(NamedTuple):
   data: Data
   options: Options
   trainable: Trainable
+  method: Method
   sharing: Sharing
   schedule: Schedule
   communication: communication.Communication
@@ -77,14 +82,17 @@ class Study(NamedTuple):
   site_map: Callable[[int], SiteMap]     # of a chunk
   algorithm_with: Callable[[Execution], FederatedAlgorithm]
   groups: int                            # of devices, each with sites of its own
+  own: Mapping[str, OwnPart] = {}        # the user's own parts, by key of the configuration
 
 
 class TrainableKind(NamedTuple):
   """A value of config.fed.learner.
 
-  load(config, reporter, base) -> Data; parts(config, data, **plan), where the plan's keywords are
-  those that all learners share.
+  load(config, reporter, base, read) -> Data, where read() gives the sites' notes;
+  sizes(config, data) -> n_k f32[S]; parts(config, data, sizes, **plan), where the plan's keywords
+  are those that all learners share.
   """
 
   load: Callable[..., Data]
+  sizes: Callable[[ConfigDict, Data], np.ndarray]
   parts: Callable[..., tuple[Trainable, Schedule]]

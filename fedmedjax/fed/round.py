@@ -8,12 +8,17 @@ import jax.numpy as jnp
 import optax
 
 from fedmedjax import tree
+from fedmedjax.fed.aggregators.conventions import completed, names_argument
 from fedmedjax.fed.aggregators.product_gap import product_gap
-from fedmedjax.fed.aggregators.weighted_mean import weighted_sum
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, weighted_sum
 from fedmedjax.fed.factors import join, write_columns
-from fedmedjax.fed.local import local_training, mean_loss
+from fedmedjax.fed.gradient import mean_gradient
+from fedmedjax.fed.local import local_training, mean_loss, sgd
 from fedmedjax.fed.quarantine import sound_sites
-from fedmedjax.fed.sites import SiteMap, SiteProgram
+from fedmedjax.fed.ranks import same_ranks
+from fedmedjax.fed.rules import plain
+from fedmedjax.fed.sharing import everything
+from fedmedjax.fed.sites import SiteMap, SiteProgram, map_sites
 from fedmedjax.fed.types import (
   Aggregate,
   Aggregator,
@@ -29,51 +34,69 @@ from fedmedjax.fed.types import (
   SiteState,
 )
 
+# What makes FedAvg (McMahan et al., arXiv:1602.05629) of the parts that a caller leaves out.
+_SGD = sgd(0.1)
+_PLAIN = plain()
+_EVERYTHING = everything()
+_ONE_RANK = same_ranks()
+_AS_IT_IS = optax.identity()
+_SIZE_MEAN = adaptive_mean()
+_ADD = optax.sgd(1.0)
+_ALL_AT_ONCE = map_sites(0)
+
 
 def federated_algorithm(
-  *,
   loss_fn: LossFn,
-  gradient: Callable[[LossFn], GradientFn],
-  optimizer: LocalOptimizer,
-  rule: LocalRule,
-  sharing: Sharing,
-  ranks: Ranks,
-  outbound: optax.GradientTransformation,
-  aggregator: Aggregator,
-  server_optimizer: optax.GradientTransformation,
-  map_sites: SiteMap,
   num_sites: int,
+  *,
+  gradient: Callable[[LossFn], GradientFn] = mean_gradient,
+  optimizer: LocalOptimizer = _SGD,
+  rule: LocalRule = _PLAIN,
+  sharing: Sharing = _EVERYTHING,
+  ranks: Ranks = _ONE_RANK,
+  compression: optax.GradientTransformation = _AS_IT_IS,
+  aggregator: Aggregator = _SIZE_MEAN,
+  server_optimizer: optax.GradientTransformation = _ADD,
+  map_sites: SiteMap = _ALL_AT_ONCE,
   explosion: float = 0.0,
   place: Callable[[FedState], FedState] = lambda state: state,
-  on_step: Callable | None = None,
+  on_step: Callable[..., None] | None = None,
   shape_buckets: Sequence = (),
 ) -> FederatedAlgorithm:
-  """Composes the parts into init and one jitted round.
+  """Composes the parts into init and one jitted round; left to themselves they are FedAvg.
 
   Order inside a round: gather the cohort's state; start = shared leaves of the server and own
   private leaves, as far as the site's rank goes; local training over the sites; update = local -
-  start on shared leaves, in the server's scale; outbound per site; aggregate; server side of the
+  start on shared leaves, in the server's scale; compression per site; aggregate; server side of the
   rule; server optimiser on the negative; scatter the site state. A site of weight 0 (padding, or
   one that sends nothing) takes no part: it counts nowhere and keeps its state; so is one that is
-  not sound (see `faults.py`). When no site has any weight, nothing but the count of rounds changes.
-  FedAvg (arXiv:1602.05629) is plain rule, everything shared, identity outbound, size weights and
-  a server optimiser that adds the aggregate.
+  not sound (see `quarantine.py`). When no site has any weight, nothing but the count of rounds
+  changes.
+  FedAvg (arXiv:1602.05629) is plain rule, everything shared, no compression, size weights and a
+  server optimiser that adds the aggregate.
 
   Args:
-    loss_fn: of the model on (adapter, base, batch).
+    loss_fn: (adapter [*p], base, batch) -> (sum of nats f32[], sum of weights f32[]).
+    num_sites: S, of which each round's cohort is a part.
     gradient: makes the gradient of a loss, such as `gradient.mean_gradient`; it is given loss_fn
       as a site sees it, with its own scale and what is folded into the base.
+    optimizer: of the local steps; plain steps of rate 0.1 by default.
+    rule, sharing, ranks, aggregator: values of `fed/types.py`.
+    compression: per site, of its update [*p]; may take the keyword `key`, which differs by round
+      and site.
+    server_optimizer: is given the negative aggregate [*p].
     on_step, shape_buckets: see `local_training`.
-    map_sites, place: how sites and state are laid on devices, see `fed/sites.py`; num_sites: S.
+    map_sites, place: how sites and state are laid on devices, see `fed/sites.py`.
     explosion: see `sound_sites`.
-    The other parts: values of `fed/types.py`, or optax's; outbound may take the keyword `key`,
-      which differs by round and site.
   """
   training = partial(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
-  one_site = _site_program(loss_fn, gradient, training, rule, sharing, ranks, outbound)
+  one_site = _site_program(loss_fn, gradient, training, rule, sharing, ranks, compression)
   server_step = _server_program(rule, sharing, server_optimizer)
-  init = _init_program(rule, sharing, outbound, aggregator, server_optimizer, num_sites)
+  aggregated = _aggregation_program(
+    loss_fn, aggregator, sharing, ranks, map_sites, num_sites)
+  init = _init_program(
+    rule, sharing, compression, completed(aggregator), server_optimizer, num_sites)
 
   @partial(jax.jit, donate_argnums=0)
   def round_fn(state, base, data, cohort, val, key):
@@ -87,15 +110,7 @@ def federated_algorithm(
     sent = tree.where(sound, sent, jax.tree.map(jnp.zeros_like, sent))
     local = jax.tree.map(
       jnp.add, jax.vmap(ranks.mask, (None, 0))(state.adapter, cohort), sent)
-
-    def validation_loss(adapter):
-      return mean_loss(loss_fn, join(adapter, state.folded), base, val)
-
-    aggregate = aggregator.update(
-      sent, state.aggregator, weights=jnp.where(sound, data.weight, 0), cohort=cohort,
-      anchor=state.adapter, local=local, validation_loss=map_sites.every(validation_loss),
-      validation_gradient=lambda: jax.grad(validation_loss)(state.adapter),
-      key=jax.random.fold_in(key, num_sites))
+    aggregate = aggregated(state, base, data, cohort, before, sent, local, sound, val, key)
     useful = (aggregate.weights > 0).any()
     sites = _scatter(state.sites, tree.where(sound & useful, after, before), cohort)
     # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
@@ -108,18 +123,66 @@ def federated_algorithm(
   return FederatedAlgorithm(jax.jit(lambda adapter: place(init(adapter))), round_fn)
 
 
+def _aggregation_program(loss_fn, aggregator, sharing, ranks, map_sites, num_sites: int):
+  """Calls the aggregator with all that `AggregatorUpdate` lists, each part as lazily as it says."""
+  starts = _start_program(loss_fn, sharing, ranks)
+  named = names_argument(aggregator.update, 'start_loss')
+  aggregator = completed(aggregator)
+
+  def aggregated(state, base, data, cohort, before, sent, local, sound, val, key) -> Aggregate:
+    def validation_loss(adapter):
+      return mean_loss(loss_fn, join(adapter, state.folded), base, val)
+
+    # A pass over all examples of the round, for those who name its result only.
+    more = {'start_loss': map_sites.every(starts(state, base))(
+      cohort, before, data.batches, data.step_mask)} if named else {}
+    return aggregator.update(
+      sent, state.aggregator, weights=jnp.where(sound, data.weight, 0), cohort=cohort,
+      anchor=state.adapter, local=local,
+      num_steps=data.step_mask.sum(axis=1).astype(jnp.float32),
+      validation_loss=map_sites.every(validation_loss),
+      validation_gradient=lambda: jax.grad(validation_loss)(state.adapter),
+      key=jax.random.fold_in(key, num_sites), **more)
+
+  return aggregated
+
+
+def _start_program(loss_fn: LossFn, sharing: Sharing, ranks: Ranks):
+  """The mean loss of a site's examples of the round at its anchor, in nats per supervised token.
+
+  (state, base) -> (site i32[], its state, batches [K, ...], step_mask bool[K]) -> f32[].
+  """
+
+  def starts(state, base):
+    def mean_start(site, site_state, batches, step_mask):
+      adapter = join(ranks.mask(
+        tree.choose(sharing.shared, state.adapter, site_state.adapter), site), state.folded)
+
+      def body(sums, inputs):
+        batch, active = inputs
+        terms = jnp.stack(loss_fn(adapter, base, batch)).astype(jnp.float32)
+        return sums + jnp.where(active, terms, 0), None
+
+      sums, _ = jax.lax.scan(body, jnp.zeros(2), (batches, step_mask))
+      return sums[0] / jnp.maximum(sums[1], 1e-30)
+
+    return mean_start
+
+  return starts
+
+
 def _last_steps(step_mask):
   """bool[C, K] -> i32[C], the number of the last step taken: K is that of the longest round."""
   numbers = jnp.arange(1, step_mask.shape[1] + 1, dtype=jnp.int32)
   return jnp.max(step_mask * numbers[None], axis=1)
 
 
-def _init_program(rule, sharing, outbound, aggregator, server_optimizer, num_sites: int):
+def _init_program(rule, sharing, compression, aggregator, server_optimizer, num_sites: int):
   """The state before the first round; to be compiled, so that it is never all on one device."""
 
   def init(adapter):
     server_ctrl, site_ctrl = rule.init(adapter)
-    site = SiteState(_private(sharing, adapter), site_ctrl, outbound.init(adapter))
+    site = SiteState(_private(sharing, adapter), site_ctrl, compression.init(adapter))
     copies = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], num_sites, axis=0), site)
     # Copies, because a round donates its state and the caller may keep `adapter`.
     return FedState(
@@ -144,13 +207,13 @@ def _private(sharing: Sharing, adapter):
 
 
 def _site_program(
-  loss_fn, gradient, local, rule: LocalRule, sharing: Sharing, ranks: Ranks, outbound
+  loss_fn, gradient, local, rule: LocalRule, sharing: Sharing, ranks: Ranks, compression
 ):
   """What one site does in a round, from its anchor to what it sends.
 
   (state, base, key) -> SiteProgram of (site, its state, its batches, its step_mask).
   """
-  outbound = optax.with_extra_args_support(outbound)
+  compression = optax.with_extra_args_support(compression)
 
   def one_site(state, base, key):
     def start_of(site, site_state):
@@ -183,7 +246,7 @@ def _site_program(
       start = start_of(site, site_state)
       anchor, adapter = ranks.to_site(start, site), progress.adapter
       learnt = ranks.to_server(jax.tree.map(jnp.subtract, adapter, anchor), site)
-      sent, outbound_state = outbound.update(
+      sent, outbound_state = compression.update(
         tree.select(learnt, sharing.shared), site_state.outbound, key=keys(site)[1])
       # A codec need not keep zeros (one bit a value has none), and a site has no say about the
       # columns that it lacks.
@@ -224,7 +287,7 @@ def _metrics(anchor, adapter, local, sent, aggregate: Aggregate, given, step) ->
   """`given`: what the server optimiser was handed; `adapter`: what the step led to."""
   weights = aggregate.weights
   return {
-    'validation_loss': aggregate.signal,
+    'validation_loss': aggregate.utility,
     'weights': weights,
     'update_norm': jax.vmap(tree.norm)(sent),
     'cosine': jax.vmap(tree.cosine, (0, None))(sent, weighted_sum(sent, weights)),

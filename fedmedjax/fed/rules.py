@@ -1,10 +1,14 @@
-"""Local rules: what is added to a site's gradient (DESIGN table `rule`)."""
+"""Local rules: what is added to a site's gradient (config.fed.rule)."""
 
 import jax
 import jax.numpy as jnp
 
 from fedmedjax.fed.types import LocalRule
 from fedmedjax.types import InputError
+
+# Of rules with control variates: their fixed point is the optimum of the plain mean of the sites'
+# losses, and they are averaged leaf by leaf from round to round.
+_CONTROLLED = frozenset({'shared_anchor', 'plain_mean', 'steady_factors', 'one_rank'})
 
 
 def plain(**_) -> LocalRule:
@@ -27,7 +31,7 @@ def proximal(*, strength: float, **_) -> LocalRule:
   def correct(grad, adapter, anchor, server_ctrl, site_ctrl):
     return jax.tree.map(lambda g, x, x0: g + strength * (x - x0), grad, adapter, anchor)
 
-  return plain()._replace(correct=correct)
+  return plain()._replace(correct=correct, needs=frozenset({'shared_anchor'}))
 
 
 def control_variates(*, rate: float, **_) -> LocalRule:
@@ -56,7 +60,7 @@ def control_variates(*, rate: float, **_) -> LocalRule:
       server_ctrl)
     return jax.tree.map(jnp.add, site_ctrl, delta), delta
 
-  return LocalRule(init, correct, finish)
+  return LocalRule(init, correct, finish, needs=_CONTROLLED | {'plain_sgd', 'clear_control'})
 
 
 def dynamic(*, strength: float, **_) -> LocalRule:
@@ -84,13 +88,11 @@ def dynamic(*, strength: float, **_) -> LocalRule:
   def server(aggregate, server_ctrl):
     return jax.tree.map(lambda mean, h: mean - h / strength, aggregate, server_ctrl)
 
-  return LocalRule(control_variates(rate=1.0).init, correct, finish, server)
+  return LocalRule(
+    control_variates(rate=1.0).init, correct, finish, server,
+    needs=_CONTROLLED | {'whole_updates'}, control_travels=False)
 
 
-# Name in the configuration -> builder from (strength, rate).
+# Value of config.fed.rule -> builder, from strength and rate.
 RULES = {
   'plain': plain, 'fedprox': proximal, 'scaffold': control_variates, 'feddyn': dynamic}
-# Those with control variates.
-STATEFUL = ('scaffold', 'feddyn')
-# Those whose control variates travel. FedDyn's server makes its own of the updates.
-SENT_CONTROL = ('scaffold',)

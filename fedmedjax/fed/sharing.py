@@ -63,10 +63,10 @@ def _ending(paths: list[str], suffix: str) -> frozenset[str]:
   return found
 
 
-# Name in the configuration -> builder from the adapter's paths.
+# Value of config.fed.sharing -> builder, which may name `paths`, the adapter's.
 SHARINGS = {
-  'everything': lambda paths: everything(), 'nothing': lambda paths: nothing(), 'only_b': only_b,
-  'only_a': only_a, 'alternating': alternating,
+  'everything': everything, 'nothing': nothing, 'only_b': only_b, 'only_a': only_a,
+  'alternating': alternating,
 }
 
 

@@ -5,19 +5,40 @@ of pure functions below. An implementer names the keyword arguments it needs and
 Axis letters are those of `fedmedjax.types`.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import optax
 
 Array = jax.Array
 Tree = Any
 
-# (adapter, base, batch) -> (sum of nats f32[], sum of weights f32[])
+# (adapter [*p], base, batch) -> (sum of nats f32[], sum of weights f32[]); never a mean
 LossFn = Callable[[Tree, Tree, Tree], tuple[Array, Array]]
-# (adapter, base, batch, key) -> (mean loss f32[], gradient [*p]); made from a LossFn, see
+# (adapter [*p], base, batch, key) -> (mean loss f32[], gradient [*p]); made from a LossFn, see
 # `gradient.py`
 GradientFn = Callable[[Tree, Tree, Tree, Array], tuple[Array, Tree]]
+# (step i32[], steps of the round i32[]) -> learning rate f32[]
+RateFn = Callable[[Array, Array], Array]
+# (path of a leaf, rounds done i32[] or int) -> bool, traced or not
+TrainedFn = Callable[[str, Any], Any]
+# (path of a leaf) -> bool
+SharedFn = Callable[[str], bool]
+# (adapter [*p], site i32[]) -> [*p]
+RankFn = Callable[[Tree, Array], Tree]
+# (adapter [*p]) -> (server_ctrl, site_ctrl)
+RuleInit = Callable[[Tree], tuple[Tree, Tree]]
+# (gradient [*p], adapter [*p], anchor [*p], server_ctrl, site_ctrl) -> gradient [*p]
+RuleCorrect = Callable[[Tree, Tree, Tree, Tree, Tree], Tree]
+# (anchor [*p], adapter [*p], num_steps i32[], server_ctrl, site_ctrl) -> (site_ctrl, ctrl_delta)
+RuleFinish = Callable[[Tree, Tree, Array, Tree, Tree], tuple[Tree, Tree]]
+# (aggregate [*p], server_ctrl) -> what the server optimiser is given [*p]
+RuleServer = Callable[[Tree, Tree], Tree]
+# (adapter [*p]) -> columns {a, b} of zeros for all rounds, or ()
+FoldRoom = Callable[[Tree], Tree]
+# (ranks of the cohort's sites) -> columns that a round adds to the base, a matrix
+FoldColumns = Callable[[Sequence[int]], int]
 
 
 class LocalData(NamedTuple):
@@ -29,49 +50,54 @@ class LocalData(NamedTuple):
 
 
 class Validation(NamedTuple):
-  """The server's validation set V (METHOD section 3), in Q steps that belong to G groups."""
+  """The server's validation set V (docs/methods.md, section 3): Q steps that belong to G groups."""
 
   batches: Tree      # leaves [Q, ...]
   group: Array       # f32[Q, G]: one-hot (site, task) group of each step
 
 
 class LocalOptimizer(NamedTuple):
-  """A fresh optimiser a round: `transform` gives a direction u, a step is -rate * u."""
+  """A fresh optimiser a round: `transform` gives a direction u [*p], a step is -rate f32[] * u."""
 
-  transform: Any     # optax.GradientTransformation without a learning rate
-  rate: Callable     # (step i32[], num_steps i32[]) -> f32[]
+  transform: optax.GradientTransformation  # without a learning rate
+  rate: RateFn
 
 
 class LocalRule(NamedTuple):
-  """What a local step does to the gradient; `ctrl` are its control variates, if any.
+  """What a local step does to the gradient [*p]; `ctrl` are its control variates, if any.
 
   The server's ctrl moves by the sum over the cohort of `ctrl_delta`, over S, before `server`.
+  `needs` are names of what the rest of the method has to be, listed in docs/methods.md.
   """
 
-  init: Callable     # (adapter) -> (server_ctrl, site_ctrl)
-  correct: Callable  # (grad, adapter, anchor, server_ctrl, site_ctrl) -> grad
-  finish: Callable   # (anchor, adapter, num_steps, server_ctrl, site_ctrl)
-                     #   -> (site_ctrl, ctrl_delta)
-  # (aggregate, server_ctrl) -> what the server optimiser is given
-  server: Callable = lambda aggregate, server_ctrl: aggregate
+  init: RuleInit
+  correct: RuleCorrect   # every local step
+  finish: RuleFinish     # once, after the last local step
+  server: RuleServer = lambda aggregate, server_ctrl: aggregate
+  needs: frozenset[str] = frozenset()
+  # False: the server makes its control variate of the updates, and ctrl_delta is not sent
+  control_travels: bool = True
 
 
 class Sharing(NamedTuple):
   """Which leaves are trained in a round, and which travel; by path ('layers/q_proj/a').
 
-  A leaf is sent in a round when it is both.
+  A leaf is sent in a round when it is both. Shapes stay: what is not sent is zero in [*p].
   """
 
-  trained: Callable[[str, Any], Any]   # (path, rounds done) -> bool, traced or not
-  shared: Callable[[str], bool]
+  trained: TrainedFn
+  shared: SharedFn
 
 
 class Ranks(NamedTuple):
-  """How a site sees the server's adapter when sites have ranks of their own; see `ranks.py`."""
+  """How a site sees the server's adapter [*p] when sites have ranks of their own; see `ranks.py`.
 
-  mask: Callable       # (adapter, site) -> zeros where the site has no rank
-  to_site: Callable    # (adapter, site): from the server's scale alpha / r to the site's
-  to_server: Callable  # its inverse
+  Each is (adapter [*p], site i32[]) -> [*p].
+  """
+
+  mask: RankFn       # zeros where the site has no rank
+  to_site: RankFn    # from the server's scale alpha / r to the site's
+  to_server: RankFn  # its inverse
 
 
 class Aggregate(NamedTuple):
@@ -79,38 +105,78 @@ class Aggregate(NamedTuple):
 
   update: Tree         # [*p]
   state: Tree
-  weights: Array       # f32[C], the weights used
-  signal: Array        # f32[C], what the weights were made from besides n_k, or NaN
-  fold: Tree = ()      # columns {a, b} that leave the adapter for good, see `products.py`
+  weights: Array       # f32[C], the weights used; sum 1, or all 0 when no site could be used
+  # f32[C], what the weights were made from besides n_k; None = nothing
+  utility: Array | None = None
+  fold: Tree = ()      # columns {a, b} that leave the adapter for good, see `factors.py`
+
+
+class AggregatorInit(Protocol):
+  """The first state of an aggregator."""
+
+  def __call__(self, adapter: Tree, num_sites: int, /) -> Tree:
+    """adapter [*p], S -> state; one that is written for (adapter) alone is allowed, too."""
+    ...
+
+
+class AggregatorUpdate(Protocol):
+  """From the cohort's updates to one."""
+
+  def __call__(
+    self, updates: Tree, state: Tree, **arguments: Any
+  ) -> Aggregate | tuple[Tree, Tree]:
+    """updates [C, *p], state -> Aggregate, or (update [*p], state) of an own part.
+
+    An implementer names the keyword arguments it needs and ends with `**_`:
+      weights: f32[C], n_k; 0 = took no part, and counts nowhere.
+      cohort: i32[C], numbers of the sites.
+      anchor: [*p], the server's adapter before the round.
+      local: [C, *p], the sites' adapters, zero where a site has no rank.
+      num_steps: f32[C], local steps that each site took.
+      start_loss: f32[C], mean training loss of each site's examples of this round at its anchor,
+        nats per supervised token. Computed, by one forward pass over them, for an update that
+        names it; not passed to one that does not.
+      validation_loss: (adapters [Q, *p]) -> f32[Q]; evaluated only where it is called.
+      validation_gradient: () -> [*p], at the anchor; likewise.
+      key: a random key, another one every round.
+    """
+    ...
 
 
 class Aggregator(NamedTuple):
-  """How updates become one.
+  """How the updates [C, *p] of a cohort become one [*p].
 
-  update(updates [C, *p], state, *, weights f32[C] (n_k), cohort i32[C], anchor [*p],
-         local [C, *p], validation_loss, validation_gradient, key) -> Aggregate
-  A site of weight 0 took no part and counts nowhere. `local` are the sites' adapters, zero where
-  a site has no rank. `validation_loss(adapters [Q, *p])` -> f32[Q] and `validation_gradient()` ->
-  [*p], at the anchor, are evaluated only by the aggregators that call them.
+  `needs` are names of what the rest of the method has to be, listed in docs/methods.md.
   """
 
-  init: Callable       # (adapter, num_sites) -> state
-  update: Callable
-  fold: Callable = lambda adapter: ()   # (adapter) -> room for the columns of all rounds
+  init: AggregatorInit
+  update: AggregatorUpdate
+  fold: FoldRoom = lambda adapter: ()
+  columns: FoldColumns = lambda ranks: 0
+  needs: frozenset[str] = frozenset()
+
+
+class CombineFn(Protocol):
+  """From updates and chosen weights to one update."""
+
+  def __call__(
+    self, updates: Tree, weights: Array, /, *, anchor: Tree, local: Tree, key: Array
+  ) -> tuple[Tree, Tree]:
+    """updates [C, *p], weights f32[C], anchor [*p], local [C, *p] -> (update [*p], fold)."""
+    ...
 
 
 class Combine(NamedTuple):
-  """How a weighted mean of adapters is formed, once the weights are chosen.
+  """How a weighted mean of adapters [C, *p] is formed, once the weights f32[C] are chosen."""
 
-  apply(updates [C, *p], weights f32[C], *, anchor, local, key) -> (update [*p], fold)
-  """
-
-  apply: Callable
-  fold: Callable = lambda adapter: ()
+  apply: CombineFn
+  fold: FoldRoom = lambda adapter: ()
+  columns: FoldColumns = lambda ranks: 0
+  needs: frozenset[str] = frozenset()
 
 
 class SiteState(NamedTuple):
-  """What each site keeps between rounds; every leaf [S, ...]."""
+  """What each site keeps between rounds; every leaf [S, *p]."""
 
   adapter: Tree      # private leaves; a shared leaf is a placeholder [S]
   ctrl: Tree
@@ -118,7 +184,7 @@ class SiteState(NamedTuple):
 
 
 class FedState(NamedTuple):
-  """All that a checkpoint needs."""
+  """All that a checkpoint needs: the server's leaves [*p], the sites' [S, *p]."""
 
   round: Array       # i32[]: rounds done
   adapter: Tree      # the server's, [*p]
@@ -145,9 +211,19 @@ class RoundMetrics(NamedTuple):
   product_gap: Array       # f32[], |sum w A B - A' B'| / |sum w A B|, see products.py
 
 
-class FederatedAlgorithm(NamedTuple):
-  """init(adapter) -> FedState;
-  round(state, base, data, cohort i32[C], val, key) -> (FedState, RoundMetrics), state donated."""
+# (adapter [*p]) -> FedState
+InitFn = Callable[[Tree], FedState]
+# (state, base, data, cohort i32[C], val or None, key) -> (FedState, RoundMetrics)
+RoundFn = Callable[
+  [FedState, Tree, LocalData, Array, Validation | None, Array], tuple[FedState, RoundMetrics]]
 
-  init: Callable
-  round: Callable
+
+class FederatedAlgorithm(NamedTuple):
+  """A method as two compiled functions; `round` is given the state away (its buffers are reused).
+
+  round(state, base, data [C, K, ...], cohort i32[C], val [Q, ...] or None, key) ->
+  (FedState, RoundMetrics).
+  """
+
+  init: InitFn
+  round: RoundFn

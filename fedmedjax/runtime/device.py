@@ -1,7 +1,8 @@
-"""What memory there is and what of it is used: an accelerator's, else this machine's."""
+"""Memory of an accelerator, else of this machine; and the seconds that compiling took."""
 
 import os
 import resource
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -29,6 +30,24 @@ def peak() -> int:
   # ru_maxrss is in KiB on Linux.
   return _stats().get('peak_bytes_in_use') or (
     resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def compile_seconds() -> float:
+  """Seconds that this process spent compiling since this function was first called."""
+  return _compiler_clock()[0]
+
+
+@cache
+def _compiler_clock() -> list[float]:
+  """A number that the compiler's events add to; they are listened to from the first call on."""
+  seconds = [0.0]
+
+  def count(event: str, duration: float, **_) -> None:
+    if event == '/jax/core/compile/backend_compile_duration':
+      seconds[0] += duration
+
+  jax.monitoring.register_event_duration_secs_listener(count)
+  return seconds
 
 
 def _stats() -> dict[str, int]:

@@ -2,16 +2,17 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from fedmedjax.data.site import SiteData
+from fedmedjax.experiment.own_parts import OwnPart
 from fedmedjax.experiment.types import Data
 from fedmedjax.model.files.load import model_path, resolve
-from fedmedjax.store.files import _DIGITS, file_checksums, read_json, write_json
+from fedmedjax.store.files import _DIGITS, file_checksums, read_json, write_json, write_text
 from fedmedjax.types import InputError
 
 FILE = 'inputs.json'
@@ -39,6 +40,20 @@ def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:
     return {'starting adapter': file_checksums(Path(config.lora.start))}
   except OSError as error:
     raise InputError(f'config.lora.start={config.lora.start!r}: {error.strerror}') from None
+
+
+def own_checksums(own: Mapping[str, OwnPart]) -> dict[str, dict[str, str]]:
+  """The part of the fingerprint of the user's own parts, {} without any."""
+  if not own:
+    return {}
+  return {'own parts': {
+    f'config.{key}={part.name}': part.checksum for key, part in sorted(own.items())}}
+
+
+def write_own_parts(workdir: Path, own: Mapping[str, OwnPart]) -> None:
+  """Writes the text of each part to WORKDIR/own_parts/KEY.py."""
+  for key, part in own.items():
+    write_text(workdir / 'own_parts' / f'{key}.py', part.text)
 
 
 def check_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:

@@ -211,7 +211,7 @@ def _check_streak(study: Study, lines: Sequence[dict]) -> None:
   if len(failed) >= limit and all(failed[-limit:]):
     raise RuntimeError(
       f'rounds {len(lines) - limit + 1} to {len(lines)}: no site has a finite loss and update; the '
-      f'adapter is that of the round before. Lower {study.trainable.rate_key}, in another workdir, '
+      f'adapter is that of the round before. Lower {study.options.rate_key}, in another workdir, '
       'or raise config.fed.max_bad_rounds')
 
 
@@ -224,4 +224,4 @@ def _check_any(study: Study, lines: Sequence[dict]) -> None:
   if all(line.get('skipped') for line in lines):
     raise RuntimeError(
       f'in none of {len(lines)} rounds has a site a finite loss and update; nothing was learnt. '
-      f'Lower {study.trainable.rate_key}, in another workdir')
+      f'Lower {study.options.rate_key}, in another workdir')

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -12,7 +11,8 @@ from fedmedjax.eval import evaluate
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.build import load_data, options, prepare
 from fedmedjax.experiment.config import leaves
-from fedmedjax.experiment.methods import harmless_keys
+from fedmedjax.experiment.methods import Own, harmless_keys
+from fedmedjax.experiment.own_parts import own_parts
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_weights
 from fedmedjax.fed.round import global_adapter, site_adapter
@@ -26,7 +26,14 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, tensorboard
 from fedmedjax.store.checkpoint import latest_round
 from fedmedjax.store.lock import check_free, locked
-from fedmedjax.train.fingerprint import check_inputs, compare_inputs, fingerprint, starting_adapter
+from fedmedjax.train.fingerprint import (
+  check_inputs,
+  compare_inputs,
+  fingerprint,
+  own_checksums,
+  starting_adapter,
+  write_own_parts,
+)
 from fedmedjax.train.loop import CHECKPOINTS, StepDisplay, Trained, planned, train
 from fedmedjax.train.memory import Plan
 from fedmedjax.train.round_log import participant_names
@@ -34,46 +41,46 @@ from fedmedjax.types import InputError
 
 # Folder of what belongs to the one adapter for all, where sites have their own.
 _GLOBAL = 'global'
-_compile_seconds = [0.0]
-
-
-def _count_compilation(event: str, seconds: float, **_) -> None:
-  if event == '/jax/core/compile/backend_compile_duration':
-    _compile_seconds[0] += seconds
-
-
-jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
 def run(
-  config: ConfigDict, workdir: Path, reporter: Reporter, data: Data | None = None
+  config: ConfigDict, workdir: Path, reporter: Reporter, data: Data | None = None,
+  own: Own | None = None,
 ) -> dict:
   """Runs or resumes the study in `workdir` and returns its summary (see `_summary`).
 
-  A finished run is only shown again. `data` may be given to share it between runs.
+  A finished run is only shown again.
+
+  Args:
+    config: validated.
+    workdir: the run's folder, made when absent.
+    reporter: is told what happens.
+    data: of `load_data`, to share it between runs; None = it is loaded.
+    own: parts that were given in Python, by key, see `experiment/own_parts.py`.
 
   Raises:
     InputError: bad configuration, data, model or workdir, before anything is compiled or saved.
     RuntimeError: training diverged or did not move, or the disk is full; finished rounds stay.
   """
-  times = time.monotonic(), _compile_seconds[0]
+  times = time.monotonic(), device.compile_seconds()
   settings, rounds = files.plain(leaves(config.to_dict())), options(config).rounds
-  finished = check_continued(workdir, settings, rounds)
+  mine = own_parts(settings, own)
+  finished = check_continued(workdir, settings, rounds, mine)
   if finished and finished['rounds'] == rounds:
-    start = starting_adapter(config)
-    compare_inputs(workdir, start, only=start)
+    given = starting_adapter(config) | own_checksums(mine)
+    compare_inputs(workdir, given, only=given)
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
     report.freshen(workdir, config.report.examples)
     return finished
   with reporter.live():
-    data = data or load_data(config, reporter)
+    data = data or load_data(config, reporter, own=mine)
     display = StepDisplay()
-    study = prepare(config, data, display)
+    study = prepare(config, data, display, mine)
     reporter.say(site_table(data.sites, data.tested, data.external))
     if data.skew:
       reporter.say(f'sites dealt out: {data.skew}')
-    inputs = fingerprint(config, data)
+    inputs = fingerprint(config, data) | own_checksums(mine)
     compare_inputs(workdir, inputs)
     # Last, since it may compile for minutes.
     plan = planned(study, workdir, reporter) if rounds else None
@@ -83,17 +90,20 @@ def run(
   with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
     check_inputs(workdir, inputs)
     files.claim(workdir, settings)
+    write_own_parts(workdir, mine)
     summary = _carried_out(study, workdir, reporter, display, plan, times)
     report.freshen(workdir, config.report.examples)
     return summary
 
 
-def check_continued(workdir: Path, settings: dict, rounds: int) -> dict | None:
+def check_continued(
+  workdir: Path, settings: dict, rounds: int, own: Own | None = None
+) -> dict | None:
   """Whether a run of so many rounds may begin or go on there; writes nothing.
 
   Returns the summary of a run that was finished there, see `files.check_workdir`.
   """
-  finished = files.check_workdir(workdir, settings, harmless_keys(settings))
+  finished = files.check_workdir(workdir, settings, harmless_keys(settings, own))
   held = latest_round(workdir / CHECKPOINTS)
   if held > rounds:
     raise InputError(
@@ -146,7 +156,7 @@ def _carried_out(
     'cross_site': files.plain({
       name: _shown(row) for name, row in crossed.items()}) or None,
     'wall_seconds': trained.earlier + time.monotonic() - times[0],
-    'compile_seconds': _compile_seconds[0] - times[1],
+    'compile_seconds': device.compile_seconds() - times[1],
     'checkpoint_seconds': trained.saving,
     'quarantined': sum(len(line.get('quarantined', ())) for line in lines),
     'skipped_rounds': sum(line.get('skipped', False) for line in lines),

@@ -29,7 +29,6 @@ from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.build import prepare
 from fedmedjax.experiment.lora import lora_config
-from fedmedjax.experiment.methods import algorithm_parts
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.types import LocalData
@@ -112,8 +111,7 @@ def dry_run(one: Federation) -> dict[str, int]:
 def python_loop(one: Federation, count: int) -> Callable[[], Round]:
   """The same steps, a compiled call a site."""
   study, turn = one.study, one.turn
-  ctrl = algorithm_parts(one.config, study.trainable.learning_rate)['rule'].init(
-    study.trainable.adapter)
+  ctrl = study.method.rule.init(study.trainable.adapter)
   training = site_training(one.config, study, study.schedule.layout.shape_buckets)
 
   @jax.jit
@@ -151,7 +149,7 @@ def peer_steps(one: Federation, place: int) -> tuple[list, list[float]]:
   """(a torch_peer.PeerStep each, the learning rates) of the cohort's site at `place`."""
   from benchmarks import torch_peer
   schedule, count = one.study.schedule, int(one.turn.steps[place])
-  optimizer = algorithm_parts(one.config, one.study.trainable.learning_rate)['optimizer']
+  optimizer = one.study.optimizer
   steps = []
   for step in schedule.plan[0][one.turn.cohort.sites[place]][:count]:
     part = schedule.sites[step.site].tasks[step.task]

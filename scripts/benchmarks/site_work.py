@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment.build import prepare
-from fedmedjax.experiment.methods import algorithm_parts
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.local import local_training
@@ -40,10 +39,9 @@ def site_training(
     train(anchor, base, batches [K, ...], mask bool[K], server_ctrl, site_ctrl, site i32[], key) ->
     (adapter, losses f32[K], steps taken i32[]).
   """
-  parts = algorithm_parts(config, study.trainable.learning_rate)
   training = local_training(
-    mean_gradient(study.trainable.loss_fn(study.executions[0].remat)), parts['optimizer'],
-    parts['rule'], lambda path: True, lambda values: values,
+    mean_gradient(study.trainable.loss_fn(study.executions[0].remat)), study.optimizer,
+    study.method.rule, lambda path: True, lambda values: values,
     shape_buckets=shape_buckets)
 
   def train(anchor, base, batches, mask, *rest):
@@ -67,13 +65,12 @@ def work(config: ConfigDict, data: Data) -> Work:
   first = tuple(
     tuple(step._replace(members=rng.permutation(step.members)) for step in one)
     for one in study.schedule.plan[0])
-  parts = algorithm_parts(config, study.trainable.learning_rate)
   steps = config.fed.local_steps
   return Work(
     study, study.schedule._replace(plan=(first, *study.schedule.plan[1:])),
     partial(site_training, config, study),
-    [float(parts['optimizer'].rate(k, jnp.int32(steps))) for k in range(steps)],
-    parts['rule'].init(study.trainable.adapter))
+    [float(study.optimizer.rate(k, jnp.int32(steps))) for k in range(steps)],
+    study.method.rule.init(study.trainable.adapter))
 
 
 def arguments(one: Work, packed: tuple, site: int = 0) -> tuple:

@@ -210,7 +210,7 @@ def federation(sender, chunk=0):
   return federated_algorithm(
     loss_fn=quadratic, gradient=mean_gradient, ranks=same_ranks(),
     optimizer=LocalOptimizer(optax.identity(), lambda step, num_steps: 0.3), rule=rules.plain(),
-    sharing=sharing.everything(), outbound=sender, aggregator=adaptive_mean(),
+    sharing=sharing.everything(), compression=sender, aggregator=adaptive_mean(),
     server_optimizer=optax.sgd(1.0), map_sites=map_sites(chunk), num_sites=3)
 
 

@@ -209,7 +209,7 @@ def algorithm():
   return federated_algorithm(
     loss_fn=quadratic, gradient=mean_gradient, ranks=same_ranks(),
     optimizer=LocalOptimizer(optax.identity(), lambda step, num_steps: 0.3), rule=rules.plain(),
-    sharing=sharing.everything(), outbound=outbound(top_k(0.25, float32()), error_feedback=True),
+    sharing=sharing.everything(), compression=outbound(top_k(0.25, float32()), error_feedback=True),
     aggregator=adaptive_mean(), server_optimizer=optax.sgd(1.0), map_sites=map_sites(0),
     num_sites=NUM)
 
@@ -290,7 +290,7 @@ def loss(adapter, base, batch):
 algorithm = federated_algorithm(
   loss_fn=loss, gradient=mean_gradient, ranks=same_ranks(),
   optimizer=LocalOptimizer(optax.identity(), lambda step, num_steps: 0.3), rule=rules.plain(),
-  sharing=sharing.everything(), outbound=outbound(quantised(4, 64), error_feedback=True),
+  sharing=sharing.everything(), compression=outbound(quantised(4, 64), error_feedback=True),
   aggregator=adaptive_mean(), server_optimizer=optax.sgd(1.0), map_sites=map_sites(0),
   num_sites=S)
 state = algorithm.init({'q': {'a': np.zeros((1, 1), 'f4'), 'b': np.zeros((1, P), 'f4')}})

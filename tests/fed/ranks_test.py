@@ -119,8 +119,9 @@ def expected():
 def test_scaled_products_of_mixed_ranks_add_up(name, expected):
   """FLoRA, FedEx and FlexLoRA (at full rank here) against the dense sum of each site's product."""
   combine = {
-    'stacked': products.stacked(2 * SITES * RANK),
-    'with_residual': products.with_residual(2 * SITES * RANK),
+    'stacked': products.stacked(rank=RANK, cohort_size=SITES, rounds=2),
+    'with_residual': products.with_residual(
+      rank=RANK, cohort_size=SITES, rounds=2),
     'refactorised': products.refactorised(RANK)}[name]
   algorithm = mixed(aggregator=adaptive_mean(combine=combine))
   state, metrics = play(algorithm, DATA, start=START)
@@ -202,7 +203,8 @@ def gap(found, expected):
 def test_layouts_agree():
   """Ranks, AdamW, weights by validation loss and folds, three rounds: to 1e-6 of the norm of every
   leaf, in float32."""
-  parts = dict(loss_power=1.0, combine=products.with_residual(3 * 8 * RANK))
+  parts = dict(loss_power=1.0, combine=products.with_residual(
+    rank=RANK, cohort_size=8, rounds=3))
   expected = laid_out('at once', jnp.float32, **parts)
   assert max(gap(laid_out(layout, jnp.float32, **parts), expected) for layout in LAYOUTS) < 1e-6
 
@@ -212,8 +214,9 @@ def test_layouts_agree_where_float32_cannot_show_it():
   0.01: float32's last bit of a loss of about 10 nats becomes 1e-4 of a weight. In float64 the same
   program agrees to 1e-10, so what differs there is rounding alone."""
   parts = dict(
-    loss_power=1.0, signal=leave_one_out, temperature=0.01,
-    combine=products.with_residual(3 * 8 * RANK))
+    loss_power=1.0, utility=leave_one_out, temperature=0.01,
+    combine=products.with_residual(
+    rank=RANK, cohort_size=8, rounds=3))
   with jax.enable_x64(True):
     expected = laid_out('at once', jnp.float64, **parts)
     found = [gap(laid_out(layout, jnp.float64, **parts), expected) for layout in LAYOUTS[1:]]
@@ -223,6 +226,6 @@ def test_layouts_agree_where_float32_cannot_show_it():
 def test_a_codec_without_zeros_gives_a_site_no_say_about_columns_it_lacks():
   """One bit a value is plus or minus a scale everywhere, 0 where a site has no rank: with sites
   of ranks 2, 2 and 3 the fourth column stays as it was."""
-  state, _ = play(mixed((2, 2, 3), outbound=outbound(sign())), DATA, start=START)
+  state, _ = play(mixed((2, 2, 3), compression=outbound(sign())), DATA, start=START)
   moved = state.adapter['q']['b'] - START['q']['b']
   assert np.asarray(moved[:3]).all() and not np.asarray(moved[3]).any()

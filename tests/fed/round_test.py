@@ -95,7 +95,7 @@ def test_a_floor_and_a_past_without_some_of_the_sites():
     floor=0.3)
   np.testing.assert_allclose(lone, (0, 1, 0), atol=1e-6)
   lost = adaptive_mean(
-    ema=0.5, loss_power=1.0, signal=lambda **_: jnp.array([0.7, 0.7, jnp.nan]))
+    ema=0.5, loss_power=1.0, utility=lambda **_: jnp.array([0.7, 0.7, jnp.nan]))
   out = lost.update(
     {'a': jnp.zeros((3, 1))}, jnp.array([0.1, 0.3, 0.6]), weights=jnp.asarray(SIZES),
     cohort=jnp.arange(3), anchor=None, local=None, key=None)

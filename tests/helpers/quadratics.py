@@ -32,7 +32,7 @@ def federation(chunk=0, sites=3, loss=quadratic, **parts):
   """FedAvg with local steps of rate 0.5, but for the parts named."""
   return federated_algorithm(**dict(
     loss_fn=loss, gradient=mean_gradient, ranks=same_ranks(), optimizer=local.sgd(0.5),
-    rule=rules.plain(), sharing=sharing.everything(), outbound=optax.identity(),
+    rule=rules.plain(), sharing=sharing.everything(), compression=optax.identity(),
     aggregator=adaptive_mean(), server_optimizer=optax.sgd(1.0), map_sites=map_sites(chunk),
     num_sites=sites) | parts)
 

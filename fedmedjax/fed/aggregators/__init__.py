@@ -1,37 +1,50 @@
-"""How the sites' updates become one."""
+"""How the sites' updates become one: a row of AGGREGATORS for each value of config.fed.aggregator.
 
-from fedmedjax.fed.aggregators import products, robust, weighted_mean
+A new aggregator is a file beside these, or a user's own, with a builder that returns an
+`Aggregator`, and one row here. The builder is called with those hyper-parameters of the run that
+its signature names: the keys of config.fed, and rank, num_sites and cohort_size.
+"""
 
-# What stands for l_k in the weights; the first three ask the server's validation set.
-SIGNALS = {
+from collections.abc import Callable
+from typing import Any
+
+from fedmedjax.fed.aggregators import products, robust, secure, weighted_mean
+from fedmedjax.fed.builders import build
+from fedmedjax.fed.types import Aggregator, Combine
+
+# What stands for l_k in the weights of a mean, by config.fed.signal; the first three ask the
+# server's validation set.
+UTILITIES = {
   'loss': weighted_mean.site_losses, 'loo': weighted_mean.leave_one_out,
   'grad': weighted_mean.alignment, 'product_norm': products.product_norms,
 }
-# Weighted means, by how they are formed: (config.fed, rank, rounds, columns that a round folds if
-# the residual or the stack is whole) -> Combine.
-COMBINES = {
-  'mean': lambda fed, rank, rounds, columns: weighted_mean.factor_mean(),
-  'padded_mean': lambda fed, rank, rounds, columns: products.padded_mean(),
-  'refactorised': lambda fed, rank, rounds, columns: products.refactorised(rank),
-  'stacked': lambda fed, rank, rounds, columns: products.stacked(rounds * columns),
-  'residual': lambda fed, rank, rounds, columns: products.with_residual(
-    rounds * (fed.residual_rank or columns), fed.residual_rank),
-  'corrected': lambda fed, rank, rounds, columns: products.corrected(fed.fair_penalty),
+
+
+def weighted(combine: Callable[..., Combine]) -> Callable[..., Aggregator]:
+  """The builder of a weighted mean [C, *p] -> [*p] that is formed as `combine` says."""
+
+  def build_mean(**values: Any) -> Aggregator:
+    return build(weighted_mean.adaptive_mean, values | {
+      'utility': UTILITIES[values['signal']], 'combine': build(combine, values)})
+
+  return build_mean
+
+
+def factor_mean(secure_aggregation: bool) -> Combine:
+  """The mean of factors, of plain updates or of masked ones, [C, *p] -> [*p]."""
+  return secure.masked_mean() if secure_aggregation else weighted_mean.factor_mean()
+
+
+AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
+  'mean': weighted(factor_mean),
+  'padded_mean': weighted(products.padded_mean),
+  'refactorised': weighted(products.refactorised),
+  'stacked': weighted(products.stacked),
+  'residual': weighted(products.with_residual),
+  'corrected': weighted(products.corrected),
+  'median': robust.median,
+  'trimmed_mean': robust.trimmed_mean,
+  'geometric_median': robust.geometric_median,
+  'krum': robust.krum,
+  'clipped_mean': robust.clipped_mean,
 }
-ROBUST = {
-  'median': lambda fed: robust.median(),
-  'trimmed_mean': lambda fed: robust.trimmed_mean(fed.trim),
-  'geometric_median': lambda fed: robust.geometric_median(size_power=fed.size_power),
-  'krum': lambda fed: robust.krum(faulty=fed.faulty, kept=fed.kept),
-  'clipped_mean': lambda fed: robust.clipped_mean(
-    limit=fed.norm_limit, size_power=fed.size_power),
-}
-AGGREGATORS = (*COMBINES, *ROBUST)
-# These add to the base every round; the room for it is laid out for all rounds at the start. What
-# of it travels, in columns: (config.fed, lora.rank, ranks of the cohort's sites). Of a stack, what
-# each site has; a residual holds the mean of all in every site's columns.
-FOLDING = {
-  'stacked': lambda fed, rank, ranks: sum(ranks),
-  'residual': lambda fed, rank, ranks: fed.residual_rank or rank * len(ranks),
-}
-PRODUCTS = ('refactorised', 'corrected', *FOLDING)

@@ -19,6 +19,12 @@ from fedmedjax.fed.aggregators.weighted_mean import weighted_sum
 from fedmedjax.fed.factors import _einsum, factor_pairs, map_pairs, room, stack, truncated
 from fedmedjax.fed.types import Combine
 
+# Of all methods here: both factors of every site, a server that takes the result as it is, and no
+# control variates, which would follow factors that are replaced.
+NEEDS = frozenset({'single_updates', 'both_factors', 'plain_server', 'no_control_variates'})
+# Of those that add to the base: room is laid out at the start, for all rounds.
+_FOLDING = NEEDS | {'exact_base', 'fixed_cohort', 'fixed_rounds'}
+
 
 def padded_mean() -> Combine:
   """HetLoRA: the sites' factors, zero where a site has no rank, averaged factor by factor.
@@ -31,7 +37,7 @@ def padded_mean() -> Combine:
   def apply(updates, weights, *, anchor, local, **_):
     return _replace(anchor, weighted_sum(local, weights), weights), ()
 
-  return Combine(apply)
+  return Combine(apply, needs=NEEDS)
 
 
 def product_norms(*, local, **_):
@@ -57,10 +63,10 @@ def refactorised(rank: int) -> Combine:
   def apply(updates, weights, *, anchor, local, **_):
     return _replace(anchor, truncated(stack(local, weights), rank), weights), ()
 
-  return Combine(apply)
+  return Combine(apply, needs=NEEDS | {'no_error_feedback'})
 
 
-def stacked(columns: int) -> Combine:
+def stacked(*, rank: int, cohort_size: int, rounds: int) -> Combine:
   """FLoRA: the stacked products join the base, and every round starts with a fresh adapter.
 
   Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank
@@ -68,7 +74,7 @@ def stacked(columns: int) -> Combine:
   drawn by the server, as adapters are at first, U(-1, 1) / sqrt(D_in), and B is 0.
 
   Args:
-    columns: room for all rounds, T C r.
+    rank, cohort_size, rounds: r, C and T; their product is the room for columns.
   """
   def apply(updates, weights, *, anchor, local, key):
     # A key for each factor A, in the order of the tree's keys.
@@ -84,10 +90,15 @@ def stacked(columns: int) -> Combine:
     fold = stack(local, weights)
     return _replace(anchor, map_pairs(restart, anchor), weights), fold
 
-  return Combine(apply, lambda adapter: room(adapter, columns))
+  return Combine(
+    apply, lambda adapter: room(adapter, rank * cohort_size * rounds),
+    # Each site's own columns are sent.
+    columns=sum, needs=_FOLDING | {'no_error_feedback'})
 
 
-def with_residual(columns: int, rank: int = 0) -> Combine:
+def with_residual(
+  *, rank: int, cohort_size: int, rounds: int, residual_rank: int = 0
+) -> Combine:
   """FedEx-LoRA: the mean of factors, and what it loses joins the base.
 
   Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Large
@@ -95,18 +106,22 @@ def with_residual(columns: int, rank: int = 0) -> Combine:
   sum w (A_k - mean A)(B_k - mean B), since the weights add to 1: C r columns, no cancellation.
 
   Args:
-    columns: room for all rounds, T C r or T times `rank`.
-    rank: of the residual that is sent, its best approximation; 0 = exact.
+    rank, cohort_size, rounds: r, C and T; T C r columns are the room for exact residuals.
+    residual_rank: of the residual that is sent, its best approximation; 0 = exact.
   """
   def apply(updates, weights, *, anchor, local, **_):
     mean = weighted_sum(local, weights)
     fold = stack(jax.tree.map(lambda x, m: x - m[None], local, mean), weights)
-    return _replace(anchor, mean, weights), truncated(fold, rank) if rank else fold
+    sent = truncated(fold, residual_rank) if residual_rank else fold
+    return _replace(anchor, mean, weights), sent
 
-  return Combine(apply, lambda adapter: room(adapter, columns))
+  return Combine(
+    apply, lambda adapter: room(adapter, rounds * (residual_rank or rank * cohort_size)),
+    # A residual holds the mean of all in every site's columns.
+    columns=lambda ranks: residual_rank or rank * len(ranks), needs=_FOLDING)
 
 
-def corrected(penalty: float) -> Combine:
+def corrected(fair_penalty: float) -> Combine:
   """LoRA-FAIR: mean A kept, mean B corrected towards the mean of the products.
 
   Bian et al., "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization
@@ -115,7 +130,7 @@ def corrected(penalty: float) -> Combine:
   closed form, Delta = (A^T A + lambda I)^-1 A^T R, with R the residual of `with_residual`.
 
   Args:
-    penalty: lambda > 0; infinite, it is FedAvg.
+    fair_penalty: lambda > 0; infinite, it is FedAvg.
   """
   def apply(updates, weights, *, anchor, local, **_):
     mean = weighted_sum(local, weights)
@@ -124,14 +139,14 @@ def corrected(penalty: float) -> Combine:
     def pair(factors, rest):
       a, b = factors['a'], factors['b']
       gram = _einsum('...ij,...ik->...jk', a, a)
-      gram = gram + penalty * jnp.eye(gram.shape[-1], dtype=a.dtype).reshape(
+      gram = gram + fair_penalty * jnp.eye(gram.shape[-1], dtype=a.dtype).reshape(
         *(1,) * (gram.ndim - 2), *gram.shape[-2:])
       seen = _einsum('...jk,...ko->...jo', _einsum('...ij,...ik->...jk', a, rest['a']), rest['b'])
       return {'a': a, 'b': b + jnp.linalg.solve(gram, seen)}
 
     return _replace(anchor, map_pairs(pair, mean, residual), weights), ()
 
-  return Combine(apply)
+  return Combine(apply, needs=NEEDS)
 
 
 def _replace(anchor, adapter, weights):

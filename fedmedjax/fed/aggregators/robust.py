@@ -11,8 +11,11 @@ from fedmedjax import tree
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_weights, weighted_sum
 from fedmedjax.fed.types import Aggregate, Aggregator
 
+# They choose their own weights, and columns that a site lacks would be votes for 0.
+_NEEDS = frozenset({'single_updates', 'own_weights', 'one_rank'})
 
-def _stateless(choose) -> Aggregator:
+
+def _stateless(choose, *needs: str) -> Aggregator:
   """choose(updates [C, *p], sizes f32[C], present bool[C]) -> (update [*p], weights f32[C])."""
 
   def update(updates, state, *, weights, **_):
@@ -20,7 +23,7 @@ def _stateless(choose) -> Aggregator:
     chosen, used = choose(updates, weights, present)
     return Aggregate(chosen, state, used, jnp.full_like(used, jnp.nan))
 
-  return Aggregator(lambda adapter, num_sites: (), update)
+  return Aggregator(lambda adapter, num_sites: (), update, needs=_NEEDS | set(needs))
 
 
 def _even(present):
@@ -33,21 +36,21 @@ def _sizes(sizes, present, size_power):
     temperature=1.0)
 
 
-def trimmed_mean(share: float) -> Aggregator:
-  """Entry by entry, without the floor(share * C) lowest and highest values; `median` is its end.
+def trimmed_mean(trim: float) -> Aggregator:
+  """Entry by entry, without the floor(trim * C) lowest and highest values; `median` is its end.
 
   Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML
   2018, arXiv:1803.01498.
 
   Args:
-    share: beta in [0, 1/2), cut at either end.
+    trim: beta in [0, 1/2), cut at either end.
   """
   def choose(updates, sizes, present):
     count = present.sum()
     # The small number makes floor(0.2 * 5) one whatever the rounding.
-    return _middle(updates, present, jnp.floor(share * count + 1e-4)), _even(present)
+    return _middle(updates, present, jnp.floor(trim * count + 1e-4)), _even(present)
 
-  return _stateless(choose)
+  return _stateless(choose, 'unweighted')
 
 
 def median() -> Aggregator:
@@ -56,7 +59,7 @@ def median() -> Aggregator:
   def choose(updates, sizes, present):
     return _middle(updates, present, (jnp.maximum(present.sum(), 1) - 1) // 2), _even(present)
 
-  return _stateless(choose)
+  return _stateless(choose, 'unweighted')
 
 
 def _middle(updates, present, cut):
@@ -134,22 +137,22 @@ def krum(*, faulty: int, kept: int = 1) -> Aggregator:
     weights = _even((place < jnp.clip(present.sum() - faulty, 1, kept)) & present)
     return weighted_sum(updates, weights), weights
 
-  return _stateless(choose)
+  return _stateless(choose, 'unweighted')
 
 
-def clipped_mean(*, limit: float, size_power: float) -> Aggregator:
-  """Updates longer than `limit` times the cohort's median norm are shortened to it, then averaged.
+def clipped_mean(*, norm_limit: float, size_power: float) -> Aggregator:
+  """The mean of updates, longer ones than `norm_limit` median norms of the cohort shortened.
 
   Sun et al., "Can You Really Backdoor Federated Learning?", arXiv:1911.07963, with a bound M that
   follows the cohort, since updates shorten as training goes on.
 
   Args:
-    limit: M over the median norm; infinite, it is FedAvg.
+    norm_limit: M over the median norm; infinite, it is FedAvg.
     size_power: power of n_k in the weights.
   """
   def choose(updates, sizes, present):
     norms = jax.vmap(tree.norm)(updates)
-    bound = limit * jnp.nanmedian(jnp.where(present, norms, jnp.nan))
+    bound = norm_limit * jnp.nanmedian(jnp.where(present, norms, jnp.nan))
     factor = jnp.minimum(1.0, bound / jnp.maximum(norms, 1e-30))
     weights = _sizes(sizes, present, size_power)
     return weighted_sum(updates, jnp.where(weights > 0, weights * factor, 0)), weights

@@ -78,22 +78,22 @@ def factor_mean() -> Combine:
 
 def adaptive_mean(
   *, size_power: float = 1.0, loss_power: float = 0.0, temperature: float = 1.0,
-  floor: float = 0.0, ema: float = 0.0, signal=site_losses, combine: Combine | None = None,
+  floor: float = 0.0, ema: float = 0.0, utility=site_losses, combine: Combine | None = None,
 ) -> Aggregator:
   """Weighted mean of the updates: Fed-MedLoRA, Fed-MedLoRA+, uniform and their relatives.
 
   "A Federated and Parameter-Efficient Framework for Large Language Model Training in Medicine",
   arXiv:2601.22124; which parts are the paper's, the public code's and ours: METHOD section 3.
-  The signal is computed only when loss_power is not 0.
+  The utility is computed only when loss_power is not 0.
 
   Args:
     size_power: gamma, the power of n_k.
-    loss_power: beta, the strength of the signal.
+    loss_power: beta, the strength of the utility.
     temperature: tau > 0.
     floor: eps in [0, 1), the share spread evenly.
     ema: mu in [0, 1): w <- mu w_prev + (1 - mu) w, renormalised over the cohort; a site's
       previous weight is the one of the last round in which it sent something.
-    signal: what stands for l_k: `site_losses`, `leave_one_out`, `alignment` or
+    utility: what stands for l_k: `site_losses`, `leave_one_out`, `alignment` or
       `products.product_norms`; lower weighs more.
     combine: how the mean is formed, `factor_mean` or one of `products.py`.
   """
@@ -110,7 +110,7 @@ def adaptive_mean(
       shares = adaptive_weights(
         weights, jnp.where(finite, 0.0, jnp.nan), size_power=size_power, loss_power=0.0,
         temperature=1.0)
-      losses = signal(updates=updates, shares=shares, anchor=anchor, local=local, **lazy)
+      losses = utility(updates=updates, shares=shares, anchor=anchor, local=local, **lazy)
     chosen = adaptive_weights(
       weights, losses, size_power=size_power, loss_power=loss_power, temperature=temperature,
       floor=floor)
@@ -127,4 +127,6 @@ def adaptive_mean(
     mean, fold = combine.apply(updates, chosen, anchor=anchor, local=local, key=key)
     return Aggregate(mean, state, chosen, reported, fold)
 
-  return Aggregator(init, update, combine.fold)
+  # Weights made of a utility need every site's own update.
+  needs = frozenset({'single_updates'} if loss_power else ())
+  return Aggregator(init, update, combine.fold, combine.columns, combine.needs | needs)

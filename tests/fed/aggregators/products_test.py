@@ -16,9 +16,12 @@ SITES, RANK, IN, OUT, LAYERS = 3, 2, 7, 5, 2
 WEIGHTS = jnp.array([0.2, 0.3, 0.5])
 COMBINES = {
   'factor_mean': factor_mean(), 'padded_mean': products.padded_mean(),
-  'refactorised': products.refactorised(RANK), 'stacked': products.stacked(SITES * RANK),
-  'with_residual': products.with_residual(SITES * RANK),
-  'truncated_residual': products.with_residual(1, 1), 'corrected': products.corrected(0.01)}
+  'refactorised': products.refactorised(RANK), 'stacked': products.stacked(
+    rank=RANK, cohort_size=SITES, rounds=1),
+  'with_residual': products.with_residual(
+    rank=RANK, cohort_size=SITES, rounds=1),
+  'truncated_residual': products.with_residual(
+    rank=RANK, cohort_size=SITES, rounds=1, residual_rank=1), 'corrected': products.corrected(0.01)}
 
 
 def adapters(seed, sites=SITES, rank=RANK):
@@ -146,7 +149,7 @@ def test_het_weights_by_hand():
   local = {'a': jnp.array([[[0.2]], [[0.1]]]), 'b': jnp.array([[[3.0]], [[2.0]]])}
   anchor = {'a': jnp.zeros((1, 1)), 'b': jnp.zeros((1, 1))}
   aggregator = adaptive_mean(
-    size_power=0.0, loss_power=1.0, signal=products.product_norms,
+    size_power=0.0, loss_power=1.0, utility=products.product_norms,
     combine=products.padded_mean())
   out = aggregator.update(
     local, aggregator.init(anchor, 2), weights=jnp.ones(2), cohort=jnp.arange(2), anchor=anchor,

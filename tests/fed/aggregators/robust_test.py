@@ -19,7 +19,7 @@ AGGREGATORS = {
   'median': robust.median(), 'trimmed_mean': robust.trimmed_mean(0.3),
   'geometric_median': robust.geometric_median(size_power=0.0), 'krum': robust.krum(faulty=2),
   'multi_krum': robust.krum(faulty=2, kept=3),
-  'clipped_mean': robust.clipped_mean(limit=1.0, size_power=0.0)}
+  'clipped_mean': robust.clipped_mean(norm_limit=1.0, size_power=0.0)}
 
 
 def jitted(aggregator):
@@ -58,10 +58,10 @@ def one_entry(aggregator, values, sizes=None):
   # With a smoothing of 10 times the mean norm all weigh the same: the mean.
   (robust.geometric_median(size_power=0.0, smoothing=10.0), (0.0, 1.0, 100.0), 101 / 3),
   # Norms 1, 2, 9, their median 2: 9 is shortened to 2: (1 - 2 + 2) / 3.
-  (robust.clipped_mean(limit=1.0, size_power=0.0), (1.0, -2.0, 9.0), 1 / 3),
+  (robust.clipped_mean(norm_limit=1.0, size_power=0.0), (1.0, -2.0, 9.0), 1 / 3),
   # And so at any scale.
-  (robust.clipped_mean(limit=1.0, size_power=0.0), (0.1, -0.2, 0.9), 1 / 30),
-  (robust.clipped_mean(limit=1e9, size_power=0.0), (1.0, -2.0, 9.0), 8 / 3),
+  (robust.clipped_mean(norm_limit=1.0, size_power=0.0), (0.1, -0.2, 0.9), 1 / 30),
+  (robust.clipped_mean(norm_limit=1e9, size_power=0.0), (1.0, -2.0, 9.0), 8 / 3),
 ])
 def test_by_hand(aggregator, values, expected):
   assert one_entry(aggregator, values)[0] == pytest.approx(expected, abs=1e-4)

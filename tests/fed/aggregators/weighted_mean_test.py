@@ -33,7 +33,7 @@ def test_leave_one_out_by_hand():
   contribution = loss(without) - loss(1.55)
   _, metrics = play(
     federation(aggregator=adaptive_mean(
-      loss_power=1.0, signal=leave_one_out, temperature=0.5)), data(), 1, VALIDATION)
+      loss_power=1.0, utility=leave_one_out, temperature=0.5)), data(), 1, VALIDATION)
   np.testing.assert_allclose(metrics.validation_loss, -contribution, rtol=1e-4)
   weights = SHARES * np.exp(contribution / 0.5)
   np.testing.assert_allclose(metrics.weights, weights / weights.sum(), rtol=1e-4)
@@ -44,7 +44,7 @@ def test_alignment_by_hand():
   """Gradient at 0: 4 entries of (0 - 2); I_k = 8 v_k: updates 0.5, 1, 2 give 4, 8, 16."""
   _, metrics = play(
     federation(aggregator=adaptive_mean(
-      loss_power=1.0, signal=alignment, temperature=8.0)), data(), 1, VALIDATION)
+      loss_power=1.0, utility=alignment, temperature=8.0)), data(), 1, VALIDATION)
   np.testing.assert_allclose(metrics.validation_loss, (-4, -8, -16), rtol=1e-5)
   weights = SHARES * np.exp(np.array([4, 8, 16]) / 8)
   np.testing.assert_allclose(metrics.weights, weights / weights.sum(), rtol=1e-5)
@@ -53,7 +53,7 @@ def test_alignment_by_hand():
 @pytest.mark.parametrize('signal', [leave_one_out, alignment])
 def test_a_broken_site_weighs_nothing_and_the_rest_are_judged_without_it(signal):
   """A third site whose target is not a number, against a federation of the first two."""
-  rule = lambda: adaptive_mean(loss_power=1.0, signal=signal, temperature=5.0)  # noqa: E731
+  rule = lambda: adaptive_mean(loss_power=1.0, utility=signal, temperature=5.0)  # noqa: E731
   broken, metrics = play(
     federation(aggregator=rule()), data(targets=(1.0, 2.0, np.nan)), 1, VALIDATION)
   pair, expected = play(
@@ -66,7 +66,7 @@ def test_a_broken_site_weighs_nothing_and_the_rest_are_judged_without_it(signal)
 
 @pytest.mark.parametrize('signal', [leave_one_out, alignment])
 def test_equal_sites_share_by_size_and_a_lone_site_has_all(signal):
-  rule = lambda: adaptive_mean(loss_power=1.0, signal=signal)  # noqa: E731
+  rule = lambda: adaptive_mean(loss_power=1.0, utility=signal)  # noqa: E731
   _, metrics = play(
     federation(aggregator=rule()), data(targets=(3.0, 3.0, 3.0)), 1, VALIDATION)
   np.testing.assert_allclose(metrics.weights, SIZES / SIZES.sum(), rtol=1e-4)

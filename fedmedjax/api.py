@@ -1,0 +1,199 @@
+"""The public functions of `fedmedjax`: a study in Python, without flags and without a fork."""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+from ml_collections import ConfigDict
+
+from fedmedjax.data.site import SiteData
+from fedmedjax.experiment import build
+from fedmedjax.experiment.config import choose_preset, parse, validate
+from fedmedjax.experiment.own_parts import OWN_KEYS, OwnPart, from_python
+from fedmedjax.experiment.types import Data, Study
+from fedmedjax.runtime.cli import set_up
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store.files import read_json, read_lines
+from fedmedjax.train import run as training
+from fedmedjax.types import InputError, SiteCorpus
+
+_FACTOR = re.compile(r'.*\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight')
+# Of a line of metrics.jsonl, lists with an entry for each site of the round, and their column.
+_BY_SITE = {
+  'sites': 'site', 'steps': 'steps', 'weights': 'weight', 'train_loss': 'train_loss',
+  'validation_loss': 'validation_loss', 'local_norm': 'local_norm', 'update_norm': 'update_norm',
+  'cosine': 'cosine', 'site_bytes_up': 'bytes_up', 'site_bytes_down': 'bytes_down',
+  'site_seconds': 'simulated_seconds'}
+# Numbers of the whole round, repeated in the row of each of its sites.
+_BY_ROUND = ('round', 'step_norm', 'step_cosine', 'product_gap', 'seconds')
+
+
+class Results(NamedTuple):
+  """What a finished run left."""
+
+  workdir: Path
+  summary: dict[str, Any]        # summary.json, see docs/files.md
+  metrics: list[dict[str, Any]]  # a row for each site of each round, see docs/files.md
+  # {'layers': {'q_proj': {'a': f32[L, D_in, r], 'b': f32[L, r, D_out]}}}; {site: such a tree} where
+  # sites have adapters of their own; None where none was trained
+  adapter: dict | None
+
+
+def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+  """A configuration, checked.
+
+  Args:
+    name: 'fedmedjax:NAME' of a shipped one, or a file with get_config(preset); with ':PRESET'
+      behind it if wanted, as in 'fedmedjax:quickstart:fed_medlora'.
+    overrides: flat keys, {'fed.rounds': 5, ...}; they go before the file and the preset.
+
+  Raises:
+    InputError: an unknown name, key or preset, or a value that is not allowed.
+  """
+  config, _, _ = parse(['fedmedjax', f'--config={name}'], lambda flags: None, check=False)
+  overrides = dict(overrides or {})
+  if 'fed.preset' in overrides:
+    choose_preset(config, overrides['fed.preset'])
+  try:
+    config.update_from_flattened_dict(overrides)
+  except (KeyError, AttributeError, TypeError) as error:
+    raise InputError(f'overrides: {" ".join(str(error).split())[:300]}') from None
+  validate(config)
+  return config
+
+
+def load_data(
+  config: ConfigDict, *, sites: Sequence[SiteCorpus] = (), reporter: Reporter | None = None
+) -> Data:
+  """The model and the tokenised notes of a configuration; runs of one configuration share them.
+
+  Args:
+    config: validated.
+    sites: the notes of sites in place of config.data.sites, see `Site`; `run` then takes the
+      names of its sites from them.
+    reporter: shows progress; None = on the terminal or in the notebook.
+  """
+  if sites:
+    config = _named(config, sites)
+  return build.load_data(
+    config, reporter or Reporter(), given={site.name: site for site in sites})
+
+
+def _named(config: ConfigDict, sites: Sequence[SiteCorpus | SiteData]) -> ConfigDict:
+  """A copy of `config` whose sites have the names of `sites`."""
+  config = copy.deepcopy(config)
+  config.data.sites = tuple(site.name for site in sites)
+  return config
+
+
+def prepare(config: ConfigDict, data: Data, **parts: Any) -> Study:
+  """A study that is ready to run: its algorithm, schedule and communication; nothing is compiled.
+
+  Args:
+    config: validated.
+    data: of `load_data`.
+    parts: parts of your own, by keyword: aggregator, rule, sharing, server_optimizer, partition.
+  """
+  config, own = _with_parts(config, parts)
+  config = _named(config, data.tested if config.data.partition.kind else data.sites)
+  return build.prepare(config, data, own=own)
+
+
+def run(
+  config: ConfigDict, workdir: str | Path, *, data: Data | None = None,
+  reporter: Reporter | None = None, **parts: Any,
+) -> Results:
+  """Trains, scores and writes one run, or resumes it; a finished one is only read.
+
+  Args:
+    config: of `load_config`.
+    workdir: the run's folder.
+    data: of `load_data`, to share it between runs.
+    reporter: shows progress; None = on the terminal or in the notebook.
+    parts: parts of your own, by keyword: aggregator, rule, sharing, server_optimizer, partition;
+      each is a value, such as `Aggregator`, or a builder that is called with those
+      hyper-parameters of the run that its signature names.
+
+  Raises:
+    InputError: bad configuration, data, model, part or folder, before anything is saved.
+    RuntimeError: training failed; finished rounds stay.
+  """
+  config, own = _with_parts(config, parts)
+  if data is not None:
+    # With a partition, those that are tested are those that were dealt out.
+    config = _named(config, data.tested if config.data.partition.kind else data.sites)
+  set_up()
+  training.run(config, Path(workdir), reporter or Reporter(), data, own)
+  return load_results(workdir)
+
+
+def _with_parts(
+  config: ConfigDict, parts: Mapping[str, Any]
+) -> tuple[ConfigDict, dict[str, OwnPart]]:
+  """A copy of the configuration that names the parts that are given, and the parts by key."""
+  keys = {keyword: key for key, keyword in OWN_KEYS.items()}
+  unknown = sorted(parts.keys() - keys.keys())
+  if unknown:
+    raise InputError(f'{unknown[0]}=...: unknown; allowed are {", ".join(keys)}')
+  config = copy.deepcopy(config)
+  own = {}
+  for keyword, part in parts.items():
+    if part is not None:
+      own[keys[keyword]] = from_python(keys[keyword], part)
+      config.update_from_flattened_dict({keys[keyword]: own[keys[keyword]].name})
+  validate(config, own)
+  return config, own
+
+
+def load_results(workdir: str | Path) -> Results:
+  """What a finished run left in its folder.
+
+  Raises:
+    InputError: there is no summary.json, or it cannot be read.
+  """
+  workdir = Path(workdir)
+  summary = read_json(workdir / 'summary.json')
+  rows = [row for line in read_lines(workdir / 'metrics.jsonl') for row in _rows(line)]
+  return Results(workdir, summary, rows, _adapters(workdir / 'adapter'))
+
+
+def _rows(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
+  """A line of metrics.jsonl as a row for each site of its round."""
+  for place in range(len(line['sites'])):
+    row = {key: line.get(key) for key in _BY_ROUND}
+    for key, column in _BY_SITE.items():
+      values = line.get(key)
+      value = values[place] if isinstance(values, list) and place < len(values) else None
+      # The losses of a site's steps: their mean.
+      row[column] = _mean(value) if isinstance(value, list) else value
+    yield row
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+  known = [value for value in values if value is not None]
+  return float(np.mean(known)) if known else None
+
+
+def _adapters(folder: Path) -> dict | None:
+  """The adapter of a folder in PEFT's format, or {name: adapter} of its sub-folders."""
+  if (folder / 'adapter_model.safetensors').is_file():
+    return _factors(folder / 'adapter_model.safetensors')
+  found = {path.parent.name: _factors(path) for path in sorted(
+    folder.glob('*/adapter_model.safetensors'))}
+  return found or None
+
+
+def _factors(path: Path) -> dict:
+  """PEFT's tensors as {'layers': {name: {'a': f32[L, D_in, r], 'b': f32[L, r, D_out]}}}."""
+  matrices: dict[str, dict[str, dict[int, np.ndarray]]] = {}
+  for key, tensor in safetensors.numpy.load_file(path).items():
+    layer, name, factor = _FACTOR.fullmatch(key).groups()
+    matrices.setdefault(name, {}).setdefault(factor.lower(), {})[int(layer)] = tensor.T
+  return {'layers': {
+    name: {factor: np.stack([layers[i] for i in sorted(layers)])
+           for factor, layers in sorted(factors.items())}
+    for name, factors in sorted(matrices.items())}}
