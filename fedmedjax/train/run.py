@@ -80,7 +80,7 @@ def run(
     if plan:
       reporter.say(str(plan))
   workdir.mkdir(parents=True, exist_ok=True)
-  with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
+  with locked(workdir, reporter.warn):
     check_inputs(workdir, inputs)
     files.claim(workdir, settings)
     summary = _carried_out(study, workdir, reporter, display, plan, times)
