@@ -1,13 +1,42 @@
 """Package definition; tool settings are in pyproject.toml."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+# Read, not imported: the package's own imports are not there yet when it is built.
+VERSION = re.search(
+  r"^__version__ = '(.+)'$", (ROOT / 'fedmedjax' / '__init__.py').read_text(), re.MULTILINE)[1]
 
 setup(
   name='fedmedjax',
-  version='0.1.0',
+  version=VERSION,
   description='Federated low-rank tuning of language models for clinical information extraction',
+  long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  author='the fedmedjax authors',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  classifiers=[
+    'Development Status :: 4 - Beta',
+    'Intended Audience :: Healthcare Industry',
+    'Intended Audience :: Science/Research',
+    'Operating System :: POSIX',
+    'Programming Language :: Python :: 3',
+    'Programming Language :: Python :: 3 :: Only',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+  ],
   python_requires='>=3.11',
-  packages=find_packages(include=['fedmedjax', 'fedmedjax.*', 'configs']),
+  # Without the folder configs/: users have one of that name.
+  packages=find_packages(include=['fedmedjax', 'fedmedjax.*']),
+  entry_points={'console_scripts': [
+    'fedmedjax = fedmedjax.main:main',
+    'fedmedjax-compare = fedmedjax.compare.__main__:main',
+    'fedmedjax-predict = fedmedjax.predict.__main__:main',
+    'fedmedjax-describe = fedmedjax.describe:main',
+  ]},
   package_data={'fedmedjax': ['**/*.toml', '*/templates/*']},
   # Lower bounds are what scripts/lowest.sh installs and tests; there are no upper ones.
   install_requires=[

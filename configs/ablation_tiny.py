@@ -4,11 +4,11 @@
     python scripts/ablation.py --config=configs/ablation_tiny.py --output=runs/ablation
 """
 
-from configs import base
+from fedmedjax.experiment import defaults
 
 
 def get_config(preset: str = 'fed_medlora_plus'):
-  config = base.get_config(preset)
+  config = defaults.get_config(preset)
   # What scripts/tiny_model.py wrote.
   config.model.update(path='models/tiny', remat='none')
   config.lora.update(rank=8, alpha=64.0)

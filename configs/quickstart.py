@@ -1,12 +1,5 @@
 """First run: three synthetic cohorts, SmolLM2-135M, entity recognition, minutes on two cores."""
 
-from configs import base
+from fedmedjax.experiment.shipped.quickstart import get_config
 
-
-def get_config(preset: str = 'fed_medlora_plus'):
-  config = base.get_config(preset)
-  config.fed.update(rounds=2, local_steps=14, batch_size=8, chunk=1)
-  config.optim.learning_rate = 1e-3
-  config.data.update(validation_examples=8, max_length=160)
-  config.eval.update(max_examples=30, max_new_ratio=2.0)
-  return config
+__all__ = ['get_config']

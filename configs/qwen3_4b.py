@@ -1,22 +1,5 @@
-"""Qwen3-4B with the reference's hyper-parameters, for one GPU or TPU.
+"""Qwen3-4B with the reference's hyper-parameters, for one GPU or TPU."""
 
-The weights come from the Hugging Face hub at the first run; a local folder of safetensors is used
-instead with --config.model.path=FOLDER.
+from fedmedjax.experiment.shipped.qwen3_4b import get_config
 
-Eight GPUs: --config.mesh.site=-1 gives each a copy of the base and its share of the sites.
-"""
-
-from configs import base
-
-
-def get_config(preset: str = 'fed_medlora_plus'):
-  # base.py's defaults are the reference's (METHOD section 6): r 16, alpha 64, AdamW 2e-4, cosine
-  # with 5 % warm-up, clip 1.0, batch 4, 3 rounds of 2 epochs, 3 sites.
-  config = base.get_config(preset)
-  config.model.update(path='Qwen/Qwen3-4B', dtype='bfloat16', quantization='nf4')
-  # The reference adapts only attention in this model.
-  config.lora.targets = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
-  # The reference's 800 tokens include its prompt; ours count from after the
-  # instruction, about 130 tokens for four types (133 with SmolLM2's tokenizer).
-  config.data.max_length = 667
-  return config
+__all__ = ['get_config']

@@ -1,22 +1,19 @@
 """Says what the sites of a configuration hold and how they differ, before any training.
 
-    python -m fedmedjax.describe --config=configs/quickstart.py [--output=runs/description]
+    python -m fedmedjax.describe --config=fedmedjax:quickstart [--output=runs/description]
 
 Prints tables and leaves them with figures in the folder. Reads notes only: no model is loaded and
 nothing is compiled.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from fedmedjax.data.statistics import site_statistics
-from fedmedjax.experiment.config import parse
-from fedmedjax.experiment.notes import load_corpora
-from fedmedjax.report.description import SHOWN, describe
+from fedmedjax.experiment.command_line import parse
 from fedmedjax.runtime.cli import guarded
-from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
 
@@ -26,9 +23,17 @@ def define(values: flags.FlagValues) -> None:
     flag_values=values)
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program -> its exit status; `argv` is sys.argv where none is given."""
+  argv = sys.argv if argv is None else argv
+
   def body():
     config, values, _ = parse(argv, define)
+    # Imported here since they take seconds: --help and mistakes are answered before.
+    from fedmedjax.data.statistics import site_statistics
+    from fedmedjax.experiment.notes import load_corpora
+    from fedmedjax.report.description import SHOWN, describe
+    from fedmedjax.runtime.progress import Reporter
     reporter = Reporter()
     with reporter.task('reading notes'):
       corpora = load_corpora(config)
@@ -47,4 +52,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  sys.exit(main())

@@ -1,18 +1,17 @@
 """Trains, evaluates and writes one run; the same command again resumes it.
 
-    python -m fedmedjax.main --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m fedmedjax.main --config=fedmedjax:quickstart --workdir=runs/quickstart
+    python -m fedmedjax.main --config=mine.py:fed_medlora --workdir=runs/b --config.fed.rounds=5
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from fedmedjax.experiment.config import parse
+from fedmedjax.experiment.command_line import config_arguments, parse
 from fedmedjax.runtime.cli import guarded, set_up
-from fedmedjax.runtime.progress import Reporter
-from fedmedjax.train.dry_run import preview
-from fedmedjax.train.run import run
 from fedmedjax.types import InputError
 
 
@@ -23,19 +22,33 @@ def define(values: flags.FlagValues) -> None:
     flag_values=values)
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program -> its exit status; `argv` is sys.argv where none is given."""
+  argv = sys.argv if argv is None else argv
+
   def body():
-    config, values, _ = parse(argv, define)
+    config, values, overrides = parse(argv, define)
     if not values.workdir and not values.validate_only:
       raise InputError('--workdir is missing: name a folder, such as --workdir=runs/quickstart')
+    # Imported here since they take seconds: --help and mistakes are answered before.
+    from fedmedjax.report.next_steps import next_steps
+    from fedmedjax.runtime.progress import Reporter
+    from fedmedjax.train.dry_run import preview
+    from fedmedjax.train.run import run
     set_up()
+    reporter = Reporter()
     if values.validate_only:
-      preview(config, Path(values.workdir) if values.workdir else None, Reporter())
-    else:
-      run(config, Path(values.workdir), Reporter())
+      preview(config, Path(values.workdir) if values.workdir else None, reporter)
+      return
+    workdir = Path(values.workdir)
+    summary = run(config, workdir, reporter)
+    for line in next_steps(
+        workdir, summary, config.fed.learner, config_arguments(argv, overrides)):
+      reporter.say_unwrapped(line)
+    reporter.repeat_warnings()
 
   return guarded(body)
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  sys.exit(main())

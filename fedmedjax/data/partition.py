@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
 
 from fedmedjax.data.relations import annotated_by_all
 from fedmedjax.data.sentences import split_sentences
@@ -83,6 +82,8 @@ def by_style(notes, types, sites, strength, rng) -> np.ndarray:
   size; an empty one takes half of the largest. `strength` is the share of notes that go to
   the site of their cluster (the rest are dealt at random), in [0, 1].
   """
+  from scipy.cluster.vq import kmeans2  # half a second, which few runs need
+
   del types
   features = _style_features(notes)
   clusters = kmeans2(features, sites, minit='++', seed=rng, missing='warn')[1] if (

@@ -1,12 +1,10 @@
-"""Command line and config file to a checked ConfigDict; every mistake is a one-line InputError."""
+"""What every key of a configuration may hold; every mistake is a one-line InputError."""
 
 import re
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from fedmedjax.data import partition
 from fedmedjax.data.formats.corpora import CORPORA, SiteFolder
@@ -27,7 +25,8 @@ from fedmedjax.experiment.checks import (
   number,
   one_of,
 )
-from fedmedjax.experiment.defaults import PRESETS, apply_preset
+from fedmedjax.experiment.command_line import choose_preset, parse
+from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
 from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
@@ -43,6 +42,8 @@ from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import ENTITY_TYPES, InputError
+
+__all__ = ['CHECKS', 'DTYPES', 'LEARNERS', 'choose_preset', 'leaves', 'parse', 'validate']
 
 # build.py maps these names to values and imports too much for here; a test holds both together.
 LEARNERS = ('lora', 'bert')
@@ -264,71 +265,3 @@ def _check_participation(values: dict[str, Any]) -> None:
     raise InputError(
       f"config.simulation.deadline={values['simulation.deadline']}: nothing takes time; set "
       'config.simulation.step_seconds or bandwidth')
-
-
-def parse(
-  argv: Sequence[str], define: Callable[[flags.FlagValues], None], check: bool = True
-) -> tuple[ConfigDict, flags.FlagValues, dict[str, Any]]:
-  """Command line -> (config, flags, the flat config keys that it names).
-
-  Args:
-    argv: as sys.argv.
-    define: declares the program's other flags on the given FlagValues.
-    check: validate the values; False when the caller changes some and validates then.
-
-  Raises:
-    InputError: an unknown key or flag (with a suggestion), a value of the wrong type, a config
-      file that is missing or fails, or a value that is not allowed.
-  """
-  values = flags.FlagValues()
-  define(values)
-  flags.DEFINE_bool('help', False, 'Print the flags and leave.', flag_values=values)
-  config_flags.DEFINE_config_file(
-    'config', None, 'A file of configs/, with :preset if wanted.', flag_values=values,
-    sys_argv=list(argv))
-  try:
-    rest = values(list(argv))
-    if values.help:
-      print(f'{sys.modules["__main__"].__doc__}\n{values.main_module_help()}')
-      print('  --config.KEY=VALUE: any key of configs/base.py')
-      raise SystemExit(0)
-    config = values.config
-    if config is not None:
-      config.to_dict()  # a config file that failed to load raises here, not before
-  except Exception as error:  # a config file is a program: it may raise anything
-    raise InputError(_one_line(error)) from None
-  if len(rest) > 1:
-    raise InputError(f'{rest[1]!r}: not a flag; flags look like --workdir=runs/x')
-  if config is None:
-    raise InputError('--config is missing: name a file, such as --config=configs/quickstart.py')
-  overrides = config_flags.get_override_values(values['config'])
-  if 'fed.preset' in overrides:
-    choose_preset(config, overrides['fed.preset'])
-    # What the command line names itself goes before the preset's row.
-    config.update_from_flattened_dict(overrides)
-  if check:
-    validate(config)
-  return config, values, overrides
-
-
-def choose_preset(config: ConfigDict, preset: str) -> None:
-  """Applies a row of PRESETS; raises InputError when there is none of that name."""
-  try:
-    apply_preset(config, preset)
-  except ValueError as error:
-    raise InputError(f'config.fed.preset: {error}') from None
-
-
-def _one_line(error: Exception) -> str:
-  text = str(error)
-  suggestion = re.search(r'Did you mean "([^"]+)" instead of "([^"]+)"', text)
-  if suggestion:
-    return f'config key {suggestion[2]!r} is unknown; did you mean {suggestion[1]!r}?'
-  if isinstance(error, KeyError | AttributeError) and 'has no attribute' not in text:
-    key = text.splitlines()[0].strip('\\"\'')
-    return f'config key {key!r} is unknown; configs/base.py lists all keys'
-  # config_flags wraps whatever the config file raised; its last line says what it was.
-  lines = [line.strip() for line in text.splitlines() if line.strip()]
-  if 'Failed loading config' in text:
-    return f'the config file cannot be loaded: {lines[-1]}'
-  return f'{lines[0].split(": Error")[0]}: {lines[-1]}' if len(lines) > 1 else lines[0]

@@ -1,6 +1,6 @@
 """Every configuration key once, with its meaning and unit, and the table of methods.
 
-`python -m fedmedjax.main --config=configs/x.py:preset --config.fed.rounds=5` takes the values of
+`python -m fedmedjax.main --config=x.py:preset --config.fed.rounds=5` takes the values of
 x.py, then those of the preset's row, then those of the command line.
 """
 

@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from fedmedjax.types import InputError
+
 # One row a method: what it changes in `config.fed`. Keys that a row does not name have the
 # values below. Papers and provenance: METHOD sections 2-4 of the design notes, in README's table.
 METHOD_DEFAULTS = dict(
@@ -74,7 +76,10 @@ PRESETS = {
 
 
 def apply_preset(config: ConfigDict, preset: str) -> None:
-  """Writes a row of PRESETS into config.fed, and the defaults of what it does not name."""
+  """Writes a row of PRESETS into config.fed, and the defaults of what it does not name.
+
+  Raises InputError when there is no row of that name.
+  """
   if preset not in PRESETS:
-    raise ValueError(f'preset {preset!r}: allowed are {", ".join(PRESETS)}')
+    raise InputError(f'preset {preset!r}: allowed are {", ".join(PRESETS)}')
   config.fed.update(METHOD_DEFAULTS | PRESETS[preset] | {'preset': preset})

@@ -4,15 +4,15 @@
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from fedmedjax.predict.folder import annotate_folder
-from fedmedjax.predict.records import FORMS
-from fedmedjax.predict.trained import FLAGS, read_trained
 from fedmedjax.runtime.cli import guarded, read_flags, set_up
-from fedmedjax.runtime.progress import Reporter
+
+# Names in predict.records.FORMS, which imports too much for --help; a test holds both together.
+FORMATS = ('brat', 'jsonl', 'html')
 
 
 def define(values: flags.FlagValues) -> None:
@@ -22,7 +22,7 @@ def define(values: flags.FlagValues) -> None:
   text('adapter', None, "A run's adapter, or its workdir.")
   text('input', None, 'Folder of notes: .txt files in UTF-8, in any sub-folders.')
   text('output', None, 'Folder to write.')
-  text('format', 'brat', f'One of {", ".join(FORMS)}.')
+  text('format', 'brat', f'One of {", ".join(FORMATS)}.')
   text('site', '', "Site of the run whose prompts are used; '' = that which asks for most.")
   text('types', '', "What to ask for instead, such as 'problem,drug,drug.route'.")
   text('base', None, "Base model, where the run's config.json does not say it; '' = SmolLM2.")
@@ -34,17 +34,25 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(name, None, f"{meaning}; by default the run's.", flag_values=values)
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+  """The program -> its exit status; `argv` is sys.argv where none is given."""
+  argv = sys.argv if argv is None else argv
+
   def body():
     values = read_flags(argv, define, needed=('adapter', 'input', 'output'))
+    # Imported here since they take seconds: --help and mistakes are answered before.
+    from fedmedjax.predict.folder import annotate_folder
+    from fedmedjax.predict.trained import FLAGS, read_trained
+    from fedmedjax.runtime.progress import Reporter
     set_up()
     trained = read_trained(
       Path(values.adapter), {flag: values[flag].value for flag in FLAGS}, values.site, values.types)
-    annotate_folder(
-      trained, Path(values.input), Path(values.output), values.format, Reporter())
+    reporter = Reporter()
+    annotate_folder(trained, Path(values.input), Path(values.output), values.format, reporter)
+    reporter.repeat_warnings()
 
   return guarded(body)
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  sys.exit(main())

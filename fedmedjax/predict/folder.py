@@ -74,7 +74,7 @@ def annotate_folder(
     # Before anything is written: base, adapter and prompts may not go together.
     annotator = _load(trained, reporter) if plan.left else None
     output.mkdir(parents=True, exist_ok=True)
-    with locked(output, lambda text: reporter.say(f'warning: {text}')):
+    with locked(output, reporter.warn):
       for line in trained.told:
         reporter.say(line)
       write_json(output / _SETTINGS, settings | {

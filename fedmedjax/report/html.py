@@ -140,7 +140,8 @@ def _settings_section(runs: Sequence[Run]) -> Section:
   unlike = [[key, *found] for key, found in values.items() if len(set(found)) > 1]
   versions = next((v for run in runs if (v := run.summary.get('versions'))), {})
   return Section(
-    'settings', 'Configuration and versions', 'Every key is explained in configs/base.py.', [
+    'settings', 'Configuration and versions',
+    'Every key is explained in fedmedjax/experiment/defaults.py.', [
       Table('What sets the regimes apart', '', ('key', *(run.name for run in runs)), unlike,
             words=True),
       Settings(f'{"Keys that all share" if len(runs) > 1 else "All keys"} ({len(alike)})', alike),

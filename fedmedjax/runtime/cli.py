@@ -1,17 +1,22 @@
-"""What every program here begins and ends with: flags, settings of the process, exit status."""
+"""What every program here begins and ends with: flags, settings of the process, exit status.
 
+Nothing that takes seconds to import is imported with this module: --help and mistakes in flags are
+answered first.
+"""
+
+import importlib
 import importlib.metadata
 import logging
 import platform
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
-import transformers
 from absl import flags
 
+from fedmedjax import __version__
 from fedmedjax.runtime.signals import stoppable
 from fedmedjax.types import InputError
 
@@ -31,15 +36,13 @@ def read_flags(
   """
   values = flags.FlagValues()
   define(values)
-  flags.DEFINE_bool('help', False, 'Print the flags and leave.', flag_values=values)
+  if asks_help(argv):
+    print(help_text(define, values))
+    raise SystemExit(0)
   try:
     rest = values(list(argv))
   except flags.Error as error:
     raise InputError(str(error)) from None
-  if values.help:
-    shown, _, _ = values.get_help().partition('\nabsl.flags:')
-    print(f'{sys.modules["__main__"].__doc__}\n{shown}')
-    raise SystemExit(0)
   if len(rest) > 1:
     raise InputError(f'{rest[1]!r}: not a flag; flags look like --{next(iter(needed), "help")}=...')
   for name in needed:
@@ -48,8 +51,41 @@ def read_flags(
   return values
 
 
+def asks_help(argv: Sequence[str]) -> bool:
+  """Whether a command line asks for --help, whatever else it says."""
+  return any(word.lstrip('-') in ('help', 'helpfull') or word == '-h'
+             for word in argv[1:] if word.startswith('-'))
+
+
+def help_text(
+  define: Callable[[flags.FlagValues], None], values: flags.FlagValues, more: str = ''
+) -> str:
+  """What --help prints: what the program does, its flags with their defaults, and `more`.
+
+  Args:
+    define: of the program; the docstring of its module says what it does, with an example.
+    values: what it declared.
+    more: on flags that `define` does not know.
+  """
+  lines = [(sys.modules[define.__module__].__doc__ or '').strip(), '', 'Flags:']
+  for name in values:
+    flag = values[name]
+    default = flag.default_as_str if flag.default not in (None, [], '') else ''
+    shown = f'[no]{name}' if flag.boolean else f'{name}={default or "..."}'.replace("'", '')
+    lines += [f'  --{shown}', indented(flag.help)]
+  return '\n'.join([*lines, *([more] if more else ()), '', '--help or -h prints this.'])
+
+
+def indented(text: str) -> str:
+  """Below a flag in what --help prints."""
+  return textwrap.fill(text, 100, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
+
+
 def set_up() -> None:
   """Settings of the process: compilations are kept between runs, libraries warn only."""
+  import jax
+  import transformers
+
   # absl's handler would print every checkpoint's bookkeeping between the progress bars.
   # What goes wrong in a save is raised as well, so its traceback there would say it twice.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
@@ -61,9 +97,16 @@ def set_up() -> None:
 
 def versions() -> dict[str, str]:
   """What computed here: the packages that a run's numbers depend on."""
-  return {'python': platform.python_version()} | {
-    name: importlib.metadata.version(name) for name in (
-      'fedmedjax', 'jax', 'jaxlib', 'flax', 'optax', 'transformers', 'numpy')}
+  return {'python': platform.python_version(), 'fedmedjax': __version__} | {
+    name: _version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'transformers', 'numpy')}
+
+
+def _version(name: str) -> str:
+  """Of an installed package; of one that is only on PYTHONPATH, what it says itself."""
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return str(getattr(importlib.import_module(name), '__version__', 'unknown'))
 
 
 def guarded(body: Callable[[], None]) -> int:

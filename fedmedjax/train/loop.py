@@ -122,7 +122,7 @@ def _restored(
   """The newest whole checkpoint, or the start; files that grow by a round are made to agree."""
   fresh = study.algorithm.init(study.trainable.adapter)
   state, lines = checkpoint.newest(
-    workdir / CHECKPOINTS, fresh, lambda text: reporter.say(f'warning: {text}')) or (fresh, [])
+    workdir / CHECKPOINTS, fresh, reporter.warn) or (fresh, [])
   # What a crash left there may lack a line, or have one without its checkpoint.
   files.write_lines(workdir / METRICS, lines)
   tensorboard.restart(workdir, lines, participant_names(study))
@@ -200,7 +200,7 @@ def _played(
   line |= metrics_line(study, plan.execution, turn, metrics) | {
     'seconds': time.monotonic() - begun} | plan.execution._asdict()
   for warning in check_round(study, line, turn, metrics):
-    reporter.say(f'warning: {warning}')
+    reporter.warn(warning)
   return state, files.plain(line)
 
 

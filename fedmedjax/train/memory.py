@@ -104,9 +104,8 @@ def reduced(study: Study, held: Plan, inputs: tuple, reporter: Reporter) -> Plan
   """
   execution, sites = held.execution, study.communication.sampler.size
   while execution := smaller(execution, sites, study.groups):
-    reporter.say(
-      f'warning: memory ran out with {held.execution}; the round is tried again with '
-      f'{execution}')
+    reporter.warn(
+      f'memory ran out with {held.execution}; the round is tried again with {execution}')
     compiled = compile_round(study, execution, inputs, reporter)
     if compiled:
       return held._replace(

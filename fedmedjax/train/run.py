@@ -87,7 +87,7 @@ def run(
     if plan:
       reporter.say(str(plan))
   workdir.mkdir(parents=True, exist_ok=True)
-  with locked(workdir, lambda text: reporter.say(f'warning: {text}')):
+  with locked(workdir, reporter.warn):
     check_inputs(workdir, inputs)
     files.claim(workdir, settings)
     write_own_parts(workdir, mine)

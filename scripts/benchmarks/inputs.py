@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import base as configs
 from fedmedjax import tree
+from fedmedjax.experiment import defaults
 from fedmedjax.experiment.config import DTYPES as DTYPE_NAMES
 from fedmedjax.experiment.config import validate
 from fedmedjax.model.dtypes import DTYPES
@@ -143,7 +143,7 @@ def configure(
     sites: how many.
     changes: flat config keys with __ for the point, such as data__max_length=300.
   """
-  config = configs.get_config('fed_medlora')
+  config = defaults.get_config('fed_medlora')
   config.update_from_flattened_dict({
     'data.sites': (site,), 'data.external': (), 'data.tasks': (task,),
     'data.validation_examples': 0, 'fed.local_steps': steps, 'fed.batch_size': batch_size,

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import quickstart
 from fedmedjax import tree
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
@@ -16,6 +15,7 @@ from fedmedjax.experiment.config import leaves, parse, validate
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.lora import widened
 from fedmedjax.experiment.refusals import check_method
+from fedmedjax.experiment.shipped import quickstart
 from fedmedjax.experiment.types import Data
 from fedmedjax.fed.aggregators import AGGREGATORS, UTILITIES
 from fedmedjax.fed.round import site_adapter

@@ -1,0 +1,65 @@
+"""The last lines of a run: where its files are, and the commands that go on from here."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedmedjax.report.html import FILE
+
+
+def next_steps(workdir: Path, summary: dict, learner: str, arguments: Sequence[str]) -> list[str]:
+  """What to do with a finished run, a line each.
+
+  Args:
+    workdir: of the run.
+    summary: its summary.json.
+    learner: config.fed.learner.
+    arguments: of the command line that made the configuration, --config first.
+  """
+  lines = [('report', str(workdir / FILE))]
+  compare = [
+    'fedmedjax.compare', *_without_preset(arguments), f'--workdir={_beside(workdir, "compare")}']
+  if learner == 'bert':
+    lines += [
+      ('model', f'{workdir / "model"}, which transformers loads; fedmedjax.predict reads adapters')]
+    compare.append('--regimes=fed_bert,zero_shot')
+  elif not summary['rounds']:
+    lines += [
+      ('adapter', 'none: nothing was trained'),
+      ('train', _command([
+        'fedmedjax.main', *_without_preset(arguments), '--config.fed.preset=fed_medlora_plus',
+        f'--workdir={_beside(workdir, "trained")}']))]
+  else:
+    lines += _adapter_lines(workdir, summary)
+  lines.append(('compare', _command(compare)))
+  width = max(len(name) for name, _ in lines)
+  return ['Next:', *(f'  {name:<{width}}  {text}' for name, text in lines)]
+
+
+def _adapter_lines(workdir: Path, summary: dict) -> list[tuple[str, str]]:
+  folder = workdir / 'adapter'
+  found = sorted(path.parent for path in folder.rglob('adapter_config.json'))
+  own = [path.name for path in found if path not in (folder, folder / 'global')]
+  chosen = next((path for path in (folder, folder / 'global') if path in found), *found[:1])
+  words = f'{folder}, one a site: {", ".join(own)}' if own else str(folder)
+  if not any('ner' in tasks for tasks in summary['scores'].values()):
+    return [('adapter', words), (
+      'predict', "takes an adapter that was trained on entities, too: config.data.tasks=('ner', "
+      "'re')")]
+  return [('adapter', words), ('predict', _command([
+    'fedmedjax.predict', f'--adapter={chosen}', '--input=NOTES',
+    f'--output={_beside(workdir, "annotated")}']))]
+
+
+def _command(words: Sequence[str]) -> str:
+  return f'python -m {shlex.join(words)}'
+
+
+def _beside(workdir: Path, name: str) -> Path:
+  """A folder that no run has, next to the run's."""
+  return workdir.with_name(f'{workdir.resolve().name}_{name}')
+
+
+def _without_preset(arguments: Sequence[str]) -> list[str]:
+  """The configuration without its row of presets, which other commands choose themselves."""
+  return [word for word in arguments if not word.startswith('--config.fed.preset=')]
