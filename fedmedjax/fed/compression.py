@@ -25,14 +25,14 @@ Parts = dict[str, Any]
 
 
 class Encode(Protocol):
-  """The sending half of a codec."""
+  """The sending half of a codec, f32[n] -> arrays."""
 
   def __call__(self, x: jax.Array, key: jax.Array, /) -> Parts:
     """(x f32[n], key) -> {part: array}; `key` is the PRNG key of stochastic rounding."""
 
 
 class Decode(Protocol):
-  """The receiving half of a codec."""
+  """The receiving half of a codec, arrays -> f32[n]."""
 
   def __call__(self, parts: Parts, n: int, /) -> jax.Array:
     """(parts, n) -> f32[n], the values that the receiver uses."""

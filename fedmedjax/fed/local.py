@@ -86,14 +86,14 @@ class Progress(NamedTuple):
 
 
 class Start(Protocol):
-  """A site before its first step."""
+  """A site before its first step, anchor [*p] -> Progress."""
 
   def __call__(self, anchor: Tree, step_mask: Array, /) -> Progress:
     """(anchor [*p], step_mask bool[K]) -> Progress with no step taken."""
 
 
 class Advance(Protocol):
-  """A site's steps of one round, or a stretch of them."""
+  """Takes a stretch of a site's K steps, whose batches are [K, ...]."""
 
   def __call__(
     self, first: Array, until: Array, progress: Progress, anchor: Tree, base: Tree, batches: Tree,
@@ -115,18 +115,18 @@ class LocalTraining(NamedTuple):
 
 
 class OnStep(Protocol):
-  """A callback on the host that reports progress."""
+  """A callback on the host that reports each step and its loss f32[]."""
 
   def __call__(self, site: Array, step: Array, loss: Array, active: Array, /) -> None:
     """(site i32[], steps taken i32[], loss f32[], active bool[]); active False = a padded step."""
 
 
 class ShapeBucket(Protocol):
-  """A smaller shape that some steps fit into; see `data/schedule.py`."""
+  """Smaller arrays [R', N'] that some steps [R, N] fit into; see `data/schedule.py`."""
 
   @property
   def cut(self) -> Callable[[Tree], Tree]:
-    """The arrays of a step -> their parts, of this bucket's shapes [R', N'] and the like."""
+    """The arrays of a step [R, N] -> their parts [R', N'] that the bucket keeps."""
 
   @property
   def holds(self) -> Callable[[Tree], Array]:

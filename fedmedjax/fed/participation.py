@@ -29,7 +29,7 @@ class Cohort(NamedTuple):
 
 
 class DrawCohort(Protocol):
-  """The cohort of a round, by the round's number alone."""
+  """The cohort i32[C] of a round, by the round's number alone."""
 
   def __call__(self, number: int, /) -> Cohort:
     """Round from 0 -> its cohort, i32[C] sites; the same answer every time."""

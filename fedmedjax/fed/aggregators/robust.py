@@ -17,7 +17,7 @@ from fedmedjax.fed.types import Aggregate, Aggregator, Array, Tree
 
 
 class Choose(Protocol):
-  """One robust rule."""
+  """One robust rule, [C, *p] -> [*p]."""
 
   def __call__(self, updates: Tree, sizes: Array, present: Array, /) -> tuple[Tree, Array]:
     """(updates [C, *p], sizes f32[C], present bool[C]) -> (update [*p], weights f32[C])."""

@@ -14,7 +14,7 @@ from fedmedjax.fed.types import Aggregate, Aggregator, Array, Combine, Tree
 
 
 class Signal(Protocol):
-  """What stands for the validation loss l_k in a site's weight; a lower value weighs more."""
+  """What stands for the validation loss l_k f32[C] in the weights; a lower value weighs more."""
 
   def __call__(self, *_: Any, **inputs: Any) -> Array:
     """Keyword arguments of `Aggregator.update` -> f32[C]; not finite = the site gets weight 0.
