@@ -1,16 +1,17 @@
-"""What a site sends in place of its update: clipped, sparsified, rounded, with error feedback.
+"""Compression of a site's update before it is sent: clipping, sparsifying, rounding.
 
-A codec turns a tensor into the arrays that travel, packed to bytes, and back. `compress` makes of
-it an optax transformation that gives what the server reads, and `fed/ledger.py` counts the bytes
-of the same arrays: what is simulated and what is charged cannot differ.
-Rounding is stochastic: its mean is the value. It takes its randomness from the keyword `key` of
-`update`, so a transformation keeps no random state; whoever calls it gives each (round, site) a
-key of its own.
+A codec turns a tensor into the arrays that travel, packed to bytes, and back. `compress` wraps a
+codec as an optax transformation whose result is what the server reads, and `fed/ledger.py` counts
+the bytes of the same arrays: the simulated message and the charged message cannot differ.
+Rounding is stochastic, so that the mean of the rounded value is the value. The randomness comes
+from the keyword `key` of `update`; a transformation keeps no random state, and the caller gives
+each (round, site) a key of its own.
+In the shapes, n is the number of values of one flattened tensor.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,33 +20,52 @@ import optax
 # Bits of a float32 that a bfloat16 lacks.
 _LOST_BITS = 16
 
+# The arrays that travel in place of one tensor, by name; a value may be such a dictionary itself.
+Parts = dict[str, Any]
+
+
+class Encode(Protocol):
+  """The sending half of a codec, f32[n] -> arrays."""
+
+  def __call__(self, x: jax.Array, key: jax.Array, /) -> Parts:
+    """(x f32[n], key) -> {part: array}; `key` is the PRNG key of stochastic rounding."""
+
+
+class Decode(Protocol):
+  """The receiving half of a codec, arrays -> f32[n]."""
+
+  def __call__(self, parts: Parts, n: int, /) -> jax.Array:
+    """(parts, n) -> f32[n], the values that the receiver uses."""
+
 
 class Codec(NamedTuple):
-  """How one tensor, flattened to f32[n], travels. All shapes follow from n alone.
+  """How one tensor, flattened to f32[n], travels; all shapes follow from n alone.
 
-  The arrays are exactly the bytes sent: nothing that both ends know (n, k, the block) is in them.
+  The arrays are exactly the bytes sent. What both ends know already (n, the number of values
+  kept, the block size) is not in them.
   """
 
   name: str
-  encode: Callable   # (x f32[n], key) -> {part: array}
-  decode: Callable   # (parts, n) -> f32[n]
+  encode: Encode
+  decode: Decode
 
 
 class ErrorFeedbackState(NamedTuple):
-  """What a site has not sent yet, and the state of what compresses it."""
+  """One site's state of `with_error_feedback`; the residual has the shape of the update, [*p]."""
 
-  residual: Any      # [*p]
-  inner: Any
+  residual: Any      # [*p], the part of past updates that has not been sent yet
+  inner: Any         # state of the transformation that compresses
 
 
 def float32() -> Codec:
-  """Four bytes a value, as it is: the neutral element."""
+  """f32[n] -> f32[n]: four bytes a value, unchanged; the neutral element among the codecs."""
   return Codec('float32', lambda x, key: {'values': x}, lambda parts, n: parts['values'])
 
 
 def bfloat16() -> Codec:
-  """Two bytes a value: the upper half of the float32, rounded up as often as the lower half says.
+  """f32[n] -> bf16[n]: two bytes a value, the upper half of each float32.
 
+  A value is rounded up with a probability proportional to its lower half, so the mean is exact.
   Values that are not finite stay so.
   """
 
@@ -61,16 +81,18 @@ def bfloat16() -> Codec:
 
 
 def quantised(bits: int, block: int = 0) -> Codec:
-  """Integers in [-q, q], q = 2^(bits-1) - 1, times a float32 scale max |x| / q.
+  """f32[n] -> u8[ceil(n * bits / 8)] codes and f32[ceil(n / block)] scales.
 
+  A value is an integer in -q .. q, q = 2^(bits-1) - 1, times its block's scale max |x| / q.
   Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding",
-  NeurIPS 2017, arXiv:1610.02132: s = q levels, buckets of `block` values. We deviate in that a
-  bucket is scaled by its largest value rather than its norm (as the paper's experiments do), and
-  that the integers have a fixed width in place of Elias codes, so that a message's length is known.
+  NeurIPS 2017, arXiv:1610.02132. We deviate in two ways. A bucket is scaled by its largest value
+  rather than its norm, as in the paper's experiments. The integers have a fixed width instead of
+  Elias codes, so that a message's length is known in advance.
 
   Args:
-    bits: 2, 4 or 8 a value; several share a byte.
-    block: neighbours (of the flattened tensor) that share a scale; 0 = a scale a tensor.
+    bits: 2, 4 or 8 bits a value, several values to a byte; q is the paper's s.
+    block: number of neighbours in the flattened tensor that share a scale, the paper's bucket
+      size d; 0 = one scale for the whole tensor.
   """
   levels = 2 ** (bits - 1) - 1
 
@@ -91,10 +113,14 @@ def quantised(bits: int, block: int = 0) -> Codec:
 
 
 def sign(block: int = 0) -> Codec:
-  """One bit a value, times the mean |x|: biased, to be used with error feedback.
+  """f32[n] -> u8[ceil(n / 8)] signs and f32[ceil(n / block)] scales, the mean |x| of a block.
 
+  Its mean is not the value (biased), so it should be combined with error feedback.
   Karimireddy et al., "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", ICML
-  2019, arXiv:1901.09847: C(p) = |p|_1 / d * sign(p), with d = the block. A zero counts as positive.
+  2019, arXiv:1901.09847: C(p) = |p|_1 / d * sign(p). A zero counts as positive.
+
+  Args:
+    block: number of neighbours that share a scale, the paper's d; 0 = one scale for the tensor.
   """
 
   def encode(x, key):
@@ -110,29 +136,31 @@ def sign(block: int = 0) -> Codec:
 
 
 def top_k(share: float, values: Codec) -> Codec:
-  """The k = max(1, round(share * n)) largest |x|, sent by `values`; the others are not sent.
+  """f32[n] -> the k = max(1, round(share * n)) values of largest magnitude; the others read as 0.
 
   Stich et al., "Sparsified SGD with Memory", NeurIPS 2018, arXiv:1809.07599. With values = sign()
-  it is the ternary compression of Sattler et al., arXiv:1903.02891, without its Golomb code. Where
-  the k values stand is said by their indices or by a bit a value, whichever is shorter.
+  it is the ternary compression of Sattler et al., "Robust and Communication-Efficient Federated
+  Learning from Non-IID Data", arXiv:1903.02891, without its Golomb code. The places of the k
+  values are sent as indices u16[k] or u32[k], or as a mask of one bit a value, u8[ceil(n / 8)],
+  whichever is shorter.
 
   Args:
-    share: in (0, 1]; 1 = `values` alone.
-    values: codec of the values kept, in the order of the tensor.
+    share: k / n, in (0, 1]; 1 = the codec `values` alone.
+    values: codec of the k values that are sent, in the order of the tensor.
   """
   if share >= 1:
     return values
 
-  def kept(n):
+  def num_kept(n):
     return min(n, max(1, round(share * n)))
 
   def index_type(n):
-    """Of the indices; None when a mask is shorter."""
+    """The dtype of the indices; None when a mask is shorter."""
     dtype = jnp.uint16 if n <= 2 ** 16 else jnp.uint32
-    return dtype if kept(n) * dtype(0).itemsize < math.ceil(n / 8) else None
+    return dtype if num_kept(n) * dtype(0).itemsize < math.ceil(n / 8) else None
 
   def encode(x, key):
-    _, index = jax.lax.top_k(jnp.abs(x), kept(x.size))
+    _, index = jax.lax.top_k(jnp.abs(x), num_kept(x.size))
     index = jnp.sort(index)
     dtype = index_type(x.size)
     places = {'indices': index.astype(dtype)} if dtype else {
@@ -143,24 +171,27 @@ def top_k(share: float, values: Codec) -> Codec:
     if index_type(n):
       index = parts['indices'].astype(jnp.int32)
     else:
-      index = jnp.flatnonzero(_unpack(parts['mask'], n, 1), size=kept(n))
-    return jnp.zeros(n).at[index].set(values.decode(parts['kept'], kept(n)))
+      index = jnp.flatnonzero(_unpack(parts['mask'], n, 1), size=num_kept(n))
+    return jnp.zeros(n).at[index].set(values.decode(parts['kept'], num_kept(n)))
 
   return Codec(f'top {share:g} {values.name}', encode, decode)
 
 
 def compress(codec: Codec) -> optax.GradientTransformationExtraArgs:
-  """Every leaf as the other end reads it; `update(..., key=)` is required. No state."""
+  """[*p] -> [*p]: every leaf encoded and decoded again, so the result is what the server reads.
+
+  There is no state. `update` requires the keyword `key`, the PRNG key of this round and site.
+  """
 
   def update(updates, state, params=None, *, key, **_):
     del params
     leaves, treedef = jax.tree.flatten(updates)
-    read = []
+    received = []
     for number, leaf in enumerate(leaves):
       flat = leaf.reshape(-1).astype(jnp.float32)
       sent = codec.encode(flat, jax.random.fold_in(key, number))
-      read.append(codec.decode(sent, leaf.size).reshape(leaf.shape).astype(leaf.dtype))
-    return treedef.unflatten(read), state
+      received.append(codec.decode(sent, leaf.size).reshape(leaf.shape).astype(leaf.dtype))
+    return treedef.unflatten(received), state
 
   return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
@@ -168,11 +199,14 @@ def compress(codec: Codec) -> optax.GradientTransformationExtraArgs:
 def with_error_feedback(
   inner: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-  """What `inner` leaves out of one round is added to the next one's update.
+  """[*p] -> [*p]: the part of an update that `inner` leaves out is added to the next round's.
 
-  Seide et al., "1-Bit Stochastic Gradient Descent", Interspeech 2014; Karimireddy et al.,
-  arXiv:1901.09847: p = update + e, sent = C(p), e <- p - sent. We deviate in that the unit is a
-  round's update, not a step's gradient, and that e waits while its site is not in the cohort.
+  Seide et al., "1-Bit Stochastic Gradient Descent and its Application to Data-Parallel
+  Distributed Training of Speech DNNs", Interspeech 2014; Karimireddy et al., "Error Feedback
+  Fixes SignSGD and other Gradient Compression Schemes", arXiv:1901.09847, algorithm 2:
+  p = update + e, sent = C(p), e <- p - sent, where C is `inner` and e is `residual` [*p]. We
+  deviate in that the unit is a round's update, not a step's gradient, and that e keeps its value
+  while its site is not in the cohort.
   """
   inner = optax.with_extra_args_support(inner)
 
@@ -182,7 +216,7 @@ def with_error_feedback(
   def update(updates, state, params=None, **extra):
     owed = jax.tree.map(jnp.add, updates, state.residual)
     sent, inner_state = inner.update(owed, state.inner, params, **extra)
-    # A round that diverged at a site must not spoil all its later ones.
+    # An infinite or NaN residual of one diverged round would spoil all later rounds of the site.
     residual = jax.tree.map(
       lambda p, s: jnp.where(jnp.isfinite(p) & jnp.isfinite(s), p - s, 0), owed, sent)
     return sent, ErrorFeedbackState(residual, inner_state)
@@ -193,15 +227,15 @@ def with_error_feedback(
 def outbound(
   codec: Codec, *, clip_norm: float = 0.0, error_feedback: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-  """Clip, then compress.
+  """[*p] -> [*p]: a site's update clipped, then compressed, as the server reads it.
 
-  The clip stands before the error feedback: it bounds what a site learns in a round, while the
-  message may be longer by what is still owed.
+  Clipping comes before the error feedback: it bounds what a site learns in a round. The norm of
+  the message may exceed the bound by the residual of earlier rounds.
 
   Args:
-    codec: what travels.
+    codec: how the tensors travel.
     clip_norm: largest Euclidean norm of an update over all its leaves; 0 = not clipped.
-    error_feedback: keep what the codec leaves out.
+    error_feedback: whether what the codec leaves out is added to the next round's update.
   """
   sender = compress(codec)
   sender = with_error_feedback(sender) if error_feedback else sender
@@ -233,8 +267,8 @@ def _unpack(packed, n: int, bits: int):
   return ((packed[:, None] >> shifts[None]) & (2 ** bits - 1)).reshape(-1)[:n]
 
 
-# (block) -> Codec
-CODECS = {
+# Value of config.fed.outbound -> builder of a codec from its block size.
+CODECS: dict[str, Callable[[int], Codec]] = {
   'float32': lambda block: float32(), 'bfloat16': lambda block: bfloat16(),
   'int8': lambda block: quantised(8, block),
   'int4': lambda block: quantised(4, block), 'sign': sign,

@@ -1,9 +1,23 @@
-"""Pairs of LoRA factors {a, b}: products, joins, stacks and truncation."""
+"""Pairs of LoRA factors {a, b}: products, joins, stacks and truncation.
+
+A pair is a node {'a': A [..., D_in, r], 'b': B [..., r, D_out]} of an adapter tree; the axes in
+front (layer, site) are batch axes. *Columns* are such a pair of any inner width m, whose product
+F G [..., D_in, D_out] is what counts: F [..., D_in, m] under 'a' and G [..., m, D_out] under 'b'.
+"""
 
 import jax
 import jax.numpy as jnp
 
-_einsum = lambda *args: jnp.einsum(*args, precision='highest')  # noqa: E731
+from fedmedjax.fed.types import Array, Tree
+
+
+def precise_einsum(subscripts: str, *operands: Array) -> Array:
+  """`jnp.einsum` of operands such as f32[..., D_in, r] with full float32 products.
+
+  GPUs and TPUs multiply float32 matrices in a shorter format by default. Sums over sites and Gram
+  matrices lose too many digits by that.
+  """
+  return jnp.einsum(subscripts, *operands, precision='highest')
 
 
 def map_pairs(fn, first, *rest):
@@ -13,8 +27,11 @@ def map_pairs(fn, first, *rest):
   return {key: map_pairs(fn, value, *(tree[key] for tree in rest)) for key, value in first.items()}
 
 
-def factor_pairs(adapter):
-  """Every {'a', 'b'} node of the tree, as (a, b)."""
+def factor_pairs(adapter: Tree) -> list[tuple[Array, Array]]:
+  """Every {'a', 'b'} node of the tree as (a [..., D_in, r], b [..., r, D_out]), by sorted path.
+
+  Empty when the tree has no such node.
+  """
   if not isinstance(adapter, dict):
     return []
   if set(adapter) == {'a', 'b'}:
@@ -22,18 +39,26 @@ def factor_pairs(adapter):
   return [pair for key in sorted(adapter) for pair in factor_pairs(adapter[key])]
 
 
-def join(adapter, columns):
-  """The adapter whose product is the sum of both products; `columns` () = nothing to add."""
+def join(adapter: Tree, columns: Tree) -> Tree:
+  """Concatenates along the rank's axis, so the product becomes the sum A B + F G of both.
+
+  Args:
+    adapter: A [..., D_in, r], B [..., r, D_out].
+    columns: F [..., D_in, m], G [..., m, D_out]; () = nothing to add.
+
+  Returns:
+    a [..., D_in, r + m], b [..., r + m, D_out].
+  """
   if columns == ():
     return adapter
   return map_pairs(
-    lambda one, two: {
-      'a': jnp.concatenate([one['a'], two['a']], axis=-1),
-      'b': jnp.concatenate([one['b'], two['b']], axis=-2)}, adapter, columns)
+    lambda pair, more: {
+      'a': jnp.concatenate([pair['a'], more['a']], axis=-1),
+      'b': jnp.concatenate([pair['b'], more['b']], axis=-2)}, adapter, columns)
 
 
-def room(adapter, columns: int):
-  """Zero columns for every adapted matrix: {'a': [..., D_in, columns], 'b': ...}."""
+def room(adapter: Tree, columns: int) -> Tree:
+  """Zeros for every adapted matrix: a [..., D_in, columns], b [..., columns, D_out]."""
   return map_pairs(
     lambda pair: {
       'a': jnp.zeros((*pair['a'].shape[:-1], columns), pair['a'].dtype),
@@ -41,8 +66,14 @@ def room(adapter, columns: int):
     adapter)
 
 
-def write_columns(folded, fold, number):
-  """`folded` with the columns of round `number` (from 0) in their place; () stays ()."""
+def write_columns(folded: Tree, fold: Tree, number: Array | int) -> Tree:
+  """Writes the columns of one round into the room of all rounds.
+
+  Args:
+    folded: room for T rounds, a [..., D_in, T m], b [..., T m, D_out].
+    fold: the columns of this round, a [..., D_in, m], b [..., m, D_out]; () = `folded` as it is.
+    number: i32[] of the round, from 0.
+  """
   if fold == ():
     return folded
 
@@ -55,10 +86,17 @@ def write_columns(folded, fold, number):
   return map_pairs(write, folded, fold)
 
 
-def stack(local, weights):
-  """Sites' factors [C, ...] as one pair {'a': F, 'b': G} a matrix, F G = sum_k w_k A_k B_k.
+def stack(local: Tree, weights: Array) -> Tree:
+  """The sites' factors as one pair {'a': F, 'b': G} a matrix, F G = sum_k w_k A_k B_k.
 
-  A site of weight 0 leaves zeros, even where its numbers are not finite.
+  The weights are in G. A site of weight 0 gives zeros, even where its numbers are not finite.
+
+  Args:
+    local: the sites' adapters, a [C, ..., D_in, r], b [C, ..., r, D_out].
+    weights: f32[C], w_k.
+
+  Returns:
+    a [..., D_in, C r], b [..., C r, D_out].
   """
   def pair(factors):
     a, b = factors['a'], factors['b']
@@ -71,21 +109,30 @@ def stack(local, weights):
   return map_pairs(pair, local)
 
 
-def truncated(columns, rank: int):
-  """The best approximation of F G of the given rank, as factors of equal share.
+def truncated(columns: Tree, rank: int) -> Tree:
+  """The best approximation of F G of the given rank r, as factors that share its singular values.
 
-  QR of F and of G^T leaves a small core, whose SVD U S V^T is that of F G up to the orthonormal
-  factors: A = Q_F U sqrt(S), B = sqrt(S) V^T Q_G^T, singular values falling, so that the first
-  r_k columns are the best choice of rank r_k.
+  QR of F and of G^T leaves a core of m x m, whose SVD U S V^T is that of F G up to the orthonormal
+  factors: A = Q_F U sqrt(S), B = sqrt(S) V^T Q_G^T. The singular values fall, so that the first
+  r_k columns are the best approximation of rank r_k.
+
+  Args:
+    columns: F [..., D_in, m], G [..., m, D_out].
+    rank: r.
+
+  Returns:
+    a [..., D_in, r], b [..., r, D_out].
   """
   def pair(factors):
     left, right = factors['a'], jnp.swapaxes(factors['b'], -1, -2)
     q_left, r_left = jnp.linalg.qr(left)
     q_right, r_right = jnp.linalg.qr(right)
-    u, s, v = jnp.linalg.svd(_einsum('...ij,...kj->...ik', r_left, r_right), full_matrices=False)
+    core = precise_einsum('...ij,...kj->...ik', r_left, r_right)
+    u, s, v = jnp.linalg.svd(core, full_matrices=False)
     half = jnp.sqrt(s[..., None, :rank])
     return {
-      'a': _einsum('...di,...ir->...dr', q_left, u[..., :rank] * half),
-      'b': _einsum('...ri,...oi->...ro', v[..., :rank, :] * jnp.swapaxes(half, -1, -2), q_right)}
+      'a': precise_einsum('...di,...ir->...dr', q_left, u[..., :rank] * half),
+      'b': precise_einsum(
+        '...ri,...oi->...ro', v[..., :rank, :] * jnp.swapaxes(half, -1, -2), q_right)}
 
   return map_pairs(pair, columns)

@@ -1,20 +1,21 @@
-"""What a round's exchange costs: exact bytes by site, tensor and codec, and the whole model's.
+"""The ledger: the exact bytes that each site receives and sends, by tensor and codec.
 
-A message is the tensors that travel, each in its codec's arrays, and a header; its length follows
-from shapes alone. The protocol that is counted: what a site has not got, it is sent.
-- Down, as the site is at the start of its round, in float32: when it first takes part, every
-  shared leaf; later those of them that were trained in a round since its last one, whoever's
-  update came in. So RoLoRA's site gets the factor of the round before, one that missed rounds both
-  factors, and FFA-LoRA's A travels once.
-- Down, too: what was folded into the base in every round since the site's last one, or since the
-  beginning. The server keeps the columns for that, in one layout a cohort: of sites that sent
-  nothing they are zeros, and travel.
-- A site that breaks down or is late has received its message all the same. Its update is lost.
-- Up: the update of the leaves that are trained and shared in this round.
+A message consists of the tensors that travel, each as its codec's arrays, and a header. Its length
+follows from shapes alone. The protocol that is counted sends a site what it does not have yet:
+- Down, in float32, the server's adapter at the start of the site's round. In its first round, every
+  shared leaf. Later, the shared leaves that were trained in any round since the site's last one,
+  whichever sites trained them. Examples: with RoLoRA a site gets the factor of the round before;
+  a site that missed rounds gets both factors; FFA-LoRA's A travels once.
+- Down, also, the columns that were folded into the base in every round since the site's last one,
+  or since the beginning. The server stores them with one block for each site of a cohort. The
+  blocks of sites that sent nothing are zeros, and they travel too.
+- A site that breaks down or is late has received its message and is charged for it. Its update is
+  lost.
+- Up, the update of the leaves that are trained and shared in this round.
 - A site of rank r_k receives and sends r_k columns of A and rows of B, in the server's scale.
-Names, shapes, ranks and codecs are agreed once, before the first round, and are not charged. Nor is
-what comes after the last round: the delivery of the final adapter, and the one mean of leaves that
-sites kept to themselves.
+Names, shapes, ranks and codecs are agreed once, before the first round, and are not charged.
+Messages after the last round are not charged either: the delivery of the final adapter, and the
+average of leaves that sites kept private (`round.global_adapter`).
 """
 
 import math
@@ -30,22 +31,26 @@ from fedmedjax.fed.participation import NEVER
 from fedmedjax.fed.types import Sharing, Tree
 from fedmedjax.tree import path_string
 
-# What goes with the tensors: name -> (shape, dtype).
-HEADER_UP = {
+# The fields of a header: name -> (shape, dtype).
+Header = dict[str, tuple[tuple[int, ...], str]]
+
+# Sent with the tensors.
+HEADER_UP: Header = {
   'round': ((), 'int32'), 'site': ((), 'int32'), 'weight': ((), 'float32'),
-  # What metrics.jsonl tells of a site.
+  # The fields of metrics.jsonl that a site reports.
   'steps': ((), 'int32'), 'train_loss': ((), 'float32'), 'last_loss': ((), 'float32'),
   'local_norm': ((), 'float32'),
 }
-HEADER_DOWN = {'round': ((), 'int32'), 'key': ((2,), 'uint32')}
-# With secure aggregation also, in the clear (`secure.py`): an update's largest magnitude, and the
-# server's answer. Public keys and secret shares are not simulated and not counted.
-MASKED_UP = {'largest': ((), 'float32')}
-MASKED_DOWN = {'site_weight': ((), 'float32'), 'fixed_point_step': ((), 'float32')}
+HEADER_DOWN: Header = {'round': ((), 'int32'), 'key': ((2,), 'uint32')}
+# Secure aggregation also sends in the clear (`aggregators/secure.py`): an update's largest
+# magnitude, and the server's answer. Public keys and secret shares are not simulated and not
+# counted.
+MASKED_UP: Header = {'largest': ((), 'float32')}
+MASKED_DOWN: Header = {'site_weight': ((), 'float32'), 'fixed_point_step': ((), 'float32')}
 
 
 class Entry(NamedTuple):
-  """One array of a message."""
+  """One array of a message, such as the u8[ceil(n / 8)] signs of a tensor of n values."""
 
   kind: str      # 'adapter', 'control', 'residual', 'header'
   tensor: str    # path of the leaf, or the header's field
@@ -55,32 +60,37 @@ class Entry(NamedTuple):
 
 
 class Exchange(NamedTuple):
-  """What one site receives and sends in a round; both empty when nothing is shared."""
+  """The entries of the two messages of one site in a round, for shared leaves [*p].
+
+  Both are empty when nothing is shared.
+  """
 
   down: tuple[Entry, ...]
   up: tuple[Entry, ...]
 
 
 class Row(NamedTuple):
-  """One tensor of one site's exchange in one round, in bytes."""
+  """One line of ledger.csv: a tensor [*p] of one site's exchange in one round."""
 
-  round: int
+  round: int     # as `table` is given it; ledger.csv counts from 1
   site: str
-  kind: str
-  tensor: str
-  codec: str     # on the way up
-  down: int
-  up: int
+  kind: str      # of `Entry`
+  tensor: str    # of `Entry`
+  codec: str     # name of the codec on the way up
+  down: int      # bytes
+  up: int        # bytes; 0 when the site sent nothing back
 
 
 def entries(
   kind: str, tensors: Tree, codec: Codec, keep: Callable[[str], bool] = lambda path: True
 ) -> tuple[Entry, ...]:
-  """The arrays in which the leaves travel whose path `keep` accepts.
+  """The arrays in which leaves [*p] travel, one `Entry` an array.
 
   Args:
     kind: of `Entry`.
-    tensors: leaves with a shape.
+    tensors: arrays or their shapes.
+    codec: how each leaf travels.
+    keep: which leaves travel, by path.
   """
   return tuple(
     Entry(kind, name, codec.name, part, size)
@@ -91,7 +101,7 @@ def entries(
 
 @lru_cache(4096)
 def _arrays(codec: Codec, size: int) -> tuple[tuple[str, int], ...]:
-  """(part, bytes) of a tensor of `size` values."""
+  """(part, bytes) of each array of a tensor of `size` values."""
   flat = jax.ShapeDtypeStruct((size,), jnp.float32)
   parts = jax.eval_shape(codec.encode, flat, jax.random.key(0))
   return tuple(
@@ -106,14 +116,16 @@ def exchange(
   """One site's messages in a round: down the server's values in float32, up the update in `codec`.
 
   Args:
-    adapter: the site's, at its own rank (`ranks.cut`).
+    adapter: [*p], shapes or arrays of the site's adapter, at its own rank (`ranks.cut`).
     sharing: which leaves are trained and shared.
-    codec: of the update.
+    codec: how the update travels.
     number: of the round, from 0.
-    last: round in which the site took part before; NEVER = this is its first.
-    control: control variates of the leaves that travel, sent both ways in float32.
-    residual: columns that the server has added to the base since, sent down in float32.
-    masked: updates are securely aggregated: 32 bits a value, and what is agreed for that.
+    last: the site's previous round; NEVER = this is its first.
+    control: [*p], control variates; those of the leaves that travel are sent both ways in float32.
+    residual: a [..., D_in, m], b [..., m, D_out], the m columns that the server has folded into
+      the base since the site's previous round, sent down in float32.
+    masked: with secure aggregation: an update takes 32 bits a value, and the fields MASKED_UP and
+      MASKED_DOWN join the headers.
   """
   travels = lambda path: sharing.trained(path, number) and sharing.shared(path)  # noqa: E731
   if not entries('adapter', adapter, float32(), travels):
@@ -138,11 +150,12 @@ def exchange(
 
 
 def num_bytes(message: Iterable[Entry]) -> int:
+  """i[]: the length of a message in bytes."""
   return sum(entry.bytes for entry in message)
 
 
 def by_tensor(message: Iterable[Entry]) -> dict[tuple[str, str], int]:
-  """{(kind, tensor): bytes}, a tensor's arrays together."""
+  """{(kind, tensor): bytes i[]}, the sum over a tensor's arrays."""
   totals: dict[tuple[str, str], int] = {}
   for entry in message:
     key = entry.kind, entry.tensor
@@ -153,10 +166,11 @@ def by_tensor(message: Iterable[Entry]) -> dict[tuple[str, str], int]:
 def table(
   rounds: Iterable[tuple[int, Sequence[str], Sequence[Exchange], Sequence[bool]]]
 ) -> Iterable[Row]:
-  """The ledger of a run, a row a (round, site, tensor).
+  """The ledger of a run, one row for each (round, site, tensor).
 
   Args:
-    rounds: (round, the cohort's sites, the messages of each, whether it sent something back).
+    rounds: (round, names of the cohort's sites [C], their exchanges [C], bool[C] whether the site
+      sent its update).
   """
   for number, sites, exchanges, sent in rounds:
     for site, exchanged, back in zip(sites, exchanges, sent, strict=True):

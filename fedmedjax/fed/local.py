@@ -2,21 +2,39 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedmedjax import tree
-from fedmedjax.fed.types import GradientFn, LocalOptimizer, LocalRule, Tree
+from fedmedjax.fed.types import (
+  Array,
+  GradientFn,
+  LocalOptimizer,
+  LocalRule,
+  LossFn,
+  Tree,
+  Validation,
+)
+
+# (step i32[] from 0, num_steps i32[]) -> learning rate f32[].
+RateSchedule = Callable[[Array, Array], Array]
+# [*p] -> [*p], with zeros where a site does not train.
+Keep = Callable[[Tree], Tree]
 
 
-def warmup_cosine(learning_rate: float, warmup_share: float):
-  """Linear warm-up over ceil(share * steps), then a half cosine to 0, over one round.
+def warmup_cosine(learning_rate: float, warmup_share: float) -> RateSchedule:
+  """(step i32[], num_steps i32[]) -> f32[]: linear warm-up, then half a cosine to 0, in one round.
 
-  As the reference restarts it every round (METHOD section 6), but the first step is taken at
-  learning_rate / warm-up steps rather than at 0, which would waste it: rounds here may be short.
+  The public code of Fed-MedLoRA (arXiv:2601.22124) restarts this schedule every round, and so do
+  we. We deviate in that the first step is taken at learning_rate / (warm-up steps) rather than at
+  0: rounds may be short, and a step at rate 0 is wasted.
+
+  Args:
+    learning_rate: the peak.
+    warmup_share: share of a round's steps that warm up, rounded up to whole steps.
   """
 
   def rate(step, num_steps):
@@ -34,7 +52,19 @@ def adamw(
   learning_rate: float, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
   weight_decay: float = 0.0, clip_norm: float = 1.0, warmup_share: float = 0.05,
 ) -> LocalOptimizer:
-  """AdamW after global-norm clipping (clip_norm 0 = none), Loshchilov & Hutter 1711.05101."""
+  """AdamW on gradients [*p] clipped by their global norm, with the rate of `warmup_cosine`.
+
+  Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, arXiv:1711.05101,
+  algorithm 2.
+
+  Args:
+    learning_rate: the peak of the schedule, the paper's eta_t alpha.
+    b1, b2, eps: the paper's beta_1, beta_2, epsilon.
+    weight_decay: the paper's lambda; it is multiplied by the whole rate, as in optax, where the
+      paper multiplies by eta_t only.
+    clip_norm: largest Euclidean norm of a gradient over all leaves; 0 = not clipped.
+    warmup_share: see `warmup_cosine`.
+  """
   steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   steps += [optax.scale_by_adam(b1, b2, eps)]
   steps += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
@@ -42,29 +72,65 @@ def adamw(
 
 
 def sgd(learning_rate: float) -> LocalOptimizer:
-  """Plain gradient steps at a constant rate: no momentum, no clipping, no schedule."""
+  """[*p] -> [*p]: plain gradient steps at a constant rate, no momentum, clipping or schedule."""
   return LocalOptimizer(optax.identity(), lambda step, num_steps: learning_rate)
 
 
 class Progress(NamedTuple):
-  """A site in the middle of its round."""
+  """A site in the middle of its round: adapter [*p], losses f32[K] so far."""
 
   adapter: Tree
   optimizer: Tree
-  taken: jax.Array   # i32[], steps
-  losses: jax.Array  # f32[K], NaN at steps that were not taken
+  taken: Array   # i32[], number of steps taken
+  losses: Array  # f32[K], nats per token; NaN at steps that were not taken
+
+
+class Start(Protocol):
+  """A site before its first step, anchor [*p] -> Progress."""
+
+  def __call__(self, anchor: Tree, step_mask: Array, /) -> Progress:
+    """(anchor [*p], step_mask bool[K]) -> Progress with no step taken."""
+
+
+class Advance(Protocol):
+  """Takes a stretch of a site's K steps, whose batches are [K, ...]."""
+
+  def __call__(
+    self, first: Array, until: Array, progress: Progress, anchor: Tree, base: Tree, batches: Tree,
+    step_mask: Array, server_ctrl: Tree, site_ctrl: Tree, site: Array, key: Array, /,
+  ) -> Progress:
+    """Takes the steps first, ..., until - 1 (i32[]) of batches [K, ...] with step_mask bool[K].
+
+    `until` may lie beyond the site's last step, as it does where several sites advance together.
+    The anchor is [*p], the control variates are those of the round's start, `site` is i32[] and
+    `key` the PRNG key of this round and site.
+    """
 
 
 class LocalTraining(NamedTuple):
-  """start(anchor [*p], step_mask bool[K]) -> Progress;
+  """Trains one site from its anchor [*p] through its K steps, in one or several stretches."""
 
-  advance(first i32[], until i32[], progress, anchor, base, batches [K, ...], step_mask,
-    server_ctrl, site_ctrl, site, key) -> Progress after steps first ... until - 1; `until` may lie
-    beyond the site's last step, as it does where several sites go on together.
-  """
+  start: Start
+  advance: Advance
 
-  start: Callable
-  advance: Callable
+
+class OnStep(Protocol):
+  """A callback on the host that reports each step and its loss f32[]."""
+
+  def __call__(self, site: Array, step: Array, loss: Array, active: Array, /) -> None:
+    """(site i32[], steps taken i32[], loss f32[], active bool[]); active False = a padded step."""
+
+
+class ShapeBucket(Protocol):
+  """Smaller arrays [R', N'] that some steps [R, N] fit into; see `data/schedule.py`."""
+
+  @property
+  def cut(self) -> Callable[[Tree], Tree]:
+    """The arrays of a step [R, N] -> their parts [R', N'] that the bucket keeps."""
+
+  @property
+  def holds(self) -> Callable[[Tree], Array]:
+    """The arrays of a step -> bool[], whether the parts contain everything but padding."""
 
 
 def local_training(
@@ -72,21 +138,20 @@ def local_training(
   optimizer: LocalOptimizer,
   rule: LocalRule,
   shared: Callable[[str], bool],
-  keep: Callable,
-  on_step: Callable | None = None,
-  shape_buckets: Sequence = (),
+  keep: Keep,
+  on_step: OnStep | None = None,
+  shape_buckets: Sequence[ShapeBucket] = (),
 ) -> LocalTraining:
-  """Builds the pure functions that train one site.
+  """Builds the pure functions that take the K steps of one site from its anchor [*p].
 
   Args:
     gradient_fn, optimizer, rule: values of `fed/types.py`.
-    shared: by path; only what the server also has is corrected by the rule.
-    keep: zeroes what this site does not train in this round, [*p] -> [*p].
-    on_step: host callback (site i32[], step i32[], loss f32[], active bool[]) for progress, or
-      None; told of every step that is computed, of padded ones as such.
-    shape_buckets: parts of a batch with `cut` and `holds` (see `data/schedule.py: ShapeBucket`):
-      the gradient is that of the first that holds the step, or of the whole. For sites one after
-      the other: under vmap all of them would be computed.
+    shared: by path; the rule corrects only leaves that the server also has.
+    keep: [*p] -> [*p], zeroes what this site does not train in this round.
+    on_step: called for every step that is computed, padded ones included; None = nothing is called.
+    shape_buckets: the gradient of a step is computed in the first of these shapes that holds it,
+      else in the whole shape. Only for sites computed one after the other: under vmap, each step
+      would be computed in all shapes.
   """
 
   def gradient_of(adapter, base, batch, key):
@@ -113,7 +178,7 @@ def local_training(
       adapter, opt_state, step = carry
       loss, grad = gradient_of(adapter, base, batch, jax.random.fold_in(key, step))
       corrected = rule.correct(grad, adapter, anchor, server_ctrl, site_ctrl)
-      # What is frozen counts neither in the clipping norm nor, through decay, in the update.
+      # Frozen entries must count neither in the clipping norm nor, by weight decay, in the update.
       grad = keep(tree.choose(shared, corrected, grad))
       direction, opt_state = optimizer.transform.update(grad, opt_state, adapter)
       direction = keep(direction)
@@ -124,13 +189,14 @@ def local_training(
     def body(place, progress):
       batch, active = jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, place, keepdims=False), (batches, step_mask))
-      # One time or not at all. Not a cond, whose branches under vmap get a copy of the base for
-      # every site; a loop's body does not, and is left out when no site has this step.
+      # A loop of one or no iteration rather than a cond: under vmap the branches of a cond get a
+      # copy of the base for every site. The body of a loop does not, and does not run at all when
+      # no site has this step.
       carry, loss = jax.lax.fori_loop(
-        0, active.astype(jnp.int32), lambda _, held: take(held[0], batch),
+        0, active.astype(jnp.int32), lambda _, carry_and_loss: take(carry_and_loss[0], batch),
         (tuple(progress[:3]), jnp.float32(jnp.nan)))
       if on_step is not None:
-        # Told of padded steps too, and that they are: under vmap they are taken with the others.
+        # Called for padded steps too, since under vmap they are computed with the others.
         jax.debug.callback(on_step, site, progress.taken, loss, active)
       return Progress(*carry, progress.losses.at[place].set(loss))
 
@@ -139,14 +205,21 @@ def local_training(
   return LocalTraining(start, advance)
 
 
-def mean_loss(loss_fn, adapter, base, validation):
-  """Mean over groups of nats per supervised token (METHOD section 3) -> f32[].
+def mean_loss(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Validation) -> Array:
+  """The validation loss l_V -> f32[]: nats per supervised token, averaged over G groups.
 
-  Sums are kept in the number format of `validation.group`.
+  Fed-MedLoRA+, arXiv:2601.22124, its validation utility; that groups (site, task) count equally is
+  ours (docs/methods.md). A group without supervised tokens makes the loss NaN.
+
+  Args:
+    loss_fn: (adapter, base, batch) -> (sum of nats f32[], sum of token weights f32[]).
+    adapter: [*p].
+    base: the frozen weights.
+    validation: Q steps, leaves [Q, ...]; the sums are in the dtype of its `group` [Q, G].
   """
   groups, dtype = validation.group.shape[1], validation.group.dtype
 
-  # Differentiated, it keeps no more than one step's activations.
+  # Under differentiation, only one step's activations are in memory at a time.
   @partial(jax.checkpoint, prevent_cse=False)
   def body(sums, inputs):
     batch, group = inputs

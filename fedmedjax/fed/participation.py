@@ -1,68 +1,90 @@
-"""Who takes part in a round, how far each site comes, and how long the round would last.
+"""Participation: the cohort of each round, the steps its sites finish, and simulated seconds.
 
-Everything is a function of (seed, round, site), computed on the host before the round: a resumed
-run needs no state. C is the same in all rounds, so that one compiled round serves them all.
+Everything is a function of (seed, round, site), computed on the host before the round, so that a
+resumed run needs no state. C is the same in all rounds, so that one compiled round serves them all.
+Rounds are numbered from 0. `*_seconds` are simulated seconds, not those of the machine.
 """
 
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy.special import bdtrc
 
-# In place of a round, for a site that took part in none.
+# Stands for the number of a round: the site has not taken part in any round yet.
 NEVER = -1
-# Odds that a Poisson cohort is larger than the places kept for it.
+# Probability that a Poisson cohort is larger than the places allocated for it.
 _OVERFLOW = 1e-12
 
 
 class Cohort(NamedTuple):
-  """The sites of one round. Padding is filled with sites that were not drawn: none comes twice."""
+  """The sites of one round, sites i32[C] and present bool[C].
 
-  sites: np.ndarray      # i32[C], those that are present in ascending order, then padding
+  Padding places are filled with sites that were not drawn, so that no site occurs twice.
+  """
+
+  sites: np.ndarray      # i32[C], the sites that are present in ascending order, then padding
   present: np.ndarray    # bool[C]; False = padding
 
 
+class DrawCohort(Protocol):
+  """The cohort i32[C] of a round, by the round's number alone."""
+
+  def __call__(self, number: int, /) -> Cohort:
+    """Round from 0 -> its cohort, i32[C] sites; the same answer every time."""
+
+
 class Sampler(NamedTuple):
-  """Draws the cohorts."""
+  """Draws the cohort i32[C] of every round from S sites."""
 
   size: int              # C
-  inclusion: np.ndarray  # f64[S], in (0, 1]: how often a site is drawn
-  draw: Callable[[int], Cohort]  # of a round
+  inclusion: np.ndarray  # f64[S], in (0, 1]: probability that a site is drawn in a round
+  draw: DrawCohort
 
 
 class Fleet(NamedTuple):
-  """How fast and how reliable the sites are, for simulation."""
+  """How fast and how reliable the sites are in the simulation; speeds are f64[S]."""
 
   seed: int
-  step_seconds: np.ndarray  # f64[S], of one local step
-  byte_seconds: np.ndarray  # f64[S], of one byte sent or received
-  failure: float            # chance that a site breaks down in a round
-  deadline: float           # seconds that the server waits; infinite = for everyone
+  step_seconds: np.ndarray  # f64[S], seconds of one local step
+  byte_seconds: np.ndarray  # f64[S], seconds of one byte sent or received
+  failure: float            # probability that a site breaks down in a round
+  deadline: float           # seconds that the server waits; infinite = for all sites
 
 
 class Participation(NamedTuple):
-  """One round as it went. A site that sends nothing has 0 steps and weight 0."""
+  """What the C sites of one round do: steps i32[C], weights f32[C], seconds f64[C].
+
+  A site that sends nothing has 0 steps and weight 0.
+  """
 
   cohort: Cohort
-  steps: np.ndarray      # i32[C] local steps that count
-  weights: np.ndarray    # f32[C]
-  seconds: np.ndarray    # f64[C] until the site has sent, broke down or was given up; 0 = padding
+  steps: np.ndarray      # i32[C], local steps that the update contains
+  weights: np.ndarray    # f32[C], n_k corrected for lost steps and uneven sampling
+  seconds: np.ndarray    # f64[C], until the site has sent, broken down or been given up; padding 0
 
   @property
   def round_seconds(self) -> float:
-    """Of the whole round: the server waits for the last one."""
+    """f64[]: simulated seconds of the whole round, those of the slowest site."""
     return float(self.seconds.max())
 
 
 def _rng(seed: int, use: str, number: int = 0) -> np.random.Generator:
-  # Not the name's letters, nor a small number: (1, 2) and (1, 2, 0) would seed the same stream.
+  """The random stream of (seed, use, round).
+
+  The use enters by its checksum and the round from 1, because numpy ignores trailing zeros: (1, 2)
+  and (1, 2, 0) would seed the same stream.
+  """
   return np.random.default_rng((seed, zlib.crc32(use.encode()), number + 1))
 
 
 def uniform(num_sites: int, cohort_size: int, seed: int) -> Sampler:
-  """C of S sites, every cohort as likely as any other; FedAvg, arXiv:1602.05629. C = S: all."""
+  """i32[C]: C of S sites, every cohort equally likely; with C = S, all sites.
+
+  McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+  AISTATS 2017, arXiv:1602.05629: `cohort_size` is the paper's m = C K, `num_sites` its K.
+  """
 
   def draw(number):
     order = _rng(seed, 'cohort', number).permutation(num_sites)
@@ -72,14 +94,17 @@ def uniform(num_sites: int, cohort_size: int, seed: int) -> Sampler:
 
 
 def by_size(sizes: np.ndarray, cohort_size: int, seed: int) -> Sampler:
-  """C different sites, site k with probability pi_k = min(1, c n_k), c such that they sum to C.
+  """i32[C] different sites; site k has probability pi_k = min(1, c n_k), with sum_k pi_k = C.
 
-  Systematic sampling (Madow, Annals of Mathematical Statistics 20, 1949): in a random order the
-  pi_k are laid end to end, and the sites are taken in which u, u + 1, u + 2, ... fall. Drawing one
-  after the other without replacement would not have these probabilities.
+  Systematic sampling, Madow, "On the Theory of Systematic Sampling, II", Annals of Mathematical
+  Statistics 20, 1949: in a random order the pi_k are laid end to end, and the sites are taken in
+  which u, u + 1, u + 2, ... fall, u uniform in [0, 1). Drawing one site after the other without
+  replacement would not have these probabilities.
 
   Args:
     sizes: f[S], n_k > 0.
+    cohort_size: C.
+    seed: of all draws.
   """
   inclusion = _inclusion(np.asarray(sizes, np.float64), cohort_size)
   certain = inclusion == 1
@@ -89,17 +114,20 @@ def by_size(sizes: np.ndarray, cohort_size: int, seed: int) -> Sampler:
     order = rng.permutation(np.flatnonzero(~certain))
     places = cohort_size - certain.sum()
     ends = np.cumsum(inclusion[order])
-    # They sum to `places` but for rounding, which must not lose the last one.
-    found = np.searchsorted(
+    # The probabilities sum to `places` only up to rounding; rescaled, the last place is not lost.
+    drawn = np.searchsorted(
       ends * (places / ends[-1:]), rng.random() + np.arange(places), side='right')
-    chosen = np.concatenate([np.flatnonzero(certain), order[found]])
+    chosen = np.concatenate([np.flatnonzero(certain), order[drawn]])
     return _cohort(chosen, cohort_size, len(sizes))
 
   return Sampler(cohort_size, inclusion, draw)
 
 
 def _inclusion(sizes: np.ndarray, cohort_size: int) -> np.ndarray:
-  """min(1, c n_k) with sum C. Large sites come always, which leaves fewer places for the rest."""
+  """f64[S], min(1, c n_k) with sum C.
+
+  The largest sites are in every cohort; c is then computed again for the other sites and places.
+  """
   certain = np.zeros(len(sizes), bool)
   while True:
     places = cohort_size - certain.sum()
@@ -111,14 +139,20 @@ def _inclusion(sizes: np.ndarray, cohort_size: int) -> np.ndarray:
 
 
 def poisson(num_sites: int, mean: int, seed: int) -> Sampler:
-  """Every site on its own with probability mean / S, as privacy accounting supposes.
+  """i32[C]: every site is drawn independently with probability mean / S.
 
-  Abadi et al., arXiv:1607.00133: q = mean / S. We deviate in that C places are kept, with room for
-  all but one draw in 10^12; of a larger draw C sites are taken at random.
+  Privacy accounting assumes this sampling: Abadi et al., "Deep Learning with Differential
+  Privacy", CCS 2016, arXiv:1607.00133, with the paper's q = mean / S. We deviate in that C places
+  are allocated, enough for all but one draw in 10^12; of a larger draw C sites are taken at random.
+
+  Args:
+    num_sites: S.
+    mean: expected number of sites in a cohort.
+    seed: of all draws.
   """
   chance = mean / num_sites
   larger = bdtrc(np.arange(num_sites + 1), num_sites, chance)
-  size = int(max(1, np.argmax(larger < _OVERFLOW)))
+  size = max(1, int(np.argmax(larger < _OVERFLOW)))
 
   def draw(number):
     rng = _rng(seed, 'cohort', number)
@@ -129,13 +163,14 @@ def poisson(num_sites: int, mean: int, seed: int) -> Sampler:
 
 
 def _cohort(chosen: np.ndarray, size: int, num_sites: int) -> Cohort:
+  """The chosen sites in ascending order, then `size` - chosen other sites as padding."""
   others = np.setdiff1d(np.arange(num_sites), chosen)[:size - len(chosen)]
   sites = np.concatenate([np.sort(chosen), others]).astype(np.int32)
   return Cohort(sites, np.arange(size) < len(chosen))
 
 
 def last_taken(sampler: Sampler, number: int) -> np.ndarray:
-  """i64[S]: the last round before `number` in which each site was drawn, or NEVER."""
+  """i64[S]: the last round before round `number` in which each site was drawn, or NEVER."""
   last = np.full(len(sampler.inclusion), NEVER)
   for past in range(number):
     cohort = sampler.draw(past)
@@ -148,15 +183,17 @@ def lognormal_fleet(
   bandwidth: float = 0.0, bandwidth_spread: float = 0.0, failure: float = 0.0,
   deadline: float = 0.0,
 ) -> Fleet:
-  """Sites whose speeds are lognormal around a median; the defaults are perfect ones.
+  """Sites whose speeds f64[S] are lognormal around a median; by default infinitely fast ones.
 
   Args:
-    step_seconds: median seconds of a local step; 0 = none.
-    speed_spread: standard deviation of its logarithm over the sites.
-    bandwidth: median bytes a second, either way; 0 = without limit.
-    bandwidth_spread: standard deviation of its logarithm over the sites.
-    failure: chance in [0, 1) that a site breaks down in a round.
-    deadline: seconds after which the server goes on without those who lack; 0 = waits for all.
+    num_sites: S.
+    seed: of speeds and failures.
+    step_seconds: median seconds of a local step; 0 = a step takes no time.
+    speed_spread: standard deviation over the sites of the logarithm of a step's seconds.
+    bandwidth: median bytes a second, the same up and down; 0 = without limit.
+    bandwidth_spread: standard deviation over the sites of the logarithm of the bandwidth.
+    failure: probability in [0, 1) that a site breaks down in a round.
+    deadline: seconds after which the server goes on without the missing sites; 0 = waits for all.
   """
 
   def spread(use, median, deviation):
@@ -171,42 +208,51 @@ def round_participation(
   sampler: Sampler, fleet: Fleet, number: int, *, sizes: np.ndarray, planned: np.ndarray,
   bytes_down: np.ndarray | int, bytes_up: np.ndarray | int,
 ) -> Participation:
-  """How round `number` goes.
+  """Simulates who of the cohort sends what in round `number` -> steps, weights, seconds of [C].
 
-  A site takes t = down + K s + up seconds for its K steps. With chance `failure` it breaks down
-  after a uniform share of them, and sends nothing. One whose t is past the deadline D takes the
-  floor((D - down - up) / s) steps after which it can still send in time (it knows both, so its
-  learning rate falls over these steps); with none left it misses the round.
-  Weight: n_k * (steps taken / K) * (C/S) / pi_k. The last factor is 1 unless sites are drawn
-  unevenly: a site drawn more often than others must not count for it twice (Horvitz & Thompson,
-  JASA 47, 1952); the mean over rounds is then that of all sites by size, up to the normalisation.
+  A site needs t = down + K s + up seconds for its K steps of s seconds. With probability `failure`
+  it breaks down after a uniform share of t and sends nothing. A site whose t exceeds the deadline D
+  takes only floor((D - down - up) / s) steps, so that it can still send in time. It knows D in
+  advance, so its learning rate falls over these steps. With no step left it misses the round.
+  The weight is n_k * (steps taken / K) * (C/S) / pi_k, ours. The last factor is 1 unless sites are
+  drawn unevenly. It corrects for that as in Horvitz & Thompson, "A Generalization of Sampling
+  Without Replacement from a Finite Universe", JASA 47, 1952: the mean over rounds is then the mean
+  of all sites by size, up to the normalisation of the weights.
 
   Args:
-    sizes: f[S] n_k.
-    planned: i[S] K, the steps a site would take.
-    bytes_down, bytes_up: i[C], of each site's messages in the order of the cohort; or of all.
+    sampler: draws the cohort; its `inclusion` are the pi_k.
+    fleet: speeds, failures and the deadline.
+    number: of the round, from 0.
+    sizes: f[S], n_k.
+    planned: i[S], K, the steps that each site would take.
+    bytes_down, bytes_up: i[C], bytes of each site's messages in the order of the cohort, or one
+      number for all sites.
   """
   cohort = sampler.draw(number)
   pick = lambda values: np.asarray(values)[cohort.sites]  # noqa: E731
-  wanted, step = pick(planned), pick(fleet.step_seconds)
-  sending = (bytes_down + bytes_up) * pick(fleet.byte_seconds)
-  # Drawn for all sites, so that a site's luck does not depend on who else is there.
+  wanted, step_seconds = pick(planned), pick(fleet.step_seconds)
+  message_seconds = (bytes_down + bytes_up) * pick(fleet.byte_seconds)
+  # Drawn for all S sites, so that a site's failures do not depend on the rest of the cohort.
   rng = _rng(fleet.seed, 'failure', number)
-  luck, moment = (pick(rng.random(len(sizes))) for _ in range(2))
-  broken = luck < fleet.failure
-  whole = sending + wanted * step
-  room = (fleet.deadline - sending) / np.where(step > 0, step, 1.0)
-  steps = np.where(whole <= fleet.deadline, wanted, np.clip(np.floor(room), 0, wanted))
+  failure_draw, broken_share = (pick(rng.random(len(sizes))) for _ in range(2))
+  broken = failure_draw < fleet.failure
+  whole_seconds = message_seconds + wanted * step_seconds
+  steps_in_time = (
+    (fleet.deadline - message_seconds) / np.where(step_seconds > 0, step_seconds, 1.0))
+  steps = np.where(
+    whole_seconds <= fleet.deadline, wanted, np.clip(np.floor(steps_in_time), 0, wanted))
   steps = np.where(broken | ~cohort.present, 0, steps).astype(np.int32)
-  seconds = np.where(steps > 0, sending + steps * step, np.where(broken, moment, 1.0) * whole)
+  seconds = np.where(
+    steps > 0, message_seconds + steps * step_seconds,
+    np.where(broken, broken_share, 1.0) * whole_seconds)
   seconds = np.where(cohort.present, np.minimum(seconds, fleet.deadline), 0.0)
-  even = sampler.inclusion.mean() / pick(sampler.inclusion)
-  weights = pick(sizes) * steps / np.maximum(wanted, 1) * even
+  sampling_correction = sampler.inclusion.mean() / pick(sampler.inclusion)
+  weights = pick(sizes) * steps / np.maximum(wanted, 1) * sampling_correction
   return Participation(cohort, steps, weights.astype(np.float32), seconds)
 
 
-# (sizes f[S], C, seed) -> Sampler
-SAMPLERS = {
+# Value of config.fed.sampler -> (sizes f[S], C, seed) -> Sampler.
+SAMPLERS: dict[str, Callable[[np.ndarray, int, int], Sampler]] = {
   'uniform': lambda sizes, count, seed: uniform(len(sizes), count, seed),
   'size': by_size,
   'poisson': lambda sizes, count, seed: poisson(len(sizes), count, seed),

@@ -1,28 +1,34 @@
-"""Which sites of a round can be used: those whose numbers are finite and in proportion."""
+"""Quarantine: sites whose losses or update are not finite, or far too large, miss the round."""
 
 import jax.numpy as jnp
 
+from fedmedjax.fed.types import Array
 
-def sound_sites(local_norm, sent_norm, losses, step_mask, heard, *, explosion: float):
-  """bool[C]: the sites that count; the others are in quarantine for the round.
 
-  A site is left out when its loss or update is not finite, or when it has exploded: when its
-  update is longer than `explosion` times the median over the finite ones. Updates are compared per
-  local step, since sites take unlike numbers of them. Of two sites none can have exploded when
-  explosion is 2 or more: the longer one is at most twice their mean. Norms and losses are numbers
-  that sites report, as they do n_k, so masked updates can be judged as well. Ours.
+def sound_sites(
+  local_norm: Array, sent_norm: Array, losses: Array, step_mask: Array, heard: Array, *,
+  explosion: float,
+) -> Array:
+  """bool[C]: True = the site's update is used; the other sites are in quarantine for the round.
+
+  A site is left out when a loss or its update is not finite, or when its update has exploded: when
+  its norm per local step exceeds `explosion` times the median over the finite sites. Norms are
+  compared per step because sites take unlike numbers of steps. Of two sites none can have exploded
+  when explosion is 2 or more: the longer norm is at most twice their mean. Norms and losses are
+  numbers that sites report, as n_k is, so that masked updates can be judged as well. Ours.
 
   Args:
-    local_norm, sent_norm: f32[C], of what each site learnt and of what it sent.
-    losses: f32[C, K], NaN at padded steps.
-    step_mask: bool[C, K].
-    heard: bool[C], those that sent anything.
-    explosion: 0 = a finite update is never too long.
+    local_norm: f32[C], Euclidean norm of the update that each site learnt.
+    sent_norm: f32[C], Euclidean norm of the update that it sent.
+    losses: f32[C, K], nats per token; NaN at padded steps.
+    step_mask: bool[C, K], False = padding.
+    heard: bool[C], True = the site sent its update.
+    explosion: largest norm in medians; 0 = a finite update is never too long.
   """
   finite = heard & jnp.isfinite(local_norm) & jnp.isfinite(sent_norm)
   finite &= (jnp.isfinite(losses) | ~step_mask).all(axis=1)
   if not explosion:
     return finite
-  pace = local_norm / jnp.maximum(step_mask.sum(axis=1), 1)
-  # With nobody finite the median is NaN, and nobody is let in by it.
-  return finite & (pace <= explosion * jnp.nanmedian(jnp.where(finite, pace, jnp.nan)))
+  step_norm = local_norm / jnp.maximum(step_mask.sum(axis=1), 1)
+  # Without a finite site the median is NaN, and no comparison with it is true.
+  return finite & (step_norm <= explosion * jnp.nanmedian(jnp.where(finite, step_norm, jnp.nan)))

@@ -1,16 +1,22 @@
 """Sites of unlike rank in one federation.
 
-A site k of rank r_k <= r holds the first r_k columns of A and rows of B; the others are zero and,
-A's and B's gradients being each other's multiples, stay zero. Alone it would be scaled by
-alpha / r_k, while the model multiplies every product by the server's s = alpha / r. With
-c_k = r / r_k the site trains (A_k, B_k) and the model is shown (A_k, c_k B_k): the product and,
-by the chain rule, both gradients are those of alpha / r_k, so a site trains as it would alone,
-whatever the optimiser. What it sends is (A_k, c_k B_k), so that the server averages *scaled*
-products only. Ranks are an array indexed by the site: all share one compiled program.
+A site k of rank r_k <= r has the first r_k columns of A [..., D_in, r] and rows of B
+[..., r, D_out]. The other columns and rows are zero. They stay zero, since the gradient of each
+factor is a multiple of the other factor.
 
-What travels is (A_k, c_k B_k) cut to r_k columns of A and rows of B. In the compiled program its
-place is a whole tensor, zero beyond; with the rank's axis first the cut tensor is the beginning of
-the whole one, and codecs that work value by value or block by block make the same of both.
+On its own a site would scale its product by alpha / r_k, while the model multiplies every product
+by the server's s = alpha / r. With c_k = r / r_k the site trains (A_k, B_k), and the model is given
+(A_k, c_k B_k). The product and, by the chain rule, both gradients are then those of alpha / r_k, so
+a site trains as it would on its own, whatever the optimiser. It sends (A_k, c_k B_k), "in the
+server's scale", so that the server only averages products of equal scale. Ranks are an array
+indexed by the site, so that sites of all ranks share one compiled program. The scale is ours;
+truncation to the first columns is HetLoRA's (Cho et al., "Heterogeneous LoRA for Federated
+Fine-tuning of On-Device Foundation Models", EMNLP 2024, arXiv:2401.06432).
+
+The message is cut to r_k columns of A and rows of B. The compiled program instead keeps a whole
+tensor with zeros beyond r_k. With the rank's axis first (`rank_first`) the cut tensor is the
+beginning of the whole one, so a codec that works value by value or block by block encodes both
+alike.
 """
 
 from collections.abc import Sequence
@@ -21,16 +27,21 @@ import numpy as np
 import optax
 
 from fedmedjax.fed.factors import map_pairs
-from fedmedjax.fed.types import Ranks
+from fedmedjax.fed.types import Ranks, Tree
 
 
 def same_ranks() -> Ranks:
-  """Every site has the server's rank."""
+  """Every site has the server's rank: all three maps [*p] -> [*p] are the identity."""
   return Ranks(*(lambda adapter, site: adapter,) * 3)
 
 
 def mixed_ranks(ranks: Sequence[int], rank: int) -> Ranks:
-  """Site k has rank ranks[k], 1 <= ranks[k] <= rank, the server's."""
+  """Site k has rank ranks[k]; the maps take (adapter [*p], site i32[]) -> [*p].
+
+  Args:
+    ranks: i[S], r_k, each from 1 to `rank`.
+    rank: r of the server's adapter.
+  """
   own = np.asarray(ranks, np.int32)
 
   def mask(adapter, site):
@@ -55,8 +66,16 @@ def mixed_ranks(ranks: Sequence[int], rank: int) -> Ranks:
     lambda adapter, site: scaled(adapter, 1 / share(site)))
 
 
-def cut(adapter, rank: int):
-  """The shapes of a site's adapter: `rank` columns of every A and rows of every B, first axis."""
+def cut(adapter: Tree, rank: int) -> Tree:
+  """The shapes of the tensors that a site of rank r_k exchanges, with the rank's axis first.
+
+  Args:
+    adapter: the server's, a [..., D_in, r], b [..., r, D_out].
+    rank: r_k.
+
+  Returns:
+    a [r_k, ..., D_in], b [r_k, ..., D_out], as `jax.ShapeDtypeStruct`.
+  """
   def pair(factors):
     a, b = factors['a'], factors['b']
     return {
@@ -67,7 +86,10 @@ def cut(adapter, rank: int):
 
 
 def rank_first(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-  """`inner` on tensors whose first axis is the rank's, so that a site's own values come first."""
+  """Applies `inner` to a [r, ..., D_in], b [r, ..., D_out], and moves the axes back afterwards.
+
+  The values within a site's rank are then the first of each tensor, as in the message that is cut.
+  """
   inner = optax.with_extra_args_support(inner)
 
   def moved(adapter):

@@ -1,8 +1,11 @@
 """Which leaves of the adapter are trained and which travel, as predicates on leaf paths.
 
-Builders that go by a factor's name are given the adapter's paths, so that a pattern which matches
-nothing is an error and not a run that trains nothing.
+The leaves are A [..., D_in, r] with paths that end in '/a' and B [..., r, D_out] in '/b'. Builders
+that select by a factor's name are given the adapter's paths, so that a name which matches nothing
+is an error and not a run that trains nothing.
 """
+
+from collections.abc import Callable
 
 import jax
 
@@ -12,40 +15,60 @@ from fedmedjax.types import InputError
 
 
 def everything() -> Sharing:
-  """Fed-MedLoRA: A and B trained and sent."""
+  """Fed-MedLoRA, arXiv:2601.22124: A [..., D_in, r] and B [..., r, D_out] are trained and sent."""
   return Sharing(trained=lambda path, number: True, shared=lambda path: True)
 
 
 def nothing() -> Sharing:
-  """Single-site training: every site keeps its own adapter."""
+  """Single-site training: every leaf [*p] is trained and stays at its site."""
   return Sharing(trained=lambda path, number: True, shared=lambda path: False)
 
 
 def only_b(paths: list[str]) -> Sharing:
-  """FFA-LoRA: A stays as drawn at every site, B is trained and sent.
+  """FFA-LoRA: A [..., D_in, r] stays as it was drawn, B [..., r, D_out] is trained and sent.
 
   Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024,
-  arXiv:2403.12313. The mean of the products is then the product of the means.
+  arXiv:2403.12313. All sites have the same A, so the mean of the products is the product of the
+  means. The paper writes B A for the transpose of our A B; its A is ours.
+
+  Args:
+    paths: of all leaves of the adapter.
+
+  Raises:
+    InputError: when no path ends in '/b'.
   """
   factor_b = _ending(paths, '/b')
   return Sharing(trained=lambda path, number: path in factor_b, shared=lambda path: True)
 
 
 def only_a(paths: list[str]) -> Sharing:
-  """FedSA-LoRA: both are trained, only A is sent; B is each site's own.
+  """FedSA-LoRA: both factors are trained, A [..., D_in, r] is sent, B [..., r, D_out] is private.
 
   Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning", ICLR 2025,
   arXiv:2410.01463.
+
+  Args:
+    paths: of all leaves of the adapter.
+
+  Raises:
+    InputError: when no path ends in '/a'.
   """
   factor_a = _ending(paths, '/a')
   return Sharing(trained=lambda path, number: True, shared=lambda path: path in factor_a)
 
 
 def alternating(paths: list[str]) -> Sharing:
-  """RoLoRA: B is trained and sent in even rounds, A in odd ones, from round 0.
+  """RoLoRA: B [..., r, D_out] is trained and sent in even rounds, A [..., D_in, r] in odd ones.
 
   Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA",
-  NeurIPS 2025, arXiv:2502.01755. B comes first: while it is 0, A has no gradient.
+  NeurIPS 2025, arXiv:2502.01755. Rounds count from 0, and B comes first: while it is 0, A has no
+  gradient.
+
+  Args:
+    paths: of all leaves of the adapter.
+
+  Raises:
+    InputError: when no path ends in '/a', or none in '/b'.
   """
   factor_a, factor_b = _ending(paths, '/a'), _ending(paths, '/b')
 
@@ -56,26 +79,27 @@ def alternating(paths: list[str]) -> Sharing:
 
 
 def _ending(paths: list[str], suffix: str) -> frozenset[str]:
-  found = frozenset(path for path in paths if path.endswith(suffix))
-  if not found:
+  """The paths that end in `suffix`; an InputError when there are none."""
+  matching = frozenset(path for path in paths if path.endswith(suffix))
+  if not matching:
     raise InputError(
       f'config.fed.sharing: no leaf of the adapter ends in {suffix!r}; it has {", ".join(paths)}')
-  return found
+  return matching
 
 
 # Value of config.fed.sharing -> builder, which may name `paths`, the adapter's.
-SHARINGS = {
+SHARINGS: dict[str, Callable[..., Sharing]] = {
   'everything': everything, 'nothing': nothing, 'only_b': only_b, 'only_a': only_a,
   'alternating': alternating,
 }
 
 
 def shared_part(sharing: Sharing, adapter: Tree, number: int) -> list:
-  """The leaves that travel in round `number` (from 0), to count what is sent."""
+  """The leaves [*p] that travel in round `number` (from 0), to count the values that are sent."""
   leaves = zip(tree.paths(adapter), jax.tree.leaves(adapter), strict=True)
   return [leaf for path, leaf in leaves if sharing.trained(path, number) and sharing.shared(path)]
 
 
 def shares_all(sharing: Sharing, adapter: Tree) -> bool:
-  """Whether one adapter serves all sites: no leaf is a site's own."""
+  """Whether one adapter serves all sites: no leaf [*p] is private to a site."""
   return all(sharing.shared(path) for path in tree.paths(adapter))

@@ -1,72 +1,95 @@
 """How the sites of a cohort are laid on the hardware; the results do not depend on it.
 
-Sites that are computed together step together, so those with few steps would wait for those with
-many. Hence sites are computed together with others of like number, the steps of a chunk end with
-the last one that any of its sites takes, and, when there are halvings, the half with more steps
-goes on without the others, then half of those, and so on.
+Sites in one vmap take their steps in lockstep, so a site with few steps would be computed on until
+the site with the most steps is done. Three measures against that: a chunk consists of sites with
+similar numbers of steps; a chunk ends with the last step that any of its sites takes; and with
+*halvings*, once the half of a chunk with fewer steps is done, only the other half is computed
+further, then half of those, and so on.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedmedjax.fed.types import FedState
+from fedmedjax.fed.types import FedState, SiteState
 
-# Share of the steps laid out that halvings are chosen for.
+# Halvings are added until this share of the computed steps is taken by sites, not padding.
 USEFUL = 0.9
+
+# A function of trees whose leaves belong to one site, or [C, ...] to several; or to trees of them.
+SiteFunction = Callable[..., Any]
+# Maps a function of one site over the leading axis of all its arguments, as `jax.vmap` does.
+MapFunction = Callable[[SiteFunction], SiteFunction]
 
 
 class Spread(NamedTuple):
-  """Sites are computed on different devices: along `axes` of a mesh. The other axes share."""
+  """Places the sites [C, ...] on different devices, along `axes` of a mesh.
+
+  Devices that differ only in the other axes compute the same sites together.
+  """
 
   mesh: Mesh
   axes: tuple[str, ...]
 
   @property
   def parts(self) -> int:
-    """Groups of devices, each with sites of its own."""
+    """i[]: number of groups of devices; each group has sites of its own."""
     return math.prod(self.mesh.shape[axis] for axis in self.axes)
 
 
-class SiteProgram(NamedTuple):
-  """What one site does, in pieces: with many steps it can go on without the others.
+class Steps(Protocol):
+  """Takes a stretch of one site's steps; the carry is one site's, [*p] and the like."""
 
-  init(*site) -> carry; steps(first i32[], until i32[], carry, *site) -> carry, the steps of
-  number first ... until - 1 taken; final(carry, *site) -> results.
+  def __call__(self, first: jax.Array, until: jax.Array, carry: Any, /, *site: Any) -> Any:
+    """(first i32[], until i32[], carry, *site) -> carry after the steps first, ..., until - 1."""
+
+
+class SiteProgram(NamedTuple):
+  """What one site does in a round, in pieces, so that its steps can be taken in stretches.
+
+  `*site` are the site's own arguments, without a leading axis [C].
   """
 
-  init: Callable
-  steps: Callable
-  final: Callable
+  init: SiteFunction    # (*site) -> carry before the first step
+  steps: Steps
+  final: SiteFunction   # (carry, *site) -> results
+
+
+class Staged(Protocol):
+  """Maps a `SiteProgram` over the sites [C, ...]."""
+
+  def __call__(self, program: SiteProgram, steps: jax.Array, /) -> SiteFunction:
+    """(program, steps i32[C], how far each site has to go) -> function [C, ...] -> [C, ...]."""
 
 
 class SiteMap(NamedTuple):
-  """Maps over the leading (site) axis of every argument."""
+  """Maps over the sites, the leading axis [C, ...] of every argument."""
 
-  every: Callable     # (fn) -> mapped fn
-  staged: Callable    # (SiteProgram, steps i32[C] that each site has to reach) -> mapped
-  laid_out: Callable  # (steps i[C]) -> steps computed for them, each for as many sites at once
+  every: MapFunction
+  staged: Staged
+  laid_out: Callable[[np.ndarray], int]   # steps i[C] -> steps computed, see `laid_out`
 
 
 def map_sites(
-  chunk: int, halvings: int = 0, vmap: Callable = jax.vmap, groups: int = 1
+  chunk: int, halvings: int = 0, vmap: MapFunction = jax.vmap, groups: int = 1
 ) -> SiteMap:
-  """The maps for so many sites at once.
+  """The maps over [C, ...] that compute `chunk` sites at once.
 
   Args:
     chunk: sites computed at once. 0 = all of them (vmap: the sites fold into the batch of each
-      frozen matrix product), 1 = one after the other (least memory; on CPU the fastest), n =
-      chunks of n, and one of what is left over.
-    halvings: how often at most a chunk loses the half of its sites that is done first. Each is a
-      program of its own, so it costs compilation.
-    vmap: how those computed at once are, `jax.vmap` or `spread_vmap(...)`.
-    groups: of devices that they are spread over; fewer sites than those are not fewer steps.
+      frozen matrix product); 1 = one after the other (least memory; the fastest on CPU); n =
+      chunks of n sites, and one chunk of the remainder.
+    halvings: the largest number of times that a chunk is halved. Each halving is compiled as a
+      program of its own.
+    vmap: maps over the sites of a chunk, `jax.vmap` or `spread_vmap(...)`.
+    groups: number of device groups that a chunk is spread over. A chunk is not made smaller than
+      that, since it would not save time.
   """
   return SiteMap(
     partial(_every, chunk, vmap), partial(_staged, chunk, halvings, vmap, groups),
@@ -74,17 +97,19 @@ def map_sites(
 
 
 def fitted_map(
-  rounds: Sequence[np.ndarray], chunk: int, vmap: Callable = jax.vmap, groups: int = 1
+  rounds: Sequence[np.ndarray], chunk: int, vmap: MapFunction = jax.vmap, groups: int = 1
 ) -> SiteMap:
-  """`map_sites` with `enough_halvings`."""
+  """`map_sites` with the halvings that suit the steps i[C] of the rounds, see `enough_halvings`."""
   return map_sites(chunk, enough_halvings(rounds, chunk, groups), vmap, groups)
 
 
 def enough_halvings(rounds: Sequence[np.ndarray], chunk: int, groups: int = 1) -> int:
-  """The fewest with which `USEFUL` of the steps laid out are taken, or what comes nearest.
+  """The fewest halvings with which a share `USEFUL` of the computed steps is taken by sites.
+
+  Where no number of halvings reaches that share, the largest number that is possible.
 
   Args:
-    rounds: of each round, i[C] the steps that its sites take.
+    rounds: for each round, i[C], the steps that its sites take.
     chunk, groups: as for `map_sites`.
   """
   taken, widest = sum(steps.sum() for steps in rounds), max(map(len, rounds))
@@ -96,31 +121,33 @@ def enough_halvings(rounds: Sequence[np.ndarray], chunk: int, groups: int = 1) -
 
 
 def laid_out(chunk: int, halvings: int, steps: np.ndarray, groups: int = 1) -> int:
-  """Steps that are computed where sites take `steps` i[C], as `map_sites` lays them out.
+  """The number of steps that `map_sites` computes, padded ones included, for steps i[C].
 
-  Without those of the sites of zeros that `spread_vmap` adds.
+  Not counted are the steps of the sites of zeros that `spread_vmap` adds.
   """
   falling = np.sort(steps)[::-1]
-  size, odd = _sizes(chunk, len(steps))
-  chunks, total = [*falling[odd:].reshape(-1, size)] + [falling[:odd]] * bool(odd), 0
-  for own in chunks:
+  size, remainder = _sizes(chunk, len(steps))
+  chunks = [*falling[remainder:].reshape(-1, size)] + [falling[:remainder]] * bool(remainder)
+  total = 0
+  for chunk_steps in chunks:
     first = 0
-    for width, until in _phases(own, halvings, groups):
+    for width, until in _phases(chunk_steps, halvings, groups):
       total += width * int(until - first)
       first = until
   return total
 
 
 def _sizes(chunk: int, count: int) -> tuple[int, int]:
-  """(sites of a chunk, sites left over)."""
+  """(number of sites in a chunk, number of sites in the remainder)."""
   size = min(chunk or count, count)
   return size, count % size
 
 
 def _phases(steps, halvings: int, groups: int) -> Iterator[tuple]:
-  """(width, until): the first `width` sites of a chunk go on together up to step `until`.
+  """(width, until) of each phase: the first `width` sites of a chunk advance up to step `until`.
 
-  `steps` [n] do not rise; numpy's or traced. What goes on fills the groups of devices.
+  `steps` i32[n] fall or stay equal; they are numpy's or traced. A width is a multiple of the groups
+  of devices, from the second phase on.
   """
   width = len(steps)
   for left in range(halvings, -1, -1):
@@ -131,7 +158,8 @@ def _phases(steps, halvings: int, groups: int) -> Iterator[tuple]:
     width = rest
 
 
-def _every(chunk: int, vmap: Callable, fn: Callable) -> Callable:
+def _every(chunk: int, vmap: MapFunction, fn: SiteFunction) -> SiteFunction:
+  """fn over [C, ...], `chunk` sites at once."""
   if chunk == 0:
     return vmap(fn)
   if chunk == 1:
@@ -139,16 +167,16 @@ def _every(chunk: int, vmap: Callable, fn: Callable) -> Callable:
   return _chunks(chunk, vmap, fn)
 
 
-def _chunks(chunk: int, vmap: Callable, fn: Callable) -> Callable:
-  """fn over [C, ...] by chunks -> [C, ...]: `jax.lax.map` with a batch size, by this vmap."""
+def _chunks(chunk: int, vmap: MapFunction, fn: SiteFunction) -> SiteFunction:
+  """fn over [C, ...] by chunks: like `jax.lax.map` with a batch size, but by the given vmap."""
 
   def mapped(*args):
-    size, odd = _sizes(chunk, _count(args))
-    whole = _count(args) - odd
+    size, remainder = _sizes(chunk, _count(args))
+    whole = _count(args) - remainder
     first = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), args)
     out = jax.lax.map(lambda xs: vmap(fn)(*xs), first)
     out = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), out)
-    if not odd:
+    if not remainder:
       return out
     rest = vmap(fn)(*jax.tree.map(lambda x: x[whole:], args))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, rest)
@@ -157,23 +185,25 @@ def _chunks(chunk: int, vmap: Callable, fn: Callable) -> Callable:
 
 
 def _count(args) -> int:
-  """C of [C, ...]."""
+  """C, from arguments [C, ...]."""
   return jax.tree.leaves(args)[0].shape[0]
 
 
 def _staged(
-  chunk: int, halvings: int, vmap: Callable, groups: int, stages: SiteProgram, steps: jax.Array
-) -> Callable:
+  chunk: int, halvings: int, vmap: MapFunction, groups: int, program: SiteProgram,
+  steps: jax.Array,
+) -> SiteFunction:
+  """The program over [C, ...], by chunks of sites of similar `steps` i32[C]."""
   count = len(steps)
-  size, odd = _sizes(chunk, count)
+  size, remainder = _sizes(chunk, count)
 
   def mapped(*args):
     if size == count and not halvings:
-      return _together(stages, vmap, [(count, steps.max())], args)
+      return _together(program, vmap, [(count, steps.max())], args)
 
     def chunk_of(places):
       return _together(
-        stages, vmap, _phases(steps[places], halvings, groups),
+        program, vmap, _phases(steps[places], halvings, groups),
         jax.tree.map(lambda x: x[places], args))
 
     def write(out, places):
@@ -181,32 +211,33 @@ def _staged(
         lambda all_, new: all_.at[places].set(new, unique_indices=True), out,
         chunk_of(places)), None
 
-    # Written in place: results in another order would have to be copied as a whole.
+    # Each chunk is written to its places in the cohort's order. Results collected in order of
+    # steps would need a copy of all of them to be put back.
     order = jnp.argsort(-steps)
     out = vmap(lambda x: x)(jax.tree.map(
       lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), jax.eval_shape(chunk_of, order[:size])))
-    if odd:  # the sites with the most steps: fewer of them wait for the longest
-      out, _ = write(out, order[:odd])
-    return jax.lax.scan(write, out, order[odd:].reshape(-1, size))[0]
+    if remainder:  # The smallest chunk has the sites with the most steps: fewest are padded.
+      out, _ = write(out, order[:remainder])
+    return jax.lax.scan(write, out, order[remainder:].reshape(-1, size))[0]
 
   return mapped
 
 
-def _together(stages: SiteProgram, vmap: Callable, phases, args):
+def _together(program: SiteProgram, vmap: MapFunction, phases, args):
   """One chunk; `args` are [n, ...], by falling number of steps where there are several phases."""
   first, done = jnp.int32(0), []
-  carry = _vmap_unless_one(vmap, stages.init)(*args)
+  carry = _vmap_unless_one(vmap, program.init)(*args)
   for width, until in phases:
     done.append(jax.tree.map(lambda x, width=width: x[width:], carry))
-    carry, own = jax.tree.map(lambda x, width=width: x[:width], (carry, args))
-    carry = _vmap_unless_one(vmap, partial(stages.steps, first, until))(carry, *own)
+    carry, phase_args = jax.tree.map(lambda x, width=width: x[:width], (carry, args))
+    carry = _vmap_unless_one(vmap, partial(program.steps, first, until))(carry, *phase_args)
     first = until
   carry = jax.tree.map(lambda *parts: jnp.concatenate(parts), carry, *reversed(done))
-  return _vmap_unless_one(vmap, stages.final)(carry, *args)
+  return _vmap_unless_one(vmap, program.final)(carry, *args)
 
 
-def _vmap_unless_one(vmap: Callable, fn: Callable) -> Callable:
-  """fn over the leading axis; a lone site is not batched, as its conditions then spare work."""
+def _vmap_unless_one(vmap: MapFunction, fn: SiteFunction) -> SiteFunction:
+  """fn over the leading axis; a single site is not batched, so that its branches skip work."""
 
   def mapped(*args):
     if _count(args) > 1:
@@ -216,13 +247,11 @@ def _vmap_unless_one(vmap: Callable, fn: Callable) -> Callable:
   return mapped
 
 
-def spread_vmap(spread: Spread) -> Callable:
-  """`jax.vmap` over sites, [C, ...] -> [C, ...], with as many on each group of devices.
+def spread_vmap(spread: Spread) -> MapFunction:
+  """`jax.vmap` over sites, [C, ...] -> [C, ...], with equally many sites on each group of devices.
 
-  With one group it is `jax.vmap` itself.
-
-  Where they are not a multiple of the groups, sites of zeros fill the places: without steps, and
-  of results that are cut off.
+  With one group it is `jax.vmap` itself. When C is not a multiple of the number of groups, sites
+  of zeros are added, which take no steps, and their results are cut off again.
   """
   mesh, axes, parts = *spread, spread.parts
   if parts == 1:
@@ -246,9 +275,9 @@ def spread_vmap(spread: Spread) -> Callable:
 
 
 def spread_state(spread: Spread) -> Callable[[FedState], FedState]:
-  """The server's state on every device; what sites keep on those that compute them.
+  """Keeps the server's state [*p] on every device, and site state [S, ...] on the site's devices.
 
-  Sites that the groups of devices do not divide are kept everywhere.
+  Site state is kept on every device when S is not a multiple of the number of device groups.
   """
   whole = NamedSharding(spread.mesh, PartitionSpec())
   rows = NamedSharding(spread.mesh, PartitionSpec(spread.axes))
@@ -257,7 +286,8 @@ def spread_state(spread: Spread) -> Callable[[FedState], FedState]:
     return jax.lax.with_sharding_constraint(leaf, whole if leaf.shape[0] % spread.parts else rows)
 
   def place(state: FedState) -> FedState:
-    server = jax.lax.with_sharding_constraint(state._replace(sites=()), whole)
+    server = jax.lax.with_sharding_constraint(
+      state._replace(sites=SiteState((), (), ())), whole)
     return server._replace(sites=jax.tree.map(of_sites, state.sites))
 
   return place

@@ -1,24 +1,28 @@
-"""How far the mean of factors is from the mean of their products."""
+"""The product gap: how far the aggregated adapter is from the mean of the products A_k B_k."""
 
 import jax
 import jax.numpy as jnp
 
-from fedmedjax.fed.factors import _einsum, factor_pairs, stack
+from fedmedjax.fed.factors import factor_pairs, precise_einsum, stack
+from fedmedjax.fed.types import Array, Tree
 
 
-def product_gap(local, result, weights):
+def product_gap(local: Tree, result: Tree, weights: Array) -> Array:
   """|sum_k w_k A_k B_k - A' B'| / |sum_k w_k A_k B_k| over all layers and projections -> f32[].
 
-  With F = [A_1 .. A_C, A'] and G = [w_1 B_1; ..; -B'], |F G|^2 = sum((F^T F) * (G G^T)), two Gram
-  matrices of (C + 1) r columns, which are small for few sites; for many the dense products of one
-  layer at a time are, and then work and memory grow with C, not its square. Cancellation limits
-  what can be seen by the former to about 3e-4 in float32. NaN when the tree holds no factors, or
-  the products are zero, as where a factor never travels.
+  A ratio of Frobenius norms, without a unit; METHOD section 2, definition ours. NaN when the tree
+  has no factors, or when the products are zero because one factor never travels.
+
+  Two ways to compute it, whichever takes less work. For few sites: with F = [A_1 .. A_C, A'] and
+  G = [w_1 B_1; ..; w_C B_C; -B'], |F G|^2 = sum((F^T F) * (G G^T)), two Gram matrices of (C + 1) r
+  columns. For many sites: the dense product of one layer at a time, whose work grows with C rather
+  than C^2. Cancellation in the former hides gaps under about 3e-4 in float32.
 
   Args:
-    local: the sites' adapters, leaves [C, ...].
-    result: what they became: the new adapter, joined with the columns folded in this round.
-    weights: f32[C].
+    local: the sites' adapters, a [C, ..., D_in, r], b [C, ..., r, D_out].
+    result: the new adapter joined with the columns folded in this round: A' [..., D_in, m],
+      B' [..., m, D_out].
+    weights: f32[C], w_k.
   """
   gap, whole = 0.0, 0.0
   if not factor_pairs(local):
@@ -35,20 +39,25 @@ def product_gap(local, result, weights):
 
 
 def _gram_squares(a, b, new_a, new_b):
-  """|A B - A' B'|^2 and |A B|^2 over all layers, from Gram matrices; A [..., D_in, n], A' alike."""
+  """(|A B - A' B'|^2, |A B|^2) over all layers, f32[] each, from Gram matrices.
+
+  a [..., D_in, n], b [..., n, D_out]; new_a and new_b alike, with an inner width of their own.
+  """
   inner = a.shape[-1]
   f = jnp.concatenate([a, new_a], axis=-1)
   g = jnp.concatenate([b, -new_b], axis=-2)
-  terms = _einsum('...ij,...ik->...jk', f, f) * _einsum('...jo,...ko->...jk', g, g)
+  terms = (
+    precise_einsum('...ij,...ik->...jk', f, f) * precise_einsum('...jo,...ko->...jk', g, g))
   return terms.sum(), terms[..., :inner, :inner].sum()
 
 
 def _dense_squares(a, b, new_a, new_b):
-  """The same from the products themselves, one layer after the other."""
+  """The results of `_gram_squares`, from the products themselves, one layer after the other."""
   def layer(pairs):
     a, b, new_a, new_b = pairs
-    product = _einsum('ij,jo->io', a, b)
-    return jnp.sum((product - _einsum('ij,jo->io', new_a, new_b)) ** 2), jnp.sum(product ** 2)
+    product = precise_einsum('ij,jo->io', a, b)
+    new_product = precise_einsum('ij,jo->io', new_a, new_b)
+    return jnp.sum((product - new_product) ** 2), jnp.sum(product ** 2)
 
   layers = [x.reshape(-1, *x.shape[-2:]) for x in (a, b, new_a, new_b)]
   gap, whole = jax.lax.map(layer, layers)

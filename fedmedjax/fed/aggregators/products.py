@@ -1,23 +1,27 @@
 """Aggregation of the products A_k B_k rather than of the factors.
 
-A mean of factors loses sum_k w_k A_k B_k - (sum w A)(sum w B), METHOD section 2. The methods here
-avoid that, each in its own way, and none forms a dense matrix for it: a weighted sum of products is
-one product of stacked factors, F = [A_1 .. A_C] [..., D_in, C r] and G = [w_1 B_1; ..; w_C B_C]
-[..., C r, D_out]. In the papers' notation B A is our A B, transposed. The factors are those in the
-server's scale (`ranks.py`), so the products of sites of unlike rank may be added.
+A mean of factors loses sum_k w_k A_k B_k - (sum w A)(sum w B), METHOD section 2. Each method here
+avoids that in its own way, and none forms a dense matrix [..., D_in, D_out]: a weighted sum of
+products is one product of stacked factors, F = [A_1 .. A_C] [..., D_in, C r] and
+G = [w_1 B_1; ..; w_C B_C] [..., C r, D_out]. The papers write B A for the transpose of our A B. The
+factors are in the server's scale (`ranks.py`), so products of sites of unlike rank can be added.
 
-What a method moves into the base is kept as columns [F, G] beside the adapter: the model is shown
-the joined adapter [A, F], [B; G], which is the base plus s F G exactly, s being the adapter's own
-scale, while only A and B are trained. The base itself stays as it was and is shared by all sites;
-the columns are part of the state, of fixed room for all rounds, zero until used.
+What a method moves into the base is kept as columns F, G beside the adapter. The model is given
+the joined adapter [A, F], [B; G], which equals the base plus s F G, s being the adapter's own
+scale, while only A and B are trained. The base itself stays unchanged and is shared by all sites.
+The columns are part of the server's state; their room is allocated for all T rounds at the start
+and is zero until it is used.
+
+In every method below `apply` is that of `Combine`: updates [C, *p] and weights f32[C] to the
+update [*p] and the columns folded into the base, or ().
 """
 
 import jax
 import jax.numpy as jnp
 
 from fedmedjax.fed.aggregators.weighted_mean import weighted_sum
-from fedmedjax.fed.factors import _einsum, factor_pairs, map_pairs, room, stack, truncated
-from fedmedjax.fed.types import Combine
+from fedmedjax.fed.factors import factor_pairs, map_pairs, precise_einsum, room, stack, truncated
+from fedmedjax.fed.types import Array, Combine, Tree
 
 # Of all methods here: both factors of every site, a server that takes the result as it is, and no
 # control variates, which would follow factors that are replaced.
@@ -27,12 +31,12 @@ _FOLDING = NEEDS | {'exact_base', 'fixed_cohort', 'fixed_rounds'}
 
 
 def padded_mean() -> Combine:
-  """HetLoRA: the sites' factors, zero where a site has no rank, averaged factor by factor.
+  """HetLoRA: local factors [C, *p], zero beyond a site's rank, averaged factor by factor -> [*p].
 
   Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models",
-  EMNLP 2024, arXiv:2401.06432. Its sparsity weighting, w_k proportional to |Delta W_k|, is the
-  signal `product_norms`; sites truncate to their own first columns. Left out: sites that prune
-  their own rank in training.
+  EMNLP 2024, arXiv:2401.06432. The paper's sparsity weighting, w_k proportional to |Delta W_k|, is
+  the utility `product_norms`. Sites truncate to their own first columns, as in the paper. Left out:
+  sites that prune their own rank in training.
   """
   def apply(updates, weights, *, anchor, local, **_):
     return _replace(anchor, weighted_sum(local, weights), weights), ()
@@ -40,25 +44,33 @@ def padded_mean() -> Combine:
   return Combine(apply, needs=NEEDS)
 
 
-def product_norms(*, local, **_):
-  """-log |A_k B_k| over all matrices -> f32[C]: as a signal of power 1 it weighs by the norm."""
+def product_norms(*, local: Tree, **_) -> Array:
+  """-log |A_k B_k|, the Frobenius norm over all matrices -> f32[C].
+
+  As the utility of `adaptive_mean` with loss_power 1 it gives weights proportional to |A_k B_k|,
+  HetLoRA's sparsity weighting (see `padded_mean`).
+
+  Args:
+    local: the sites' adapters, a [C, ..., D_in, r], b [C, ..., r, D_out].
+  """
   squares = sum(
-    jnp.einsum('c...jk,c...jk->c', _einsum('...ij,...ik->...jk', a, a),
-               _einsum('...jo,...ko->...jk', b, b))
+    jnp.einsum('c...jk,c...jk->c', precise_einsum('...ij,...ik->...jk', a, a),
+               precise_einsum('...jo,...ko->...jk', b, b))
     for a, b in factor_pairs(local))
   return -0.5 * jnp.log(jnp.maximum(squares, 1e-30))
 
 
 def refactorised(rank: int) -> Combine:
-  """FlexLoRA and HLoRA: sum w A B, cut to the server's rank by SVD.
+  """FlexLoRA and HLoRA: sum_k w_k A_k B_k, cut to the server's rank by an SVD -> [*p].
 
   Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
   Resources", NeurIPS 2024, arXiv:2402.11505; Liu et al., "HLoRA: Efficient Federated Learning
-  System for LLM Heterogeneous Fine-Tuning", arXiv:2503.00813. Exact up to the rank; the singular
-  values are shared between both factors, and only small matrices are decomposed.
+  System for LLM Heterogeneous Fine-Tuning", arXiv:2503.00813. Exact when the sum has rank r or
+  less. We deviate in that the square roots of the singular values go to both factors, and that
+  only matrices of C r columns are decomposed (`factors.truncated`), never the dense sum.
 
   Args:
-    rank: r of the server's adapter.
+    rank: r of the server's adapter, the papers' rank of the global LoRA.
   """
   def apply(updates, weights, *, anchor, local, **_):
     return _replace(anchor, truncated(stack(local, weights), rank), weights), ()
@@ -67,14 +79,15 @@ def refactorised(rank: int) -> Combine:
 
 
 def stacked(*, rank: int, cohort_size: int, rounds: int) -> Combine:
-  """FLoRA: the stacked products join the base, and every round starts with a fresh adapter.
+  """FLoRA: the stacked products are added to the base; every round starts with a fresh adapter.
 
   Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank
-  Adaptations", NeurIPS 2024, arXiv:2409.05976. Exact. The weights are in G only. The new A is
-  drawn by the server, as adapters are at first, U(-1, 1) / sqrt(D_in), and B is 0.
+  Adaptations", NeurIPS 2024, arXiv:2409.05976. Exact: F G = sum_k w_k A_k B_k. The weights (the
+  paper's p_k) are in G only. The server draws the new A [..., D_in, r] as a first adapter is drawn,
+  U(-1, 1) / sqrt(D_in), from the round's key; the new B [..., r, D_out] is 0.
 
   Args:
-    rank, cohort_size, rounds: r, C and T; their product is the room for columns.
+    rank, cohort_size, rounds: r, C and T; T C r columns are allocated for all rounds.
   """
   def apply(updates, weights, *, anchor, local, key):
     # A key for each factor A, in the order of the tree's keys.
@@ -99,15 +112,17 @@ def stacked(*, rank: int, cohort_size: int, rounds: int) -> Combine:
 def with_residual(
   *, rank: int, cohort_size: int, rounds: int, residual_rank: int = 0
 ) -> Combine:
-  """FedEx-LoRA: the mean of factors, and what it loses joins the base.
+  """FedEx-LoRA: the mean of factors [*p]; the residual it loses is added to the base.
 
   Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Large
-  Language Models", ACL 2025, arXiv:2410.09432. The residual sum w A B - (sum w A)(sum w B) is
-  sum w (A_k - mean A)(B_k - mean B), since the weights add to 1: C r columns, no cancellation.
+  Language Models", ACL 2025, arXiv:2410.09432. The residual, the paper's Delta W_res,
+  sum w A B - (sum w A)(sum w B), equals sum w (A_k - mean A)(B_k - mean B), since the weights add
+  to 1. We compute it in the latter form: C r columns, without cancellation.
 
   Args:
-    rank, cohort_size, rounds: r, C and T; T C r columns are the room for exact residuals.
-    residual_rank: of the residual that is sent, its best approximation; 0 = exact.
+    rank, cohort_size, rounds: r, C and T; T C r columns are allocated for all rounds, or T times
+      residual_rank.
+    residual_rank: rank to which the residual is cut (its best approximation); 0 = exact.
   """
   def apply(updates, weights, *, anchor, local, **_):
     mean = weighted_sum(local, weights)
@@ -122,15 +137,16 @@ def with_residual(
 
 
 def corrected(fair_penalty: float) -> Combine:
-  """LoRA-FAIR: mean A kept, mean B corrected towards the mean of the products.
+  """LoRA-FAIR: the mean A is kept, the mean B is corrected towards the mean product -> [*p].
 
   Bian et al., "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization
-  Refinement", ICCV 2025, arXiv:2411.14961. The correction minimises |sum w A B - A (B + Delta)|^2
-  + lambda |Delta|^2; where the paper descends on a cosine similarity we take the least squares'
-  closed form, Delta = (A^T A + lambda I)^-1 A^T R, with R the residual of `with_residual`.
+  Refinement", ICCV 2025, arXiv:2411.14961. The correction minimises
+  |sum w A B - A (B + Delta)|^2 + lambda |Delta|^2, A and B being the means. We deviate in that the
+  paper maximises a cosine similarity by gradient steps, while we take the closed form of least
+  squares, Delta = (A^T A + lambda I)^-1 A^T R, with R the residual of `with_residual`.
 
   Args:
-    fair_penalty: lambda > 0; infinite, it is FedAvg.
+    fair_penalty: lambda > 0, without a unit; as it goes to infinity, the result is FedAvg's.
   """
   def apply(updates, weights, *, anchor, local, **_):
     mean = weighted_sum(local, weights)
@@ -138,11 +154,12 @@ def corrected(fair_penalty: float) -> Combine:
 
     def pair(factors, rest):
       a, b = factors['a'], factors['b']
-      gram = _einsum('...ij,...ik->...jk', a, a)
+      gram = precise_einsum('...ij,...ik->...jk', a, a)
       gram = gram + fair_penalty * jnp.eye(gram.shape[-1], dtype=a.dtype).reshape(
         *(1,) * (gram.ndim - 2), *gram.shape[-2:])
-      seen = _einsum('...jk,...ko->...jo', _einsum('...ij,...ik->...jk', a, rest['a']), rest['b'])
-      return {'a': a, 'b': b + jnp.linalg.solve(gram, seen)}
+      a_by_rest = precise_einsum('...ij,...ik->...jk', a, rest['a'])
+      projected = precise_einsum('...jk,...ko->...jo', a_by_rest, rest['b'])  # A^T R
+      return {'a': a, 'b': b + jnp.linalg.solve(gram, projected)}
 
     return _replace(anchor, map_pairs(pair, mean, residual), weights), ()
 
@@ -150,7 +167,7 @@ def corrected(fair_penalty: float) -> Combine:
 
 
 def _replace(anchor, adapter, weights):
-  """The update that leads from the anchor to `adapter`; none when no site has weight."""
+  """The update [*p] that leads from the anchor to `adapter`; zero when no site has weight."""
   return jax.tree.map(
     lambda new, old: jnp.where(weights.sum() > 0, new - old, 0), adapter, anchor)
 

@@ -1,14 +1,31 @@
-"""Weighted means of updates: the weights (METHOD section 3) apart from how the mean is formed."""
+"""Weighted means of updates: how the weights are chosen, apart from how the mean is formed.
+
+"A Federated and Parameter-Efficient Framework for Large Language Model Training in Medicine",
+arXiv:2601.22124; docs/methods.md says what is the paper's text, its public code and ours.
+"""
+
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from fedmedjax import tree
-from fedmedjax.fed.types import Aggregate, Aggregator, Combine
+from fedmedjax.fed.types import Aggregate, Aggregator, Array, Combine, Tree
 
 
-def weighted_sum(updates, weights):
-  """sum_k w_k update_k: [C, *p], f32[C] -> [*p]; a site of weight 0 cannot spoil it with NaN."""
+class Utility(Protocol):
+  """What stands for the validation loss l_k f32[C] in the weights; a lower value weighs more."""
+
+  def __call__(self, *_: Any, **inputs: Any) -> Array:
+    """Keyword arguments of `Aggregator.update` -> f32[C]; not finite = the site gets weight 0.
+
+    Given: updates [C, *p], local [C, *p], anchor [*p], shares f32[C] (the size weights, sum 1),
+    validation_loss, validation_gradient. A utility names those it needs and ends with `**_`.
+    """
+
+
+def weighted_sum(updates: Tree, weights: Array) -> Tree:
+  """sum_k w_k update_k: [C, *p], f32[C] -> [*p]; NaN in a site of weight 0 counts as 0."""
 
   def leaf(x):
     w = weights.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
@@ -17,15 +34,23 @@ def weighted_sum(updates, weights):
   return jax.tree.map(leaf, updates)
 
 
-def adaptive_weights(sizes, losses, *, size_power, loss_power, temperature, floor=0.0):
+def adaptive_weights(
+  sizes: Array, losses: Array, *, size_power: float, loss_power: float, temperature: float,
+  floor: float = 0.0,
+) -> Array:
   """log a = gamma log n - beta l / tau; w = softmax(log a); w <- (1 - eps) w + eps / C.
 
-  METHOD section 3. With (gamma, beta) = (1, 0) it is size weighting, with (0, 1) the public
-  code's softmax(-l), with (1, 1) Fed-MedLoRA+. A constant added to every loss changes nothing.
+  Fed-MedLoRA+, arXiv:2601.22124. (gamma, beta) = (1, 0) are size weights, (0, 1) the public
+  code's softmax(-l), (1, 1) Fed-MedLoRA+. A constant added to every loss changes nothing. The
+  share eps is spread over the sites with a size and a finite loss only, and C is their number.
 
   Args:
     sizes: f32[C], n_k; a site of size 0 takes no part.
-    losses: f32[C], nats per token; a site whose loss is not finite gets weight 0.
+    losses: f32[C], l_k, nats per token; a site whose loss is not finite gets weight 0.
+    size_power: gamma.
+    loss_power: beta.
+    temperature: tau > 0, in the unit of the losses.
+    floor: eps in [0, 1).
 
   Returns:
     f32[C], sum 1; all 0 when no loss is finite.
@@ -40,18 +65,26 @@ def adaptive_weights(sizes, losses, *, size_power, loss_power, temperature, floo
   return (1.0 - floor) * weights + floor * share
 
 
-def site_losses(*, local, validation_loss, **_):
-  """l_k: the validation loss of each site's adapter -> f32[C]."""
+def site_losses(*, local: Tree, validation_loss, **_) -> Array:
+  """l_k: the validation loss of each site's adapter [C, *p] -> f32[C], nats per token.
+
+  The utility of Fed-MedLoRA+, arXiv:2601.22124.
+  """
   return validation_loss(local)
 
 
-def leave_one_out(*, updates, shares, anchor, validation_loss, **_):
-  """-I_k, I_k = l(average without k) - l(average of all) -> f32[C]. Ours (METHOD section 3).
+def leave_one_out(
+  *, updates: Tree, shares: Array, anchor: Tree, validation_loss, **_
+) -> Array:
+  """-I_k, I_k = l(average without k) - l(average of all) -> f32[C], nats per token. Ours.
 
-  The averages are by size; a site alone is compared with the anchor.
+  The averages are by size. Where a site is the only one, I_k = l(anchor) - l(its adapter).
 
   Args:
-    shares: f32[C], the size weights.
+    updates: [C, *p].
+    shares: f32[C], the size weights, sum 1; a site of share 0 gets NaN.
+    anchor: [*p].
+    validation_loss: adapters [Q, *p] -> f32[Q].
   """
   mean = weighted_sum(updates, shares)
 
@@ -66,35 +99,47 @@ def leave_one_out(*, updates, shares, anchor, validation_loss, **_):
   return jnp.where(shares > 0, losses[-1] - losses[:-1], jnp.nan)
 
 
-def alignment(*, updates, validation_gradient, **_):
-  """-I_k = <grad l_V(anchor), update_k> -> f32[C]: one gradient a round. Ours (METHOD 3)."""
+def alignment(*, updates: Tree, validation_gradient, **_) -> Array:
+  """-I_k = <grad l_V(anchor), update_k> -> f32[C], nats per token to first order. Ours.
+
+  Costs one gradient of the validation loss a round, whatever the number of sites.
+
+  Args:
+    updates: [C, *p].
+    validation_gradient: () -> [*p], at the anchor.
+  """
   return jax.vmap(tree.inner, (0, None))(updates, validation_gradient())
 
 
 def factor_mean() -> Combine:
-  """Every tensor on its own: sum_k w_k update_k, as in METHOD section 2."""
+  """Every tensor averaged on its own, sum_k w_k update_k: [C, *p], f32[C] -> [*p].
+
+  FedAvg of A and of B separately, as in Fed-MedLoRA, arXiv:2601.22124.
+  """
   return Combine(lambda updates, weights, **_: (weighted_sum(updates, weights), ()))
 
 
 def adaptive_mean(
   *, size_power: float = 1.0, loss_power: float = 0.0, temperature: float = 1.0,
-  floor: float = 0.0, ema: float = 0.0, utility=site_losses, combine: Combine | None = None,
+  floor: float = 0.0, ema: float = 0.0, utility: Utility = site_losses,
+  combine: Combine | None = None,
 ) -> Aggregator:
-  """Weighted mean of the updates: Fed-MedLoRA, Fed-MedLoRA+, uniform and their relatives.
+  """Weighted mean of the updates, [C, *p] -> [*p]: Fed-MedLoRA, Fed-MedLoRA+, uniform weights.
 
   "A Federated and Parameter-Efficient Framework for Large Language Model Training in Medicine",
-  arXiv:2601.22124; which parts are the paper's, the public code's and ours: METHOD section 3.
-  The utility is computed only when loss_power is not 0.
+  arXiv:2601.22124; docs/methods.md says what is the paper's text, its public code and ours.
+  The utility is computed only when loss_power is not 0. The state is f32[S], the weight of each
+  site in the last round in which it sent something, 0 before.
 
   Args:
     size_power: gamma, the power of n_k.
     loss_power: beta, the strength of the utility.
-    temperature: tau > 0.
-    floor: eps in [0, 1), the share spread evenly.
-    ema: mu in [0, 1): w <- mu w_prev + (1 - mu) w, renormalised over the cohort; a site's
-      previous weight is the one of the last round in which it sent something.
+    temperature: tau > 0, in the unit of the utility (nats per token).
+    floor: eps in [0, 1), the share of the weight that is spread evenly.
+    ema: mu in [0, 1): w <- mu w_prev + (1 - mu) w, renormalised over the cohort, w_prev from the
+      state. Without any previous weight in the cohort w stays as it is.
     utility: what stands for l_k: `site_losses`, `leave_one_out`, `alignment` or
-      `products.product_norms`; lower weighs more.
+      `products.product_norms`.
     combine: how the mean is formed, `factor_mean` or one of `products.py`.
   """
   combine = combine or factor_mean()
@@ -114,16 +159,16 @@ def adaptive_mean(
     chosen = adaptive_weights(
       weights, losses, size_power=size_power, loss_power=loss_power, temperature=temperature,
       floor=floor)
-    present, held = weights > 0, state[cohort]
-    previous = jnp.where(present, held, 0.0)
-    known = previous.sum()
-    smooth = ema * previous / jnp.maximum(known, 1e-30) + (1.0 - ema) * chosen
+    present, last_weights = weights > 0, state[cohort]
+    previous = jnp.where(present, last_weights, 0.0)
+    previous_sum = previous.sum()
+    smooth = ema * previous / jnp.maximum(previous_sum, 1e-30) + (1.0 - ema) * chosen
     # A site whose loss is not finite stays at 0 whatever it weighed before.
     smooth = jnp.where(chosen > 0, smooth, 0.0)
     smooth = smooth / jnp.maximum(smooth.sum(), 1e-30)
-    chosen = jnp.where((ema > 0) & (known > 0), smooth, chosen)
+    chosen = jnp.where((ema > 0) & (previous_sum > 0), smooth, chosen)
     reported = losses if loss_power else jnp.full_like(losses, jnp.nan)
-    state = state.at[cohort].set(jnp.where(present, chosen, held))
+    state = state.at[cohort].set(jnp.where(present, chosen, last_weights))
     mean, fold = combine.apply(updates, chosen, anchor=anchor, local=local, key=key)
     return Aggregate(mean, state, chosen, reported, fold)
 
