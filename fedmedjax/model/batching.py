@@ -52,13 +52,13 @@ class Decoder(NamedTuple):
   """
 
   guesses: int
-  copies: int          # of the base
-  prefill: Any         # (adapter, base, prefix)
-  begin: Any           # (rows, width, most, slots), static
-  prefill_inputs: Any  # (prefix, requests)
-  insert: Any          # (state, places, requests, first, inputs, eos); the old state is given away
-  generate: Any        # (prefix, eos, pieces, state, until); the old state is given away
-  resize: Any          # (slots) -> (state, chosen)
+  copies: int               # of the base
+  prefill: Callable         # (adapter, base, prefix)
+  begin: Callable           # (rows, width, most, slots), static
+  prefill_inputs: Callable  # (prefix, requests)
+  insert: Callable          # (state, places, requests, first, inputs, eos); donates the old state
+  generate: Callable        # (prefix, eos, pieces, state, until); donates the old state
+  resize: Callable          # (slots) -> (state, chosen) -> state
 
 
 # Cached, so that the second call finds the first one's compilations.
@@ -169,7 +169,10 @@ def decode(
 
 
 def largest(decoder: Decoder, questions: Sequence[Question], rows: int) -> Sizes:
-  """The largest sizes R, M, W and N that the batch of `decode` may grow to; nothing is computed."""
+  """The largest sizes that the batch of `decode` may grow to, such as its cache [L, KV, R, M, d].
+
+  Args as those of `decode`; nothing is computed on the device.
+  """
   longest = max(len(question.tokens) for question in questions)
   slots = max(len(question.tokens) + question.limit for question in questions)
   return Sizes(

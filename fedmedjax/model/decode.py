@@ -139,9 +139,12 @@ def prefill(model: Llama, adapter: dict, base: dict, prefix: jax.Array) -> Cache
 
 
 def begin(model: Llama, rows: int, width: int, most: int, slots: int) -> DecodeState:
-  """A state of R = `rows` free rows, with room for inputs i32[W = width] and outputs i32[N = most].
+  """A state of R free rows, with zeros in its cache [L, KV, R, M, d].
 
-  The rows' cache is [L, KV, R, M = slots, d], all zeros.
+  Args:
+    model: a Llama built with `cached_attention`.
+    rows, width, most, slots: R, W, N and M: numbers of rows, of tokens of an input and of an
+      output, and of slots of a row's cache.
   """
   config, none = model.config, jnp.zeros(rows, jnp.int32)
   keys = jnp.zeros(
