@@ -71,6 +71,7 @@ def continuations(
 
 
 def _decoder(generator: Generator, adapter: dict) -> batching.Decoder:
+  """The compiled functions for an adapter; without one nothing is guessed."""
   # Most guesses of a model that was never taught to copy are wrong, and cost more than they save.
   return batching.decoder(generator.model, generator.guesses if adapter else 0, generator.mesh)
 
@@ -151,7 +152,7 @@ def most_new_tokens(prompt_length: int, max_new_ratio: float) -> int:
 def check_context(
   base: BaseModel, sites: Iterable[SiteData], max_length: int, max_new_ratio: float
 ) -> None:
-  """Raises InputError when training or decoding would run past the model's context."""
+  """Raises InputError when training or decoding would need more positions than the model has."""
   context = base.config.max_position_embeddings
   for site in sites:
     for part in site.tasks:
