@@ -6,14 +6,14 @@
       [--dry_run]
 
 Sentences are drawn from the site's test notes; all decode the same ones, as many at once, with the
-same limits and end token, and must say the same, token for token: differences are shown, and end
-the script with status 1 (in bfloat16, where two programs break ties differently, they are counted
-as NAME_identical_texts_share). Ours hands rows that have ended to the next sentences, and decodes
-with each number of guesses, see `model/draft.py`; the first is the one called 'ours'. The peer
-decodes one batch after the other, like lengths together, pads on the left and keeps its cache, with
-the adapter beside the weights as PEFT trains it, or merged into them. Without --adapter the
-untouched model answers, whose text is no answer and often runs to its limit. --dry_run only lowers
-our largest program, for a --model of shapes.
+same limits and end token, and must write the same tokens: differences are shown, and end the script
+with status 1 (in bfloat16, where two programs break ties differently, they are counted as
+NAME_identical_texts_share). Ours gives rows whose output has ended to the next sentences, and
+decodes with each number of guesses (fedmedjax/model/speculation.py); the first is the one called
+'ours'. The peer decodes one batch after the other, like lengths together, pads on the left and
+keeps its cache, with the adapter beside the weights as PEFT trains it, or merged into them. Without
+--adapter the untouched model answers, whose text is no answer and often runs to its limit.
+--dry_run only lowers our largest program, for a --model of shapes.
 """
 
 import sys
@@ -140,7 +140,7 @@ def identical(results: dict[str, Sequence[Any]]) -> dict[str, float]:
 
 
 def check_texts(tokenizer: Any, dtype: str, results: dict[str, Sequence[Any]]) -> None:
-  """Shows texts where one says other tokens than ours does; raises RuntimeError in float32."""
+  """Shows texts whose tokens differ from ours; raises RuntimeError in float32."""
   wrong = [
     (name, index) for name, outputs in results.items() for index, one in enumerate(outputs)
     if _tokens(one) != _tokens(results['ours'][index])]

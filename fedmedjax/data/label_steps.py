@@ -1,6 +1,6 @@
 """A BERT's sites and steps: one task, batches of fixed shape.
 
-Sites and rounds are planned by `data/schedule.py` as for a language model; what differs is how
+Sites and rounds are planned by `schedule.py` as for a language model; what differs is how
 notes become examples and how a step's examples become arrays.
 """
 
@@ -40,10 +40,10 @@ def encode_label_site(
 
   def windows(examples):
     encoded, counts = encode_labels(tokenizer, examples, labels, max_length)
-    return [window for one in encoded for window in one], counts
+    return [window for of_example in encoded for window in of_example], counts
 
   def unlabelled(examples):
-    # What is to be found is not told, and may be of a type that no site trains.
+    # Entities to be found are no input, and may be of a type that no site trains.
     hidden = [example._replace(entities=()) for example in examples]
     return encode_labels(tokenizer, hidden, labels, max_length)[0]
 
@@ -60,9 +60,11 @@ def label_schedule(
   """Plans all steps of all rounds, and the shape [B, T] they share.
 
   Args:
+    sites: from `encode_label_site`.
     labels, max_length: as the sites were encoded.
-    sizes: f32[S] n_k, of `schedule.site_sizes`, by labelled words where they count tokens.
-    The others: see `schedule.plan_rounds`.
+    batch_size: examples of a step.
+    sizes: f32[S] n_k, of `schedule.site_sizes`; labelled words where they count tokens.
+    plan: see `schedule.plan_rounds`.
   """
   sites = tuple(sites)
   rounds, weights = schedules.plan_rounds(sites, sizes, batch_size=batch_size, **plan)
@@ -81,7 +83,13 @@ def label_schedule(
 def label_batch(
   examples: Sequence[LabelExample], rows: int, width: int, allowed: np.ndarray
 ) -> LabelBatch:
-  """Examples as arrays [rows, width], the first rows filled; see `types.LabelBatch`."""
+  """Examples as arrays [B, T] = [rows, width], the first rows filled; see `types.LabelBatch`.
+
+  Args:
+    examples: at most `rows` windows of at most `width` tokens.
+    rows, width: B and T.
+    allowed: bool[Y], labels that the site annotates.
+  """
   tokens, labels = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.int32)
   valid, weight = np.zeros((rows, width), bool), np.zeros((rows, width), np.float32)
   for row, example in enumerate(examples):

@@ -29,16 +29,16 @@ OUTSIDE = 'O'
 
 
 class LabelExample(NamedTuple):
-  """One window of one example, W words of it labelled."""
+  """One window of one example, with W labelled words."""
 
-  tokens: np.ndarray  # i32[n]     with the tokenizer's first and last special token
+  tokens: np.ndarray  # i32[T]     with the tokenizer's first and last special token
   places: np.ndarray  # i32[W]     first sub-token of each labelled word
   labels: np.ndarray  # i32[W]     index into the label names
   words: np.ndarray   # i32[W, 2]  its characters [start, end) in the example's text
 
 
 class _Word(NamedTuple):
-  """`start` and `end` are characters of the example's text; both -1 in a marker."""
+  """A word of the input: its tokens, and its characters [start, end); both -1 in a marker."""
 
   tokens: list[int]
   start: int
@@ -46,12 +46,12 @@ class _Word(NamedTuple):
 
 
 def label_names(types: Sequence[str]) -> tuple[str, ...]:
-  """O first, then B and I of every type, in their order."""
+  """Names of all labels: O first, then B and I of every type, in their order."""
   return (OUTSIDE, *(f'{mark}-{name}' for name in types for mark in 'BI'))
 
 
 def allowed_labels(labels: Sequence[str], types: Sequence[str]) -> np.ndarray:
-  """bool[labels]: O, and the labels of `types`."""
+  """Which of the Y labels a site annotates, bool[Y]: O, and the labels of `types`."""
   return np.asarray([label == OUTSIDE or label[2:] in types for label in labels])
 
 
@@ -61,7 +61,7 @@ def marked_text(example: Example) -> str:
 
 
 def _pieces(example: Example) -> list[tuple[str, int | None]]:
-  """The input in pieces, each with its first character's place in the text; None = marker."""
+  """The input in pieces, each with the place of its first character in the text; None = marker."""
   text, main = example.text, example.main
   if main is None:
     return [(text, 0)]
@@ -73,12 +73,12 @@ def _pieces(example: Example) -> list[tuple[str, int | None]]:
 def encode_labels(
   tokenizer: Any, examples: Sequence[Example], labels: Sequence[str], max_length: int
 ) -> tuple[list[tuple[LabelExample, ...]], Counter]:
-  """Tokenises and labels.
+  """Cuts examples into windows of tokens and labels their words.
 
   Args:
     tokenizer: a fast transformers tokenizer.
     examples: their entities are flat and of types that `labels` names.
-    labels: from `label_names`.
+    labels: the Y label names, from `label_names`.
     max_length: longest window in tokens, special tokens included; at least 3.
 
   Returns:
@@ -110,7 +110,7 @@ def encode_labels(
 
 
 def _words(ids, word_ids, offsets, origin: int | None) -> list[_Word]:
-  """Sub-tokens of one piece put together to words."""
+  """The words of one piece, put together from its sub-tokens."""
   words: list[_Word] = []
   previous = None
   for token, number, (start, end) in zip(ids, word_ids, offsets, strict=True):
@@ -124,7 +124,7 @@ def _words(ids, word_ids, offsets, origin: int | None) -> list[_Word]:
 
 
 def _tags(words: Sequence[_Word], entities: Sequence[Span], labels: Sequence[str]) -> list[int]:
-  """The label of every word; one that two entities share goes to the first."""
+  """The label of every word, as an index; a word that two entities share goes to the first."""
   names = {name: index for index, name in enumerate(labels)}
   tags = [0] * len(words)
   for span in entities:
@@ -137,7 +137,7 @@ def _tags(words: Sequence[_Word], entities: Sequence[Span], labels: Sequence[str
 
 
 def _consecutive(sizes: Sequence[int], room: int) -> list[tuple[int, int]]:
-  """Ranges of words, as few as hold at most `room` tokens each."""
+  """As few ranges of words as possible that hold at most `room` tokens each."""
   ranges, start, filled = [], 0, 0
   for i, size in enumerate(sizes):
     if filled + size > room:
@@ -148,7 +148,7 @@ def _consecutive(sizes: Sequence[int], room: int) -> list[tuple[int, int]]:
 
 
 def _around(sizes: Sequence[int], words: Sequence[_Word], room: int) -> list[tuple[int, int]]:
-  """The range that holds the marked main entity and what stands around it, on both sides."""
+  """The range of words around the marked main entity, on both sides, of at most `room` tokens."""
   marker = [i for i, word in enumerate(words) if word.end < 0]
   first, last = marker[0], marker[-1] + 1
   while sum(sizes[first:last]) > room:
@@ -166,6 +166,7 @@ def _around(sizes: Sequence[int], words: Sequence[_Word], room: int) -> list[tup
 def _window(
   tokenizer: Any, words: Sequence[_Word], tags: Sequence[int], room: int
 ) -> LabelExample:
+  """The window of these words, with the tokenizer's special tokens around them."""
   tokens, places = [tokenizer.cls_token_id], []
   for word in words:
     places.append(len(tokens))
@@ -179,21 +180,21 @@ def _window(
 
 
 def spans(tags: Sequence[str], words: Sequence[Sequence[int]]) -> tuple[Span, ...]:
-  """Labels of consecutive words -> the spans they mean.
+  """The spans that labels of consecutive words stand for.
 
-  B starts a span; I goes on with one of its own type, and starts one where there is none.
+  B starts a span; I continues a span of its own type, and starts one where there is none.
 
   Args:
-    tags: label names.
-    words: characters [start, end) of each.
+    tags: a label name for each word.
+    words: characters [start, end) of each word.
   """
-  found: list[Span] = []
+  joined: list[Span] = []
   previous = ''
   for tag, (start, end) in zip(tags, words, strict=True):
     kind = tag[2:]
     if tag.startswith('I') and kind == previous:
-      found[-1] = found[-1]._replace(end=int(end))
+      joined[-1] = joined[-1]._replace(end=int(end))
     elif kind:
-      found.append(Span(int(start), int(end), kind))
+      joined.append(Span(int(start), int(end), kind))
     previous = kind
-  return tuple(found)
+  return tuple(joined)

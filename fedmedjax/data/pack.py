@@ -23,10 +23,10 @@ LOSS_ON = ('completion', 'all')
 # lose at most a few per cent by a width chosen with this number.
 _PAIRS_PER_TOKEN = 750
 
-# What one more shape has to save over all rounds, in tokens: SmolLM2 trains on so many in 17 s of
-# two cores, and takes 5 s to compile.
-_WORTH = 5000
-# So many steps, evenly spread, are looked at to choose shapes.
+# A further shape has to save this many tokens over all rounds: SmolLM2 trains on them in 17 s of
+# two cores, and a shape takes 5 s to compile.
+_LEAST_SAVED = 5000
+# Shapes are chosen by about this many steps, evenly spread over all of them.
 _SAMPLE = 1000
 
 
@@ -51,19 +51,27 @@ class RowShape(NamedTuple):
 
 
 def round_up(number, multiple: int):
-  """Of an integer, or of each in an array."""
+  """An integer, or each integer of an array, rounded up to a multiple."""
   return -(-number // multiple) * multiple
 
 
 def site_steps(
   lengths: np.ndarray, batch_size: int, seed: int, site: int, first: int, count: int, task: int = 0
 ) -> list[np.ndarray]:
-  """Example indices of a site's steps `first` ... `first + count - 1`, counted over all rounds.
+  """The indices of the examples in each of a site's steps `first` ... `first + count - 1`.
 
-  Every epoch visits each example once, in ceil(n / batch_size) steps whose sizes differ by at
-  most one. Steps are stratified by length: sorted examples are cut into batch_size strata and
-  each step draws one of each, without replacement, in an order seeded by (seed, site, epoch, task).
-  So steps hold nearly equal numbers of tokens and fixed-shape rows waste little.
+  Steps are numbered over all rounds. Every epoch visits each example once, in ceil(n / batch_size)
+  steps whose sizes differ by at most one. Steps are stratified by length: sorted examples are cut
+  into batch_size strata and each step draws one of each, without replacement, in an order seeded by
+  (seed, site, epoch, task). So steps hold nearly equal numbers of tokens and fixed-shape rows waste
+  little.
+
+  Args:
+    lengths: i[n], tokens of each example.
+    batch_size: most examples of a step.
+    seed: of the run.
+    site, task: their numbers, from 0.
+    first, count: which steps.
   """
   steps_per_epoch = math.ceil(len(lengths) / batch_size)
   epochs: dict[int, list[np.ndarray]] = {}
@@ -78,7 +86,8 @@ def site_steps(
 
 
 def _epoch(lengths: np.ndarray, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
-  # Longest first: when the last stratum is short, it is the shortest examples that lack.
+  """The indices of the examples in each step of one epoch; see `site_steps`."""
+  # Longest first: when the last stratum is not full, it has the shortest examples.
   order = np.lexsort((rng.random(len(lengths)), -lengths))
   members: list[list[int]] = [[] for _ in range(steps)]
   for start in range(0, len(order), steps):
@@ -89,7 +98,12 @@ def _epoch(lengths: np.ndarray, steps: int, rng: np.random.Generator) -> list[np
 
 
 def fit_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
-  """First-fit decreasing: indices of the examples of each row, none longer than `width`."""
+  """The indices of the examples in each row of `width` tokens, packed by first-fit decreasing.
+
+  Args:
+    lengths: tokens of each example, `width` at most.
+    width: tokens of a row.
+  """
   rows: list[list[int]] = []
   room: list[int] = []
   for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -106,7 +120,7 @@ def fit_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def supervised(example: TokenExample, loss_on: str) -> int:
-  """Number of supervised next-token places of an example."""
+  """The number of places of an example whose next token is supervised."""
   start = example.prompt_length - 1 if loss_on == 'completion' else 0
   return len(example.tokens) - 1 - start
 
@@ -114,7 +128,7 @@ def supervised(example: TokenExample, loss_on: str) -> int:
 def plan_shape(
   steps: Sequence[Sequence[TokenExample]], prefix: int, loss_on: str
 ) -> RowShape:
-  """The cheapest shape in which every one of `steps` fits.
+  """The cheapest shape that holds every one of `steps`.
 
   Widths tried are the first 8 multiples of 32 that hold the longest example: a row may hold
   several examples, so the best width is seldom the least one.
@@ -139,16 +153,17 @@ def smaller_shapes(
   steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], whole: RowShape, loss_on: str,
   most: int,
 ) -> tuple[RowShape, ...]:
-  """At most so many shapes, shape_buckets of `whole`, that save `_WORTH` each; by rising cost.
+  """Shape buckets of `whole` that save `_LEAST_SAVED` tokens each, the cheapest first.
 
-  A step is computed in the first that holds it, or whole. They are chosen one after the other: what
-  saves most.
+  A step is computed in the first that holds it, or in `whole`. They are chosen one after the other,
+  the one that saves most first.
 
   Args:
     steps: the examples of each step that may be computed in a bucket.
     prefixes: the instruction of each, without its last token.
     whole: a shape that holds every step.
     loss_on: 'completion' or 'all'.
+    most: the largest number of shapes.
   """
   chosen, stride = [], -(-len(steps) // _SAMPLE)
   sample = steps[::stride]
@@ -156,9 +171,9 @@ def smaller_shapes(
   cost = np.full(len(sample), whole.cost)
   while len(chosen) < most and candidates:
     saved = {
-      shape: np.maximum(cost - shape.cost, 0)[held].sum() for shape, held in candidates.items()}
+      shape: np.maximum(cost - shape.cost, 0)[fits].sum() for shape, fits in candidates.items()}
     best = max(saved, key=saved.get)
-    if saved[best] * stride < _WORTH:
+    if saved[best] * stride < _LEAST_SAVED:
       break
     chosen.append(best)
     cost = np.where(candidates[best], np.minimum(cost, best.cost), cost)
@@ -168,8 +183,8 @@ def smaller_shapes(
 def _candidates(
   steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], whole: RowShape, loss_on: str
 ) -> dict[RowShape, np.ndarray]:
-  """Shape buckets of `whole` that cost less -> bool[n]: which steps they hold."""
-  found, instructions = {}, round_up(np.asarray(prefixes), 16)
+  """{a shape bucket of `whole` that costs less: which of n steps it holds, bool[n]}."""
+  candidates, instructions = {}, round_up(np.asarray(prefixes), 16)
   lengths = [max(len(example.tokens) for example in step) for step in steps]
   targets = np.asarray([_targets(step, loss_on) for step in steps])
   for width in range(round_up(min(lengths), 32), whole.width + 1, 32):
@@ -177,27 +192,35 @@ def _candidates(
       _rows(step, width) if longest <= width else whole.rows + 1
       for step, longest in zip(steps, lengths, strict=True)])
     for rows, prefix in itertools.product(range(1, whole.rows + 1), np.unique(instructions)):
-      held = (needed <= rows) & (instructions <= prefix)
+      fits = (needed <= rows) & (instructions <= prefix)
       shape = RowShape(
-        int(prefix), rows, width, round_up(int(targets[held].max(initial=0)), 16))
-      if held.any() and shape.cost < whole.cost:
-        found[shape] = held
-  return found
+        int(prefix), rows, width, round_up(int(targets[fits].max(initial=0)), 16))
+      if fits.any() and shape.cost < whole.cost:
+        candidates[shape] = fits
+  return candidates
 
 
 def _rows(step: Sequence[TokenExample], width: int) -> int:
-  """Rows of that width that a step needs, none of its examples longer."""
+  """The number of rows of `width` tokens that a step needs; none of its examples is longer."""
   return len(fit_rows([len(example.tokens) for example in step], width))
 
 
 def _targets(step: Sequence[TokenExample], loss_on: str) -> int:
+  """The number of supervised targets of a step."""
   return sum(supervised(example, loss_on) for example in step)
 
 
 def first_shape(
   step: Sequence[TokenExample], prefix: int, shapes: Sequence[RowShape], loss_on: str
 ) -> RowShape:
-  """The first of `shapes` that holds the step, or the last, which has to."""
+  """The first of `shapes` that holds a step, or the last one, which holds every step.
+
+  Args:
+    step: its examples.
+    prefix: the instruction's tokens without its last.
+    shapes: the cheapest first.
+    loss_on: 'completion' or 'all'.
+  """
   longest = max(len(example.tokens) for example in step)
   targets = _targets(step, loss_on)
   for shape in shapes[:-1]:
@@ -208,7 +231,7 @@ def first_shape(
 
 
 def bucket(shape: RowShape, batch: Batch) -> Batch:
-  """The part of a step that begins its arrays; numpy's or traced."""
+  """The first rows, tokens and targets of a step, as many as `shape` has; numpy's or traced."""
   prefix, rows, width, targets = shape
   return Batch(
     prefix=batch.prefix[:prefix], prefix_targets=batch.prefix_targets[:prefix],
@@ -218,8 +241,8 @@ def bucket(shape: RowShape, batch: Batch) -> Batch:
     targets=batch.targets[:targets], target_weight=batch.target_weight[:targets])
 
 
-def in_corner(shape: RowShape, batch: Batch):
-  """bool[]: nothing of a step is outside of that bucket; numpy's or traced."""
+def in_bucket(shape: RowShape, batch: Batch):
+  """Whether a bucket of this shape holds all of a step, bool[]; numpy's or traced."""
   prefix, rows, width, targets = shape
   outside = (
     batch.prefix[prefix:] >= 0, batch.segments[rows:] > 0, batch.segments[:, width:] > 0,
@@ -231,9 +254,14 @@ def pack(
   instruction: np.ndarray, examples: Sequence[TokenExample], shape: RowShape, loss_on: str,
   width: int | None = None,
 ) -> Batch:
-  """One step. `instruction` is i32[P + 1]; its last token opens every example.
+  """The arrays of one step: the instruction once, and the examples packed into rows [R, N].
 
-  `width`: so much of a row is used, None = all of it.
+  Args:
+    instruction: i32[P + 1]; its last token opens every example.
+    examples: of the step.
+    shape: of the arrays.
+    loss_on: 'completion' or 'all'.
+    width: tokens of a row that are used; None = all of them.
   """
   length = len(instruction) - 1
   prefix = np.full(shape.prefix, -1, np.int32)
@@ -271,10 +299,10 @@ def pack(
 
 
 def blank(shape: RowShape, loss_on: str) -> Batch:
-  """A step without examples: weight zero everywhere."""
+  """The arrays of a step without examples: weight zero everywhere."""
   return pack(np.zeros(1, np.int32), (), shape, loss_on)
 
 
 def stack(batches: Sequence):
-  """Stacks equal-shaped batches (of one NamedTuple) on a new leading axis."""
+  """Stacks batches (of one NamedTuple, with equal shapes) on a new leading axis."""
   return type(batches[0])(*(np.stack(parts) for parts in zip(*batches, strict=True)))

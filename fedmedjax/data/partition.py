@@ -1,9 +1,9 @@
 """Pooled notes dealt out to sites of our own making, for studies of heterogeneity.
 
-Every partitioner maps training notes to sites: (notes, number of sites, strength, rng) ->
-i[number of notes] site of each note. None leaves a site empty (nor without any entity, see
-`each_with_entities`); all are functions of the rng's seed.
-Sites share the test notes of the pool, so that runs with unlike partitions are scored alike.
+A partitioner maps (notes, types, number of sites, strength, rng) to i[D], the site of each of D
+notes. None leaves a site empty (nor without any entity, see `each_with_entities`); all are
+functions of the rng's seed. Sites share the test notes of the pool, so that runs with unlike
+partitions are scored alike. Letters: S sites, D notes, T entity types.
 """
 
 from collections import Counter
@@ -21,14 +21,13 @@ _STYLE_WORDS = 60
 
 
 def type_counts(notes: Sequence[Document], types: Sequence[str]) -> np.ndarray:
-  """i[number of notes, T] entities of each type."""
-  return np.asarray(
-    [[sum(span.type == name for span in note.spans) for name in types] for note in notes]
-  ).reshape(len(notes), len(types))
+  """The number of entities of each type in each note, i[D, T]."""
+  counts = [[sum(span.type == name for span in note.spans) for name in types] for note in notes]
+  return np.asarray(counts).reshape(len(notes), len(types))
 
 
 def iid(notes, types, sites, strength, rng) -> np.ndarray:
-  """Alike: notes stratified by their most frequent entity type are dealt out one by one."""
+  """Sites alike: notes stratified by their most frequent entity type are dealt out in turn."""
   del strength
   stratum = type_counts(notes, types).argmax(1)
   order = np.lexsort((rng.random(len(notes)), stratum))
@@ -63,7 +62,7 @@ def by_types(notes, types, sites, strength, rng) -> np.ndarray:
 def by_quantity(notes, types, sites, strength, rng) -> np.ndarray:
   """Sizes by a power law: site k = 1..S holds a share proportional to k^-strength of the notes.
 
-  Which site has which size is drawn, and so are its notes. Everyone has at least one.
+  Which site has which size is drawn, and so are its notes. Every site has at least one.
   """
   del types
   shares = np.arange(1, sites + 1, dtype=float) ** -strength
@@ -75,7 +74,7 @@ def by_quantity(notes, types, sites, strength, rng) -> np.ndarray:
 
 
 def by_style(notes, types, sites, strength, rng) -> np.ndarray:
-  """Sites of one style each: clusters of notes, by k-means on what marks a style.
+  """Sites of one style each: clusters of notes, by k-means on features of style.
 
   Features: frequencies of the pool's most frequent words, shares of capitals, digits and
   punctuation, mean length of lines and words; each to unit variance. Clusters are of unlike
@@ -93,8 +92,9 @@ def by_style(notes, types, sites, strength, rng) -> np.ndarray:
 
 
 def _style_features(notes: Sequence[Document]) -> np.ndarray:
+  """Features of each note's style, f64[D, features], of unit variance; see `by_style`."""
   words = [note.text.lower().split() for note in notes]
-  frequent = [word for word, _ in Counter(w for one in words for w in one).most_common(
+  frequent = [word for word, _ in Counter(w for own in words for w in own).most_common(
     _STYLE_WORDS)]
 
   def features(text: str, tokens: list[str]) -> list[float]:
@@ -104,11 +104,12 @@ def _style_features(notes: Sequence[Document]) -> np.ndarray:
     return [counts[word] / size for word in frequent] + [
       *shares, len(text) / (text.count('\n') + 1), len(text) / size]
 
-  found = np.asarray([features(note.text, one) for note, one in zip(notes, words, strict=True)])
-  return (found - found.mean(0)) / np.maximum(found.std(0), 1e-9)
+  raw = np.asarray([features(note.text, own) for note, own in zip(notes, words, strict=True)])
+  return (raw - raw.mean(0)) / np.maximum(raw.std(0), 1e-9)
 
 
 def _none_empty(dealt: np.ndarray, sites: int) -> np.ndarray:
+  """The deal i[D], with half of the largest site's notes given to each empty one."""
   dealt = dealt.copy()
   for site in range(sites):
     if not (dealt == site).any():
@@ -120,18 +121,21 @@ def _none_empty(dealt: np.ndarray, sites: int) -> np.ndarray:
 def each_with_entities(
   dealt: np.ndarray, holds: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-  """The deal with the fewest swaps after which every site has a note with an entity to learn.
+  """The deal after the fewest swaps that give every site a note with an entity to learn.
 
-  Small strengths and many sites leave some with sentences only in which there is nothing: they
-  would teach to mark nothing. A swap keeps the sizes, and takes no site's last such note.
+  Small strengths and many sites leave some sites without any entity: they would teach to mark
+  nothing. A swap keeps the sizes, and takes no site's last note with an entity.
 
   Args:
-    dealt: i[number of notes], site of each note.
-    holds: bool[sites, number of notes], whether a note holds an entity of a type that a site
-      annotates.
+    dealt: i[D], site of each note.
+    holds: bool[S, D], whether a note holds an entity of a type that a site annotates.
+    rng: draws the swapped notes.
+
+  Returns:
+    i[D].
 
   Raises:
-    InputError: too few notes hold one.
+    InputError: too few notes hold an entity.
   """
   dealt = dealt.copy()
   for site, useful in enumerate(holds):
@@ -151,7 +155,7 @@ def each_with_entities(
 def annotated_types(
   types: Sequence[str], sites: int, strength: float, rng: np.random.Generator
 ) -> list[tuple[str, ...]]:
-  """Which types each site annotates: each is left out with chance `strength` in [0, 1].
+  """The types that each site annotates; each is left out with probability `strength`, 0 to 1.
 
   Every site annotates one type at least, and every type is annotated somewhere.
   """
@@ -164,7 +168,7 @@ def annotated_types(
 
 
 def _restricted(note: Document, types: Sequence[str]) -> Document:
-  """The note as a site that annotates only `types` has it: no other entity, nor its modifiers."""
+  """The note with entities of `types` and their modifiers only, as a site of these types has it."""
   heads = {i for i, span in enumerate(note.spans) if span.type in types}
   relations = [r for r in note.relations if r.head in heads]
   kept = sorted(heads | {r.tail for r in relations})
@@ -182,9 +186,13 @@ def annotating(corpus: SiteCorpus, types: Sequence[str]) -> SiteCorpus:
 
 
 def mislabelled(note: Document, called: Mapping[str, str]) -> Document:
-  """The note as a site has it whose types are mixed up: {an entity's type: what it is called}.
+  """The note as a site has it that mixes up types.
 
-  Modifiers go, since their pairs with the wrong entity would be invalid.
+  Modifiers are dropped, since their pairs with the wrong entity would be invalid.
+
+  Args:
+    note: with the right types.
+    called: {an entity's type: the type that the site calls it}; other entities are dropped.
   """
   return note._replace(
     spans=tuple(
@@ -193,29 +201,30 @@ def mislabelled(note: Document, called: Mapping[str, str]) -> Document:
 
 
 def sentences_of(note: Document) -> list[Document]:
-  """Its sentences as notes of their own, '#' and the place of the first character in their names.
+  """The sentences of a note as notes of their own, named NAME#START by their first character.
 
   Entities that cross a sentence's end, and relations between two sentences, are left out.
   """
-  found = []
+  sentences = []
   for start, end in split_sentences(note.text):
     inside = [i for i, span in enumerate(note.spans) if start <= span.start and span.end <= end]
     place = {old: new for new, old in enumerate(inside)}
-    found.append(Document(
+    sentences.append(Document(
       f'{note.name}#{start}', note.text[start:end],
       tuple(note.spans[i]._replace(
         start=note.spans[i].start - start, end=note.spans[i].end - start) for i in inside),
       tuple(r._replace(head=place[r.head], tail=place[r.tail]) for r in note.relations
             if r.head in place and r.tail in place)))
-  return found
+  return sentences
 
 
-# config.data.partition.unit -> what a note is cut into before it is dealt out.
+# Value of config.data.partition.unit -> the function that cuts a note before it is dealt out.
 UNITS: dict[str, Callable] = {'note': lambda note: [note], 'sentence': sentences_of}
-# config.data.partition.kind -> partitioner of notes; 'labels' deals alike and hides types.
+# Value of config.data.partition.kind -> partitioner of notes; 'labels' deals as 'iid' does and
+# hides types.
 KINDS: dict[str, Callable] = {
   'iid': iid, 'types': by_types, 'quantity': by_quantity, 'style': by_style, 'labels': iid}
-# A share, where `strength` is one.
+# Kinds whose `strength` is a share, 0 to 1.
 SHARES = ('style', 'labels')
 
 
@@ -239,8 +248,8 @@ def partition(
     sites: S.
     strength: of the skew, see the partitioners.
     corrupted: share of the sites, rounded, that call each entity by the pool's next type, see
-      `mislabelled`; of these a site has what it then calls by a type that it annotates.
-    seed: of everything drawn.
+      `mislabelled`; of the renamed entities such a site keeps those of types that it annotates.
+    seed: of all draws.
     deal: a partitioner in place of that of `kind`; what it deals is checked.
 
   Raises:
@@ -281,7 +290,7 @@ def partition(
       f'part_{site + 1:0{digits}}', asked[site], tuple(own), (), {
         'documents': len(own), 'corrupted': int(site in broken),
         'entities': sum(span.type in types for note in own for span in note.spans)},
-      # What is mixed up has lost its modifiers: that none is there would be wrong.
+      # Mixed-up notes have lost their modifiers: asking for them would teach that there are none.
       {} if site in broken else modifiers, sources[0].definitions))
   counts = np.stack([type_counts(part.train, types).sum(0) for part in parts])
   whole, cut = (

@@ -2,8 +2,8 @@
 
 One example is a (sentence, main entity) pair. The input marks the main entity only, the target
 marks only its modifiers; a main entity without modifiers has the plain sentence, or an empty list,
-as target. `tasks.py` asks, in the terms of both tasks. Provenance of the task, its 16 types and 22
-valid pairs: METHOD section 5.
+as target. The prompts of both tasks are in `tasks.py`. Provenance of the task, its 16 types and 22
+valid pairs: docs/methods.md.
 """
 
 from bisect import bisect_right
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from fedmedjax.data.sentences import flat, split_sentences, trimmed
 from fedmedjax.types import MODIFIER_TYPES, Document, Example, SiteCorpus, Span
 
-# Per type: an example, and a definition, short as in `data/tasks.py`.
+# Per type: an example, and a definition, short as in `tasks.py`.
 GUIDE = {
   'severity': ('severe', 'how bad a problem is'),
   'condition': ('on exertion', 'the circumstance in which a problem shows'),
@@ -35,14 +35,17 @@ GUIDE = {
 
 
 def annotated(corpus: SiteCorpus) -> dict[str, tuple[str, ...]]:
-  """{entity type: its modifier types} that a site annotated, of the 22 valid pairs; entity types
-  without any are left out. See `SiteCorpus.modifiers`."""
+  """{entity type: its modifier types} that a site annotated, of the 22 valid pairs.
+
+  Entity types without any are left out. See `SiteCorpus.modifiers`.
+  """
   pairs = corpus.modifiers
   if pairs is None:
-    found = {
+    occurring = {
       (note.spans[link.head].type, link.type)
       for note in (*corpus.train, *corpus.test) for link in note.relations}
-    pairs = {main: tuple(kind for head, kind in found if head == main) for main, _ in found}
+    pairs = {
+      main: tuple(kind for head, kind in occurring if head == main) for main, _ in occurring}
   valid = {
     main: tuple(kind for kind in kinds if kind in pairs.get(main, ()))
     for main, kinds in MODIFIER_TYPES.items() if main in corpus.types}
@@ -65,7 +68,8 @@ def relation_examples(
 
   Args:
     document: the note; a relation's head is the main entity, its tail the modifier.
-    asked: {entity type: modifier types} whose annotation counts; other entities are no mains.
+    asked: {entity type: modifier types} that the site is asked for; entities of other types are no
+      main entities.
 
   Returns:
     The examples, `entities` being the modifiers, and counts: mains, modifiers (kept), and
@@ -88,7 +92,7 @@ def relation_examples(
       return None
     return number, Span(start - starts[number], end - starts[number], span.type)
 
-  found, counts = [], Counter()
+  examples, counts = [], Counter()
   for index, span in enumerate(document.spans):
     if span.type not in asked:
       continue
@@ -111,6 +115,6 @@ def relation_examples(
     kept = flat(list(dict.fromkeys(modifiers)))
     counts.update(mains=1, modifiers=len(kept), nested=len(modifiers) - len(kept))
     start, end = sentences[number]
-    found.append(Example(document.name, start, text[start:end], tuple(kept), span))
-  found.sort(key=lambda example: (example.start, example.main))
-  return found, counts
+    examples.append(Example(document.name, start, text[start:end], tuple(kept), span))
+  examples.sort(key=lambda example: (example.start, example.main))
+  return examples, counts

@@ -1,4 +1,4 @@
-"""What every site trains on in every round, and the server's validation set: numpy arrays.
+"""The training steps of every site in every round, and the server's validation set, in numpy.
 
 A step holds examples of one site and one task, since it has one instruction; the arrays of all
 steps of all sites and tasks have one shape, so that a round is one program. All of it is a function
@@ -26,13 +26,13 @@ class Step(NamedTuple):
 
 
 class ShapeBucket(NamedTuple):
-  """A part of a step's arrays that may be computed for the whole, where it holds all of the step.
+  """A smaller shape of a step's arrays, computed instead of the whole for steps that fit into it.
 
-  Both are of the arrays of one step, numpy's or traced.
+  Both functions take the arrays of one step, numpy's or traced.
   """
 
-  cut: Callable    # (arrays) -> the part, of a shape of its own
-  holds: Callable  # (arrays) -> bool[]
+  cut: Callable    # (arrays) -> their first rows, tokens and targets, in the smaller shape
+  holds: Callable  # (arrays) -> bool[]: whether nothing of the step is left out by `cut`
 
 
 class Layout(NamedTuple):
@@ -43,33 +43,33 @@ class Layout(NamedTuple):
   shape_buckets: tuple[ShapeBucket, ...] = ()  # that some steps are packed into, the cheapest first
 
 
-# plan[round][participant] lists its steps.
+# plan[round][participant] are the steps of a participant in a round.
 Plan = tuple[tuple[tuple[Step, ...], ...], ...]
 
 
 class Schedule(NamedTuple):
-  """Everything the rounds are fed with."""
+  """The steps of all rounds, and how they become arrays."""
 
   sites: tuple[SiteData, ...]
   plan: Plan
-  weights: np.ndarray  # f32[S] n_k
+  weights: np.ndarray  # f32[S], the sizes n_k of the sites
   layout: Layout
   batch_size: int
 
   @property
   def most_steps(self) -> int:
-    """K: so many of any participant in any round."""
-    return max(len(one) for steps in self.plan for one in steps)
+    """K, the largest number of steps of any participant in any round."""
+    return max(len(own) for steps in self.plan for own in steps)
 
   @property
   def steps_taken(self) -> list[np.ndarray]:
-    """i[C] of each round with any: the steps of the participants that have some."""
-    counts = [[len(one) for one in steps if one] for steps in self.plan]
-    return [np.asarray(one) for one in counts if one]
+    """Numbers of steps i[C] of the participants that have some, of each round that has any."""
+    counts = [[len(own) for own in steps if own] for steps in self.plan]
+    return [np.asarray(numbers) for numbers in counts if numbers]
 
 
 def _step_examples(sites: Sequence[SiteData], step: Step) -> tuple[TaskData, list]:
-  """What a step is about, and its examples."""
+  """The task and the examples of a step."""
   part = sites[step.site].tasks[step.task]
   return part, [part.train[i] for i in step.members]
 
@@ -100,7 +100,7 @@ def plan_rounds(
   cohorts: Sequence[Sequence[int]] | None = None,
   shares: Mapping[str, float] | None = None,
 ) -> tuple[Plan, np.ndarray]:
-  """(which examples every step of every round holds, f32[S] or pooled f32[1] n_k).
+  """Plans the examples of every step of every round -> (plan, n_k f32[S], or f32[1] when pooled).
 
   A site takes `local_steps` steps a round or, when that is 0, ceil(n / batch_size) *
   local_epochs, added up over its tasks. Pooled, one participant takes the very steps that the
@@ -108,10 +108,16 @@ def plan_rounds(
   federation.
 
   Args:
+    sites: S of them.
     sizes: f32[S] n_k, of `site_sizes`.
+    rounds: number of rounds.
+    local_steps, local_epochs: steps of a site in a round, see above.
+    batch_size: most examples of a step.
+    seed: of the orders of examples and tasks.
+    pooled: whether one participant takes the steps of all sites.
     cohorts: the sites of each round, the others take no step; None = all of them in every round.
-    shares: of a site's steps, by task, relative to those of its other tasks; None = as many as
-      the task has in an epoch, so that every example comes as often as any other.
+    shares: {task: its share of a site's steps}, relative to the site's other tasks; None = as many
+      as the task has in an epoch, so that every example comes as often as any other.
 
   Raises:
     InputError: no site is in any cohort.
@@ -128,11 +134,11 @@ def plan_rounds(
       steps.append(
         _site_round(site, index, number, count, wanted, batch_size, seed) if taken else ())
     if pooled:
-      together = [step for one in steps for step in one]
+      together = [step for own in steps for step in own]
       order = np.random.default_rng((seed, number)).permutation(len(together))
       steps = [tuple(together[i] for i in order)]
     plan.append(tuple(steps))
-  if not any(one for steps in plan for one in steps):
+  if not any(own for steps in plan for own in steps):
     raise InputError(
       f'config.fed.cohort_size: no site is drawn in {rounds} rounds; raise it or take another seed')
   return tuple(plan), sizes.sum(keepdims=True) if pooled else sizes
@@ -145,8 +151,9 @@ def _site_round(
   """The `count` steps of a site in round `number`, of its tasks in the proportion `wanted`.
 
   Each task's steps go on where the last round stopped. The proportion holds within one step after
-  every round, since what is rounded is the number of steps so far. The order of the tasks is a
-  function of (seed, round, site), so that a site that stops early has taken some of each.
+  every round, since the number of steps so far is rounded and not that of the round. The order of
+  the tasks is a function of (seed, round, site), so that a site that stops early has taken some of
+  each.
   """
   upto = np.concatenate([[0.0], np.cumsum(wanted)]) / sum(wanted)
   first, end = (
@@ -162,12 +169,12 @@ def _site_round(
 
 
 def _training_steps(sites: Sequence[SiteData], plan: Plan) -> list[tuple[TaskData, list]]:
-  """What every step is about, and its examples."""
-  return [_step_examples(sites, step) for steps in plan for one in steps for step in one]
+  """The task and the examples of every step."""
+  return [_step_examples(sites, step) for steps in plan for own in steps for step in own]
 
 
 def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[list]:
-  """The examples of every step, of training and of validation: what one shape must hold."""
+  """The examples of every step, of training and of validation, all of which one shape must hold."""
   return [examples for _, examples in _training_steps(sites, plan)] + [
     examples for site in sites for part in site.tasks
     for examples in _validation_steps(part, batch_size)]
@@ -180,10 +187,11 @@ def make_schedule(
   """Plans all steps of all rounds of a language model, and the shapes they are packed in.
 
   Args:
+    sites, batch_size: see `plan_rounds`.
     sizes: f32[S] n_k, of `site_sizes`.
     loss_on: 'completion' or 'all'.
-    shapes: of training steps at most, see `pack.smaller_shapes`.
-    The others: see `plan_rounds`.
+    shapes: the most shapes of training steps, see `pack.smaller_shapes`.
+    plan: see `plan_rounds`.
   """
   sites = tuple(sites)
   steps, weights = plan_rounds(sites, sizes, batch_size=batch_size, **plan)
@@ -198,7 +206,14 @@ def make_schedule(
 def rows_layout(
   whole: pack.RowShape, loss_on: str, smaller: Sequence[pack.RowShape] = ()
 ) -> Layout:
-  """Rows of one shape, steps in the first bucket of a shape of `smaller` that holds them."""
+  """A layout of rows [R, N] of one shape, with buckets of smaller shapes.
+
+  Args:
+    whole: the shape of all steps' arrays.
+    loss_on: 'completion' or 'all'.
+    smaller: shapes of the buckets, the cheapest first; a step is packed so that it fits the first
+      of them that can hold it.
+  """
 
   def packed(part: TaskData, examples: Sequence) -> Batch:
     shape = pack.first_shape(
@@ -206,11 +221,14 @@ def rows_layout(
     return pack.pack(part.instruction, examples, whole, loss_on, shape.width)
 
   return Layout(packed, pack.blank(whole, loss_on), tuple(
-    ShapeBucket(partial(pack.bucket, shape), partial(pack.in_corner, shape)) for shape in smaller))
+    ShapeBucket(partial(pack.bucket, shape), partial(pack.in_bucket, shape)) for shape in smaller))
 
 
 def _validation_steps(part: TaskData, batch_size: int) -> list[list]:
-  """Like training steps, stratified by length, so that they fit the same shape."""
+  """The steps of a task's validation examples, stratified by length as training steps are.
+
+  So they fit the same shape.
+  """
   if not part.validation:
     return []
   lengths = np.asarray([len(example.tokens) for example in part.validation])
@@ -222,7 +240,7 @@ def _validation_steps(part: TaskData, batch_size: int) -> list[list]:
 
 
 def _taken(schedule: Schedule, number: int, cohort, steps) -> list[tuple[Step, ...]]:
-  """The steps of each participant of the cohort, the first `steps` of those planned."""
+  """The steps that each participant of the cohort takes: the first `steps` of those planned."""
   plan = schedule.plan[number]
   if cohort is None:
     return list(plan)
@@ -235,27 +253,32 @@ def round_arrays(
   cohort: Sequence[int] | None = None,
   steps: Sequence[int] | None = None,
 ) -> tuple[Any, np.ndarray]:
-  """(batches [C, K, ...], step_mask bool[C, K]) of round `number`, K = schedule.most_steps.
+  """The arrays of one round: (batches [C, K, ...], step_mask bool[C, K]), K = schedule.most_steps.
 
   Args:
-    cohort: i[C] participants; None = all of them with all their steps.
-    steps: i[C] how many steps each takes; the others are padding.
+    schedule: of the run.
+    number: of the round, from 0.
+    cohort: i[C], the participants; None = all of them with all their steps.
+    steps: i[C], how many steps each takes; the others are padding.
   """
   longest, layout = schedule.most_steps, schedule.layout
   taken = _taken(schedule, number, cohort, steps)
 
   batches = pack.stack([
     pack.stack(
-      [layout.pack(*_step_examples(schedule.sites, step)) for step in one]
-      + [layout.blank] * (longest - len(one)))
-    for one in taken
+      [layout.pack(*_step_examples(schedule.sites, step)) for step in own]
+      + [layout.blank] * (longest - len(own)))
+    for own in taken
   ])
-  mask = np.asarray([[k < len(one) for k in range(longest)] for one in taken])
+  mask = np.asarray([[k < len(own) for k in range(longest)] for own in taken])
   return batches, mask
 
 
 def validation_arrays(schedule: Schedule) -> tuple[Any, np.ndarray] | None:
-  """(batches [Q, ...], group f32[Q, G]) of V, a group per site and task; None when V is empty."""
+  """The arrays of the validation set V: (batches [Q, ...], group f32[Q, G]); None when it is empty.
+
+  Q steps, each of one of G groups, a group for every site and task.
+  """
   batches, groups = [], []
   for site in schedule.sites:
     for part in site.tasks:
@@ -275,10 +298,13 @@ def round_work(
   cohort: Sequence[int] | None = None,
   steps: Sequence[int] | None = None,
 ) -> tuple[int, int]:
-  """(examples trained on, their tokens with the instruction once a step), see `round_arrays`."""
+  """(number of examples trained on, number of their tokens) of a round; see `round_arrays`.
+
+  The instruction's tokens count once a step.
+  """
   examples, tokens = 0, 0
-  for one in _taken(schedule, number, cohort, steps):
-    for step in one:
+  for own in _taken(schedule, number, cohort, steps):
+    for step in own:
       part, members = _step_examples(schedule.sites, step)
       examples += len(members)
       tokens += len(part.instruction) - 1

@@ -1,9 +1,10 @@
 """Sentences of clinical notes, by rules that look at the text only.
 
 A line break ends a sentence, because notes are made of headings and lists, unless the line was
-wrapped. Within a line, a mark followed by white space ends one unless what stands around it says
-otherwise; when in doubt the text stays whole, because a long example costs time and a cut entity
-costs the entity. Every test looks at a bounded stretch of text, so time is linear.
+wrapped. Within a line, a mark such as a full stop followed by white space ends a sentence unless
+the words around it say otherwise; when in doubt the text stays whole, because a long example costs
+time and a cut entity costs the entity. Every test looks at a bounded stretch of text, so time is
+linear.
 """
 
 import re
@@ -25,11 +26,11 @@ _BRACKET = re.compile(r'[(\[{)\]}]')
 _OPENER = {')': '(', ']': '[', '}': '{'}
 _BULLETS = frozenset('-–—*•·▪●○◦‣■□')
 
-# Abbreviations that something always follows, whatever its case.
+# Abbreviations that never end a sentence, whatever the case of the word that follows.
 _NEVER_LAST = frozenset(
   'dr drs mr mrs ms prof st mt vs e.g eg i.e ie viz cf ca approx esp incl excl fig figs'.split()
 )
-# Abbreviations that go on when a number follows.
+# Abbreviations that do not end a sentence when a number follows.
 _BEFORE_NUMBER = frozenset(
   'al no nos n nr vol pp p ver ch sec tab eq ref refs sp spp ser '
   'jan feb mar apr jun jul aug sep sept oct nov dec'.split()
@@ -42,12 +43,12 @@ _LOOKS_LIKE_WORD = frozenset(
 _LOOK_BEHIND = 24  # characters: longer than any abbreviation
 _LONGEST_BRACKET = 400  # characters: a longer pair is a slip, or a paragraph of its own
 _WIDEST_WRAP = 100  # columns: a document with longer lines was not wrapped
-_NARROWEST_WRAP = 50  # columns: one with only shorter lines is a list
-_FEWEST_WRAPPED = 5  # lines about as long as the longest: one with fewer is a list, too
+_NARROWEST_WRAP = 50  # columns: a document with only shorter lines is a list
+_FEWEST_WRAPPED = 5  # lines about as long as the longest: a document with fewer is a list, too
 
 
 def split_sentences(text: str) -> list[tuple[int, int]]:
-  """Ranges of the sentences, in order, without white space at either end.
+  """Character ranges [start, end) of the sentences, in order, without white space at either end.
 
   Every character that is not white space belongs to exactly one of them.
   """
@@ -99,7 +100,7 @@ def sentence_examples(
 
 
 def flat(spans: Sequence[Span]) -> list[Span]:
-  """The spans without overlap, the longest first kept; sorted."""
+  """The spans without those that overlap a longer one, or an equally long one before; sorted."""
   kept = []
   for span in sorted(spans, key=lambda s: (s.start - s.end, s.start)):
     # Kept spans do not overlap, so only the last one that begins before this one ends can touch.
@@ -110,7 +111,7 @@ def flat(spans: Sequence[Span]) -> list[Span]:
 
 
 def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-  """The range without the white space at its edges."""
+  """The range [start, end) of a text without the white space at its edges."""
   while start < end and text[start].isspace():
     start += 1
   while start < end and text[end - 1].isspace():

@@ -14,28 +14,29 @@ from fedmedjax.data.tasks import Ask, ask
 from fedmedjax.data.tokenize import TokenExample, encode_examples, encode_instruction
 from fedmedjax.types import Document, Example, InputError, SiteCorpus
 
-# METHOD section 3: V is held out by note with seed 42, whatever the seed of the run.
+# The validation set V is held out by note with this seed, whatever the seed of the run
+# (docs/methods.md).
 SPLIT_SEED = 42
 
 
 class TaskData(NamedTuple):
-  """A site's notes as examples of one task, tokenised. `instruction` is i32[P + 1].
+  """A site's notes as examples of one task, tokenised.
 
   Token sequences are TokenExamples for a language model; for a BERT they are LabelExamples, a
   tuple of them for each test example, and the instruction is without tokens (P = 0).
   """
 
   ask: Ask
-  instruction: np.ndarray
+  instruction: np.ndarray  # i32[P + 1]
   train: tuple[TokenExample | LabelExample, ...]
   validation: tuple[TokenExample | LabelExample, ...]
   test: tuple[Example, ...]
-  test_tokens: tuple
-  solved: tuple[Example, ...] = ()  # what `train` was made from, too long ones included
+  test_tokens: tuple       # the token sequences of `test`
+  solved: tuple[Example, ...] = ()  # the examples behind `train`, also those too long for training
 
 
 class SiteData(NamedTuple):
-  """What a site trains and is scored on, task by task: only those it annotates."""
+  """The examples of a site, task by task; tasks that it did not annotate are left out."""
 
   name: str
   types: tuple[str, ...]
@@ -54,17 +55,13 @@ class SiteData(NamedTuple):
 
 
 class Form(NamedTuple):
-  """How a site's notes become examples and token sequences of one task.
-
-  encode(examples) -> (what training holds, counts), encode_test(examples) -> one entry each
-  limit: the key that bounds a sequence, with its value, for error messages.
-  """
+  """How a site's notes become examples and token sequences of one task."""
 
   ask: Ask
-  instruction: np.ndarray
-  encode: Callable
-  encode_test: Callable
-  limit: str
+  instruction: np.ndarray  # i32[P + 1]
+  encode: Callable         # (examples) -> (token sequences to train on, counts)
+  encode_test: Callable    # (examples) -> one entry of `TaskData.test_tokens` for each
+  limit: str               # the key that bounds a sequence, with its value, for error messages
 
 
 def encode_site(
@@ -76,7 +73,7 @@ def encode_site(
   style: str = 'markup',
   **split,
 ) -> SiteData:
-  """A site for a language model: drops what is longer than `max_length` tokens from training.
+  """A site for a language model; examples longer than `max_length` tokens are not trained on.
 
   Args:
     corpus: the site's notes.
@@ -90,8 +87,8 @@ def encode_site(
     instruction = encode_instruction(tokenizer, asked.instruction)
     encode = partial(encode_examples, tokenizer, instruction, asked.render)
 
-    def fitting(found: list[Example]):
-      encoded = encode(found)
+    def fitting(examples: list[Example]):
+      encoded = encode(examples)
       kept = [example for example in encoded if len(example.tokens) <= max_length]
       return kept, {'too_long': len(encoded) - len(kept)}
 
@@ -113,15 +110,15 @@ def read_site(
   trains: bool = True,
   tests: bool = True,
 ) -> SiteData:
-  """Splits notes into examples, holds out V by note, and encodes.
+  """Splits notes into examples, holds out the validation set V by note, and encodes them.
 
   Args:
     corpus: the site's notes.
-    forms: one a task; those of which its notes hold nothing are left out.
+    forms: one a task; tasks of which the notes hold no annotation are left out.
     max_train_notes: the first notes used for training; 0 = all.
     max_train_sentences: sentences trained on, at random among those of the notes not held out, with
-      all examples in them; fewer are a subset of more. 0 = all.
-    seed: of that draw: which few sentences a site has is chance, unlike what it is tested on.
+      all examples in them; a smaller number draws a subset of a larger one's. 0 = all.
+    seed: of that draw; the choice of test sentences does not depend on it.
     validation_share: share of the training notes held out for V, the same for all tasks.
     validation_examples: most examples of V of each task, at random among the held-out notes'.
     max_test: test sentences used, at random among all of them, with all examples in them; 0 = all.
@@ -169,7 +166,7 @@ def read_site(
 
 
 class _Split(NamedTuple):
-  """A site's notes by use, and which of their sentences (note, start) are used; None = all."""
+  """A site's notes by use, and the sentences (note, start) of them that are used; None = all."""
 
   train: Sequence[Document]
   validation: Sequence[Document]
@@ -181,15 +178,23 @@ class _Split(NamedTuple):
 def drawn_sentences(
   name: str, notes: Sequence[Document], number: int, seed: int
 ) -> set[tuple[str, int]] | None:
-  """The sentences (note, start) of `notes` that site `name` trains on, `number` or as many as there
-  are; None = all. Fewer are a subset of more; another seed draws others."""
+  """The sentences (note, start) of `notes` that a site trains on; None = all.
+
+  A smaller number draws a subset of a larger one's; another seed draws others.
+
+  Args:
+    name: of the site.
+    notes: training notes that are not held out.
+    number: how many sentences, or as many as there are; 0 = all.
+    seed: of the draw.
+  """
   return _drawn(notes, number, (seed, zlib.crc32(name.encode()), 1))
 
 
 def _drawn(
   notes: Sequence[Document], number: int, seed: tuple[int, ...]
 ) -> set[tuple[str, int]] | None:
-  """So many sentences (note, start), all equally likely; the first ones come with more, too."""
+  """`number` random sentences (note, start) of the notes; a larger number draws them, too."""
   if not number:
     return None
   places = [(note.name, start) for note in notes for start, _ in split_sentences(note.text)]
@@ -200,19 +205,19 @@ def _drawn(
 def _read_task(
   form: Form, split: _Split, validation_examples: int, rng: np.random.Generator, report: Counter
 ) -> TaskData:
-  """One task of a site; adds to `report` what was found, kept and dropped."""
+  """One task of a site; adds counts of examples found, kept and dropped to `report`."""
 
   def examples(documents: Sequence[Document], wanted: set | None = None) -> list[Example]:
     out = []
     for document in documents:
-      found, counts = form.ask.find(document)
-      out += [e for e in found if wanted is None or (e.document, e.start) in wanted]
+      in_document, counts = form.ask.find(document)
+      out += [e for e in in_document if wanted is None or (e.document, e.start) in wanted]
       # The corpus's own counts are over all its notes, these over the ones read here.
       report.update({f'used_{key}': value for key, value in counts.items()})
     return out
 
-  def encoded(found: list[Example]) -> list:
-    kept, counts = form.encode(found)
+  def encoded(some: list[Example]) -> list:
+    kept, counts = form.encode(some)
     report.update(counts)
     return kept
 
@@ -226,8 +231,10 @@ def _read_task(
 
 
 def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[Form]:
-  """The tasks of which a site's notes hold anything: without, its words would be taught, or
-  scored, as if they were known to be outside of everything."""
+  """The tasks of which a site's notes hold an annotation.
+
+  Without one, all words would be taught, or scored, as if they were known to be no entity.
+  """
   notes = corpus.train if trains else corpus.test
   owned = [
     form for form in forms if form.ask.types
@@ -243,8 +250,11 @@ def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[
 
 
 def _trainable(forms: Sequence[Form], notes: Sequence[Document]) -> Sequence[Form]:
-  """The tasks of which notes that were dealt out give an example: they may lack all main entities
-  though others of the pool have them. All of `forms` where there is none, for the error."""
+  """The tasks of which notes that were dealt out of a pool have an example.
+
+  They may lack all main entities though others of the pool have them. All of `forms` where no task
+  has an example, so that the caller's error names them.
+  """
   return [form for form in forms if form.ask.types and any(
     form.ask.find(note)[0] for note in notes)] or forms
 

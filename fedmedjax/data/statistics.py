@@ -1,4 +1,4 @@
-"""What a site's notes are like, in numbers: size, lengths, what is annotated; and how sites differ.
+"""Statistics of a site's notes: sizes, lengths, annotated types; and divergences between sites.
 
 Words are runs of letters and digits, and single signs: no tokenizer, so that the numbers are those
 of the notes and not of a model.
@@ -19,7 +19,7 @@ _WORD = re.compile(r'\w+|[^\w\s]')
 
 
 class SiteStatistics(NamedTuple):
-  """One site, training and test notes together. N sentences, D notes."""
+  """Statistics of one site, training and test notes together. N sentences, D notes."""
 
   name: str
   types: tuple[str, ...]
@@ -30,15 +30,16 @@ class SiteStatistics(NamedTuple):
   vocabulary: Counter         # lower-cased word -> how often
   entities: Counter           # type -> how many, as training sees them: whole and flat
   modifiers: Counter          # modifier type -> relations
-  report: dict[str, int]      # what reading counted, with used_nested and used_crossing
+  report: dict[str, int]      # counts of the reader, with used_nested and used_crossing
 
 
 def site_statistics(corpus: SiteCorpus) -> SiteStatistics:
+  """Statistics of all notes of a site."""
   sentence_words, note_words, vocabulary = [], [], Counter()
   entities, modifiers, counts = Counter(), Counter(), Counter()
   for document in corpus.train + corpus.test:
-    examples, found = sentence_examples(document, corpus.types)
-    counts += found
+    examples, document_counts = sentence_examples(document, corpus.types)
+    counts += document_counts
     words = [_WORD.findall(example.text.lower()) for example in examples]
     sentence_words += map(len, words)
     note_words.append(sum(map(len, words)))
@@ -53,7 +54,7 @@ def site_statistics(corpus: SiteCorpus) -> SiteStatistics:
 
 
 def used_statistics(site: SiteData) -> SiteStatistics:
-  """Of what a run uses of a site: its training notes that are not held out, and what is tested.
+  """Statistics of the sentences of a site that a run uses: training ones not held out, test ones.
 
   Entities are those of entity recognition; where only relations are read, their main entities.
   """
@@ -67,11 +68,11 @@ def used_statistics(site: SiteData) -> SiteStatistics:
         mains[example.document, example.start, example.main] = example.main.type
   words = {place: _WORD.findall(text.lower()) for place, text in texts.items()}
   note_words = Counter()
-  for (document, _), found in words.items():
-    note_words[document] += len(found)
+  for (document, _), sentence in words.items():
+    note_words[document] += len(sentence)
   train, test = ({example.document for part in site.tasks for example in getattr(part, key)}
                  for key in ('solved', 'test'))
-  vocabulary = Counter(word for found in words.values() for word in found)
+  vocabulary = Counter(word for sentence in words.values() for word in sentence)
   return SiteStatistics(
     site.name, site.types, len(train), len(test), np.array([*map(len, words.values())], int),
     np.array([*note_words.values()], int), vocabulary, entities or Counter(mains.values()),
@@ -97,7 +98,7 @@ def divergence(counts: np.ndarray) -> float:
 
 
 def word_divergence(sites: Iterable[Iterable[str]]) -> float:
-  """`divergence` of the sites' words, in bits, from the texts of each site.
+  """`divergence` of the words of sites, in bits; `sites` gives the texts of each.
 
   Words are counted and shares added up site by site: a thousand sites of a large vocabulary would
   fill the memory at once.
@@ -118,20 +119,23 @@ def word_divergence(sites: Iterable[Iterable[str]]) -> float:
 
 
 def jensen_shannon(p: Mapping[str, int], q: Mapping[str, int]) -> float:
-  """`divergence` of two counts: in [0, 1]; NaN if one has none."""
+  """`divergence` of two tables of counts, in [0, 1] bits; NaN if one of them is empty."""
   names = sorted(p.keys() | q.keys())
   counts = np.array([[of.get(name, 0) for name in names] for of in (p, q)], float)
   return divergence(counts) if counts.any(1).all() else float('nan')
 
 
 def _entropy(shares: np.ndarray) -> float:
-  """In bits, with 0 log 0 = 0."""
+  """The entropy of shares f64[T], in bits, with 0 log 0 = 0."""
   positive = shares[shares > 0]
   return float(-(positive * np.log2(positive)).sum())
 
 
 def type_divergence(a: SiteStatistics, b: SiteStatistics) -> float:
-  """Of the entity types that both annotated; NaN if that is but one, whose share is always 1."""
+  """Divergence of two sites' mixes of entity types, in bits, over types that both annotated.
+
+  NaN if that is one type only, whose share is always 1.
+  """
   both = [kind for kind in a.types if kind in b.types]
   if len(both) < 2:
     return float('nan')
@@ -139,11 +143,12 @@ def type_divergence(a: SiteStatistics, b: SiteStatistics) -> float:
 
 
 def vocabulary_divergence(a: SiteStatistics, b: SiteStatistics) -> float:
+  """Divergence of the words of two sites, in bits."""
   return jensen_shannon(a.vocabulary, b.vocabulary)
 
 
 def matrix(divergence, sites: Sequence[SiteStatistics]) -> np.ndarray:
-  """f64[S, S]: a divergence of every pair of sites."""
+  """A divergence of every pair of S sites -> f64[S, S]."""
   out = np.zeros((len(sites), len(sites)))
   for i, a in enumerate(sites):
     for j, b in enumerate(sites[:i]):
@@ -152,6 +157,6 @@ def matrix(divergence, sites: Sequence[SiteStatistics]) -> np.ndarray:
 
 
 def shares(counts: Mapping[str, int], names: Iterable[str]) -> dict[str, float]:
-  """Each name's share of all counts; 0 where there are none."""
+  """{name: its share of all counts}; 0 where nothing was counted."""
   total = sum(counts.values())
   return {name: counts.get(name, 0) / total if total else 0.0 for name in names}

@@ -1,9 +1,9 @@
 """What a model is asked about a site's notes: the tasks, the styles of answers, and their words.
 
 One sentence is an example of entity recognition, one (sentence, main entity) pair an example of
-relation extraction; its input marks that entity (METHOD section 5). An answer is written as span
-markup or as a JSON list, see `markup.py` and `json_list.py`. A site is asked for what it annotates
-and for nothing else: what it left out is neither in its prompt nor in its score.
+relation extraction; its input marks that entity (docs/methods.md). An answer is written as span
+markup or as a JSON list, see `answers/markup.py` and `answers/json_list.py`. A site is asked for
+the types that it annotates and for no others: those are neither in its prompt nor in its score.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ Asked = Mapping[str, tuple[str, ...]]
 
 
 class Style(NamedTuple):
-  """How answers are written: a value of config.data.style."""
+  """How answers are written and read: a value of config.data.style."""
 
   shown: Callable[[str, str], str]                       # (type, words) -> a line of the guide
   write: Callable[[str, Sequence[Span]], str]            # (text, spans) -> the answer
@@ -57,14 +57,15 @@ STYLES = {
 class Task(NamedTuple):
   """A value of config.data.tasks."""
 
-  asked: Callable[[SiteCorpus], Asked]  # what a site annotates of it
-  find: Callable[[Document, Asked], tuple[list[Example], Mapping[str, int]]]  # and counts
+  asked: Callable[[SiteCorpus], Asked]  # (site) -> the types that it annotates
+  find: Callable[[Document, Asked], tuple[list[Example], Mapping[str, int]]]  # -> examples, counts
   guide: Mapping[str, tuple[str, str]]  # type -> (example, definition), in the order of prompts
-  words: Mapping[str, str]              # style -> the sentence that asks
+  words: Mapping[str, str]              # style -> the prompt's first sentence, which asks
   given: str = ''                       # the task whose entities are this one's main entities
 
 
 def _entities(corpus: SiteCorpus) -> Asked:
+  """The entity types that a site annotates; raises InputError where one is unknown, or none."""
   unknown = [name for name in corpus.types if name not in ENTITY_TYPES]
   if unknown or not corpus.types:
     raise InputError(
@@ -92,22 +93,25 @@ TASKS = {
 
 
 class Ask(NamedTuple):
-  """One task at one site. The order of a site's types does not matter: sites that annotate the
-  same share one instruction."""
+  """One task at one site: its prompt, and how its answers are read.
+
+  The order of a site's types does not matter: sites that annotate the same types share one
+  instruction.
+  """
 
   task: str
-  given: str
+  given: str              # see `Task.given`
   asked: Asked
-  types: tuple[str, ...]  # all of `asked`, in the order of prompts; what is scored over
-  find: Callable[[Document], tuple[list[Example], Mapping[str, int]]]
+  types: tuple[str, ...]  # all types of `asked`, in the order of prompts; scores are over these
+  find: Callable[[Document], tuple[list[Example], Mapping[str, int]]]  # -> examples, counts
   instruction: str        # the prompt in front of every example
-  render: Callable[[Example], tuple[str, str]]  # what follows it, and what is to be written
+  render: Callable[[Example], tuple[str, str]]  # -> (input after the instruction, target)
   parse: Callable[[str, Example], Parse]        # (generated, example)
-  pieces: tuple[str, ...]  # what an answer puts around the words that it copies
+  pieces: tuple[str, ...]  # texts that an answer puts around the words that it copies
 
 
 def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
-  """What `corpus` is asked in a task; `types` is empty where it annotates nothing of it.
+  """One task at one site; `types` is empty where the site annotates no type of the task.
 
   Args:
     task: a key of TASKS.
@@ -115,7 +119,7 @@ def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
     style: a key of STYLES.
 
   Raises:
-    InputError: the site has an entity type that is unknown, or none.
+    InputError: the site has an unknown entity type, or no type at all.
   """
   row, form = TASKS[task], STYLES[style]
   asked = row.asked(corpus)
@@ -127,17 +131,18 @@ def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
 
 
 def asked_types(task: str, corpora: Sequence[SiteCorpus]) -> tuple[str, ...]:
-  """The types that any of `corpora` is asked for, in the order of prompts."""
-  found = {name for corpus in corpora for name in ask(task, corpus).types}
-  return tuple(name for name in TASKS[task].guide if name in found)
+  """The types that any of `corpora` is asked for in a task, in the order of prompts."""
+  names = {name for corpus in corpora for name in ask(task, corpus).types}
+  return tuple(name for name in TASKS[task].guide if name in names)
 
 
 def _instruction(
   row: Task, form: Style, style: str, asked: Asked, types: Sequence[str],
   definitions: Mapping[str, str],
 ) -> str:
+  """The prompt: the sentence that asks, an example of each type, and definitions."""
   def defined(name: str) -> str:
-    # Said only where it is not all that can have it: the others were not annotated.
+    # Main entities are named only where not all that can have the modifier were annotated with it.
     able = [main for main in asked if name in MODIFIER_TYPES.get(main, ())]
     some = [main for main in able if name in asked[main]]
     of = '' if len(some) == len(able) else f' (of a {" or ".join(some)})'
@@ -149,13 +154,14 @@ def _instruction(
 
 
 def _pieces(form: Style, types: Sequence[str]) -> tuple[str, ...]:
-  """What stands before and behind an entity of each type."""
+  """The texts that stand before and after an entity of each type in an answer."""
   word = 'word'
   return tuple(dict.fromkeys(
     piece for name in types for piece in form.shown(name, word).split(word)))
 
 
 def _render(form: Style, example: Example) -> tuple[str, str]:
+  """(the input after the instruction, the target) of an example."""
   main = () if example.main is None else (example.main,)
   return (
     f'{markup.write(example.text, main)}\n### Output Text:\n',
@@ -167,8 +173,10 @@ def _parse(form: Style, asked: Asked, types: Sequence[str], generated: str, exam
 
 
 def judged(asked: Asked, types: Sequence[str], example: Example) -> list[str]:
-  """Those of `types` that can be right or wrong in an example: not those that its main entity can
-  have but whose annotation lacks there."""
+  """Those of `types` that can be right or wrong in an example.
+
+  Left out are types that its main entity can have but that were not annotated of it.
+  """
   main = '' if example.main is None else example.main.type
   return [
     name for name in types

@@ -9,17 +9,14 @@ from fedmedjax.types import Example
 
 
 class TokenExample(NamedTuple):
-  """tokens i32[n]: the instruction's last token, the input, the target, the end token.
+  """The tokens of one example: the instruction's last token, input, target and end token."""
 
-  `prompt_length` counts the tokens before the target's first: what a decoder is fed.
-  """
-
-  tokens: np.ndarray
-  prompt_length: int
+  tokens: np.ndarray  # i32[T]
+  prompt_length: int  # tokens before the target's first: those that a decoder is fed
 
 
 def encode_instruction(tokenizer: Any, instruction: str) -> np.ndarray:
-  """i32[P + 1]: the instruction with the tokenizer's start token, when it has one."""
+  """Tokens i32[P + 1] of the instruction, with the tokenizer's start token when it has one."""
   tokens = tokenizer(instruction)['input_ids']
   if tokens[-1] == tokenizer.eos_token_id:
     tokens = tokens[:-1]
@@ -30,7 +27,14 @@ def encode_examples(
   tokenizer: Any, instruction: np.ndarray, render: Callable[[Example], tuple[str, str]],
   examples: Sequence[Example],
 ) -> list[TokenExample]:
-  """Tokenises input and target apart, so that training sees exactly what decoding feeds."""
+  """Tokenises input and target apart, so that training sees exactly the tokens that decoding feeds.
+
+  Args:
+    tokenizer: a transformers tokenizer.
+    instruction: i32[P + 1], from `encode_instruction`.
+    render: (example) -> (input, target).
+    examples: any number.
+  """
   if not examples:
     return []
   rendered = [render(example) for example in examples]

@@ -7,31 +7,31 @@ from typing import NamedTuple
 
 
 class Answer(NamedTuple):
-  """What came of one question. Tokens are the endpoint's count over all attempts it billed."""
+  """The answer to one question. Tokens are the endpoint's count over all attempts it billed."""
 
   text: str | None           # None: no readable answer
   input_tokens: int | None   # None: the endpoint did not say
   output_tokens: int | None
-  requests: int = 0          # sent for it; 0 = the answer was there already
+  requests: int = 0          # attempts that were sent for it; 0 = the answer was on disk already
   reason: str = ''           # why there is no text
 
 
 def read_answers(path: Path) -> dict[str, Answer]:
-  """{key: answer} of a cache file; lines that are torn or foreign are left out."""
-  found = {}
+  """{key: answer} of a cache file, {} if there is none; torn and foreign lines are left out."""
+  answers = {}
   # Bytes: a line torn inside a character must not spoil the others.
   for line in path.read_bytes().split(b'\n') if path.exists() else ():
     try:
       entry = json.loads(line)
-      found[entry['key']] = Answer(
+      answers[entry['key']] = Answer(
         str(entry['text']), entry['input_tokens'], entry['output_tokens'])
     except (ValueError, LookupError, TypeError):
       continue
-  return found
+  return answers
 
 
 def append_answer(path: Path, key: str, answer: Answer) -> None:
-  """Adds one line in a single write and waits until it is on disk; several processes may.
+  """Adds one line in a single write, which several processes may do, and waits for the disk.
 
   A line that an earlier, interrupted write left torn is closed first.
   """

@@ -1,12 +1,12 @@
 """Questions to any OpenAI-compatible endpoint: chat completions, greedy, with retries.
 
-What an endpoint writes into its errors is not repeated, since some quote the key; only its status
-and its short error code are.
+The text of an endpoint's errors is not repeated, since some quote the key; only its status and its
+short error code are.
 
-Every attempt ends in a `Reply`. Another is made after status 408, 409, 429 and 5xx, a lost
-connection, silence, and answers that cannot be read; then the question counts as failed and the
-others go on. What no attempt can mend (a refused key, an unknown model, no credit left) ends the
-run at once, and so do many failures in a row.
+Every attempt ends in a `Reply`. Another attempt is made after status 408, 409, 429 and 5xx, a lost
+connection, silence, and answers that cannot be read; after the last one the question counts as
+failed, and the others are asked all the same. An error that no further attempt can mend (a refused
+key, an unknown model, no credit left) ends the run at once, and so do many failures in a row.
 """
 
 import asyncio
@@ -25,12 +25,13 @@ from fedmedjax.eval.answers import Answer
 from fedmedjax.eval.endpoint import Endpoint
 from fedmedjax.types import InputError
 
-# Seconds before the second attempt; they double with every further one, up to the longest.
+# Seconds before the second attempt; they double with every further attempt, up to the longest.
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 # An endpoint that asks to wait longer than this (seconds) is asked again in another run.
 _PATIENCE = 300.0
-# Questions that fail one after the other, with none answered in between, before giving up.
+# The run gives up after this many questions that failed one after the other.
 _MOST_FAILURES = 10
+# HTTP statuses after which another attempt is made, besides 5xx.
 _AGAIN = (408, 409, 429)
 # Parameters that reasoning models refuse, and what they take instead.
 _INSTEAD = {'max_tokens': 'max_completion_tokens', 'temperature': ''}
@@ -38,27 +39,27 @@ _CODE = re.compile(r'[\w.-]{1,40}')
 
 
 class Limits(NamedTuple):
-  """How an endpoint is treated."""
+  """Limits of the questions to an endpoint."""
 
-  concurrency: int
-  max_attempts: int
+  concurrency: int   # questions asked at the same time
+  max_attempts: int  # for one question
   timeout: float  # seconds of one attempt
 
 
 class Question(NamedTuple):
-  """`messages` as chat completions take them, and the most tokens of an answer."""
+  """One question to a chat model."""
 
-  messages: Sequence[Mapping[str, str]]
-  max_tokens: int
+  messages: Sequence[Mapping[str, str]]  # the dialogue, as chat completions take it
+  max_tokens: int                        # of the answer
 
 
 class Reply(NamedTuple):
-  """What one attempt brought. Tokens are None where it was billed but not counted."""
+  """The result of one attempt. Tokens are None where it was billed but not counted."""
 
   text: str | None = None
   reason: str = ''      # why there is no text
-  again: bool = False   # whether another attempt may bring one
-  wait: float = 0.0     # seconds that the endpoint asks to wait before
+  again: bool = False   # whether another attempt may bring a text
+  wait: float = 0.0     # seconds that the endpoint asks to wait before that attempt
   input_tokens: int | None = 0
   output_tokens: int | None = 0
 
@@ -78,9 +79,9 @@ def ask(
     endpoint, questions, limits: see above.
     known: answers by `digest`; these questions are not asked.
     keep: called with the digest and each readable answer as soon as it is there.
-    advance: called with the number of questions done since the last call, and a note.
-    say: told what the answers were asked with that `digest` does not know: the parameters that
-      the endpoint refused.
+    advance: called with the number of questions done since the last call, and why the last failed.
+    say: called with a line for each parameter that the endpoint refused, which `digest` does not
+      know of.
 
   Raises:
     InputError: the endpoint refuses the key or does not know the model.
@@ -91,12 +92,12 @@ def ask(
   todo = {key: q for key, q in zip(keys, questions, strict=True) if key not in known}
   advance(len(keys) - len(todo), '')
   fresh = asyncio.run(_ask_all(endpoint, todo, limits, keep, advance, say)) if todo else {}
-  found = {key: known[key] for key in keys if key in known} | fresh
+  by_key = {key: known[key] for key in keys if key in known} | fresh
   answers = []
   for key in keys:
-    answers.append(found[key])
+    answers.append(by_key[key])
     # Asked once, paid once: with its first occurrence.
-    found[key] = found[key]._replace(requests=0, input_tokens=0, output_tokens=0)
+    by_key[key] = by_key[key]._replace(requests=0, input_tokens=0, output_tokens=0)
   if answers and all(answer.text is None for answer in answers):
     raise _silent(endpoint, len(answers), answers[-1])
   return answers
@@ -108,6 +109,7 @@ def digest(model: str, question: Question) -> str:
 
 
 def _body(model: str, question: Question) -> dict[str, Any]:
+  """The parameters of the request for a question."""
   return {
     'model': model, 'messages': [dict(turn) for turn in question.messages], 'temperature': 0.0,
     'max_tokens': question.max_tokens}
@@ -156,6 +158,7 @@ async def _ask_all(
 
 
 def _silent(endpoint: Endpoint, count: int, last: Answer) -> RuntimeError:
+  """The error for `count` questions in a row without an answer."""
   return RuntimeError(
     f'the endpoint of {endpoint.model!r} left {count} questions in a row without a readable '
     f'answer, the last for: {last.reason}; answers so far are kept')
@@ -164,7 +167,7 @@ def _silent(endpoint: Endpoint, count: int, last: Answer) -> RuntimeError:
 async def _answer(
   connection, endpoint: Endpoint, question: Question, limits: Limits, refused: set[str]
 ) -> Answer:
-  """Attempts until one brings a text; tokens add up over those that were billed."""
+  """Asks one question until an attempt brings a text; tokens add up over the billed attempts."""
   replies: list[Reply] = []
   while True:
     reply = await _attempt(connection, endpoint, question, limits.timeout, refused)
@@ -184,13 +187,14 @@ async def _answer(
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
+  """The sum of the counts, or None where one of them is not known."""
   return None if None in counts else sum(counts)
 
 
 async def _attempt(
   connection, endpoint: Endpoint, question: Question, timeout: float, refused: set[str]
 ) -> Reply:
-  """One request. Raises InputError or RuntimeError for what no further one can mend.
+  """Sends one request; raises InputError or RuntimeError for errors that no further one can mend.
 
   `refused` collects the parameters of _INSTEAD that the endpoint does not take.
   """
@@ -219,7 +223,7 @@ async def _attempt(
 
 
 def read_reply(content: bytes) -> Reply:
-  """The answer and the token counts in the body of a successful response, whatever it holds."""
+  """The answer and the token counts in the body of a successful response; anything may be in it."""
   try:
     body = json.loads(content)
   except (ValueError, RecursionError):
@@ -240,6 +244,7 @@ def read_reply(content: bytes) -> Reply:
 
 
 def _field(value: Any, key: str | int) -> Any:
+  """value[key], or None where there is no such entry."""
   try:
     return value[key]
   except (LookupError, TypeError):
@@ -249,7 +254,7 @@ def _field(value: Any, key: str | int) -> Any:
 def _refusal(
   endpoint: Endpoint, status: int, code: str, parameter: str, headers: Mapping[str, str]
 ) -> Reply:
-  """What a response with an error status means."""
+  """The reply that a response with an error status stands for, or the error that ends the run."""
   names = [
     name for name in (code, parameter)
     if name != 'None' and _CODE.fullmatch(name) and endpoint.key not in name]
@@ -272,7 +277,10 @@ def _refusal(
 
 
 def seconds_to_wait(retry_after: str) -> float:
-  """The header Retry-After, seconds or a date (RFC 9110 section 10.2.3); 0 if it is neither."""
+  """Seconds from now in a header Retry-After, which holds seconds or a date; 0 if it is neither.
+
+  RFC 9110 section 10.2.3.
+  """
   try:
     seconds = float(retry_after)
   except ValueError:

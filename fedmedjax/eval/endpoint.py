@@ -1,4 +1,4 @@
-"""Where questions to a paid model go, from the environment.
+"""The address, key and model of an OpenAI-compatible endpoint, from the environment.
 
 The address and the key stay inside `Endpoint` and the openai library: they are in no message, log,
 cache or file.
@@ -14,7 +14,7 @@ VARIABLES = ('OPENAI_BASE_URL', 'OPENAI_API_KEY', 'OPENAI_MODEL')
 
 
 class Endpoint(NamedTuple):
-  """Where questions go. Its repr names the model only: address and key are secret."""
+  """A model behind an address. Its repr names the model only: address and key are secret."""
 
   model: str
   url: str
@@ -29,7 +29,7 @@ def endpoint_from(environment: Mapping[str, str], model: str = '') -> Endpoint:
 
   Args:
     environment: os.environ.
-    model: of a regime `api:MODEL`; '' takes the one in OPENAI_MODEL.
+    model: the name in a regime `api:MODEL`; '' takes the one in OPENAI_MODEL.
 
   Raises:
     InputError: a variable is missing or malformed, or the package `openai` is.

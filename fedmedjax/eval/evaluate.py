@@ -16,7 +16,15 @@ from fedmedjax.types import Example, Span
 def answer(
   generator: Generator, base: dict, adapter: dict, site: SiteData, advance: Callable[[int], None]
 ) -> list[dict]:
-  """Prediction records of all test examples of a site, task by task, then those of `end_to_end`."""
+  """Prediction records of all test examples of a site, task by task, then those of `end_to_end`.
+
+  Args:
+    generator: see `generation.Generator`.
+    base: the `params` collection.
+    adapter: the `lora` collection; {} is the base model alone.
+    site: whose test examples are answered.
+    advance: called with the number of examples done since the last call.
+  """
   records = []
   for part in site.tasks:
     records += predictions(
@@ -44,9 +52,9 @@ def predictions(ask: Ask, examples: Sequence[Example], outputs: Sequence[str]) -
   instruction. `main`, the main entity [start, end, type], is there in relation extraction only.
 
   Args:
-    ask: what was asked.
-    examples: about these.
-    outputs: what was generated for each.
+    ask: the task at the site, which renders prompts and parses outputs.
+    examples: the examples that were asked about.
+    outputs: the generated text for each.
   """
   records = []
   for example, output in zip(examples, outputs, strict=True):
@@ -64,6 +72,7 @@ def predictions(ask: Ask, examples: Sequence[Example], outputs: Sequence[str]) -
 
 
 def _in_document(span: Span, example: Example) -> list:
+  """[start, end, type] of a span of the example's text, with offsets into its document."""
   return [span.start + example.start, span.end + example.start, span.type]
 
 
@@ -77,22 +86,22 @@ def end_to_end(
 ) -> list[dict]:
   """One record for every main entity that the model itself predicted: its modifiers.
 
-  Where a predicted main entity is a true one, the question is the one that was asked with it
-  given, and so is the answer. None for a site that lacks the task which finds main entities: its
-  notes do not tell right ones from wrong ones.
+  Where a predicted main entity is a true one, its question was asked already and its answer is
+  taken over. There is no record for a site that lacks the task which finds main entities: its notes
+  do not tell right ones from wrong ones.
 
   Args:
-    site: whose texts these are.
+    site: whose sentences were asked about.
     part: the task that asks about main entities.
-    records: of all tasks of the site.
-    write: (examples) -> what the model writes for each.
+    records: prediction records of all tasks of the site.
+    write: (examples) -> the model's output for each.
   """
   def key(record, main):
     return record['document'], record['sentence_start'], *main
 
   known = {key(r, r['main']): r for r in records if r['task'] == part.ask.task and 'main' in r}
   texts = _texts(site)
-  found: dict[tuple, Example | dict] = {}
+  questions: dict[tuple, Example | dict] = {}  # an example to be asked, or its record
   for record in records:
     if record['task'] != part.ask.given:
       continue
@@ -100,16 +109,17 @@ def end_to_end(
     for main in record['predicted']:
       if main[2] in part.ask.asked:
         start, end, kind = main
-        found[key(record, main)] = known.get(key(record, main)) or Example(
+        questions[key(record, main)] = known.get(key(record, main)) or Example(
           *place, texts[place], (), Span(start - place[1], end - place[1], kind))
-  fresh = [example for example in found.values() if isinstance(example, Example)]
+  fresh = [example for example in questions.values() if isinstance(example, Example)]
   answers = iter(predictions(part.ask, fresh, write(fresh)) if fresh else ())
   return [
-    (next(answers) if isinstance(one, Example) else one) | {'task': END_TO_END}
-    for one in found.values()]
+    (next(answers) if isinstance(question, Example) else question) | {'task': END_TO_END}
+    for question in questions.values()]
 
 
 def _texts(site: SiteData) -> dict[tuple[str, int], str]:
+  """{(document, start): text} of the site's test sentences."""
   return {(example.document, example.start): example.text for example in site.test}
 
 
@@ -118,12 +128,12 @@ def asked(site: SiteData, records: Sequence[dict]) -> bool:
   return sum(record['task'] != END_TO_END for record in records) == len(site.test)
 
 
-# In the folder of the predictions: what scores add up from, by note.
+# File in the folder of the predictions: the counts that scores add up from, by note.
 COUNTS = 'counts.json'
 
 
 class SiteScores(NamedTuple):
-  """A site's scores in the shape of summary.json, and what they add up from."""
+  """A site's scores in the form of summary.json, and the counts that they add up from."""
 
   scores: dict                   # {'ner': ..., 're': {'modifier': ..., 'triple': ..., ...}}
   notes: tuple[str, ...]         # N tested notes
@@ -144,17 +154,17 @@ def score(
   the site has the task that finds them.
 
   Args:
-    site: what was asked.
-    answers: of each adapter that answered, its records (`answer`); counts add up over adapters.
+    site: whose sentences and tasks were asked about.
+    answers: the records (`answer`) of each adapter that answered; counts add up over adapters.
     seed, samples: of the bootstrap.
   """
   texts, scores, counts = _texts(site), {}, {}
 
-  def summed(name: str, types: Sequence[str], found) -> dict:
-    """`found`: (note, counts) of texts or questions; every note of the site counts, in order."""
+  def summed(name: str, types: Sequence[str], counted) -> dict:
+    """Scores of `counted`, (note, counts) of texts or questions; all notes count, in order."""
     by_note = {note: np.zeros((2, len(types) + 1, 3), np.int64) for note, _ in texts}
-    for note, some in found:
-      by_note[note] += some
+    for note, more in counted:
+      by_note[note] += more
     counts[name] = np.stack(list(by_note.values()))
     interval = metrics.bootstrap_f1(counts[name], seed, samples)
     return metrics.scores(counts[name].sum(axis=0), types, interval)
@@ -162,7 +172,7 @@ def score(
   for part in site.tasks:
     task, types, pairs = part.ask.task, part.ask.types, _pairs(part.ask)
     spans = summed(f'{task}.modifier' if pairs else task, types, (
-      found for records in answers for found in _span_counts(records, task, types, texts)))
+      pair for records in answers for pair in _span_counts(records, task, types, texts)))
     if not pairs:
       scores[task] = spans
       continue
@@ -172,9 +182,9 @@ def score(
       sources[END_TO_END] = END_TO_END
     for name, source in sources.items():
       scores[task][name] = summed(f'{task}.{name}', pairs, (
-        found for records in answers
-        for found in _link_counts(records, task, source, pairs, texts)))
-  records = [record for some in answers for record in _asked_once(some)]
+        pair for records in answers
+        for pair in _link_counts(records, task, source, pairs, texts)))
+  records = [record for adapter_records in answers for record in _asked_once(adapter_records)]
   return SiteScores(
     scores, tuple(dict.fromkeys(note for note, _ in texts)), counts,
     float(np.mean([record['copied'] for record in records])),
@@ -183,7 +193,7 @@ def score(
 
 
 def _asked_once(records: Sequence[dict]) -> list[dict]:
-  """Without end-to-end records of true main entities: the answer to that question once more."""
+  """The records without those that `end_to_end` took over: the same answer once more."""
   def about(record: dict) -> tuple | None:
     return 'main' in record and (
       record['document'], record['sentence_start'], *record['main'])
@@ -194,12 +204,12 @@ def _asked_once(records: Sequence[dict]) -> list[dict]:
 
 
 def note_counts(scores: dict[str, SiteScores]) -> dict[str, dict]:
-  """What COUNTS holds of these sites: enough to compare runs note by note."""
+  """The content of the file COUNTS for these sites: enough to compare runs note by note."""
   return {name: {'notes': site.notes, **site.counts} for name, site in scores.items()}
 
 
 def rates(scores: Iterable[SiteScores]) -> dict[str, float]:
-  """What summary.json says of the answers as such: means over sites, and how many were dropped."""
+  """Shares of summary.json about the answers as such: means over sites, and the number dropped."""
   scores = list(scores)
   return {
     'copy_rate': np.mean([site.copy_rate for site in scores]),
@@ -208,12 +218,13 @@ def rates(scores: Iterable[SiteScores]) -> dict[str, float]:
 
 
 def _pairs(ask: Ask) -> tuple[str, ...]:
-  """'drug.route', ..., INVALID: what a triple can be typed; none for a task without mains."""
+  """The types of a triple, 'drug.route', ..., INVALID; () for a task without main entities."""
   named = [f'{main}.{kind}' for main, kinds in ask.asked.items() if main for kind in kinds]
   return (*named, INVALID) if named else ()
 
 
 def _span_counts(records, task: str, types: Sequence[str], texts) -> Iterator[tuple]:
+  """Yields (note, counts i64[2, T + 1, 3]) of each record of a task."""
   for record in records:
     if record['task'] == task:
       start = record['sentence_start']
@@ -224,7 +235,7 @@ def _span_counts(records, task: str, types: Sequence[str], texts) -> Iterator[tu
 
 
 def _link_counts(records, task: str, source: str, pairs, texts) -> Iterator[tuple]:
-  """Counts of each sentence's triples: true ones from `task`, predicted ones from `source`."""
+  """Yields (note, counts) of each sentence's triples: gold of `task`, predictions of `source`."""
   links = {place: ({}, {}) for place in texts}
   for record in records:
     place = record['document'], record['sentence_start']
@@ -240,4 +251,5 @@ def _link_counts(records, task: str, source: str, pairs, texts) -> Iterator[tupl
 
 
 def _in_sentence(span: Sequence, start: int) -> Span:
+  """A record's [start, end, type], with offsets into the sentence that begins at `start`."""
   return Span(span[0] - start, span[1] - start, span[2])

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from fedmedjax import tree
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.model import batching
-from fedmedjax.model.decode import Behind, Cache, begin
+from fedmedjax.model.decode import Cache, Prefix, begin
 from fedmedjax.model.files.convert import BaseModel
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.speculation import END
@@ -27,10 +27,10 @@ class Generator(NamedTuple):
 
   model: Llama
   tokenizer: Any
-  batch_size: int
-  max_new_ratio: float
+  batch_size: int       # sentences decoded at once
+  max_new_ratio: float  # new tokens allowed, in multiples of a sentence's tokens
   guesses: int  # with an adapter: tokens checked in a pass beside the one it makes
-  mesh: Mesh | None = None  # that the base lies on, if it does
+  mesh: Mesh | None = None  # devices that the base lies on; None = one device
 
 
 def generate(
@@ -40,11 +40,11 @@ def generate(
   part: TaskData,
   advance: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
-  """The texts of `continuations`."""
+  """The outputs of `continuations` as texts."""
   # No clean-up: it would join what the text keeps apart, such as ' .' and ' ,'.
   return [
-    generator.tokenizer.decode(one.tokens, clean_up_tokenization_spaces=False)
-    for one in continuations(generator, adapter, base, part, advance)]
+    generator.tokenizer.decode(output.tokens, clean_up_tokenization_spaces=False)
+    for output in continuations(generator, adapter, base, part, advance)]
 
 
 def continuations(
@@ -58,9 +58,9 @@ def continuations(
 
   Args:
     generator: see above.
-    adapter: the `lora` collection; {} is the base model alone.
+    adapter: the `lora` collection, leaves [L, *p]; {} is the base model alone.
     base: the `params` collection.
-    part: its `test_tokens` are decoded.
+    part: the site's task, whose `test_tokens` are decoded.
     advance: called with the number of examples done since the last call.
   """
   return batching.decode(
@@ -71,6 +71,7 @@ def continuations(
 
 
 def _decoder(generator: Generator, adapter: dict) -> batching.Decoder:
+  """The compiled functions for an adapter; without one nothing is guessed."""
   # Most guesses of a model that was never taught to copy are wrong, and cost more than they save.
   return batching.decoder(generator.model, generator.guesses if adapter else 0, generator.mesh)
 
@@ -86,12 +87,14 @@ def _questions(generator: Generator, part: TaskData) -> list[batching.Question]:
 def largest_call(
   generator: Generator, base: dict, adapter: dict, sites: Sequence[SiteData]
 ) -> Program:
-  """The passes of `generate` over the sites' test examples that have most keys and values.
+  """The largest compiled call of `generate` over the sites' test examples, to plan its memory by.
+
+  It is that of the task with most keys and values.
 
   Args:
-    generator, base: see `generate`.
+    generator, base: see `continuations`.
     adapter: the `lora` collection, arrays or their shapes.
-    sites: at least one example is tested there.
+    sites: at least one of them has a test example.
   """
   model, compiled = generator.model, _decoder(generator, adapter)
   config = model.config
@@ -100,36 +103,39 @@ def largest_call(
     return batching.largest(compiled, _questions(generator, part), generator.batch_size)
 
   def slots(part: TaskData) -> int:
-    found = sizes(part)
-    return len(part.instruction) - 1 + found.rows * found.slots
+    batch = sizes(part)
+    return len(part.instruction) - 1 + batch.rows * batch.slots
 
   part = max((p for site in sites for p in site.tasks if p.test_tokens), key=slots)
-  found = sizes(part)
+  batch = sizes(part)
   array = jax.ShapeDtypeStruct
   length = len(part.instruction) - 1
   keys = array(
     (config.num_layers, config.num_kv_heads, length, config.head_dim), model.dtype)
-  rows = jax.eval_shape(partial(
-    begin, model, found.rows * compiled.copies, found.width, found.most, found.slots))
-  own = tree.num_bytes(rows) // compiled.copies
+  state = jax.eval_shape(partial(
+    begin, model, batch.rows * compiled.copies, batch.width, batch.most, batch.slots))
+  own = tree.num_bytes(state) // compiled.copies
   pieces = piece_tokens(generator.tokenizer, part.ask.pieces)
   return Program(
-    compiled.go_on,
-    (Behind(adapter, base, Cache(keys, keys) if length else None, array((), jnp.int32)),
-     array((1,), jnp.int32), array(pieces.shape, jnp.int32), rows,
+    compiled.generate,
+    (Prefix(adapter, base, Cache(keys, keys) if length else None, array((), jnp.int32)),
+     array((1,), jnp.int32), array(pieces.shape, jnp.int32), state,
      array((compiled.copies,), jnp.int32)),
     tree.num_bytes((adapter, keys, keys)) + own,
-    # The old rows, where they are given another size. Reading inputs, a quarter of the rows at
-    # once, needs less.
+    # The old state, where it is resized. Prefilling inputs, a quarter of the rows at once, needs
+    # less.
     own)
 
 
 def piece_tokens(tokenizer: Any, pieces: Sequence[str]) -> np.ndarray:
-  """i32[H]: the tokens of each piece, behind a word and behind a blank, each closed by END."""
+  """Tokens of the fixed pieces of an answer, for `speculation.guess` -> i32[F].
+
+  Each piece is tokenized twice, after a word and after a blank, and closed by END.
+  """
   out = []
   for piece in pieces:
     for before in ('a', 'a '):
-      # What the piece's tokens are depends on what stands before it.
+      # A piece's tokens depend on the text before it.
       alone, whole = (
         tokenizer(text, add_special_tokens=False)['input_ids'] for text in (before, before + piece))
       shared = next(
@@ -139,14 +145,14 @@ def piece_tokens(tokenizer: Any, pieces: Sequence[str]) -> np.ndarray:
 
 
 def most_new_tokens(prompt_length: int, max_new_ratio: float) -> int:
-  """The most tokens that a sentence's output may have."""
+  """The most tokens that the output may have to a sentence of `prompt_length` tokens."""
   return int(max_new_ratio * prompt_length) + _SPARE_TOKENS
 
 
 def check_context(
   base: BaseModel, sites: Iterable[SiteData], max_length: int, max_new_ratio: float
 ) -> None:
-  """Raises InputError when training or decoding would run past the model's context."""
+  """Raises InputError when training or decoding would need more positions than the model has."""
   context = base.config.max_position_embeddings
   for site in sites:
     for part in site.tasks:

@@ -1,4 +1,4 @@
-"""Strict and lenient entity scores (METHOD section 7), with confidence intervals by note.
+"""Strict and lenient entity scores, with confidence intervals by note.
 
 strict   same type, same start, same end
 lenient  same type and at least one token in common
@@ -57,24 +57,25 @@ def count(
   """
   covered = _covered(text)
   rows = []
-  for asked in [(name,) for name in types] + [tuple(types)]:
-    wanted = [span for span in gold if span.type in asked]
-    found = [span for span in predicted if span.type in asked]
-    exact = Counter(span[:2] for span in wanted) & Counter(span[:2] for span in found)
-    pairs = (exact.total(), _most_pairs(map(covered, wanted), map(covered, found)))
-    rows.append([(tp, len(found) - tp, len(wanted) - tp) for tp in pairs])
+  for kinds in [(name,) for name in types] + [tuple(types)]:
+    true = [span for span in gold if span.type in kinds]
+    found = [span for span in predicted if span.type in kinds]
+    exact = Counter(span[:2] for span in true) & Counter(span[:2] for span in found)
+    pairs = (exact.total(), _most_pairs(map(covered, true), map(covered, found)))
+    rows.append([(tp, len(found) - tp, len(true) - tp) for tp in pairs])
   return np.array(rows, np.int64).transpose(1, 0, 2)
 
 
 def count_links(
   gold: Iterable[Link], predicted: Iterable[Link], text: str, types: Sequence[str],
 ) -> np.ndarray:
-  """Counts of (main entity, modifier) pairs of one text: `count`, both of whose spans must match.
+  """Counts of (main entity, modifier) pairs of one text, as `count` does of single entities.
 
-  Strict: both spans and types are the same. Lenient: both types are, and both spans share a token.
+  Both spans of a pair must match. Strict: both spans and types are the same. Lenient: both types
+  are, and both spans share a token.
 
   Args:
-    gold, predicted: each pair once; all of `types`.
+    gold, predicted: each pair once; all are of one of `types`.
     text, types: as in `count`.
 
   Returns:
@@ -87,16 +88,16 @@ def count_links(
     return max(first, other_first) < min(end, other_end)
 
   rows = []
-  for asked in [(name,) for name in types] + [tuple(types)]:
-    wanted, found = (
-      [link for link in links if link.type in asked] for links in (gold, predicted))
-    exact = Counter((link.main[:2], link.modifier[:2]) for link in wanted) & Counter(
+  for kinds in [(name,) for name in types] + [tuple(types)]:
+    true, found = (
+      [link for link in links if link.type in kinds] for links in (gold, predicted))
+    exact = Counter((link.main[:2], link.modifier[:2]) for link in true) & Counter(
       (link.main[:2], link.modifier[:2]) for link in found)
     touching = np.array([
       [overlap(a.main, b.main) and overlap(a.modifier, b.modifier) for b in found]
-      for a in wanted], bool).reshape(len(wanted), len(found))
+      for a in true], bool).reshape(len(true), len(found))
     pairs = (exact.total(), _matched(touching))
-    rows.append([(tp, len(found) - tp, len(wanted) - tp) for tp in pairs])
+    rows.append([(tp, len(found) - tp, len(true) - tp) for tp in pairs])
   return np.array(rows, np.int64).transpose(1, 0, 2)
 
 
@@ -141,7 +142,7 @@ def _most_pairs(
 def scores(
   counts: np.ndarray, types: Sequence[str], ci95: np.ndarray | None = None,
 ) -> dict[str, Any]:
-  """Precision, recall and F1 of added-up counts, in the shape of summary.json for one task.
+  """Precision, recall and F1 of added-up counts, in the form of summary.json for one task.
 
   Args:
     counts: i64[2, T + 1, 3], from `count`.
@@ -167,7 +168,7 @@ def scores(
 
 
 def bootstrap_f1(counts: np.ndarray, seed: int, samples: int = 1000) -> np.ndarray:
-  """95 % percentile interval of each F1, drawing notes with replacement.
+  """95 % percentile interval of each F1, from draws of notes with replacement.
 
   Args:
     counts: i64[N, 2, T + 1, 3], one entry per note.
@@ -184,7 +185,13 @@ def bootstrap_f1(counts: np.ndarray, seed: int, samples: int = 1000) -> np.ndarr
 def resampled(
   counts: np.ndarray, seed: int | Sequence[int], samples: int
 ) -> np.ndarray:
-  """Added-up counts f64[samples, 2, T + 1, 3] of N notes drawn from N with replacement."""
+  """Sums of counts over N notes drawn from N with replacement, f64[samples, 2, T + 1, 3].
+
+  Args:
+    counts: i64[N, 2, T + 1, 3].
+    seed: of the draws.
+    samples: number of draws.
+  """
   notes = len(counts)
   if not notes:
     return np.zeros((samples, *counts.shape[1:]))
@@ -195,7 +202,7 @@ def resampled(
 
 
 def _ratios(counts: np.ndarray) -> np.ndarray:
-  """Counts [..., (tp, fp, fn)] -> [..., (precision, recall, f1)]."""
+  """Ratios of counts: [..., (tp, fp, fn)] -> [..., (precision, recall, f1)]."""
   tp, fp, fn = np.moveaxis(np.asarray(counts, float), -1, 0)
   return np.stack([
     _divide(tp, tp + fp), _divide(tp, tp + fn), _divide(2 * tp, 2 * tp + fp + fn),
@@ -203,7 +210,7 @@ def _ratios(counts: np.ndarray) -> np.ndarray:
 
 
 def averages(counts: np.ndarray) -> np.ndarray:
-  """Counts [..., T + 1, 3] -> [..., 3 averages, (precision, recall, f1)]."""
+  """The three averages of counts: [..., T + 1, 3] -> [..., 3 averages, (precision, recall, f1)]."""
   by_type, untyped = counts[..., :-1, :], counts[..., -1, :]
   present = (by_type.sum(-1, keepdims=True) > 0).sum(-2)  # the others add 0 to the mean
   macro = _divide(_ratios(by_type).sum(-2), present)

@@ -1,9 +1,9 @@
-"""Runs against each other: differences of mean F1, with intervals that resample notes and seeds.
+"""Comparisons of runs: differences of mean F1, with intervals that resample notes and seeds.
 
 The statistic is the mean over seeds of the plain mean over sites of typed micro F1. A draw takes
 every site's notes with replacement, the same ones for all runs that were tested on them, and, where
 there are several seeds, the seeds with replacement too. Intervals are 95 % percentiles; they hold
-the spread over notes and seeds that were seen, so with few of either they are too narrow.
+only the spread over the notes and seeds of the runs, so with few of either they are too narrow.
 
 Letters: K seeds, N notes of a site.
 """
@@ -22,7 +22,7 @@ from fedmedjax.types import InputError
 
 
 class NoteCounts(NamedTuple):
-  """What an adapter's score of one kind adds up from on one site's test notes."""
+  """The counts that an adapter's score of one kind adds up from, on one site's test notes."""
 
   notes: tuple[str, ...]
   counts: np.ndarray  # i64[N, 2 match kinds, T + 1, (tp, fp, fn)]
@@ -44,17 +44,24 @@ class Estimate(NamedTuple):
 
 
 def read_answers(predictions: Path) -> dict[str, Any]:
-  """The counts of a finished run -> {'scores': Answers, 'global': Answers, 'cross_site':
-  {adapter: Answers}}; the last two are empty where there are none.
+  """Reads the counts of a finished run.
 
-  Raises InputError when the file is absent or is none of ours.
+  Args:
+    predictions: the folder of its predictions.
+
+  Returns:
+    {'scores': Answers, 'global': Answers, 'cross_site': {adapter: Answers}}; the last two are empty
+    where there are none.
+
+  Raises:
+    InputError: the file is absent or is none of ours.
   """
   path = predictions / COUNTS
   try:
-    held = json.loads(path.read_text(encoding='utf-8'))
+    stored = json.loads(path.read_text(encoding='utf-8'))
     return {
-      'scores': _answers(held['scores']), 'global': _answers(held.get('global', {})),
-      'cross_site': {name: _answers(row) for name, row in held.get('cross_site', {}).items()}}
+      'scores': _answers(stored['scores']), 'global': _answers(stored.get('global', {})),
+      'cross_site': {name: _answers(row) for name, row in stored.get('cross_site', {}).items()}}
   except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
     raise InputError(
       f'{path}: no counts by note ({error}); delete {predictions.parent / "summary.json"}, and the '
@@ -62,24 +69,25 @@ def read_answers(predictions: Path) -> dict[str, Any]:
 
 
 def _answers(sites: dict[str, dict]) -> Answers:
-  found = {}
-  for site, held in sites.items():
-    notes = tuple(held['notes'])
-    found[site] = {
+  """The counts in a part of the file, {site: {'notes': names, score: counts}}."""
+  answers = {}
+  for site, stored in sites.items():
+    notes = tuple(stored['notes'])
+    answers[site] = {
       name: NoteCounts(notes, np.array(counts, np.int64).reshape(len(notes), 2, -1, 3))
-      for name, counts in held.items() if name != 'notes'}
-  return found
+      for name, counts in stored.items() if name != 'notes'}
+  return answers
 
 
 def mean_f1(
   runs: Sequence[Answers], sites: Sequence[str], score: str, *, seed: int, samples: int,
   kind: str = 'strict',
 ) -> Estimate:
-  """Mean over seeds and sites of typed F1.
+  """The mean over seeds and sites of typed F1, with its interval.
 
   Args:
-    runs: one a seed.
-    sites: over which the mean is taken; all must have the score.
+    runs: the answers of one run a seed.
+    sites: the mean is taken over these; all must have the score.
     score: 'ner', 're.modifier', 're.triple' or 're.end_to_end'.
     seed, samples: of the bootstrap.
     kind: 'strict' or 'lenient'.
@@ -92,9 +100,13 @@ def difference(
   ours: Sequence[Answers], theirs: Sequence[Answers], sites: Sequence[str], score: str, *,
   seed: int, samples: int, kind: str = 'strict',
 ) -> Estimate:
-  """`mean_f1` of ours minus theirs, on the same draws; both have the same seeds, in order.
+  """`mean_f1` of `ours` minus that of `theirs`, on the same draws of notes and seeds.
 
-  A note that one of them has nothing of counts nothing there.
+  A note that only one of the two was tested on adds no counts to the other.
+
+  Args:
+    ours, theirs: the answers of one run a seed; both have the same seeds, in the same order.
+    sites, score, seed, samples, kind: see `mean_f1`.
   """
   if len(ours) != len(theirs):
     raise ValueError(f'{len(ours)} and {len(theirs)} seeds')
@@ -108,14 +120,14 @@ def difference(
 def _on_all_notes(
   ours: Answers, theirs: Answers, sites: Sequence[str], score: str
 ) -> tuple[Answers, Answers]:
-  """Both with the notes of either, in one order, so that draws are of the same notes."""
+  """The answers with the notes of either run, in one order, so that draws are of the same notes."""
   out = {}, {}
   for site in sites:
     both = ours[site][score], theirs[site][score]
     notes = tuple(dict.fromkeys(both[0].notes + both[1].notes))
-    for side, held in zip(out, both, strict=True):
-      counts = np.zeros((len(notes), *held.counts.shape[1:]), np.int64)
-      counts[[notes.index(note) for note in held.notes]] = held.counts
+    for side, tested in zip(out, both, strict=True):
+      counts = np.zeros((len(notes), *tested.counts.shape[1:]), np.int64)
+      counts[[notes.index(note) for note in tested.notes]] = tested.counts
       side[site] = {score: NoteCounts(notes, counts)}
   return out
 
@@ -123,13 +135,15 @@ def _on_all_notes(
 def best_adapter(
   rows: Sequence[dict[str, Answers]], sites: Sequence[str], score: str
 ) -> str:
-  """The adapter of highest mean typed strict F1 over `sites` and seeds.
+  """The name of the adapter of highest mean typed strict F1 over `sites` and seeds.
 
   It is chosen on the very notes that it is then compared on, which flatters it: a method that
   beats it beats all of them.
 
   Args:
-    rows: one a seed, {adapter: Answers}.
+    rows: {adapter: Answers} of each seed.
+    sites: the mean is taken over these.
+    score: see `mean_f1`.
   """
   def value(name: str) -> float:
     return float(np.mean([
@@ -139,7 +153,7 @@ def best_adapter(
 
 
 def having(runs: Iterable[Answers], sites: Sequence[str], score: str) -> list[str]:
-  """Those of `sites` where all runs have a score of this name."""
+  """Those of `sites` for which all runs have a score of this name."""
   runs = list(runs)
   return [site for site in sites if all(score in run.get(site, {}) for run in runs)]
 
@@ -147,7 +161,7 @@ def having(runs: Iterable[Answers], sites: Sequence[str], score: str) -> list[st
 def _statistic(
   runs: Sequence[Answers], sites: Sequence[str], score: str, seed: int, samples: int, kind: str
 ) -> tuple[float, np.ndarray]:
-  """(the mean F1, its f64[samples] draws)."""
+  """(the mean F1, its draws f64[samples]); see `mean_f1`."""
   k = metrics.KINDS.index(kind)
   values, drawn = np.zeros(len(runs)), np.zeros((len(runs), samples))
   for run, answers in enumerate(runs):
@@ -163,10 +177,11 @@ def _statistic(
 
 
 def _f1(counts: np.ndarray) -> np.ndarray:
-  """[..., 2, T + 1, 3] -> typed micro F1 [..., 2]."""
+  """Typed micro F1 of counts: [..., 2, T + 1, 3] -> [..., 2]."""
   return metrics.averages(counts)[..., 0, 2]
 
 
 def _estimate(value: float, drawn: np.ndarray) -> Estimate:
+  """A figure with the interval of its draws f64[samples]."""
   low, high = np.percentile(drawn, (2.5, 97.5))
   return Estimate(value, float(low), float(high))

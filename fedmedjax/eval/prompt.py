@@ -18,7 +18,7 @@ from fedmedjax.types import Example, InputError
 
 
 class Prompt(NamedTuple):
-  """What a site is asked in one task."""
+  """The prompt of one task at one site, before the question itself."""
 
   part: TaskData
   shots: tuple[Example, ...]  # solved examples shown before every question
@@ -27,7 +27,15 @@ class Prompt(NamedTuple):
 def make_prompt(
   site: SiteData, part: TaskData, trained: Sequence[SiteData], count: int, seed: int
 ) -> Prompt:
-  """One of a site's tasks with `count` solved examples; see `choose_shots`."""
+  """The prompt of one of a site's tasks, with `count` solved examples; see `choose_shots`.
+
+  Args:
+    site: the site that is asked about.
+    part: its task.
+    trained: the sites that train, whose solved examples may be shown.
+    count: number of solved examples.
+    seed: of their draw.
+  """
   asked = part.ask.asked
   pool = []
   for donor in donors(site, part, trained):
@@ -40,7 +48,7 @@ def make_prompt(
 
 
 def donors(site: SiteData, part: TaskData, trained: Sequence[SiteData]) -> list[TaskData]:
-  """Whose training examples may be shown to a model that is asked about a site's task: its own.
+  """The tasks whose training examples may be shown with questions about a site's task: its own.
 
   An external cohort has none. It is shown those of the training sites that annotate all of its
   types: another site's sentences would teach that a type is not to be marked.
@@ -60,6 +68,13 @@ def choose_shots(
 
   Left out are sentences that occur word for word in `tested`: boilerplate stands in the notes
   of both sides.
+
+  Args:
+    site, task: names.
+    pool: solved examples to draw from.
+    tested: the examples that will be asked about.
+    count: number of sentences.
+    seed: of the draw.
 
   Raises:
     InputError: the pool has fewer.

@@ -22,10 +22,10 @@ _WIDTH_BUCKET = 32
 
 
 class Tagger(NamedTuple):
-  """How test examples are answered: compiled once per bucket."""
+  """A token classifier and how test examples are fed to it; compiled once per width of windows."""
 
   model: BertTagger
-  labels: tuple[str, ...]
+  labels: tuple[str, ...]   # names of the classifier's outputs
   max_length: int           # of a window, in tokens
   batch_size: int           # windows classified at once
 
@@ -48,11 +48,12 @@ def tag(
 
   Args:
     tagger: see above.
-    adapter, base: from `model/bert.split_frozen`.
-    part: its `test_tokens` are classified; only labels the site annotates are given.
+    adapter, base: from `bert.split_frozen`.
+    part: the site's task, whose `test_tokens` are classified; words get only labels that the site
+      annotates.
     advance: called with the number of examples done since the last call.
   """
-  windows = [(i, window) for i, one in enumerate(part.test_tokens) for window in one]
+  windows = [(i, window) for i, example in enumerate(part.test_tokens) for window in example]
   # Like lengths together: less padding.
   order = sorted(range(len(windows)), key=lambda i: -len(windows[i][1].tokens))
   allowed = allowed_labels(tagger.labels, part.ask.types)
@@ -67,21 +68,27 @@ def tag(
     before, after = (n * len(part.test) // len(windows) for n in (start, start + len(chosen)))
     advance(after - before)
   joined: list[list[str]] = [[] for _ in part.test]
-  for (example, _), found in zip(windows, tags, strict=True):
-    joined[example] += found
+  for (example, _), names in zip(windows, tags, strict=True):
+    joined[example] += names
   return joined
 
 
 def largest_call(
   tagger: Tagger, base: dict, adapter: dict, sites: Sequence[SiteData]
 ) -> Program:
-  """The batch of `tag` over the sites' test examples that is widest; `adapter` by shape."""
+  """The widest batch that `tag` classifies for the sites' test examples, to plan its memory by.
+
+  Args:
+    tagger, base: see `tag`.
+    adapter: the classifier's weights, arrays or their shapes.
+    sites: at least one of them has a test example.
+  """
   longest = max(
-    len(window.tokens) for site in sites for part in site.tasks for one in part.test_tokens
-    for window in one)
+    len(window.tokens) for site in sites for part in site.tasks for example in part.test_tokens
+    for window in example)
   rows, width = tagger.batch_size, min(round_up(longest, _WIDTH_BUCKET), tagger.max_length)
   config = tagger.model.config
-  # Of one layer, in float32: the wide states, and every head's attention.
+  # Of one layer, in float32: the intermediate states, and every head's attention.
   working = 4 * rows * width * (config.intermediate_size + config.num_heads * width)
   batch = label_batch((), rows, width, allowed_labels(tagger.labels, ()))
   return Program(
@@ -91,7 +98,7 @@ def largest_call(
 def answer(
   tagger: Tagger, base: dict, adapter: dict, site: SiteData, advance: Callable[[int], None]
 ) -> list[dict]:
-  """One record a test example, as `predictions/SITE.jsonl` holds them.
+  """One record for each test example, as `predictions/SITE.jsonl` holds them.
 
   `generated` are the labels of the words; labels lie on the text itself, so every record counts
   as copied and readable. A record of relation extraction has `main`, the given main entity.
@@ -99,8 +106,8 @@ def answer(
   """
   (part,) = site.tasks
   records = []
-  found = tag(tagger, adapter, base, part, advance)
-  for example, windows, tags in zip(part.test, part.test_tokens, found, strict=True):
+  labelled = tag(tagger, adapter, base, part, advance)
+  for example, windows, tags in zip(part.test, part.test_tokens, labelled, strict=True):
     known = judged(part.ask.asked, part.ask.types, example)
     words = [word for window in windows for word in window.words]
     place = partial(_in_document, example)
@@ -116,4 +123,5 @@ def answer(
 
 
 def _in_document(example: Example, span: Span) -> list:
+  """[start, end, type] of a span of the example's text, with offsets into its document."""
   return [span.start + example.start, span.end + example.start, span.type]

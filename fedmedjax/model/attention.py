@@ -1,4 +1,4 @@
-"""Softmax attention over keys that lie in several places, and what a model is told of it.
+"""Softmax attention over keys of several sources: a shared instruction, a cache, the new tokens.
 
 Grouped queries: Ainslie et al., arXiv:2305.13245. Letters: B batch, T new tokens, H query heads,
 KV key heads, G = H / KV, M keys, P keys shared by the batch, d width of a head.
@@ -13,12 +13,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 
-# Name of what a layer's backward pass needs and would cost a product to make again.
-SAVED = 'dear'
+# Name (jax.ad_checkpoint.checkpoint_name) of the intermediate values that `llama.REMAT` keeps for
+# the backward pass: results of matrix products, which it would cost a product to compute again.
+SAVED = 'saved'
 
 
 def heads_first(x: Array) -> Array:
-  """[..., KV, d] -> [KV, ..., d], the layout of `Source`."""
+  """Moves the axis of heads to the front, the layout of `Source`: [..., KV, d] -> [KV, ..., d]."""
   return jnp.moveaxis(x, -2, 0)
 
 
@@ -129,17 +130,21 @@ _softmax_average.defvjp(_softmax_forward, _softmax_backward)
 class Window(NamedTuple):
   """How far back the queries of a layer see: keys less than `size` positions before them."""
 
-  positions: Array  # i32[T], of the tokens of this pass
+  positions: Array  # i32[T], positions of the tokens of this pass
   size: Array       # i32[]
 
   def covers(self, queries: Array, keys: Array) -> Array:
-    """Positions i32[..., T], i32[..., M] -> bool[..., T, M]; the past only is not its matter."""
+    """Which keys lie within the window: positions i32[..., T], i32[..., M] -> bool[..., T, M].
+
+    Keys after their query are not excluded here; a causal mask does that.
+    """
     return queries[..., :, None] - keys[..., None, :] < self.size
 
 
-# (q [B, T, H, d], sources) -> [B, T, H, d]: `attend`, or what gives the same (`model/kernels.py`).
+# (q [B, T, H, d], sources) -> [B, T, H, d]: `attend`, or a kernel with the same result
+# (`kernels.py`).
 Attend = Callable[[Array, tuple[Source, ...]], Array]
 
 # (q [T, H, d], k, v [T, KV, d], cache of this layer, context, Window or None where every layer
-# sees all) -> (out [T, H, d], kept)
+# sees all) -> (averaged values [T, H, d], new entries for the cache or None)
 Attention = Callable[[Array, Array, Array, Any, Any, Window | None], tuple[Array, Any]]

@@ -1,4 +1,4 @@
-"""A BERT encoder with a token classifier in Linen: the baseline of METHOD sections 4 and 6.
+"""A BERT encoder with a token classifier in Linen: a baseline (docs/methods.md).
 
 Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
 NAACL 2019, arXiv:1810.04805. Every token's last hidden state is classified on its own, as in
@@ -8,7 +8,9 @@ As the "adapter" of a federated round it is the whole model: all layers and the 
 The embeddings (words, positions, token types and their norm) are frozen, as in the reference, and
 are the `base`. Where we deviate: no dropout, since a step's loss is a function of adapter, base
 and batch alone; and the softmax of a step runs over the labels that its site annotates, so that
-what a site did not annotate is not taught to be absent (METHOD section 4, partial annotation).
+what a site did not annotate is not taught to be absent (docs/methods.md, partial annotation).
+
+Letters: B windows of text, T tokens of a window, Y labels.
 """
 
 from typing import NamedTuple
@@ -26,7 +28,7 @@ Array = jax.Array
 
 
 class BertConfig(NamedTuple):
-  """Hyper-parameters, read from config.json beside the weights (`model/bert_load.py`)."""
+  """Hyper-parameters, read from config.json beside the weights (`files/bert.py`)."""
 
   vocab_size: int
   hidden_size: int
@@ -45,7 +47,10 @@ def _norm(config: BertConfig, name: str) -> nn.LayerNorm:
 
 
 class Embeddings(nn.Module):
-  """tokens i32[B, T] -> [B, T, D]. Every token is of type 0: one text, no pair."""
+  """The sum of word, position and type embeddings, normalised: tokens i32[B, T] -> [B, T, D].
+
+  Every token is of type 0: one text, no pair.
+  """
 
   config: BertConfig
 
@@ -64,7 +69,10 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-  """One block, normalised after each sum. Its signature is that of a scan body."""
+  """One block, normalised after each sum: (x [B, T, D], valid bool[B, T]) -> ([B, T, D], None).
+
+  Its signature is that of a scan body.
+  """
 
   config: BertConfig
 
@@ -86,10 +94,11 @@ class Layer(nn.Module):
 
 
 class BertTagger(nn.Module):
-  """tokens i32[B, T], valid bool[B, T] (False = padding) -> logits f32[B, T, labels].
+  """A token classifier: tokens i32[B, T], valid bool[B, T] -> logits f32[B, T, Y].
 
-  Its parameters are {'embeddings', 'layers', 'classifier'}; leaves of layers are [L, ...].
-  `remat` is a key of REMAT: what the backward pass keeps of a layer.
+  `valid` is False for padding. Its parameters are {'embeddings', 'layers', 'classifier'}; leaves of
+  layers are [L, ...]. `remat` is a key of REMAT: which results of a layer are kept for the backward
+  pass.
   """
 
   config: BertConfig
@@ -110,13 +119,16 @@ class BertTagger(nn.Module):
 
 
 def split_frozen(params: dict) -> tuple[dict, dict]:
-  """All parameters -> (adapter: what is trained and sent, base: the frozen embeddings)."""
+  """All parameters -> (adapter, what is trained and sent; base, the frozen embeddings [V, D]).
+
+  Leaves of the adapter are [L, ...] for the layers and [D, Y], [Y] for the classifier.
+  """
   adapter = {name: node for name, node in params.items() if name != 'embeddings'}
   return adapter, {'embeddings': params['embeddings']}
 
 
 def label_logits(model: BertTagger, adapter: dict, base: dict, batch: LabelBatch) -> Array:
-  """f32[B, T, labels], with -inf for the labels that the batch's site does not annotate."""
+  """Logits f32[B, T, Y], with -inf for the labels that the batch's site does not annotate."""
   logits = model.apply({'params': {**base, **adapter}}, batch.tokens, batch.valid)
   return jnp.where(batch.allowed[None, None], logits, -jnp.inf)
 

@@ -1,10 +1,14 @@
-"""The device's part of greedy decoding behind one shared instruction; `model/stream.py` drives it.
+"""The device's part of greedy decoding after one shared instruction; `batching.py` drives it.
 
 The instruction is prefilled once per adapter; its keys and values [L, KV, P, d] serve all rows.
-A batch has R rows, each of which continues an example or is free: what an example says follows its
-own input in its row of the cache. Each pass checks guesses at the next tokens and keeps those that
-are right (`model/draft.py`). The cache is read-only inside the layer scan and new keys are written
-once after it, so no pass copies the cache for that.
+A batch has R rows, each of which continues an example or is free: an example's output tokens follow
+its own input in its row of the cache. Each pass checks guesses at the next tokens and keeps those
+that are right (`speculation.py`). The cache is read-only inside the layer scan and new keys are
+written once after it, so no pass copies the cache for that.
+
+Letters beside those of `types.py`: B rows of a pass, T tokens of a row in it, K requests, W tokens
+of an input, KV key heads, d width of a head, M slots of a row of the cache, E end tokens. In this
+file N is the most output tokens of a row.
 """
 
 from functools import partial
@@ -13,25 +17,31 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedmedjax.model import speculation as drafting
+from fedmedjax.model import speculation
 from fedmedjax.model.attention import Source, attend, heads_first
 from fedmedjax.model.llama import Llama, head_weight
 
 
 class Cache(NamedTuple):
-  """Keys and values of every layer, [L, KV, P, d] (shared) or [L, KV, R, M, d]."""
+  """Keys and values of every layer: of the shared instruction, or of each row of a batch."""
 
-  k: jax.Array
-  v: jax.Array
+  k: jax.Array  # [L, KV, P, d] of the instruction, or [L, KV, R, M, d] of the rows
+  v: jax.Array  # of the same shape
 
 
 def cached_attention(q, k, v, cache, context, window=None):
-  """Attention of new tokens (an `Attention` of `model/llama.py`).
+  """Attention of new tokens to themselves and to what the caches hold: an `attention.Attention`.
 
-  cache: (shared Cache or None, own Cache or None) of this layer.
-  context: (new_mask bool[B, T, T] among the new tokens, own_mask bool[B, T, M] or None,
-    own_positions i32[B, M] or None).
-  q, k, v hold B*T tokens; returns the new keys and values to be kept, [KV, B, T, d].
+  Args:
+    q: [B*T, H, d], queries of the new tokens, row after row.
+    k, v: [B*T, KV, d], their keys and values.
+    cache: (shared Cache or None, the rows' own Cache or None) of this layer.
+    context: (new_mask bool[B, T, T] among the new tokens, own_mask bool[B, T, M] or None,
+      own_positions i32[B, M] or None).
+    window: `attention.Window` of a layer that does not see everything, positions i32[B*T].
+
+  Returns:
+    (averaged values [B*T, H, d], Cache [KV, B, T, d] of the new tokens, to be kept).
   """
   shared, own = cache
   new_mask, own_mask, own_positions = context
@@ -55,54 +65,54 @@ def cached_attention(q, k, v, cache, context, window=None):
   return out.reshape(batch * length, *out.shape[2:]), Cache(k, v)
 
 
-class Behind(NamedTuple):
-  """What every row is behind: the instruction, as a model has read it."""
+class Prefix(NamedTuple):
+  """What every row continues: the instruction, as a model has read it, and that model's weights."""
 
-  adapter: dict         # the `lora` collection; {} is the base model alone
-  base: dict            # the `params` collection
-  shared: Cache | None  # the instruction's, from `prefill`
-  length: jax.Array     # i32[], tokens in it
+  adapter: dict         # the `lora` collection, leaves [L, *p]; {} is the base model alone
+  base: dict            # the `params` collection, leaves of layers [L, ...]
+  shared: Cache | None  # [L, KV, P, d], from `prefill`; None for an empty instruction
+  length: jax.Array     # i32[], P: tokens in it
 
 
-class Asked(NamedTuple):
-  """K examples; the first token of each is the instruction's last."""
+class Requests(NamedTuple):
+  """K examples to be continued; the first token of each is the instruction's last."""
 
-  tokens: jax.Array   # i32[K, T], padded on the right
+  tokens: jax.Array   # i32[K, W], padded on the right
   lengths: jax.Array  # i32[K], >= 1; 0 marks a row that only fills the batch
   limits: jax.Array   # i32[K], the most tokens to generate
 
 
-class Said(NamedTuple):
+class Outputs(NamedTuple):
   """Greedy continuations of R rows."""
 
   tokens: jax.Array   # i32[R, N]
   lengths: jax.Array  # i32[R], without the closing eos
-  passes: jax.Array   # i32[R], of the model, that each of them took
+  passes: jax.Array   # i32[R], passes of the model that each of them took
 
 
-class Rows(NamedTuple):
-  """Between two passes of the model."""
+class DecodeState(NamedTuple):
+  """R rows between two passes of the model."""
 
-  asked: Asked        # [R, W]
-  pending: jax.Array  # i32[R]: the next token of each, which no pass has seen yet
-  done: jax.Array     # bool[R]: ended, or never taken
+  requests: Requests  # i32[R, W] and i32[R]: the example of each row
+  pending: jax.Array  # i32[R]: the next token of each row, which no pass has computed keys for yet
+  done: jax.Array     # bool[R]: the row's output has ended, or the row never had an example
   filled: jax.Array   # i32[R]: slots of the cache that hold a token
-  trail: drafting.Trail
-  said: Said
-  own: Cache          # [L, KV, R, M, d]
+  pointer: speculation.CopyPointer  # leaves [R, ...]: the place in the input that is copied next
+  outputs: Outputs    # i32[R, N] and i32[R]
+  own: Cache          # [L, KV, R, M, d]: keys and values of each row's input and output
 
 
-def _extend(model, behind, tokens, positions, own, context):
+def _extend(model, prefix, tokens, positions, own, context):
   """tokens, positions i32[B, T] -> (hidden [B, T, D], new Cache [L, KV, B, T, d]).
 
   own: Cache [L, KV, B, M, d] or None. context: own_mask and own_positions of `cached_attention`.
   """
   batch, length = tokens.shape
   causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
-  hidden, kept = model.apply(
-    {'params': behind.base, 'lora': behind.adapter}, tokens.reshape(-1), positions.reshape(-1),
-    (behind.shared, own), (causal, *context))
-  return hidden.reshape(*tokens.shape, -1), kept
+  hidden, new_cache = model.apply(
+    {'params': prefix.base, 'lora': prefix.adapter}, tokens.reshape(-1), positions.reshape(-1),
+    (prefix.shared, own), (causal, *context))
+  return hidden.reshape(*tokens.shape, -1), new_cache
 
 
 def _likeliest(hidden: jax.Array, base: dict) -> jax.Array:
@@ -113,77 +123,90 @@ def _likeliest(hidden: jax.Array, base: dict) -> jax.Array:
 
 
 def prefill(model: Llama, adapter: dict, base: dict, prefix: jax.Array) -> Cache | None:
-  """prefix i32[P] (without its last token, no padding) -> its Cache [L, KV, P, d].
+  """Computes the instruction's keys and values: i32[P] -> Cache [L, KV, P, d], None when P = 0.
 
-  None when the prefix is empty.
+  Args:
+    model: a Llama built with `cached_attention`.
+    adapter, base: see `Prefix`.
+    prefix: i32[P], the instruction without its last token and without padding.
   """
   if not prefix.shape[0]:
     return None
-  _, kept = _extend(
-    model, Behind(adapter, base, None, jnp.int32(0)), prefix[None],
+  _, cache = _extend(
+    model, Prefix(adapter, base, None, jnp.int32(0)), prefix[None],
     jnp.arange(prefix.shape[0])[None], None, (None, None))
-  return jax.tree.map(lambda x: x[:, :, 0], kept)
+  return jax.tree.map(lambda x: x[:, :, 0], cache)
 
 
-def begin(model: Llama, rows: int, width: int, most: int, slots: int) -> Rows:
-  """So many free rows, with room for inputs of `width` and outputs of `most` tokens."""
+def begin(model: Llama, rows: int, width: int, most: int, slots: int) -> DecodeState:
+  """A state of R free rows, with zeros in its cache [L, KV, R, M, d].
+
+  Args:
+    model: a Llama built with `cached_attention`.
+    rows, width, most, slots: R, W, N and M: numbers of rows, of tokens of an input and of an
+      output, and of slots of a row's cache.
+  """
   config, none = model.config, jnp.zeros(rows, jnp.int32)
   keys = jnp.zeros(
     (config.num_layers, config.num_kv_heads, rows, slots, config.head_dim), model.dtype)
-  return Rows(
-    Asked(jnp.zeros((rows, width), jnp.int32), none, none), none, jnp.ones(rows, bool), none,
-    drafting.start(rows), Said(jnp.zeros((rows, most), jnp.int32), none, none), Cache(keys, keys))
+  return DecodeState(
+    Requests(jnp.zeros((rows, width), jnp.int32), none, none), none, jnp.ones(rows, bool), none,
+    speculation.start(rows), Outputs(jnp.zeros((rows, most), jnp.int32), none, none),
+    Cache(keys, keys))
 
 
-def read(model: Llama, behind: Behind, asked: Asked) -> tuple[jax.Array, Cache]:
-  """Reads K inputs -> (the token that follows each i32[K], their Cache [L, KV, K, T, d])."""
-  places = jnp.broadcast_to(
-    behind.length + jnp.arange(asked.tokens.shape[1]), asked.tokens.shape)
-  hidden, kept = _extend(model, behind, asked.tokens, places, None, (None, None))
-  last = jnp.maximum(asked.lengths - 1, 0)
+def prefill_inputs(model: Llama, prefix: Prefix, requests: Requests) -> tuple[jax.Array, Cache]:
+  """Computes K inputs -> (first token of each output i32[K], inputs' Cache [L, KV, K, W, d])."""
+  positions = jnp.broadcast_to(
+    prefix.length + jnp.arange(requests.tokens.shape[1]), requests.tokens.shape)
+  hidden, cache = _extend(model, prefix, requests.tokens, positions, None, (None, None))
+  last = jnp.maximum(requests.lengths - 1, 0)
   ends = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-  return _likeliest(ends, behind.base)[:, 0], kept
+  return _likeliest(ends, prefix.base)[:, 0], cache
 
 
-def take(
-  rows: Rows, places: jax.Array, asked: Asked, first: jax.Array, kept: Cache, eos: jax.Array
-) -> Rows:
-  """`rows` with K examples in the rows `places`.
+def insert(
+  state: DecodeState, places: jax.Array, requests: Requests, first: jax.Array, inputs: Cache,
+  eos: jax.Array,
+) -> DecodeState:
+  """The state with K examples put into its rows `places`.
 
   Args:
-    places: i32[K], free rows; R or more for those of `asked` that only fill the batch.
-    asked: T <= W and T <= M.
-    first, kept: of `read`.
+    state: R rows, W tokens of an input and M slots at most.
+    places: i32[K], free rows; R or more for those of `requests` that only fill the batch.
+    requests: i32[K, T], T <= W and T <= M.
+    first, inputs: i32[K] and [L, KV, K, T, d], of `prefill_inputs`.
     eos: i32[E], tokens that end an output.
   """
   count = len(places)
-  fresh = Rows(
-    asked._replace(tokens=_grown(asked.tokens, rows.asked.tokens.shape[1], axis=1)), first,
-    (asked.lengths == 0) | (asked.limits <= 0) | jnp.isin(first, eos), asked.lengths,
-    drafting.start(count),
-    jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), rows.said), ())
-  held = jax.tree.map(
-    lambda x, new: x.at[places].set(new, mode='drop'), rows._replace(own=()), fresh)
+  width = state.requests.tokens.shape[1]
+  fresh = DecodeState(
+    requests._replace(tokens=_padded(requests.tokens, width, axis=1)), first,
+    (requests.lengths == 0) | (requests.limits <= 0) | jnp.isin(first, eos), requests.lengths,
+    speculation.start(count),
+    jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), state.outputs), ())
+  inserted = jax.tree.map(
+    lambda x, new: x.at[places].set(new, mode='drop'), state._replace(own=()), fresh)
 
   def put(index, caches):
-    place = jnp.minimum(places[index], len(rows.done) - 1)
+    place = jnp.minimum(places[index], len(state.done) - 1)
 
-    def one(cache, new):
+    def put_leaf(cache, new):
       new = jax.lax.dynamic_slice_in_dim(new, index, 1, axis=2)
-      held = jax.lax.dynamic_slice(cache, (0, 0, place, 0, 0), new.shape)
+      old = jax.lax.dynamic_slice(cache, (0, 0, place, 0, 0), new.shape)
       return jax.lax.dynamic_update_slice(
-        cache, jnp.where(places[index] == place, new, held), (0, 0, place, 0, 0))
+        cache, jnp.where(places[index] == place, new, old), (0, 0, place, 0, 0))
 
-    return jax.tree.map(one, caches, kept)
+    return jax.tree.map(put_leaf, caches, inputs)
 
-  return held._replace(own=jax.lax.fori_loop(0, count, put, rows.own))
+  return inserted._replace(own=jax.lax.fori_loop(0, count, put, state.own))
 
 
-def go_on(
-  model: Llama, guesses: int, behind: Behind, eos: jax.Array, pieces: jax.Array, rows: Rows,
-  until: jax.Array,
-) -> Rows:
-  """Passes until at most `until` i32[1] rows are not done, or one has no room in the cache.
+def generate(
+  model: Llama, guesses: int, prefix: Prefix, eos: jax.Array, pieces: jax.Array,
+  state: DecodeState, until: jax.Array,
+) -> DecodeState:
+  """Runs passes until at most `until` i32[1] of the R rows are not done, or a row's cache is full.
 
   A pass computes all rows, done or not, and reads all of the cache, filled or not.
 
@@ -191,87 +214,90 @@ def go_on(
     model: a Llama built with `cached_attention`.
     guesses: tokens guessed and checked in each pass beside the one that it makes, static. They
       change the number of passes only (and, by rounding, a choice between equal logits).
-    behind: what the rows follow.
+    prefix: the instruction that all rows continue.
     eos: i32[E], tokens that end an output.
-    pieces: i32[H], H >= 1, see `model/draft.py`.
-    rows: a pass needs guesses + 1 slots in every row that is not done.
+    pieces: i32[F], F >= 1, see `speculation.guess`.
+    state: a pass needs guesses + 1 slots in every row that is not done.
+    until: i32[1].
   """
-  slots = jnp.arange(rows.own.k.shape[-2])[None]
+  slots = jnp.arange(state.own.k.shape[-2])[None]
   steps = jnp.arange(guesses + 1)[None]
-  source = (rows.asked.tokens, rows.asked.lengths)
+  source = (state.requests.tokens, state.requests.lengths)
 
-  def goes_on(rows: Rows) -> jax.Array:
-    filled = jnp.max(jnp.where(rows.done, 0, rows.filled))
-    return (jnp.sum(~rows.done) > until[0]) & (filled + guesses < slots.size)
+  def continues(state: DecodeState) -> jax.Array:
+    filled = jnp.max(jnp.where(state.done, 0, state.filled))
+    return (jnp.sum(~state.done) > until[0]) & (filled + guesses < slots.size)
 
-  def one_pass(rows: Rows) -> Rows:
-    trail = drafting.follow(rows.trail, rows.pending, *source)
-    guessed = drafting.draft(trail, *source, pieces, guesses)
-    tokens = jnp.concatenate([rows.pending[:, None], guessed], axis=1)
-    filled = behind.length + rows.filled[:, None]
-    mask = jnp.repeat((slots < rows.filled[:, None])[:, None], guesses + 1, axis=1)
-    hidden, kept = _extend(
-      model, behind, tokens, filled + steps, rows.own,
-      (mask, jnp.broadcast_to(behind.length + slots, mask[:, 0].shape)))
-    following = _likeliest(hidden, behind.base)
-    accepted, said, ended = _accepted(rows, tokens, following, eos)
+  def run_pass(state: DecodeState) -> DecodeState:
+    pointer = speculation.follow(state.pointer, state.pending, *source)
+    guessed = speculation.draft(pointer, *source, pieces, guesses)
+    tokens = jnp.concatenate([state.pending[:, None], guessed], axis=1)
+    positions = prefix.length + state.filled[:, None] + steps
+    mask = jnp.repeat((slots < state.filled[:, None])[:, None], guesses + 1, axis=1)
+    hidden, new_cache = _extend(
+      model, prefix, tokens, positions, state.own,
+      (mask, jnp.broadcast_to(prefix.length + slots, mask[:, 0].shape)))
+    following = _likeliest(hidden, prefix.base)
+    accepted, outputs, ended = _accepted(state, tokens, following, eos)
     pending = jnp.take_along_axis(following, accepted[:, None] - 1, axis=1)[:, 0]
-    over = jnp.isin(pending, eos) | (said.lengths >= rows.asked.limits)
-    return Rows(
-      rows.asked, pending, rows.done | ended | over,
+    over = jnp.isin(pending, eos) | (outputs.lengths >= state.requests.limits)
+    return DecodeState(
+      state.requests, pending, state.done | ended | over,
       # A row that is done may be full: it stays where it is.
-      jnp.where(rows.done, rows.filled, rows.filled + accepted),
-      drafting.follow_first(trail, guessed, accepted - 1, *source), said,
-      _write(rows.filled, rows.own, kept))
+      jnp.where(state.done, state.filled, state.filled + accepted),
+      speculation.follow_first(pointer, guessed, accepted - 1, *source), outputs,
+      _write(state.filled, state.own, new_cache))
 
-  return jax.lax.while_loop(goes_on, one_pass, rows)
+  return jax.lax.while_loop(continues, run_pass, state)
 
 
 def _accepted(
-  rows: Rows, tokens: jax.Array, following: jax.Array, eos: jax.Array
-) -> tuple[jax.Array, Said, jax.Array]:
-  """What of a pass is kept -> (how many of its tokens i32[R], >= 1, the output with them, whether
-  it ended among them bool[R]).
+  state: DecodeState, tokens: jax.Array, following: jax.Array, eos: jax.Array
+) -> tuple[jax.Array, Outputs, jax.Array]:
+  """What of a pass is kept -> (how many of its tokens i32[R], >= 1, the outputs with them, whether
+  the output ended among them bool[R]).
 
-  The pending token is, and so is each guess that the model makes, too, up to the first that it does
-  not make. The output ends before an eos, and at its limit; then what else is kept does not matter.
+  The pending token is kept, and so is each guess that the model makes, too, up to the first that it
+  does not make. The output ends before an eos, and at its limit; then what else is kept does not
+  matter.
 
   Args:
-    rows: before the pass.
+    state: before the pass.
     tokens: i32[R, T], the pending token and guesses.
-    following: i32[R, T], what the model says after each of them.
-    eos: see `go_on`.
+    following: i32[R, T], the model's own token after each of them.
+    eos: see `generate`.
   """
   right = jnp.cumprod(tokens[:, 1:] == following[:, :-1], axis=1)
   accepted = 1 + right.sum(axis=1)
   step = jnp.arange(tokens.shape[1])[None]
-  place = rows.said.lengths[:, None] + step
-  over = jnp.isin(tokens, eos) | (place >= rows.asked.limits[:, None])
+  place = state.outputs.lengths[:, None] + step
+  over = jnp.isin(tokens, eos) | (place >= state.requests.limits[:, None])
   kept = step < accepted[:, None]
-  written = kept & (jnp.cumsum(over, axis=1) == 0) & ~rows.done[:, None]
-  held, index = rows.said.tokens, jnp.arange(tokens.shape[0])[:, None]
-  return accepted, Said(
-    held.at[index, jnp.where(written, place, held.shape[1])].set(tokens, mode='drop'),
-    rows.said.lengths + written.sum(axis=1), rows.said.passes + ~rows.done), (
+  written = kept & (jnp.cumsum(over, axis=1) == 0) & ~state.done[:, None]
+  texts, index = state.outputs.tokens, jnp.arange(tokens.shape[0])[:, None]
+  return accepted, Outputs(
+    texts.at[index, jnp.where(written, place, texts.shape[1])].set(tokens, mode='drop'),
+    state.outputs.lengths + written.sum(axis=1), state.outputs.passes + ~state.done), (
       kept & over).any(axis=1)
 
 
-def fitted(slots: int, rows: Rows, chosen: jax.Array) -> Rows:
-  """The rows `chosen` i32[R'] only, with a cache of so many slots, of which none that is filled may
-  be cut off. All rows, R' = R, stay in their order.
+def resize(slots: int, state: DecodeState, chosen: jax.Array) -> DecodeState:
+  """The state of the rows `chosen` i32[K] only, with a cache of M = `slots` slots a row.
+
+  No filled slot may be cut off. All rows, K = R, stay in their order.
   """
-  def sized(cache):
+  def resized(cache):
     cache = jax.lax.slice_in_dim(cache, 0, min(slots, cache.shape[-2]), axis=-2)
-    return _grown(cache if len(chosen) == len(rows.done) else cache[:, :, chosen], slots, axis=-2)
+    return _padded(cache if len(chosen) == len(state.done) else cache[:, :, chosen], slots, axis=-2)
 
-  held = rows._replace(own=())
-  if len(chosen) < len(rows.done):
-    held = jax.tree.map(lambda x: x[chosen], held)
-  return held._replace(own=jax.tree.map(sized, rows.own))
+  rest = state._replace(own=())
+  if len(chosen) < len(state.done):
+    rest = jax.tree.map(lambda x: x[chosen], rest)
+  return rest._replace(own=jax.tree.map(resized, state.own))
 
 
-def _grown(x: jax.Array, size: int, axis: int) -> jax.Array:
-  """Zeros behind."""
+def _padded(x: jax.Array, size: int, axis: int) -> jax.Array:
+  """The array with zeros appended along `axis` until it has `size` entries there."""
   more = [(0, 0)] * x.ndim
   more[axis] = (0, size - x.shape[axis])
   return jnp.pad(x, more)

@@ -24,24 +24,24 @@ from fedmedjax.types import InputError
 
 Array = jax.Array
 
-# A kernel may be so many times as far from float32 as `attend` is: both round to 16 bits, at
-# other places. A key too many or too few is hundreds of times as far.
+# A kernel may be four times as far from float32 as `attend` is: both round to 16 bits, at other
+# places. A key too many or too few is hundreds of times as far.
 FARTHER = 4.0
-# Tokens of the trial: rows, tokens of a row, and of the instruction. As many as a step's, so that
-# a kernel's tiles have edges, and odd.
+# Rows, tokens of a row and tokens of the instruction in the trial: as many as in a step, so that a
+# kernel's tiles have edges, and odd.
 _TRIAL = (2, 161, 303)
 
 
 def fused_attend(call: Callable[..., Array]) -> Attend:
   """An `attend` that joins the sources and leaves the rest to one kernel.
 
+  The gradient keeps the kernel's inputs, a copy of shared keys for every row included, and runs it
+  forward again. Where T or M is odd, which cuDNN refuses for gradients with a mask, M gets a key
+  that is never seen, and T a query that nobody reads.
+
   Args:
     call: (q [B, T, H, d], k, v [B, M, KV, d], mask bool[B, 1, T, M]) -> [B, T, H, d], with a
-      gradient. It never meets vmap: sites are laid into B before.
-
-  The gradient keeps what is given to the kernel, a copy of shared keys for every row included, and
-  runs it forward again. Where T or M is odd, which cuDNN refuses for gradients behind a mask, M
-  gets a key that is never seen, and T a query that nobody reads.
+      gradient. It never meets vmap: sites are folded into B before.
   """
   def grad(q, k, v, mask, cotangent):
     return jax.vjp(lambda *inputs: call(*inputs, mask), q, k, v)[1](cotangent)
@@ -63,7 +63,7 @@ def fused_attend(call: Callable[..., Array]) -> Attend:
   def fused(q: Array, sources: tuple[Source, ...]) -> Array:
     batch, length = q.shape[:2]
     k, v, mask = (jnp.concatenate(parts, axis) for parts, axis in zip(
-      zip(*(_of_each(source, batch, length) for source in sources), strict=True), (1, 1, 2),
+      zip(*(_for_every_row(source, batch, length) for source in sources), strict=True), (1, 1, 2),
       strict=True))
     queries, keys = length % 2, mask.shape[-1] % 2
     widened = lambda x, count: jnp.pad(x, ((0, 0), (0, count), (0, 0), (0, 0)))  # noqa: E731
@@ -76,8 +76,8 @@ def fused_attend(call: Callable[..., Array]) -> Attend:
   return fused
 
 
-def _of_each(source: Source, batch: int, length: int) -> tuple[Array, Array, Array]:
-  """(k, v [B, M, KV, d], mask bool[B, T, M]), a copy for each batch element of what is shared."""
+def _for_every_row(source: Source, batch: int, length: int) -> tuple[Array, Array, Array]:
+  """(k, v [B, M, KV, d], mask bool[B, T, M]), with a copy of shared keys for each batch element."""
   def spread(x):
     x = x[:, None] if x.ndim == 3 else x
     x = jnp.moveaxis(x, 0, 2)
@@ -103,15 +103,18 @@ def _sites_in_batch(function: Callable) -> Callable:
       x = x if mapped else jnp.broadcast_to(x, (size, *x.shape))
       return x.reshape(-1, *x.shape[2:])
 
-    found = folded(*map(flat, arrays, batched))
-    split = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), found)
+    results = folded(*map(flat, arrays, batched))
+    split = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), results)
     return split, jax.tree.map(lambda _: True, split)
 
   return folded
 
 
 def cudnn_call(q: Array, k: Array, v: Array, mask: Array) -> Array:
-  """cuDNN's kernel, see `fused_attend`. Raises what JAX raises where it is not to be had."""
+  """cuDNN's kernel, a `call` of `fused_attend`: q [B, T, H, d], k, v [B, M, KV, d] -> [B, T, H, d].
+
+  Raises whatever JAX raises where the kernel is not available.
+  """
   return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='cudnn')
 
 
@@ -127,50 +130,51 @@ def _trial_inputs(heads: int, kv_heads: int, head_dim: int, dtype) -> tuple[tupl
   ), draw(keys[5], rows, length, heads, head_dim)
 
 
-def _trial(how: Attend, inputs: tuple, cotangent: Array) -> list[Array]:
-  """float32 averages and gradients of rows of two segments behind a shared instruction."""
+def _trial(kernel: Attend, inputs: tuple, cotangent: Array) -> list[Array]:
+  """float32 averages and gradients of rows of two segments that follow a shared instruction."""
   rows, length, before = _TRIAL
   segments = jnp.arange(length) < length // 3
   own = (segments[:, None] == segments[None]) & jnp.tril(jnp.ones((length, length), bool))
   own = jnp.broadcast_to(own, (rows, length, length))
 
   def averages(q, prefix_k, prefix_v, row_k, row_v):
-    return how(q, (
+    return kernel(q, (
       Source(prefix_k, prefix_v, jnp.arange(before) < before - 5), Source(row_k, row_v, own)))
 
   def both(inputs, cotangent):
     out, pull = jax.vjp(averages, *inputs)
     return out, pull(cotangent)
 
-  found = jax.jit(jax.vmap(both))(inputs, cotangent)
-  return [x.astype(jnp.float32) for x in jax.tree.leaves(found)]
+  results = jax.jit(jax.vmap(both))(inputs, cotangent)
+  return [x.astype(jnp.float32) for x in jax.tree.leaves(results)]
 
 
 @cache
 def distance(call: Callable[..., Array], heads: int, kv_heads: int, head_dim: int, dtype) -> float:
-  """How far a kernel is from float32's averages and gradients, in distances of `attend`'s.
+  """A kernel's error in averages and gradients against float32, relative to the error of `attend`.
 
-  1 = just as far. On random inputs of the model's heads, mapped over two sites.
+  1 = just as far from float32. On random q [B, T, H, d] and keys of a shared instruction and of
+  rows, in the sizes of the model's heads, mapped over two sites.
 
   Args:
     call: see `fused_attend`; tried in `dtype`.
     heads, kv_heads, head_dim: H, KV and d.
-    dtype: of 16 bits.
+    dtype: a number format of 16 bits.
   """
   inputs = _trial_inputs(heads, kv_heads, head_dim, dtype)
   # Else an accelerator's float32 is one of 10 bits.
   with jax.default_matmul_precision('highest'):
     true = _trial(attend, *jax.tree.map(lambda x: x.astype(jnp.float32), inputs))
 
-  def far(how: Attend) -> Array:
+  def error(kernel: Attend) -> Array:
     return jnp.stack([
-      jnp.linalg.norm(x - y) for x, y in zip(_trial(how, *inputs), true, strict=True)])
+      jnp.linalg.norm(x - y) for x, y in zip(_trial(kernel, *inputs), true, strict=True)])
 
-  return float(jnp.max(far(fused_attend(call)) / far(attend)))
+  return float(jnp.max(error(fused_attend(call)) / error(attend)))
 
 
 def plain(config: LlamaConfig, dtype, mesh: Mesh | None) -> Attend:
-  """`attend`, for any model anywhere."""
+  """Returns `attend`, which serves any model on any machine: config.model.attention='plain'."""
   del config, dtype, mesh
   return attend
 
@@ -178,16 +182,16 @@ def plain(config: LlamaConfig, dtype, mesh: Mesh | None) -> Attend:
 def cudnn(
   config: LlamaConfig, dtype, mesh: Mesh | None, *, call: Callable[..., Array] = cudnn_call
 ) -> Attend:
-  """cuDNN's kernel, after its trial.
+  """cuDNN's kernel (q [B, T, H, d] -> [B, T, H, d], see `attention.Attend`), after its trial.
 
   Args:
-    config: whose heads are tried.
-    dtype: of the model.
-    mesh: that the model lies on, if it does.
-    call: see `fused_attend`; another one in tests.
+    config: the model's, whose numbers and width of heads are tried.
+    dtype: number format of the model.
+    mesh: devices that the model lies on; None = one device.
+    call: see `fused_attend`; tests give another one.
 
   Raises:
-    InputError: it cannot be had here, or gives other results.
+    InputError: the kernel is not available here, or gives other results.
   """
   if jax.default_backend() != 'gpu':
     why = f'this machine computes on {jax.default_backend()}'
@@ -209,7 +213,7 @@ def _disagreement(call: Callable[..., Array], config: LlamaConfig, dtype) -> str
   # Libraries that are missing, too old or of another card: whatever they raise.
   except Exception as error:
     return f'{type(error).__name__}: {next(iter(str(error).splitlines()), "")}'
-  # Said so that a NaN is no agreement.
+  # Written as "not farther", so that a NaN is no agreement.
   return '' if apart <= FARTHER else (
     f'its results are {apart:.3g} times as far from float32 as those of the plain one')
 

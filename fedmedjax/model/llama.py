@@ -31,7 +31,7 @@ PROJECTIONS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', '
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-  """Hyper-parameters, always read from the file that holds the weights (`model/load.py`)."""
+  """Hyper-parameters, always read from the file that holds the weights (`files/load.py`)."""
 
   vocab_size: int
   hidden_size: int
@@ -65,13 +65,16 @@ class LlamaConfig:
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-  """f64[head_dim / 2]: radians per position."""
+  """Radians per position of each rotated pair, f64[d / 2] with d = head_dim."""
   exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
   return config.rope_theta ** -exponent / np.asarray(config.rope_divisors or 1.0)
 
 
 def rope(positions: Array, config: LlamaConfig, dtype) -> tuple[Array, Array]:
-  """i32[T] -> cosines and sines [T, head_dim / 2]; angles are formed in float32 or wider."""
+  """Positions i32[T] -> cosines and sines [T, d / 2] of the rotary angles, d = head_dim.
+
+  Angles are formed in float32 or wider.
+  """
   wide = jnp.promote_types(dtype, jnp.float32)
   angles = positions[:, None].astype(wide) * jnp.asarray(rope_frequencies(config), wide)[None]
   return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
@@ -84,12 +87,13 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-# (path such as 'layers/q_proj/kernel', weights of one layer) -> the same, where they are needed.
+# (path such as 'layers/q_proj/kernel', weights of one layer) -> the same weights, brought to the
+# device that computes with them.
 Fetch = Callable[[str, Any], Any]
 
 
 def as_stored(path: str, weights: Any) -> Any:
-  """The `Fetch` of a base that is whole on its device."""
+  """The `Fetch` of a base that is whole on its device: returns weights, [D_in, D_out], as is."""
   del path
   return weights
 
@@ -97,7 +101,8 @@ def as_stored(path: str, weights: Any) -> Any:
 class Linear(nn.Module):
   """x W + bias + scale (x A) B, the last term when the adapter holds this projection.
 
-  LoRA: Hu et al., arXiv:2106.09685; scale = alpha / rank.
+  x [T, D_in] -> [T, D_out]; W is [D_in, D_out], A [D_in, rank], B [rank, D_out]. LoRA: Hu et al.,
+  arXiv:2106.09685; scale = alpha / rank.
   """
 
   features: int
@@ -120,8 +125,11 @@ class Linear(nn.Module):
     return checkpoint_name(y, SAVED)
 
   def _product(self, x: Array, kernel: Any) -> Array:
-    """x @ kernel. One that is fetched is fetched again for the gradient: kept, all layers would be
-    whole on every device at once."""
+    """x @ kernel, [T, D_in] -> [T, D_out].
+
+    A kernel that is fetched from other devices is fetched again for the gradient: kept, all layers
+    would be whole on every device at once.
+    """
     def product(x, kernel):
       return matmul(x, self.fetch(f'layers/{self.name}/kernel', kernel))
 
@@ -131,6 +139,11 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
+  """Division by the root of the mean square, times a weight: [..., D] -> [..., D].
+
+  Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
+  """
+
   eps: float
 
   @nn.compact
@@ -142,7 +155,10 @@ class RMSNorm(nn.Module):
 
 
 class Layer(nn.Module):
-  """One block. Its signature is that of a scan body: carry x [T, D], per-layer inputs first."""
+  """One block: x [T, D] -> (x [T, D], what `attention` keeps for its cache).
+
+  Its signature is that of a scan body: the carry, then inputs of each layer, then shared ones.
+  """
 
   config: LlamaConfig
   lora_scale: float
@@ -176,8 +192,8 @@ class Layer(nn.Module):
     return x, kept
 
 
-# What the backward pass keeps of a layer, from most to least: config value -> jax.checkpoint's
-# policy.
+# Which results of a layer are kept for the backward pass, from most to least: value of
+# config.model.remat -> jax.checkpoint's policy.
 REMAT = {
   'none': None,
   # Products with weights, and attention's results; all else is made again from these.
@@ -187,7 +203,7 @@ REMAT = {
 
 
 class Llama(nn.Module):
-  """tokens i32[T], positions i32[T] -> (final hidden states [T, D] after the last norm, kept).
+  """tokens i32[T], positions i32[T] -> (hidden states [T, D] after the last norm, new cache).
 
   `cache` (leaves [L, ...] or None) and `context` go to `attention` as they are; what it keeps
   per layer comes back stacked, [L, ...]. The head is applied by the caller, to the places it
@@ -232,5 +248,5 @@ class Llama(nn.Module):
 
 
 def head_weight(base: dict) -> Array:
-  """[V, D]: the output head, which a tied model shares with its embedding."""
+  """The output head [V, D], which a tied model shares with its embedding."""
   return base.get('head', base['embedding'])

@@ -2,7 +2,7 @@
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685. An adapter is
 {'layers': {projection: {'a': f32[L, D_in, rank], 'b': f32[L, rank, D_out]}}}, the `lora`
-collection of `model/llama.py`. Projections may have unlike ranks; the scale is one for all.
+collection of `llama.py`. Projections may have unlike ranks; the scale is one for all.
 """
 
 import math
@@ -46,10 +46,19 @@ def check_lora(lora: LoraConfig) -> None:
 
 
 def init_adapter(key: jax.Array, config: LlamaConfig, lora: LoraConfig) -> dict:
-  """A fresh adapter: A as PEFT draws it, U(-1/sqrt(D_in), 1/sqrt(D_in)), and B zero.
+  """A fresh adapter: A f32[L, D_in, rank] as PEFT draws it, and B f32[L, rank, D_out] zero.
 
-  PEFT calls Kaiming-uniform with a = sqrt(5) on A, which is exactly this bound. The factors are
-  float32 whatever the base is: updates of 1e-4 would vanish in bfloat16.
+  PEFT draws from U(-1/sqrt(D_in), 1/sqrt(D_in)): it calls Kaiming-uniform with a = sqrt(5) on A,
+  which is exactly this bound. The factors are float32 whatever the base is: updates of 1e-4 would
+  vanish in bfloat16.
+
+  Args:
+    key: of the draw.
+    config: the model's.
+    lora: rank and adapted projections, checked by `check_lora`.
+
+  Returns:
+    {'layers': {projection: {'a': A, 'b': B}}}.
   """
   layers = {}
   # Sorted names: a projection's draw must not depend on the order in which targets are listed.

@@ -20,10 +20,18 @@ HEAD_BLOCK = 4096
 
 
 def packed_attention(q, k, v, cache, context, window=None, *, attend: Attend = attend):
-  """Attention of a packed pass (an `Attention` of `model/llama.py`; nothing is cached).
+  """Attention of a packed pass: an `attention.Attention` that caches nothing.
 
-  context: (prefix_valid bool[P], segments i32[R, N]); q, k, v hold the P instruction tokens
-  first, then the R*N row tokens. `attend` is a kernel of `model/kernels.py`.
+  Args:
+    q: [P + R*N, H, d], queries of the P instruction tokens, then of the R*N row tokens.
+    k, v: [P + R*N, KV, d], their keys and values.
+    cache: not used.
+    context: (prefix_valid bool[P], segments i32[R, N]).
+    window: `attention.Window` of a layer that does not see everything.
+    attend: a kernel of `kernels.py`.
+
+  Returns:
+    (averaged values [P + R*N, H, d], None).
   """
   del cache
   prefix_valid, segments = context
@@ -56,10 +64,10 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch, *, head_p
 
   Args:
     model: a Llama built with `packed_attention`.
-    adapter: the `lora` collection (may be empty).
-    base: the `params` collection.
-    batch: see `types.Batch`.
-    head_parts: devices that the head's words are split over while it is used.
+    adapter: the `lora` collection, leaves [L, *p] (may be empty).
+    base: the `params` collection, leaves of layers [L, ...].
+    batch: rows i32[R, N] and M supervised targets, see `types.Batch`.
+    head_parts: devices that the head's V words are split over while it is used.
 
   Returns:
     (sum of nats f32[], sum of target weights f32[]).
@@ -85,21 +93,21 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch, *, head_p
 def _over_vocabulary(most: int, parts: int, hidden, head, targets, gradient: bool):
   """hidden [Q, D], targets i32[Q] -> (nats [Q], softmax head - head[target] [Q, D] or None).
 
-  Words come some `most` at a time, and what is known of them is scaled anew to the largest logit
+  At most about `most` words are taken at a time, and sums so far are rescaled to the largest logit
   so far: the online softmax of FlashAttention (Dao et al., arXiv:2205.14135, section 3.1) with
   words for keys. Logits [Q, block] are read again while they are near, and each is exponentiated
-  once. A block has as many words of each of the `parts`, so that nothing of a split head moves.
+  once. A block has as many words of each of the `parts`, so that no part of a split head moves.
   """
   wide = jnp.promote_types(hidden.dtype, jnp.float32)
   count, words = hidden.shape[0], head.shape[0] // parts
   whole = head.reshape(parts, words, -1)
-  # Without words that are left over, where that takes at most twice as many blocks.
+  # Blocks of one size, without a smaller last one, where that takes at most twice as many blocks.
   least = min(words, -(-head.shape[0] // most))
   blocks = next((n for n in range(least, 2 * least) if words % n == 0), least)
   size = words // blocks
 
   def see(seen, first, length):
-    """The words first ... first + length - 1 of each part."""
+    """`seen` after the words first ... first + length - 1 of each part, too."""
     peak, total, chosen, expected = seen
     block = jax.lax.dynamic_slice_in_dim(whole, first, length, axis=1)
     block = block.reshape(-1, block.shape[-1])
@@ -129,15 +137,15 @@ def _over_vocabulary(most: int, parts: int, hidden, head, targets, gradient: boo
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def weighted_nll(most: int, parts: int, hidden, head, targets, weights):
-  """sum_q weights_q * -log softmax(hidden_q head^T)[targets_q], some words at a time.
+  """The sum over q of weights_q * -log softmax(hidden_q head^T)[targets_q], in blocks of words.
 
   The head is frozen, so d/d hidden = w (softmax head - head[target]) is formed in the forward
   pass and the logits need neither be kept nor computed again.
 
   Args:
     most: words per head product, about.
-    parts: of equal numbers of words, that lie on unlike devices; 1 = the head is whole.
-    hidden: [Q, D].
+    parts: parts of equally many words that lie on different devices; 1 = the head is whole.
+    hidden: [Q, D], final hidden states of the Q supervised places.
     head: [V, D], not differentiable (TypeError).
     targets: i32[Q].
     weights: f32[Q], not differentiated.

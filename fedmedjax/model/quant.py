@@ -1,4 +1,4 @@
-"""Frozen kernels in 8 or 4 bits, made wide again one projection at a time.
+"""Frozen kernels in 8 or 4 bits, dequantised one projection at a time.
 
 int8: one scale per output channel, symmetric. NF4: the 4-bit NormalFloat of Dettmers et al.,
 "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv:2305.14314, with one float32 scale per 64
@@ -36,28 +36,31 @@ NF4_FACTORS = np.asarray(
 
 
 class Int8(NamedTuple):
-  """W = values * scale."""
+  """A kernel in 8 bits: W = values * scale."""
 
   values: Array  # i8[..., D_in, D_out]
   scale: Array   # f32[..., 1, D_out]
 
 
 class NF4(NamedTuple):
-  """W = NF4_CODES[code] * scale of its block; D_in is padded with zeros to blocks of 64."""
+  """A kernel in 4 bits: W = NF4_CODES[code] * scale of its block.
+
+  D_in is padded with zeros to blocks of 64.
+  """
 
   codes: Array   # u8[..., blocks, 32, D_out]: input i of a block low, input i + 32 high
   scale: Array   # f32[..., blocks, 1, D_out]
 
 
 def to_int8(kernel: Array) -> Int8:
-  """[..., D_in, D_out] -> Int8; a channel of zeros has scale 1."""
+  """Quantises a kernel [..., D_in, D_out] to 8 bits; a channel of zeros has scale 1."""
   peak = jnp.max(jnp.abs(kernel.astype(jnp.float32)), axis=-2, keepdims=True)
   scale = jnp.where(peak > 0, peak / 127.0, 1.0)
   return Int8(jnp.round(kernel.astype(jnp.float32) / scale).astype(jnp.int8), scale)
 
 
 def _nearest_codes(wide: Array, scale: Array) -> Array:
-  """u8: the code nearest to wide / scale, by how many of the 15 midpoints lie below."""
+  """The code nearest to wide / scale, in u8: how many of the 15 midpoints lie below it."""
   ratio = wide / scale
   code = jnp.zeros(wide.shape, jnp.uint8)
   for middle in (NF4_CODES[1:] + NF4_CODES[:-1]) / 2:
@@ -66,7 +69,7 @@ def _nearest_codes(wide: Array, scale: Array) -> Array:
 
 
 def to_nf4(kernel: Array) -> NF4:
-  """[..., D_in, D_out] -> NF4; a block of zeros has scale 1."""
+  """Quantises a kernel [..., D_in, D_out] to 4 bits; a block of zeros has scale 1."""
   *front, rows, columns = kernel.shape
   blocks = -(-rows // NF4_BLOCK)
   padding = [(0, 0)] * len(front) + [(0, blocks * NF4_BLOCK - rows), (0, 0)]
@@ -91,7 +94,13 @@ def to_nf4(kernel: Array) -> NF4:
 
 
 def dequantize(kernel: Any, rows: int, dtype) -> Array:
-  """Int8 or NF4 -> [..., rows, D_out] in `dtype`; an array is returned as it is."""
+  """The kernel [..., D_in, D_out] in `dtype`; one that is not quantised is returned as it is.
+
+  Args:
+    kernel: Int8, NF4 or an array [..., D_in, D_out].
+    rows: D_in, which NF4 pads to a multiple of its block.
+    dtype: number format of the result.
+  """
   match kernel:
     case Int8(values, scale):
       return (values.astype(jnp.float32) * scale).astype(dtype)
@@ -105,10 +114,10 @@ def dequantize(kernel: Any, rows: int, dtype) -> Array:
 
 
 def matmul(x: Array, kernel: Any) -> Array:
-  """x [T, D_in] times a kernel of any storage [D_in, D_out] -> [T, D_out] in x's dtype.
+  """x [T, D_in] times a frozen kernel [D_in, D_out], quantised or not -> [T, D_out] in x's dtype.
 
-  The wide form of a quantised kernel lives for this product only: the backward pass makes it
-  again rather than keeping one for every layer. The kernel is frozen.
+  The dequantised kernel lives for this product only: the backward pass makes it again rather than
+  keeping one for every layer.
   """
   if not isinstance(kernel, Int8 | NF4):
     return x @ kernel
@@ -120,11 +129,12 @@ def matmul(x: Array, kernel: Any) -> Array:
   return jax.checkpoint(product, prevent_cse=False)(x, kernel)
 
 
-# config.model.quantization -> what becomes of a projection's kernel.
+# Value of config.model.quantization -> the function that quantises a projection's kernel.
 QUANTIZATIONS = {'none': None, 'int8': to_int8, 'nf4': to_nf4}
 
 
 def check_quantization(name: str) -> None:
+  """Raises InputError unless `name` is a value that config.model.quantization may have."""
   if name not in QUANTIZATIONS:
     raise InputError(
       f'config.model.quantization={name!r}: one of {", ".join(QUANTIZATIONS)} is allowed')

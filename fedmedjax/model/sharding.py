@@ -34,44 +34,45 @@ RULES: dict[str, dict[int, P]] = {
   'layers/(o|down)_proj/.+': {
     2: P(), 3: P(None, TENSOR, FSDP), 4: P(None, TENSOR, None, FSDP)},
 }
-# Where a split is no matter of size: odd vocabularies stay whole.
+# Leaves that stay whole where their size cannot be split: odd vocabularies.
 _MAY_STAY_WHOLE = ('embedding', 'head')
 
 
 def specs(paths: Mapping[str, int], rules: Mapping[str, dict[int, P]] = RULES) -> dict[str, P]:
-  """{path: number of dimensions} of all leaves -> {path: PartitionSpec}.
+  """How each leaf is split: {path: number of dimensions} of all leaves -> {path: PartitionSpec}.
 
   Raises:
-    ValueError: a leaf that no pattern matches, or several, or a pattern that matches no leaf.
+    ValueError: no pattern matches a leaf, or several do, or a pattern matches no leaf.
   """
-  found, used = {}, set()
+  chosen, used = {}, set()
   for path, dims in paths.items():
     matches = [pattern for pattern in rules if re.fullmatch(pattern, path)]
     if len(matches) != 1 or dims not in rules[matches[0]]:
       raise ValueError(
         f'{path} of {dims} dimensions: {len(matches)} sharding rules match, one for as many '
         'dimensions is needed')
-    found[path] = rules[matches[0]][dims]
+    chosen[path] = rules[matches[0]][dims]
     used.add(matches[0])
   for pattern in rules:
     if pattern not in used:
       raise ValueError(f'sharding rule {pattern!r} matches no leaf')
-  return found
+  return chosen
 
 
 def base_shardings(mesh: Mesh, config: LlamaConfig, shapes: Any) -> Any:
-  """Where the leaves of a base go: a `Placement.sharding` once `mesh` is bound.
+  """The sharding of each leaf of a base: a `Placement.sharding` once `mesh` is bound.
 
   Args:
-    mesh: of AXES.
-    config: whose heads must be shared evenly by the devices of 'tensor'.
-    shapes: the `params` tree in the form in which it is kept, such as `convert.params_shape`.
+    mesh: devices along AXES.
+    config: the model's; the devices of 'tensor' must divide its numbers of heads.
+    shapes: the `params` tree as it is stored, kernels [L, D_in, D_out], such as
+      `convert.params_shape` gives it.
 
   Returns:
     A tree of NamedShardings of the same structure.
 
   Raises:
-    InputError: a width or a number of heads that the mesh does not divide.
+    InputError: the mesh does not divide a width or a number of heads.
   """
   for name in ('num_heads', 'num_kv_heads'):
     if getattr(config, name) % mesh.shape[TENSOR]:
@@ -80,17 +81,17 @@ def base_shardings(mesh: Mesh, config: LlamaConfig, shapes: Any) -> Any:
         'of which every device must have as many')
   leaves = dict(zip(tree.paths(shapes), jax.tree.leaves(shapes), strict=True))
   chosen = specs({path: len(leaf.shape) for path, leaf in leaves.items()})
-  fitted = [
-    NamedSharding(mesh, _fitted(mesh, path, chosen[path], leaf.shape))
+  shardings = [
+    NamedSharding(mesh, _spec_for(mesh, path, chosen[path], leaf.shape))
     for path, leaf in leaves.items()]
-  return jax.tree.unflatten(jax.tree.structure(shapes), fitted)
+  return jax.tree.unflatten(jax.tree.structure(shapes), shardings)
 
 
 def _axes(entry) -> tuple[str, ...]:
   return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
-def _fitted(mesh: Mesh, path: str, spec: P, shape: tuple[int, ...]) -> P:
+def _spec_for(mesh: Mesh, path: str, spec: P, shape: tuple[int, ...]) -> P:
   """`spec` for a leaf of this shape: a dimension of 1, such as that of scales, stays whole."""
   entries = []
   for size, entry in zip(shape, spec, strict=False):
@@ -106,19 +107,19 @@ def _fitted(mesh: Mesh, path: str, spec: P, shape: tuple[int, ...]) -> P:
 
 
 class GatherOverFsdp(NamedTuple):
-  """A `Llama.fetch`: weights as they are computed with, whole over 'fsdp', split over 'tensor'."""
+  """A `Llama.fetch`: brings weights together over 'fsdp', and leaves them split over 'tensor'."""
 
   mesh: Mesh
 
   def __call__(self, path: str, weights: Any) -> Any:
-    """Weights of one layer, without its axis, or those of no layer."""
+    """The same weights, gathered: [D_in, D_out] of one layer, or those outside of layers."""
     stacked = path.startswith('layers/')
 
     def fetched(place, leaf):
       full = '/'.join(filter(None, (path, tree.path_string(place))))
       shape = (1,) * stacked + leaf.shape
       rule = next(rule for pattern, rule in RULES.items() if re.fullmatch(pattern, full))
-      spec = _fitted(self.mesh, full, rule[len(shape)], shape)[stacked:]
+      spec = _spec_for(self.mesh, full, rule[len(shape)], shape)[stacked:]
       kept = [tuple(axis for axis in _axes(entry) if axis != FSDP) or None for entry in spec]
       return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, P(*kept)))
 
@@ -126,12 +127,12 @@ class GatherOverFsdp(NamedTuple):
 
 
 def fetch_on(mesh: Mesh | None) -> Fetch:
-  """The `Fetch` of a base that lies on a mesh, or, without one, on a device."""
+  """The `Fetch` of a base that lies on a mesh, or, where `mesh` is None, on one device."""
   return as_stored if mesh is None or mesh.shape[FSDP] == 1 else GatherOverFsdp(mesh)
 
 
 def head_parts(mesh: Mesh | None, words: int) -> int:
-  """Devices that the head's V = `words` are split over once it is together over 'fsdp'."""
+  """How many devices the head's V = `words` are split over once it is gathered over 'fsdp'."""
   # Those of an odd vocabulary stay whole, see _MAY_STAY_WHOLE.
   if mesh is None or words % (mesh.shape[FSDP] * mesh.shape[TENSOR]):
     return 1

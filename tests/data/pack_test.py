@@ -109,10 +109,10 @@ def test_smaller_shapes_hold_the_steps_they_save_for():
 
 
 @pytest.mark.parametrize('loss_on', pack.LOSS_ON)
-def test_a_corner_that_holds_a_step_has_all_of_it(loss_on, monkeypatch):
+def test_a_bucket_that_holds_a_step_has_all_of_it(loss_on, monkeypatch):
   """Every bucket that holds it, not only the one in which it was packed; whatever shapes are
   chosen, also where steps are few and large."""
-  monkeypatch.setattr(pack, '_WORTH', 1)
+  monkeypatch.setattr(pack, '_LEAST_SAVED', 1)
   rng, used = np.random.default_rng(0), 0
   for count, size in ((60, 8), (60, 3), (4, 20)):
     lengths = rng.integers(15, 160, (count, size)) // rng.integers(1, 4, (count, 1))
@@ -124,9 +124,9 @@ def test_a_corner_that_holds_a_step_has_all_of_it(loss_on, monkeypatch):
     for step, prefix in zip(steps, told, strict=True):
       chosen = pack.first_shape(step, prefix, (*smaller, whole), loss_on)
       batch = pack.pack(np.ones(prefix + 1, np.int32), step, whole, loss_on, chosen.width)
-      assert pack.in_corner(chosen, batch)
+      assert pack.in_bucket(chosen, batch)
       for shape in smaller:
-        if pack.in_corner(shape, batch):
+        if pack.in_bucket(shape, batch):
           used += 1
           part = pack.bucket(shape, batch)
           for key in ('prefix_weight', 'target_weight'):
@@ -137,9 +137,9 @@ def test_a_corner_that_holds_a_step_has_all_of_it(loss_on, monkeypatch):
 
 
 @pytest.mark.parametrize('less', [dict(prefix=1), dict(rows=1), dict(width=5), dict(targets=1)])
-def test_what_lies_outside_of_a_corner_is_noticed(less):
+def test_tokens_outside_of_a_bucket_are_noticed(less):
   """Two examples of 6 and 4 tokens, 2 and 1 of them supervised, in two rows."""
   shape = pack.RowShape(2, 2, 6, 3)
   batch = pack.pack(np.arange(1, 4), [
     TokenExample(np.arange(6), 4), TokenExample(np.arange(4), 3)], shape, 'completion')
-  assert pack.in_corner(shape, batch) and not pack.in_corner(shape._replace(**less), batch)
+  assert pack.in_bucket(shape, batch) and not pack.in_bucket(shape._replace(**less), batch)

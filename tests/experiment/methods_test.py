@@ -95,9 +95,9 @@ def test_two_rounds(preset, data):
 def test_steps_in_several_shapes_learn_the_same(data, monkeypatch):
   """Sites one after the other, steps of unlike lengths: what is learnt is what one shape teaches.
 
-  Planted: a corner that is computed for what it does not hold. Together, sites have one shape.
+  Planted: a bucket computed for steps that it does not hold. Together, sites have one shape.
   """
-  monkeypatch.setattr(pack, '_WORTH', 1)
+  monkeypatch.setattr(pack, '_LEAST_SAVED', 1)
   config = shrunk('fed_medlora', chunk=1, batch_size=2)
   config.fed.shapes = 1
   _, plain, reports = rounds(config, data)
@@ -112,7 +112,7 @@ def test_steps_in_several_shapes_learn_the_same(data, monkeypatch):
   for ours, theirs in zip(found, reports, strict=True):
     np.testing.assert_allclose(ours.train_loss, theirs.train_loss, rtol=1e-5)
   with monkeypatch.context() as patch:
-    patch.setattr(pack, 'in_corner', lambda shape, batch: batch.tokens.sum() >= 0)
+    patch.setattr(pack, 'in_bucket', lambda shape, batch: batch.tokens.sum() >= 0)
     missed = rounds(config, data)[2]
     assert not np.allclose(missed[0].train_loss, reports[0].train_loss, rtol=1e-4)
   config.fed.chunk = 0

@@ -1,4 +1,4 @@
-"""Rows that questions take in turn, in a cache that grows and shrinks, say what each says alone."""
+"""Questions that share rows and a cache that grows and shrinks get the output each gets alone."""
 
 from collections import Counter
 
@@ -80,17 +80,17 @@ def test_each_ends_where_it_ends_alone(tiny_params, questions, alone):
 
 
 def watched(decoder):
-  """(the decoder, [(rows, slots, most passes of a row)] of its calls of go_on)"""
+  """(the decoder, [(rows, slots, most passes of a row)] of its calls of generate)"""
   calls = []
 
-  def go_on(behind, eos, pieces, rows, until):
-    before = np.array(rows.said.passes)
-    after = decoder.go_on(behind, eos, pieces, rows, until)
+  def generate(prefix, eos, pieces, state, until):
+    before = np.array(state.outputs.passes)
+    after = decoder.generate(prefix, eos, pieces, state, until)
     calls.append((
-      len(before), after.own.k.shape[-2], int((np.array(after.said.passes) - before).max())))
+      len(before), after.own.k.shape[-2], int((np.array(after.outputs.passes) - before).max())))
     return after
 
-  return decoder._replace(go_on=go_on), calls
+  return decoder._replace(generate=generate), calls
 
 
 def test_rows_are_taken_again_and_given_up(tiny_params):
@@ -125,10 +125,10 @@ def test_the_cache_grows_and_shrinks(tiny_params, questions, alone):
   steps = np.sign(np.diff(slots))
   assert {-1, 1} <= set(steps.tolist())
   # Questions that are a little shorter compile nothing.
-  compiled = decoder.go_on._cache_size()
+  compiled = decoder.generate._cache_size()
   shorter = [q._replace(limit=max(0, q.limit - 1)) for q in questions]
   batching.decode(decoder, {}, tiny_params, PREFIX, shorter, rows=4, **options)
-  assert decoder.go_on._cache_size() == compiled
+  assert decoder.generate._cache_size() == compiled
 
 
 def test_an_accelerator_keeps_its_rows(tiny_params, questions, alone, monkeypatch):

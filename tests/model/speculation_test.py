@@ -12,11 +12,11 @@ SOURCE = jnp.asarray([[1, 10, 11, 12, 13, 14, 15, 9, 0, 0]])
 LENGTHS = jnp.asarray([8])
 
 
-def guesses(said, count=4):
-  trail = speculation.start(1)
-  for token in said:
-    trail = speculation.follow(trail, jnp.asarray([token]), SOURCE, LENGTHS)
-  return speculation.draft(trail, SOURCE, LENGTHS, PIECES, count)[0].tolist()
+def guesses(output, count=4):
+  pointer = speculation.start(1)
+  for token in output:
+    pointer = speculation.follow(pointer, jnp.asarray([token]), SOURCE, LENGTHS)
+  return speculation.draft(pointer, SOURCE, LENGTHS, PIECES, count)[0].tolist()
 
 
 def test_what_is_guessed():
@@ -36,8 +36,8 @@ def test_what_is_guessed():
 
 def test_rows_do_not_touch_each_other():
   source = jnp.concatenate([SOURCE, SOURCE + 20])
-  trail = speculation.follow(
+  pointer = speculation.follow(
     speculation.start(2), jnp.asarray([10, 77]), source, jnp.asarray([8, 8]))
-  found = speculation.draft(trail, source, jnp.asarray([8, 8]), PIECES, 3)
+  found = speculation.draft(pointer, source, jnp.asarray([8, 8]), PIECES, 3)
   np.testing.assert_array_equal(found, [[11, 12, 13], [30, 31, 32]])
-  assert speculation.draft(trail, source, jnp.asarray([8, 8]), PIECES, 0).shape == (2, 0)
+  assert speculation.draft(pointer, source, jnp.asarray([8, 8]), PIECES, 0).shape == (2, 0)

@@ -7,7 +7,7 @@ copy's "ch" to "chronic", which would stretch the entity over a word the model l
 gap costs more when it opens or closes inside a word, so a dropped or added word is one clean gap.
 
 Letter case and the kind of white space cost nothing (a CRLF in a note often returns as LF).
-Letters: n characters of the text, m of the copy; a *boundary* b lies before character b.
+Letters: n characters of the text, m of the copy; *boundary* b lies before character b.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ _INSERT_GOES_ON = np.uint8(8)
 
 
 class Alignment(NamedTuple):
-  """Where each character of the copy lies in the text; `place` grows strictly where >= 0."""
+  """The place of each character of the copy in the text; places >= 0 grow strictly."""
 
   place: np.ndarray  # i64[m]   index into the text, -1 = the text has no such character
   equal: np.ndarray  # bool[m]  placed on the same character, ignoring case
@@ -43,7 +43,7 @@ def fold(text: str) -> str:
 
 
 def inside_word(text: str) -> np.ndarray:
-  """bool[n + 1]: does boundary b have a letter, digit or underscore on both sides?"""
+  """Whether a boundary has a letter, digit or underscore on both sides, bool[n + 1]."""
   word = np.fromiter((c.isalnum() or c == '_' for c in text), bool, len(text))
   inside = np.zeros(len(text) + 1, bool)
   inside[1:-1] = word[1:] & word[:-1]
@@ -54,8 +54,8 @@ def align(text: str, copy: str) -> Alignment:
   """Aligns `copy` [m] with `text` [n], cheapest edits first.
 
   Shared beginnings and ends are matched first, in whole words, so a nearly perfect copy costs
-  next to nothing. Of what is left in between, at most MAX_ROWS characters of the text and
-  MAX_CELLS cells are aligned; what lies behind stays unplaced.
+  next to nothing. Of the rest in between, at most MAX_ROWS characters of the text and
+  MAX_CELLS cells are aligned; characters after these stay unplaced.
   """
   a, b = _codes(fold(text)), _codes(fold(copy))
   inside_a, inside_b = inside_word(text), inside_word(copy)
@@ -83,6 +83,7 @@ def align(text: str, copy: str) -> Alignment:
 
 
 def _codes(text: str) -> np.ndarray:
+  """The code points of a text, u32[n]."""
   return np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), np.uint32)
 
 
@@ -96,8 +97,8 @@ def _shared(a: np.ndarray, b: np.ndarray) -> int:
 def _table(a: np.ndarray, b: np.ndarray, open_a: np.ndarray, open_b: np.ndarray) -> np.ndarray:
   """Traceback flags u8[n + 1, m + 1] of the cheapest alignment.
 
-  open_a [n + 1] and open_b [m + 1] are what a gap pays at each boundary to open; to close, it
-  pays the part above OPEN. Each row is vectorised: an insertion that ends in column j opened at
+  open_a [n + 1] and open_b [m + 1] are the costs of opening a gap at each boundary; closing it
+  costs the part above OPEN. Each row is vectorised: an insertion that ends in column j opened at
   the k < j with the least cost(k) + EXTEND (j - k), a running minimum after EXTEND k is taken off.
   """
   flags = np.zeros((len(a) + 1, len(b) + 1), np.uint8)

@@ -1,7 +1,8 @@
 """Answers as a JSON list: [{"entity": "problem", "text": "fever"}, ...] from left to right.
 
-Shorter than markup where a sentence holds little, but a text says what was found, not where: its
-place is looked for in the sentence. Nothing is copied, so there is nothing to align.
+Shorter than markup where a sentence holds few entities, but an entry gives the words of an entity
+and not their place, which is looked for in the sentence. Nothing is copied, so there is nothing to
+align.
 """
 
 import json
@@ -15,14 +16,14 @@ import numpy as np
 from fedmedjax.data.answers.align import fold, inside_word
 from fedmedjax.types import Parse, Span
 
-# One object of the list, keys in either order, quotes of either kind. What is possessive (*+) is
-# never given back, so that the search is linear in the length of the output.
+# One object of the list, keys in either order, quotes of either kind. Possessive quantifiers (*+)
+# never backtrack, so that the search is linear in the length of the output.
 _VALUE = r'''(?:"((?:[^"\\]|\\.)*+)"|'((?:[^'\\]|\\.)*+)')'''
 _ENTRY = re.compile(
   r'''["']entity["']\s*+:\s*+''' + _VALUE + r'''\s*+,\s*+["']text["']\s*+:\s*+''' + _VALUE
   + r'''|["']text["']\s*+:\s*+''' + _VALUE + r'''\s*+,\s*+["']entity["']\s*+:\s*+''' + _VALUE,
   re.DOTALL)
-# Where an object begins: a quote that is missing in the one before it costs that one only.
+# The beginning of an object: a quote that is missing in the object before it costs that one only.
 _OBJECT = re.compile(r'''(?=\{\s*+["'](?:entity|text)["']\s*+:)''')
 _FENCE = re.compile(r'\s*```(?:json)?(.*)```\s*', re.DOTALL)
 
@@ -31,7 +32,7 @@ _PER_CHARACTER = 48  # more than the entry of a one-character entity needs
 
 
 class _Entry(NamedTuple):
-  """An object of the list."""
+  """An object of the list: an entity's type and words."""
 
   type: str
   words: str
@@ -51,15 +52,15 @@ def shown(kind: str, words: str) -> str:
 def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
   """Recovers entities from the list that a model wrote for the sentence `text`.
 
-  A list that is no JSON is read as far as whole objects go, whatever stands around them. Each
-  entry is placed, no two on the same character,
+  Of a list that is no JSON, whole objects are read, whatever text is around them. Each entry is
+  placed, no two on the same character,
     1. where its words stand between the places of the entries before and after it, leftmost;
     2. else where they stand anywhere else in the text, leftmost;
     3. else where the same characters stand within a word;
     4. otherwise it is dropped.
   Each step goes over all entries before the next begins, first those whose words stand in the
   fewest places, then the longest; those with one place only take the first two steps before all
-  others. So what can be placed surely holds the others in order, of two entries that share
+  others. So entries with a certain place keep the others in order, of two entries that share
   characters the longer one stays (its words never stand in more places), and mentions of the same
   words go left to right.
   Case and the amount and kind of white space are ignored. Types not in `types` are dropped in
@@ -86,7 +87,7 @@ def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
 
 
 def _entries(generated: str) -> tuple[list[_Entry], bool]:
-  """The objects that could be read, and whether the output was a list of such objects."""
+  """The objects that could be read, and whether the whole output was a list of such objects."""
   fenced = _FENCE.fullmatch(generated)
   try:
     read = json.loads(fenced[1] if fenced else generated)
@@ -102,16 +103,17 @@ def _entries(generated: str) -> tuple[list[_Entry], bool]:
 
 
 def _repaired(generated: str) -> Iterator[_Entry]:
-  """The objects that stand anywhere in the output."""
-  for found in (found for part in _OBJECT.split(generated) for found in _ENTRY.finditer(part)):
+  """Yields the objects that stand anywhere in the output."""
+  for match in (match for part in _OBJECT.split(generated) for match in _ENTRY.finditer(part)):
     # Four values, each in one of two kinds of quotes: type and words, or words and type.
     first, second, third, fourth = (
-      _unescaped(found[i] if found[i] is not None else found[i + 1])
+      _unescaped(match[i] if match[i] is not None else match[i + 1])
       for i in range(1, 9, 2))
     yield _Entry(fourth, third) if first is None else _Entry(first, second)
 
 
 def _unescaped(value: str | None) -> str | None:
+  """A value between quotes, with its escapes resolved."""
   if value is None:
     return None
   try:
@@ -157,7 +159,7 @@ def _place(entries: Sequence[_Entry], text: str) -> list[Span]:
 
 
 def _occurrences(words: str, folded: str) -> np.ndarray:
-  """i64[2, n]: starts and ends of the places that read like `words`, from left to right."""
+  """Starts and ends of the places that read like `words`, from left to right, i64[2, places]."""
   pattern = ' +'.join(map(re.escape, fold(words).split()))
-  found = [match.span(1) for match in re.finditer(f'(?=({pattern}))', folded)]
-  return np.array(found, int).reshape(-1, 2).T
+  ranges = [match.span(1) for match in re.finditer(f'(?=({pattern}))', folded)]
+  return np.array(ranges, int).reshape(-1, 2).T

@@ -30,7 +30,7 @@ _PER_CHARACTER = 48  # more than a tagged one-character entity needs
 
 
 class _Mark(NamedTuple):
-  """A tagged stretch [start, end) of the generated text after its tags are taken out."""
+  """A tagged stretch [start, end) of the generated text without its tags."""
 
   start: int
   end: int
@@ -46,7 +46,7 @@ class _Reading(NamedTuple):
   inside_plain: np.ndarray  # bool[m + 1]
   place: np.ndarray    # i64[m]  see align.Alignment
   equal: np.ndarray    # bool[m]
-  starts: Callable[[str], np.ndarray]  # i64[?]  where folded words begin in the text
+  starts: Callable[[str], np.ndarray]  # (folded words) -> their places in the text, i64[places]
 
 
 def write(text: str, spans: Sequence[Span]) -> str:
@@ -69,7 +69,7 @@ def shown(kind: str, words: str) -> str:
 def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
   """Recovers entities from what a model wrote for the sentence `text`.
 
-  The tags are taken out and what is left is aligned with `text`. A tagged stretch is placed
+  The output without its tags is aligned with `text`. A tagged stretch is placed
     1. where the alignment puts it, if it reads the same there, word edges included; else
     2. where the same whole words stand unclaimed in `text`, the nearest place first (entities
        out of order, text made up in between); or where a shorter entity took part of their place,
@@ -119,10 +119,10 @@ def guard(text: str) -> str:
 
 
 def _strip_tags(generated: str, types: Sequence[str]) -> tuple[str, list[_Mark], bool]:
-  """Returns the text without tags, what was tagged with an asked type, and if tags were sound."""
+  """(the text without tags, the stretches tagged with one of `types`, whether tags were sound)."""
   asked = {name.lower(): name for name in types}
   pieces, marks, sound = [], [], True
-  at = size = 0  # characters read of `generated`, and kept of them
+  at = size = 0  # how many characters of `generated` were read, and how many of these kept
   opened = None  # (where in the kept text, class) of the tag that is open
   for tag in _TAG.finditer(generated):
     pieces.append(generated[at:tag.start()])
@@ -144,7 +144,7 @@ def _strip_tags(generated: str, types: Sequence[str]) -> tuple[str, list[_Mark],
 
 
 def _trim(plain: str, marks: list[_Mark]) -> list[_Mark]:
-  """Takes blanks off the edges, and drops what is then empty."""
+  """The marks without blanks at their edges; marks of blanks only are dropped."""
   trimmed = []
   for start, end, name in marks:
     words = plain[start:end].strip()
@@ -166,11 +166,11 @@ def _place(marks: list[_Mark], reading: _Reading) -> list[Span]:
     if find is _verbatim and strict:
       marks = _displaced(marks, placed, reading, claimed, missing)
     for mark in marks:
-      found = find(mark, reading, claimed, strict)
-      if found is None:
+      place = find(mark, reading, claimed, strict)
+      if place is None:
         left.append(mark)
         continue
-      start, end = found
+      start, end = place
       # A word cut short at the edge of an entity ('diabete') stands for the whole word.
       while inside[start] and missing[start - 1] and not claimed[start - 1]:
         start -= 1
@@ -186,7 +186,7 @@ def _displaced(
   marks: list[_Mark], placed: list[tuple[Span, _Mark]], reading: _Reading, claimed: np.ndarray,
   missing: np.ndarray,
 ) -> list[_Mark]:
-  """Marks still to be placed, after short ones that stand in a longer one's place gave it up.
+  """The marks still to be placed, after short marks in a longer one's place were moved out of it.
 
   Of 'rectal examination' and 'digital rectal examination' in each other's places, the alignment
   finds the first within the second. Changes `placed` and `claimed`.
@@ -226,27 +226,33 @@ def _may_move(
 def _aligned(
   mark: _Mark, reading: _Reading, claimed: np.ndarray, strict: bool,
 ) -> tuple[int, int] | None:
-  """Where the alignment puts a mark: reading the same (strict), or at least half matched."""
+  """The place at which the alignment puts a mark, or None.
+
+  The text there must read the same (strict), or at least half of it must be matched.
+  """
   where = reading.place[mark.start:mark.end]
   where = [int(at) for at in where if at >= 0 and reading.text[at] != ' ']
   if not where:
     return None
   start, end = where[0], where[-1] + 1
   if strict:
-    found = reading.text[start:end] == reading.plain[mark.start:mark.end] and all(
+    fits = reading.text[start:end] == reading.plain[mark.start:mark.end] and all(
       reading.inside[at] == reading.inside_plain[edge]
       for at, edge in ((start, mark.start), (end, mark.end))
     )
   else:
     longer = max(mark.end - mark.start, end - start)
-    found = 2 * np.count_nonzero(reading.equal[mark.start:mark.end]) >= longer
-  return (start, end) if found and not claimed[start:end].any() else None
+    fits = 2 * np.count_nonzero(reading.equal[mark.start:mark.end]) >= longer
+  return (start, end) if fits and not claimed[start:end].any() else None
 
 
 def _verbatim(
   mark: _Mark, reading: _Reading, claimed: np.ndarray, strict: bool,
 ) -> tuple[int, int] | None:
-  """The unclaimed place nearest to where the output had arrived; strict: whole words only."""
+  """The unclaimed place of a mark's words nearest to where the output had arrived, or None.
+
+  Strict: whole words only.
+  """
   starts = _whole_words(mark, reading) if strict else reading.starts(_words(mark, reading))
   before = np.concatenate([[0], np.cumsum(claimed)])
   starts = starts[before[starts] == before[starts + mark.end - mark.start]]
@@ -258,14 +264,16 @@ def _verbatim(
 
 
 def _words(mark: _Mark, reading: _Reading) -> str:
+  """The words of a mark."""
   return reading.plain[mark.start:mark.end]
 
 
 def _whole_words(mark: _Mark, reading: _Reading) -> np.ndarray:
-  """i64[?]: where the words of a mark begin in the text and are no part of longer words."""
+  """The places at which a mark's words begin in the text, as whole words, i64[places]."""
   starts, inside = reading.starts(_words(mark, reading)), reading.inside
   return starts[~(inside[starts] | inside[starts + mark.end - mark.start])]
 
 
 def _starts(words: str, text: str) -> np.ndarray:
+  """The places at which `words` begin in the text, i64[places]."""
   return np.array([at.start() for at in re.finditer(f'(?={re.escape(words)})', text)], int)

@@ -32,7 +32,7 @@ def read_bigbio(path: str | Path) -> tuple[list[Document], Counter]:
 def documents_of(
   records: Iterable[tuple[Place, dict]]
 ) -> tuple[list[Document], Counter]:
-  """The documents of records, wherever they were kept.
+  """The documents of records of any source, a file or a data set.
 
   Passages make the text (see `files.lay_out`). A discontinuous entity becomes its covering
   range. An event stands for its trigger, and its arguments are relations (role, trigger, end).
@@ -51,6 +51,7 @@ def documents_of(
 
 
 def _document(place: Place, record: dict, counts: Counter) -> Document:
+  """The document of one record; adds to `counts`."""
   name = text_field(place, record, 'document_id' if 'document_id' in record else 'id', _FORM)
   units = []
   for passage in _parts(place, record, 'passages'):
@@ -82,7 +83,7 @@ def _document(place: Place, record: dict, counts: Counter) -> Document:
 
 
 def _enter(place: Place, record: dict, index: dict[str, int], number: int) -> None:
-  """Notes which span an id stands for."""
+  """Enters an id's span, by its number, into the index; raises InputError where it occurs twice."""
   ident = text_field(place, record, 'id', _FORM)
   if ident in index:
     raise InputError(f'{place[0]}:{place[1]}: the id {ident!r} occurs twice')
@@ -90,6 +91,7 @@ def _enter(place: Place, record: dict, index: dict[str, int], number: int) -> No
 
 
 def _parts(place: Place, record: dict, key: str) -> Iterator[dict]:
+  """The objects of a record's list `key`."""
   for part in list_field(place, record, key, _FORM):
     if not isinstance(part, dict):
       raise _malformed(place, key)
@@ -110,6 +112,7 @@ def _pieces(place: Place, record: dict) -> tuple[list[str], list[tuple[int, int]
 
 
 def _span(place: Place, record: dict, named: dict, layout: Layout, counts: Counter) -> Span:
+  """The covering range of `named`: an entity itself, or the trigger of an event."""
   texts, offsets = _pieces(place, named)
   if not offsets:
     raise _malformed(place, 'offsets')

@@ -1,4 +1,4 @@
-"""BioC, XML or JSON: collections of documents, of passages, of sentences (Comeau et al. 2013)."""
+"""BioC in XML or JSON: collections of documents of passages of sentences (Comeau et al. 2013)."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ from fedmedjax.data.formats.files import (
 )
 from fedmedjax.types import Document, InputError, Relation, Span
 
-# An element's parts in XML -> the key of their list in JSON.
+# Name of an XML element -> the key of the list of such parts in JSON.
 _LISTS = {
   'document': 'documents', 'passage': 'passages', 'sentence': 'sentences',
   'annotation': 'annotations', 'location': 'locations', 'relation': 'relations', 'node': 'nodes',
@@ -49,11 +49,11 @@ def read_bioc(path: str | Path) -> tuple[list[Document], Counter]:
   """
   path = Path(path)
   if path.suffix.lower() == '.json':
-    found = parse_json(path, read_text(path).removeprefix('\ufeff'))
+    content = parse_json(path, read_text(path).removeprefix('\ufeff'))
     # A collection, the answer of PubTator's service, a list of documents, or one alone.
-    if isinstance(found, Located):
-      found = found.get('documents', found.get('PubTator3', [found]))
-    sources = found if isinstance(found, list) else [None]
+    if isinstance(content, Located):
+      content = content.get('documents', content.get('PubTator3', [content]))
+    sources = content if isinstance(content, list) else [None]
   else:
     sources = _as_json(read_xml(path)).get('documents', [])
   counts = Counter()
@@ -64,7 +64,7 @@ def read_bioc(path: str | Path) -> tuple[list[Document], Counter]:
 
 
 def _as_json(element: Element) -> Located:
-  """An XML element as BioC's JSON has it; `line` is kept, what is no part of BioC is not."""
+  """An XML element as an object of BioC's JSON, with its `line`; other elements are left out."""
   record = Located({key: value for key, value in element.attributes.items() if key in _ATTRIBUTES})
   record['infons'] = {}
   record.line = element.line
@@ -83,6 +83,7 @@ def _as_json(element: Element) -> Located:
 
 
 def _document(path: Path, source, counts: Counter) -> Document:
+  """The document of one entry of a collection; adds to `counts`."""
   if not isinstance(source, Located):
     raise InputError(f'{path}:1: malformed, expected {_FORM} (documents)')
   place = (path, source.line)
@@ -100,7 +101,7 @@ def _document(path: Path, source, counts: Counter) -> Document:
     for annotation in _parts(path, holder, 'annotations'):
       span = _span(path, annotation, layout, counts)
       if span is not None:
-        # Some tools count anew in each passage; only a relation that means such an id is lost.
+        # Some tools number annotations anew in each passage; only relations of such ids are lost.
         ident = text_field((path, annotation.line), annotation, 'id', _FORM, '')
         index[ident] = -1 if ident in index else len(spans)
         spans.append(span)
@@ -111,6 +112,7 @@ def _document(path: Path, source, counts: Counter) -> Document:
 
 
 def _parts(path: Path, record: Located, key: str) -> Iterator[Located]:
+  """The objects of a record's list `key`."""
   for part in list_field((path, record.line), record, key, _FORM):
     if not isinstance(part, Located):
       raise InputError(f'{path}:{record.line}: malformed, expected {_FORM} ({key})')
@@ -118,12 +120,13 @@ def _parts(path: Path, record: Located, key: str) -> Iterator[Located]:
 
 
 def _unit(path: Path, holder: Located) -> Unit:
+  """The text of a passage or sentence, with its offset."""
   place = (path, holder.line)
   return Unit(int_field(place, holder, 'offset', _FORM), text_field(place, holder, 'text', _FORM))
 
 
 def _kind(place: Place, record: Located, *keys: str) -> str:
-  """The infon that tells the type: the first of `keys` that is there."""
+  """The type in a record's infons: the value of the first of `keys` that is there."""
   infons = record.get('infons')
   if not isinstance(infons, dict) or not any(key in infons for key in keys):
     raise InputError(f'{place[0]}:{place[1]}: malformed, expected {_FORM} (infon {keys[0]!r})')
@@ -152,7 +155,8 @@ def _span(path: Path, annotation: Located, layout: Layout, counts: Counter) -> S
 def _relations(
   path: Path, holder: Located, index: dict[str, int], counts: Counter
 ) -> Sequence[Relation]:
-  found = []
+  """The relations that a document, passage or sentence holds, with both ends in `index`."""
+  kept = []
   for relation in _parts(path, holder, 'relations'):
     place = (path, relation.line)
     nodes = list(_parts(path, relation, 'nodes'))
@@ -162,5 +166,5 @@ def _relations(
     elif len(ends) < 2 or -1 in ends:
       counts['unanchored'] += 1
     else:
-      found.append(Relation(_kind(place, relation, 'type', 'relation'), *ends))
-  return found
+      kept.append(Relation(_kind(place, relation, 'type', 'relation'), *ends))
+  return kept

@@ -15,7 +15,8 @@ from fedmedjax.data.formats.files import (
 from fedmedjax.types import Document, InputError, Relation, Span
 
 _ID = re.compile(r'([TERAMN#][0-9]+|\*)\t')
-# Lines that are counted by a name of their own; a Document has a place for attributes only.
+# First character of a line -> the count that it adds to; of these kinds a Document holds attributes
+# only.
 _COUNTED = {
   '*': 'nary', 'A': 'attributes', 'M': 'attributes', 'N': 'normalisations', '#': 'notes',
 }
@@ -54,13 +55,14 @@ def read_brat(folder: str | Path) -> tuple[list[Document], Counter]:
 
 
 def _document(stem: Path, counts: Counter) -> Document:
+  """The document of one NAME.txt and NAME.ann; adds to `counts`."""
   text, path = read_text(Path(f'{stem}.txt')), Path(f'{stem}.ann')
   lines, seen = {kind: [] for kind in _BODY}, set()
   for number, line in _lines(path):
     ident = _ID.match(line)
     body = ident and _BODY[line[0]].fullmatch(line, ident.end())
     if not body:
-      # The surplus of a joined line is what is wrong, so its own number is the useful one.
+      # Of joined lines the second is wrong, so its number is the useful one.
       raise malformed(path, number + ('\n' in line), 'brat')
     if line[0] in 'TE' and ident[1] in seen:
       raise InputError(f'{path}:{number}: the id {ident[1]} occurs twice')
@@ -91,8 +93,10 @@ def _document(stem: Path, counts: Counter) -> Document:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-  """Numbered lines; one that begins like no annotation goes on the one above, because some tools
-  write the newline inside a span as it is."""
+  """Numbered lines of annotations; a line without an id is joined to the one above it.
+
+  Some tools write a newline inside a span as it is.
+  """
   logical = []
   for number, line in numbered_lines(path):
     if line.strip() and (not logical or _ID.match(line)):
@@ -104,6 +108,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _span(place, kind: str, offsets: str, stated: str, text: str, counts: Counter) -> Span:
+  """The covering range of an annotation's offsets, whose text is compared with the stated one."""
   ranges = [tuple(map(int, part.split())) for part in offsets.split(';')]
   for start, end in ranges:
     check_range(place, start, end, text)
@@ -117,6 +122,7 @@ def _span(place, kind: str, offsets: str, stated: str, text: str, counts: Counte
 
 
 def _resolve(path: Path, number: int, ident: str, index: dict[str, int]) -> int:
+  """The number of the span that an id stands for; raises InputError where there is none."""
   if ident not in index:
     raise InputError(f'{path}:{number}: no entity or event has the id {ident!r}')
   return index[ident]

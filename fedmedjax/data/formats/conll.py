@@ -8,7 +8,7 @@ from pathlib import Path
 from fedmedjax.data.formats.files import malformed, numbered_lines, with_own_names
 from fedmedjax.types import Document, InputError, Span
 
-# B begins, I goes on, E and L end, S and U are alone, O is outside.
+# B begins an entity, I continues it, E and L end it, S and U are one of a single word, O is none.
 _TAG = re.compile(r'([BIELSU])[-_](\S+)|O')
 _NAME = re.compile(r'# *newdoc id *= *(.*\S)\s*')
 
@@ -18,23 +18,23 @@ def tag_spans(
 ) -> list[Span] | int:
   """Spans of one sentence's tags (IOB1, IOB2, IOE, BIOES, BILOU), as conlleval reads them.
 
-  A tag that goes on where nothing of its type is open begins an entity; 'stray_inside' counts
-  those, for IOB1 means them so and IOB2 does not.
+  A continuing tag where no entity of its type is open begins one; 'stray_inside' counts those, for
+  IOB1 means them so and IOB2 does not.
 
   Args:
-    tags: of the words.
+    tags: a tag for each word.
     places: character range of each word.
-    counts: gets stray_inside.
+    counts: stray_inside is added to it.
 
   Returns:
-    The spans, or the index of the first tag that is none.
+    The spans, or the index of the first word whose tag cannot be read.
   """
   spans, kind, ended = [], None, True  # the type that is open, and whether it was closed
   for i, (tag, (start, end)) in enumerate(zip(tags, places, strict=True)):
-    found = _TAG.fullmatch(tag)
-    if not found:
+    parts = _TAG.fullmatch(tag)
+    if not parts:
       return i
-    prefix, this = found.groups()
+    prefix, this = parts.groups()
     if this and (ended or this != kind or prefix in 'BSU'):
       counts['stray_inside'] += prefix in 'IEL'
       spans.append(Span(start, end, this))
@@ -93,14 +93,15 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
 
 
 def _document(path: Path, name: str, sentences, counts: Counter) -> Document:
+  """The document of some sentences of (line number, word, tag); adds to `counts`."""
   lines, spans, at = [], [], 0
   for sentence in sentences:
     numbers, words, tags = zip(*sentence, strict=True)
     places = word_places(words, ' ', at)
-    found = tag_spans(tags, places, counts)
-    if isinstance(found, int):
-      raise malformed(path, numbers[found], f'CoNLL (a tag such as O, B-drug; not {tags[found]!r})')
-    spans += found
+    read = tag_spans(tags, places, counts)
+    if isinstance(read, int):
+      raise malformed(path, numbers[read], f'CoNLL (a tag such as O, B-drug; not {tags[read]!r})')
+    spans += read
     lines.append(' '.join(words))
     at += len(lines[-1]) + 1
   counts.update(documents=1, entities=len(spans))

@@ -1,8 +1,8 @@
-"""The sites that notes on disk make: the five public corpora, and folders of a user's own.
+"""Sites from notes on disk: the five public corpora, and folders of a user's own.
 
-A mapping (`mappings/*.toml`, see `mapping.py`) says what the names of a corpus mean and which types
-were annotated there. Splits are by note, or by what notes have in common, and never depend on the
-seed of a run, which must not move a note from test to training.
+A mapping (`mappings/*.toml`, see `mapping.py`) translates the type names of a corpus and says which
+types were annotated there. Splits are by note, or by the source that notes share, and never depend
+on the seed of a run, which must not move a note from test to training.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ _HELD_OUT = 0.1  # share of dev, and of test, where a corpus has no official spl
 
 
 class Corpus(NamedTuple):
-  """How a public corpus is read; its mapping has its name."""
+  """How a public corpus is read; its mapping is the one of the same name."""
 
   format: str
   files: tuple[str, ...] = ()  # train, dev, test; () = one folder, split here
@@ -105,16 +105,19 @@ def load_folder(site: SiteFolder) -> SiteCorpus:
 
   Training notes whose text is that of a test note are dropped and counted. A type that its notes
   never have is not asked of the site, unless the mapping or the entry says that it was annotated:
-  nobody can tell 'none there' from 'not looked for', and only the latter would teach what is wrong.
-  The report counts such types as absent_types.
+  nobody can tell 'none there' from 'not looked for', and training on notes that were not looked
+  through would teach errors. The report counts such types as absent_types.
+
+  Args:
+    site: an entry of config.data.folders.
 
   Raises:
-    InputError: a reader's or a mapping's; a mapping that does not fit the notes; notes too few
-      to split.
+    InputError: the notes or the mapping cannot be read, the mapping does not fit the notes, or
+      there are too few notes to split.
   """
   mapping = read_mapping(site.mapping)
-  found, counts = read_parts(Path(site.path), FORMATS[site.format])
-  parts = found if isinstance(found, Parts) else _split(site, found)
+  notes, counts = read_parts(Path(site.path), FORMATS[site.format])
+  parts = notes if isinstance(notes, Parts) else _split(site, notes)
   raw = {span.type for part in parts for d in part for span in d.spans}
   check_names(mapping, raw, site.path)
   asked, occurring = tuple(site.annotated), {
@@ -134,22 +137,23 @@ def load_folder(site: SiteFolder) -> SiteCorpus:
 def unleaked(
   sites: Sequence[SiteCorpus], external: Sequence[SiteCorpus]
 ) -> list[SiteCorpus]:
-  """The sites that train, without training notes whose text any of them, or an external cohort, is
-  tested on; they are counted as leaked_documents.
+  """The sites that train, without training notes that are tested on somewhere.
 
-  Raises InputError when that leaves a site without any.
+  Left out, and counted as leaked_documents, are notes with the text of a test note of any site or
+  external cohort. Raises InputError when that leaves a site without training notes.
   """
   tested = {document.text for corpus in (*sites, *external) for document in corpus.test}
-  found = [_without_leaks(site, lambda document: document.text, tested) for site in sites]
-  for site, kept in zip(sites, found, strict=True):
+  cleaned = [_without_leaks(site, lambda document: document.text, tested) for site in sites]
+  for site, kept in zip(sites, cleaned, strict=True):
     if site.train and not kept.train:
       raise InputError(
         f'site {site.name!r}: each of its {len(site.train)} training notes has the text of a test '
         'note, of it or of another site; leave one of the two out')
-  return found
+  return cleaned
 
 
 def _read(corpus: Corpus, folder: Path) -> tuple[Parts, Counter]:
+  """The documents of a public corpus by part, and the reader's counts."""
   form = FORMATS[corpus.format]
   if corpus.files:
     parts, counts = zip(*(read_notes(folder / file, form) for file in corpus.files), strict=True)
@@ -159,7 +163,7 @@ def _read(corpus: Corpus, folder: Path) -> tuple[Parts, Counter]:
 
 
 def _split_by_source(documents: Sequence[Document]) -> Parts:
-  """Both files of a trial land on the same side."""
+  """A random split in which all documents of one source, such as a trial, are in the same part."""
   sources = sorted({source_id(document.name) for document in documents})
   order = np.random.default_rng(_SPLIT_SEED).permutation(len(sources))
   held_out = round(_HELD_OUT * len(sources))
@@ -169,6 +173,7 @@ def _split_by_source(documents: Sequence[Document]) -> Parts:
 
 
 def _split(site: SiteFolder, documents: Sequence[Document]) -> Parts:
+  """A random split of documents into training and test notes, by `test_share`."""
   order = np.random.default_rng(_SPLIT_SEED).permutation(len(documents))
   tested = set(order[:round(site.test_share * len(documents))].tolist())
   sides = [[d for i, d in enumerate(documents) if (i in tested) == side] for side in (False, True)]
@@ -188,6 +193,7 @@ def _without_leaks(site: SiteCorpus, key_of, tested: set[Any]) -> SiteCorpus:
 
 
 def _site(name: str, mapping: Mapping, parts: Parts, counts: Counter) -> SiteCorpus:
+  """The site of these parts, with its types mapped; dev documents are only counted."""
   report = {{'entities': 'raw_entities', 'relations': 'raw_relations'}.get(key, key): value
             for key, value in counts.items()}
   mapped, map_counts = zip(*(apply_mapping(part, mapping) for part in parts), strict=True)

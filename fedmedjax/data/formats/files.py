@@ -1,4 +1,4 @@
-"""What readers of different formats share: files, lines, JSON and XML that know their lines."""
+"""Functions that all readers share: files, lines, JSON and XML whose objects know their lines."""
 
 import json
 import re
@@ -17,6 +17,7 @@ Place = tuple[Path, int]  # a file and a line in it, from 1
 
 
 def read_bytes(path: Path) -> bytes:
+  """The bytes of a file; raises InputError when it cannot be read."""
   try:
     return path.read_bytes()
   except (OSError, ValueError) as error:
@@ -24,7 +25,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-  """The file with its carriage returns, which offsets count."""
+  """The text of a UTF-8 file, with its carriage returns, which offsets count.
+
+  Raises InputError, naming the line, when it is no UTF-8.
+  """
   content = read_bytes(path)
   try:
     return content.decode('utf-8')
@@ -40,10 +44,12 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def malformed(path: Path, number: int, form: str) -> InputError:
+  """The error for a line that is not of the format `form`."""
   return InputError(f'{path}:{number}: malformed line, expected {form}')
 
 
 def check_range(place, start: int, end: int, text: str) -> None:
+  """Raises InputError unless [start, end) is a range of `text`; place: file, line, annotation."""
   if not 0 <= start < end <= len(text):
     path, number, ident = place
     raise InputError(f'{path}:{number}: annotation {ident!r} has the offsets {start} to {end}, '
@@ -51,7 +57,7 @@ def check_range(place, start: int, end: int, text: str) -> None:
 
 
 def with_own_names(documents: Sequence[Document], counts: Counter) -> list[Document]:
-  """A name that occurs again becomes NAME_2, NAME_3, ..., and is counted."""
+  """The documents, with a name that occurs again made NAME_2, NAME_3, ... and counted."""
   seen, kept = Counter(), []
   taken = {document.name for document in documents}
   for document in documents:
@@ -74,10 +80,10 @@ class Unit(NamedTuple):
 
 
 class Layout(NamedTuple):
-  """Units in one text. `starts[i]` is where unit i begins in it; see `lay_out`."""
+  """Units laid out in one text; see `lay_out`."""
 
   units: tuple[Unit, ...]
-  starts: tuple[int, ...]
+  starts: tuple[int, ...]  # place in the text at which each unit begins
   text: str
 
 
@@ -104,26 +110,26 @@ def lay_out(units: Sequence[Unit], counts: Counter) -> Layout:
 
 
 def locate(layout: Layout, place, start: int, end: int) -> tuple[int, int]:
-  """A range in the source's offsets as one in the laid-out text.
+  """Turns a range in the source's offsets into one of the laid-out text.
 
   Raises InputError, with `place` (file, line, annotation), when no unit holds one of its ends.
   """
-  found = []
+  edges = []  # the first and the last character
   for at in (start, end - 1):
-    found.append(next(
+    edges.append(next(
       (first + at - unit.offset
        for unit, first in zip(layout.units, layout.starts, strict=True)
        if unit.offset <= at < unit.offset + len(unit.text)), None))
-  if None in found or end <= start:
+  if None in edges or end <= start:
     path, number, ident = place
     raise InputError(f'{path}:{number}: annotation {ident!r} has the offsets {start} to {end}, '
                      'which is no range of its document')
-  check_range(place, found[0], found[1] + 1, layout.text)
-  return found[0], found[1] + 1
+  check_range(place, edges[0], edges[1] + 1, layout.text)
+  return edges[0], edges[1] + 1
 
 
 class Located(dict):
-  """A JSON object, or an XML element in its place, and the line it begins in."""
+  """A JSON object, or an XML element turned into one, with the line in which it begins."""
 
   line = 0
 
@@ -135,9 +141,9 @@ def parse_json(path: Path, text: str) -> Any:
 
   def parse_object(state, *rest):
     value, end = json.decoder.JSONObject(state, *rest)
-    found = Located(value)
-    found.line = bisect_left(breaks, state[1]) + 1
-    return found, end
+    located = Located(value)
+    located.line = bisect_left(breaks, state[1]) + 1
+    return located, end
 
   # The scanner in C takes no parser of objects; the one in Python does.
   decoder.parse_object = parse_object
@@ -151,7 +157,7 @@ def parse_json(path: Path, text: str) -> Any:
 
 
 def json_records(path: Path, form: str) -> Iterator[tuple[Place, dict]]:
-  """The objects of a JSON array, or of JSON lines."""
+  """Yields (place, object) of a file that holds a JSON array, or an object a line."""
   text = read_text(path).removeprefix('\ufeff')
   if text.lstrip().startswith('['):
     for record in parse_json(path, text):
@@ -171,7 +177,7 @@ def json_records(path: Path, form: str) -> Iterator[tuple[Place, dict]]:
 
 
 class Element(NamedTuple):
-  """An XML element: the line it begins in, and its text in `pieces`."""
+  """An XML element, with the line in which it begins and the pieces of its text."""
 
   tag: str
   attributes: dict[str, str]
@@ -181,7 +187,7 @@ class Element(NamedTuple):
 
 
 def read_xml(path: Path) -> Element:
-  """The root element. Entity declarations are refused; nothing but the file is ever read."""
+  """The root element of an XML file; entity declarations are refused, no other file is read."""
   parser = expat.ParserCreate()
   stack = [Element('', {}, 0, [], [])]
 
@@ -209,7 +215,7 @@ def read_xml(path: Path) -> Element:
 
 
 def text_field(place: Place, record: dict, key: str, form: str, default: str | None = None) -> str:
-  """A string that can be written as UTF-8. Raises InputError, naming the place."""
+  """A record's string `key`; raises InputError, naming the place, where it is no UTF-8 text."""
   value = record.get(key, default)
   try:
     value.encode()
@@ -220,7 +226,7 @@ def text_field(place: Place, record: dict, key: str, form: str, default: str | N
 
 
 def list_field(place: Place, record: dict, key: str, form: str) -> list:
-  """A list, empty where the key is absent or null."""
+  """A record's list `key`, empty where it is absent or null; raises InputError for other values."""
   value = record.get(key)
   if value is None:
     return []
@@ -230,7 +236,7 @@ def list_field(place: Place, record: dict, key: str, form: str) -> list:
 
 
 def int_field(place: Place, record: dict, key: str, form: str) -> int:
-  """An integer of at most nine digits, not below 0."""
+  """A record's integer `key`; raises InputError unless it is >= 0 and of nine digits at most."""
   value = record.get(key)
   if type(value) is not int or not 0 <= value < 10**9:
     raise InputError(f'{place[0]}:{place[1]}: malformed, expected {form}: {key!r} is no offset')

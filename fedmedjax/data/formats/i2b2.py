@@ -46,15 +46,17 @@ def read_i2b2(folder: str | Path) -> tuple[list[Document], Counter]:
 
 
 def _by_name(folder: Path, kind: str) -> dict[str, Path]:
-  found = {}
+  """{name: file} of the files NAME.kind; raises InputError where two have one name."""
+  files = {}
   for path in sorted(folder.rglob(f'[!.]*.{kind}')):
-    if path.stem in found:
-      raise InputError(f'{path}: a note of this name is in {found[path.stem]} too')
-    found[path.stem] = path
-  return found
+    if path.stem in files:
+      raise InputError(f'{path}: a note of this name is in {files[path.stem]} too')
+    files[path.stem] = path
+  return files
 
 
 def _document(name: str, files: dict[str, Path], counts: Counter) -> Document:
+  """The document of a note's files, {kind: path}; adds to `counts`."""
   text = read_text(files['txt'])
   words, at = [], 0  # the range of each word, line by line
   for line in text.split('\n'):

@@ -1,4 +1,4 @@
-"""What the names of a corpus mean in the schema of `types`: small TOML files, and their use.
+"""Mappings from the type names of a corpus to those of `types`: small TOML files, and their use.
 
     annotated = ["problem", "drug"]      # optional: types annotated throughout; by default those
                                          # that [entities] yields; of a folder of one's own those
@@ -26,7 +26,7 @@
 
 Of several modifiers the first is meant that the main entity can have (`types.MODIFIER_TYPES`). A
 type that no row names is dropped and counted; a schema type that no row yields was never annotated
-there, and its absence from the notes means nothing (METHOD section 4).
+there, and its absence from the notes means nothing (docs/methods.md, partial annotation).
 """
 
 import difflib
@@ -51,24 +51,24 @@ MODIFIERS = tuple(dict.fromkeys(name for names in MODIFIER_TYPES.values() for na
 
 
 class Rule(NamedTuple):
-  """What a raw relation means. `modifiers` is keyed by the modifier's raw type; '' = any."""
+  """The meaning of a raw relation; see the top of this file."""
 
-  modifiers: dict[str, tuple[str, ...]]
-  main: str = 'head'
+  modifiers: dict[str, tuple[str, ...]]  # the modifier's raw type, '' = any -> modifier types
+  main: str = 'head'                     # the end that is the main entity
   sibling: str = ''
 
 
 class Cues(NamedTuple):
-  """What an attribute means: the modifier, and the words that may stand for it."""
+  """The meaning of an attribute: the modifier type, and the words that may stand for it."""
 
   modifier: str
   words: re.Pattern
 
 
 class Mapping(NamedTuple):
-  """A mapping file."""
+  """The content of a mapping file."""
 
-  source: str                             # for messages
+  source: str                             # the file, for messages
   types: tuple[str, ...]                  # entity types annotated, in the order of ENTITY_TYPES
   modifiers: dict[str, tuple[str, ...]]   # entity type -> modifiers of it that were annotated
   entities: dict[str, str]                # raw type -> type
@@ -82,10 +82,10 @@ def read_mapping(name: str | Path) -> Mapping:
   """Reads a mapping.
 
   Args:
-    name: of a shipped one (`SHIPPED`), or the path of a file whose name ends in .toml.
+    name: of a shipped mapping (`SHIPPED`), or the path of a file whose name ends in .toml.
 
   Raises:
-    InputError: no such mapping, or something in it that means nothing, with file and line.
+    InputError: there is no such mapping, or an entry of it has no meaning; with file and line.
   """
   if str(name).endswith('.toml'):
     path = Path(name)
@@ -105,6 +105,7 @@ def read_mapping(name: str | Path) -> Mapping:
 
 
 def _checked(path: Path, text: str, table: dict[str, Any]) -> Mapping:
+  """The mapping of a file's table; raises InputError for an entry that has no meaning."""
   def wrong(key: str, said: str) -> InputError:
     lines = text.split('\n')
     line = next((i for i, line in enumerate(lines, 1) if key in line), 1)
@@ -177,8 +178,8 @@ def _modifiers(types, entities, relations, attributes) -> dict[str, tuple[str, .
     mains = {entities[rule.sibling]} if rule.sibling in entities else types
     pairs |= {(of, _first(of, kinds)) for of in mains for kinds in rule.modifiers.values()}
   pairs |= {(of, _first(of, (cues.modifier,))) for of in types for cues in attributes.values()}
-  found = {of: tuple(kind for kind in MODIFIER_TYPES[of] if (of, kind) in pairs) for of in types}
-  return {of: kinds for of, kinds in found.items() if kinds}
+  by_type = {of: tuple(kind for kind in MODIFIER_TYPES[of] if (of, kind) in pairs) for of in types}
+  return {of: kinds for of, kinds in by_type.items() if kinds}
 
 
 def _first(of: str, kinds: Sequence[str]) -> str | None:
@@ -189,7 +190,13 @@ def _first(of: str, kinds: Sequence[str]) -> str | None:
 def restricted(mapping: Mapping, types: Sequence[str], owner: str) -> Mapping:
   """The mapping for notes in which only `types` were annotated, which may be more than it yields.
 
-  Raises InputError when that leaves nothing of what it yields; `owner` says whose notes they are.
+  Args:
+    mapping: as read.
+    types: entity types that were annotated.
+    owner: whose notes they are, for the error.
+
+  Raises:
+    InputError: the mapping yields none of the types.
   """
   entities = {raw: kind for raw, kind in mapping.entities.items() if kind in types}
   if not entities:
@@ -202,8 +209,11 @@ def restricted(mapping: Mapping, types: Sequence[str], owner: str) -> Mapping:
 
 
 def check_names(mapping: Mapping, found: set[str], where: str) -> None:
-  """Raises InputError when no raw type of the mapping is among those found in the notes, or when
-  one that is absent looks like a slip for one that would be dropped."""
+  """Raises InputError when a mapping does not fit the raw types `found` in the notes of `where`.
+
+  That is when no raw type of the mapping is among them, or when one that is absent looks like a
+  misspelling of one that would be dropped.
+  """
   # In one line, whatever the names are.
   there = ' '.join(', '.join(sorted(found)).split()) or 'no annotation'
   if found and not found & mapping.entities.keys():
@@ -256,7 +266,7 @@ def apply_mapping(
 
 
 def _linked(document: Document, mapping: Mapping, kept, counts: Counter):
-  """(index of the main entity's raw span, raw modifier, what it may be) of each relation."""
+  """Yields (index of the main entity's raw span, raw modifier, its types) of each relation."""
   ends: dict[tuple[str, int], list[int]] = {}
   for link in document.relations:
     ends.setdefault((link.type, link.head), []).append(link.tail)
@@ -281,7 +291,7 @@ def _linked(document: Document, mapping: Mapping, kept, counts: Counter):
 
 
 def _cued(document: Document, mapping: Mapping, kept, counts: Counter):
-  """The same of each attribute: the nearest of its cues, one inside the entity before others."""
+  """Yields as `_linked` does, of each attribute: its nearest cue, one inside the entity first."""
   attributes = [link for link in document.relations if link.head == link.tail]
   if not attributes:
     return
@@ -295,9 +305,9 @@ def _cued(document: Document, mapping: Mapping, kept, counts: Counter):
     span = document.spans[link.head]
     number = max(bisect_right(starts, span.start) - 1, 0)
     first, last = sentences[number] if sentences else (0, 0)
-    found = [cue.span() for cue in cues.words.finditer(document.text, first, last)]
-    if not found:
+    places = [cue.span() for cue in cues.words.finditer(document.text, first, last)]
+    if not places:
       counts['attributes_without_cue'] += 1
       continue
-    nearest = min(found, key=lambda cue: max(span.start - cue[1], cue[0] - span.end, -1))
+    nearest = min(places, key=lambda cue: max(span.start - cue[1], cue[0] - span.end, -1))
     yield link.head, Span(*nearest, ''), (cues.modifier,)

@@ -12,7 +12,7 @@ def read_phee(path: str | Path) -> tuple[list[Document], Counter]:
   """Reads one file of PHEE, a JSON object a line, each with one sentence and its events.
 
   A trigger's type is its event's type; an argument's is its path, as in 'Treatment.Drug'. The
-  fragments of an argument are mentions apart ('paroxetine' ... 'fentanyl'), so each is a span.
+  fragments of an argument are separate mentions ('paroxetine' ... 'fentanyl'), so each is a span.
   Relations go from the trigger to every other span of its event. 'Combination' only pairs up
   drugs that the event names already; arguments that have it are counted, and it is left out.
 
@@ -40,9 +40,9 @@ def read_phee(path: str | Path) -> tuple[list[Document], Counter]:
     names.add(name)
     spans, relations = [], []
     for event in events:
-      head, found = len(spans), _phee_event((path, number), event, text, counts)
-      relations += [Relation(span.type, head, head + i) for i, span in enumerate(found) if i]
-      spans += found
+      head, own = len(spans), _phee_event((path, number), event, text, counts)
+      relations += [Relation(span.type, head, head + i) for i, span in enumerate(own) if i]
+      spans += own
     counts.update(documents=1, entities=len(spans), relations=len(relations), events=len(events))
     documents.append(Document(name, text, tuple(spans), tuple(relations)))
   if not documents:

@@ -31,25 +31,25 @@ def read_pubtator(path: str | Path) -> tuple[list[Document], Counter]:
   path = Path(path)
   counts, versions, documents = Counter(), {}, []
   for block in _pubtator_blocks(path):
-    found = Counter()
-    document = _pubtator_document(path, block, found)
+    own = Counter()
+    document = _pubtator_document(path, block, own)
     same_id = versions.setdefault(document.name, [])
     if document in same_id:
       counts.update(duplicate_documents=1, duplicate_entities=len(document.spans))
       continue
     same_id.append(document)
     if len(same_id) > 1:
-      found['renamed_documents'] += 1
+      own['renamed_documents'] += 1
       document = document._replace(name=f'{document.name}_{len(same_id)}')
     documents.append(document)
-    counts.update(found)
+    counts.update(own)
   if not documents:
     raise InputError(f'no PubTator document in {path}')
   return documents, counts
 
 
 def _pubtator_blocks(path: Path) -> Iterator[list[tuple[int, str]]]:
-  """Groups numbered lines by document: a title opens one, blank lines mean nothing."""
+  """Yields the numbered lines of each document, which a title begins; blank lines are left out."""
   block = []
   for number, line in numbered_lines(path):
     head = _PUBTATOR_TEXT.fullmatch(line)
@@ -63,6 +63,7 @@ def _pubtator_blocks(path: Path) -> Iterator[list[tuple[int, str]]]:
 
 
 def _pubtator_document(path: Path, block: list[tuple[int, str]], counts: Counter) -> Document:
+  """The document of one block of numbered lines; adds to `counts`."""
   heads = [_PUBTATOR_TEXT.fullmatch(line) for _, line in block[:2]]
   if [h and h[2] for h in heads] != ['t', 'a'] or heads[0][1] != heads[1][1]:
     raise malformed(path, block[0][0], 'PubTator (title, then abstract, of one id)')

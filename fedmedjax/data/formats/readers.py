@@ -1,9 +1,10 @@
-"""The formats in which notes are read, and how files make the parts of a corpus.
+"""The formats in which notes are read, and the parts (train, dev, test) of a corpus on disk.
 
 A reader takes a path and returns `(documents, counts)`. Types stay as the corpus names them
-(`mapping.apply_mapping` changes that), spans stay in file order and may overlap, nest or repeat.
-What a `Document` cannot hold (n-ary relations, notes) or what had to be repaired is counted, never
-silently lost; anything malformed is an `InputError` of one line that names the file and the line.
+(`mapping.apply_mapping` translates them), spans stay in file order and may overlap, nest or repeat.
+Annotations that a `Document` cannot hold (n-ary relations, notes) or that had to be repaired are
+counted, never silently lost; anything malformed is an `InputError` of one line that names the file
+and the line.
 """
 
 import re
@@ -26,10 +27,10 @@ from fedmedjax.types import Document, InputError
 
 
 class Format(NamedTuple):
-  """How notes are read; `suffixes` are those of its files, () where a folder is read as one."""
+  """How notes of one format are read."""
 
   read: Callable[[Path], tuple[list[Document], Counter]]
-  suffixes: tuple[str, ...] = ()
+  suffixes: tuple[str, ...] = ()  # of its files; () where a folder is read as a whole
 
 
 FORMATS = {
@@ -43,7 +44,7 @@ FORMATS = {
   'bigbio_kb': Format(read_bigbio, ('.jsonl', '.json')),
   'datasets': Format(read_datasets, ('.parquet',)),
 }
-# Names of the parts, and the numbering that data sets add to those of their files.
+# Name of a file or folder -> the part that it holds, and the numbering of data sets' files.
 _PARTS = {
   'train': 'train', 'training': 'train', 'dev': 'dev', 'devel': 'dev', 'validation': 'dev',
   'valid': 'dev', 'test': 'test'}
@@ -51,8 +52,10 @@ _SHARD = re.compile(r'-[0-9]{5}-of-[0-9]{5}')
 
 
 class Parts(NamedTuple):
-  """The documents of a corpus by use. `dev` is neither trained nor tested on: it is left for
-  choices that a person makes."""
+  """The documents of a corpus by use.
+
+  `dev` is neither trained nor tested on: it is left for choices that a person makes.
+  """
 
   train: list[Document]
   dev: list[Document]
@@ -60,10 +63,14 @@ class Parts(NamedTuple):
 
 
 def read_notes(path: str | Path, form: Format) -> tuple[list[Document], Counter]:
-  """Reads a file, or a folder: as one, or file by file in the order of their names.
+  """Reads a file, or a folder: as a whole, or file by file in the order of their names.
+
+  Args:
+    path: of the file or folder.
+    form: an entry of FORMATS.
 
   Raises:
-    InputError: no such path, no file of the format in it, or a reader's.
+    InputError: there is no such path, no file of the format in it, or the reader refuses a file.
   """
   path = Path(path)
   if not form.suffixes or not path.is_dir() or _saved(path):
@@ -85,23 +92,23 @@ def find_parts(path: Path, form: Format) -> dict[str, list[Path]]:
   Raises:
     InputError: there is a training part but no test part.
   """
-  found: dict[str, list[Path]] = {}
+  parts: dict[str, list[Path]] = {}
   for entry in sorted(path.glob('[!.]*')) if path.is_dir() else ():
     part = _PARTS.get(_SHARD.sub('', entry.stem).lower())
     if part and (entry.is_dir() or entry.suffix.lower() in form.suffixes):
-      found.setdefault(part, []).append(entry)
-  if 'train' in found and 'test' not in found:
-    raise InputError(f'{path} has {found["train"][0].name} but no test part; name one test')
-  return found if 'test' in found else {}
+      parts.setdefault(part, []).append(entry)
+  if 'train' in parts and 'test' not in parts:
+    raise InputError(f'{path} has {parts["train"][0].name} but no test part; name one test')
+  return parts if 'test' in parts else {}
 
 
 def read_parts(path: Path, form: Format) -> tuple[Parts | list[Document], Counter]:
   """Reads the parts that a folder has, or all of it as one list where it has none."""
-  found = find_parts(Path(path), form)
-  if not found:
+  entries_of = find_parts(Path(path), form)
+  if not entries_of:
     return read_notes(path, form)
   parts, total = {}, Counter()
-  for part, entries in found.items():
+  for part, entries in entries_of.items():
     read = [read_notes(entry, form) for entry in entries]
     total += sum((counts for _, counts in read), Counter())
     parts[part] = with_own_names([d for documents, _ in read for d in documents], total)

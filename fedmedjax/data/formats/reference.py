@@ -21,6 +21,8 @@ _HEADING = re.compile(r'.*### Input Text:|### Output Text:.*', re.DOTALL)
 
 
 class _Sentence(NamedTuple):
+  """A sentence with its annotation, of one record or of several that were merged."""
+
   text: str
   spans: tuple[Span, ...]
   relations: tuple[Relation, ...] = ()
@@ -49,12 +51,12 @@ def read_reference(path: str | Path) -> tuple[list[Document], Counter]:
 def documents_of(
   stem: str, records: Iterable[tuple[Place, dict]], name_of: Callable[[int], str] | None = None,
 ) -> tuple[list[Document], Counter]:
-  """The documents of records, wherever they were kept.
+  """The documents of records of any source, a file or a data set.
 
   Args:
-    stem: begins the documents' names.
+    stem: the beginning of the documents' names.
     records: each with its place, for errors.
-    name_of: of tags that are numbers.
+    name_of: (number) -> the tag, where tags are numbers.
 
   Returns:
     The documents, and counts: documents, entities, relations, records, merged_records (of a text
@@ -65,11 +67,11 @@ def documents_of(
   counts, sentences = Counter(), []
   for place, record in records:
     counts['records'] += 1
-    found = _sentence(place, record, counts, name_of)
-    if sentences and sentences[-1].text == found.text:
+    sentence = _sentence(place, record, counts, name_of)
+    if sentences and sentences[-1].text == sentence.text:
       counts['merged_records'] += 1
-      found = _merged(sentences.pop(), found)
-    sentences.append(found)
+      sentence = _merged(sentences.pop(), sentence)
+    sentences.append(sentence)
   documents = [Document(f'{stem}_{i:06d}', *sentence) for i, sentence in enumerate(sentences, 1)]
   for document in documents:
     counts.update(documents=1, entities=len(document.spans), relations=len(document.relations))
@@ -77,6 +79,7 @@ def documents_of(
 
 
 def _sentence(place: Place, record: dict, counts: Counter, name_of) -> _Sentence:
+  """The sentence of one record; adds to `counts`."""
   if record.get('input') is not None and record.get('output') is not None:
     text, mains = _unmarked(_HEADING.sub('', text_field(place, record, 'input', _FORM)), counts)
     copy, others = _unmarked(_HEADING.sub('', text_field(place, record, 'output', _FORM)), counts)
@@ -110,7 +113,7 @@ def _sentence(place: Place, record: dict, counts: Counter, name_of) -> _Sentence
 
 
 def _unmarked(marked: str, counts: Counter, folded: bool = True) -> tuple[str, list[Span]]:
-  """Text without span tags, its runs of white space as one blank if `folded`; and the spans."""
+  """The text without span tags, and the spans; runs of white space are one blank if `folded`."""
   if folded:
     marked = ' '.join(marked.replace('<EOS>', '').split())
   pieces, spans, opened, length, at = [], [], [], 0, 0
@@ -132,6 +135,7 @@ def _unmarked(marked: str, counts: Counter, folded: bool = True) -> tuple[str, l
 
 
 def _merged(first: _Sentence, second: _Sentence) -> _Sentence:
+  """One sentence with the spans and relations of two that have the same text."""
   spans = tuple(dict.fromkeys(first.spans + second.spans))
   relations = [Relation(link.type, *(spans.index(of.spans[end]) for end in (link.head, link.tail)))
                for of in (first, second) for link in of.relations]

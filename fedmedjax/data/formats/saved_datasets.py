@@ -10,7 +10,7 @@ from fedmedjax.data.formats import bigbio, reference
 from fedmedjax.types import Document, InputError
 
 _INSTALL = 'pip install datasets'
-# Columns that tell what the rows are; the first that are all there.
+# Names of the column of tags; the first that is there is read.
 _TAGS = ('tags', 'ner_tags')
 
 
@@ -50,8 +50,8 @@ def read_datasets(path: str | Path) -> tuple[list[Document], Counter]:
       # Any fingerprint: to compute it takes longer than to read a file, and nothing is cached.
       rows = datasets.Dataset(table, fingerprint='read')
   except Exception as error:  # whatever a damaged file makes of Arrow
-    said = (str(error).splitlines() or [''])[0]
-    raise InputError(f'cannot read {path} as a data set: {type(error).__name__}: {said}') from None
+    line = (str(error).splitlines() or [''])[0]
+    raise InputError(f'cannot read {path} as a data set: {type(error).__name__}: {line}') from None
   numbered = (((path, i), row) for i, row in enumerate(rows, 1))
   columns = set(rows.column_names)
   tags = next((name for name in _TAGS if name in columns), '')
@@ -70,6 +70,6 @@ def read_datasets(path: str | Path) -> tuple[list[Document], Counter]:
 
 
 def _tag_names(feature):
-  """number -> name of a list of ClassLabels; anything else as it is, for the error to name."""
+  """The function (number) -> name of a list of ClassLabels; unknown numbers become texts."""
   names = getattr(getattr(feature, 'feature', None), 'names', None) or []
   return lambda number: names[number] if 0 <= number < len(names) else str(number)

@@ -1,7 +1,7 @@
 """The formats in which notes are written: brat, bigbio_kb JSON lines, CoNLL.
 
-What brat and bigbio_kb hold is all of a `Document`: reading it back gives an equal one. CoNLL
-holds the words of sentences with flat entities, no relations.
+brat and bigbio_kb hold all of a `Document`: reading it back gives an equal one. CoNLL holds the
+words of sentences with flat entities, and no relations.
 """
 
 import json
@@ -24,7 +24,7 @@ def write_brat(folder: str | Path, documents: Iterable[Document]) -> None:
   to itself as an attribute.
 
   Raises:
-    InputError: a name that is no file name, a type that brat cannot hold, or no room to write.
+    InputError: a document's name is no file name, brat cannot hold a type, or writing fails.
   """
   folder = Path(folder)
   for document in documents:
@@ -39,13 +39,14 @@ def write_brat(folder: str | Path, documents: Iterable[Document]) -> None:
 
 
 def brat_annotation(document: Document) -> str:
-  """What brat's .ann file of a document holds."""
+  """The content of a document's .ann file."""
   lines = [_brat_span(document.text, i, span) for i, span in enumerate(document.spans, 1)]
   lines += [_brat_relation(i, link) for i, link in enumerate(document.relations, 1)]
   return ''.join(f'{line}\n' for line in lines)
 
 
 def _brat_span(text: str, number: int, span: Span) -> str:
+  """The line of one span."""
   pieces = [piece.span() for piece in _LINE.finditer(text, span.start, span.end)]
   # A span of line breaks only has no text to state.
   pieces = pieces or [(span.start, span.end)]
@@ -57,6 +58,7 @@ def _brat_span(text: str, number: int, span: Span) -> str:
 
 
 def _brat_relation(number: int, link: Relation) -> str:
+  """The line of one relation, or of an attribute."""
   if link.head == link.tail:
     name, _, value = link.type.partition('=')
     return f'A{number}\t{name} T{link.head + 1} {value}'.rstrip()
@@ -70,6 +72,7 @@ def write_bigbio(path: str | Path, documents: Iterable[Document]) -> None:
 
 
 def _bigbio_record(document: Document) -> dict:
+  """The record of one document."""
   name, text = document.name, document.text
   return {
     'id': name, 'document_id': name,
@@ -92,8 +95,8 @@ def write_conll(
 ) -> Counter:
   """Writes one file: a word, a tab and its tag (IOB2) a line, documents named by '# newdoc id'.
 
-  Words are runs of letters and digits, and single signs; one that an entity begins or ends in is
-  cut there, so that its tags say exactly what the entity was.
+  Words are runs of letters and digits, and single signs; a word in which an entity begins or ends
+  is cut there, so that the tags keep the entity's exact range.
 
   Args:
     path: the file.
@@ -116,6 +119,7 @@ def write_conll(
 
 
 def _conll_sentence(example: Example) -> str:
+  """The lines of one sentence."""
   lines = []
   edges = sorted({0, len(example.text), *(at for span in example.entities for at in span[:2])})
   kinds = {span.start: span for span in example.entities}
@@ -130,6 +134,7 @@ def _conll_sentence(example: Example) -> str:
 
 
 def _write(path: Path, text: str) -> None:
+  """Writes a file and its folders; raises InputError where that fails."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w', encoding='utf-8', newline='') as file:

@@ -1,1 +1,1 @@
-"""Words, patients and sentence frames of the invented cohorts; see ../cohorts.py."""
+"""Words, patients and sentence frames of the invented cohorts; see cohorts.py."""

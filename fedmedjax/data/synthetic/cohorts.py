@@ -1,7 +1,7 @@
 """Five invented clinical cohorts, so that everything can be tried without real notes.
 
-Every note is written here: patients, words and sentence frames are ours (`invent/`), no text comes
-from any corpus, and there are no names, dates or places.
+Every note is written here: patients, words and sentence frames are our own (the files beside this
+one), no text comes from any corpus, and there are no names, dates or places.
 
   synthetic_icu        in-domain: telegraphic intensive care notes, the largest site
   synthetic_dictation  in-domain: transcribed consultations in full sentences
@@ -10,9 +10,9 @@ from any corpus, and there are no names, dates or places.
   synthetic_newsite    templated record with some free text; a site with few notes
 
 They differ in style, scenarios, dialect (which synonym a site uses), entity mix, sentence length,
-size and annotated types. They agree on what an entity is:
+size and annotated types. They agree on the definition of an entity:
 
-  The bare noun phrase, without article and without what is a modifier of its own: severity,
+  The bare noun phrase, without article and without the words of its modifiers: severity,
   course, body location, negation, amounts. An adjective that names another condition stays
   ('acute kidney injury', 'type 2 diabetes'), and so does a place in a fixed term ('chest pain').
   drug is a medication by name; treatment a procedure, device, therapy or diet; test anything
@@ -49,7 +49,7 @@ _PREFIX = re.compile(r'(?:#(\w+) )?((?:[+-]\w+ )*)(.*)')
 
 
 class Cohort(NamedTuple):
-  """What makes one cohort; `style` names a file of frames and the cohort of the scenarios."""
+  """The size and style of a cohort; `style` names its file of frames and selects its scenarios."""
 
   style: str
   train_notes: int
@@ -94,13 +94,14 @@ def generate_cohort(
     tuple(_write_note(name, split, seed, i) for i in range(count))
     for split, count in counts.items())
   mentions = _entities(test)
-  held = sum(held_out(text) for _, text in mentions)
+  held_out_mentions = sum(held_out(text) for _, text in mentions)
   report = {
     'documents': len(train) + len(test),
     'entities': len(_entities(train)) + len(mentions),
     'relations': sum(len(document.relations) for document in train + test),
     'unseen_test_entities_percent': round(100 * unseen_share(train, test)['all']),
-    'held_out_test_entities_percent': round(100 * held / max(len(mentions), 1)),
+    'held_out_test_entities_percent': round(
+      100 * held_out_mentions / max(len(mentions), 1)),
   }
   return SiteCorpus(
     name, cohort.types, train, test, report, {kind: MODIFIER_TYPES[kind] for kind in cohort.types})
@@ -118,18 +119,20 @@ def unseen_share(train: Iterable[Document], test: Iterable[Document]) -> dict[st
 
 
 def _entities(documents: Iterable[Document]) -> list[tuple[str, str]]:
+  """(type, lower-cased text) of every entity."""
   return [(span.type, document.text[span.start:span.end].lower())
           for document in documents for span in document.spans if span.type in ENTITY_TYPES]
 
 
 @functools.cache
 def _style(name: str) -> dict:
-  """A style's file, with the words of its family where it has none of its own."""
+  """The content of a style's file, with words of its family of styles where it has none itself."""
   style = read(f'style_{name}')
   return read('words')[style['words']] | style
 
 
 def _write_note(name: str, split: str, seed: int, number: int) -> Document:
+  """Writes note `number` of a split of a cohort."""
   cohort, key = COHORTS[name], f'{name}/{split}/{seed}'
   rng = random.Random(f'{key}/{number}')
   # All scenarios once, in an order of their own, before any comes again.
@@ -151,6 +154,7 @@ def _write_note(name: str, split: str, seed: int, number: int) -> Document:
 
 
 def _plain_words(sex: str, rng: random.Random) -> dict[str, str]:
+  """Words of the patient that frames use without annotation, by their names in frames."""
   words = (
     {'M': 'M', 'man': 'man', 'gentleman': 'gentleman', 'he': 'he', 'his': 'his', 'him': 'him'}
     if sex == 'M' else
@@ -164,32 +168,32 @@ def _plain_words(sex: str, rng: random.Random) -> dict[str, str]:
 
 
 def _sentences(section: dict, note: Note, tags: set[str]) -> list[Sentence]:
-  """The sentences of a section: one that opens it, as many as it wants, and maybe a last one.
+  """The sentences of a section: an opening one, a random number of others, perhaps a last one.
 
   Frames may begin with '#tag', of which a note has one, and '+trait' or '-trait' of a patient.
   """
-  found, traits = [], note.patient.traits
+  written, traits = [], note.patient.traits
   for pool, least, most in ((section.get('first', []), 1, 1),
                             (section.get('frames', []), *section['count']),
                             (section.get('last', []), 0, 1)):
-    wanted = len(found) + note.rng.randint(least, most)
+    wanted = len(written) + note.rng.randint(least, most)
     for frame in note.rng.sample(pool, len(pool)):
-      if len(found) >= wanted:
+      if len(written) >= wanted:
         break
-      tag, asked, frame = _PREFIX.fullmatch(frame).groups()
+      tag, needed, frame = _PREFIX.fullmatch(frame).groups()
       if tag in tags or any((trait[1:] in traits) != (trait[0] == '+')
-                            for trait in asked.split()):
+                            for trait in needed.split()):
         continue
       for _ in range(4):  # a frame has many readings, and this one may not fit the patient
         with contextlib.suppress(Missing):
-          found.append(render(frame, note))
+          written.append(render(frame, note))
           tags |= {tag} - {None}
           break
-  return found
+  return written
 
 
 class _Page:
-  """The text of a note in the making, and the annotation of its sentences moved into place."""
+  """A note that is being written: its text so far, and annotation with offsets into it."""
 
   def __init__(self, style: dict, rng: random.Random):
     self.style, self.rng = style, rng
@@ -198,6 +202,7 @@ class _Page:
     self.relations: list[Relation] = []
 
   def add(self, section: dict, sentences: Sequence[Sentence]) -> None:
+    """Appends a section with these sentences; nothing where there are none."""
     if not sentences:
       return
     stop = '' if section.get('bare') else self.style['stop']

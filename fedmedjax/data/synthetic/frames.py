@@ -1,9 +1,9 @@
-"""Sentence frames: a small grammar that writes a sentence together with its annotation.
+"""Sentence frames: a small grammar for sentences and their annotation.
 
   (a|b)            one of these; parentheses without a bar are plain text
   [text]           may be left out
   {sx} {rx2}       an entity of the patient's role; a digit tells several of one role apart
-  {rx>} {img>2}    a partner of it: what the drug is for, what the study shows
+  {rx>} {img>2}    a partner of it: the problem that the drug is for, or that the study shows
   {n=test:ECG}     an entity in these very words
   {sx.severity}    a modifier of that entity, as its entry, the patient or the style has it
   {neg,neg2.negation=denies}   a modifier in these words, of all the entities named
@@ -14,8 +14,8 @@
   {new:rx} {ongoing:rx}   nothing, but the note has not named it, or it is not given once
   {age} {he} ...   a plain word of the patient
 
-A frame that asks for what this patient or entry does not have yields no sentence, and the caller
-tries another.
+A frame that asks for an entity or modifier that this patient or entry does not have yields no
+sentence, and the caller tries another.
 """
 
 import random
@@ -41,7 +41,7 @@ _FLAGS = {'+': 'H', '-': 'L'}
 
 
 class Sentence(NamedTuple):
-  """Text, its spans, and relations by index into the spans."""
+  """A sentence: its text, its spans, and relations by index into the spans."""
 
   text: str
   spans: list[Span]
@@ -49,7 +49,7 @@ class Sentence(NamedTuple):
 
 
 def expand(frame: str, rng: random.Random) -> str:
-  """Settles what is optional and what is a choice, from the inside out."""
+  """The frame after random choices of its options and alternatives, from the inside out."""
   while True:
     new = _OPTION.sub(lambda found: rng.choice((found[1], '')), frame)
     new = _CHOICE.sub(lambda found: rng.choice(found[1].split('|')), new)
@@ -91,7 +91,7 @@ def render(frame: str, note: Note) -> Sentence:
 
 
 class _Draft:
-  """A sentence in the making: no double blanks, articles that fit, spans where they fall."""
+  """A sentence that is being written, without double blanks and with articles that fit."""
 
   def __init__(self, note: Note):
     self.note = note
@@ -104,6 +104,7 @@ class _Draft:
     self.systems: set[str] = set()
 
   def add(self, text: str) -> tuple[int, int]:
+    """Appends text -> its range in the sentence."""
     text = re.sub(' +', ' ', text)  # what was left out leaves its blanks
     if self.note.style['capitals']:  # only the tokenised style has a blank before a comma
       text = re.sub(' +(?=[,;:])', '', text)
@@ -120,17 +121,18 @@ class _Draft:
   def mention(self, name: str) -> Mention:
     """The entity of a slot, drawn when the frame first asks for it."""
     if name not in self.chosen:
-      found = _NAME.fullmatch(name)
-      if not found or found['role'] not in ROLES:
+      slot = _NAME.fullmatch(name)
+      if not slot or slot['role'] not in ROLES:
         raise ValueError(f'no such slot: {name!r}')
       taken = {mention.entry.key for mention in self.chosen.values()}
-      if found['partner']:
-        self.chosen[name] = self.note.partner(self.mention(found['parent']), taken)
+      if slot['partner']:
+        self.chosen[name] = self.note.partner(self.mention(slot['parent']), taken)
       else:
-        self.chosen[name] = self.note.pick(found['role'], taken)
+        self.chosen[name] = self.note.pick(slot['role'], taken)
     return self.chosen[name]
 
   def place(self, name: str, kind: str | None, words: str | None) -> None:
+    """Appends the entity of a slot, in the frame's own words where it has them."""
     if words:
       self.chosen[name] = Mention(Entry(words, kind, (words,)), words, Item(words), '')
     mention = self.mention(name)
@@ -140,6 +142,7 @@ class _Draft:
     self.spans.append(Span(*self.add(mention.surface), mention.entry.type))
 
   def modify(self, names: list[str], attribute: str, words: str | None) -> None:
+    """Appends a modifier of the entities of some slots."""
     mentions = [self.mention(name) for name in names]
     if words is None:
       words = self.note.attribute(mentions[0], attribute)
@@ -153,6 +156,7 @@ class _Draft:
       self.spans.append(Span(*self.add(words), kind))
 
   def agree(self, what: str, name: str) -> None:
+    """Appends words that depend on an entity, such as a verb, or raises Missing."""
     mention = self.mention(name)
     if what == 'a':
       self.article = mention.entry.countable and not plural(mention.surface)
@@ -177,6 +181,7 @@ class _Draft:
       self.add(_AGREE[what][plural(mention.surface)])
 
   def finish(self) -> Sentence:
+    """The sentence; the note remembers its entities."""
     relations = [Relation(kind, self.at[name], tail) for kind, name, tail in self.links]
     text = self.text.rstrip()
     # Sentences begin with a capital, but pH and tPA stay as they are.
@@ -189,7 +194,7 @@ class _Draft:
 
 
 def article(text: str) -> str:
-  """'a' or 'an', by the sound of what follows."""
+  """'a' or 'an', by the sound of the word that follows."""
   word = re.match(r'\w*', text)[0]
   if word[:1].isdigit():
     return 'an' if re.match(r'8|1[18](?!\d)', word) else 'a'

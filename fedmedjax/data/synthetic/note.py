@@ -1,4 +1,4 @@
-"""What a note may say next, and what it has said: no fact is told twice in two ways."""
+"""The memory of a note that is being written: no fact is told twice in two ways."""
 
 import random
 import re
@@ -16,11 +16,11 @@ _NUMERIC = re.compile(r'[\d.]+-[\d.]+')
 
 
 class Missing(Exception):
-  """This patient, or this entry, has not what a frame asks for."""
+  """The patient, or an entry, lacks an entity or modifier that a frame asks for."""
 
 
 class Mention(NamedTuple):
-  """An entity as a sentence puts it."""
+  """An entity in the words of a sentence."""
 
   entry: Entry
   surface: str
@@ -53,7 +53,7 @@ class Note:
     return self._mention(ROLES[role][0], item, role)
 
   def partner(self, mention: Mention, taken: set[str]) -> Mention:
-    """Draws a partner of a mention: what the drug is for, what the study shows."""
+    """Draws a partner of a mention: the problem that the drug is for, or that the study shows."""
     kind = ROLES[mention.role][1]
     if self.unique:
       taken = taken | self.section
@@ -64,7 +64,7 @@ class Note:
     return self._mention(kind, self.rng.choice(free), mention.role + '>')
 
   def commit(self, mentions: list[Mention], denied: list[Mention]) -> None:
-    """Remembers what a finished sentence has used, and what it denied."""
+    """Remembers the entities that a finished sentence mentioned, and those that it denied."""
     gone = {mention.entry.key for mention in denied
             if mention.entry.type != 'problem' and mention.role != 'held'}
     if gone & self.mentioned:
@@ -87,10 +87,12 @@ class Note:
     return self.facts[fact]
 
   def _surfaces(self, kind: str, item: Item) -> tuple[str, ...]:
+    """The words that this note may use for an item."""
     return vocabulary.surfaces(
       kind, item.key, self.site, self.split, self.style['abbreviations'] > 0)
 
   def _mention(self, kind: str, item: Item, role: str) -> Mention:
+    """A mention of an item in random words, abbreviated as often as the style wants."""
     words = self._surfaces(kind, item)
     short = [word for word in words if vocabulary.brief(word)]
     if short and self.rng.random() < self.style['abbreviations']:
@@ -98,6 +100,7 @@ class Note:
     return Mention(vocabulary.entries()[kind, item.key], self.rng.choice(words), item, role)
 
   def _options(self, mention: Mention, name: str) -> Iterator[str]:
+    """Yields the words that may be the modifier `name` of a mention."""
     entry, style = mention.entry, self.style
     if name == 'place':
       own = self.patient.places.get(entry.key)
@@ -159,8 +162,8 @@ class Note:
       if name == 'better':
         text = _towards(self.attribute(mention, 'value'), values['='], self.rng)
       # All values of a test have their unit, or none has.
-      said = self.facts.setdefault((entry.key, 'unit'), self.rng.random())
-      if unit and text[0].isdigit() and said < self.style['units']:
+      chance = self.facts.setdefault((entry.key, 'unit'), self.rng.random())
+      if unit and text[0].isdigit() and chance < self.style['units']:
         text += unit if unit == '%' else f' {unit}'
       yield text
 
@@ -182,7 +185,7 @@ def _towards(value: str, normal: str, rng: random.Random) -> str:
 
 
 def _sample(values: str, rng: random.Random) -> str:
-  """A value from 'low-high', 'low-high/low-high' or 'words;words'."""
+  """A random value of a range 'low-high', 'low-high/low-high' or of choices 'words;words'."""
   drawn = []
   for span in values.split('/'):
     if not _NUMERIC.fullmatch(span):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fedmedjax.data.synthetic.vocabulary import entries, read, split
 
-# The entity type of a role's names; two where each name has partners after a '>'.
+# Role -> the entity type of its names, and that of their partners (after a '>') where it has some.
 ROLES = {
   'dx': ('problem',), 'main': ('problem',), 'sx': ('problem',), 'neg': ('problem',),
   'sign': ('problem',), 'nsign': ('problem',), 'pmh': ('problem',), 'fh': ('problem',),
@@ -27,14 +27,14 @@ ROLES = {
   'psh': ('treatment',), 'advice': ('treatment',),
 }
 _ABSENT = ('neg', 'nsign', 'ruled', 'clear')
-# What the patient has: 'fh' and 'warn' say nothing about that, 'ddx' only suspects.
+# Roles of problems that the patient has: 'fh' and 'warn' do not tell, 'ddx' only suspects.
 _PRESENT = ('dx', 'sx', 'sign', 'pmh', 'comp', 'img', 'rx', 'drip', 'proc', 'care')
 _ITEM = re.compile(r'(?P<key>[^@?]+?)\s*(?:@(?P<place>[^?]+?))?(?P<direction>[-+=])?'
                    r'\s*(?:\?(?P<sex>[FM]))?')
 
 
 class Item(NamedTuple):
-  """A name in a patient's role; `direction` of a test's value, `partners` of a pair."""
+  """A name in one of a patient's roles, with the direction of a test's value and its partners."""
 
   key: str
   direction: str = '='
@@ -42,7 +42,7 @@ class Item(NamedTuple):
 
 
 class Patient(NamedTuple):
-  """Names by role, body locations by name, plain words for the frames."""
+  """An invented patient: names by role, body locations by name, words for the frames."""
 
   roles: dict[str, tuple[Item, ...]]
   places: dict[str, str]
@@ -53,18 +53,18 @@ class Patient(NamedTuple):
 @functools.cache
 def scenarios(cohort: str) -> dict[str, dict]:
   """The scenarios of a cohort, by name, with the defaults of common.toml filled in."""
-  common, found = read('common'), {}
+  common, chosen = read('common'), {}
   for setting in ('inpatient', 'outpatient'):
     default = common['default'] | common[setting]
     for name, scenario in read(setting).items():
       if cohort in scenario['cohorts'].split():
-        found[name] = default | scenario
-  return found
+        chosen[name] = default | scenario
+  return chosen
 
 
 @functools.cache
 def _common() -> tuple[dict[str, list[str]], dict[str, str], list[set[str]]]:
-  """Home drugs of a chronic problem, class of a drug or treatment, groups that read alike."""
+  """({chronic problem: home drugs}, {drug or treatment: class}, groups of problems read alike)."""
   common = read('common')
   chronic = {key: split(text, ',') for key, text in common['chronic'].items()}
   classes = {key: name for name, text in common['exclusive'].items() for key in split(text, ',')}
@@ -72,7 +72,7 @@ def _common() -> tuple[dict[str, list[str]], dict[str, str], list[set[str]]]:
 
 
 def make_patient(scenario: dict, rng: random.Random) -> Patient:
-  """Draws one patient of a scenario: only a part of what the scenario allows."""
+  """Draws one patient of a scenario, who has only a part of the names that it allows."""
   side, other = rng.choice((('left', 'right'), ('right', 'left')))
   words = {
     'side': side, 'other': other, 'valve': rng.choice(('aortic valve*', 'mitral valve*')),

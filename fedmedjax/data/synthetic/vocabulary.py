@@ -17,13 +17,13 @@ _BRIEF = re.compile('[A-Z]{2}|^[A-Z][a-z]{1,3}$|[a-z][A-Z]')
 
 
 class Entry(NamedTuple):
-  """A concept: what it may be called and what may be said of it."""
+  """A concept: its names, and the modifiers that it may have."""
 
   key: str
   type: str
   surfaces: tuple[str, ...]
   countable: bool = False
-  graded: bool = False  # severity and course may be said of it
+  graded: bool = False  # whether it may have severity and course
   system: str = ''  # problems: organ system
   places: tuple[str, ...] = ()  # problems: body locations
   conditions: tuple[str, ...] = ()  # problems
@@ -53,9 +53,12 @@ def brief(surface: str) -> bool:
 
 @functools.cache
 def surfaces(kind: str, key: str, site: str, split: str, short: bool) -> tuple[str, ...]:
-  """What a site calls an entry: its dialect, less what is held out if the note is for training.
+  """The names that a site's notes use for an entry: its dialect, in training less held-out names.
 
   Args:
+    kind, key: of the entry.
+    site: whose dialect it is.
+    split: 'train' or 'test'.
     short: abbreviations are allowed; where False they are used only if there is nothing else.
   """
   words = entries()[kind, key].surfaces
@@ -72,14 +75,15 @@ def surfaces(kind: str, key: str, site: str, split: str, short: bool) -> tuple[s
 @functools.cache
 def entries() -> dict[tuple[str, str], Entry]:
   """Returns all entries by (type, key)."""
-  found = [*_problems(), *_tests(), *_drugs(), *_treatments()]
-  table = {(entry.type, entry.key): entry for entry in found}
-  if len(table) < len(found):
+  everything = [*_problems(), *_tests(), *_drugs(), *_treatments()]
+  table = {(entry.type, entry.key): entry for entry in everything}
+  if len(table) < len(everything):
     raise ValueError('an entry is written twice')
   return table
 
 
 def split(text: str, mark: str) -> list[str]:
+  """The pieces of a text between marks, without blanks at their edges."""
   return [piece.strip() for piece in text.split(mark)]
 
 

@@ -7,7 +7,7 @@ understood, and the norms' old names (gamma, beta) beside the modern ones (weigh
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,17 @@ from fedmedjax.types import InputError
 
 
 class Bert(NamedTuple):
-  """A token classifier as loaded: `params` as in `model/bert.py`, one classifier row a label."""
+  """A token classifier as loaded, with its tokenizer and settings."""
 
   config: BertConfig
-  params: dict
-  labels: tuple[str, ...]
+  params: dict              # of `bert.BertTagger`: layers f32[L, ...], classifier f32[D, Y]
+  labels: tuple[str, ...]   # the Y names of the classifier's outputs
   tokenizer: transformers.PreTrainedTokenizerBase
-  settings: dict   # config.json
-  name: str
+  settings: dict[str, Any]  # config.json
+  name: str                 # of the folder
 
 
-# Our path -> Hugging Face's name. Kernels are stored [out, in] there and transposed here.
+# Our path -> Hugging Face's name. Kernels are stored [D_out, D_in] there and transposed here.
 _TOP = {
   ('embeddings', 'word'): 'embeddings.word_embeddings.weight',
   ('embeddings', 'position'): 'embeddings.position_embeddings.weight',
@@ -55,8 +55,8 @@ _LAYER = {
     (_NORMS, (('scale', 'weight'), ('bias', 'bias'))))
   for name, module in modules.items() for leaf, theirs in leaves
 }
-# What checkpoints carry and a token classifier does not use: the pretraining heads, and the pooler
-# behind the first token.
+# Tensors of checkpoints that a token classifier does not use: the pretraining heads, and the pooler
+# over the first token.
 _LEFT_OUT = re.compile(r'cls\..*|pooler\..*')
 
 # Setting of config.json -> the values that this encoder computes.
@@ -69,6 +69,8 @@ _SUPPORTED = {
 def load_bert(path: str | Path, labels: tuple[str, ...], seed: int) -> Bert:
   """Loads a folder with config.json, *.safetensors and a tokenizer (or its vocab.txt).
 
+  The weights become float32, those of layers stacked, [L, ...].
+
   A saved classifier is loaded when its shape fits the labels and the folder does not give its
   rows other names; else a fresh one is drawn as transformers does: normal with config.json's
   initializer_range, bias 0.
@@ -78,8 +80,8 @@ def load_bert(path: str | Path, labels: tuple[str, ...], seed: int) -> Bert:
 
   Args:
     path: the folder.
-    labels: names of the classifier's rows.
-    seed: of a fresh classifier.
+    labels: the Y names of the classifier's outputs.
+    seed: of the draw of a fresh classifier.
 
   Raises:
     InputError: no such folder, weights only as a pickle, another architecture, or damage.
@@ -101,8 +103,16 @@ def load_bert(path: str | Path, labels: tuple[str, ...], seed: int) -> Bert:
   return Bert(config, params, labels, tokenizer, settings, folder.name)
 
 
-def bert_config(settings: dict, origin: str) -> BertConfig:
-  """config.json -> BertConfig; anything this encoder does not compute is refused by name."""
+def bert_config(settings: dict[str, Any], origin: str) -> BertConfig:
+  """The hyper-parameters in the settings of a config.json.
+
+  Args:
+    settings: the file's content.
+    origin: the file, for error messages.
+
+  Raises:
+    InputError: a key is missing, or has a value that this encoder does not compute; it is named.
+  """
   if settings.get('model_type', 'bert') != 'bert':
     raise InputError(f"{origin}: model_type={settings['model_type']!r}: 'bert' is supported")
   for key, allowed in _SUPPORTED.items():
@@ -134,14 +144,14 @@ def bert_config(settings: dict, origin: str) -> BertConfig:
 
 
 def _head_fits(settings: dict, labels: tuple[str, ...]) -> bool:
-  """False when config.json names the saved classifier's rows, and otherwise than `labels`."""
+  """False when config.json gives the saved classifier's outputs names other than `labels`."""
   named = settings.get('id2label') or {}
   generic = {str(i): f'LABEL_{i}' for i in range(len(named))}
   return named == generic or named == {str(i): name for i, name in enumerate(labels)}
 
 
 def _shapes(config: BertConfig, num_labels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
-  """Our path (without the layer axis) -> shape as the file stores it ([out, in])."""
+  """{our path: shape as the file stores it}, without the layer axis; kernels are [D_out, D_in]."""
   width, inner = config.hidden_size, config.intermediate_size
   kernels = {name: (width, width) for name in _DENSE} | {
     'intermediate': (inner, width), 'output': (width, inner)}
@@ -156,7 +166,7 @@ def _shapes(config: BertConfig, num_labels: int) -> dict[tuple[str, ...], tuple[
 
 
 def _slots(config: BertConfig) -> dict[str, tuple[tuple[str, ...], int | None]]:
-  """Hugging Face's name -> (our path, layer or None), the classifier apart."""
+  """{Hugging Face's name: (our path, layer or None)} of all tensors but the classifier's."""
   slots = {name: (path, None) for path, name in _TOP.items()}
   for path, name in _LAYER.items():
     slots |= {name.format(layer): (path, layer) for layer in range(config.num_layers)}
@@ -202,6 +212,7 @@ def _read(config: BertConfig, folder: Path, num_labels: int) -> dict:
 
 
 def _nested(flat: dict[tuple[str, ...], np.ndarray]) -> dict:
+  """{path: values} as a tree of dicts."""
   params: dict = {}
   for path, values in flat.items():
     node = params
@@ -212,6 +223,7 @@ def _nested(flat: dict[tuple[str, ...], np.ndarray]) -> dict:
 
 
 def _tokenizer(folder: Path, config: BertConfig):
+  """The folder's tokenizer; raises InputError where it does not fit the model or our labels."""
   if not any((folder / file).is_file() for file in ('tokenizer.json', 'vocab.txt')):
     raise InputError(f'{folder}: no tokenizer: neither tokenizer.json nor vocab.txt')
   tokenizer = load_tokenizer(folder)
@@ -231,7 +243,7 @@ def save_bert(bert: Bert, adapter: dict, folder: Path) -> None:
 
   Args:
     bert: the model as it was loaded: its embeddings, settings, labels and tokenizer.
-    adapter: trained layers and classifier, from `model/bert.split_frozen`.
+    adapter: trained layers f32[L, ...] and classifier, from `bert.split_frozen`.
     folder: made when absent; weights and config.json are replaced atomically.
   """
   params = bert.params | adapter
@@ -257,6 +269,7 @@ def save_bert(bert: Bert, adapter: dict, folder: Path) -> None:
 
 
 def _leaf(params: dict, path: tuple[str, ...]):
+  """The entry of a tree of dicts at `path`."""
   for key in path:
     params = params[key]
   return params

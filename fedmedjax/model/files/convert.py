@@ -1,4 +1,4 @@
-"""From named tensors of a file to the `params` tree and back, strictly.
+"""From named tensors of a file to the `params` tree, strictly.
 
 One table names every tensor: its place in our tree, its Hugging Face name and its GGUF name. A
 tensor that is unknown, missing or misshapen is an InputError that names it.
@@ -21,19 +21,19 @@ from fedmedjax.types import InputError
 
 
 class BaseModel(NamedTuple):
-  """A frozen model: hyper-parameters, the `params` tree, its tokenizer, and a name to show."""
+  """A frozen model as loaded, with its tokenizer."""
 
   config: LlamaConfig
-  params: dict
+  params: dict  # embedding [V, D], kernels [L, D_in, D_out], perhaps quantised; see `llama.py`
   tokenizer: transformers.PreTrainedTokenizerBase
-  name: str
+  name: str     # shown to the user
 
 
 class Placement(NamedTuple):
-  """The form in which weights are kept: dtype, a key of QUANTIZATIONS, and where.
+  """The form in which weights are stored, kernels [L, D_in, D_out], and the devices that hold them.
 
-  `sharding` maps (hyper-parameters, the `params` tree as jax.ShapeDtypeStructs) to a tree of jax
-  shardings; None = the default device.
+  `quantization` is a key of QUANTIZATIONS. `sharding` maps (hyper-parameters, the `params` tree as
+  jax.ShapeDtypeStructs) to a tree of jax shardings; None = the default device.
   """
 
   dtype: jnp.dtype = jnp.float32
@@ -42,8 +42,11 @@ class Placement(NamedTuple):
 
 
 class Slot(NamedTuple):
-  """A tensor's (Hugging Face, GGUF) names, and its shape as both store it; None where the model
-  of a configuration has no such tensor. A kernel is stored [out, in] and transposed here."""
+  """A tensor's (Hugging Face, GGUF) names, and its shape as both formats store it.
+
+  The shape is None where the model of a configuration has no such tensor. A kernel is stored
+  [D_out, D_in] and transposed here.
+  """
 
   names: tuple[str, str]
   shape: Callable[[LlamaConfig], tuple[int, ...] | None]
@@ -101,13 +104,13 @@ _PIECE_BYTES = 1 << 24
 
 
 def expected_shapes(config: LlamaConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-  """Our path (without the layer axis) -> shape as both formats store it ([out, in])."""
+  """{our path: shape as both formats store it}, without the layer axis; kernel [D_out, D_in]."""
   shapes = {path: slot.shape(config) for path, slot in (_TOP | _LAYER).items()}
   return {path: shape for path, shape in shapes.items() if shape is not None}
 
 
 def parameter_count(config: LlamaConfig) -> int:
-  """Weights of the base, whatever they are stored in."""
+  """How many weights the base has, whatever number format they are stored in."""
   return sum(
     int(np.prod(shape)) * (config.num_layers if path in _LAYER else 1)
     for path, shape in expected_shapes(config).items())
@@ -116,7 +119,12 @@ def parameter_count(config: LlamaConfig) -> int:
 def tensor_names(
   config: LlamaConfig, column: int
 ) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
-  """(name in the file, our path, layer or None) of every tensor."""
+  """Yields (name in the file, our path, layer or None) of every tensor.
+
+  Args:
+    config: the model's.
+    column: HUGGING_FACE or GGUF names.
+  """
   for path in expected_shapes(config):
     if path in _LAYER:
       for layer in range(config.num_layers):
@@ -128,7 +136,14 @@ def tensor_names(
 def check_tensors(
   config: LlamaConfig, tensors: dict[str, StoredTensor], column: int, origin: str
 ) -> None:
-  """Raises InputError when a tensor is unknown, missing or misshapen; reads none of them."""
+  """Raises InputError when a tensor is unknown, missing or misshapen; reads none of them.
+
+  Args:
+    config: the model's, which says the shapes, kernels [D_out, D_in].
+    tensors: by name, as the file stores them.
+    column: HUGGING_FACE or GGUF names.
+    origin: the file or folder, for error messages.
+  """
   shapes = expected_shapes(config)
   slots = {name: shapes[path] for name, path, _ in tensor_names(config, column)}
   for name, tensor in tensors.items():
@@ -152,17 +167,17 @@ def convert(
   """Builds the `params` tree, reading one tensor at a time into its final place.
 
   Beside the finished leaves, memory holds one layer of one projection (or _PIECE_BYTES of an
-  embedding) as read.
+  embedding) as read. Kernels are stored [D_out, D_in] and become [L, D_in, D_out].
 
   Args:
-    config: the shapes to expect.
+    config: the model's, which says the shapes.
     tensors: by name, as the file stores them.
     column: HUGGING_FACE or GGUF names.
     placement: dtype, quantisation of the projections' kernels, sharding.
     origin: the file or folder, for error messages.
 
   Raises:
-    InputError: as `check_tensors`, or as `placement.sharding`, before any tensor is read.
+    InputError: those of `check_tensors` or of `placement.sharding`, before any tensor is read.
   """
   check_tensors(config, tensors, column, origin)
   shapes = expected_shapes(config)
@@ -184,13 +199,17 @@ def convert(
 
 
 def _at(nested: dict, where: tuple[str, ...]):
+  """The entry of a tree of dicts at the path `where`."""
   for key in where:
     nested = nested[key]
   return nested
 
 
 def params_shape(config: LlamaConfig, placement: Placement) -> dict:
-  """The `params` tree as jax.ShapeDtypeStructs, without reading or allocating anything."""
+  """The `params` tree, kernels [L, D_in, D_out], as jax.ShapeDtypeStructs.
+
+  Nothing is read or allocated.
+  """
   params = {'layers': {}}
   for path, shape in expected_shapes(config).items():
     where = ('layers', *path) if path in _LAYER else path
@@ -203,7 +222,7 @@ def params_shape(config: LlamaConfig, placement: Placement) -> dict:
 
 
 def _prepare(where: tuple[str, ...], placement: Placement) -> Callable:
-  """What is done to a tensor as read, [out, in] or [n], on its way into the tree."""
+  """The function that turns a tensor as read, [D_out, D_in] or [D], into its form in the tree."""
   quantize = QUANTIZATIONS[placement.quantization]
   if where[-1] != 'kernel':
     return lambda raw: raw.astype(placement.dtype)
@@ -213,10 +232,11 @@ def _prepare(where: tuple[str, ...], placement: Placement) -> Callable:
 
 
 def _leaf_shape(where, shape, layers: int | None, placement: Placement):
-  one = jax.eval_shape(_prepare(where, placement), jax.ShapeDtypeStruct(shape, jnp.float32))
+  """The shape of a leaf from that of one tensor; `layers` is L, or None outside of layers."""
+  single = jax.eval_shape(_prepare(where, placement), jax.ShapeDtypeStruct(shape, jnp.float32))
   if layers is None:
-    return one
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct((layers, *x.shape), x.dtype), one)
+    return single
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct((layers, *x.shape), x.dtype), single)
 
 
 def _fill(where, shape, parts: list, placement: Placement, leaf, shardings):

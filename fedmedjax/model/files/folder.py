@@ -26,22 +26,31 @@ _NOT_WEIGHTS = re.compile(r'.*\.rotary_emb\.inv_freq|(.*\.)?embeddings\.position
 
 
 class StoredTensor(NamedTuple):
-  """A tensor still in its file. `read(rows)` gives rows of its first axis, [out, in] as stored."""
+  """A tensor that is still in its file; `read(rows)` reads a slice of its first axis.
+
+  A kernel is stored [D_out, D_in].
+  """
 
   shape: tuple[int, ...]
   read: Callable[[slice], np.ndarray]
 
 
 def pickle_message(file: Path, folder: Path, model: str = 'AutoModelForCausalLM') -> str:
-  """Why a pickle is not read, and the command that converts it by transformers' class `model`."""
+  """The error for a pickle: why it is not read, and the command that converts it.
+
+  Args:
+    file: the pickle.
+    folder: the model folder that it belongs to.
+    model: transformers' class that loads it.
+  """
   return (
     f'{file}: is a pickle and is not read, since it can run code; convert it once, where you trust '
     f'it: python -c "from transformers import {model} as M; '
     f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"")
 
 
-def read_settings(folder: Path) -> dict:
-  """config.json of a model folder; raises InputError when it cannot be read."""
+def read_settings(folder: Path) -> dict[str, Any]:
+  """The content of a model folder's config.json; raises InputError when it cannot be read."""
   try:
     settings = json.loads((folder / 'config.json').read_text())
   except (OSError, ValueError, RecursionError) as error:
@@ -79,7 +88,7 @@ def weight_files(folder: Path, model: str = 'AutoModelForCausalLM') -> list[Path
 def stored_tensors(
   folder: Path, model: str = 'AutoModelForCausalLM'
 ) -> dict[str, StoredTensor]:
-  """Every tensor of a folder's safetensors files by name, none of them read yet.
+  """Every tensor of a folder's safetensors files by name, such as [D_out, D_in]; none is read yet.
 
   A file is opened for each read and closed after it, so that its pages do not stay in memory.
 
@@ -118,11 +127,12 @@ def stored_tensors(
 
 
 def has_tokenizer(folder: Path) -> bool:
+  """Whether a folder holds a file of a tokenizer."""
   return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
-  """Raises InputError when there is none or the library cannot make it."""
+  """The tokenizer of a folder; raises InputError when there is none or it cannot be loaded."""
   if not has_tokenizer(folder):
     # transformers would build one that knows no word.
     raise InputError(
@@ -138,9 +148,14 @@ def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
 def write_folder(
   folder: Path, tensors: dict[str, np.ndarray], weights: str, settings: dict[str, Any], config: str
 ) -> None:
-  """Writes tensors to the file `weights` and settings to the file `config`.
+  """Writes tensors and settings; the folder is made when absent, each file replaced atomically.
 
-  The folder is made when absent; each file is replaced atomically.
+  Args:
+    folder: of the model or adapter.
+    tensors: {name: array of any shape}, such as [D_out, D_in].
+    weights: name of the safetensors file.
+    settings: what the configuration file holds.
+    config: name of the configuration file.
   """
   folder.mkdir(parents=True, exist_ok=True)
   part = folder / f'{weights}.part'

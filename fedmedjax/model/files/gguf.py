@@ -18,8 +18,8 @@ from fedmedjax.model.files.hf_config import check_layers, settings_of
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.types import InputError
 
-# Architecture -> whether its q and k rows hold rotary pairs side by side; and what its models
-# have that no key tells.
+# Architecture -> whether its q and k rows hold rotary pairs side by side; and features of its
+# models that no key of the file tells.
 _ARCHITECTURES = {
   'llama': (True, {}),
   'qwen2': (False, {'biases': ('q_proj', 'k_proj', 'v_proj')}),
@@ -29,33 +29,37 @@ _ROPE_DIVISORS = 'rope_freqs.weight'
 
 
 def load_gguf(path: Path, placement: Placement) -> BaseModel:
-  """Raises InputError when the file is damaged or of an architecture that is not supported."""
+  """Loads weights, kernels [L, D_in, D_out], hyper-parameters and tokenizer of a GGUF file.
+
+  Raises:
+    InputError: the file is damaged or of an architecture that is not supported.
+  """
   check_header(path)
   try:
     reader = gguf.GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
   except Exception as error:  # the reader raises whatever its numpy views hit
     raise InputError(f'{path}: not a readable GGUF file: {error}') from None
-  found: dict[str, StoredTensor] = {}
+  tensors: dict[str, StoredTensor] = {}
   for tensor in reader.tensors:
-    if tensor.name in found:
+    if tensor.name in tensors:
       raise InputError(f'{path}: tensor {tensor.name!r} occurs twice')
-    found[tensor.name] = _stored(path, tensor)
-  divisors = found.pop(_ROPE_DIVISORS, None)
+    tensors[tensor.name] = _stored(path, tensor)
+  divisors = tensors.pop(_ROPE_DIVISORS, None)
   with settings_of(str(path)):
-    config = _config_from_gguf(fields, found, divisors, str(path))
+    config = _config_from_gguf(fields, tensors, divisors, str(path))
     tokenizer = _tokenizer_from_gguf(fields, str(path))
   if _ARCHITECTURES[fields['general.architecture']][0]:
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
       for part, heads in (('.attn_q.', config.num_heads), ('.attn_k.', config.num_kv_heads)):
         if part in name:
-          found[name] = tensor._replace(read=_half_split(tensor.read, heads))
-  params = convert(config, found, GGUF, placement, str(path))
+          tensors[name] = tensor._replace(read=_half_split(tensor.read, heads))
+  params = convert(config, tensors, GGUF, placement, str(path))
   return BaseModel(config, params, tokenizer, path.stem)
 
 
 def _stored(path: Path, tensor) -> StoredTensor:
-  """A tensor of the file; reads bytes rather than a memory map, whose pages would stay."""
+  """A tensor of the file, which reads bytes rather than a memory map, whose pages would stay."""
   # GGUF lists dimensions fastest first. A row of blocks is a row of bytes.
   shape = tuple(int(n) for n in tensor.shape[::-1])
   row_bytes = tensor.n_bytes // shape[0]
@@ -88,6 +92,7 @@ def _half_split(read, heads: int):
 def _config_from_gguf(
   fields: dict, tensors: dict[str, StoredTensor], divisors: StoredTensor | None, origin: str
 ) -> LlamaConfig:
+  """The hyper-parameters in the fields of a file, and in which tensors it has."""
   architecture = fields['general.architecture']
   if architecture not in _ARCHITECTURES:
     raise InputError(

@@ -19,14 +19,14 @@ from fedmedjax.types import InputError
 
 _MAGIC = b'GGUF'
 _VERSIONS = (2, 3)
-# Bytes that the smallest string, entry and tensor take.
+# Bytes that the smallest string, entry and tensor of a header take.
 _LEAST_STRING, _LEAST_ENTRY, _LEAST_TENSOR = 8, 13, 24
-# More than any model's.
+# Limits above those of any model.
 _LONGEST_NAME, _MOST_DIMENSIONS, _LARGEST_ALIGNMENT, _MOST_VALUES = 1 << 16, 4, 1 << 20, 1 << 24
 
 
 class Header(NamedTuple):
-  """An open file, read from its position on. What cannot be true is a ValueError."""
+  """An open file, read from its position on; a number that cannot be true raises ValueError."""
 
   file: BinaryIO
   size: int  # bytes of the file
@@ -42,11 +42,12 @@ class Header(NamedTuple):
     return count
 
   def skip(self, count: int) -> None:
+    """Moves the position by `count` bytes."""
     self.file.seek(count, os.SEEK_CUR)
 
 
 def check_header(path: Path) -> None:
-  """Raises InputError when a count, length or offset of the header cannot be true."""
+  """Raises InputError when a count, length or offset of a GGUF file's header cannot be true."""
   with path.open('rb') as file:
     size = os.fstat(file.fileno()).st_size
     try:
@@ -57,7 +58,7 @@ def check_header(path: Path) -> None:
 
 
 def _walk(header: Header) -> None:
-  """Raises ValueError or struct.error, which says what is wrong at the file's position."""
+  """Reads the whole header; raises ValueError or struct.error for what is wrong at the position."""
   if header.file.read(4) != _MAGIC:
     raise ValueError('it does not begin with GGUF')
   version = header.number('I')
@@ -107,8 +108,8 @@ def _skip_arrays(header: Header, count: int) -> None:
     _skip_values(header, _ELEMENTS, kind, length)
 
 
-# Type number -> what skips (header, so many values of it). Arrays of arrays, which no model has,
-# are refused.
+# Type number -> the function that skips (header, number of values). Arrays of arrays, which no
+# model has, are refused.
 _ELEMENTS: dict[int, Callable[[Header, int], None]] = {
   kind: partial(_skip_sized, size) for kind, size in (
     (GGUFValueType.UINT8, 1), (GGUFValueType.INT8, 1), (GGUFValueType.BOOL, 1),

@@ -15,7 +15,7 @@ _MLP = ('gate_proj', 'up_proj', 'down_proj')
 
 
 class Family(NamedTuple):
-  """What all models of a model_type share, and the values of keys that config.json leaves out."""
+  """Features that all models of a model_type share, and defaults for keys of config.json."""
 
   architecture: str
   biases: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ def llama3_divisors(
   head_dim: int, theta: float, *, factor: float, low_freq_factor: float, high_freq_factor: float,
   original_max_position_embeddings: int,
 ) -> tuple[float, ...]:
-  """Llama 3.1's divisors of the rotary frequencies (`rope_type: llama3`), [head_dim / 2].
+  """Llama 3.1's divisors of the rotary frequencies (`rope_type: llama3`), head_dim / 2 numbers.
 
   Wavelengths beyond the original context are divided by `factor`, short ones kept, and the band
   between is blended linearly in (original context / wavelength).
@@ -66,7 +66,7 @@ _MOST_LAYERS = 10_000
 
 @contextmanager
 def settings_of(origin: str):
-  """Turns what reading the settings of a file can raise into an InputError that names it."""
+  """A context that turns errors of reading a file's settings into an InputError naming `origin`."""
   try:
     yield
   except InputError:
@@ -79,13 +79,21 @@ def settings_of(origin: str):
 
 
 def check_layers(layers: int, origin: str) -> None:
-  """Raises InputError for a number that no model has, before anything is laid out by it."""
+  """Raises InputError for a number of layers that no model has, before anything is allocated."""
   if not 1 <= layers <= _MOST_LAYERS:
     raise InputError(f'{origin}: {layers} layers; 1 to {_MOST_LAYERS} are supported')
 
 
 def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConfig:
-  """config.json -> LlamaConfig; anything this decoder does not compute is refused by name."""
+  """The hyper-parameters in the settings of a config.json.
+
+  Args:
+    settings: the file's content.
+    origin: the file, for error messages.
+
+  Raises:
+    InputError: a key is missing, or has a value that this decoder does not compute; it is named.
+  """
   kind = settings.get('model_type')
   if not isinstance(kind, str) or kind not in FAMILIES:
     raise InputError(
@@ -153,12 +161,13 @@ def _windows(settings: dict, layers: int, origin: str) -> tuple[int, ...]:
 
 
 def to_hugging_face(config: LlamaConfig, origin: str) -> dict[str, Any]:
-  """LlamaConfig -> a config.json that transformers reads, for weights that came without one.
+  """The content of a config.json that transformers reads, for weights that came without one.
 
   The family is the first whose fixed values are those of `config`.
 
-  Raises InputError when no family has this combination, or frequencies are scaled: divisors read
-  from a GGUF file do not tell the settings they came from.
+  Raises:
+    InputError: no family has this combination of features, or frequencies are scaled: divisors
+      read from a GGUF file do not tell the settings they came from.
   """
   windowed = bool(config.windows)
   same = [

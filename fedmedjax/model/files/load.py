@@ -35,7 +35,7 @@ _HUB_FILES = ('config.json', 'generation_config.json', '*.safetensors', INDEX, '
 
 
 def load_model(path: str | Path, placement: Placement = _FLOAT32) -> BaseModel:
-  """Loads weights, hyper-parameters and tokenizer.
+  """Loads weights, hyper-parameters and tokenizer; kernels become [L, D_in, D_out].
 
   Args:
     path: a `.gguf` file; a folder with config.json, *.safetensors and a tokenizer; or the id of
@@ -61,7 +61,11 @@ def load_model(path: str | Path, placement: Placement = _FLOAT32) -> BaseModel:
 
 
 def resolve(path: str | Path) -> Path:
-  """The GGUF file or the folder behind a path or hub id; see `load_model`."""
+  """The GGUF file or the folder that a path or hub id names; see `load_model`.
+
+  Raises:
+    InputError: there is no such file, folder or model, or it is a pickle.
+  """
   file = Path(path).expanduser()
   if file.is_dir() or file.is_file() and file.suffix == '.gguf':
     return file
@@ -119,9 +123,12 @@ def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
 
 
 def model_path(path: str) -> str | Path:
-  """config.model.path, or the GGUF file of the model package when it is empty.
+  """`path` (config.model.path), or the GGUF file of the model package when it is empty.
 
   The package itself is never imported: it would pull in a C++ build.
+
+  Raises:
+    InputError: the path is empty, and the package is not installed or holds no such file.
   """
   if path:
     return path  # a hub id is no path of this machine

@@ -2,7 +2,7 @@
 
 In PEFT's files A is [rank, D_in] and B is [D_out, rank], one pair of tensors a layer; each pair
 has a scale of its own, alpha / rank, which `rank_pattern` and `alpha_pattern` can change. Here
-all pairs of an adapter have one scale (`model/lora.py`).
+all pairs of an adapter have one scale (`lora.py`).
 """
 
 import json
@@ -44,11 +44,12 @@ def save_peft(adapter: dict, lora: LoraConfig, folder: Path, base_name: str) -> 
   """Writes an adapter as `peft.PeftModel.from_pretrained` reads it.
 
   Args:
-    adapter: see `model/lora.py`; a projection whose rank is not `lora.rank` gets an entry in
-      rank_pattern, and one in alpha_pattern that keeps its scale.
+    adapter: factors a f32[L, D_in, rank] and b f32[L, rank, D_out], see `lora.py`; a projection
+      whose rank is not `lora.rank` gets an entry in rank_pattern, and one in alpha_pattern that
+      keeps its scale.
     lora: rank and alpha (the scale), targets.
     folder: made when absent; each file is replaced atomically.
-    base_name: what `base_model_name_or_path` says; PEFT shows it, it is not loaded from there.
+    base_name: written as `base_model_name_or_path`; PEFT shows it, it is not loaded from there.
   """
   tensors, ranks, alphas = {}, {}, {}
   for name, factors in adapter['layers'].items():
@@ -72,7 +73,7 @@ def save_peft(adapter: dict, lora: LoraConfig, folder: Path, base_name: str) -> 
 
 
 def load_peft(folder: Path, config: LlamaConfig) -> tuple[dict, LoraConfig]:
-  """Reads a LoRA adapter that PEFT or `save_peft` wrote -> (adapter, its LoraConfig).
+  """Reads a LoRA adapter that PEFT or `save_peft` wrote -> (adapter f32[L, *p], its LoraConfig).
 
   Layers may have unlike ranks (shorter factors are padded with zeros) or none. Where pairs have
   unlike scales, the ratio to the adapter's scale goes into their B; otherwise every number stays
@@ -123,11 +124,17 @@ def _plain_lora(
 
 
 def merged_kernel(kernel: jax.Array, factors: dict | None, layer: int, scale: float) -> jax.Array:
-  """kernel + scale * a[layer] @ b[layer], formed in float32, in the kernel's dtype.
+  """A layer's kernel with its adapter merged into it: kernel + scale * a[layer] @ b[layer].
 
   Args:
     kernel: [D_in, D_out] of one layer.
-    factors: {'a', 'b'} of the projection in all layers, or None when it is not adapted.
+    factors: {'a': [L, D_in, rank], 'b': [L, rank, D_out]} of the projection, or None when it is not
+      adapted.
+    layer: its number, from 0.
+    scale: alpha / rank.
+
+  Returns:
+    [D_in, D_out] in the kernel's dtype, formed in float32.
   """
   if factors is None:
     return kernel
@@ -160,16 +167,16 @@ def _pairs(
   tensors: dict[str, np.ndarray], config: LlamaConfig, folder: Path
 ) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
   """(projection, layer) -> (A [r, D_in], B [D_out, r]) in float32, checked against the model."""
-  found: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+  by_place: dict[tuple[str, int], dict[str, np.ndarray]] = {}
   for key, values in tensors.items():
     match = _KEY.fullmatch(key)
     if not match or PEFT_MODULES.get(match[3]) != match[2] or int(match[1]) >= config.num_layers:
       raise InputError(f'{folder}: unknown tensor {key!r} for this model in the adapter file')
-    found.setdefault((match[3], int(match[1])), {})[match[4]] = values
-  if not found:
+    by_place.setdefault((match[3], int(match[1])), {})[match[4]] = values
+  if not by_place:
     raise InputError(f'{folder}: the adapter file holds no tensor')
   pairs = {}
-  for (name, layer), factors in sorted(found.items()):
+  for (name, layer), factors in sorted(by_place.items()):
     for factor in 'AB':
       if factor not in factors:
         raise InputError(
@@ -198,10 +205,10 @@ def _setting(settings: dict, pattern: str, default: str, name: str, layer: int) 
 
 
 def _check_rank(settings: dict, name: str, layer: int, rank: int, path: Path) -> int:
-  said = _setting(settings, 'rank_pattern', 'r', name, layer)
-  if said != rank:
+  stated = _setting(settings, 'rank_pattern', 'r', name, layer)
+  if stated != rank:
     raise InputError(
-      f'{path}: says rank {said} for layer {layer} {name}, its tensors have rank {rank}')
+      f'{path}: says rank {stated} for layer {layer} {name}, its tensors have rank {rank}')
   return rank
 
 
