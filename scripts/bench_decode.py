@@ -9,7 +9,7 @@ Sentences are drawn from the site's test notes; all decode the same ones, as man
 same limits and end token, and must say the same, token for token: differences are shown, and end
 the script with status 1 (in bfloat16, where two programs break ties differently, they are counted
 as NAME_identical_texts_share). Ours hands rows that have ended to the next sentences, and decodes
-with each number of guesses, see `model/draft.py`; the first is the one called 'ours'. The peer
+with each number of guesses (`model/speculation.py`); the first is the one called 'ours'. The peer
 decodes one batch after the other, like lengths together, pads on the left and keeps its cache, with
 the adapter beside the weights as PEFT trains it, or merged into them. Without --adapter the
 untouched model answers, whose text is no answer and often runs to its limit. --dry_run only lowers

@@ -3,7 +3,7 @@
 One example is a (sentence, main entity) pair. The input marks the main entity only, the target
 marks only its modifiers; a main entity without modifiers has the plain sentence, or an empty list,
 as target. `tasks.py` asks, in the terms of both tasks. Provenance of the task, its 16 types and 22
-valid pairs: METHOD section 5.
+valid pairs: docs/methods.md, section 5.
 """
 
 from bisect import bisect_right

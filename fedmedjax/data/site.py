@@ -14,7 +14,7 @@ from fedmedjax.data.tasks import Ask, ask
 from fedmedjax.data.tokenize import TokenExample, encode_examples, encode_instruction
 from fedmedjax.types import Document, Example, InputError, SiteCorpus
 
-# METHOD section 3: V is held out by note with seed 42, whatever the seed of the run.
+# docs/methods.md, section 3: V is held out by note with seed 42, whatever the seed of the run.
 SPLIT_SEED = 42
 
 

@@ -1,9 +1,9 @@
 """What a model is asked about a site's notes: the tasks, the styles of answers, and their words.
 
 One sentence is an example of entity recognition, one (sentence, main entity) pair an example of
-relation extraction; its input marks that entity (METHOD section 5). An answer is written as span
-markup or as a JSON list, see `markup.py` and `json_list.py`. A site is asked for what it annotates
-and for nothing else: what it left out is neither in its prompt nor in its score.
+relation extraction; its input marks that entity (docs/methods.md, section 5). An answer is written
+as span markup or as a JSON list, see `data/answers/`. A site is asked for what it annotates and for
+nothing else: what it left out is neither in its prompt nor in its score.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Strict and lenient entity scores (METHOD section 7), with confidence intervals by note.
+"""Strict and lenient entity scores (docs/methods.md, section 7), with confidence intervals by note.
 
 strict   same type, same start, same end
 lenient  same type and at least one token in common

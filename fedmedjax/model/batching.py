@@ -134,7 +134,7 @@ def decode(
     prefix: i32[P], the instruction without its last token.
     questions: any number.
     eos: tokens that end an output.
-    pieces: i32[H], H >= 1, see `model/draft.py`.
+    pieces: i32[H], H >= 1, see `model/speculation.py`.
     rows: decoded at once; rounded up to a multiple of the copies of the base.
     advance: called with the number of questions done since the last call.
   """

@@ -1,4 +1,4 @@
-"""A BERT encoder with a token classifier in Linen: the baseline of METHOD sections 4 and 6.
+"""A BERT encoder with a token classifier in Linen: docs/methods.md, sections 4 and 6.
 
 Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
 NAACL 2019, arXiv:1810.04805. Every token's last hidden state is classified on its own, as in
@@ -8,7 +8,8 @@ As the "adapter" of a federated round it is the whole model: all layers and the 
 The embeddings (words, positions, token types and their norm) are frozen, as in the reference, and
 are the `base`. Where we deviate: no dropout, since a step's loss is a function of adapter, base
 and batch alone; and the softmax of a step runs over the labels that its site annotates, so that
-what a site did not annotate is not taught to be absent (METHOD section 4, partial annotation).
+what a site did not annotate is not taught to be absent (partial annotation: docs/methods.md,
+section 4).
 """
 
 from typing import NamedTuple
@@ -26,7 +27,7 @@ Array = jax.Array
 
 
 class BertConfig(NamedTuple):
-  """Hyper-parameters, read from config.json beside the weights (`model/bert_load.py`)."""
+  """Hyper-parameters, read from config.json beside the weights (`model/files/bert.py`)."""
 
   vocab_size: int
   hidden_size: int

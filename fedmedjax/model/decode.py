@@ -1,10 +1,10 @@
-"""The device's part of greedy decoding behind one shared instruction; `model/stream.py` drives it.
+"""The device's part of greedy decoding behind one shared instruction; `batching.py` drives it.
 
 The instruction is prefilled once per adapter; its keys and values [L, KV, P, d] serve all rows.
 A batch has R rows, each of which continues an example or is free: what an example says follows its
 own input in its row of the cache. Each pass checks guesses at the next tokens and keeps those that
-are right (`model/draft.py`). The cache is read-only inside the layer scan and new keys are written
-once after it, so no pass copies the cache for that.
+are right (`model/speculation.py`). The cache is read-only inside the layer scan and new keys are
+written once after it, so no pass copies the cache for that.
 """
 
 from functools import partial
@@ -193,7 +193,7 @@ def go_on(
       change the number of passes only (and, by rounding, a choice between equal logits).
     behind: what the rows follow.
     eos: i32[E], tokens that end an output.
-    pieces: i32[H], H >= 1, see `model/draft.py`.
+    pieces: i32[H], H >= 1, see `model/speculation.py`.
     rows: a pass needs guesses + 1 slots in every row that is not done.
   """
   slots = jnp.arange(rows.own.k.shape[-2])[None]

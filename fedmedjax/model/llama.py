@@ -31,7 +31,7 @@ PROJECTIONS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', '
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-  """Hyper-parameters, always read from the file that holds the weights (`model/load.py`)."""
+  """Hyper-parameters, always read from the file that holds the weights (`model/files/load.py`)."""
 
   vocab_size: int
   hidden_size: int

@@ -152,7 +152,7 @@ def test_epochs_of_two_tasks_visit_every_example_of_both():
 
 
 def test_validation_is_grouped_by_site_and_task():
-  """One step each: METHOD section 3, the plain mean over (site, task) groups."""
+  """One step each: docs/methods.md, section 3, the plain mean over (site, task) groups."""
   _, group = schedules.validation_arrays(plan((BOTH, SITES[1])))
   assert group.tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
 

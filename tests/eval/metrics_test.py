@@ -1,4 +1,4 @@
-"""Scores against METHOD section 7, brute force and hand-worked numbers."""
+"""Scores against docs/methods.md, section 7, brute force and hand-worked numbers."""
 
 import itertools
 import json

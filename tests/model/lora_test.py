@@ -31,7 +31,7 @@ def test_a_projection_is_drawn_alike_whatever_else_is_adapted():
 
 
 def test_sizes_of_the_papers_adapters():
-  """METHOD section 6: r=16 on all of Llama-3.1-8B and 3.2-1B, on the attention of Qwen3-4B."""
+  """r=16 on all of Llama-3.1-8B and 3.2-1B, on Qwen3-4B's attention: docs/methods.md, section 6."""
   import dataclasses
   eight = dataclasses.replace(
     TINY, hidden_size=4096, intermediate_size=14336, num_layers=32, num_heads=32,

@@ -303,7 +303,7 @@ def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
   """Two copies of a base split in two, on the four devices that a process of its own sees, and all
   three sites at once on the four, instead of one device and one site after the other: a round
   within 1e-6 of the adapter's norm, and 3e-6 of that of every leaf, in float32
-  (tests/meshes_test.py is the one in float64)."""
+  (tests/experiment/meshes_test.py is the one in float64)."""
   done = subprocess.run(
     [sys.executable, '-m', 'fedmedjax.main', *command(
       tmp_path / 'run', '--config.fed.chunk=0', '--config.mesh.site=-1', '--config.mesh.fsdp=2',
@@ -675,7 +675,7 @@ def _train_sentences(workdir) -> list[int]:
 
 
 def test_an_adapter_that_does_not_move_is_noticed(command, tmp_path, capsys):
-  """METHOD section 8: an update lost on its way. The planted fault: a rate that rounds to 0."""
+  """An update lost on its way (docs/methods.md, section 8). Planted: a rate that rounds to 0."""
   status = main.main(command(
     tmp_path / 'still', '--config.optim.learning_rate=1e-38', '--config.eval.zero_shot=False'))
   assert status == 1

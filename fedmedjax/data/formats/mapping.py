@@ -26,7 +26,7 @@
 
 Of several modifiers the first is meant that the main entity can have (`types.MODIFIER_TYPES`). A
 type that no row names is dropped and counted; a schema type that no row yields was never annotated
-there, and its absence from the notes means nothing (METHOD section 4).
+there, and its absence from the notes means nothing (docs/methods.md, section 4).
 """
 
 import difflib
