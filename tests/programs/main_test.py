@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
+from documented import undocumented
 from rich.console import Console
 
 from fedmedjax import main
@@ -114,6 +115,11 @@ def test_the_files_of_a_run(finished):
   report_page = (finished / 'report.html').read_text()
   assert '<h1>whole</h1>' in report_page and summary['versions']['jax'] in report_page
   assert (finished / tensorboard.FILE).stat().st_size > 1000
+
+
+def test_the_keys_of_a_run_are_those_of_the_page(finished):
+  """docs/files.md names what metrics.jsonl, summary.json, ledger.csv and predictions hold."""
+  assert not undocumented(finished)
 
 
 def test_an_older_finished_run_gets_a_report_and_no_excerpts_when_asked(
