@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 ENTITY_TYPES = ('problem', 'treatment', 'test', 'drug')
 
-# METHOD section 5: the 22 valid (entity, modifier) pairs of the paper's relation task.
+# docs/methods.md, section 5: the 22 valid (entity, modifier) pairs of the paper's relation task.
 MODIFIER_TYPES = {
   'problem': (
     'severity', 'condition', 'uncertain', 'subject', 'bodyloc', 'course', 'temporal', 'negation',
@@ -73,8 +73,8 @@ class SiteCorpus(NamedTuple):
   """The notes of one site, split by note.
 
   `types` are the entity types the site annotated; a type outside it is neither asked of the
-  model nor scored (METHOD section 4, partial annotation). `report` counts what reading kept and
-  dropped, e.g. {'documents': 200, 'entities': 11458, 'nested': 31, 'discontinuous': 44}.
+  model nor scored (partial annotation: docs/methods.md, section 4). `report` counts what reading
+  kept and dropped, e.g. {'documents': 200, 'entities': 11458, 'nested': 31, 'discontinuous': 44}.
   `modifiers` are the modifier types it annotated of each entity type, {'drug': ('route',)}, {} if
   it has no relations; None = those that occur in its notes. `definitions` are entity types that
   mean something else there than the prompt says by default, {type: what it is}.
@@ -94,7 +94,7 @@ class Example(NamedTuple):
   into `text`; `start` is the sentence's first character in the document.
 
   In entity recognition they are the entities and `main` is None. In relation extraction there is
-  one example per main entity, and they are the modifiers of `main` (METHOD section 5).
+  one example per main entity, and they are the modifiers of `main` (docs/methods.md, section 5).
   """
 
   document: str
@@ -105,7 +105,7 @@ class Example(NamedTuple):
 
 
 class Parse(NamedTuple):
-  """What a generated text says about its input; see `data/markup.py` and `data/json_list.py`."""
+  """What a generated text says about its input; see `data/answers/`."""
 
   spans: tuple[Span, ...]  # sorted, flat; offsets into the input text
   failed: bool             # not wholly understood: what could be placed is in `spans` all the same

@@ -2,7 +2,7 @@
 
     python scripts/convert.py --input=notes --format=i2b2 --output=out --to=brat --mapping=i2b2_2010
 
-Formats read: data/readers.py; written: brat (a folder), bigbio_kb (JSON lines), conll (a file,
+Formats read: docs/data.md; written: brat (a folder), bigbio_kb (JSON lines), conll (a file,
 flat entities only). What could not be kept is counted and printed.
 """
 

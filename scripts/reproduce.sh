@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes README's results again. Every command goes on where it was stopped, or only shows its tables.
+# Makes the results of docs/results.md again. Every command goes on where it was stopped, or only shows its tables.
 # usage: bash scripts/reproduce.sh [quickstart] [real] [study] [new_site] [skewed] [methods]
 # Without a name all of them, in this order: hours of two CPU cores. Public corpora are
 # read from FEDMEDJAX_DATA (default ../shared/data); quickstart and methods need none. Folders are in

@@ -1,7 +1,7 @@
 """Runs a baseline behind an OpenAI-compatible endpoint: the same sentences, parser and scores.
 
-GPT-4o in the paper (METHOD section 4), here any model: regime `api:MODEL` of compare. Nothing is
-trained or sent between sites; the notes' test sentences go to the endpoint, with
+GPT-4o in the paper (docs/methods.md, section 4), here any model: regime `api:MODEL` of compare.
+Nothing is trained or sent between sites; the notes' test sentences go to the endpoint, with
 `config.api.shots` training sentences of the site in front.
 """
 

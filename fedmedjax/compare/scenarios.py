@@ -3,8 +3,9 @@
 in_domain       every regime on config.data.sites, tested there and on config.data.external
 leave_one_out   every regime once for each site, trained on the others and tested on it
 scaling         every regime for S sites dealt out of the pooled notes, with equal steps in all
-new_site        a site that took no part and has few notes (METHOD section 4): the federated adapter
-                as it is and fine-tuned on n of its sentences, and n sentences alone
+new_site        a site that took no part and has few notes (docs/methods.md, section 4): the
+                federated adapter as it is and fine-tuned on n of its sentences, and n sentences
+                alone
 
 A setting is a function from a `Study` to its parts. What differs between parts are configurations
 only; the new site's runs start from adapters that the in-domain runs leave.

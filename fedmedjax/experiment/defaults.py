@@ -13,7 +13,7 @@ __all__ = ['METHOD_DEFAULTS', 'PRESETS', 'apply_preset', 'get_config']
 
 
 def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
-  """All keys, with the reference's hyper-parameters (METHOD section 6) where it has them."""
+  """All keys; the reference's hyper-parameters, where it has them: docs/methods.md, section 6."""
   config = ConfigDict()
   # Seed of data order, adapter initialisation, splits, synthetic notes; an integer below 2^32.
   config.seed = 42
@@ -114,7 +114,7 @@ def _data() -> ConfigDict:
   # FEDMEDJAX_DATA, else ../shared/data. Synthetic cohorts need none.
   data.root = ''
   # Sites of your own, a dict(name=, path=, format=, mapping=, test_share=0.2; 1 if external) each.
-  # Formats: data/readers.py. Mapping: a .toml file, or the name of one in data/mappings/. A site is
+  # Formats and mappings (a .toml file, or the name of a shipped one): docs/data.md. A site is
   # asked for the types that occur in its notes; annotated=('problem', 'drug') says which they are.
   data.folders = ()
   # Sites that train: synthetic_* cohorts, maccrobat2020, chia, phee, bc5cdr, ncbi_disease, names of

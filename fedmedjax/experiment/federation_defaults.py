@@ -116,7 +116,7 @@ def participation(fed: ConfigDict) -> None:
   # Sites add to their next update what the lines above left out of this one.
   fed.error_feedback = False
   # Updates are masked, so that the server learns their weighted sum and no single one: Bonawitz et
-  # al., CCS 2017; what is simulated of it: fedmedjax/fed/secure.py.
+  # al., CCS 2017; what is simulated of it: docs/communication.md.
   fed.secure_aggregation = False
   # A site whose update per step is longer than so many medians of the cohort is left out of the
   # round, as one that is not finite always is; >= 2, or 0 = none is too long.

@@ -1,4 +1,4 @@
-"""Tables for the terminal and for the README."""
+"""Tables for the terminal."""
 
 import textwrap
 from collections.abc import Sequence

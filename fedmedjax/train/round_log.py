@@ -8,7 +8,7 @@ from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.sharing import shared_part
 from fedmedjax.fed.types import RoundMetrics
 
-# The server's step may differ from the aggregate by rounding only (METHOD section 8).
+# The server's step may differ from the aggregate by rounding only (docs/methods.md, section 8).
 _STEP_TOLERANCE = 1e-4
 # Sites that the sentence about a round names.
 _NAMED = 8
@@ -26,8 +26,8 @@ def metrics_line(
 
   `useful_step_share` is steps taken over steps computed: sites that are computed together step
   together (see `fed/sites.py`).
-  `quarantined` names the sites that were left out (see `fed/faults.py`), `skipped` is there when
-  these, or those without a usable validation loss, were all, and the round changed nothing.
+  `quarantined` names the sites that were left out (see `fed/quarantine.py`), `skipped` is there
+  when these, or those without a usable validation loss, were all, and the round changed nothing.
   """
   here = turn.cohort.present
   losses = [
@@ -49,7 +49,7 @@ def metrics_line(
 
 
 def check_round(study: Study, line: dict, turn: Participation, metrics: RoundMetrics) -> list[str]:
-  """METHOD section 8: what was learnt is sent, and the server moved by just that.
+  """docs/methods.md, section 8: what was learnt is sent, and the server moved by just that.
 
   Returns warnings: sites that were left out, or that weigh nothing for want of a finite validation
   loss.

@@ -1,7 +1,7 @@
 """transformers and PEFT beside ours: the same weights, adapter, examples and optimiser.
 
     twin = torch_peer.twin(model, 'float32', 'cpu')          # inputs.Model
-    peer = torch_peer.adapted(twin, adapter_folder)          # of model/peft_format.py
+    peer = torch_peer.adapted(twin, adapter_folder)          # of model/files/peft.py
     losses = torch_peer.train(peer, steps, rates, Recipe(micro_batch=8, checkpointing=False))
 
 Needs the test extra. The loop is what a PEFT user writes: a micro-batch padded to its longest

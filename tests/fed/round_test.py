@@ -33,7 +33,7 @@ LOSSES = np.array([0.9, 0.5, 0.7], np.float32)
   (dict(size_power=1, loss_power=0, floor=0.3), (0.17, 0.31, 0.52)),
 ])
 def test_method_vectors(power, expected):
-  """METHOD section 3, printed to six places."""
+  """docs/methods.md, section 3, printed to six places."""
   weights = adaptive_weights(SIZES, LOSSES, **{'temperature': 1.0, **power})
   np.testing.assert_allclose(weights, expected, atol=6e-7)
 
@@ -130,8 +130,8 @@ def test_adamw_is_optaxs():
 
 
 def test_adamws_defaults():
-  """METHOD section 6: Adam's own, no decay, clipped to 1 (seen in the step after a long gradient),
-  warm-up over 5 % of 40 steps."""
+  """docs/methods.md, section 6: Adam's own, no decay, clipped to 1 (seen in the step after a long
+  gradient), warm-up over 5 % of 40 steps."""
   ours, theirs = local.adamw(0.1), optax.chain(
     optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.9, 0.999, 1e-8))
   p = jnp.array([5.0, -5.0])

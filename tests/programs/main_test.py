@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
+from documented import undocumented
 from rich.console import Console
 
 from fedmedjax import main
@@ -114,6 +115,11 @@ def test_the_files_of_a_run(finished):
   report_page = (finished / 'report.html').read_text()
   assert '<h1>whole</h1>' in report_page and summary['versions']['jax'] in report_page
   assert (finished / tensorboard.FILE).stat().st_size > 1000
+
+
+def test_the_keys_of_a_run_are_those_of_the_page(finished):
+  """docs/files.md names what metrics.jsonl, summary.json, ledger.csv and predictions hold."""
+  assert not undocumented(finished)
 
 
 def test_an_older_finished_run_gets_a_report_and_no_excerpts_when_asked(
@@ -303,7 +309,7 @@ def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
   """Two copies of a base split in two, on the four devices that a process of its own sees, and all
   three sites at once on the four, instead of one device and one site after the other: a round
   within 1e-6 of the adapter's norm, and 3e-6 of that of every leaf, in float32
-  (tests/meshes_test.py is the one in float64)."""
+  (tests/experiment/meshes_test.py is the one in float64)."""
   done = subprocess.run(
     [sys.executable, '-m', 'fedmedjax.main', *command(
       tmp_path / 'run', '--config.fed.chunk=0', '--config.mesh.site=-1', '--config.mesh.fsdp=2',
@@ -675,7 +681,7 @@ def _train_sentences(workdir) -> list[int]:
 
 
 def test_an_adapter_that_does_not_move_is_noticed(command, tmp_path, capsys):
-  """METHOD section 8: an update lost on its way. The planted fault: a rate that rounds to 0."""
+  """An update lost on its way (docs/methods.md, section 8). Planted: a rate that rounds to 0."""
   status = main.main(command(
     tmp_path / 'still', '--config.optim.learning_rate=1e-38', '--config.eval.zero_shot=False'))
   assert status == 1

@@ -72,14 +72,14 @@ def test_peft_reads_what_we_write(model, lora, ranks, tmp_path):
   assert float(np.abs(found - untuned).max()) > 1e-2
 
 
-def test_the_lines_of_the_readme(tmp_path):
-  """The README's own code, fewer tokens, answers what our greedy choice is."""
+def test_the_lines_of_the_page(tmp_path):
+  """The code of docs/models.md, fewer tokens, answers what our greedy choice is."""
   folder = save(build(FAMILIES['llama32']), tmp_path / 'base')
   loaded = load_model(folder)
   adapter = trained(loaded.config, LORA)
   save_peft(adapter, LORA, tmp_path, 'tiny')
-  readme = (Path(__file__).parents[3] / 'README.md').read_text()
-  code = next(b for b in readme.split('```')[1::2] if 'PeftModel' in b).removeprefix('python')
+  page = (Path(__file__).parents[3] / 'docs' / 'models.md').read_text()
+  code = next(b for b in page.split('```')[1::2] if 'PeftModel' in b).removeprefix('python')
   names = dict(transformers=transformers, peft=peft, BASE=folder, prompt='w5 w6 w7')
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
