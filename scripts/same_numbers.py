@@ -7,9 +7,9 @@ For changes that are to change no number, such as files that move. Of each commi
 and its own `fedmedjax.main` is called in it, with nothing of the other on the path: all that the
 commits must have in common is the command line and the files of a run. Presets train two rounds of
 two steps on three synthetic cohorts, a random model of two layers that is made here, compiled as
-the tests compile, without LLVM's polish; the quick start trains one round of its own model, compiled
-as it is for users. Every number of metrics.jsonl but clocks, the bytes of all trained weights and
-the scores in summary.json have to be the same to the last bit.
+the tests compile, without LLVM's polish; the quick start trains one round of its own model,
+compiled as it is for users. Every number of metrics.jsonl but clocks, the bytes of all trained
+weights and the scores in summary.json have to be the same to the last bit.
 
 Prints a line for each preset, what differs first where something does, and at the end how many are
 equal; the exit status is 0 when all are. Keys that only the new commit writes are no difference,

@@ -40,6 +40,20 @@ def adaptive_weights(sizes, losses, *, size_power, loss_power, temperature, floo
   return (1.0 - floor) * weights + floor * share
 
 
+def _smoothed(weights, held, ema: float):
+  """mu w_prev + (1 - mu) w -> f32[C], sum 1 like `weights` f32[C].
+
+  Args:
+    held: f32[C], each site's weight in its last round; 0 = it has no past, so w_prev = w. The
+      others' are of rounds with other cohorts, and share what w gives these sites together. A site
+      that weighs 0 now, as its loss is not finite, stays at 0 whatever it weighed before.
+  """
+  known = (held > 0) & (weights > 0)
+  scale = jnp.where(known, weights, 0.0).sum() / jnp.maximum(
+    jnp.where(known, held, 0.0).sum(), 1e-30)
+  return ema * jnp.where(known, scale * held, weights) + (1.0 - ema) * weights
+
+
 def site_losses(*, local, validation_loss, **_):
   """l_k: the validation loss of each site's adapter -> f32[C]."""
   return validation_loss(local)
@@ -91,8 +105,9 @@ def adaptive_mean(
     loss_power: beta, the strength of the signal.
     temperature: tau > 0.
     floor: eps in [0, 1), the share spread evenly.
-    ema: mu in [0, 1): w <- mu w_prev + (1 - mu) w, renormalised over the cohort; a site's
-      previous weight is the one of the last round in which it sent something.
+    ema: mu in [0, 1): w <- mu w_prev + (1 - mu) w; a site's previous weight is the one of the
+      last round in which it sent something, or w where it has sent nothing yet or its loss was
+      not finite then.
     signal: what stands for l_k: `site_losses`, `leave_one_out`, `alignment` or
       `products.product_norms`; lower weighs more.
     combine: how the mean is formed, `factor_mean` or one of `products.py`.
@@ -114,16 +129,10 @@ def adaptive_mean(
     chosen = adaptive_weights(
       weights, losses, size_power=size_power, loss_power=loss_power, temperature=temperature,
       floor=floor)
-    present, held = weights > 0, state[cohort]
-    previous = jnp.where(present, held, 0.0)
-    known = previous.sum()
-    smooth = ema * previous / jnp.maximum(known, 1e-30) + (1.0 - ema) * chosen
-    # A site whose loss is not finite stays at 0 whatever it weighed before.
-    smooth = jnp.where(chosen > 0, smooth, 0.0)
-    smooth = smooth / jnp.maximum(smooth.sum(), 1e-30)
-    chosen = jnp.where((ema > 0) & (known > 0), smooth, chosen)
+    held = state[cohort]
+    chosen = _smoothed(chosen, held, ema)
     reported = losses if loss_power else jnp.full_like(losses, jnp.nan)
-    state = state.at[cohort].set(jnp.where(present, chosen, held))
+    state = state.at[cohort].set(jnp.where(weights > 0, chosen, held))
     mean, fold = combine.apply(updates, chosen, anchor=anchor, local=local, key=key)
     return Aggregate(mean, state, chosen, reported, fold)
 
