@@ -79,6 +79,21 @@ def test_an_interval_that_holds_nothing_for_sure_says_so(rows):
   assert '+0.000 [+0.000, +0.000]' in sentence and sentence.endswith('; 0 is in the interval)')
 
 
+def test_the_best_single_site_is_best_by_strict_f1():
+  """Strict hits of 10 at (a, b), two seeds: x 5, 5 and 5, 3, mean F1 0.45; y 4, 4 and 4, 4, mean
+  0.4, though its lenient 9 of 10 everywhere beat x's 6."""
+  def held(strict, lenient):
+    counts = [[[tp, 10 - tp, 10 - tp]] * 2 for tp in (strict, lenient)]
+    return {'ner': NoteCounts(('n',), np.array([counts]))}
+
+  cross = [
+    {'y': {site: held(4, 9) for site in 'ab'}, 'x': {'a': held(5, 6), 'b': held(b, 6)}}
+    for b in (5, 3)]
+  row = Runs(({}, {}), ({}, {}), tuple(cross), ({}, {}))
+  name, found = comparisons.best_single_site(row, ['a', 'b'], 'ner')
+  assert name == 'x' and found == [one['x'] for one in cross]
+
+
 def test_only_sites_that_have_a_score_are_in_its_mean(rows):
   """Of two sites one has modifiers: the sentence names it, and what is compared."""
   def related(runs, hits):

@@ -30,6 +30,16 @@ def test_steps_do_not_depend_on_where_the_asking_starts():
   assert any((a != b).any() for a, b in zip(whole, other, strict=True))
 
 
+def test_every_epoch_has_steps_of_its_own():
+  """Forty examples in steps of 4, five epochs: another one groups its examples anew, so that of its
+  ten steps hardly one has the same four, in whatever order the steps come."""
+  steps = pack.site_steps(np.arange(10, 50), 4, seed=5, site=0, first=0, count=50)
+  epochs = [{frozenset(step.tolist()) for step in steps[i:i + 10]} for i in range(0, 50, 10)]
+  for i, epoch in enumerate(epochs):
+    assert len(epoch) == 10
+    assert all(len(epoch & other) <= 2 for other in epochs[:i])
+
+
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(40, 90))
 def test_first_fit_places_every_example_once_within_the_width(lengths, width):

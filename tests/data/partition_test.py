@@ -9,6 +9,7 @@ from fedmedjax.data.partition import (
   annotating,
   asked_alike,
   by_quantity,
+  by_style,
   each_with_entities,
   partition,
   sentences_of,
@@ -100,6 +101,19 @@ def test_styles_come_apart():
   assert sorted(shares) == [0.0, 1.0]
   parts, _ = deal(sources, 'style', strength=1e-9, sites=2)
   assert all(0.2 < np.mean(['icu' in note.name for note in part.train]) < 0.8 for part in parts)
+
+
+@pytest.mark.parametrize('strength', [0.25, 0.5, 0.8])
+def test_strength_is_the_share_of_notes_at_their_styles_site(strength):
+  """Two styles of 1,000 notes each, two sites: a share s of the notes stays, and half of the others
+  come there by chance, s + (1 - s) / 2 in all. Four standard errors are 0.044 at most; compared
+  with the square of s, the share would be 0.08 to 0.13 less."""
+  notes = [Document(str(i), text, (), ()) for i, text in enumerate(
+    ['FEVER 38.5, BP 120/80.', 'the patient feels rather well'] * 1000)]
+  dealt = by_style(notes, (), 2, strength, np.random.default_rng(3))
+  styles = np.arange(2000) % 2
+  share = np.mean(dealt == styles)
+  assert max(share, 1 - share) == pytest.approx(strength + (1 - strength) / 2, abs=0.044)
 
 
 def test_unannotated_types_are_gone(sources):

@@ -14,8 +14,12 @@ from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
 from fedmedjax.fed.compression import float32, outbound, top_k
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.participation import (
+  NEVER,
+  Cohort,
   Fleet,
+  Sampler,
   by_size,
+  last_taken,
   lognormal_fleet,
   poisson,
   round_participation,
@@ -62,6 +66,19 @@ def test_fixed_cohorts_are_full_and_pairs_all_occur():
     drawn = [sampler.draw(number) for number in range(1000)]
     assert all(cohort.present.all() for cohort in drawn)
     assert len({tuple(cohort.sites) for cohort in drawn}) == 10
+
+
+def test_the_last_round_of_a_site_is_looked_for_in_all_rounds_before():
+  """Cohorts (0, 1), (2, 1), (2, 3), (2, 1), (2, 3) of which site 3 is padding in round 2. Before
+  round 0 nobody has come. Before round 1 sites 0 and 1 have, one round ago; before round 5 site 0
+  five rounds ago, site 1 two, sites 2 and 3 one."""
+  rounds = [([0, 1], 2), ([1, 2], 2), ([2, 3], 1), ([1, 2], 2), ([2, 3], 2)]
+  sampler = Sampler(2, np.full(4, 0.5), lambda number: Cohort(
+    np.array(rounds[number][0], np.int32), np.arange(2) < rounds[number][1]))
+  expected = [
+    [NEVER, NEVER, NEVER, NEVER], [0, 0, NEVER, NEVER], [0, 1, 1, NEVER], [0, 1, 2, NEVER],
+    [0, 3, 3, NEVER], [0, 3, 4, 4]]
+  assert [last_taken(sampler, number).tolist() for number in range(6)] == expected
 
 
 def test_poisson_cohorts_vary_about_their_mean_and_fit():

@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from quadratics import SIZES, data, entries, federation, play
 
 from fedmedjax.fed import rules, server, sharing
 from fedmedjax.fed.aggregators import robust
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
+from fedmedjax.fed.compression import float32, outbound, top_k
 from fedmedjax.fed.quarantine import sound_sites
+from fedmedjax.fed.types import Validation
 
 ADAM = server.fedadam(learning_rate=0.1, momentum=0.9, b2=0.99, tau=1e-3)
 
@@ -70,6 +74,50 @@ def test_with_all_sites_in_quarantine_only_the_count_of_rounds_moves(share):
   for a, b in zip(jax.tree.leaves(after._replace(round=kept.round)), jax.tree.leaves(kept),
                   strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('share', [sharing.everything, sharing.nothing])
+def test_sound_sites_of_a_round_without_weights_keep_their_state(share):
+  """A validation loss that is not a number leaves all sites sound and none with weight: the sites'
+  adapters, control variates and error feedback stay as they were, too."""
+  algorithm = federation(
+    sharing=share(), rule=rules.control_variates(rate=0.5), server_optimizer=ADAM,
+    compression=outbound(top_k(0.5, float32()), error_feedback=True),
+    aggregator=adaptive_mean(loss_power=1.0))
+  val = lambda target: Validation(  # noqa: E731
+    {'target': jnp.array([target]), 'weight': jnp.ones(1), 'curvature': jnp.ones(1)}, jnp.eye(1))
+  before, first = play(algorithm, data(), 2, val(2.0))
+  assert (np.asarray(first.weights) > 0).all()
+  kept = jax.tree.map(np.array, before)
+  # Each of them has something to lose: error feedback of what is sent, or a site's own adapter.
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(kept.sites.ctrl))
+  assert any(np.any(leaf) for leaf in jax.tree.leaves(kept.sites._replace(ctrl=())))
+  after, metrics = algorithm.round(
+    before, jnp.float32(1.0), data(), jnp.arange(3), val(np.nan), jax.random.key(9))
+  assert np.asarray(metrics.sound).all() and not np.asarray(metrics.weights).any()
+  assert int(after.round) == 3
+  for a, b in zip(jax.tree.leaves(after._replace(round=kept.round)), jax.tree.leaves(kept),
+                  strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_sent_has_to_be_finite_too():
+  """Sites 1 and 2 learnt something finite, but their codec made it infinite, or no number."""
+  learnt, one = jnp.ones(3), np.ones((3, 1))
+  assert sound_sites(
+    learnt, jnp.array([1.0, np.inf, np.nan]), one, one > 0, one[:, 0] > 0, explosion=0.0
+  ).tolist() == [True, False, False]
+
+
+def test_a_site_whose_codec_overflows_was_not_there():
+  """Updates of half the target: that of the third, 2 in every entry, is sent as infinities. The
+  mean of the others is (0.1 * 0.5 + 0.3 * 1) / 0.4 = 0.875."""
+  overflowing = optax.stateless(
+    lambda updates, _: jax.tree.map(lambda x: jnp.where(x > 1.5, jnp.inf, x), updates))
+  state, metrics = play(federation(compression=overflowing), data())
+  assert np.isfinite(metrics.local_norm).all()
+  assert np.asarray(metrics.sound).tolist() == [True, True, False]
+  assert entries(state.adapter) == pytest.approx((0.875, 0.875))
 
 
 def test_a_bound_that_nobody_reaches_changes_nothing():

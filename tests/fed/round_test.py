@@ -17,7 +17,7 @@ from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, adaptive_weights, weighted_sum
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import site_adapter
-from fedmedjax.fed.types import LocalData, LocalOptimizer, Validation
+from fedmedjax.fed.types import Combine, LocalData, LocalOptimizer, Validation
 
 LOSSES = np.array([0.9, 0.5, 0.7], np.float32)
 
@@ -100,6 +100,42 @@ def test_a_floor_and_a_past_without_some_of_the_sites():
     {'a': jnp.zeros((3, 1))}, jnp.array([0.1, 0.3, 0.6]), weights=jnp.asarray(SIZES),
     cohort=jnp.arange(3), anchor=None, local=None, key=None)
   np.testing.assert_allclose(out.weights, (0.25, 0.75, 0), atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_leaves_no_memory():
+  """mu = 0.5, equal losses but for round 2, where the third site's is not a number. Round 1 weighs
+  by size, (0.1, 0.3, 0.6). Round 2: fresh (1/4, 3/4, 0), past of those two the same. Round 3:
+  fresh (0.1, 0.3, 0.6); nothing is remembered of the third's 0, so its past is its 0.6, and the
+  others' (1/4, 3/4) of the 0.4 that are left: as fresh. Remembered, the 0 would make it
+  (0.175, 0.525, 0.3)."""
+  losses = iter(([0.7] * 3, [0.7, 0.7, np.nan], [0.7] * 3))
+  aggregator = adaptive_mean(
+    ema=0.5, loss_power=1.0, utility=lambda **_: jnp.array(next(losses), jnp.float32))
+  state, found = aggregator.init({}, 3), []
+  for _ in range(3):
+    out = aggregator.update(
+      {'a': jnp.zeros((3, 1))}, state, weights=jnp.asarray(SIZES), cohort=jnp.arange(3),
+      anchor=None, local=None, key=None)
+    state = out.state
+    assert np.isfinite(state).all()
+    found.append(out.weights)
+  np.testing.assert_allclose(
+    found, [(0.1, 0.3, 0.6), (0.25, 0.75, 0), (0.1, 0.3, 0.6)], atol=1e-6)
+
+
+def test_a_site_without_a_past_weighs_what_it_would_without_smoothing():
+  """mu = 0.9. Sites 0 and 1 come alone, sizes 1 and 3: (1/4, 3/4, 0). Then the third comes, with
+  sizes 1, 1, 2: fresh (1/4, 1/4, 1/2), of which the third has its half at once; of the other half
+  the past gives (1/8, 3/8): 0.9 of it and 0.1 of (1/4, 1/4) are (0.1375, 0.3625)."""
+  aggregator = adaptive_mean(ema=0.9)
+  state, found = aggregator.init({}, 3), []
+  for sizes in ((1.0, 3.0, 0.0), (1.0, 1.0, 2.0)):
+    out = aggregator.update(
+      {'a': jnp.zeros((3, 1))}, state, weights=jnp.array(sizes), cohort=jnp.arange(3),
+      anchor=None, local=None, key=None)
+    state = out.state
+    found.append(out.weights)
+  np.testing.assert_allclose(found, [(0.25, 0.75, 0), (0.1375, 0.3625, 0.5)], atol=1e-6)
 
 
 def test_schedule_by_hand():
@@ -264,6 +300,28 @@ def test_every_site_gets_its_own_key():
 
   _, metrics = play(federation(gradient=noisy), data(targets=(1.0, 1.0, 1.0)))
   assert len(set(np.round(metrics.update_norm, 4).tolist())) == 3
+
+
+def test_the_aggregators_key_is_of_the_round_and_no_sites():
+  """An aggregate of noise: new in a round of another key, the same in one of the same key, and from
+  no key that a site is given, whose noise the server could otherwise take away."""
+  def noise(key):
+    keys = jax.random.split(key, 2)
+    return jax.tree.map(
+      lambda x, k: jax.random.normal(k, x.shape), ADAPTER, jax.tree.unflatten(
+        jax.tree.structure(ADAPTER), list(keys)))
+
+  noisy = Combine(lambda updates, weights, *, key, **_: (noise(key), ()))
+  algorithm = federation(aggregator=adaptive_mean(combine=noisy))
+  found = [np.asarray(algorithm.round(
+    algorithm.init(ADAPTER), jnp.float32(1.0), data(), jnp.arange(3), None, jax.random.key(seed)
+  )[0].adapter['layers']['q']['a']) for seed in (0, 0, 1)]
+  np.testing.assert_array_equal(found[0], found[1])
+  assert (found[0] != found[2]).all()
+  key = jax.random.key(0)
+  sites = [jax.random.fold_in(key, site) for site in range(3)]
+  for other in [key, *sites, *(k for site in sites for k in jax.random.split(site))]:
+    assert (found[0] != np.asarray(noise(other)['layers']['q']['a'])).all()
 
 
 def test_frozen_leaves_do_not_move():

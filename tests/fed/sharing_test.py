@@ -10,6 +10,7 @@ from quadratics import ADAPTER, PATHS, data, entries, federation, play
 from fedmedjax import tree
 from fedmedjax.fed import local, sharing
 from fedmedjax.fed.round import global_adapter, site_adapter
+from fedmedjax.fed.types import LocalOptimizer
 from fedmedjax.types import InputError
 
 ONES = jax.tree.map(lambda x: x + 1.0, ADAPTER)
@@ -24,6 +25,16 @@ def test_ffa_freezes_a_for_good_and_sends_b():
   state, _ = play(algorithm, data(), 3, start=ONES)
   assert entries(state.adapter)[0] == 1.0 and entries(state.adapter)[1] != 1.0
   assert [leaf.shape for leaf in sharing.shared_part(share, ADAPTER, 0)] == [(1, 1, 2)]
+
+
+def test_what_is_frozen_does_not_count_in_the_clipping_norm():
+  """The gradient of B is -t in 2 entries, of length sqrt(2) t, clipped to 1: 1 / sqrt(2) each, and
+  a step of rate 0.5 is 0.35355 at every site. With A's 2 entries the length would be 2 t, the
+  step 0.25."""
+  clipped = LocalOptimizer(optax.clip_by_global_norm(1.0), lambda step, num_steps: 0.5)
+  state, metrics = play(federation(sharing=sharing.only_b(PATHS), optimizer=clipped), data())
+  assert entries(state.adapter) == pytest.approx((0.0, 0.5 / 2**0.5))
+  np.testing.assert_allclose(metrics.local_norm, np.full(3, 0.5), rtol=1e-6)
 
 
 def test_fedsa_by_hand():

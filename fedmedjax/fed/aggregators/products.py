@@ -1,8 +1,8 @@
 """Aggregation of the products A_k B_k rather than of the factors.
 
-A mean of factors loses sum_k w_k A_k B_k - (sum w A)(sum w B), METHOD section 2. Each method here
-avoids that in its own way, and none forms a dense matrix [..., D_in, D_out]: a weighted sum of
-products is one product of stacked factors, F = [A_1 .. A_C] [..., D_in, C r] and
+A mean of factors loses sum_k w_k A_k B_k - (sum w A)(sum w B): docs/methods.md, section 2.
+Each method here avoids that in its own way, and none forms a dense matrix [..., D_in, D_out]: a
+weighted sum of products is one product of stacked factors, F = [A_1 .. A_C] [..., D_in, C r] and
 G = [w_1 B_1; ..; w_C B_C] [..., C r, D_out]. The papers write B A for the transpose of our A B. The
 factors are in the server's scale (`ranks.py`), so products of sites of unlike rank can be added.
 

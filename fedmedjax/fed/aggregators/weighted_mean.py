@@ -65,6 +65,20 @@ def adaptive_weights(
   return (1.0 - floor) * weights + floor * share
 
 
+def _smoothed(weights: Array, last_weights: Array, ema: float) -> Array:
+  """mu w_prev + (1 - mu) w -> f32[C], sum 1 like `weights` f32[C].
+
+  Args:
+    last_weights: f32[C], each site's weight in its last round; 0 = it has no past, so w_prev = w. The
+      others' are of rounds with other cohorts, and share what w gives these sites together. A site
+      that weighs 0 now, as its loss is not finite, stays at 0 whatever it weighed before.
+  """
+  known = (last_weights > 0) & (weights > 0)
+  scale = jnp.where(known, weights, 0.0).sum() / jnp.maximum(
+    jnp.where(known, last_weights, 0.0).sum(), 1e-30)
+  return ema * jnp.where(known, scale * last_weights, weights) + (1.0 - ema) * weights
+
+
 def site_losses(*, local: Tree, validation_loss, **_) -> Array:
   """l_k: the validation loss of each site's adapter [C, *p] -> f32[C], nats per token.
 
@@ -136,10 +150,10 @@ def adaptive_mean(
     loss_power: beta, the strength of the utility.
     temperature: tau > 0, in the unit of the utility (nats per token).
     floor: eps in [0, 1), the share of the weight that is spread evenly.
-    ema: mu in [0, 1): w <- mu w_prev + (1 - mu) w, renormalised over the cohort, w_prev from the
-      state. Without any previous weight in the cohort w stays as it is.
+    ema: mu in [0, 1): w <- mu w_prev + (1 - mu) w; w_prev is a site's weight in the last round in
+      which it sent something, or w where it has sent nothing yet or its loss was not finite then.
     utility: what stands for l_k: `site_losses`, `leave_one_out`, `alignment` or
-      `products.product_norms`.
+      `products.product_norms`; lower weighs more.
     combine: how the mean is formed, `factor_mean` or one of `products.py`.
   """
   combine = combine or factor_mean()
@@ -159,16 +173,10 @@ def adaptive_mean(
     chosen = adaptive_weights(
       weights, losses, size_power=size_power, loss_power=loss_power, temperature=temperature,
       floor=floor)
-    present, last_weights = weights > 0, state[cohort]
-    previous = jnp.where(present, last_weights, 0.0)
-    previous_sum = previous.sum()
-    smooth = ema * previous / jnp.maximum(previous_sum, 1e-30) + (1.0 - ema) * chosen
-    # A site whose loss is not finite stays at 0 whatever it weighed before.
-    smooth = jnp.where(chosen > 0, smooth, 0.0)
-    smooth = smooth / jnp.maximum(smooth.sum(), 1e-30)
-    chosen = jnp.where((ema > 0) & (previous_sum > 0), smooth, chosen)
+    last_weights = state[cohort]
+    chosen = _smoothed(chosen, last_weights, ema)
     reported = losses if loss_power else jnp.full_like(losses, jnp.nan)
-    state = state.at[cohort].set(jnp.where(present, chosen, last_weights))
+    state = state.at[cohort].set(jnp.where(weights > 0, chosen, last_weights))
     mean, fold = combine.apply(updates, chosen, anchor=anchor, local=local, key=key)
     return Aggregate(mean, state, chosen, reported, fold)
 

@@ -91,6 +91,22 @@ def test_flora_restarts_the_adapter():
   assert COMBINES['stacked'].fold(anchor)['layers']['q']['a'].shape == (LAYERS, IN, SITES * RANK)
 
 
+def test_flora_draws_an_a_for_every_projection_and_layer():
+  """Of 3 projections, 2 layers and 2 columns no column of A is another one's, nor that of a round
+  with another key."""
+  anchor, local = ({'layers': {
+    name: adapters(seed)[side]['layers']['q'] for seed, name in enumerate('kqv')}}
+    for side in (0, 1))
+  columns = []
+  for seed in (0, 1):
+    update, _ = products.stacked(SITES * RANK).apply(
+      None, WEIGHTS, anchor=anchor, local=local, key=jax.random.key(seed))
+    fresh = jax.tree.map(jnp.add, anchor, update)
+    columns += [tuple(np.round(column, 5)) for a, _ in factors.factor_pairs(fresh)
+                for layer in np.asarray(a) for column in layer.T]
+  assert len(set(columns)) == len(columns) == 2 * 3 * LAYERS * RANK
+
+
 @pytest.mark.parametrize('rank', [1, 2, 3])
 def test_refactorised_is_numpys_best_approximation(rank):
   """Against the SVD of the dense sum, layer by layer, and with falling singular values."""

@@ -102,6 +102,20 @@ def test_a_message_looks_uniform_and_tells_nothing_of_its_update():
     first.sum(axis=0, dtype=np.uint32), second.sum(axis=0, dtype=np.uint32))
 
 
+def test_the_masks_of_a_pair_that_meets_twice_are_two():
+  """Of two senders each is the other's neighbour at distances 1 and 3. The same mask at both would
+  be added twice, which leaves the lowest bit of every number as it is; half of 16,384 flip, within
+  4 standard errors of 0.0039, at either site, and so do the others."""
+  updates = {'a': jnp.ones((2, 16384))}
+  weights = jnp.array([0.3, 0.7])
+  step = secure.fixed_point_step(updates, weights)
+  masks = np.asarray(sent(updates, weights, step, KEY)['a']) - fixed(
+    {'a': updates['a'].reshape(2, 1, 1, -1)}, weights, step)['a'].reshape(2, -1)
+  assert not masks.sum(axis=0, dtype=np.uint32).any()
+  for bit in range(32):
+    assert np.abs((masks >> bit & 1).mean(axis=1) - 0.5).max() < 4 * 0.0039
+
+
 @pytest.mark.parametrize('senders', [1, 2, 5, 50])
 def test_masks_are_shared_on_a_random_circle(senders):
   """Of 50 places: everyone who sends has k / 2 after and as many before it, each in both lists, and

@@ -40,6 +40,38 @@ def test_leave_one_out_by_hand():
   assert metrics.weights[2] > 0.9 and contribution[0] < 0 < contribution[2]
 
 
+def judged(locals_, sizes, **power):
+  """The signal of leave-one-out and the weights, of sites that went to `locals_` from 0."""
+  updates = {'a': jnp.array(locals_)[:, None]}
+  aggregator = adaptive_mean(loss_power=1.0, utility=leave_one_out, **power)
+  anchor = {'a': jnp.zeros(1)}
+  out = aggregator.update(
+    updates, aggregator.init(anchor, len(sizes)), weights=jnp.array(sizes),
+    cohort=jnp.arange(len(sizes)), anchor=anchor, local=updates, key=None,
+    validation_loss=lambda adapters: loss(adapters['a'][:, 0]))
+  return out.signal, out.weights
+
+
+def test_leave_one_out_of_a_site_that_holds_nearly_all():
+  """Sizes 1, 1, 18 of 20, at 0.5, 1, 2: the mean is (0.5 + 1 + 36) / 20 = 1.875; without the third
+  1.5 / 2 = 0.75, its rest being a tenth; without the others 37 / 19 and 36.5 / 19."""
+  signal, _ = judged(LOCAL, [10.0, 10.0, 180.0])
+  np.testing.assert_allclose(
+    signal, loss(1.875) - loss(np.array([37 / 19, 36.5 / 19, 0.75])), rtol=1e-4)
+
+
+def test_leave_one_out_averages_by_the_power_of_size_that_weighs():
+  """gamma = 0: the plain mean 3.5 / 3; without 0, 1, 2: 1.5, 1.25, 0.75. gamma = 1/2 of sizes 1, 4
+  and 9: shares 1/6, 2/6, 3/6, the mean is (0.5 + 2 + 6) / 6; without: 8 / 5, 6.5 / 4, 2.5 / 3."""
+  for power, whole, without in (
+      (0.0, 3.5 / 3, (1.5, 1.25, 0.75)), (0.5, 8.5 / 6, (8 / 5, 6.5 / 4, 2.5 / 3))):
+    signal, weights = judged(LOCAL, [1.0, 4.0, 9.0], size_power=power)
+    expected = loss(whole) - loss(np.array(without))
+    np.testing.assert_allclose(signal, expected, rtol=1e-4)
+    raw = np.array([1.0, 4.0, 9.0]) ** power * np.exp(-expected)
+    np.testing.assert_allclose(weights, raw / raw.sum(), rtol=1e-4)
+
+
 def test_alignment_by_hand():
   """Gradient at 0: 4 entries of (0 - 2); I_k = 8 v_k: updates 0.5, 1, 2 give 4, 8, 16."""
   _, metrics = play(
