@@ -1,4 +1,4 @@
-"""The pages for people: sizes, links, commands, names and the worked example are held to the code."""
+"""The pages for people: sizes, links, commands, names and the worked example match the code."""
 
 import ast
 import doctest
@@ -213,7 +213,8 @@ def test_pointers_lead_to_sections_and_files():
         for number in sections.split(' and '):
           assert f'\n## {number}. ' in PAGES[page], f'{path}: {page}, section {number}'
   for name, page in PAGES.items():
-    for file in re.findall(r'\b(?:fedmedjax|tests|scripts|configs)/[\w/]+\.(?:py|sh|json|svg)', page):
+    for file in re.findall(
+        r'\b(?:fedmedjax|tests|scripts|configs)/[\w/]+\.(?:py|sh|json|svg)', page):
       assert (ROOT / file).exists(), f'{name}: {file}'
 
 

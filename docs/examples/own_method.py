@@ -3,7 +3,7 @@
     python -m fedmedjax.main --config=fedmedjax:quickstart:fed_medlora --workdir=runs/fednova \
       --config.fed.aggregator=docs/examples/own_method.py:fednova
 
-An aggregator is a pair of pure functions; docs/methods.md, section 10, lists what `update` is given.
+An aggregator is a pair of pure functions. What `update` is given: docs/methods.md, section 10.
 """
 
 import jax
