@@ -141,3 +141,23 @@ def test_the_example_of_an_own_model_learns():
     text=True)
   losses = [float(line.split()[-1]) for line in done.stdout.splitlines()]
   assert len(losses) == 5 and losses[-1] < 0.85 * losses[0]
+
+
+def test_the_notebook_runs_as_a_notebook(tiny_folder, tmp_path):
+  """In a kernel of its own, with a tiny model and fewer steps in its cell of parameters."""
+  import nbclient
+  import nbformat
+  notebook = nbformat.read(ROOT / 'docs/examples/quickstart.ipynb', as_version=4)
+  assert not any(cell.get('outputs') for cell in notebook.cells)
+  first = next(cell for cell in notebook.cells if 'parameters' in cell.metadata.get('tags', ()))
+  more = {key: SMALL[key] for key in ('fed.local_steps', 'fed.batch_size', 'eval.max_new_ratio',
+                                      'eval.bootstrap_samples', 'data.validation_examples')}
+  first.source = (f'from pathlib import Path\nWORKDIR = Path({str(tmp_path / "runs")!r})\n'
+                  f'MODEL = {str(tiny_folder)!r}\nMORE = {more!r}\n')
+  nbclient.NotebookClient(
+    notebook, timeout=300, resources={'metadata': {'path': str(tmp_path)}}).execute()
+  shown = [output for cell in notebook.cells for output in cell.get('outputs', ())]
+  kinds = {kind for output in shown for kind in output.get('data', ())}
+  assert {'image/png', 'text/html'} <= kinds
+  assert not [output for output in shown if output.output_type == 'error']
+  assert (tmp_path / 'runs' / 'median' / 'own_parts' / 'fed.aggregator.py').is_file()
