@@ -17,9 +17,11 @@ import fedmedjax
 from fedmedjax import describe, main
 from fedmedjax.compare import __main__ as compare
 from fedmedjax.compare import scenarios
-from fedmedjax.experiment.config import parse
+from fedmedjax.experiment.command_line import parse
 from fedmedjax.experiment.presets import PRESETS
+from fedmedjax.experiment.refusals import NEEDS
 from fedmedjax.fed.ledger import Row
+from fedmedjax.fed.types import Aggregate, Aggregator
 from fedmedjax.model.files import load
 from fedmedjax.predict import __main__ as predict
 from fedmedjax.runtime.cli import read_flags
@@ -41,7 +43,8 @@ def test_the_front_page_and_the_notes_are_short():
   assert len(PAGES['README.md'].splitlines()) <= 120
   assert len(PAGES['README.md'].encode()) <= 8192
   assert len(PAGES['BUILD_NOTES.md'].encode()) <= 15360
-  assert (ROOT / 'docs' / 'report.png').stat().st_size <= 200_000
+  picture = (ROOT / 'docs' / 'report.png').read_bytes()
+  assert picture.startswith(b'\x89PNG') and 10_000 < len(picture) <= 200_000
 
 
 def anchors(page: str) -> set[str]:
@@ -184,9 +187,7 @@ def test_python_of_the_pages_is_python_and_names_what_there_is():
         continue
       names = {node.attr for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Attribute)
                and isinstance(node.value, ast.Name) and node.value.id == 'fm'}
-      # The public names come with the public API.
-      if hasattr(fedmedjax, 'load_config'):
-        assert all(hasattr(fedmedjax, name) for name in names)
+      assert all(hasattr(fedmedjax, name) for name in names)
 
 
 def test_one_sentence_from_note_to_loss(smollm, monkeypatch):
@@ -230,21 +231,17 @@ def test_every_preset_has_a_line():
     '## 3.')[1].split('## 4.')[0])) <= set(PRESETS)
 
 
-# Named in the page before the round passes them.
-_COMING = {'num_steps', 'start_loss'}
-
-
 def test_an_aggregator_is_given_what_the_page_says():
-  tree = ast.parse((ROOT / 'fedmedjax' / 'fed' / 'round.py').read_text())
-  given = {
-    word.arg for node in ast.walk(tree) if isinstance(node, ast.Call)
-    and ast.unparse(node.func) == 'aggregator.update' for word in node.keywords}
-  from fedmedjax.fed.types import Aggregate
-  part = PAGES['docs/methods.md'].split('\n## 10. ')[1].split('\n## ')[0]
-  first, second = part.split('`fm.Aggregate` has')
-  named = set(re.findall(r'^\| `(\w+)`', first, re.M)) - {'updates', 'state'}
-  assert given and given <= named and named - given <= _COMING
+  text = (ROOT / 'fedmedjax' / 'fed' / 'types.py').read_text()
+  part = text.split('class AggregatorUpdate(')[1].split('\nclass ')[0]
+  given = set(re.findall(r'^      (\w+): ', part, re.M))
+  page = PAGES['docs/methods.md'].split('\n## 10. ')[1].split('\n## ')[0]
+  first, second, third = re.split(r'`fm.Aggregate` has|`fm.Aggregator` and', page)
+  assert set(re.findall(r'^\| `(\w+)`', first, re.M)) == given | {'updates', 'state'}
+  assert {'weights', 'num_steps', 'start_loss'} <= given
   assert set(re.findall(r'^\| `(\w+)`', second, re.M)) == set(Aggregate._fields)
+  assert set(re.findall(r'^\| `(\w+)`', third, re.M)) == set(NEEDS)
+  assert 'needs' in Aggregator._fields
 
 
 def test_columns_of_the_ledger():
