@@ -190,6 +190,24 @@ def test_python_of_the_pages_is_python_and_names_what_there_is():
       assert all(hasattr(fedmedjax, name) for name in names)
 
 
+def test_the_python_of_the_front_page(tiny_folder, tmp_path, monkeypatch, capsys):
+  """README's own method, on a random model, in one step on little data."""
+  (code,) = blocks(PAGES['README.md'], 'python')
+  given = fedmedjax.load_config
+  small = {
+    'model.path': str(tiny_folder), 'fed.local_steps': 1, 'fed.batch_size': 2, 'lora.rank': 2,
+    'data.sites': ('synthetic_icu', 'synthetic_clinic'), 'data.external': (),
+    'data.synthetic_notes': 4, 'data.validation_examples': 0, 'eval.zero_shot': False,
+    'eval.max_examples': 1, 'eval.max_new_ratio': 0.1, 'eval.bootstrap_samples': 10}
+  monkeypatch.setattr(
+    fedmedjax, 'load_config', lambda name, keys: given(name, dict(keys) | small), raising=False)
+  monkeypatch.chdir(tmp_path)
+  exec(compile(code, 'README.md', 'exec'), names := {})
+  assert len(names['result'].metrics) == 2 and (tmp_path / 'runs' / 'worse_first').is_dir()
+  assert "(2, 16, 2)" in capsys.readouterr().out
+  assert not undocumented(tmp_path / 'runs' / 'worse_first')
+
+
 def test_one_sentence_from_note_to_loss(smollm, monkeypatch):
   """docs/data.md: what stands under each line is what the line prints. The model is loaded once for
   all tests."""
