@@ -12,6 +12,7 @@ from pathlib import Path
 import invented_run
 import pytest
 from documented import differences, documented, undocumented
+from imports_test import FLOORS
 
 import fedmedjax
 from fedmedjax import describe, main
@@ -136,7 +137,7 @@ def check_script(words: list[str]) -> None:
   source = path.read_text()
   if 'argparse' in source:
     for word in words[1:]:
-      assert f"'{word.split('=')[0]}'" in source, word
+      assert not word.startswith('-') or f"'{word.split('=')[0]}'" in source, word
     return
   module = importlib.import_module(path.stem)
   if any(word.startswith('--config=') for word in words):
@@ -237,6 +238,11 @@ def test_pointers_lead_to_sections_and_files():
     for file in re.findall(
         r'\b(?:fedmedjax|tests|scripts|configs)/[\w/]+\.(?:py|sh|json|svg)', page):
       assert (ROOT / file).exists(), f'{name}: {file}'
+
+
+def test_the_floors_of_the_design():
+  rows = re.findall(r'^\| \d \| (.*?) \|', PAGES['docs/design.md'], re.M)
+  assert [set(re.findall(r'`(\w+)`', row)) for row in reversed(rows)] == [*FLOORS]
 
 
 def first_columns(heading: str) -> set[str]:
