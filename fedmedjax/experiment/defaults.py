@@ -13,7 +13,7 @@ __all__ = ['METHOD_DEFAULTS', 'PRESETS', 'apply_preset', 'get_config']
 
 
 def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
-  """All keys, with the reference's hyper-parameters (METHOD section 6) where it has them."""
+  """All keys, with the reference's hyper-parameters (docs/methods.md) where it has them."""
   config = ConfigDict()
   # Seed of data order, adapter initialisation, splits, synthetic notes; an integer below 2^32.
   config.seed = 42
@@ -114,8 +114,9 @@ def _data() -> ConfigDict:
   # FEDMEDJAX_DATA, else ../shared/data. Synthetic cohorts need none.
   data.root = ''
   # Sites of your own, a dict(name=, path=, format=, mapping=, test_share=0.2; 1 if external) each.
-  # Formats: data/readers.py. Mapping: a .toml file, or the name of one in data/mappings/. A site is
-  # asked for the types that occur in its notes; annotated=('problem', 'drug') says which they are.
+  # Formats: data/formats/readers.py. Mapping: a .toml file, or a name in data/formats/mappings/.
+  # A site is asked for the types that occur in its notes; annotated=('problem', 'drug') says which
+  # they are.
   data.folders = ()
   # Sites that train: synthetic_* cohorts, maccrobat2020, chia, phee, bc5cdr, ncbi_disease, names of
   # data.folders.

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from fedmedjax.types import InputError
 
 # One row a method: what it changes in `config.fed`. Keys that a row does not name have the
-# values below. Papers and provenance: METHOD sections 2-4 of the design notes, in README's table.
+# values below. Papers and provenance: docs/methods.md.
 METHOD_DEFAULTS = dict(
   size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
   pooled=False, train=True, learner='lora', server_optimizer='fedavg', server_learning_rate=1.0,

@@ -180,7 +180,7 @@ def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[s
   """{_GLOBAL: the one adapter that serves all where some leaves are sites' own}, or nothing.
 
   Sites' own leaves are averaged once, at the end, by n_k to the power of config.fed.size_power
-  (METHOD section 4), over the sites that ever sent anything: the others' are as drawn. Sites that
+  (docs/methods.md), over the sites that ever sent anything: the others' are as drawn. Sites that
   share nothing are no federation, and what each learnt from an A of its own has no common mean:
   single-site has no such adapter.
   """

@@ -80,7 +80,7 @@ def test_named_choices_are_the_same_in_config_and_experiment():
 
 
 def test_the_references_hyper_parameters_of_its_bert():
-  """METHOD section 6."""
+  """See docs/methods.md."""
   chosen = config('--config=configs/clinical_bert.py')
   assert (chosen.fed.preset, chosen.bert.learning_rate) == ('fed_bert', 2e-4)
   assert (chosen.fed.rounds, chosen.fed.local_epochs, chosen.fed.batch_size) == (3, 3, 64)
@@ -90,7 +90,7 @@ def test_the_references_hyper_parameters_of_its_bert():
 @pytest.mark.parametrize('name, targets', [
   ('llama32_1b', 7), ('llama31_8b', 7), ('deepseek_r1_distill_8b', 7), ('qwen3_4b', 4)])
 def test_the_references_hyper_parameters(name, targets):
-  """METHOD section 6."""
+  """See docs/methods.md."""
   chosen = config(f'--config=configs/{name}.py')
   assert (chosen.lora.rank, chosen.lora.alpha, len(chosen.lora.targets)) == (16, 64.0, targets)
   optim = chosen.optim
