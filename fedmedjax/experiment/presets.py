@@ -6,6 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from fedmedjax.types import InputError
+
 # One row a method: what it changes in `config.fed`. Keys that a row does not name have the
 # values below. Papers and provenance: docs/methods.md, section 9.
 METHOD_DEFAULTS = dict(
@@ -86,22 +88,22 @@ def apply_preset(config: ConfigDict, preset: str | Mapping[str, Any]) -> None:
       'methods.py:fednova', ...}: keys of config.fed. config.fed.preset is then 'own:mine'.
 
   Raises:
-    ValueError: an unknown name, or a row without a name or with unknown keys.
+    InputError: an unknown name, or a row without a name or with unknown keys.
   """
   if isinstance(preset, str):
     if preset not in PRESETS:
-      raise ValueError(f'preset {preset!r}: allowed are {", ".join(PRESETS)}')
+      raise InputError(f'preset {preset!r}: allowed are {", ".join(PRESETS)}')
     name, row = preset, PRESETS[preset]
   else:
     row = {key: value for key, value in preset.items() if key != 'name'}
     name = f'own:{preset.get("name", "")}'
     if not re.fullmatch(r'own:[\w-]+', name):
-      raise ValueError(
+      raise InputError(
         f'preset {dict(preset)!r}: needs a name of letters, digits, _ and -, '
         "such as {'name': 'mine', ...}")
     unknown = sorted(row.keys() - config.fed.keys())
     if unknown:
-      raise ValueError(
+      raise InputError(
         f'preset {name!r}: config.fed has no key {unknown[0]!r}; allowed are '
         f'{", ".join(sorted(config.fed.keys()))}')
   config.fed.update(METHOD_DEFAULTS | row | {'preset': name})
