@@ -26,8 +26,8 @@ def metrics_line(
 
   `useful_step_share` is steps taken over steps computed: sites that are computed together step
   together (see `fed/sites.py`).
-  `quarantined` names the sites that were left out (see `fed/quarantine.py`), `skipped` is there when
-  these, or those without a usable validation loss, were all, and the round changed nothing.
+  `quarantined` names the sites that were left out (see `fed/quarantine.py`), `skipped` is there
+  when these, or those without a usable validation loss, were all, and the round changed nothing.
   """
   here = turn.cohort.present
   losses = [
