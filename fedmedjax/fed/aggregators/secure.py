@@ -33,9 +33,8 @@ _BITS = 30
 def masked_mean() -> Combine:
   """sum_k w_k update_k, of which the server sees masked messages and their sum only.
 
-  It differs from `weighted_mean.factor_mean` by at most C / 2 steps of the fixed point and
-  float32's rounding. An update of a site with weight that is not finite leaves no sum, as it would
-  there.
+  It differs from `aggregate.factor_mean` by at most C / 2 steps of the fixed point and float32's
+  rounding. An update of a site with weight that is not finite leaves no sum, as it would there.
   """
   def apply(updates, weights, *, key, **_):
     step = fixed_point_step(updates, weights)
