@@ -270,7 +270,7 @@ def _checked_deal(dealt, notes: int, sites: int, kind: str) -> np.ndarray:
 
 
 def asked_alike(sources: Sequence[SiteCorpus]) -> list[SiteCorpus]:
-  """The pooled sites as they are tested: for the modifiers that their parts were asked for."""
+  """The pooled sites, asked in tests for the modifiers that their training parts were asked for."""
   common = annotated_by_all(sources)
   return [source._replace(modifiers=common) for source in sources]
 
