@@ -11,7 +11,7 @@ from absl import flags
 from fedmedjax.experiment.config import parse
 from fedmedjax.runtime.cli import guarded, set_up
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.train.dry_run import preview
+from fedmedjax.train.dry_run import dry_run
 from fedmedjax.train.run import run
 from fedmedjax.types import InputError
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
       raise InputError('--workdir is missing: name a folder, such as --workdir=runs/quickstart')
     set_up()
     if values.validate_only:
-      preview(config, Path(values.workdir) if values.workdir else None, Reporter())
+      dry_run(config, Path(values.workdir) if values.workdir else None, Reporter())
     else:
       run(config, Path(values.workdir), Reporter())
 

@@ -10,7 +10,7 @@ from fedmedjax.fed.types import Array, Tree
 def product_gap(local: Tree, result: Tree, weights: Array) -> Array:
   """|sum_k w_k A_k B_k - A' B'| / |sum_k w_k A_k B_k| over all layers and projections -> f32[].
 
-  A ratio of Frobenius norms, without a unit; METHOD section 2, definition ours. NaN when the tree
+  A ratio of Frobenius norms, without a unit; The definition is ours. NaN when the tree
   has no factors, or when the products are zero because one factor never travels.
 
   Two ways to compute it, whichever takes less work. For few sites: with F = [A_1 .. A_C, A'] and

@@ -1,6 +1,6 @@
 """Aggregation of the products A_k B_k rather than of the factors.
 
-A mean of factors loses sum_k w_k A_k B_k - (sum w A)(sum w B), METHOD section 2. Each method here
+A mean of factors loses sum_k w_k A_k B_k - (sum w A)(sum w B), see docs/methods.md. Each method
 avoids that in its own way, and none forms a dense matrix [..., D_in, D_out]: a weighted sum of
 products is one product of stacked factors, F = [A_1 .. A_C] [..., D_in, C r] and
 G = [w_1 B_1; ..; w_C B_C] [..., C r, D_out]. The papers write B A for the transpose of our A B. The

@@ -1,7 +1,7 @@
 """Weighted means of updates: how the weights are chosen, apart from how the mean is formed.
 
 "A Federated and Parameter-Efficient Framework for Large Language Model Training in Medicine",
-arXiv:2601.22124; docs/methods.md says what is the paper's text, its public code and ours.
+arXiv:2601.22124; docs/methods.md, section 3, says what is the paper's, its code's and ours.
 """
 
 from typing import Any, Protocol
@@ -127,7 +127,7 @@ def adaptive_mean(
   """Weighted mean of the updates, [C, *p] -> [*p]: Fed-MedLoRA, Fed-MedLoRA+, uniform weights.
 
   "A Federated and Parameter-Efficient Framework for Large Language Model Training in Medicine",
-  arXiv:2601.22124; docs/methods.md says what is the paper's text, its public code and ours.
+  arXiv:2601.22124; docs/methods.md, section 3, says what is the paper's, its code's and ours.
   The signal is computed only when loss_power is not 0. The state is f32[S], the weight of each
   site in the last round in which it sent something, 0 before.
 
