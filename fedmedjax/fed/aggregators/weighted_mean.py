@@ -1,7 +1,7 @@
 """Weighted means of updates: how the weights are chosen, apart from how the mean is formed.
 
 "A Federated and Parameter-Efficient Framework for Large Language Model Training in Medicine",
-arXiv:2601.22124; docs/methods.md says what is the paper's text, its public code and ours.
+arXiv:2601.22124; docs/methods.md, section 3, says what is the paper's, its code's and ours.
 """
 
 from typing import Any, Protocol
