@@ -9,6 +9,7 @@ import safetensors.numpy
 import tokenizers
 import torch
 import transformers
+from shared_runs import shared_folder
 
 from fedmedjax import main
 from fedmedjax.compare import __main__ as compare
@@ -19,13 +20,17 @@ SHRINK = [
   '--config.fed.preset=fed_bert', '--config.fed.rounds=2', '--config.fed.local_steps=40',
   '--config.fed.batch_size=16', '--config.bert.learning_rate=1e-2', '--config.bert.max_length=64',
   '--config.eval.max_examples=40', '--config.eval.bootstrap_samples=20',
-  '--config.data.validation_examples=3']
+  '--config.data.validation_examples=3', '--config.log.steps=False']
 
 
 @pytest.fixture(scope='module')
 def bert_folder(tmp_path_factory) -> Path:
   """A random encoder; its vocabulary is the words of the cohorts' training notes, and letters."""
-  folder = tmp_path_factory.mktemp('bert')
+  return shared_folder(tmp_path_factory, 'bert_model', save_encoder)
+
+
+def save_encoder(folder: Path) -> None:
+  folder.mkdir()
   normal = tokenizers.normalizers.BertNormalizer(lowercase=True)
   split = tokenizers.pre_tokenizers.BertPreTokenizer()
   text = ' '.join(
@@ -44,7 +49,6 @@ def bert_folder(tmp_path_factory) -> Path:
     model.bert.embeddings.position_embeddings.weight.mul_(0.1)
     model.bert.embeddings.token_type_embeddings.weight.mul_(0.1)
   model.save_pretrained(folder)
-  return folder
 
 
 @pytest.fixture(scope='module')
@@ -57,9 +61,11 @@ def command(bert_folder):
 
 @pytest.fixture(scope='module')
 def finished(command, tmp_path_factory) -> Path:
-  workdir = tmp_path_factory.mktemp('runs') / 'whole'
-  assert main.main(command(workdir)) == 0
-  return workdir
+  """Tests of both processes only read it."""
+  def fill(workdir: Path) -> None:
+    assert main.main(command(workdir)) == 0
+
+  return shared_folder(tmp_path_factory, 'bert_whole', fill)
 
 
 def summary_of(workdir: Path) -> dict:
