@@ -38,7 +38,7 @@ def pytest_runtest_setup(item):
 
 def pytest_runtest_logreport(report):
   # Of two processes the one that shows the results writes them down.
-  if report.when == 'call' and report.passed and 'PYTEST_XDIST_WORKER' not in os.environ:
+  if report.when == 'call' and report.passed and not os.environ.get('PYTEST_XDIST_WORKER'):
     with PASSED.open('a') as file:
       file.write(f'{report.nodeid}\n')
 

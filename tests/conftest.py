@@ -1,5 +1,6 @@
 """Fixtures shared by all tests. Compilation is what costs: models and shapes are shared."""
 
+import functools
 import os
 
 # Before jax starts: eight devices for the placement tests, and code that LLVM does not polish,
@@ -24,6 +25,7 @@ import transformers  # noqa: E402
 from real_data import real_data  # noqa: E402
 from shared_runs import shared_folder  # noqa: E402
 
+from fedmedjax.data.synthetic import cohorts  # noqa: E402
 from fedmedjax.model.files.hf_config import llama3_divisors  # noqa: E402
 from fedmedjax.model.files.load import load_model, model_path  # noqa: E402
 from fedmedjax.model.llama import Llama, LlamaConfig  # noqa: E402
@@ -49,6 +51,14 @@ def pytest_collection_modifyitems(config, items):
     away = [item for item in items if item.get_closest_marker('gpu')]
     config.hook.pytest_deselected(items=away)
     items[:] = [item for item in items if item not in away]
+
+
+@pytest.fixture(scope='session', autouse=True)
+def notes_written_once():
+  """A note of an invented cohort is a function of its number; nearly every run asks for 85."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cohorts, '_write_note', functools.cache(cohorts._write_note))
+    yield
 
 
 @pytest.fixture(scope='session')

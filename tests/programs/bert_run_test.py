@@ -175,6 +175,7 @@ def test_cohorts_by_size_failures_and_compressed_updates(command, tmp_path):
   assert summary['bytes_full_model'] == summary['base_parameters'] * 4 * (10 + sent)
 
 
+@pytest.mark.slow
 def test_modifiers_of_a_marked_main_entity(command, tmp_path):
   workdir = tmp_path / 'relations'
   assert main.main(command(
