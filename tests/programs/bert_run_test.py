@@ -203,7 +203,7 @@ def test_a_row_of_the_comparison(command, tiny_folder, tmp_path, capsys):
     workdir, f'--config.model.path={tiny_folder}', '--regimes=fed_medlora,fed_bert',
     '--config.fed.rounds=1', '--config.fed.local_steps=2', '--config.fed.batch_size=4',
     '--config.eval.max_examples=3', '--config.eval.max_new_ratio=0.1', '--config.lora.rank=4',
-    '--config.data.external=()')
+    '--config.lora.targets=("q_proj","v_proj")', '--config.data.external=()')
   assert compare.main(argv) == 0
   rows = json.loads((workdir / 'compare.json').read_text())
   assert list(rows) == ['fed_medlora', 'fed_bert']
