@@ -1,5 +1,6 @@
 """Fixtures shared by all tests. Compilation is what costs: models and shapes are shared."""
 
+import functools
 import os
 
 # Before jax starts: eight devices for the placement tests, and code that LLVM does not polish,
@@ -22,7 +23,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from real_data import real_data  # noqa: E402
+from shared_runs import shared_folder  # noqa: E402
 
+from fedmedjax.data.synthetic import cohorts  # noqa: E402
 from fedmedjax.model.files.hf_config import llama3_divisors  # noqa: E402
 from fedmedjax.model.files.load import load_model, model_path  # noqa: E402
 from fedmedjax.model.llama import Llama, LlamaConfig  # noqa: E402
@@ -50,6 +53,14 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in away]
 
 
+@pytest.fixture(scope='session', autouse=True)
+def notes_written_once():
+  """A note of an invented cohort is a function of its number; nearly every run asks for 85."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cohorts, '_write_note', functools.cache(cohorts._write_note))
+    yield
+
+
 @pytest.fixture(scope='session')
 def tiny_params():
   """Random weights of the tiny model, norms away from one so that they matter."""
@@ -69,15 +80,16 @@ def smollm():
 
 @pytest.fixture(scope='session')
 def tiny_folder(smollm, tmp_path_factory) -> Path:
-  """A random two-layer model with SmolLM2's tokenizer."""
-  folder = tmp_path_factory.mktemp('model')
-  torch.manual_seed(1)
-  transformers.LlamaForCausalLM(transformers.LlamaConfig(
-    vocab_size=len(smollm.tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
-    tie_word_embeddings=True)).save_pretrained(folder)
-  smollm.tokenizer.save_pretrained(folder)
-  return folder
+  """A random two-layer model with SmolLM2's tokenizer; one folder for all processes."""
+  def fill(folder: Path) -> None:
+    torch.manual_seed(1)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(
+      vocab_size=len(smollm.tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+      num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
+      tie_word_embeddings=True)).save_pretrained(folder)
+    smollm.tokenizer.save_pretrained(folder)
+
+  return shared_folder(tmp_path_factory, 'tiny_model', fill)
 
 
 @pytest.fixture(scope='session')

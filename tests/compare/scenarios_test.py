@@ -138,7 +138,8 @@ def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
     '--sizes=2', '--sentences=0,4', '--config.fed.rounds=1', '--config.fed.local_steps=1',
     '--config.eval.max_examples=3', '--config.eval.bootstrap_samples=20', '--config.lora.rank=4',
     '--config.eval.max_new_ratio=0.1', '--config.data.external=()', '--config.eval.cross_site=True',
-    '--config.lora.targets=("q_proj","v_proj")', '--config.data.validation_examples=3']
+    '--config.lora.targets=("q_proj","v_proj")', '--config.data.validation_examples=3',
+    '--config.log.steps=False']
   assert compare.main(argv) == 0
   out = ' '.join(capsys.readouterr().out.split())
   folders = workdir, workdir / 'scaling', workdir / 'new_site'

@@ -13,11 +13,12 @@ import pytest
 import transformers
 from rich.console import Console
 
+import fedmedjax
 from configs import quickstart
 from fedmedjax.compare import api_run
 from fedmedjax.eval.answers import Answer
 from fedmedjax.eval.endpoint import Endpoint
-from fedmedjax.experiment import build
+from fedmedjax.experiment import bert, build, lora
 from fedmedjax.experiment.config import CHECKS, leaves, validate
 from fedmedjax.experiment.types import Options
 from fedmedjax.runtime.progress import Reporter
@@ -195,8 +196,8 @@ def studied(start):
     return known[repr(settings)]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, 'load_model', functools.cache(build.load_model))
-    patch.setattr(build, 'load_bert', functools.cache(build.load_bert))
+    patch.setattr(lora, 'load_model', functools.cache(lora.load_model))
+    patch.setattr(bert, 'load_bert', functools.cache(bert.load_bert))
     yield once
 
 
@@ -225,7 +226,7 @@ def test_a_dead_key_is_noticed(start, studied):
 
 
 def test_every_option_of_a_study_is_read():
-  source = ''.join(path.read_text() for path in Path(build.__file__).parent.glob('*.py'))
+  source = ''.join(path.read_text() for path in Path(fedmedjax.__file__).parent.rglob('*.py'))
   for name in Options._fields:
     assert re.search(rf'options(\(config\))?\.{name}\b', source), name
 
@@ -235,7 +236,7 @@ def test_how_many_examples_a_page_shows(start, tmp_path, monkeypatch):
   shown = []
   monkeypatch.setattr(run, 'check_continued', lambda workdir, settings, rounds: {'rounds': rounds})
   monkeypatch.setattr(run, 'show', lambda *rest: None)
-  monkeypatch.setattr(run.page, 'freshen', lambda workdir, examples: shown.append(examples))
+  monkeypatch.setattr(run.report, 'freshen', lambda workdir, examples: shown.append(examples))
   for number in (0, 7):
     run.run(changed(start, {'report.examples': number}), tmp_path, QUIET)
   assert shown == [0, 7]
@@ -253,7 +254,7 @@ def test_every_key_of_endpoints_changes_a_question_or_its_cost(key, start, tmp_p
     return [Answer('', 1, 1, 1) for _ in questions]
 
   monkeypatch.setattr(api_run.api, 'ask', answer)
-  monkeypatch.setattr(api_run.page, 'freshen', lambda *rest: None)
+  monkeypatch.setattr(api_run.report, 'freshen', lambda *rest: None)
   monkeypatch.setattr(api_run, 'read_answers', lambda path: asked.append(path.name) or {})
   found = []
   for number, settings in enumerate(({}, {key: other(key, leaves(config.to_dict())[key])})):

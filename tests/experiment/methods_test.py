@@ -31,6 +31,13 @@ TRAINED = [
   name for name, row in PRESETS.items() if row.get('train', True) and 'learner' not in row]
 
 
+# One for every kind of signal, aggregator, local rule, sharing and server optimiser. What tells
+# the others from these is tested by itself in tests/fed.
+TYPICAL = {
+  'fed_medlora_loo', 'flora', 'fedex_lora', 'lora_fair', 'krum', 'scaffold', 'fedsa_lora', 'rolora',
+  'fedadam', 'single_site'}
+
+
 def shrunk(preset, **fed):
   config = quickstart.get_config(preset)
   config.fed.update({'rounds': 2, 'local_steps': 2, 'batch_size': 4} | fed)
@@ -75,7 +82,9 @@ def rounds(config, data):
   return study, state, reports
 
 
-@pytest.mark.parametrize('preset', TRAINED)
+@pytest.mark.parametrize('preset', [
+  preset if preset in TYPICAL else pytest.param(preset, marks=pytest.mark.slow)
+  for preset in TRAINED])
 def test_two_rounds(preset, data):
   study, state, reports = rounds(shrunk(preset), data)
   moves = preset != 'single_site'

@@ -200,6 +200,7 @@ def gap(found, expected):
     np.linalg.norm(x - y) / np.linalg.norm(y) for x, y in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_layouts_agree():
   """Ranks, AdamW, weights by validation loss and folds, three rounds: to 1e-6 of the norm of every
   leaf, in float32."""

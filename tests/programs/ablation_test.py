@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -14,6 +16,7 @@ def script(name: str, *argv) -> str:
     text=True).stdout
 
 
+@pytest.mark.slow
 def test_the_table_of_methods(tmp_path):
   """Training lowers the loss, what is unsound is refused in its cell, a second call adds none."""
   said = script('tiny_model.py', f'--output={tmp_path / "tiny"}', '--steps=50')

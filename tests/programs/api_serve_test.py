@@ -87,6 +87,7 @@ def run_against(model, tokenizer, workdir, monkeypatch, *more) -> dict:
   return summary
 
 
+@pytest.mark.slow
 def test_a_random_model_of_transformers_serve(tiny_folder, tmp_path, monkeypatch):
   """Answers are noise; prompts, counts, bounds, records and the cache are not."""
   folder = tmp_path / 'tiny'

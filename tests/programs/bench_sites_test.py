@@ -34,6 +34,7 @@ def command(tiny_folder):
     '--max_length=96', *flags])
 
 
+@pytest.mark.slow
 def test_sites_chunks_and_skews(command, tmp_path, monkeypatch, capsys):
   """Two sites, of which the loops do one: they agree with the compiled round, and are scaled by 2.
   Sizes by k^-2, both at once with a halving, waste less than with everyone waiting. What the file

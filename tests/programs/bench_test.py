@@ -61,6 +61,7 @@ def trained(command, tmp_path_factory) -> dict:
   return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_training_is_raced_on_equal_terms(trained):
   """All losses agree with ours; every figure follows from the seconds, which are there, too."""
   for name in ('ours', 'ours_padded', 'peer_peft_batch4', 'peer_peft_batch4_checkpointing'):
@@ -81,6 +82,7 @@ def test_training_is_raced_on_equal_terms(trained):
   assert {'jax', 'torch', 'peft'} <= set(trained['versions']) and trained['commit']
 
 
+@pytest.mark.slow
 def test_rounds_are_raced_by_number_of_sites(trained):
   """Two sites of two steps of six examples."""
   for name in ('ours', 'ours_loop'):
@@ -90,6 +92,7 @@ def test_rounds_are_raced_by_number_of_sites(trained):
   assert 'ratio_to_loop_2_sites' in trained
 
 
+@pytest.mark.slow
 def test_unlike_training_is_no_race(trained, command, tmp_path, monkeypatch, capsys):
   """Planted: the peer learns the last prompt token, too. Ours is what it was before."""
   padded = torch_peer.padded
@@ -165,6 +168,7 @@ def test_texts_must_be_identical_but_in_bfloat16(capsys):
     bench_decode.check_texts(tokenizer, 'float32', texts)
 
 
+@pytest.mark.slow
 def test_decoding_is_raced_for_the_same_text(command, tiny_folder, tmp_path, monkeypatch, capsys):
   """With an adapter that changes the text; then the planted error: a peer that stops early."""
   config = load_model(tiny_folder).config
@@ -203,6 +207,7 @@ def dry(tiny_folder, tmp_path):
   return run
 
 
+@pytest.mark.slow
 def test_training_of_a_true_shape_is_lowered_without_weights(dry):
   """In NF4 6.03 GB. Of five sites at once each has copies and moments of 41,943,040 numbers, and
   its own activations; what a round needs beside the base grows nearly five times."""
@@ -214,6 +219,7 @@ def test_training_of_a_true_shape_is_lowered_without_weights(dry):
   assert one > 4 * found['adapter_bytes'] and 4 * one < five <= 5 * one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('script, flags, entry', [
   (bench_sites, ('--sites=2',), 'ours_estimated_bytes_2_sites'),
   (bench_peers, ('--sites=2',), 'ours_estimated_bytes'),

@@ -9,6 +9,7 @@ import safetensors.numpy
 import tokenizers
 import torch
 import transformers
+from shared_runs import shared_folder
 
 from fedmedjax import main
 from fedmedjax.compare import __main__ as compare
@@ -19,13 +20,17 @@ SHRINK = [
   '--config.fed.preset=fed_bert', '--config.fed.rounds=2', '--config.fed.local_steps=40',
   '--config.fed.batch_size=16', '--config.bert.learning_rate=1e-2', '--config.bert.max_length=64',
   '--config.eval.max_examples=40', '--config.eval.bootstrap_samples=20',
-  '--config.data.validation_examples=3']
+  '--config.data.validation_examples=3', '--config.log.steps=False']
 
 
 @pytest.fixture(scope='module')
 def bert_folder(tmp_path_factory) -> Path:
   """A random encoder; its vocabulary is the words of the cohorts' training notes, and letters."""
-  folder = tmp_path_factory.mktemp('bert')
+  return shared_folder(tmp_path_factory, 'bert_model', save_encoder)
+
+
+def save_encoder(folder: Path) -> None:
+  folder.mkdir()
   normal = tokenizers.normalizers.BertNormalizer(lowercase=True)
   split = tokenizers.pre_tokenizers.BertPreTokenizer()
   text = ' '.join(
@@ -44,7 +49,6 @@ def bert_folder(tmp_path_factory) -> Path:
     model.bert.embeddings.position_embeddings.weight.mul_(0.1)
     model.bert.embeddings.token_type_embeddings.weight.mul_(0.1)
   model.save_pretrained(folder)
-  return folder
 
 
 @pytest.fixture(scope='module')
@@ -57,9 +61,11 @@ def command(bert_folder):
 
 @pytest.fixture(scope='module')
 def finished(command, tmp_path_factory) -> Path:
-  workdir = tmp_path_factory.mktemp('runs') / 'whole'
-  assert main.main(command(workdir)) == 0
-  return workdir
+  """Tests of both processes only read it."""
+  def fill(workdir: Path) -> None:
+    assert main.main(command(workdir)) == 0
+
+  return shared_folder(tmp_path_factory, 'bert_whole', fill)
 
 
 def summary_of(workdir: Path) -> dict:
@@ -169,6 +175,7 @@ def test_cohorts_by_size_failures_and_compressed_updates(command, tmp_path):
   assert summary['bytes_full_model'] == summary['base_parameters'] * 4 * (10 + sent)
 
 
+@pytest.mark.slow
 def test_modifiers_of_a_marked_main_entity(command, tmp_path):
   workdir = tmp_path / 'relations'
   assert main.main(command(
@@ -196,7 +203,7 @@ def test_a_row_of_the_comparison(command, tiny_folder, tmp_path, capsys):
     workdir, f'--config.model.path={tiny_folder}', '--regimes=fed_medlora,fed_bert',
     '--config.fed.rounds=1', '--config.fed.local_steps=2', '--config.fed.batch_size=4',
     '--config.eval.max_examples=3', '--config.eval.max_new_ratio=0.1', '--config.lora.rank=4',
-    '--config.data.external=()')
+    '--config.lora.targets=("q_proj","v_proj")', '--config.data.external=()')
   assert compare.main(argv) == 0
   rows = json.loads((workdir / 'compare.json').read_text())
   assert list(rows) == ['fed_medlora', 'fed_bert']

