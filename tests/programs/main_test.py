@@ -149,7 +149,8 @@ def test_an_older_finished_run_gets_a_report_and_no_excerpts_when_asked(
   assert {key for key in after if before[key][0] != after[key][0]} == {'report.html'}
 
 
-@pytest.mark.parametrize('family, quantization', [('qwen3', 'nf4'), ('llama32', 'int8')])
+@pytest.mark.parametrize('family, quantization', [
+  ('qwen3', 'nf4'), pytest.param('llama32', 'int8', marks=pytest.mark.slow)])
 def test_other_families_and_quantised_bases(family, quantization, smollm, command, tmp_path):
   """One round on a tiny saved model of another architecture, its base in few bits."""
   shape = dict(
