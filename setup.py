@@ -58,6 +58,7 @@ setup(
     'test': [
       'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'torch==2.13.0', 'peft', 'qwix',
       'flwr[simulation]', 'openai>=2', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate',
+      'nbclient', 'ipykernel',
       'datasets>=4', 'tensorboardX'],
   },
 )

@@ -33,12 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here since they take seconds: --help and mistakes are answered before.
     from fedmedjax.report.next_steps import next_steps
     from fedmedjax.runtime.progress import Reporter
-    from fedmedjax.train.dry_run import preview
+    from fedmedjax.train.dry_run import dry_run
     from fedmedjax.train.run import run
     set_up()
     reporter = Reporter()
     if values.validate_only:
-      preview(config, Path(values.workdir) if values.workdir else None, reporter)
+      dry_run(config, Path(values.workdir) if values.workdir else None, reporter)
       return
     workdir = Path(values.workdir)
     summary = run(config, workdir, reporter)

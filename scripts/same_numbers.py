@@ -58,6 +58,7 @@ def make_models(folder: Path) -> None:
   import torch
   import transformers
 
+  transformers.utils.logging.disable_progress_bar()
   torch.manual_seed(0)
   letters = tokenizers.Tokenizer(tokenizers.models.BPE())
   letters.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -265,6 +266,8 @@ def main() -> int:
   parser.add_argument(
     '--keep', type=Path, help='folder, not yet there, in which copies and runs stay')
   options = parser.parse_args()
+  if options.keep and options.keep.exists():
+    parser.error(f'--keep={options.keep}: a folder that is not yet there is allowed')
   commits = []
   for name in (options.old, options.new):
     found = subprocess.run(

@@ -111,7 +111,7 @@ def build(output: Path, steps: int) -> None:
   tokenizer = train_tokenizer(corpora, output)
   sites = [encode_site(corpus, tokenizer, max_length=160) for corpus in corpora]
   schedule = schedules.make_schedule(
-    sites, batch_size=BATCH_SIZE, weight_by='examples', loss_on='completion', rounds=1,
+    sites, np.ones(len(sites), np.float32), batch_size=BATCH_SIZE, loss_on='completion', rounds=1,
     local_steps=steps // len(sites), local_epochs=1, seed=SEED, pooled=True)
   params = train(schedule, steps)
   tensors = {}

@@ -6,7 +6,8 @@
 Each regime is a run of its own in WORKDIR/REGIME, so a stopped comparison resumes. Besides the
 rows of PRESETS, `api:MODEL` asks a model behind an OpenAI-compatible endpoint; its address and key
 come from OPENAI_BASE_URL and OPENAI_API_KEY, and `api` alone takes its model from OPENAI_MODEL.
-fedmedjax/compare/scenarios.py explains the settings, comparisons.py what is said of them.
+The scenarios of --settings are in fedmedjax/compare/scenarios.py, the sentences about differences
+in fedmedjax/compare/comparisons.py.
 """
 
 import sys
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
   from fedmedjax.compare.scenarios import Study
 
 REGIMES = ('zero_shot', 'single_site', 'centralised', 'fed_medlora', 'fed_medlora_plus')
-# Names in scenarios.SETTINGS, which imports too much for --help; a test holds both together.
-SETTINGS = ('in_domain', 'leave_one_out', 'scaling', 'new_site')
+# Names in scenarios.SCENARIOS, which imports too much for --help; a test holds both together.
+SCENARIOS = ('in_domain', 'leave_one_out', 'scaling', 'new_site')
 
 
 def define(values: flags.FlagValues) -> None:
@@ -35,32 +36,39 @@ def define(values: flags.FlagValues) -> None:
     'regimes', list(REGIMES), 'Rows of PRESETS in fedmedjax/experiment/presets.py, or api:MODEL.',
     flag_values=values)
   flags.DEFINE_list(
-    'settings', ['in_domain'], f'Any of {", ".join(SETTINGS)}.', flag_values=values)
+    'settings', ['in_domain'], f'Scenarios to run, any of {", ".join(SCENARIOS)}.',
+    flag_values=values)
   flags.DEFINE_list('seeds', [], 'Seeds; none = config.seed alone.', flag_values=values)
   flags.DEFINE_list(
-    'sizes', ['2', '4', '6', '8', '10'], 'Numbers of sites of the setting scaling.',
+    'sizes', ['2', '4', '6', '8', '10'], 'Numbers of sites of the scenario scaling.',
     flag_values=values)
   flags.DEFINE_string(
-    'new_site', '', 'The site of the setting new_site, with training notes.', flag_values=values)
+    'new_site', '', 'The site of the scenario new_site, with training notes.', flag_values=values)
   flags.DEFINE_list(
-    'sentences', ['0', '10', '50', '100', 'all'], 'Its numbers of training sentences.',
-    flag_values=values)
+    'sentences', ['0', '10', '50', '100', 'all'],
+    'Numbers of training sentences of the site of --new_site.', flag_values=values)
   flags.DEFINE_integer(
-    'epochs', 5, 'Its epochs over them, within the steps of a site of the federation.',
-    lower_bound=1, flag_values=values)
+    'epochs', 5, 'Epochs of the site of --new_site over its sentences; it takes no more steps than '
+    'a site of the federation.', lower_bound=1, flag_values=values)
 
 
 def _numbers(values: flags.FlagValues, name: str, least: int, words: dict[str, int]) -> list[int]:
-  """A flag's list of different integers; raises InputError otherwise."""
+  """The values of a list flag as integers; InputError unless they differ and are all allowed.
+
+  Args:
+    name: of the flag.
+    least: smallest number that is allowed.
+    words: words that stand for a number, such as {'all': -1}.
+  """
   wanted = values[name].value
   allowed = f'different integers >= {least}{"".join(f" or {word}" for word in words)}'
   for text in wanted:
     if text not in words and not (text.isascii() and text.isdigit() and int(text) >= least):
       raise InputError(f'--{name}={",".join(wanted)}: {text!r}: {allowed} are allowed')
-  found = [words.get(text, int(text) if text.isdigit() else 0) for text in wanted]
-  if len(set(found)) < len(found):
+  numbers = [words.get(text, int(text) if text.isdigit() else 0) for text in wanted]
+  if len(set(numbers)) < len(numbers):
     raise InputError(f'--{name}={",".join(wanted)}: {allowed} are allowed')
-  return found
+  return numbers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not values.workdir:
       raise InputError('--workdir is missing: name a folder, such as --workdir=runs/compare')
     for name in values.settings:
-      if name not in SETTINGS:
-        raise InputError(f'--settings: {name!r} is not one of {", ".join(SETTINGS)}')
+      if name not in SCENARIOS:
+        raise InputError(f'--settings: {name!r} is not one of {", ".join(SCENARIOS)}')
     if not values.settings:
-      raise InputError(f'--settings is empty: any of {", ".join(SETTINGS)} are allowed')
+      raise InputError(f'--settings is empty: any of {", ".join(SCENARIOS)} are allowed')
     study = study_of(config, Path(values.workdir), values, overrides)
     seeds = _numbers(values, 'seeds', 0, {}) or [config.seed]
     # Imported here since they take seconds: --help and mistakes are answered before.
@@ -95,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def study_of(
   config: ConfigDict, workdir: Path, values: flags.FlagValues, overrides: dict
 ) -> 'Study':
-  """What the command line asks for; raises InputError for a number that is none."""
+  """The study that the flags ask for; `overrides` are the --config.KEY=... of the command line."""
   from fedmedjax.compare.scenarios import Study
   return Study(
     config, workdir, tuple(values.regimes), overrides,

@@ -1,8 +1,8 @@
 """Runs a baseline behind an OpenAI-compatible endpoint: the same sentences, parser and scores.
 
-GPT-4o in the paper (docs/methods.md, section 4), here any model: regime `api:MODEL` of compare.
-Nothing is trained or sent between sites; the notes' test sentences go to the endpoint, with
-`config.api.shots` training sentences of the site in front.
+In the paper the model is GPT-4o (docs/methods.md), here any model, named by the regime
+`api:MODEL` of compare. Nothing is trained or sent between sites. The test sentences go to the
+endpoint, each after `config.api.shots` training sentences of its site with their solutions.
 """
 
 import time
@@ -30,13 +30,17 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, tensorboard
 from fedmedjax.types import Example, InputError
 
-# Groups of keys that an answer or a score depends on, and keys that change neither.
+# Groups of keys that an answer or a score depends on; then the keys in them that change neither.
 _USED = ('seed', 'data', 'eval', 'api')
 HARMLESS = ('api.concurrency', 'api.max_attempts', 'api.timeout', 'api.cache')
 
 
 def folder_name(model: str) -> str:
-  """A folder for a model's run: one name, one folder ('/' becomes '%2F')."""
+  """The name of the folder of a model's run, different for each model ('/' becomes '%2F').
+
+  Raises:
+    InputError: the name is too long for a folder.
+  """
   name = 'api_' + quote(model, safe='')
   if len(name) > 200:
     raise InputError(f'--regimes=api:{model[:40]}...: {len(model)} characters are too many for a '
@@ -45,7 +49,7 @@ def folder_name(model: str) -> str:
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
-  """The part of a configuration that such a run depends on, flat, in JSON's terms."""
+  """The part of a configuration that a run of an endpoint depends on, flat, as JSON values."""
   return files.plain({
     key: value for key, value in leaves(config.to_dict()).items() if key.split('.')[0] in _USED})
 
@@ -83,7 +87,7 @@ def run_api(
   files.claim(workdir, settings(config))
   (workdir / report.FILE).unlink(missing_ok=True)
   files.write_json(workdir / report.SITES, used(data.sites, data.tested, data.external))
-  # What was said, by the first question of each site and task.
+  # The messages of the first question of each site and task, to be read by people.
   files.write_json(workdir / 'prompts.json', {
     site: {task: messages(prompt, prompt.part.test[0]) for task, prompt in prompts.items()}
     for site, prompts in plans.items()})
@@ -97,7 +101,7 @@ def run_api(
         endpoint, questions, limits, read_answers(cache),
         lambda key, answer: append_answer(cache, key, answer), advance, reporter.say)
     answers.extend(fresh)
-    # Blanks around an answer are the endpoint's way of talking, not part of a copied sentence.
+    # Endpoints add blanks around an answer, which are no part of a copied sentence.
     return [(answer.text or '').strip() for answer in fresh]
 
   texts = iter(ask([
@@ -142,7 +146,7 @@ def _cache(folder: str, workdir: Path, model: str) -> Path:
 def _questions(
   asked: Sequence[tuple[Prompt, Example]], config: ConfigDict, data: Data
 ) -> list[api.Question]:
-  """Bounded like the base model's own answers, in tokens of the base model's tokenizer."""
+  """The questions; an answer may be as long as the base model's own, in tokens of its tokenizer."""
   inputs = [prompt.part.ask.render(example)[0] for prompt, example in asked]
   lengths = [len(tokens) for tokens in data.base.tokenizer(
     inputs, add_special_tokens=False)['input_ids']]
@@ -152,10 +156,11 @@ def _questions(
 
 
 def costs(model: str, config: ConfigDict, answers: Sequence[Answer]) -> dict:
-  """What the answers cost: `cached` ones nothing now, the others tokens and, with prices, money.
+  """The key `api` of summary.json: what the answers cost, in tokens and, with prices, in money.
 
-  `cached_input_tokens` and `cached_output_tokens` are what those in the cache took when they were
-  asked. A count is None when the endpoint did not give it for every answer.
+  `cached` answers cost nothing in this run; `cached_input_tokens` and `cached_output_tokens` are
+  what they cost when they were first asked. A count is None when the endpoint did not report it for
+  every answer.
   """
   def tokens(kind: str, paid: bool) -> int | None:
     counts = [getattr(answer, kind) for answer in answers if bool(answer.requests) == paid]
@@ -180,7 +185,7 @@ def costs(model: str, config: ConfigDict, answers: Sequence[Answer]) -> dict:
 def _summary(
   config: ConfigDict, data: Data, model: str, scores: dict[str, SiteScores]
 ) -> dict:
-  """The keys that every regime's summary.json has, but those of time and cost."""
+  """The keys that the summary.json of every regime has, without those of time and cost."""
   sites = (*data.tested, *data.external)
   return files.plain({
     'preset': f'api:{model}', 'seed': config.seed, 'rounds': 0,

@@ -1,4 +1,4 @@
-"""What a comparison found: seeds put together, and a plain sentence for each difference."""
+"""Differences between regimes: an interval over notes and seeds and a sentence for each."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,48 +9,51 @@ from fedmedjax.compare.scenarios import LOCAL
 from fedmedjax.eval import metrics, paired
 from fedmedjax.eval.paired import Answers, Estimate
 
-# Scores as sentences call them.
+# Score -> its name in sentences.
 WORDS = {
   'ner': 'entities', 're.modifier': 'modifiers', 're.triple': 'triples',
   're.end_to_end': 'relations end to end'}
-# What federated methods are compared with, in this order, beside Fed-MedLoRA.
+# Federated methods are compared with these, in this order, and with _REFERENCE.
 _BASELINES = ('zero_shot', 'single_site', 'centralised', 'fed_bert')
 _REFERENCE = 'fed_medlora'
 
 
 class Runs(NamedTuple):
-  """A row of a comparison: one run for each of K seeds."""
+  """The runs of a row of the table, one for each seed; every tuple has an entry for each seed."""
 
-  summaries: tuple[dict, ...]
-  scores: tuple[Answers, ...]
-  cross_site: tuple[dict[str, Answers], ...]  # each empty where sites have no adapters of their own
-  everyone: tuple[Answers, ...]               # of the one adapter for all, likewise
+  summaries: tuple[dict, ...]                 # summary.json
+  scores: tuple[Answers, ...]                 # counts by site
+  cross_site: tuple[dict[str, Answers], ...]  # {adapter's site: counts by site}; {} if sites share
+  everyone: tuple[Answers, ...]               # of the adapter averaged for all sites; {} likewise
 
   @property
   def trained(self) -> bool:
-    """Whether anything took a step: not zero-shot, nor a model behind an endpoint."""
+    """Whether any step was taken; False for zero-shot and for a model behind an endpoint."""
     return any(summary.get('local_steps') for summary in self.summaries)
 
 
 class Draws(NamedTuple):
-  """Of every bootstrap here."""
+  """The random draws of every bootstrap interval of a comparison."""
 
   seed: int
-  samples: int
+  samples: int   # number of resamples
 
 
-class Finding(NamedTuple):
-  """`ours` minus `theirs`, typed strict F1, mean over sites and seeds."""
+class Comparison(NamedTuple):
+  """The difference between two rows: `ours` minus `theirs`, typed strict F1.
 
-  setting: str
-  label: str     # what the part of the setting is, in words
+  F1 is the mean over sites and seeds.
+  """
+
+  scenario: str
+  label: str     # the part of the scenario, in words
   score: str     # a key of WORDS
-  where: str
-  ours: str
-  theirs: str
+  where: str     # the sites, in words
+  ours: str      # name of a row
+  theirs: str    # name of a row
   estimate: Estimate
-  notes: int     # of one seed
-  seeds: int
+  notes: int     # number of test notes, of one seed
+  seeds: int     # number of seeds
 
   def __str__(self) -> str:
     label = f'{self.label}, ' if self.label else ''
@@ -61,15 +64,17 @@ class Finding(NamedTuple):
       f'{self.notes} note{"s" * (self.notes > 1)}{seeds}{doubt})')
 
   def record(self) -> dict[str, Any]:
-    """In JSON's terms."""
-    return self._asdict() | {'estimate': self.estimate._asdict(), 'sentence': str(self)}
+    """The entry of findings.json; the scenario's key there is 'setting'."""
+    _, *values = self
+    return {'setting': self.scenario, **dict(zip(self._fields[1:], values, strict=True))} | {
+      'estimate': self.estimate._asdict(), 'sentence': str(self)}
 
 
 def merged(runs: Runs, draws: Draws) -> dict:
-  """The summary of all seeds: plain means, intervals over notes and seeds.
+  """One summary for all seeds: means of numbers, intervals over notes and seeds.
 
-  One seed's is as it is. Of several, `seed` and lists (weights, cohorts) are those of the first,
-  `seeds` names all, and only typed F1 keeps an interval.
+  Of a single seed, its summary as it is. Of several seeds, `seed` and the lists (weights, cohorts)
+  are the first seed's, `seeds` names all, and only typed F1 has an interval.
   """
   if len(runs.summaries) == 1:
     return runs.summaries[0]
@@ -94,7 +99,7 @@ def _entry(tasks: Mapping, name: str) -> dict:
 
 
 def _mean(values: Sequence[Any]) -> Any:
-  """Leaf by leaf: means of numbers, the first of everything else; an interval is left out."""
+  """Leaf by leaf: the mean of numbers, the first of other values; None for an interval 'ci95'."""
   first = values[0]
   if isinstance(first, dict):
     return {
@@ -106,7 +111,7 @@ def _mean(values: Sequence[Any]) -> Any:
 
 
 def best_single_site(runs: Runs, sites: Sequence[str], score: str) -> tuple[str, list[Answers]]:
-  """The site whose own adapter is best over `sites`, and its answers, one a seed."""
+  """The site whose own adapter has the best mean score over `sites`, and its counts by seed."""
   name = paired.best_adapter(runs.cross_site, sites, score)
   return name, [rows[name] for rows in runs.cross_site]
 
@@ -114,7 +119,10 @@ def best_single_site(runs: Runs, sites: Sequence[str], score: str) -> tuple[str,
 def _rivals(
   rows: Mapping[str, Runs], ours: str, sites: Sequence[str], score: str, own: bool
 ) -> Iterator[tuple[str, Sequence[Answers]]]:
-  """What a method is compared with; `own`: whether single sites answer for their own notes."""
+  """(name, counts by seed) of what a method is compared with.
+
+  `own`: whether in single_site each site's adapter answers for its own notes only.
+  """
   for name in (*_BASELINES, *(n for n in rows if n.startswith('api:')), _REFERENCE):
     if name not in rows or name == ours:
       continue
@@ -127,20 +135,26 @@ def _rivals(
 
 
 def _called(name: str, own: bool) -> str:
-  """A row as a sentence calls it; `own`: single sites answer for their own notes."""
-  alone = f'{name} ({"each its own" if own else "all of them, counts added"})'
-  return alone if name == 'single_site' else name
+  """A row's name in sentences; `own` as for `_rivals`."""
+  single_site = f'{name} ({"each its own" if own else "all of them, counts added"})'
+  return single_site if name == 'single_site' else name
 
 
 def comparisons(
-  rows: Mapping[str, Runs], setting: str, label: str, draws: Draws
-) -> list[Finding]:
-  """Every method against every baseline, over the sites and on each external cohort."""
+  rows: Mapping[str, Runs], scenario: str, label: str, draws: Draws
+) -> list[Comparison]:
+  """Every method against every baseline, over the sites and on each external cohort.
+
+  Args:
+    rows: {row: Runs} of one part.
+    scenario, label: of `Comparison`.
+    draws: of all intervals.
+  """
   first = next(iter(rows.values())).summaries[0]
   rows = with_everyone(rows)
   places = [first['sites'], *([site] for site in first['external'])]
   methods = [name for name in rows if name not in _BASELINES and not name.startswith('api:')]
-  found = []
+  compared = []
   for score in WORDS:
     for wanted in places:
       external = wanted is not places[0]
@@ -151,34 +165,41 @@ def comparisons(
         rivals = _rivals(rows, name, sites, score, not external and not first.get('partition'))
         for rival, answers in rivals if sites else ():
           if paired.having(answers, sites, score) == sites:
-            found.append(_finding(
-              setting, label, score, where, (name, rows[name].scores), (rival, answers), sites,
+            compared.append(_comparison(
+              scenario, label, score, where, (name, rows[name].scores), (rival, answers), sites,
               draws))
-  return found
+  return compared
 
 
 def with_everyone(rows: Mapping[str, Runs]) -> dict[str, Runs]:
-  """The rows, those whose sites have adapters of their own a second time: with the answers of the
-  one adapter for all (as `report.with_global` has their scores)."""
+  """The rows, and a row 'NAME (global)' for each row whose sites have adapters of their own.
+
+  That row has the answers of the one adapter averaged for all sites, as
+  `report.terminal.with_global` has its scores.
+  """
   out = {}
   for name, runs in rows.items():
     out[name] = runs
     if all(runs.everyone):
-      nothing = ({},) * len(runs.summaries)
+      empty = ({},) * len(runs.summaries)
       out[f'{name} (global)'] = runs._replace(
-        scores=runs.everyone, cross_site=nothing, everyone=nothing)
+        scores=runs.everyone, cross_site=empty, everyone=empty)
   return out
 
 
 def new_site_comparisons(
   parts: Mapping[str, Mapping[str, Runs]], draws: Draws, none: str = 'n = 0'
-) -> list[Finding]:
-  """Each federated adapter, fine-tuned on n sentences, against these sentences alone, and against
-  itself as it was.
+) -> list[Comparison]:
+  """Each federated adapter fine-tuned on n sentences, against two baselines.
 
-  `parts`: {n in words: {arm: Runs}}; `none`: the part of no sentence, if it is there.
+  These are the adapter trained on the n sentences alone, and the federated adapter as it was.
+
+  Args:
+    parts: {n in words: {row: Runs}}.
+    draws: of all intervals.
+    none: the label of the part without sentences, which may be absent.
   """
-  found, untouched = [], parts.get(none, {})
+  compared, untouched = [], parts.get(none, {})
   for label, rows in parts.items():
     sites = rows[LOCAL].summaries[0]['sites']
     for score in WORDS:
@@ -188,43 +209,47 @@ def new_site_comparisons(
           rivals.append((f'{name} as it was', untouched[name]))
         for rival, runs in rivals:
           if paired.having([*rows[name].scores, *runs.scores], sites, score):
-            found.append(_finding(
+            compared.append(_comparison(
               'new_site', label, score, sites[0], (f'{name} + n', rows[name].scores),
               (rival, runs.scores), sites, draws))
-  return found
+  return compared
 
 
-def scaling_comparisons(parts: Mapping[int, Mapping[str, Runs]], draws: Draws) -> list[Finding]:
-  """Each trained regime at most sites against itself at fewest; tested are the same notes.
+def scaling_comparisons(parts: Mapping[int, Mapping[str, Runs]], draws: Draws) -> list[Comparison]:
+  """Each trained regime with the largest number of sites against itself with the smallest.
 
-  `parts`: {number of sites: {regime: Runs}}.
+  Both are tested on the same notes.
+
+  Args:
+    parts: {number of sites: {regime: Runs}}.
+    draws: of all intervals.
   """
   fewest, most = min(parts), max(parts)
   before, after = with_everyone(parts[fewest]), with_everyone(parts[most])
-  found = []
+  compared = []
   for name in (name for name in after if name in before and after[name].trained):
     for score in WORDS:
       tested = after[name].summaries[0]['sites']
       sites = paired.having([*after[name].scores, *before[name].scores], tested, score)
       if sites:
         where = f'mean of {len(sites)} sites' if len(sites) > 1 else sites[0]
-        found.append(_finding(
+        compared.append(_comparison(
           'scaling', '', score, where,
           (f'{_called(name, own=False)}, {most} sites', after[name].scores),
           (f'{fewest} sites', before[name].scores), sites, draws))
-  return found
+  return compared
 
 
-def _finding(setting, label, score, where, ours, theirs, sites, draws: Draws) -> Finding:
-  """`ours`, `theirs`: (name, answers of each seed)."""
+def _comparison(scenario, label, score, where, ours, theirs, sites, draws: Draws) -> Comparison:
+  """The `Comparison` of `ours` and `theirs`, each (name, counts by seed), over `sites`."""
   estimate = paired.difference(ours[1], theirs[1], sites, score, **draws._asdict())
   notes = sum(len(ours[1][0][site][score].notes) for site in sites)
-  return Finding(
-    setting, label, score, where, ours[0], theirs[0], estimate, notes, len(ours[1]))
+  return Comparison(
+    scenario, label, score, where, ours[0], theirs[0], estimate, notes, len(ours[1]))
 
 
 def scores_of(rows: Iterable[Runs]) -> list[str]:
   """The scores that any row has, in the order of WORDS."""
-  held = {name for runs in rows for answers in runs.scores
-          for scores in answers.values() for name in scores}
-  return [name for name in WORDS if name in held]
+  present = {name for runs in rows for answers in runs.scores
+             for scores in answers.values() for name in scores}
+  return [name for name in WORDS if name in present]

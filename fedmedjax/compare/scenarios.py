@@ -1,14 +1,13 @@
-"""Settings of a study: which runs a comparison is made of.
+"""Scenarios of a study (the flag --settings): the runs that a comparison consists of.
 
 in_domain       every regime on config.data.sites, tested there and on config.data.external
 leave_one_out   every regime once for each site, trained on the others and tested on it
 scaling         every regime for S sites dealt out of the pooled notes, with equal steps in all
-new_site        a site that took no part and has few notes (docs/methods.md, section 4): the
-                federated adapter as it is and fine-tuned on n of its sentences, and n sentences
-                alone
+new_site        a site that took no part and has few notes: the federated adapter as it is, the same
+                fine-tuned on n of its sentences, and an adapter trained on these alone
 
-A setting is a function from a `Study` to its parts. What differs between parts are configurations
-only; the new site's runs start from adapters that the in-domain runs leave.
+A scenario is a function from a `Study` to its parts. Parts differ in their configurations only. The
+new site's runs start from the adapters that the in-domain runs have written.
 """
 
 import copy
@@ -33,24 +32,24 @@ from fedmedjax.store import files
 from fedmedjax.train.run import run
 from fedmedjax.types import InputError, SiteCorpus
 
-# The row of the new site's sentences alone.
+# The row of the adapter that is trained on the new site's sentences alone.
 LOCAL = 'local only'
 
 
 class Row(NamedTuple):
-  """One run, ready to start."""
+  """One run, ready to start: a row of the scenario's table."""
 
   folder: Path
   config: ConfigDict
-  settings: dict[str, Any]  # what its folder is bound to, see files.check_workdir
-  harmless: Sequence[str]
+  settings: dict[str, Any]  # flat config that the folder belongs to, see files.check_workdir
+  harmless: Sequence[str]   # keys of it that may change when the run resumes
   run: Callable[..., dict]  # (config, workdir, reporter, data) -> summary
 
 
 class Part(NamedTuple):
   """Runs that are tested on the same notes and share their data."""
 
-  setting: str
+  scenario: str         # a key of SCENARIOS
   label: str            # the site left out, the number of sites or of sentences; '' = none
   seed: int
   rows: dict[str, Row]  # by name in the tables
@@ -63,23 +62,23 @@ class Study(NamedTuple):
   folder: Path
   regimes: tuple[str, ...]
   overrides: dict[str, Any] = {}  # flat keys from the command line, see `regime_config`
-  scaling: tuple[int, ...] = (2, 4, 6, 8, 10)
-  new_site: str = ''
+  scaling: tuple[int, ...] = (2, 4, 6, 8, 10)        # numbers of sites
+  new_site: str = ''                                 # name of the site of the scenario new_site
   sentences: tuple[int, ...] = (0, 10, 50, 100, -1)  # n of the new site; -1 = all
   epochs: int = 5  # over the n sentences, as long as the federation's own steps allow
 
 
 def regime_row(study: Study, regime: str, folder: Path, changes: dict[str, Any]) -> tuple[str, Row]:
-  """A regime's name in the table and what it takes to run it.
+  """A regime's name in the table, and its run.
 
   Args:
-    study: its configuration, command line included.
+    study: what the user asked for.
     regime: a row of PRESETS, `api:MODEL` or `api`.
-    folder: in which the run's own folder is.
-    changes: flat keys that make the part what it is; they go before the command line.
+    folder: the parent of the run's own folder.
+    changes: flat keys that define the part; they take precedence over the command line.
 
   Raises:
-    InputError: unknown, or an endpoint that the environment does not name.
+    InputError: the regime is unknown, or the environment does not name an endpoint for it.
   """
   config = copy.deepcopy(study.config)
   config.update_from_flattened_dict(changes)
@@ -87,7 +86,7 @@ def regime_row(study: Study, regime: str, folder: Path, changes: dict[str, Any])
   kind, colon, model = regime.partition(':')
   if kind == 'api' and bool(colon) == bool(model):
     endpoint = endpoint_from(os.environ, model)
-    # What it shares with zero-shot: nothing is trained.
+    # Nothing is trained, as in zero-shot.
     chosen = regime_config(config, 'zero_shot', overrides)
     return f'api:{endpoint.model}', Row(
       folder / api_run.folder_name(endpoint.model), chosen, api_run.settings(chosen),
@@ -101,10 +100,10 @@ def regime_row(study: Study, regime: str, folder: Path, changes: dict[str, Any])
 
 
 def regime_config(config: ConfigDict, regime: str, overrides: dict[str, Any]) -> ConfigDict:
-  """`config` as a regime; zero-shot is a regime here, not an extra.
+  """`config` with a regime's preset; config.eval.zero_shot is False: zero-shot is a regime here.
 
-  What the regime's row of PRESETS names is the regime; of the rest, the command line goes before
-  the defaults of methods.
+  Keys that the regime's row of PRESETS names are the row's. Of the other keys, those given on the
+  command line take precedence over the defaults of methods.
   """
   chosen = copy.deepcopy(config)
   choose_preset(chosen, regime)
@@ -117,19 +116,25 @@ def regime_config(config: ConfigDict, regime: str, overrides: dict[str, Any]) ->
 
 
 def _part(
-  study: Study, setting: str, label: str, folder: Path, changes: dict[str, Any]
+  study: Study, scenario: str, label: str, folder: Path, changes: dict[str, Any]
 ) -> Part:
-  """All regimes on one configuration."""
-  return Part(setting, label, study.config.seed, dict(
+  """One part: all regimes on one configuration."""
+  return Part(scenario, label, study.config.seed, dict(
     regime_row(study, regime, folder, changes) for regime in study.regimes))
 
 
 def in_domain(study: Study) -> list[Part]:
+  """One part: the sites of config.data.sites."""
   return [_part(study, 'in_domain', '', study.folder, {})]
 
 
 def leave_one_out(study: Study) -> list[Part]:
-  """Raises InputError when there are not two sites, or their notes are dealt out."""
+  """A part for each site, which trains on the other sites and is tested on this one.
+
+  Raises:
+    InputError: fewer than two sites, sites dealt out of pooled notes, or keys with an entry for
+      every site.
+  """
   data = study.config.data
   if len(data.sites) < 2 or data.partition.kind:
     raise InputError(
@@ -148,10 +153,13 @@ def leave_one_out(study: Study) -> list[Part]:
 
 
 def scaling(study: Study) -> list[Part]:
-  """The sites of a round take as many local steps together as the configuration's own sites do, to
-  within whole steps of each.
+  """A part for each number of sites, dealt out of the pooled notes.
 
-  Raises InputError where that number is not known beforehand.
+  The sites of a round together take as many local steps as the configuration's own sites would, but
+  for rounding.
+
+  Raises:
+    InputError: the number of steps depends on epochs, or a number of sites exceeds it.
   """
   config = study.config
   if not config.fed.local_steps:
@@ -177,13 +185,14 @@ def scaling(study: Study) -> list[Part]:
 
 
 def new_site(study: Study) -> list[Part]:
-  """The in-domain runs of all regimes that leave one adapter, then the new site's.
+  """The in-domain part of all regimes that leave one adapter, then a part for each n sentences.
 
-  Fine-tuning takes `study.epochs` epochs over the n sentences, but no more steps than a site of the
-  federation took in all of its rounds, and as many over all of them; both arms take the same.
+  Fine-tuning takes `study.epochs` epochs over the n sentences, but at most as many steps as a site
+  of the federation in all rounds, and just as many for 'all'. All rows of a part take equal steps.
 
-  Raises InputError when there is no new site, it trains in the federation, or no regime leaves an
-  adapter that it can start from.
+  Raises:
+    InputError: there is no new site, it trains in the federation, or no regime leaves an adapter
+      that it can start from.
   """
   config, name = study.config, study.new_site
   if not name or name in config.data.sites:
@@ -223,17 +232,18 @@ def new_site(study: Study) -> list[Part]:
 def check_new_site(
   part: Part, sites: Sequence[SiteCorpus], federation: Sequence[SiteCorpus]
 ) -> None:
-  """Checks a part of a new site before the federation trains for it; other parts pass.
+  """Checks a part of the scenario new_site before the federation trains for it; other parts pass.
 
   Args:
-    part: of any setting.
-    sites: the part's, as read.
-    federation: that train before it.
+    part: of any scenario.
+    sites: the part's sites, as read.
+    federation: the sites that train in the federation.
 
-  Raises InputError when the federation trains on a note that the new site is tested on, or the site
-  lacks the sentences that the part trains on, or they hold no example of a task.
+  Raises:
+    InputError: the federation trains on a note that the new site is tested on, the site has fewer
+      sentences than the part trains on, or those that were drawn contain no example of a task.
   """
-  if part.setting != 'new_site':
+  if part.scenario != 'new_site':
     return
   (site,) = sites
   tested = {note.text for note in site.test}
@@ -248,18 +258,19 @@ def check_new_site(
   number = int(part.label)
   config = next(iter(part.rows.values())).config
   notes = site.train[:config.data.max_train_notes or None]
-  there = sum(len(split_sentences(note.text)) for note in notes)
-  if number > there:
+  available = sum(len(split_sentences(note.text)) for note in notes)
+  if number > available:
     raise InputError(
-      f'--sentences={number}: the training notes of {site.name!r} have {there}; fewer, or all, are '
-      'allowed')
+      f'--sentences={number}: the training notes of {site.name!r} have {available}; fewer, or all, '
+      'are allowed')
   chosen = drawn_sentences(site.name, notes, number, config.seed)
   for task in config.data.tasks:
     asked = ask(task, site)
-    found = [example for note in notes for example in asked.find(note)[0]] if asked.types else []
-    # A task of which no note holds anything is left out.
-    if any(example.entities for example in found) and not any(
-        (example.document, example.start) in chosen for example in found):
+    examples = [
+      example for note in notes for example in asked.find(note)[0]] if asked.types else []
+    # A task without a single entity in the site's notes is left out of its training anyway.
+    if any(example.entities for example in examples) and not any(
+        (example.document, example.start) in chosen for example in examples):
       raise InputError(
         f'--sentences={number}: those drawn of {site.name!r} with seed {config.seed} hold no '
         f'example of task {task!r}; allow more')
@@ -275,19 +286,21 @@ def leaves_adapter(regime: str) -> bool:
     and values['fed.sharing'] not in ('nothing', 'only_a') and not adds_to_base(values))
 
 
-SETTINGS = {
+# Value of --settings -> builder of the parts.
+SCENARIOS: dict[str, Callable[[Study], list[Part]]] = {
   'in_domain': in_domain, 'leave_one_out': leave_one_out, 'scaling': scaling, 'new_site': new_site}
 
 
-def parts(study: Study, settings: Sequence[str], seeds: Sequence[int]) -> list[Part]:
-  """Everything that is run, in order; each folder once.
+def parts(study: Study, scenarios: Sequence[str], seeds: Sequence[int]) -> list[Part]:
+  """All parts of the scenarios and seeds in the order in which they run, without repetition.
 
-  Runs of config.seed are in WORKDIR/REGIME and WORKDIR/SETTING/..., those of another seed in
-  WORKDIR/seed_SEED/...: more seeds can be added later.
+  Runs of config.seed are in WORKDIR/REGIME and WORKDIR/SCENARIO/..., those of another seed in
+  WORKDIR/seed_SEED/..., so that seeds can be added later.
 
-  Raises InputError as the settings do.
+  Raises:
+    InputError: as the scenarios.
   """
-  found, known = [], set()
+  planned, known = [], set()
   for seed in seeds:
     own = study
     if seed != study.config.seed:
@@ -296,10 +309,11 @@ def parts(study: Study, settings: Sequence[str], seeds: Sequence[int]) -> list[P
       own = study._replace(
         config=config, folder=study.folder / f'seed_{seed}',
         overrides={k: v for k, v in study.overrides.items() if k != 'seed'})
-    # In this order: where a new site needs runs of the in-domain comparison, these are all there.
-    for setting in (build for name, build in SETTINGS.items() if name in settings):
-      for part in setting(own):
-        if (part.setting, part.label, seed) not in known:
-          known.add((part.setting, part.label, seed))
-          found.append(part)
-  return found
+    # In the order of SCENARIOS: both in_domain and new_site have an in-domain part, and the first,
+    # with all regimes, is kept.
+    for build in (build for name, build in SCENARIOS.items() if name in scenarios):
+      for part in build(own):
+        if (part.scenario, part.label, seed) not in known:
+          known.add((part.scenario, part.label, seed))
+          planned.append(part)
+  return planned

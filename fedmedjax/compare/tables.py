@@ -1,4 +1,4 @@
-"""What a comparison found, as tables and curves: seeds together, sites, parts of a setting."""
+"""Tables and curves of a comparison: all seeds together, by site, and by part of a scenario."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,13 +14,13 @@ NONE = '-'
 
 
 def seeds_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | None:
-  """Every regime's scores over all seeds; None of a single one, whose tables say the same."""
+  """Every regime's scores over all seeds; None with a single seed, which has a table anyway."""
   first = next(iter(rows.values())).summaries[0]
   seeds = len(next(iter(rows.values())).summaries)
   if seeds < 2:
     return None
   inside, outside, rows = first['sites'], first['external'], with_everyone(rows)
-  # Means are over the same sites in every row.
+  # The mean is over the sites that all rows have a score of.
   common = paired.having(
     [answers for runs in rows.values() for answers in runs.scores], inside, score)
 
@@ -38,7 +38,10 @@ def seeds_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | N
 
 
 def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | None:
-  """Who benefits from joining: worst site, spread, and each site's gain over training alone."""
+  """Which sites benefit from joining: worst site, spread, and gain of each over training alone.
+
+  None with fewer than two sites that have this score.
+  """
   first = next(iter(rows.values())).summaries[0]
   having = {name: runs for name, runs in rows.items()
             if paired.having(runs.scores, first['sites'], score)}
@@ -77,7 +80,10 @@ def _capital(score: str) -> str:
 
 
 def cross_site_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | None:
-  """Every site's own adapter, and every adapter for all, on every site's test notes."""
+  """Every site's own adapter, and every adapter for all sites, on the test notes of every site.
+
+  None when the sites' own adapters were not tested at other sites.
+  """
   alone = rows.get('single_site')
   if alone is None or not all(alone.cross_site):
     return None
@@ -94,12 +100,12 @@ def cross_site_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Tabl
 
 
 def matrix(rows: Mapping[str, Runs]) -> dict[str, list[Answers]]:
-  """Adapter -> its answers, one a seed: sites' own ones, then those for all."""
-  found = {}
+  """{adapter: counts by seed}: the sites' own adapters, then the rows with one for all sites."""
+  by_adapter = {}
   if 'single_site' in rows:
     crossed = rows['single_site'].cross_site
-    found |= {site: [row[site] for row in crossed] for site in crossed[0]}
-  return found | {
+    by_adapter |= {site: [row[site] for row in crossed] for site in crossed[0]}
+  return by_adapter | {
     name: list(runs.scores) for name, runs in with_everyone(rows).items()
     if name != 'single_site' and not any(runs.cross_site)}
 
@@ -107,42 +113,42 @@ def matrix(rows: Mapping[str, Runs]) -> dict[str, list[Answers]]:
 def curve(
   parts: Mapping[str, Mapping[str, Runs]], score: str, draws: Draws, *, external: bool = False
 ) -> dict[str, dict[str, Estimate]]:
-  """{row of the comparison: {label of the part: mean over its tested sites}}.
+  """{row: {label of the part: mean F1 over the tested sites}}.
 
   Args:
     parts: {label: {row: Runs}}.
     score: a key of WORDS.
     draws: of the intervals.
-    external: the external cohorts are meant, not the sites that train.
+    external: True = the mean is over the external cohorts, not over the sites that train.
   """
-  found: dict[str, dict[str, Estimate]] = {}
+  curves: dict[str, dict[str, Estimate]] = {}
   for label, rows in parts.items():
     for name, runs in rows.items():
       sites = paired.having(
         runs.scores, runs.summaries[0]['external' if external else 'sites'], score)
       if sites:
-        found.setdefault(name, {})[label] = paired.mean_f1(
+        curves.setdefault(name, {})[label] = paired.mean_f1(
           runs.scores, sites, score, **draws._asdict())
-  return found
+  return curves
 
 
 def curve_table(
-  title: str, note: str, labels: Sequence[str], found: Mapping[str, Mapping[str, Estimate]],
+  title: str, note: str, labels: Sequence[str], curves: Mapping[str, Mapping[str, Estimate]],
   score: str,
 ) -> Table:
-  """Rows of a comparison x parts of a setting, see `curve`."""
+  """The result of `curve`: a line for each row, a column for each part."""
   return Table(
     f'{title}: {WORDS[score]}', f'Typed strict F1 [95 % by note]. {note}', ('regime', *labels),
-    [[name, *(_figure(values.get(label)) for label in labels)] for name, values in found.items()])
+    [[name, *(_figure(values.get(label)) for label in labels)] for name, values in curves.items()])
 
 
 def curve_plot(
-  title: str, x_label: str, x: Mapping[str, float], found: Mapping[str, Mapping[str, Estimate]],
+  title: str, x_label: str, x: Mapping[str, float], curves: Mapping[str, Mapping[str, Estimate]],
   score: str,
 ) -> Plot:
-  """The same as lines; `x`: where each label stands."""
+  """The result of `curve` as lines; `x` is {label of the part: its place on the x axis}."""
   series = {name: [(x[label], *estimate) for label, estimate in values.items()]
-            for name, values in found.items()}
+            for name, values in curves.items()}
   return Plot(
     f'{title}: {WORDS[score]}', 'Typed strict F1, with 95 % intervals by note.', x_label, series)
 
@@ -159,7 +165,7 @@ def terminal_table(block: Table) -> rich.table.Table:
   table = rich.table.Table(title=block.title, caption=block.note)
   for i, column in enumerate(block.columns):
     cells = [row[i] for row in block.rows]
-    # Lines are wrapped between words, and never within an interval.
+    # Wide enough that an interval is never broken into two lines.
     width = max((len(cell.below) for cell in cells if isinstance(cell, Cell)
                  and cell.below.startswith('[')), default=5)
     table.add_column(

@@ -18,11 +18,11 @@ from fedmedjax.types import Batch, InputError
 
 
 class Step(NamedTuple):
-  """One step before packing: the site it comes from, which of its tasks, its examples' indices."""
+  """One step before packing."""
 
-  site: int
-  task: int
-  members: np.ndarray
+  site: int            # number of the site that it comes from
+  task: int            # number of its task among those of the site
+  members: np.ndarray  # i[examples], indices of its examples in `TaskData.train`
 
 
 class ShapeBucket(NamedTuple):
@@ -174,7 +174,7 @@ def _training_steps(sites: Sequence[SiteData], plan: Plan) -> list[tuple[TaskDat
 
 
 def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[list]:
-  """The examples of every step, of training and of validation, all of which one shape must hold."""
+  """The examples of every step of training and of validation, all of which one shape must hold."""
   return [examples for _, examples in _training_steps(sites, plan)] + [
     examples for site in sites for part in site.tasks
     for examples in _validation_steps(part, batch_size)]

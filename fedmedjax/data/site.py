@@ -216,8 +216,8 @@ def _read_task(
       report.update({f'used_{key}': value for key, value in counts.items()})
     return out
 
-  def encoded(some: list[Example]) -> list:
-    kept, counts = form.encode(some)
+  def encoded(solved: list[Example]) -> list:
+    kept, counts = form.encode(solved)
     report.update(counts)
     return kept
 

@@ -33,7 +33,7 @@ _PATIENCE = 300.0
 _MOST_FAILURES = 10
 # HTTP statuses after which another attempt is made, besides 5xx.
 _AGAIN = (408, 409, 429)
-# Parameters that reasoning models refuse, and what they take instead.
+# Parameters that reasoning models refuse, and the ones that are sent instead; '' = none.
 _INSTEAD = {'max_tokens': 'max_completion_tokens', 'temperature': ''}
 _CODE = re.compile(r'[\w.-]{1,40}')
 
@@ -179,7 +179,7 @@ async def _answer(
         f'the endpoint of {endpoint.model!r} asks to wait {reply.wait:.0f} s ({reply.reason}); '
         'answers so far are kept, the same command goes on later')
     backoff = min(_FIRST_WAIT * 2 ** (len(replies) - 1), _LONGEST_WAIT)
-    # Jitter: what failed together must not come again together.
+    # Jitter: attempts that failed together must not be repeated together.
     await asyncio.sleep(max(reply.wait, backoff * random.uniform(0.5, 1.0)))
   return Answer(
     reply.text, _total([r.input_tokens for r in replies]),

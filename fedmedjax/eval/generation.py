@@ -41,7 +41,7 @@ def generate(
   advance: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
   """The outputs of `continuations` as texts."""
-  # No clean-up: it would join what the text keeps apart, such as ' .' and ' ,'.
+  # No clean-up: it would remove blanks of the text, such as those of ' .' and ' ,'.
   return [
     generator.tokenizer.decode(output.tokens, clean_up_tokenization_spaces=False)
     for output in continuations(generator, adapter, base, part, advance)]

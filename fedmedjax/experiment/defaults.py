@@ -4,6 +4,9 @@
 x.py, then those of the preset's row, then those of the command line.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from fedmedjax.experiment import federation_defaults
@@ -12,7 +15,7 @@ from fedmedjax.experiment.presets import METHOD_DEFAULTS, PRESETS, apply_preset
 __all__ = ['METHOD_DEFAULTS', 'PRESETS', 'apply_preset', 'get_config']
 
 
-def get_config(preset: str = 'fed_medlora_plus') -> ConfigDict:
+def get_config(preset: str | Mapping[str, Any] = 'fed_medlora_plus') -> ConfigDict:
   """All keys; the reference's hyper-parameters, where it has them: docs/methods.md, section 6."""
   config = ConfigDict()
   # Seed of data order, adapter initialisation, splits, synthetic notes; an integer below 2^32.

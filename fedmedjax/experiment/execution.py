@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fedmedjax.model.llama import REMAT
 
-# Values of config.fed.chunk and config.model.remat that leave the choice to `memory.py`.
+# Values of config.fed.chunk and config.model.remat that leave the choice to `train/memory.py`.
 AUTO_CHUNK, AUTO_REMAT = -1, 'auto'
 
 

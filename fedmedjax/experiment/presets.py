@@ -1,5 +1,9 @@
 """The table of methods: what each preset changes in `config.fed`."""
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from fedmedjax.types import InputError
@@ -75,11 +79,31 @@ PRESETS = {
 }
 
 
-def apply_preset(config: ConfigDict, preset: str) -> None:
+def apply_preset(config: ConfigDict, preset: str | Mapping[str, Any]) -> None:
   """Writes a row of PRESETS into config.fed, and the defaults of what it does not name.
 
-  Raises InputError when there is no row of that name.
+  Args:
+    config: all keys.
+    preset: a name of PRESETS, or a row of your own, {'name': 'mine', 'aggregator':
+      'methods.py:fednova', ...}: keys of config.fed. config.fed.preset is then 'own:mine'.
+
+  Raises:
+    InputError: an unknown name, or a row without a name or with unknown keys.
   """
-  if preset not in PRESETS:
-    raise InputError(f'preset {preset!r}: allowed are {", ".join(PRESETS)}')
-  config.fed.update(METHOD_DEFAULTS | PRESETS[preset] | {'preset': preset})
+  if isinstance(preset, str):
+    if preset not in PRESETS:
+      raise InputError(f'preset {preset!r}: allowed are {", ".join(PRESETS)}')
+    name, row = preset, PRESETS[preset]
+  else:
+    row = {key: value for key, value in preset.items() if key != 'name'}
+    name = f'own:{preset.get("name", "")}'
+    if not re.fullmatch(r'own:[\w-]+', name):
+      raise InputError(
+        f'preset {dict(preset)!r}: needs a name of letters, digits, _ and -, '
+        "such as {'name': 'mine', ...}")
+    unknown = sorted(row.keys() - config.fed.keys())
+    if unknown:
+      raise InputError(
+        f'preset {name!r}: config.fed has no key {unknown[0]!r}; allowed are '
+        f'{", ".join(sorted(config.fed.keys()))}')
+  config.fed.update(METHOD_DEFAULTS | row | {'preset': name})

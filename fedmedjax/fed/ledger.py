@@ -50,7 +50,7 @@ MASKED_DOWN: Header = {'site_weight': ((), 'float32'), 'fixed_point_step': ((), 
 
 
 class Entry(NamedTuple):
-  """One array of a message, such as the u8[ceil(n / 8)] signs of a tensor of n values."""
+  """One array of a message, such as the values f32[n] of a tensor, or its scales or codes."""
 
   kind: str      # 'adapter', 'control', 'residual', 'header'
   tensor: str    # path of the leaf, or the header's field

@@ -86,7 +86,7 @@ def cut(adapter: Tree, rank: int) -> Tree:
 
 
 def rank_first(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-  """Applies `inner` to a [r, ..., D_in], b [r, ..., D_out], and moves the axes back afterwards.
+  """Applies `inner` to f32[r, ..., D_in] and f32[r, ..., D_out], then moves the axes back.
 
   The values within a site's rank are then the first of each tensor, as in the message that is cut.
   """

@@ -70,8 +70,7 @@ def federated_algorithm(
   start on shared leaves, in the server's scale; compression per site; aggregate; server side of the
   rule; server optimiser on the negative; scatter the site state. A site of weight 0 (padding, or
   one that sends nothing) takes no part: it counts nowhere and keeps its state; so is one that is
-  not sound (see `quarantine.py`). When no site has any weight, nothing but the count of rounds
-  changes.
+  not sound (see `quarantine.py`). When no site has weight, only the count of rounds changes.
   FedAvg (arXiv:1602.05629) is plain rule, everything shared, no compression, size weights and a
   server optimiser that adds the aggregate.
 

@@ -254,7 +254,7 @@ def generate(
 def _accepted(
   state: DecodeState, tokens: jax.Array, following: jax.Array, eos: jax.Array
 ) -> tuple[jax.Array, Outputs, jax.Array]:
-  """What of a pass is kept -> (how many of its tokens i32[R], >= 1, the outputs with them, whether
+  """Keeps the right tokens of a pass -> (their number i32[R], >= 1, the outputs with them, whether
   the output ended among them bool[R]).
 
   The pending token is kept, and so is each guess that the model makes, too, up to the first that it

@@ -1,4 +1,4 @@
-"""Annotates a folder of notes with the adapter of a finished run; the same command goes on.
+"""Annotates a folder of notes with the adapter of a finished run; the same command again resumes.
 
     python -m fedmedjax.predict --adapter=runs/a/adapter --input=notes --output=out --format=brat
 """

@@ -1,4 +1,4 @@
-"""Annotates notes: their sentences are decoded together, and each note is given back whole."""
+"""Annotates notes: sentences of several notes share a batch; the result is one whole note each."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,42 +20,49 @@ from fedmedjax.model.llama import Llama
 from fedmedjax.predict.trained import Trained
 from fedmedjax.types import Document, Example, InputError, Relation, Span
 
-# Tokens of a sentence; longer ones are cut, because memory grows with batch times length. The
+# Most tokens of a sentence; longer ones are cut, because memory grows with batch times length. The
 # longest of the public corpora's 34,903 sentences has 469.
 _LONGEST = 512
-_SHORTEST = 32  # tokens; a model with room for less is refused
+_SHORTEST = 32  # tokens; a model whose context has room for fewer is refused
 _MARGIN = 64    # tokens around a sentence: the tag of a main entity, the end of the prompt
-_PER_TOKEN = 16  # characters; a text with more is longer than its limit, whatever its tokens
-# Batches that are decoded before the notes they finish are given back: the more, the more seldom
-# are rows free because no sentence is left to take them.
+# Most characters of a token: a text with more than this times the limit is not even tokenised.
+_PER_TOKEN = 16
+# Batches that are decoded together before finished notes are returned. Rows are idle at the end of
+# each such group, so larger groups waste less.
 _BATCHES = 8
 
 
 class Annotator(NamedTuple):
-  """A model with its adapter, and what it asks."""
+  """A model with its adapter, and the tasks that it is asked."""
 
   generator: Generator
   base: dict
   adapter: dict
-  parts: tuple[TaskData, ...]  # of each task, without examples
-  longest: int                 # tokens of a sentence
+  parts: tuple[TaskData, ...]  # one for each task, without examples
+  longest: int                 # most tokens of a sentence
 
 
 class Annotation(NamedTuple):
-  """A note with what was found in it, and counts."""
+  """A note with its predicted entities and relations, and counts."""
 
   document: Document  # entities, then their modifiers; a relation's head is the main entity
-  sentences: int
-  cut: int            # sentences too long for the model, which were asked about in pieces
-  answers: int        # about sentences, and about each entity that was asked about
-  unreadable: int     # of them, that were not wholly understood
-  dropped: int        # entities and modifiers that were written and stand nowhere in the sentence
+  sentences: int      # number of sentences
+  cut: int            # number of sentences too long for the model, which were asked in pieces
+  answers: int        # number of answers: for each piece, and for each entity asked for modifiers
+  unreadable: int     # number of answers that could not be parsed completely
+  dropped: int        # entities and modifiers in answers that do not occur in their sentence
 
 
 def make_annotator(trained: Trained, base: BaseModel, mesh: Mesh | None = None) -> Annotator:
-  """Reads the adapter onto the base; InputError when they, or model and prompt, do not fit.
+  """Loads the adapter for the base model.
 
-  `mesh` is what the base lies on, if it does.
+  Args:
+    trained: the adapter, its prompts and settings.
+    base: the base model.
+    mesh: the devices that the base is placed on; None = a single one.
+
+  Raises:
+    InputError: adapter and base do not fit, or the prompt leaves no room for a sentence.
   """
   adapter, lora = load_peft(trained.adapter, base.config)
   ratio = trained.settings['eval.max_new_ratio']
@@ -80,21 +87,25 @@ def make_annotator(trained: Trained, base: BaseModel, mesh: Mesh | None = None) 
 
 
 def sentence_pieces(annotator: Annotator, note: Document) -> tuple[list[Example], int, int]:
-  """The sentences of a note, those too long in pieces -> (examples, sentences, how many cut).
+  """The sentences of a note, cut into pieces where too long.
 
-  A byte order mark is a character of the text, but none of a sentence.
+  A byte order mark counts in the offsets of the text but is part of no sentence.
+
+  Returns:
+    (an example for each piece, number of sentences, number of sentences that were cut).
   """
   text = ' ' + note.text[1:] if note.text.startswith('\ufeff') else note.text
-  sentences, cut, found = split_sentences(text), 0, []
+  sentences, cut, examples = split_sentences(text), 0, []
   for start, end in sentences:
     pieces = list(_pieces(text, start, end, partial(_fits, annotator)))
     cut += len(pieces) > 1
-    found += [Example(note.name, first, text[first:last], ()) for first, last in pieces]
-  return found, len(sentences), cut
+    examples += [Example(note.name, first, text[first:last], ()) for first, last in pieces]
+  return examples, len(sentences), cut
 
 
 def _fits(annotator: Annotator, text: str) -> bool:
-  # A token is at least a byte: most sentences need no tokenising.
+  """Whether a text has at most `annotator.longest` tokens."""
+  # A token is at least one byte, so most sentences need no tokenising.
   if len(text.encode()) <= annotator.longest:
     return True
   if len(text) > _PER_TOKEN * annotator.longest:
@@ -108,7 +119,7 @@ def _pieces(
 ) -> Iterator[tuple[int, int]]:
   """Halves a range until its parts fit, at the white space nearest to the middle.
 
-  Where the middle half has none (a picture in base64), in the middle.
+  A range whose middle half has no white space, such as a picture in base64, is cut in the middle.
   """
   if fits(text[start:end]) or end - start < 2:
     yield start, end
@@ -123,12 +134,12 @@ def _pieces(
 
 
 class _Open(NamedTuple):
-  """A note whose answers are not all there."""
+  """A note that is still waiting for answers."""
 
   note: Document
   sentences: int
   cut: int
-  last: int            # pieces of all notes up to its end
+  last: int            # number of pieces of all notes up to the end of this one
   answers: list[dict]
 
 
@@ -136,11 +147,11 @@ def annotate(
   annotator: Annotator, notes: Iterable[Document],
   advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Annotation]:
-  """Annotates notes in their order, sentences of many in a batch.
+  """Annotates notes in their order; sentences of several notes share a batch.
 
   Args:
     annotator: the model.
-    notes: with different names; their annotations are not looked at.
+    notes: with different names; annotations that they may have are ignored.
     advance: called with the number of sentence pieces done since the last call.
   """
   size = _BATCHES * annotator.generator.batch_size
@@ -176,7 +187,7 @@ def annotate(
 def _answer(
   annotator: Annotator, examples: Sequence[Example], advance: Callable[[int], None]
 ) -> list[dict]:
-  """Records of the entities of some sentences, then those of the entities' modifiers."""
+  """Prediction records: of the entities of some sentences, then of the entities' modifiers."""
   first, *others = annotator.parts
   tokens = encode_examples(
     annotator.generator.tokenizer, first.instruction, first.ask.render, examples)
@@ -193,7 +204,7 @@ def _annotation(annotator: Annotator, entry: _Open) -> Annotation:
     for span in record['predicted']}
   links = {
     (Span(*record['main']), Span(*span)): None for record in linked for span in record['predicted']
-    # What such an entity cannot have, or was not asked for, is a slip.
+    # A modifier type that this entity cannot have, or that was not asked for, is an error.
     if span[2] in pairs[record['main'][2]]}
   entities = sorted(places)
   spans = entities + sorted({modifier for _, modifier in links})

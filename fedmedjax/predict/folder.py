@@ -1,9 +1,9 @@
-"""A folder of notes in, a folder of annotations out; what is written is not done again.
+"""Annotates a folder of notes into a folder of annotations; notes that are done are not redone.
 
-OUTPUT/predict.json       what the annotations were made with; another adapter is refused
-OUTPUT/annotations.jsonl  a record a note, in every format; offsets are characters of the file
+OUTPUT/predict.json       adapter, base and prompts of the annotations; with others it is refused
+OUTPUT/annotations.jsonl  one record for each note, with any --format; offsets are in characters
 OUTPUT/skipped.jsonl      files that could not be annotated, and why
-OUTPUT/brat/, html/       the same in these formats, in the folders of the notes
+OUTPUT/brat/, html/       the annotations in these formats, in the same sub-folders as the notes
 """
 
 import os
@@ -43,7 +43,7 @@ from fedmedjax.types import Document, InputError
 
 _SETTINGS = 'predict.json'
 _LONGEST_NAME = 240  # bytes: file systems allow 255, and outputs have longer endings
-_LISTED = 8          # names in a line
+_LISTED = 8          # most names in a printed line
 
 
 def annotate_folder(
@@ -53,13 +53,14 @@ def annotate_folder(
 
   Args:
     trained: the adapter and its prompts.
-    source: *.txt in UTF-8, in any folders below it; hidden ones are left out.
-    output: new, or of a command with the same adapter, base and prompts.
-    form: a key of FORMS; what is there in another one is not decoded again.
+    source: folder of *.txt in UTF-8, with any sub-folders; hidden files are ignored.
+    output: a new folder, or that of an earlier call with the same adapter, base and prompts.
+    form: a key of FORMS; notes annotated in another format are converted, not decoded again.
+    reporter: shows progress and prints the outcome.
 
   Raises:
     InputError: bad folders, adapter or base, before anything is decoded.
-    RuntimeError: there are notes, and none of them could be read.
+    RuntimeError: none of the notes could be read.
   """
   if form not in FORMS:
     raise InputError(f'--format={form}: one of {", ".join(FORMS)} is allowed')
@@ -71,7 +72,7 @@ def annotate_folder(
     _check_settings(output, settings)
     check_free(output)
     plan = _plan(source, files, skipped, read_records(output), reporter)
-    # Before anything is written: base, adapter and prompts may not go together.
+    # Loaded before anything is written, since base, adapter and prompts may not fit together.
     annotator = _load(trained, reporter) if plan.left else None
     output.mkdir(parents=True, exist_ok=True)
     with locked(output, reporter.warn):
@@ -88,20 +89,20 @@ def annotate_folder(
 
 
 class _Plan(NamedTuple):
-  """What is there and what is to be done."""
+  """Which notes are annotated already and which are to be annotated, by file."""
 
-  kept: dict[str, dict]    # records of notes that are as they were
-  others: dict[str, dict]  # of notes that are no longer there, or cannot be read now
-  left: list[str]          # notes to annotate
-  sentences: int           # in them
-  skipped: dict[str, str]  # file: why; more may come
+  kept: dict[str, dict]    # {file: record} of notes that have not changed
+  others: dict[str, dict]  # {file: record} of notes that no longer exist or cannot be read now
+  left: list[str]          # files of the notes to annotate
+  sentences: int           # number of sentences in them
+  skipped: dict[str, str]  # {file: why}; more are added while notes are read
 
 
 def _find_notes(folder: Path) -> tuple[list[str], dict[str, str]]:
-  """Files of notes below a folder, sorted, and {file: why} of those that cannot be any."""
+  """(files of notes below a folder, sorted; {file: why} of .txt files that cannot be notes)."""
   if not folder.is_dir():
     raise InputError(f'--input={folder}: a folder of .txt files is expected, none is there')
-  found, skipped = [], {}
+  notes, skipped = [], {}
 
   def place(path: str | Path) -> str:
     return os.fsencode(Path(path).relative_to(folder)).decode(errors='backslashreplace')
@@ -121,17 +122,18 @@ def _find_notes(folder: Path) -> tuple[list[str], dict[str, str]]:
       if reason:
         skipped[place(path)] = reason
       else:
-        found.append(place(path))
-  if not found and not skipped:
+        notes.append(place(path))
+  if not notes and not skipped:
     raise InputError(f'--input={folder}: holds no .txt file')
-  first: dict[str, str] = {}  # of each name in brat
-  for file in sorted(found):
+  first: dict[str, str] = {}  # {name in brat: the first file of that name}
+  for file in sorted(notes):
     if first.setdefault(stem(file), file) != file:
       skipped[file] = f'has the same name in brat as {first[stem(file)]}'
   return list(first.values()), skipped
 
 
 def _unusable(path: Path, file: Path) -> str:
+  """Why a file cannot be a note, or ''."""
   try:
     os.fsencode(file).decode()
   except UnicodeDecodeError:
@@ -142,18 +144,19 @@ def _unusable(path: Path, file: Path) -> str:
 
 
 def _check_folders(source: Path, output: Path) -> None:
+  """Raises InputError when the folders overlap, or the output contains other files."""
   check_place('--output', output)
   first, second = source.resolve(), output.resolve()
   if first.is_relative_to(second) or second.is_relative_to(first):
     raise InputError(
       f'--output={output}: a folder outside of --input={source}, and not around it, is allowed')
-  held = {path.name for path in output.iterdir()} if output.exists() else set()
-  if _SETTINGS not in held and held - {'lock', f'{_SETTINGS}.part'}:
+  existing = {path.name for path in output.iterdir()} if output.exists() else set()
+  if _SETTINGS not in existing and existing - {'lock', f'{_SETTINGS}.part'}:
     raise InputError(f'--output={output}: is not empty and holds no annotations ({_SETTINGS})')
 
 
 def _settings(trained: Trained) -> dict[str, Any]:
-  """What decides an annotation; batches do not."""
+  """The contents of predict.json: everything that an annotation depends on."""
   chosen = trained.settings
   try:
     base = resolve(model_path(chosen['model.path']))
@@ -172,37 +175,42 @@ def _settings(trained: Trained) -> dict[str, Any]:
 
 
 def _check_settings(output: Path, settings: dict[str, Any]) -> None:
+  """Raises InputError when predict.json in the output differs from `settings`."""
   path = output / _SETTINGS
-  held = read_json(path) if path.exists() else settings
-  changed = [key for key in settings if held.get(key) != settings[key]]
+  recorded = read_json(path) if path.exists() else settings
+  changed = [key for key in settings if recorded.get(key) != settings[key]]
   named = ', '.join(
     f'other {key}' if isinstance(settings[key], dict)
-    else f'{key}={held.get(key)!r}, this one has {settings[key]!r}' for key in changed)
+    else f'{key}={recorded.get(key)!r}, this one has {settings[key]!r}' for key in changed)
   if named:
     raise InputError(
-      f'--output={output}: holds annotations of {held.get("adapter_folder")} with {named}; choose '
-      'another folder')
+      f'--output={output}: holds annotations of {recorded.get("adapter_folder")} with {named}; '
+      'choose another folder')
 
 
 def _plan(
-  source: Path, files: list[str], skipped: dict[str, str], held: dict[str, dict],
+  source: Path, files: list[str], skipped: dict[str, str], records: dict[str, dict],
   reporter: Reporter,
 ) -> _Plan:
+  """The plan for the notes `files`; `records` are those of earlier calls."""
   kept, left, sentences = {}, [], 0
   with reporter.task('reading notes', len(files)) as advance:
     for note in _readable(source, files, skipped):
-      if held_document(held.get(note.name), note):
-        kept[note.name] = held[note.name]
+      if held_document(records.get(note.name), note):
+        kept[note.name] = records[note.name]
       else:
         left.append(note.name)
         sentences += len(split_sentences(note.text))
       advance()
-  # One that cannot be read today may be tomorrow, with what was corrected in its files.
-  others = {file: record for file, record in held.items() if file not in kept and file not in left}
+  # Kept, since a note that cannot be read now may be readable later, and people may have corrected
+  # its annotation.
+  others = {
+    file: record for file, record in records.items() if file not in kept and file not in left}
   return _Plan(kept, others, left, sentences, skipped)
 
 
 def _load(trained: Trained, reporter: Reporter) -> Annotator:
+  """Loads base model and adapter."""
   chosen = trained.settings
   path = model_path(chosen['model.path'])
   try:
@@ -222,7 +230,7 @@ def _carried_out(
   annotator: Annotator | None, plan: _Plan, source: Path, output: Path, form: str,
   asked: Mapping[str, Asked], reporter: Reporter,
 ) -> dict[str, dict]:
-  """Writes what is missing of kept notes, annotates the others -> all their records."""
+  """Writes the missing files of kept notes and annotates the others -> {file: record} of both."""
   records = dict(plan.kept)
   write_lists(output, plan.others | records, plan.skipped)
   unwritten = [file for file in records if missing_files(output, form, file)]
@@ -235,7 +243,7 @@ def _carried_out(
           annotator, _readable(source, plan.left, plan.skipped), advance):
         record = record_of(annotation)
         write_files(output, form, annotation.document, record)
-        # Before the record: a stop in between has the note annotated again.
+        # The record comes last: after a stop in between, the note is annotated again.
         take_away_other_forms(output, form, record['file'])
         append_record(output, record)
         records[record['file']] = record
@@ -246,11 +254,12 @@ def _carried_out(
 
 
 def _readable(source: Path, files: list[str], skipped: dict[str, str]) -> Iterator[Document]:
+  """The notes that can be read; the others are added to `skipped`."""
   for file in files:
     try:
       text = read_text(source / file)
     except InputError as error:
-      # The place stands beside it.
+      # skipped.jsonl names the file anyway.
       skipped[file] = str(error).removeprefix(f'cannot read {source / file}: ').removeprefix(
         f'{source / file}:')
       continue
@@ -258,6 +267,7 @@ def _readable(source: Path, files: list[str], skipped: dict[str, str]) -> Iterat
 
 
 def _outcome(records: dict[str, dict], plan: _Plan, output: Path, form: str) -> Iterator[str]:
+  """The lines that are printed at the end."""
   def total(key: str) -> int:
     return sum(record[key] for record in records.values())
 

@@ -19,27 +19,27 @@ class Stretch(NamedTuple):
   """A stretch of text with the same spans over all of it."""
 
   text: str
-  types: tuple[str, ...]   # of these spans
-  ending: tuple[str, ...]  # of those that end with it
+  types: tuple[str, ...]   # types of the spans that cover the stretch
+  ending: tuple[str, ...]  # types of those of them that end with it
 
 
 def stretches(document: Document) -> list[Stretch]:
-  """The text cut at every edge of a span, whatever spans overlap."""
+  """The text cut at the start and end of every span; spans may overlap."""
   edges = sorted({0, len(document.text), *(at for span in document.spans for at in span[:2])})
-  coming = sorted(document.spans, reverse=True)
-  here, found = [], []
+  later = sorted(document.spans, reverse=True)
+  covering, parts = [], []
   for start, end in zip(edges, edges[1:], strict=False):
-    here = [span for span in here if span.end > start]
-    while coming and coming[-1].start <= start:
-      here.append(coming.pop())
-    found.append(Stretch(
-      document.text[start:end], tuple(span.type for span in here),
-      tuple(span.type for span in here if span.end == end)))
-  return found
+    covering = [span for span in covering if span.end > start]
+    while later and later[-1].start <= start:
+      covering.append(later.pop())
+    parts.append(Stretch(
+      document.text[start:end], tuple(span.type for span in covering),
+      tuple(span.type for span in covering if span.end == end)))
+  return parts
 
 
 def note_page(document: Document, record: Mapping[str, Any]) -> str:
-  """The page of a note, at html/FILE.html; `record` is its line of annotations.jsonl."""
+  """The HTML page of a note, for html/FILE.html; `record` is its line of annotations.jsonl."""
   depth = len(PurePosixPath(document.name).parts) - 1
   spans = record['entities']
   return _PAGES.get_template('note.html').render(
@@ -50,7 +50,7 @@ def note_page(document: Document, record: Mapping[str, Any]) -> str:
 
 
 def index_page(records: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> str:
-  """The list of all notes, and of the files that were skipped: {file: why}."""
+  """The HTML page that lists all notes and the files that were skipped, {file: why}."""
   types = _counted([span for record in records for span in record['entities']])
   return _PAGES.get_template('notes.html').render(
     types=types, entity_types=ENTITY_TYPES, skipped=sorted(skipped.items()), notes=[
@@ -59,7 +59,7 @@ def index_page(records: Sequence[Mapping[str, Any]], skipped: Mapping[str, str])
 
 
 def _counted(spans: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-  """Spans by type, entity types first."""
+  """{type: number of spans}, entity types first, then modifier types."""
   counts = Counter(span['type'] for span in spans)
   order = [*ENTITY_TYPES, *sorted(counts.keys() - set(ENTITY_TYPES))]
   return {kind: counts[kind] for kind in order if kind in counts}

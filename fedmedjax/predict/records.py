@@ -18,23 +18,23 @@ RECORDS, SKIPPED = 'annotations.jsonl', 'skipped.jsonl'
 
 
 class Form(NamedTuple):
-  """A value of --format: what is written of a note beside its record."""
+  """A value of --format: the files that are written for a note beside its record."""
 
-  files: Callable[[str], tuple[str, ...]]             # (note's file) -> below the output folder
-  texts: Callable[[Document, dict], tuple[str, ...]]  # (document, record) -> of each file
-  # ({file: record}, {file: why skipped}, what was asked) -> {file: text} of the whole folder
+  files: Callable[[str], tuple[str, ...]]             # (note's file) -> paths below the output
+  texts: Callable[[Document, dict], tuple[str, ...]]  # (document, record) -> text of each path
+  # ({file: record}, {file: why skipped}, what was asked) -> {path: text}, once for all notes
   whole: Callable[[dict, dict, Mapping[str, Asked]], dict[str, str]]
 
 
 def stem(file: str) -> str:
-  """A note's name in brat, without its ending."""
-  # NOTE.TXT keeps its ending: there may be a NOTE.txt, too.
+  """A note's name in brat: its file without the ending .txt."""
+  # NOTE.TXT keeps its ending, since a NOTE.txt may exist as well.
   return file.removesuffix('.txt')
 
 
 def _brat_types(asked: Mapping[str, Asked]) -> str:
-  """brat's annotation.conf: without it brat shows the annotations as errors."""
-  mains: dict[str, list[str]] = {}  # of each modifier type
+  """The text of brat's annotation.conf, without which brat shows the annotations as errors."""
+  mains: dict[str, list[str]] = {}  # {modifier type: entity types that can have it}
   for of, kinds in (pair for pairs in asked.values() for pair in pairs.items() if pair[0]):
     for kind in kinds:
       mains.setdefault(kind, []).append(of)
@@ -67,7 +67,7 @@ def _checksum(text: str) -> str:
 
 
 def record_of(annotation: Annotation) -> dict:
-  """What annotations.jsonl says of a note."""
+  """A note's line of annotations.jsonl."""
   document = annotation.document
   counts = {key: value for key, value in annotation._asdict().items() if key != 'document'}
   return {
@@ -80,23 +80,29 @@ def record_of(annotation: Annotation) -> dict:
 
 
 def held_document(record: Any, note: Document) -> Document | None:
-  """The note with the annotation of its record; None when that is of another text, or damaged."""
+  """The note with the annotation of its record; None when the text has changed or it is damaged."""
   try:
     if record['sha256'] != _checksum(note.text):
       return None
     spans = tuple(Span(e['start'], e['end'], e['type']) for e in record['entities'])
     links = tuple(Relation(link['type'], link['head'], link['tail'])
                   for link in record['relations'])
-    sound = [note.text[s.start:s.end] for s in spans] == [e['text'] for e in record['entities']]
-    counts = {*Annotation._fields} - {'document'} <= record.keys()
-    ends = all(0 <= at < len(spans) for link in links for at in (link.head, link.tail))
+    same_texts = (
+      [note.text[s.start:s.end] for s in spans] == [e['text'] for e in record['entities']])
+    has_counts = {*Annotation._fields} - {'document'} <= record.keys()
+    ends_exist = all(0 <= at < len(spans) for link in links for at in (link.head, link.tail))
   except (KeyError, TypeError):
     return None
-  return note._replace(spans=spans, relations=links) if sound and counts and ends else None
+  whole = same_texts and has_counts and ends_exist
+  return note._replace(spans=spans, relations=links) if whole else None
 
 
 def read_records(output: Path) -> dict[str, dict]:
-  """{note's file: its record}, the last one where there are several."""
+  """{note's file: its record}; of several records of a note, the last.
+
+  Raises:
+    InputError: annotations.jsonl is damaged.
+  """
   try:
     lines = read_lines(output / RECORDS)
   except UnicodeDecodeError as error:
@@ -108,18 +114,22 @@ def read_records(output: Path) -> dict[str, dict]:
 
 
 def _in_order(records: dict[str, dict]) -> list[dict]:
+  """The records, by file name."""
   return [records[file] for file in sorted(records)]
 
 
 def missing_files(output: Path, form: str, file: str) -> list[Path]:
-  """Those of a note's files that are not there."""
+  """The paths of a note in format `form` that do not exist yet."""
   return [path for path in _paths(output, form, file) if not path.exists()]
 
 
 def write_files(
   output: Path, form: str, document: Document, record: dict, only_missing: bool = False
 ) -> None:
-  """Writes a note's files; only those that are missing where people may have corrected others."""
+  """Writes a note's files.
+
+  With `only_missing`, files that exist stay as they are, since people may have corrected them.
+  """
   paths = _paths(output, form, document.name)
   wanted = missing_files(output, form, document.name) if only_missing else paths
   for path, text in zip(paths, FORMS[form].texts(document, record), strict=True):
@@ -128,7 +138,7 @@ def write_files(
 
 
 def take_away_other_forms(output: Path, form: str, file: str) -> None:
-  """Removes what was written of a note in all formats but one: a later command writes it anew."""
+  """Removes a note's files in all formats but `form`; a later command writes them again."""
   for other in FORMS:
     if other != form:
       for path in _paths(output, other, file):
@@ -140,15 +150,16 @@ def _paths(output: Path, form: str, file: str) -> list[Path]:
 
 
 def append_record(output: Path, record: dict) -> None:
+  """Appends a line to annotations.jsonl and waits until it is on disk."""
   with (output / RECORDS).open('a', encoding='utf-8') as file:
-    # In ASCII: a line torn inside a character would spoil the others.
+    # In ASCII, so that a line cut off by a crash leaves no broken UTF-8 character.
     file.write(json.dumps(record) + '\n')
     file.flush()
     os.fsync(file.fileno())
 
 
 def write_lists(output: Path, records: dict[str, dict], skipped: dict[str, str]) -> None:
-  """The lists of records and of skipped files, whole and in order."""
+  """Writes annotations.jsonl and skipped.jsonl whole, by file name."""
   write_lines(output / RECORDS, _in_order(records))
   write_lines(output / SKIPPED, (
     {'file': file, 'reason': reason} for file, reason in sorted(skipped.items())))

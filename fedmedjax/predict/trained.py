@@ -1,4 +1,4 @@
-"""What a finished run left for others to use: its adapter, how to load its base, what it asks."""
+"""The adapter of a finished run, with the settings of its base model and its prompts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,22 +11,22 @@ from fedmedjax.experiment.config import CHECKS, leaves
 from fedmedjax.store.files import read_json
 from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, InputError, SiteCorpus
 
-# Flags that go before what the run's config.json says.
+# Flag -> the key of the run's config.json that it overrides.
 FLAGS = {
   'base': 'model.path', 'dtype': 'model.dtype', 'quantization': 'model.quantization',
   'batch_size': 'eval.batch_size',
   'mesh_site': 'mesh.site', 'mesh_fsdp': 'mesh.fsdp', 'mesh_tensor': 'mesh.tensor'}
 _SETTINGS = (*FLAGS.values(), 'data.style', 'eval.max_new_ratio', 'eval.guesses')
-_LISTED = 8  # names in a line
+_LISTED = 8  # most names in a printed line
 
 
 class Trained(NamedTuple):
   """An adapter and how it is to be used."""
 
-  adapter: Path             # its folder, in PEFT's format
+  adapter: Path             # folder in PEFT's format
   settings: dict[str, Any]  # flat config keys: model.*, data.style, eval.max_new_ratio, ...
-  asks: tuple[Ask, ...]     # what is asked of every sentence, entity recognition first
-  told: tuple[str, ...]     # the choice of `asks` in words, a line each
+  asks: tuple[Ask, ...]     # the tasks that every sentence is asked, entity recognition first
+  told: tuple[str, ...]     # a sentence for each of `asks`: which prompt was chosen
 
 
 def read_trained(folder: Path, flags: Mapping[str, Any], site: str, types: str) -> Trained:
@@ -37,11 +37,11 @@ def read_trained(folder: Path, flags: Mapping[str, Any], site: str, types: str) 
   annotates most.
 
   Args:
-    folder: an adapter, or what holds just one, such as a run's workdir.
+    folder: an adapter's folder, or one that contains a single adapter, such as a run's workdir.
     flags: values of FLAGS, None where not given.
-    site: a site of the run, '' = as above.
-    types: entity types and pairs of them and modifiers, 'drug,problem,drug.route', asked for
-      instead of what a site annotates; '' = as a site. Needed where there is no run.
+    site: a site of the run; '' = chosen as above.
+    types: entity types and pairs of entity and modifier type, 'drug,problem,drug.route', to ask
+      for instead of a site's types; '' = a site's. Required when no run is around the adapter.
 
   Raises:
     InputError: no adapter, several, a classifier, a run that is not finished, or unknown names.
@@ -64,16 +64,17 @@ def read_trained(folder: Path, flags: Mapping[str, Any], site: str, types: str) 
 
 
 def _find_adapter(folder: Path) -> Path:
+  """The folder itself, or the only adapter up to two levels below it."""
   if (folder / 'adapter_config.json').is_file():
     return folder
-  found = sorted(
+  adapters = sorted(
     path.parent for depth in ('*', '*/*') for path in folder.glob(f'{depth}/adapter_config.json'))
-  if len(found) == 1:
-    return found[0]
-  if found:
-    more = f' and {len(found) - _LISTED} more' if len(found) > _LISTED else ''
-    raise InputError(f'--adapter={folder}: holds {len(found)} adapters, choose one: '
-                     f'{", ".join(map(str, found[:_LISTED]))}{more}')
+  if len(adapters) == 1:
+    return adapters[0]
+  if adapters:
+    more = f' and {len(adapters) - _LISTED} more' if len(adapters) > _LISTED else ''
+    raise InputError(f'--adapter={folder}: holds {len(adapters)} adapters, choose one: '
+                     f'{", ".join(map(str, adapters[:_LISTED]))}{more}')
   run = _find_run(folder)
   if run and read_json(run / 'config.json').get('fed.learner') == 'bert':
     raise InputError(
@@ -94,24 +95,25 @@ def _find_run(adapter: Path) -> Path | None:
 
 
 def _settings(run: Path | None, flags: Mapping[str, Any], adapter: Path) -> dict[str, Any]:
+  """The values of _SETTINGS: flags, else the run's config.json, else the defaults."""
   settings = leaves(defaults.get_config().to_dict())
-  held = read_json(run / 'config.json') if run else {}
+  recorded = read_json(run / 'config.json') if run else {}
   if run is None and flags['base'] is None:
     raise InputError(
       f'--adapter={adapter}: no run is around it (config.json), which would name its base model; '
       "name it, as in --base=FOLDER_OR_GGUF_OR_HUB_ID ('' = SmolLM2)")
   given = {key: flags[flag] for flag, key in FLAGS.items() if flags[flag] is not None}
-  found = {key: (settings | held | given)[key] for key in _SETTINGS}
+  chosen = {key: (settings | recorded | given)[key] for key in _SETTINGS}
   names = {key: f'--{flag}' for flag, key in FLAGS.items()}
-  for key, value in found.items():
+  for key, value in chosen.items():
     if not CHECKS[key].allows(value):
       place = names[key] if key in given else f'{run}/config.json: {key}'
       raise InputError(f'{place}={value!r}: {CHECKS[key].wording} is allowed')
-  return found
+  return chosen
 
 
 def _ask(task: str, names: Sequence[str], style: str) -> Ask:
-  """A task for entity types ('drug') or for pairs of them and modifiers ('drug.route')."""
+  """A task for entity types ('drug') or pairs of entity and modifier type ('drug.route')."""
   pairs: dict[str, tuple[str, ...]] = {}
   for name in names:
     main, _, modifier = name.partition('.')
@@ -120,19 +122,23 @@ def _ask(task: str, names: Sequence[str], style: str) -> Ask:
 
 
 def _typed(names: Sequence[str], style: str) -> tuple[Ask, ...]:
+  """The tasks for the names of --types."""
   pairs = (f'{of}.{kind}' for of, kinds in MODIFIER_TYPES.items() for kind in kinds)
   known = (*ENTITY_TYPES, *pairs)
   for name in names:
     if name not in known:
       raise InputError(f'--types: {name!r} is unknown; allowed are {", ".join(known)}')
   asks = [_ask(task, names, style) for task in TASKS]
-  return tuple(one for one in asks if one.types)
+  return tuple(chosen for chosen in asks if chosen.types)
 
 
 def _of_a_site(
   path: Path, site: str, owner: str, style: str
 ) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
-  """The prompts of a run's summary as they were trained; see `read_trained`."""
+  """(tasks, sentences about the choice) with the prompts that the run's summary.json records.
+
+  See `read_trained` for the choice; `owner` is the site whose own adapter this may be.
+  """
   summary = read_json(path)
   try:
     prompts = {name: dict(tasks) for name, tasks in summary['instructions'].items()}
@@ -149,10 +155,10 @@ def _of_a_site(
   asks, told = [], []
   for task in TASKS:
     asked = [name for name in prompts if task in prompts[name]]
-    # max() keeps the first of equals.
-    wide = max([name for name in trained if name in asked] or asked, default=None,
-               key=lambda name: len(names[name][task]))
-    chosen = site or wide
+    # Of several sites with equally many types, max() chooses the first.
+    most_types = max([name for name in trained if name in asked] or asked, default=None,
+                     key=lambda name: len(names[name][task]))
+    chosen = site or most_types
     if chosen not in asked:
       continue
     asks.append(_ask(task, names[chosen][task], style)._replace(instruction=prompts[chosen][task]))
@@ -172,5 +178,5 @@ def _of_a_site(
 
 
 def _names(scores: Mapping) -> list[str]:
-  """What a site was asked in a task, as `_ask` takes it: its scores list every type."""
+  """The names, as `_ask` takes them, that a site was asked for: its scores list every type."""
   return [name for name in scores.get('triple', scores)['per_type'] if name != INVALID]

@@ -1,4 +1,4 @@
-"""report.html, the page about a run or several; `html.py` has its contract."""
+"""report.html, the page about one or several runs; see `html.py`."""
 
 from fedmedjax.report.blocks import Cell, Plot, Table
 from fedmedjax.report.html import FILE, freshen, write_report

@@ -1,6 +1,6 @@
-"""What a report is made of: sections of tables, charts, sentences and examples, as plain data.
+"""The building blocks of a report: sections of tables, charts, sentences and examples, as data.
 
-The templates turn these into HTML; nothing here is HTML but the drawings of `svg.py`.
+The templates turn them into HTML. Of the data only the drawings of `svg.py` are HTML.
 """
 
 from collections.abc import Sequence
@@ -10,26 +10,26 @@ from markupsafe import Markup
 
 
 class Cell(NamedTuple):
-  """A table's cell: what it says, and in small letters below."""
+  """A table's cell: its text, and a second text in small letters below."""
 
   text: str
   below: str = ''
 
 
 class Table(NamedTuple):
-  """Rows begin with their name; all other cells are aligned as numbers unless `words`."""
+  """A table whose rows begin with their name."""
 
   title: str
   note: str                       # one line that explains the numbers
   columns: Sequence[str]
   rows: Sequence[Sequence[Cell | str]]
-  words: bool = False
-  beside: bool = False            # leaves room for a chart, where the screen has it
+  words: bool = False             # whether cells are aligned as text rather than as numbers
+  beside: bool = False            # leaves room for a chart beside it on a wide screen
   kind = 'table'
 
 
 class Plot(NamedTuple):
-  """Lines that a caller wants drawn: {name: [(x, y, low, high), ...]}, low and high may be None."""
+  """A chart of lines: {name: [(x, y, low, high), ...]}, where low and high may be None."""
 
   title: str
   note: str
@@ -38,56 +38,52 @@ class Plot(NamedTuple):
 
 
 class Chart(NamedTuple):
-  """A drawing with its title and one line that explains it.
-
-  A legend is (place in the palette, name) each, with the marks of lines and dots, or swatches.
-  """
+  """A drawing with its title and one line that explains it."""
 
   title: str
   note: str
   drawing: Markup
-  legend: Sequence[tuple[int, str]] = ()
-  marks: bool = True
+  legend: Sequence[tuple[int, str]] = ()  # (place in the palette, name)
+  marks: bool = True              # the legend shows marks of lines and dots; False = swatches
 
 
 class Charts(NamedTuple):
-  """Drawings, perhaps with one legend for all."""
+  """Drawings side by side, which may have one legend in common."""
 
   charts: Sequence[Chart]
-  legend: Sequence[tuple[int, str]] = ()
-  note: str = ''                  # what is not drawn
+  legend: Sequence[tuple[int, str]] = ()  # (place in the palette, name)
+  note: str = ''                  # what is left out of the drawings
   kind = 'charts'
 
 
 class Sentences(NamedTuple):
-  """Plain lines."""
+  """Sentences, a paragraph each."""
 
   lines: Sequence[str]
   kind = 'sentences'
 
 
 class Figures(NamedTuple):
-  """Key figures: (value, what it is) each."""
+  """Key figures in large letters: (value, its meaning)."""
 
   entries: Sequence[tuple[str, str]]
   kind = 'figures'
 
 
 class Piece(NamedTuple):
-  """A stretch of a sentence. `type` '' = plain text; `verdict` says what is wrong with it, if
-  anything is."""
+  """A stretch of a sentence: plain text, or a span."""
 
   text: str
-  type: str = ''
-  verdict: str = ''
+  type: str = ''                  # of the span; '' = plain text
+  verdict: str = ''               # the kind of error of the span; '' = right
 
 
 class Excerpt(NamedTuple):
-  """A sentence, as annotated and as answered: (whose, pieces) each, gold first."""
+  """A sentence as it was annotated and as runs answered it."""
 
   place: str                      # document and character
   task: str
-  lines: Sequence[tuple[str, Sequence[Piece]]]
+  lines: Sequence[tuple[str, Sequence[Piece]]]  # ('annotated' or the run, pieces of the sentence)
 
 
 class Excerpts(NamedTuple):
@@ -95,12 +91,12 @@ class Excerpts(NamedTuple):
 
   site: str
   entries: Sequence[Excerpt]
-  folded: bool                    # shown at a click
+  folded: bool                    # hidden until it is clicked
   kind = 'excerpts'
 
 
 class Settings(NamedTuple):
-  """Keys with their values, folded away."""
+  """Keys with their values, hidden until clicked."""
 
   title: str
   entries: Sequence[tuple[str, str]]
@@ -108,9 +104,9 @@ class Settings(NamedTuple):
 
 
 class Section(NamedTuple):
-  """A heading, what it is about, and its blocks; empty ones are left out."""
+  """A heading, a paragraph about it, and blocks; a section without blocks is left out."""
 
-  name: str                       # of its anchor
+  name: str                       # of the HTML anchor
   title: str
-  lead: str
+  lead: str                       # the paragraph
   blocks: Sequence[Any]

@@ -1,7 +1,8 @@
 """The kinds of charts of a report: lines, bars and dots in groups, heat maps, shares.
 
-Arrays of numbers in, an <svg> element out (see `svg.py`). A series is a place in the palette, from
-0; NaN is a value that does not exist.
+Each function turns arrays into an <svg> element (see `svg.py`). Series have the colours of the
+palette, by their number from 0. NaN stands for a missing value. In the shapes, G is the number of
+groups.
 """
 
 from collections.abc import Sequence
@@ -25,13 +26,13 @@ from fedmedjax.report.svg import (
   embed,
 )
 
-# Signs of a label that fit above or beside what it names.
+# Most characters of a label above a group, and of one beside a row or column.
 _LONG, _SHORT = 44, 16
-# A line of so many points shows no marks.
+# Lines of more points than these have no marks.
 _MARKED = 30
-# Of curves, so that one that lies on another leaves it to be seen.
+# Line styles of curves, which alternate so that a curve on top of another does not hide it.
 _STYLES = '-', (0, (4, 2.5))
-# Of a heat map's hue, so that text on it can be read.
+# Largest opacity of a heat map's colour at which text on it can be read.
 _DEEPEST = 0.5
 
 
@@ -45,11 +46,11 @@ def lines(
 
   Args:
     key, description: see `svg.embed`.
-    series: (place in the palette, x f[N], y f[N]) each; None is no series of a legend.
-    x_label: what x counts.
-    bands: (place, x, low, high) each: a range around a curve.
+    series: (place in the palette, x f[N], y f[N]); place None = a curve outside the legend.
+    x_label: label of the x axis.
+    bands: (place, x f[N], low f[N], high f[N]): a range around a curve.
     whole: x are whole numbers, such as rounds.
-    zero: y begins at 0.
+    zero: the y axis begins at 0.
   """
   with canvas(200, left=44, right=12, top=10, bottom=38) as axes:
     for place, x, low, high in bands:
@@ -71,7 +72,7 @@ def lines(
 
 
 class _Rows(NamedTuple):
-  """Where the rows of groups are, downwards: a row for every value that is there."""
+  """Vertical positions, downwards, of groups and of a row for each value that is not missing."""
 
   height: float
   labels: np.ndarray   # f[G]
@@ -90,8 +91,7 @@ def dots(
   key: str, description: str, groups: Sequence[str], values: np.ndarray, label: str,
   bounds: np.ndarray,
 ) -> Markup:
-  """Dots of values in [0, 1] in groups, with whiskers: `values` f[G, series], `bounds`
-  f[G, series, 2]."""
+  """Dots in groups, `values` f[G, series] in [0, 1], with whiskers `bounds` f[G, series, 2]."""
   laid = _laid_out(values, 13)
   with canvas(laid.height + 46, bottom=38, right=36) as axes:
     for i, rows in enumerate(laid.rows.T):
@@ -107,7 +107,7 @@ def bars(
   key: str, description: str, groups: Sequence[str], values: np.ndarray, label: str,
   lighter: np.ndarray,
 ) -> Markup:
-  """Bars of values in [0, 1] in groups: `values` f[G, series], `lighter` f[G, series] behind."""
+  """Bars in groups, `values` f[G, series] in [0, 1], with lighter bars f[G, series] behind."""
   laid = _laid_out(values, 13)
   with canvas(laid.height + 46, bottom=38, right=36) as axes:
     for i, rows in enumerate(laid.rows.T):
@@ -141,7 +141,7 @@ def _name(axes, laid: _Rows, groups: Sequence[str]) -> None:
 def heat(
   key: str, description: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray
 ) -> Markup:
-  """A map of values in [0, 1]; `values` f[rows, columns]. Deeper is more."""
+  """A heat map of `values` f[rows, columns] in [0, 1]; a deeper colour is a larger value."""
   left, cell = 108, (WIDTH - 108 - 8) / len(columns)
   side = min(cell, 34)
   top = 78
@@ -174,7 +174,7 @@ def _rgb(colour: str) -> tuple[float, ...]:
 def shares(
   key: str, description: str, groups: Sequence[str], values: np.ndarray
 ) -> Markup:
-  """A row for each group, split as `values` f[G, series] says, whose rows add up to 1 or 0."""
+  """A stacked bar for each group: `values` f[G, series], whose rows add up to 1, or to 0."""
   laid = _laid_out(values[:, :1], 15)
   with canvas(laid.height + 8, bottom=4) as axes:
     start = np.zeros(len(groups))
@@ -189,8 +189,8 @@ def shares(
 def points(key: str, description: str, x: np.ndarray, y: np.ndarray, x_label: str) -> Markup:
   """A mark for each series; x f[series] >= 0, y f[series] in [0, 1]."""
   with canvas(210, left=44, right=14, top=12, bottom=40) as axes:
-    for i, (one, other) in enumerate(zip(x, y, strict=True)):
-      axes.plot([one], [other], color=SERIES[i], marker=MARKERS[i], markersize=8, linestyle='')
+    for i, (across, up) in enumerate(zip(x, y, strict=True)):
+      axes.plot([across], [up], color=SERIES[i], marker=MARKERS[i], markersize=8, linestyle='')
     axes.grid(linewidth=0.8)
     axes.spines['left'].set_visible(False)
     axes.set_xlabel(x_label)

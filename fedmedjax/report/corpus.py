@@ -1,4 +1,4 @@
-"""What the sites hold: sizes, types, what reading set aside, and how unlike they are."""
+"""The sites of a run: sizes, entity types, what reading set aside, and how unlike they are."""
 
 from collections.abc import Sequence
 from itertools import compress
@@ -12,12 +12,15 @@ from fedmedjax.report.scores import NONE
 from fedmedjax.report.terminal import set_aside
 from fedmedjax.types import ENTITY_TYPES, Skew
 
-# Sites of a chart.
+# Most sites of a chart.
 _DRAWN = 12
 
 
 def corpus_section(runs: Sequence[Run]) -> Section:
-  """Of the first run that has a description; all runs of a comparison read the same notes."""
+  """The section about the sites of the first run that describes them.
+
+  One run is enough, since all runs of a comparison read the same notes.
+  """
   run = next((run for run in runs if run.sites), None)
   blocks = _described(run.sites) if run else [_counted(runs[0])] if runs else []
   partition = (run or runs[0]).summary.get('partition')
@@ -29,7 +32,7 @@ def corpus_section(runs: Sequence[Run]) -> Section:
 
 
 def _counted(run: Run) -> Table:
-  """What a run's summary says of its sites, if nothing describes them."""
+  """The table for a run of an older version, whose summary only counts training examples."""
   names = run.summary['sites']
   counts = run.summary.get('train_examples', ())
   if len(counts) != len(names):
@@ -42,17 +45,17 @@ def _counted(run: Run) -> Table:
 def _described(sites: dict) -> list:
   described = sites['sites']
   rows, aside = [], []
-  for name, one in described.items():
-    label = f'{name} (external)' if one['external'] else name
+  for name, site in described.items():
+    label = f'{name} (external)' if site['external'] else name
     tasks = sites['examples'][name]
     counts = {key: ' + '.join(f'{entry[key]:,}' for entry in tasks.values()) or NONE
               for key in ('train', 'validation', 'test')}
-    unseen = one['report'].get('held_out_test_entities_percent')
+    unseen = site['report'].get('held_out_test_entities_percent')
     rows.append([
-      label, counts['train'], counts['validation'], counts['test'], f'{one["words"]:,}',
-      _median(one['sentence_words_quantiles']), f'{sum(one["entities"].values()):,}',
-      f'{sum(one["modifiers"].values()):,}', NONE if unseen is None else f'{unseen} %'])
-    aside.append([label, ', '.join(one['types']), set_aside(one['report']) or NONE])
+      label, counts['train'], counts['validation'], counts['test'], f'{site["words"]:,}',
+      _median(site['sentence_words_quantiles']), f'{sum(site["entities"].values()):,}',
+      f'{sum(site["modifiers"].values()):,}', NONE if unseen is None else f'{unseen} %'])
+    aside.append([label, ', '.join(site['types']), set_aside(site['report']) or NONE])
   total = sites['training_sites']
   left = total - sum(bool(sum(e['train'] for e in sites['examples'][name].values()))
                      for name in described)

@@ -1,4 +1,4 @@
-"""What runs sent and took, and F1 for what was sent."""
+"""The cost of runs: bytes sent, time, money, and F1 for the bytes sent."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,21 @@ from fedmedjax.report.svg import SERIES
 
 
 def megabytes(summary: dict) -> float:
+  """Megabytes (1,000,000 bytes) sent in both directions in the whole run."""
   return (summary['bytes_up'] + summary['bytes_down']) / 1e6
 
 
 def points_per_megabyte(run: Run) -> float:
-  """100 times the mean strict F1, of entities or else of modifiers, over the megabytes sent; NaN
-  when nothing was sent."""
-  sent, found = megabytes(run.summary), measured([run])
-  return 100 * mean_f1(run, found[0]) / sent if sent and found else np.nan
+  """100 times the mean strict F1, divided by the megabytes sent; NaN when nothing was sent.
+
+  F1 is that of the run's first measure: of entities, or else of modifiers.
+  """
+  sent, measures = megabytes(run.summary), measured([run])
+  return 100 * mean_f1(run, measures[0]) / sent if sent and measures else np.nan
 
 
 def cost_section(runs: Sequence[Run]) -> Section:
+  """Tables and charts of bytes, time and, for endpoints, tokens and money."""
   own = [run for run in runs if run.own]
   blocks = [_cost_table(own)]
   paid = [run for run in own if run.summary.get('api')]
@@ -114,13 +118,14 @@ def _api_table(runs: Sequence[Run]) -> Table:
 
 
 def duration(seconds: float) -> str:
+  """Seconds as text: '90 s', '45 min', '3.2 h'."""
   if seconds < 120:
     return f'{seconds:.0f} s'
   return f'{seconds / 60:.0f} min' if seconds < 7200 else f'{seconds / 3600:.1f} h'
 
 
 def key_figures(run: Run) -> Figures:
-  """A run at a glance."""
+  """The key figures at the top of the page of a single run."""
   inside, outside = tested([run])
   entries = []
   for measure in measured([run])[:2]:

@@ -1,4 +1,4 @@
-"""Tables, figures and numbers of what the sites hold, before any training."""
+"""The description of the sites' notes, without any training: tables, a figure and numbers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files
 from fedmedjax.types import ENTITY_TYPES
 
-# Sites of a partition: more make no table that can be read.
+# Most sites of a partition that are described; a table of more would be hard to read.
 SHOWN = 20
 DIVERGENCES = {
   'entity types': statistics.type_divergence, 'vocabulary': statistics.vocabulary_divergence}
@@ -27,11 +27,12 @@ def _label(site: SiteStatistics, external: Sequence[str]) -> str:
 
 
 def size_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Table:
+  """Numbers of notes, sentences, words, entities and modifiers of each site."""
   table = Table(title='Sites: size, and words a note (median) and a sentence (median, 95 %)')
   table.add_column('site', no_wrap=True)
   for name in ('notes, train + test', 'sentences', 'words', 'vocabulary', 'words a note',
                'words a sentence', 'entities', 'modifiers'):
-    # Columns are never narrower than their longest word.
+    # Otherwise a narrow terminal would break words of the headings.
     table.add_column(name, justify='right', min_width=max(map(len, name.split())))
   for site in sites:
     note, sentence = (
@@ -46,7 +47,7 @@ def size_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Tabl
 
 
 def type_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Table:
-  """Share of each entity type, '-' where it was not annotated; and what reading set aside."""
+  """Share of each entity type ('-' = not annotated), modifiers, and what reading set aside."""
   table = Table(title='Sites: share of entity types, modifiers, and what was set aside')
   table.add_column('site', no_wrap=True)
   for name in ENTITY_TYPES:
@@ -64,6 +65,7 @@ def type_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Tabl
 
 
 def divergence_table(name: str, values: np.ndarray, labels: Sequence[str]) -> Table:
+  """Divergences between any two sites; `values` f[S, S] in bits, NaN = not defined."""
   table = Table(title=f'Jensen-Shannon divergence of {name}, bits (0 = alike, 1 = apart)')
   table.add_column('', no_wrap=True)
   for label in labels:
@@ -74,7 +76,7 @@ def divergence_table(name: str, values: np.ndarray, labels: Sequence[str]) -> Ta
 
 
 def figure(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Figure:
-  """Sizes, lengths, types and both divergences, one panel each."""
+  """A figure with a panel each for sizes, sentence lengths, types and the two divergences."""
   labels = [_label(site, external) for site in sites]
   places = np.arange(len(sites))
   drawn = Figure(figsize=(15, 5 + 0.6 * len(sites)), layout='constrained')
@@ -111,7 +113,7 @@ def figure(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Figure:
 
 
 def numbers(sites: Sequence[SiteStatistics], external: Sequence[str]) -> dict:
-  """What the tables show, for other programs."""
+  """The numbers of the tables, for description.json and sites.json."""
   return {
     'sites': {site.name: {
       'external': site.name in external, 'types': site.types, 'train_notes': site.train_notes,
@@ -129,21 +131,21 @@ def numbers(sites: Sequence[SiteStatistics], external: Sequence[str]) -> dict:
 def used(
   sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData]
 ) -> dict:
-  """What a run uses of its sites, as its sites.json holds it: `numbers`, and the examples by task.
+  """The contents of a run's sites.json: `numbers` of what it uses, and examples by task.
 
   Args:
-    sites: that train; of sites dealt out of a pool the first ones are described.
-    tested: in-domain; the same, or those whose notes were dealt out.
-    external: tested, too.
+    sites: the sites that train; of sites dealt out of a pool only the first are described.
+    tested: the in-domain sites that are tested: the same, or those whose notes were dealt out.
+    external: the external cohorts.
   """
   shown = (*(() if sites == tested else sites[:SHOWN]), *tested, *external)
   examples = {
     site.name: {part.ask.task: {
       key: len(getattr(part, key)) for key in ('train', 'validation', 'test')}
       for part in site.tasks} for site in shown}
-  found = numbers(
+  described = numbers(
     [statistics.used_statistics(site) for site in shown], [site.name for site in external])
-  return files.plain(found | {'examples': examples, 'training_sites': len(sites)})
+  return files.plain(described | {'examples': examples, 'training_sites': len(sites)})
 
 
 def describe(
@@ -158,7 +160,7 @@ def describe(
       name, statistics.matrix(divergence, sites), [_label(site, external) for site in sites]))
   if output is not None:
     files.write_json(output / 'description.json', files.plain(numbers(sites, external)))
-    # Text stays text, and the same sites give the same file.
+    # Text is not turned into outlines, and the same sites give the same bytes.
     with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'fedmedjax'}):
       drawn = figure(sites, external)
       drawn.savefig(output / 'description.svg', metadata={'Date': None})

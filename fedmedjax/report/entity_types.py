@@ -1,4 +1,4 @@
-"""F1 by type: of one run by site, of several by regime, as the mean over sites."""
+"""F1 by entity and modifier type: of a single run by site, of several runs as means over sites."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,12 @@ from fedmedjax.report.runs import Run, is_external
 from fedmedjax.report.scores import MEASURES, Measure, label, left_out, measured, number
 from fedmedjax.report.svg import SERIES
 
-# Bars of a chart: sixteen types of modifiers make none that fits a screen.
+# Most bars of a chart, so that it fits on a screen; there are sixteen types of modifiers.
 _BARS = 32
 
 
 def type_section(runs: Sequence[Run]) -> Section:
+  """Tables and charts of F1 by type."""
   blocks, own = [], [run for run in runs if run.own]
   for measure in measured(runs, MEASURES[:2]):
     blocks += _by_site(own[0], measure) if len(own) == 1 else _by_run(runs, measure)
@@ -25,23 +26,25 @@ def type_section(runs: Sequence[Run]) -> Section:
 
 
 def _entries(run: Run, measure: Measure) -> dict[str, dict]:
-  """{site: {type: its scores}}, types without annotation left out."""
+  """{site: {type: its scores}} of the types that occur in the site's test annotation."""
   return {
-    site: {kind: entry for kind, entry in found['per_type'].items() if entry.get('gold')}
-    for site, tasks in run.scores.items() if (found := measure.find(tasks))}
+    site: {kind: entry for kind, entry in scores['per_type'].items() if entry.get('gold')}
+    for site, tasks in run.scores.items() if (scores := measure.find(tasks))}
 
 
 def _types(entries: Sequence[dict]) -> list[str]:
-  return list(dict.fromkeys(kind for one in entries for found in one.values() for kind in found))
+  """The types of all entries of all runs, in the order of their first occurrence."""
+  return list(dict.fromkeys(
+    kind for by_site in entries for by_type in by_site.values() for kind in by_type))
 
 
-def _f1(found: dict, kind: str, which: str) -> float:
-  return found[kind][which]['f1'] if kind in found else np.nan
+def _f1(by_type: dict, kind: str, which: str) -> float:
+  return by_type[kind][which]['f1'] if kind in by_type else np.nan
 
 
 def _mean(run: Run, entries: dict, kind: str, which: str) -> float:
-  known = [found[kind][which]['f1'] for site, found in entries.items()
-           if kind in found and not is_external(run, site)]
+  known = [by_type[kind][which]['f1'] for site, by_type in entries.items()
+           if kind in by_type and not is_external(run, site)]
   return float(np.mean(known)) if known else np.nan
 
 
@@ -50,7 +53,7 @@ def _by_site(run: Run, measure: Measure) -> list:
   types, sites = _types([entries]), list(entries)[:len(SERIES)]
   rows = []
   for kind in types:
-    of = [found[kind] for found in entries.values() if kind in found]
+    of = [by_type[kind] for by_type in entries.values() if kind in by_type]
     rows.append([
       kind, *(f'{sum(entry[key] for entry in of):,}' for key in ('gold', 'predicted')),
       *(number(_mean(run, entries, kind, which)) for which in ('strict', 'lenient')), str(len(of))])
@@ -69,7 +72,7 @@ def _by_run(runs: Sequence[Run], measure: Measure) -> list:
   entries = [_entries(run, measure) for run in runs]
   types, shown = _types(entries), runs[:len(SERIES)]
   strict, lenient = (
-    np.array([[_mean(run, found, kind, which) for run, found in zip(runs, entries, strict=True)]
+    np.array([[_mean(run, by_site, kind, which) for run, by_site in zip(runs, entries, strict=True)]
               for kind in types]).reshape(len(types), len(runs))
     for which in ('strict', 'lenient'))
   table = Table(

@@ -1,4 +1,4 @@
-"""Sentences that a model answered wrongly, chosen to be instructive, gold beside predicted."""
+"""Sentences that a model answered wrongly, a few of each kind of error, beside their annotation."""
 
 import zlib
 from collections import Counter
@@ -10,24 +10,24 @@ from fedmedjax.types import Span
 MISSED, INVENTED, WRONG_TYPE, BOUNDARY = 'missed', 'invented', 'wrong type', 'wrong boundary'
 ERRORS = (MISSED, INVENTED, WRONG_TYPE, BOUNDARY)
 _OUTPUT_HEADING = '\n### Output Text:\n'
-# Signs: a longer sentence is shown only if there is no other.
+# Characters; a longer sentence is shown only when no shorter one has that kind of error.
 _LONG = 320
-# Most errors of a sentence that is easy to read.
+# A sentence with more errors than these is hard to read; it is shown after others.
 _MANY = 4
 MAIN = 'main'
 
 
 def sentence(record: Mapping) -> str:
-  """The sentence that a prediction record is about, the tags of its main entity taken out.
+  """The sentence of a prediction record, without the tags around its main entity.
 
-  As the offsets say, not as the text looks: the sentence may hold tags of its own.
+  The tags are found by the main entity's offsets, since the sentence may contain tags of its own.
   """
   text = record['model_input'].removesuffix(_OUTPUT_HEADING)
   if 'main' not in record:
     return text
   start, end, kind = record['main']
   start, end = start - record['sentence_start'], end - record['sentence_start']
-  # Markup of a language model, or signs around and before the entity of a BERT's.
+  # The markup for a language model, or the markers that a BERT is given.
   for opening, closing in ((f'<span class="{kind}">', '</span>'), (f'@ * {kind} * ', ' @')):
     inner = start + len(opening)
     after = inner + end - start
@@ -43,12 +43,12 @@ def spans(record: Mapping, key: str) -> list[Span]:
 
 
 def verdicts(gold: Sequence[Span], predicted: Sequence[Span]) -> tuple[list[str], list[str]]:
-  """What is wrong with each gold and each predicted span, '' if it is right.
+  """The error of each gold and of each predicted span; '' = right.
 
-  A predicted span that shares no character with a gold one is invented; one at the very place of a
-  gold one, or that overlaps only such of other types, has the wrong type; the rest wrong
-  boundaries. A gold span is missed when nothing predicted overlaps it, and otherwise wrong as that
-  is, but for one that is right itself.
+  A predicted span is right when a gold span has the same place and type. It is invented when it
+  overlaps no gold span. It has the wrong type when a gold span has the same place, or when it
+  overlaps gold spans of other types only. Otherwise it has wrong boundaries. Gold spans are judged
+  likewise by the predicted ones; one that overlaps none is missed.
   """
   def meets(a: Span, b: Span) -> bool:
     return a.start < b.end and b.start < a.end
@@ -68,24 +68,34 @@ def verdicts(gold: Sequence[Span], predicted: Sequence[Span]) -> tuple[list[str]
 
 
 def errors(record: Mapping) -> Counter:
-  """How many of each error a record has; gold spans count where nothing was predicted only, so
-  that a wrong boundary counts once."""
+  """How many of each kind of error a record has.
+
+  Of the gold spans only missed ones count, so that a wrong boundary or type counts once.
+  """
   gold, predicted = verdicts(spans(record, 'gold'), spans(record, 'predicted'))
   return Counter(filter(None, predicted)) + Counter(v for v in gold if v == MISSED)
 
 
 def totals(records: Iterable[Mapping]) -> Counter:
-  """Errors of a site's records, counted where `choose` looks for them."""
+  """Errors of all records of a site that `choose` may show."""
   return sum((errors(record) for record in _by_place(records).values()), Counter())
 
 
 def pieces(
-  text: str, found: Sequence[Span], judged: Sequence[str], main: Span | None = None
+  text: str, marked: Sequence[Span], judged: Sequence[str], main: Span | None = None
 ) -> list[Piece]:
-  """The sentence cut at its spans and its main entity; what overlaps an earlier one is left out."""
+  """The sentence cut at its spans and its main entity; a span that overlaps an earlier one is not
+  marked.
+
+  Args:
+    text: the sentence.
+    marked: its spans.
+    judged: the verdict on each span.
+    main: the main entity that was given to the model, if any.
+  """
   marks: list[tuple[int, int, str, str]] = []
   given = [] if main is None else [(main.start, main.end, MAIN, '')]
-  for mark in (*((*s, verdict) for s, verdict in zip(found, judged, strict=True)), *given):
+  for mark in (*((*s, verdict) for s, verdict in zip(marked, judged, strict=True)), *given):
     if all(mark[0] >= end or mark[1] <= start for start, end, _, _ in marks):
       marks.append(mark)
   out, at = [], 0
@@ -99,41 +109,46 @@ def pieces(
 def choose(
   answers: Mapping[str, Sequence[Mapping]], count: int, seed: int
 ) -> list[Excerpt]:
-  """`count` sentences of one site, at most, with what each run made of them.
+  """At most `count` sentences of one site, with the answers of all runs.
 
-  The kinds of errors of the last run take turns; of a kind come first sentences that can be read
-  at a glance and that runs answered differently, then in an order drawn by `seed`.
+  Sentences are chosen by the errors of the last run, one of each kind in turn. Within a kind,
+  sentences come first that are short, have few errors and that runs answered differently; `seed`
+  decides between equals.
 
   Args:
     answers: {run: prediction records of the site}.
     count: 0 = none.
-    seed: an integer.
+    seed: of the order.
   """
-  held = {name: _by_place(records) for name, records in answers.items()}
-  shown = held[next(reversed(held))] if held and count else {}
-  found = {place: errors(record) for place, record in shown.items()}
+  by_run = {name: _by_place(records) for name, records in answers.items()}
+  shown = by_run[next(reversed(by_run))] if by_run and count else {}
+  errors_at = {place: errors(record) for place, record in shown.items()}
 
   def order(place):
     record = shown[place]
-    rivals = {str(run[place]['predicted']) for run in held.values() if place in run}
-    agreed = len(held) > 1 and len(rivals) == 1
+    different = {str(run[place]['predicted']) for run in by_run.values() if place in run}
+    agreed = len(by_run) > 1 and len(different) == 1
     return (
-      len(sentence(record)) > _LONG, found[place].total() > _MANY, agreed,
+      len(sentence(record)) > _LONG, errors_at[place].total() > _MANY, agreed,
       zlib.crc32(f'{seed} {place}'.encode(errors='replace')))
 
-  ordered = sorted((place for place in shown if found[place]), key=order)
-  queues = [[place for place in ordered if found[place][kind]] for kind in ERRORS]
+  ordered = sorted((place for place in shown if errors_at[place]), key=order)
+  queues = [[place for place in ordered if errors_at[place][kind]] for kind in ERRORS]
   chosen = []
   while len(chosen) < count and any(queues):
     for queue in queues:
       queue[:] = [place for place in queue if place not in chosen]
       if queue and len(chosen) < count:
         chosen.append(queue.pop(0))
-  return [_excerpt(place, shown[place], held) for place in chosen]
+  return [_excerpt(place, shown[place], by_run) for place in chosen]
 
 
 def _by_place(records: Iterable[Mapping]) -> dict[tuple, Mapping]:
-  """Where several adapters answered, the first. Main entities that were not given are left out."""
+  """{(task, document, start of the sentence, main entity): record}.
+
+  When several adapters answered, the first record is taken. End-to-end records, whose main entities
+  are the model's own, are left out.
+  """
   out = {}
   for record in records:
     if record['task'] != 'end_to_end':
@@ -142,17 +157,20 @@ def _by_place(records: Iterable[Mapping]) -> dict[tuple, Mapping]:
   return out
 
 
-def _excerpt(place: tuple, record: Mapping, held: Mapping[str, Mapping[tuple, Mapping]]) -> Excerpt:
+def _excerpt(
+  place: tuple, record: Mapping, by_run: Mapping[str, Mapping[tuple, Mapping]]
+) -> Excerpt:
+  """The sentence at a place, with its annotation and the answer of each run."""
   text, gold = sentence(record), spans(record, 'gold')
   main = spans(record | {'main': [record['main']]}, 'main')[0] if 'main' in record else None
-  # Beside several answers, what was missed differs.
+  # With several runs, each has missed other spans, so none is marked in the annotation.
   missed = [
-    verdict if verdict == MISSED and len(held) == 1 else ''
+    verdict if verdict == MISSED and len(by_run) == 1 else ''
     for verdict in verdicts(gold, spans(record, 'predicted'))[0]]
   lines = [('annotated', pieces(text, gold, missed, main))]
-  for name, run in held.items():
+  for name, run in by_run.items():
     if place in run:
-      found = spans(run[place], 'predicted')
-      lines.append((name, pieces(text, found, verdicts(gold, found)[1], main)))
+      predicted = spans(run[place], 'predicted')
+      lines.append((name, pieces(text, predicted, verdicts(gold, predicted)[1], main)))
   task, document, start = place[:3]
   return Excerpt(f'{document}, character {start:,}', task, lines)

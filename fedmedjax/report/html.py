@@ -1,8 +1,8 @@
-"""report.html: everything about a run, or about several, on one page that needs nothing else.
+"""report.html: one self-contained page about one or several runs.
 
-Made from the files of the runs' folders only, so that it can be made again; the same files give
-the same bytes. There are no scripts in it and it asks for nothing over the network, which its own
-Content-Security-Policy holds it to. Notes and names are other people's text: jinja2 escapes them.
+It is made from the files of the runs' folders only, so that it can be made again; the same files
+give the same bytes. The page has no scripts and loads nothing over the network; its own
+Content-Security-Policy enforces that. Notes and names are other people's text: jinja2 escapes them.
 """
 
 import re
@@ -23,33 +23,36 @@ from fedmedjax.report.training_curves import plot_section, training_section
 from fedmedjax.store import files
 
 FILE = 'report.html'
-# Beside the annotation, a sentence is shown as the last runs answered it.
+# A sentence is shown with its annotation and the answers of the last runs, at most so many.
 _ANSWERS = 6
-# What a page says of itself, in its head.
+# Tag in the page's head that records how many excerpts it was made with.
 _MADE_WITH = '<meta name="excerpts" content="{}">'
-_HEAD = 2000
+_HEAD = 2000  # characters of a page in which that tag is looked for
 
 
 def write_report(
   path: Path, title: str, runs: Mapping[str, Path], *, examples: int,
   sentences: Sequence[str] = (), tables: Sequence[Table] = (), plots: Sequence[Plot] = (),
 ) -> None:
-  """Writes the page, whole at once.
+  """Writes the page, through a temporary file.
 
   Args:
     path: the file.
-    title: what was run.
-    runs: name -> folder of a finished run; the names are those of the tables.
-    examples: wrongly answered sentences of each site, at most; with 0 no text of a note is on the
-      page.
-    sentences, tables, plots: findings that the files of single runs do not hold, shown first.
+    title: of the page.
+    runs: {row of the tables: folder of a finished run}.
+    examples: most wrongly answered sentences that are shown of each site; with 0 no text of a note
+      is on the page.
+    sentences, tables, plots: comparisons of runs, which are not in the files of single runs; shown
+      first.
 
-  Raises InputError when a file of a run cannot be read.
+  Raises:
+    InputError: a file of a run cannot be read.
   """
   rows = read_runs(runs)
   own = [run for run in rows if run.own]
   sections = [
-    Section('findings', 'Findings', '', [Sentences(sentences), *tables, *plot_section(plots)]),
+    Section('comparisons', 'Comparisons', '', [
+      Sentences(sentences), *tables, *plot_section(plots)]),
     score_section(rows), training_section(rows), type_section(rows), cross_section(rows),
     cost_section(rows), corpus_section(own), _example_section(own, examples),
     _settings_section(own)]
@@ -60,7 +63,7 @@ def write_report(
 
 
 def freshen(workdir: Path, examples: int) -> None:
-  """Writes the report of a finished run where there is none, or one with more or fewer excerpts."""
+  """Writes a finished run's report if it is missing or has another number of excerpts."""
   path, name = workdir / FILE, workdir.resolve().name
   if path.exists():
     with path.open(encoding='utf-8') as file:
@@ -74,15 +77,17 @@ def _environment() -> jinja2.Environment:
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('fedmedjax.report'), autoescape=True, trim_blocks=True,
     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-  # Names of sites and keys may be broken behind their underscores and dots.
+  # Names of sites and keys may be broken into lines after underscores, dots, colons and slashes.
   environment.filters['breakable'] = lambda text: Markup(
     re.sub(r'(?<=[_.:/])(?=\w)', '<wbr>', str(escape(text))))
   return environment
 
 
 def _filled(section: Section) -> Section:
-  """Without blocks that show nothing; the first field of a block is what it shows, of a table its
-  rows."""
+  """The section without its empty blocks.
+
+  A block is empty when its rows (of a table), its entries, or else its first field are.
+  """
   return section._replace(blocks=[
     block for block in section.blocks
     if (block.rows if isinstance(block, Table) else
@@ -90,7 +95,7 @@ def _filled(section: Section) -> Section:
 
 
 def _lead(runs: Sequence[Run]) -> str:
-  """One line about what was run."""
+  """One line about the runs: numbers of sites and rounds, and seeds."""
   inside, outside = tested(runs)
   seeds = sorted({run.summary['seed'] for run in runs})
   rounds = sorted({run.summary['rounds'] for run in runs} - {0})
@@ -106,14 +111,14 @@ def _example_section(runs: Sequence[Run], count: int) -> Section:
   shown = runs[-_ANSWERS:]
   answers = {site: {run.name: records for run in shown if (records := read_answers(run, site))}
              for site in sum(tested(shown), [])}
-  found = {site: {name: errors.totals(records) for name, records in held.items()}
-           for site, held in answers.items()}
+  totals = {site: {name: errors.totals(records) for name, records in by_run.items()}
+            for site, by_run in answers.items()}
   if len(shown) == 1:
-    rows = [(site, total) for site, held in found.items() for total in held.values()]
+    rows = [(site, total) for site, by_run in totals.items() for total in by_run.values()]
     first, where = 'site', 'all test sentences'
   else:
     inside, _ = tested(shown)
-    rows = [(run.name, sum((found[site].get(run.name, errors.Counter()) for site in inside),
+    rows = [(run.name, sum((totals[site].get(run.name, errors.Counter()) for site in inside),
                            errors.Counter())) for run in shown]
     first, where = 'regime', 'the test sentences of the in-domain sites'
   table = Table(
@@ -121,8 +126,8 @@ def _example_section(runs: Sequence[Run], count: int) -> Section:
     'and nothing annotated there.', (first, *errors.ERRORS),
     [[name, *(f'{total[kind]:,}' for kind in errors.ERRORS)] for name, total in rows])
   excerpts = [
-    Excerpts(site, errors.choose(held, count, shown[-1].summary['seed']), folded=index > 0)
-    for index, (site, held) in enumerate(answers.items())]
+    Excerpts(site, errors.choose(by_run, count, shown[-1].summary['seed']), folded=index > 0)
+    for index, (site, by_run) in enumerate(answers.items())]
   lead = 'Where answers differ from the annotation.' + (
     ' Sentences are chosen by kind of error, not by how often it occurs; "main" is the given main '
     'entity.' if count else ' No text of a note is shown: config.report.examples is 0.')
@@ -136,8 +141,8 @@ def _settings_section(runs: Sequence[Run]) -> Section:
   keys = sorted({key for run in runs for key in run.config})
   missing = '\N{EN DASH}'
   values = {key: [said(run.config.get(key, missing)) for run in runs] for key in keys}
-  alike = [(key, found[0]) for key, found in values.items() if len(set(found)) == 1]
-  unlike = [[key, *found] for key, found in values.items() if len(set(found)) > 1]
+  alike = [(key, of_runs[0]) for key, of_runs in values.items() if len(set(of_runs)) == 1]
+  unlike = [[key, *of_runs] for key, of_runs in values.items() if len(set(of_runs)) > 1]
   versions = next((v for run in runs if (v := run.summary.get('versions'))), {})
   return Section(
     'settings', 'Configuration and versions',

@@ -40,7 +40,8 @@ def _adapter_lines(workdir: Path, summary: dict) -> list[tuple[str, str]]:
   folder = workdir / 'adapter'
   found = sorted(path.parent for path in folder.rglob('adapter_config.json'))
   own = [path.name for path in found if path not in (folder, folder / 'global')]
-  chosen = next((path for path in (folder, folder / 'global') if path in found), *found[:1])
+  # The one for all sites, else the first site's; gone only if somebody took them away.
+  chosen = [*(path for path in (folder, folder / 'global') if path in found), *found, folder][0]
   words = f'{folder}, one a site: {", ".join(own)}' if own else str(folder)
   if not any('ner' in tasks for tasks in summary['scores'].values()):
     return [('adapter', words), (
@@ -57,7 +58,8 @@ def _command(words: Sequence[str]) -> str:
 
 def _beside(workdir: Path, name: str) -> Path:
   """A folder that no run has, next to the run's."""
-  return workdir.with_name(f'{workdir.resolve().name}_{name}')
+  place = workdir.resolve() if workdir.name in ('', '..') else workdir
+  return place.parent / f'{place.name}_{name}'
 
 
 def _without_preset(arguments: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a report reads: the files of runs, and the answers in them that are scored apart."""
+"""The runs of a report, read from their folders."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,30 +11,38 @@ PREDICTIONS = 'predictions'
 
 
 class Run(NamedTuple):
-  """One row of the tables: a run, or answers of it that are scored beside its own."""
+  """One row of the tables: a run, or other answers of the run that have scores of their own.
+
+  Other answers are those of the adapter averaged for all sites ('global') and of the untrained
+  model ('zero_shot').
+  """
 
   name: str
-  config: dict           # flat
-  summary: dict          # its `scores` are this row's
-  lines: list[dict]      # of the rounds; () for answers beside a run's own
-  answers: Path          # folder of its SITE.jsonl
-  sites: dict            # of sites.json, {} where an older run has none
+  config: dict           # flat, {'fed.rounds': 3, ...}
+  summary: dict          # summary.json; its `scores` are this row's
+  lines: list[dict]      # of metrics.jsonl; [] for other answers of a run
+  answers: Path          # folder with SITE.jsonl
+  sites: dict            # sites.json; {} for a run of an older version
 
   @property
   def scores(self) -> dict:
+    """{site: {task: scores}}."""
     return self.summary['scores']
 
   @property
   def own(self) -> bool:
-    """Whether these are the run's own answers."""
+    """Whether the row is the run itself rather than other answers of it."""
     return self.answers.name == PREDICTIONS
 
 
 def read_runs(folders: Mapping[str, Path]) -> list[Run]:
-  """The runs, each with the answers of its one adapter for all and of the untrained model behind
-  it, where it has them.
+  """A row for each run, followed by rows for its other answers, see `Run`.
 
-  Raises InputError when a file cannot be read.
+  Args:
+    folders: {name: folder of a finished run}.
+
+  Raises:
+    InputError: a file cannot be read.
   """
   rows = []
   for name, folder in folders.items():
@@ -52,11 +60,12 @@ def read_runs(folders: Mapping[str, Path]) -> list[Run]:
 
 
 def read_answers(run: Run, site: str) -> list[dict]:
-  """Prediction records of a site; none where the run did not answer it."""
+  """Prediction records of a site; [] when the run was not tested there."""
   return files.read_lines(run.answers / f'{site}.jsonl')
 
 
 def is_external(run: Run, site: str) -> bool:
+  """Whether a site is one of the run's external cohorts, which it never trains on."""
   return site in run.summary.get('external', ())
 
 

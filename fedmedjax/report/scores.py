@@ -1,5 +1,4 @@
-"""The scores of runs: tables, a row or a column each, and charts by site, by type and across
-sites."""
+"""The scores of runs: tables and charts by site, by regime and of adapters across sites."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,19 +11,19 @@ from fedmedjax.report.runs import Run, is_external, tested
 from fedmedjax.report.svg import SERIES, clean
 
 NONE = '\N{EN DASH}'
-# Rows of answers up to which a table has a row for each site, and beyond which one for each run.
+# Up to so many runs a table has a row for each site; with more, a row for each run.
 _FEW = 3
-# Sites of a chart, rows and columns of a heat map.
+# Most sites of a chart; most rows and columns of a heat map.
 _DRAWN, _CROSSED = 12, 12
 
 
 class Measure(NamedTuple):
-  """Something scored: where in a site's scores it stands, and what it is."""
+  """A score, such as that of entities."""
 
   key: str
   title: str
-  note: str
-  find: Callable[[dict], dict | None]
+  note: str                             # what is scored, in words
+  find: Callable[[dict], dict | None]   # (scores of a site) -> entry of summary.json, if any
 
 
 def _relations(name: str) -> Callable[[dict], dict | None]:
@@ -45,7 +44,7 @@ MEASURES = (
 
 
 def measured(runs: Sequence[Run], measures: Sequence[Measure] = MEASURES) -> list[Measure]:
-  """Those of `measures` that any run has."""
+  """Those of `measures` that at least one run has."""
   scores = [tasks for run in runs for tasks in run.scores.values()]
   return [measure for measure in measures if any(map(measure.find, scores))]
 
@@ -57,13 +56,14 @@ def f1(run: Run, site: str, measure: Measure, kind: str = 'strict') -> float:
 
 
 def mean_f1(run: Run, measure: Measure, kind: str = 'strict') -> float:
-  """Plain mean over the in-domain sites that have the measure; NaN if none has."""
-  found = [f1(run, site, measure, kind) for site in run.scores if not is_external(run, site)]
-  known = [value for value in found if np.isfinite(value)]
+  """Mean of typed micro F1 over the in-domain sites that have the measure; NaN if none has."""
+  values = [f1(run, site, measure, kind) for site in run.scores if not is_external(run, site)]
+  known = [value for value in values if np.isfinite(value)]
   return float(np.mean(known)) if known else np.nan
 
 
 def number(value: float, form: str = '.3f') -> str:
+  """A number as text; a dash for NaN."""
   return format(value, form) if np.isfinite(value) else NONE
 
 
@@ -77,10 +77,12 @@ def _cell(run: Run, site: str, measure: Measure, kind: str) -> Cell:
 
 
 def label(site: str, outside: Sequence[str]) -> str:
+  """A site's name in tables; `outside` are the external sites."""
   return f'{site} (external)' if site in outside else site
 
 
 def score_section(runs: Sequence[Run]) -> Section:
+  """Tables and charts of all measures."""
   inside, outside = tested(runs)
   few = len(runs) <= _FEW
   blocks = []
@@ -91,7 +93,7 @@ def score_section(runs: Sequence[Run]) -> Section:
       (len(inside) + len(outside), _DRAWN, 'sites'), (len(runs), len(SERIES), 'rows')))]
   return Section(
     'scores', 'Scores',
-    'F1 joins precision and recall in one number from 0 to 1. Strict counts a finding as right '
+    'F1 joins precision and recall in one number from 0 to 1. Strict counts a span as right '
     'when its type, start and end are those of the annotation; lenient when its type is right and '
     'it shares a word. The range below a figure is its 95 % interval, by resampling notes. '
     'External sites were never trained on.', blocks)
@@ -112,8 +114,7 @@ def _by_site(
 
 
 def _row_name(run: Run, runs: Sequence[Run], kind: str) -> str:
-  """What a row of answers is called where its kind of score is said, too; a lone run needs no
-  name."""
+  """A column's name: run and kind of score, or the kind alone when there is a single run."""
   alone = run.own and sum(other.own for other in runs) == 1
   return kind if alone else f'{run.name} {kind}'
 
@@ -123,8 +124,8 @@ def _by_run(
 ) -> Table:
   rows = []
   for run in runs:
-    found = [f1(run, site, measure) for site in inside]
-    known = [value for value in found if np.isfinite(value)]
+    values = [f1(run, site, measure) for site in inside]
+    known = [value for value in values if np.isfinite(value)]
     rows.append([
       run.name, number(mean_f1(run, measure)), number(min(known, default=np.nan)),
       number(mean_f1(run, measure, 'lenient')),
@@ -173,14 +174,18 @@ def _bounds(run: Run, site: str, measure: Measure, kind: str) -> tuple[float, fl
 
 
 def left_out(*counts: tuple[int, int, str]) -> str:
-  """What is not drawn: (how many there are, how many are drawn, of what) each."""
+  """Sentences about what a chart leaves out.
+
+  Args:
+    counts: (how many there are, how many are drawn, what they are).
+  """
   return ' '.join(
     f'Drawn are the first {drawn} of {total} {what}.' for total, drawn, what in counts
     if total > drawn)
 
 
 def cross_section(runs: Sequence[Run]) -> Section:
-  """Every site's own adapter on every site, beside the adapters for all of the other runs."""
+  """Heat maps of every site's own adapter on every site, and of the other runs' shared adapters."""
   blocks = []
   for index, run in enumerate(runs):
     if not (run.own and run.summary.get('cross_site')):

@@ -1,7 +1,7 @@
-"""Drawings as SVG that is part of an HTML page: in its colours, light and dark, and in its fonts.
+"""SVG drawings for an HTML page, in the page's fonts and its light or dark colours.
 
-Drawn by matplotlib in colours that stand for the page's own: `var(--ink)` and so on replace them.
-One unit is a CSS pixel where the drawing is 340 wide, as on a phone.
+Matplotlib draws in placeholder colours, which are replaced by the page's CSS variables, such as
+`var(--ink)`. One unit is a CSS pixel when the drawing is 340 pixels wide, as on a phone.
 """
 
 import io
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 WIDTH = 340
-# Series of a drawing have a colour and a mark each; the page's legend shows both.
+# The palette: each series has a colour and a mark of its own, which the page's legend shows.
 MARKERS = 'os^DvPX*'
 SERIES = tuple(f'#0100a{i}' for i in range(1, len(MARKERS) + 1))
 INK, MUTED, LINE, HEAT = '#010001', '#010002', '#010003', '#010004'
@@ -28,7 +28,7 @@ _COLOUR = re.compile('|'.join(_VARIABLES))
 _SVG = 'http://www.w3.org/2000/svg'
 _HREF = '{http://www.w3.org/1999/xlink}href'
 _SETTINGS = {
-  # Text stays text; a dollar sign is one.
+  # Text is not turned into outlines, and a dollar sign does not begin a formula.
   'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 10.5, 'text.color': INK,
   'axes.edgecolor': LINE, 'axes.labelcolor': MUTED, 'xtick.color': LINE, 'ytick.color': LINE,
   'xtick.labelcolor': MUTED, 'ytick.labelcolor': MUTED, 'grid.color': LINE,
@@ -41,8 +41,12 @@ _SETTINGS = {
 def canvas(
   height: float, *, left: float = 8, right: float = 8, top: float = 8, bottom: float = 34
 ) -> Iterator[Axes]:
-  """Axes in a drawing of the given height and margins, in units; to be drawn and given to `embed`
-  inside the context."""
+  """A context with the axes of a new drawing, which are drawn on and given to `embed` inside it.
+
+  Args:
+    height: of the drawing; its width is WIDTH.
+    left, right, top, bottom: margins around the axes, in the same units.
+  """
   with matplotlib.rc_context(_SETTINGS):
     figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
     figure.patch.set_alpha(0)
@@ -59,14 +63,14 @@ def embed(axes: Axes, key: str, description: str) -> Markup:
   """The drawing as an <svg> element.
 
   Args:
-    axes: of `canvas`.
-    key: different for every drawing of a page.
-    description: what a reader hears who does not see it.
+    axes: from `canvas`.
+    key: a word that is different for every drawing of a page.
+    description: text that screen readers read out.
   """
   out = io.BytesIO()
   # Ids are hashes, salted so that the same drawing has the same bytes and no two share an id.
   with matplotlib.rc_context({'svg.hashsalt': key}), warnings.catch_warnings():
-    # Only measures text with its own font; the browser has more.
+    # Matplotlib's font only measures the text; the browser has fonts with the missing glyphs.
     warnings.filterwarnings('ignore', 'Glyph .* missing from')
     axes.figure.savefig(out, format='svg', transparent=True, metadata={
       'Date': None, 'Creator': None, 'Format': None, 'Type': None})
@@ -83,7 +87,7 @@ def embed(axes: Axes, key: str, description: str) -> Markup:
 
 
 def _strip(root: ElementTree.Element) -> None:
-  """Takes out metadata, and the style sheet, which would be the whole page's."""
+  """Removes metadata and the style sheet, which would apply to the whole page."""
   for parent in list(root.iter()):
     for child in list(parent):
       inside = {grandchild.tag for grandchild in child}
@@ -92,20 +96,25 @@ def _strip(root: ElementTree.Element) -> None:
 
 
 def _restyle(element: ElementTree.Element, wanted: set[str]) -> None:
-  """The page's colours and fonts, and only ids that are wanted: others recur in every drawing."""
+  """Sets the page's colours and fonts, and removes ids that are not `wanted`.
+
+  Ids that nothing refers to are the same in every drawing, and a page must not repeat them.
+  """
   if element.attrib.get('id') not in wanted:
     element.attrib.pop('id', None)
   if _HREF in element.attrib:
     element.set('href', element.attrib.pop(_HREF))
   style = element.attrib.get('style')
   if style:
-    style = _COLOUR.sub(lambda found: _VARIABLES[found[0]], style)
+    style = _COLOUR.sub(lambda match: _VARIABLES[match[0]], style)
     element.set('style', re.sub(r"font: ((?:\w+ )*[\d.]+px) [^;]*", r'font: \1 var(--font)', style))
 
 
 def clean(text: str, most: int = 0) -> str:
-  """`text` as a label: without what XML cannot hold, and not longer than `most` signs, if given:
-  names that begin alike often differ at the end, so the middle is left out."""
+  """`text` as a label: without unprintable characters and, unless 0, of at most `most` characters.
+
+  The middle of a long text is left out, since names that begin alike often differ at the end.
+  """
   text = ''.join(sign if sign.isprintable() else '\N{REPLACEMENT CHARACTER}' for sign in text)
   if not most or len(text) <= most:
     return text

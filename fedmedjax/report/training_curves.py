@@ -1,4 +1,4 @@
-"""What happened from round to round: curves by site, or by regime where there are several."""
+"""Curves of losses, weights and updates by round: of a single run by site, else by regime."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -11,19 +11,19 @@ from fedmedjax.report.runs import Run
 from fedmedjax.report.scores import left_out
 from fedmedjax.report.svg import SERIES
 
-# Rounds that are named one by one when something was left out of them.
+# Most rounds or sites that a sentence about skipped rounds or left-out sites names.
 _NAMED = 6
-# Regimes whose weights are drawn.
+# Most regimes whose weights are drawn.
 _WEIGHED = 6
 
 
 class Curve(NamedTuple):
-  """A number that a site has in a round: its key in the rounds' lines, and what it is."""
+  """A number that each site of a round has."""
 
-  key: str
+  key: str            # of a line of metrics.jsonl
   title: str
-  note: str
-  zero: bool = False
+  note: str           # what the number is, in words
+  zero: bool = False  # whether the y axis begins at 0
 
 
 CURVES = (
@@ -40,28 +40,29 @@ CURVES = (
 
 
 def by_site(lines: Iterable[dict], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """{site: (rounds, values)} of a number in the rounds' lines, where it exists."""
-  found: dict[str, list] = {}
+  """{site: (rounds f[N], values f[N])} of `key`, of the rounds in which the site has a value."""
+  pairs_of: dict[str, list] = {}
   for line in lines:
     for site, value in zip(line['sites'], line.get(key) or (), strict=False):
       if value is not None:
-        found.setdefault(site, []).append((line['round'], value))
-  return {site: tuple(np.array(pairs, float).T) for site, pairs in found.items()}
+        pairs_of.setdefault(site, []).append((line['round'], value))
+  return {site: tuple(np.array(pairs, float).T) for site, pairs in pairs_of.items()}
 
 
 def spread(
   curves: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """(rounds, low, median, high) over the sites of every round; low and high leave out a tenth."""
+  """(rounds, 10 % quantile, median, 90 % quantile) over the sites of each round, f[N] each."""
   values: dict[float, list] = {}
-  for rounds, found in curves.values():
-    for number_, value in zip(rounds, found, strict=True):
+  for rounds, site_values in curves.values():
+    for number_, value in zip(rounds, site_values, strict=True):
       values.setdefault(number_, []).append(value)
   rounds = np.array(sorted(values))
   return rounds, *np.array([np.percentile(values[n], (10, 50, 90)) for n in rounds]).T
 
 
 def training_section(runs: Sequence[Run]) -> Section:
+  """Charts by round, and sentences about skipped rounds and sites that were left out."""
   trained = [run for run in runs if run.lines]
   blocks = [Sentences(_incidents(trained))]
   if sum(run.own for run in runs) > 1:
@@ -74,23 +75,24 @@ def training_section(runs: Sequence[Run]) -> Section:
 
 
 def _incidents(runs: Sequence[Run]) -> list[str]:
-  said = []
+  """Sentences about rounds that were skipped and sites that were left out."""
+  sentences = []
   for run in runs:
     name = f'{run.name}: ' if len(runs) > 1 else ''
     skipped = [str(line['round']) for line in run.lines if line.get('skipped')]
     left = [f'{site} in round {line["round"]}' for line in run.lines
             for site in line.get('quarantined', ())]
-    for found, what in (
+    for events, what in (
         (skipped, 'skipped, as no site had anything usable to send: round'),
         (left, 'left out for a loss or an update that is not finite or explodes:')):
-      if found:
-        more = f' and {len(found) - _NAMED} more' if len(found) > _NAMED else ''
-        said.append(f'{name}{what} {", ".join(found[:_NAMED])}{more}.')
-  return said
+      if events:
+        more = f' and {len(events) - _NAMED} more' if len(events) > _NAMED else ''
+        sentences.append(f'{name}{what} {", ".join(events[:_NAMED])}{more}.')
+  return sentences
 
 
 def _drawing(key: str, curve: Curve, curves: dict) -> tuple[Chart, bool]:
-  """The chart of all sites, and whether there are too many for a line each."""
+  """(chart of all sites, whether they are too many for a line each)."""
   many = len(curves) > len(SERIES)
   if many:
     rounds, low, middle, high = spread(curves)
@@ -109,10 +111,10 @@ def _site_curves(run: Run) -> Charts:
   names = list(dict.fromkeys(site for line in run.lines for site in line['sites']))
   drawn, banded = [], False
   for curve in CURVES:
-    found = by_site(run.lines, curve.key)
-    if not found:
+    curves = by_site(run.lines, curve.key)
+    if not curves:
       continue
-    chart, many = _drawing(f'round-{curve.key}', curve, _ordered(found, names))
+    chart, many = _drawing(f'round-{curve.key}', curve, _ordered(curves, names))
     drawn.append(chart)
     banded |= many
   drawn += _server_curves(run)
@@ -122,7 +124,7 @@ def _site_curves(run: Run) -> Charts:
 
 
 def _server_curves(run: Run) -> list[Chart]:
-  """What is one number a round."""
+  """The chart of the product gap, one number for each round; [] when no round has it."""
   points = [(line['round'], line['product_gap']) for line in run.lines
             if line.get('product_gap') is not None]
   if not points:
@@ -137,15 +139,15 @@ def _server_curves(run: Run) -> list[Chart]:
 
 
 def _run_curves(runs: Sequence[Run]) -> Charts:
-  """A line a regime, in its colour of all other charts."""
+  """Losses, a line for each regime, in the colour that it has in all charts."""
   drawn, places = [], set()
   for curve in CURVES[:2]:
     series = []
     for place, run in enumerate(runs[:len(SERIES)]):
-      found = by_site(run.lines, curve.key)
-      if found:
-        rounds = sorted({n for one, _ in found.values() for n in one})
-        means = [np.mean([values[one == n][0] for one, values in found.values() if n in one])
+      curves = by_site(run.lines, curve.key)
+      if curves:
+        rounds = sorted({n for ns, _ in curves.values() for n in ns})
+        means = [np.mean([values[ns == n][0] for ns, values in curves.values() if n in ns])
                  for n in rounds]
         series.append((place, np.array(rounds), np.array(means)))
     places |= {place for place, *_ in series}
@@ -158,15 +160,15 @@ def _run_curves(runs: Sequence[Run]) -> Charts:
 
 
 def _weights(runs: Sequence[Run]) -> Charts:
-  """How the federated regimes weigh their sites."""
+  """The weights of sites in the federated regimes, a chart for each."""
   curve, drawn, names, banded = CURVES[2], [], {}, False
-  # Where nothing is sent nothing is averaged.
+  # A regime that sends nothing averages nothing.
   several = [run for run in runs if any(
     len(line['sites']) > 1 and line['bytes_up'] for line in run.lines)]
   for index, run in enumerate(several[:_WEIGHED]):
     names |= dict.fromkeys(site for line in run.lines for site in line['sites'])
-    found = by_site(run.lines, curve.key)
-    chart, many = _drawing(f'weights-{index}', curve, _ordered(found, names))
+    curves = by_site(run.lines, curve.key)
+    chart, many = _drawing(f'weights-{index}', curve, _ordered(curves, names))
     drawn.append(chart._replace(title=f'Weights of {run.name}'))
     banded |= many
   note = 'A line is the median over the sites of a round, the band leaves out a tenth on either ' \
@@ -177,12 +179,12 @@ def _weights(runs: Sequence[Run]) -> Charts:
 
 
 def _ordered(curves: dict, names: Iterable[str]) -> dict:
-  """One curve a site, perhaps empty, in the order of `names`: a site keeps its colour."""
+  """One curve for each site, which may be empty, in the order of `names`: colours stay the same."""
   return {name: curves.get(name, (np.zeros(0), np.zeros(0))) for name in names}
 
 
 def plot_section(plots: Sequence[Plot]) -> list[Charts]:
-  """What a caller wants drawn, a chart each."""
+  """A chart for each plot."""
   blocks = []
   for index, plot in enumerate(plots):
     series, bands = [], []

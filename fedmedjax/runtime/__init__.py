@@ -1,1 +1,1 @@
-"""What every program needs of the process: flags, progress, signals, devices."""
+"""Parts of every program that concern the process: flags, progress, signals, devices."""

@@ -9,13 +9,13 @@ import jax
 
 
 def limit() -> int:
-  """Bytes: of an accelerator when it tells them, else of this machine or its container."""
+  """Bytes of memory: of an accelerator that reports them, else of this machine or container."""
   return _stats().get('bytes_limit') or min(
     [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'), *container_limits(Path('/'))])
 
 
 def held() -> int:
-  """Bytes in use now: on the first device, or by this process where that is the device."""
+  """Bytes in use now: on the first device, or on a CPU by this process."""
   if 'bytes_in_use' in _stats():
     return _stats()['bytes_in_use']
   try:
@@ -26,7 +26,7 @@ def held() -> int:
 
 
 def peak() -> int:
-  """Bytes in use at most so far, see `held`."""
+  """The largest number of bytes in use so far, on the device or by the process as in `held`."""
   # ru_maxrss is in KiB on Linux.
   return _stats().get('peak_bytes_in_use') or (
     resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -55,15 +55,16 @@ def _stats() -> dict[str, int]:
 
 
 def container_limits(root: Path) -> list[int]:
-  """Bytes that control groups, version 2 or 1, allow this process; `root` of the file system.
+  """Memory limits in bytes that control groups, version 2 or 1, set for this process.
 
-  A limit holds for all groups below it, so those above this process's own count as well.
+  A limit applies to all groups below it, so those of the parents of this process's group count
+  too. `root` is the root of the file system.
   """
   try:
     lines = (root / 'proc/self/cgroup').read_text().splitlines()
   except OSError:  # no Linux
     return []
-  found = []
+  limits = []
   for line in lines:
     _, controllers, place = line.split(':', 2)
     if controllers and 'memory' not in controllers.split(','):
@@ -74,7 +75,7 @@ def container_limits(root: Path) -> list[int]:
     group = Path(place.lstrip('/'))
     for folder in (group, *group.parents):
       try:
-        found.append(int((root / mount / folder / name).read_text()))
-      except (OSError, ValueError):  # there is none, or it says 'max'
+        limits.append(int((root / mount / folder / name).read_text()))
+      except (OSError, ValueError):  # The file is missing, or contains 'max'.
         continue
-  return found
+  return limits

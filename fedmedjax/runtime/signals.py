@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first ends the program where nothing is lost, the second at once."""
+"""SIGINT and SIGTERM: the first stops the program when its work is saved, the second at once."""
 
 import logging
 import os
@@ -13,57 +13,59 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-  """A signal asked the program to leave."""
+  """Raised in the main thread when a signal asks the program to stop."""
 
   def __init__(self, number: int):
     super().__init__(signal.Signals(number).name)
     self.number = number
 
 
-# Handlers belong to the process, and so does what they have seen.
+# Module state, since signal handlers belong to the whole process.
 _depth = 0
 _pending: list[int] = []
 _late_writers = False
 
 
 def _handle(number, frame) -> None:
-  # Kept also when raised: raised within a destructor it would be dropped, and the signal with it.
+  # Recorded even when it is raised now: Python drops an exception raised within a destructor, and
+  # the signal would be lost with it.
   _pending.append(number)
   if not _depth:
     raise Stopped(number)
 
 
 def _quiet(unraisable) -> None:
-  """What is raised where nobody can catch it is told, but for two things that are told anyway.
+  """A hook for uncaught exceptions of destructors: prints all but two kinds.
 
-  A signal in a destructor: the next round minds it. And writers of a checkpoint that come too late:
-  when the disk is full the first of them ends the save, which says so, and its event loop.
+  Not printed: `Stopped`, since the next round notices the signal; and late writers of a checkpoint,
+  which find their event loop closed: the first failed writer has ended the save, whose error is
+  printed.
   """
   late = unraisable.object is None and str(unraisable.exc_value) == 'Event loop is closed'
   if not late and not isinstance(unraisable.exc_value, Stopped):
     sys.__unraisablehook__(unraisable)
 
 
-def _heard(record: logging.LogRecord) -> bool:
-  """False for what asyncio tells of tasks that failed, or were left, when nobody waits for them."""
+def _is_logged(record: logging.LogRecord) -> bool:
+  """False for asyncio's messages about failed or unfinished tasks that nobody waits for."""
   return not record.getMessage().startswith(
     ('Task exception was never retrieved', 'Task was destroyed but it is pending'))
 
 
 def expect_late_writers() -> None:
-  """A save has failed, which is told: its other writers may end when `stoppable` has closed.
+  """Silences the other writers of a checkpoint whose save has failed.
 
-  They are heard of neither through `_quiet` nor, where their event loop is still there, through
-  asyncio's logger.
+  They may end later, even after `stoppable` has closed, and the failure has been raised already.
+  `_quiet` then stays in place, and asyncio's logger does not report their tasks.
   """
   global _late_writers
   _late_writers = True
-  logging.getLogger('asyncio').addFilter(_heard)
+  logging.getLogger('asyncio').addFilter(_is_logged)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-  """Holds a signal's `Stopped` back until this closes without another exception."""
+  """A context manager that delays `Stopped` until it closes; another exception takes precedence."""
   global _depth
   if _pending and not _depth:
     raise Stopped(_pending[0])
@@ -80,9 +82,9 @@ def deferred() -> Iterator[None]:
 def stoppable() -> Iterator[None]:
   """While open, signals raise `Stopped` in the main thread; a second one ends the process at once.
 
-  Python runs handlers in the main thread only, between two of its own instructions, so one that
-  waits for a compiled round hears nothing. A thread of its own reads the signals' numbers from the
-  handlers' wake-up socket, tells of the first and leaves on the second.
+  Python runs handlers in the main thread only, between two bytecode instructions, so not while the
+  main thread waits for a compiled round. Another thread therefore reads the signals' numbers from
+  the wake-up socket, prints a line for the first signal and ends the process on the second.
   """
   if threading.current_thread() is not threading.main_thread():
     yield

@@ -1,9 +1,9 @@
-"""The state of a run on disk: a folder a round, which is whole or is not used.
+"""Checkpoints: the state of a run on disk, one folder for each round that is kept.
 
-checkpoints/N/ holds `state/`, written by Orbax, `metrics.jsonl`, the lines of all rounds up to N,
-and `manifest.json`: size and SHA-256 of every other file. It is made as N.part and renamed when
-all of it is on disk, so a crash leaves either a whole checkpoint or none; what happens to its
-bytes later is noticed by the manifest.
+checkpoints/N/ contains `state/`, written by Orbax, `metrics.jsonl`, the lines of all rounds up to
+N, and `manifest.json`: size and SHA-256 of every other file. The folder is written as N.part and
+renamed when all of it is on disk, so a crash leaves either a whole checkpoint or none. Damage that
+comes later is noticed by the manifest, and a damaged checkpoint is not used.
 """
 
 import hashlib
@@ -25,13 +25,14 @@ from fedmedjax.types import InputError
 MANIFEST = 'manifest.json'
 _LINES = 'metrics.jsonl'
 _PART = '.part'
-# What a failed save's late writers make is removed again until none was seen so many times in a
-# row, with such a pause between; and at most so often.
+# After a failed save, threads of Orbax may still write files. The folder is removed again and
+# again, with a pause between, until it was absent `_SETTLED` times in a row, but at most
+# `_MOST_TRIES` times.
 _SETTLED, _PAUSE_SECONDS, _MOST_TRIES = 5, 0.1, 100
 
 
 def host_copy(state: FedState) -> FedState:
-  """The state as numpy arrays of its own, which the next round, to which it is donated, leaves."""
+  """A copy of the state as numpy arrays; the next round frees the original, which is donated."""
   return jax.tree.map(np.array, state)
 
 
@@ -42,10 +43,10 @@ def save(
 
   Args:
     folder: of all checkpoints; made when absent.
-    state: after that round, see `host_copy`.
-    lines: of all rounds so far, in JSON's terms.
-    keep: newest checkpoints that stay.
-    keep_best: checkpoints that stay besides, of least mean validation loss.
+    state: the state after that round, see `host_copy`.
+    lines: the lines of all rounds so far, as JSON values.
+    keep: number of newest checkpoints that are kept.
+    keep_best: number of other checkpoints that are kept, those of least mean validation loss.
 
   Raises:
     RuntimeError: it cannot be written, such as on a full disk. Earlier ones are untouched.
@@ -76,14 +77,15 @@ def save(
 def newest(
   folder: Path, like: FedState, warn: Callable[[str], None]
 ) -> tuple[FedState, list[dict]] | None:
-  """(state, lines) of the newest whole checkpoint, or None; leftovers of a crash are removed.
+  """(state, lines) of the newest whole checkpoint, or None; N.part of a crash are removed.
 
   Args:
+    folder: of all checkpoints.
     like: a state of the same run, for structure, shapes, dtypes and placement.
-    warn: told of each damaged checkpoint that is passed over.
+    warn: called with a sentence about each damaged checkpoint that is skipped.
 
   Raises:
-    RuntimeError: a whole checkpoint holds something else than the state of this run.
+    RuntimeError: a whole checkpoint has another structure or other shapes than `like`.
   """
   for part in folder.glob(f'*{_PART}'):
     _remove(part)
@@ -108,23 +110,26 @@ def latest_round(folder: Path) -> int:
 
 
 def damage(path: Path) -> str | None:
-  """What is wrong with a checkpoint, or None."""
+  """What is wrong with a checkpoint, in words, or None."""
   try:
     manifest = read_json(path / MANIFEST)
-    found = describe(path)
+    present = describe(path)
   except (InputError, OSError):
     return f'{MANIFEST} cannot be read'
-  for name in sorted(manifest.keys() | found.keys()):
-    if name not in found:
+  for name in sorted(manifest.keys() | present.keys()):
+    if name not in present:
       return f'{name} is missing'
-    if manifest.get(name) != found[name]:
+    if manifest.get(name) != present[name]:
       return f'{name} is not what was written'
   return None
 
 
 def describe(folder: Path, sync: bool = False) -> dict[str, dict]:
-  """{file: {'bytes', 'sha256'}} of all files below but the manifest; sync = first to disk."""
-  found = {}
+  """{file: {'bytes', 'sha256'}} of all files in the folder and below, without the manifest.
+
+  With `sync`, waits until each file is on disk.
+  """
+  described = {}
   for path in sorted(folder.rglob('*')):
     name = path.relative_to(folder).as_posix()
     if path.is_dir() or name == MANIFEST:
@@ -133,18 +138,18 @@ def describe(folder: Path, sync: bool = False) -> dict[str, dict]:
       if sync:
         os.fsync(file.fileno())
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    found[name] = {'bytes': path.stat().st_size, 'sha256': digest}
-  return found
+    described[name] = {'bytes': path.stat().st_size, 'sha256': digest}
+  return described
 
 
 def mean_validation_loss(line: dict) -> float:
-  """The one score a round has: over the sites whose loss is finite; inf when there is none."""
+  """Mean validation loss of a round over the sites whose loss is finite; inf when there is none."""
   losses = [loss for loss in line.get('validation_loss', ()) if loss is not None]
   return sum(losses) / len(losses) if losses else float('inf')
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-  """Finished ones, oldest first."""
+  """The folders of finished checkpoints, oldest first."""
   names = (path for path in folder.glob('*') if path.name.isdecimal() and path.is_dir())
   return sorted(names, key=lambda path: int(path.name))
 
@@ -152,24 +157,26 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _superseded(
   folder: Path, lines: Sequence[dict], keep: int, keep_best: int
 ) -> list[Path]:
+  """The checkpoints to be removed: not among the newest `keep`, nor the best `keep_best`."""
   older = _checkpoints(folder)[:-keep]
   scores = {line['round']: mean_validation_loss(line) for line in lines}
-  # Of equal ones the newer, as after rounds that were skipped.
+  # Of equal scores, as skipped rounds have, the newer checkpoint is kept.
   ranked = sorted(older, key=lambda path: (scores.get(int(path.name), np.inf), -int(path.name)))
   return ranked[keep_best:]
 
 
 def _remove(path: Path) -> None:
-  """Removes a folder so that a crash on the way leaves no half of a checkpoint under its name."""
+  """Removes a folder; a crash in between leaves nothing under a finished checkpoint's name."""
   if path.exists() and path.suffix != _PART:
     path = path.rename(path.with_name(f'{path.name}.old{_PART}'))
   shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_again(part: Path) -> None:
-  """Removes what a failed save leaves, until its late writers have not made it again for a while.
+  """Removes the folder of a failed save until late writers do not make it again for a while.
 
-  They cannot be waited for. What comes later still is removed as after a crash.
+  Orbax offers no way to wait for them. A folder that appears later still is removed when the run
+  resumes, as after a crash.
   """
   quiet = 0
   for _ in range(_MOST_TRIES):

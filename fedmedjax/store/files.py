@@ -12,9 +12,9 @@ import numpy as np
 
 from fedmedjax.types import InputError
 
-# Keys and groups of keys that may differ between a run and its continuation: they do not change
-# finished rounds, and later ones by rounding at most. (The notes themselves are held to be the same
-# by their checksums.)
+# Keys and groups of keys that may differ when a run resumes: they do not change finished rounds,
+# and later rounds by rounding at most. (data.root is among them because the notes themselves are
+# compared by their checksums, see `train/fingerprint.py`.)
 HARMLESS = (
   'fed.rounds', 'fed.max_bad_rounds', 'fed.chunk', 'fed.shapes', 'fed.memory_gib', 'model.remat',
   'model.attention', 'mesh', 'data.root', 'eval.batch_size', 'eval.guesses', 'log', 'report',
@@ -27,6 +27,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+  """Writes text through a temporary file NAME.part, and makes the folder when it is absent."""
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(path.name + '.part')
   with part.open('w', encoding='utf-8') as file:
@@ -37,13 +38,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:
-  """JSON lines, whole file at once."""
+  """Writes a JSON-lines file, whole, as `write_json` does."""
   write_text(path, ''.join(
     json.dumps(record, ensure_ascii=False, allow_nan=False) + '\n' for record in records))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """Raises InputError when the file is not a JSON object."""
+  """The JSON object in a file.
+
+  Raises:
+    InputError: the file cannot be read or is not a JSON object.
+  """
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError, RecursionError) as error:
@@ -54,11 +59,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[Any]:
-  """The complete lines of a JSON-lines file up to one that is torn or no UTF-8."""
+  """The lines of a JSON-lines file, up to the first that is incomplete or not UTF-8."""
   if not path.exists():
     return []
   records = []
-  # Not splitlines(): texts may hold other separators that JSON leaves as they are.
+  # Not splitlines(): texts may contain other line separators, which JSON does not escape.
   for line in path.read_bytes().split(b'\n')[:-1]:
     try:
       records.append(json.loads(line.decode('utf-8')))
@@ -68,7 +73,7 @@ def read_lines(path: Path) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-  """The value in JSON's terms: arrays and tuples as lists, NaN and infinities as None."""
+  """The value as JSON values: arrays and tuples become lists, NaN and infinities None."""
   if isinstance(value, dict):
     return {key: plain(entry) for key, entry in value.items()}
   if isinstance(value, list | tuple):
@@ -81,7 +86,7 @@ def plain(value: Any) -> Any:
 
 
 def check_place(flag: str, folder: Path) -> None:
-  """Raises InputError when `folder`, the flag's value, is none and cannot be made one."""
+  """Raises InputError when `folder`, the value of `flag`, is no folder and cannot be made."""
   if folder.exists() and not folder.is_dir():
     raise InputError(f'{flag}={folder}: a folder is expected, a file is there')
   nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -92,36 +97,37 @@ def check_place(flag: str, folder: Path) -> None:
 def check_workdir(
   workdir: Path, settings: dict[str, Any], harmless: Sequence[str] = HARMLESS
 ) -> dict | None:
-  """Whether this run may use `workdir`; writes nothing.
+  """Checks that this run may use `workdir`; writes nothing.
 
   Args:
     workdir: may be absent.
-    settings: flat config in JSON's terms, {'fed.rounds': 3, ...}.
-    harmless: keys, or groups of keys, that may differ.
+    settings: flat config as JSON values, {'fed.rounds': 3, ...}.
+    harmless: keys, or groups of keys, that may differ from those in config.json.
 
   Returns:
     The summary of a run that was finished there with these settings (perhaps with another number
     of rounds), else None.
 
   Raises:
-    InputError: config.json there differs in a key that changes the mathematics, or the folder
-      holds files but no config.json.
+    InputError: config.json there differs in a key that changes the results, or the folder
+      contains files but no config.json.
   """
   check_place('--workdir', workdir)
   if not (workdir / 'config.json').exists():
-    # A crash may leave what is written before config.json.
+    # These are written before config.json, and a crash may leave them alone.
     first = {'lock', 'inputs.json', 'inputs.json.part', 'config.json.part'}
     if workdir.is_dir() and {path.name for path in workdir.iterdir()} - first:
       raise InputError(f'--workdir={workdir}: is not empty and holds no run of fedmedjax')
     return None
-  held = read_json(workdir / 'config.json')
+  recorded = read_json(workdir / 'config.json')
   harmless = set(harmless)
   changed = sorted(
-    key for key in settings.keys() | held.keys()
-    if settings.get(key) != held.get(key) and not {key, key.split('.')[0]} & harmless)
+    key for key in settings.keys() | recorded.keys()
+    if settings.get(key) != recorded.get(key) and not {key, key.split('.')[0]} & harmless)
   if changed:
     named = ', '.join(
-      f'config.{key}={held.get(key)!r}, this one has {settings.get(key)!r}' for key in changed)
+      f'config.{key}={recorded.get(key)!r}, this one has {settings.get(key)!r}'
+      for key in changed)
     raise InputError(f'--workdir={workdir}: holds a run with {named}; choose another workdir')
   path = workdir / 'summary.json'
   summary = read_json(path) if path.exists() else None
@@ -131,21 +137,22 @@ def check_workdir(
 
 
 def claim(workdir: Path, settings: dict[str, Any]) -> None:
-  """Writes config.json."""
+  """Writes WORKDIR/config.json, which binds the folder to these settings."""
   path = workdir / 'config.json'
   if not path.exists() or read_json(path) != settings:
     write_json(path, settings)
 
 
-# 64 bits of SHA-256 tell an accident; nobody forges his own notes.
-_DIGITS = 16
+# Hexadecimal digits of a checksum: 64 bits of SHA-256 notice an accident. A forgery of one's own
+# notes is not to be feared.
+CHECKSUM_DIGITS = 16
 
 
 def file_checksums(path: Path) -> dict[str, str]:
-  """Of the file, or the files of a model's folder; those below it are not read by us."""
+  """{name: checksum} of a file, or of the files of a folder without its subfolders."""
   files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-  found = {}
+  checksums = {}
   for file in files:
     with file.open('rb') as opened:
-      found[file.name] = hashlib.file_digest(opened, 'sha256').hexdigest()[:_DIGITS]
-  return found
+      checksums[file.name] = hashlib.file_digest(opened, 'sha256').hexdigest()[:CHECKSUM_DIGITS]
+  return checksums

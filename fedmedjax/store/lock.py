@@ -1,4 +1,4 @@
-"""One live run a folder: a lock file with the holder's process and host."""
+"""A lock file for each folder of a run, so that only one live process writes there."""
 
 import fcntl
 import json
@@ -16,15 +16,16 @@ FILE = 'lock'
 
 @contextmanager
 def locked(workdir: Path, warn: Callable[[str], None]) -> Iterator[None]:
-  """Holds WORKDIR/lock while open.
+  """A context manager that holds the lock WORKDIR/lock.
 
-  The kernel holds the lock for the open file, so a dead process holds none, whoever has its number
-  by now; what the file says is for people and for other hosts, whose locks the kernel may not see.
-  It is empty when nobody holds it, and stays: removing it would let two runs lock two files.
+  The kernel locks the open file, so the lock of a dead process is free, even when its process
+  number is in use again. The file's content, process and host, is for people and for other hosts,
+  whose kernels may not see the lock. The file is empty while nobody holds the lock, and is never
+  removed: otherwise two runs could each lock a file of that name.
 
   Args:
-    workdir: exists.
-    warn: told when the lock of a dead run is taken over.
+    workdir: a folder that exists.
+    warn: called with a sentence when the lock of a dead run is taken over.
 
   Raises:
     InputError: a live run of this host, or any run of another one, holds it.
@@ -49,7 +50,11 @@ def check_free(workdir: Path) -> None:
 
 
 def _taken(workdir: Path, file: TextIO) -> str:
-  """Locks the open file -> what it says of a dead run; InputError when a live one has it."""
+  """Locks the open file -> its content, which a dead run has left; '' if none.
+
+  Raises:
+    InputError: a live run of this host, or any run of another one, holds the lock.
+  """
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:

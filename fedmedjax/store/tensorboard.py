@@ -1,12 +1,12 @@
-"""A run's numbers for TensorBoard, in WORKDIR/tensorboard: one event file.
+"""A run's metrics for TensorBoard, one event file in WORKDIR/tensorboard.
 
-Its bytes follow from the rounds' lines and the summary: a run that goes on writes anew what was
-there, and then appends a round at a time, so that no point is doubled or lost and a run of days can
-be watched. Clocks of events count the seconds of the rounds, from 0.
+The file's bytes follow from the rounds' lines and the summary. A run that resumes rewrites the
+finished rounds and then appends each new round, so that no point is doubled or lost, and a long run
+can be watched. The time of an event is the sum of the rounds' seconds, from 0.
 
-The format is that of TensorFlow's records (length, its checksum, message, its checksum) with Event
-messages in protocol buffers' wire format, of which a run needs five fields. Libraries that write it
-bring TensorFlow or import torch where they find it; tensorboardX is the oracle of the tests.
+The format is TensorFlow's record file (length, checksum, message, checksum) of Event messages in
+the wire format of protocol buffers, of which a run needs five fields. Libraries that write it
+require TensorFlow or import torch where it is installed; the tests compare with tensorboardX.
 """
 
 import math
@@ -15,22 +15,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 FILE = 'tensorboard/events.out.tfevents.0.fedmedjax'
-# Sites beyond which single ones are no curves anyone reads.
+# With more sites than these, there are no curves of single sites.
 _SITES = 50
-# Of a round's line: numbers, and numbers a site.
+# Keys of a round's line: those with one number, and those with a number for each site.
 _NUMBERS = (
   'seconds', 'simulated_seconds', 'local_steps', 'examples', 'tokens', 'bytes_up', 'bytes_down',
   'useful_step_share', 'step_norm', 'product_gap')
 _OF_SITES = ('train_loss', 'validation_loss', 'weights', 'update_norm', 'cosine')
 
-# CRC-32C (Castagnoli, RFC 3720), reflected, of each byte.
+# Table of CRC-32C (Castagnoli, RFC 3720), reflected, for each value of a byte.
 _CRC = list(range(256))
 for _ in range(8):
   _CRC = [crc >> 1 ^ (0x82F63B78 if crc & 1 else 0) for crc in _CRC]
 
 
 def restart(workdir: Path, lines: Sequence[dict], sites: Sequence[str]) -> None:
-  """The file anew, with the rounds so far; `sites` are all that train."""
+  """Rewrites the file with the rounds so far; `sites` are the names of all sites that train."""
   path = workdir / FILE
   path.parent.mkdir(parents=True, exist_ok=True)
   records = [_record(_event(0.0, 0, {}) + _field(3, b'brain.Event:2'))]
@@ -41,12 +41,12 @@ def restart(workdir: Path, lines: Sequence[dict], sites: Sequence[str]) -> None:
 
 
 def add(workdir: Path, lines: Sequence[dict], sites: Sequence[str]) -> None:
-  """Appends the last round."""
+  """Appends the last of `lines`, the lines of all rounds so far."""
   _append(workdir / FILE, _round(lines, sites))
 
 
 def finish(workdir: Path, lines: Sequence[dict], summary: dict) -> None:
-  """Appends the final scores, to the rounds or to nothing."""
+  """Appends the scores of the summary; without rounds, to a new file."""
   if not lines:
     restart(workdir, lines, ())
   _append(workdir / FILE, _record(
@@ -69,7 +69,7 @@ def _clock(lines: Sequence[dict]) -> float:
 
 
 def _values(line: dict, each: bool) -> Iterator[tuple[str, float | None]]:
-  """(tag, value) of a round; `each`: of single sites, too."""
+  """(tag, value) of a round; with `each`, also those of single sites."""
   yield from ((f'round/{key}', line.get(key)) for key in _NUMBERS)
   for key in _OF_SITES:
     values = line.get(key) or ()
@@ -117,7 +117,7 @@ def _record(message: bytes) -> bytes:
 
 
 def _checksum(data: bytes) -> bytes:
-  """CRC-32C, turned and shifted as TensorFlow's records have it."""
+  """CRC-32C, rotated by 15 bits plus a constant, as in TensorFlow's record files."""
   crc = 0xFFFFFFFF
   for byte in data:
     crc = _CRC[(crc ^ byte) & 255] ^ crc >> 8

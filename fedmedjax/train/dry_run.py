@@ -1,4 +1,4 @@
-"""What a run would do and need: `main --validate_only`. Runs no round and writes nothing."""
+"""A dry run, `main --validate_only`: what a run would do and need. It runs and writes nothing."""
 
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from fedmedjax.train.round_log import participant_names
 from fedmedjax.train.run import check_continued
 
 
-def preview(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> None:
+def dry_run(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> None:
   """Checks config, workdir, notes, model and inputs as a run does, and prints what it would do.
 
-  Raises InputError as a run would.
+  Raises:
+    InputError: as a run would.
   """
   if workdir:
     check_continued(workdir, files.plain(leaves(config.to_dict())), options(config).rounds)
@@ -37,7 +38,7 @@ def preview(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
   done = checkpoint.latest_round(workdir / CHECKPOINTS) if workdir else 0
   if study.options.rounds:
     reporter.say(_rounds_table(study, done))
-    # As the run would, also where all of its rounds are done.
+    # Shown even when all rounds are done.
     reporter.say(memory_table(loop.planned(study, None, reporter)))
   device = jax.devices()[0]
   reporter.say(
@@ -46,7 +47,7 @@ def preview(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
 
 
 def planned(study: Study) -> list[dict]:
-  """What is known of every round's line before it is run."""
+  """For every round, the keys of its line in metrics.jsonl that are known before it is run."""
   return [
     communication.participation_line(
       study.communication, study.schedule, number,

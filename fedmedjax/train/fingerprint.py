@@ -1,4 +1,4 @@
-"""A run goes on with the notes and the model that it began with: their checksums are kept."""
+"""The fingerprint of a run's inputs: a run resumes only with the notes and model it began with."""
 
 import hashlib
 from collections import defaultdict
@@ -12,7 +12,7 @@ from fedmedjax.data.site import SiteData
 from fedmedjax.experiment.own_parts import OwnPart
 from fedmedjax.experiment.types import Data
 from fedmedjax.model.files.load import model_path, resolve
-from fedmedjax.store.files import _DIGITS, file_checksums, read_json, write_json, write_text
+from fedmedjax.store.files import CHECKSUM_DIGITS, file_checksums, read_json, write_json, write_text
 from fedmedjax.types import InputError
 
 FILE = 'inputs.json'
@@ -23,8 +23,9 @@ _PROMPTS = 'its prompts'
 def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
   """{'notes of site NAME': {document: checksum}, ..., 'model': {file: checksum}, ...}.
 
-  Notes count as they were read, split and tokenised, from whatever files; the model, and the
-  adapter that training starts from, as their files.
+  Checksums of notes are of their examples after reading, splitting and tokenising, so that the same
+  notes may move to other files. Those of the model, and of the adapter that training starts from,
+  are of their files.
   """
   path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
   sites = (*data.sites, *data.tested, *data.external)
@@ -33,7 +34,11 @@ def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
 
 
 def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:
-  """Its part of the fingerprint, {} without one."""
+  """The fingerprint's entry of the adapter that training starts from; {} when there is none.
+
+  Raises:
+    InputError: config.lora.start cannot be read.
+  """
   if config.fed.learner != 'lora' or not config.lora.start:
     return {}
   try:
@@ -56,27 +61,37 @@ def write_own_parts(workdir: Path, own: Mapping[str, OwnPart]) -> None:
     write_text(workdir / 'own_parts' / f'{key}.py', part.text)
 
 
-def check_inputs(workdir: Path, found: dict[str, dict[str, str]]) -> None:
-  """Records the inputs of a run in WORKDIR/inputs.json, or compares them with what is there."""
+def check_inputs(workdir: Path, inputs: dict[str, dict[str, str]]) -> None:
+  """Writes the fingerprint to WORKDIR/inputs.json, or compares it with the one that is there.
+
+  Raises:
+    InputError: as `compare_inputs`.
+  """
   if not (workdir / FILE).exists():
-    write_json(workdir / FILE, found)
-  compare_inputs(workdir, found)
+    write_json(workdir / FILE, inputs)
+  compare_inputs(workdir, inputs)
 
 
 def compare_inputs(
-  workdir: Path, found: dict[str, dict[str, str]], only: Iterable[str] | None = None
+  workdir: Path, inputs: dict[str, dict[str, str]], only: Iterable[str] | None = None
 ) -> None:
-  """Raises InputError when an input is not the one that the run there began with, and names it.
+  """Compares the fingerprint with that of the run in `workdir`, if there is one.
 
-  `only` these groups are looked at, if they are given.
+  Args:
+    workdir: folder of the run.
+    inputs: from `fingerprint`.
+    only: the groups to compare, such as 'model'; None = all.
+
+  Raises:
+    InputError: an input has changed since the run began; the message names it.
   """
   path = workdir / FILE
-  held = read_json(path) if path.exists() else found
-  if not all(isinstance(entry, dict) for entry in held.values()):
+  recorded = read_json(path) if path.exists() else inputs
+  if not all(isinstance(entry, dict) for entry in recorded.values()):
     raise InputError(f'{path}: is no list of inputs; bring back the file')
-  for group in sorted(held.keys() | found.keys() if only is None else only):
-    before, now = held.get(group, {}), found.get(group, {})
-    # Runs of old did not keep their prompts.
+  for group in sorted(recorded.keys() | inputs.keys() if only is None else only):
+    before, now = recorded.get(group, {}), inputs.get(group, {})
+    # Older versions did not record prompts.
     changed = [name for name in sorted(before.keys() | now.keys())
                if before.get(name) != now.get(name)
                and not (name == _PROMPTS and before and name not in before)]
@@ -100,5 +115,5 @@ def _notes(site: SiteData) -> dict[str, str]:
 
 
 def _checksum(parts: Iterable[Any]) -> str:
-  return hashlib.sha256('\n'.join(map(str, parts)).encode()).hexdigest()[:_DIGITS]
+  return hashlib.sha256('\n'.join(map(str, parts)).encode()).hexdigest()[:CHECKSUM_DIGITS]
 

@@ -25,7 +25,7 @@ CHECKPOINTS, METRICS = 'checkpoints', 'metrics.jsonl'
 
 
 class StepDisplay:
-  """The host end of a round's progress: called by the compiled program after every step."""
+  """Shows a round's progress: the compiled program calls it on the host after every step."""
 
   def __init__(self):
     self.names: tuple[str, ...] = ()
@@ -37,38 +37,46 @@ class StepDisplay:
 
 
 class Trained(NamedTuple):
-  """What became of all rounds."""
+  """The result of training: the state after the last round, and the lines of all rounds."""
 
   state: FedState
-  lines: list[dict]   # of metrics.jsonl
-  earlier: float      # seconds that earlier runs trained
-  saving: float       # seconds that this one spent on checkpoints
-  plan: Plan | None   # of its memory, as it was at the end; None = no round was left
+  lines: list[dict]   # the lines of metrics.jsonl
+  earlier: float      # seconds of the rounds that earlier calls of this run have trained
+  saving: float       # seconds that this call spent on checkpoints
+  plan: Plan | None   # the memory plan at the end; None = no round was left to train
 
 
 def planned(study: Study, workdir: Path | None, reporter: Reporter) -> Plan | None:
-  """The plan of the rounds that `workdir` lacks, or None when it has all; see `memory.plan`."""
+  """The memory plan of the rounds that are not in `workdir` yet, see `memory.plan`.
+
+  None when all rounds are done.
+  """
   if workdir and checkpoint.latest_round(workdir / CHECKPOINTS) >= study.options.rounds:
     return None
   lines = files.read_lines(workdir / METRICS) if workdir else []
-  # All rounds have these shapes.
-  turn, data = _packed(study, 0)
+  # All rounds have the shapes of round 0.
+  participation, data = _packed(study, 0)
   state = study.algorithm.init(study.trainable.adapter)
-  return memory.plan(study, _inputs(study, state, 0, turn, data), reporter, lines)
+  return memory.plan(study, _inputs(study, state, 0, participation, data), reporter, lines)
 
 
 def train(
   study: Study, workdir: Path, reporter: Reporter, display: StepDisplay, plan: Plan | None
 ) -> Trained:
-  """All rounds not yet done.
+  """Trains the rounds that are not done yet, from the newest whole checkpoint on.
 
-  On an accelerator a round's checkpoint is written, and the examples of the next one are packed,
-  while a round computes; on a CPU in turns. Its line is in metrics.jsonl, and it is announced, only
-  when the checkpoint is on disk. A signal lets the round under way and its checkpoint finish. A
-  round that finds no memory is begun again from that checkpoint, with a smaller plan.
+  On an accelerator, while a round computes, the checkpoint of the round before is written and the
+  examples of the next round are packed; on a CPU these happen one after the other. A round's line
+  is written to metrics.jsonl and printed only when its checkpoint is on disk. On a signal the
+  current round and its checkpoint are finished first. A round that runs out of memory starts again
+  from the last checkpoint, with a smaller plan.
 
   Args:
-    plan: of `planned`.
+    study: what is trained.
+    workdir: folder of the run.
+    reporter: prints a sentence for each round, and warnings.
+    display: shows the steps of the current round.
+    plan: from `planned`; None = planned here, should a round be left after all.
 
   Raises:
     RuntimeError: training failed for good, or a checkpoint could not be written.
@@ -91,18 +99,19 @@ def train(
   with ThreadPoolExecutor(1) as disk, _packing(study) as packed:
     while (number := len(lines)) < options.rounds:
       _check_streak(study, lines)
-      turn, data = packed(number)
-      inputs = _inputs(study, state, number, turn, data)
-      # A damaged checkpoint brings back rounds that were done.
+      participation, data = packed(number)
+      inputs = _inputs(study, state, number, participation, data)
+      # Without a plan all rounds seemed done, but the last checkpoint is damaged.
       plan = plan or memory.plan(study, inputs, reporter, lines)
       with signals.deferred():
         played = _within_memory(
-          _played, study, plan, turn, inputs, number, reporter, display)
+          _played, study, plan, participation, inputs, number, reporter, display)
         saving.result()
         if played is None:
-          del state, inputs  # perhaps half given to the round that failed
+          del state, inputs  # The failed round may have freed parts of the state it was given.
           state, lines = _restored(study, workdir, reporter)
-          plan = memory.reduced(study, plan, _inputs(study, state, number, turn, data), reporter)
+          inputs = _inputs(study, state, number, participation, data)
+          plan = memory.reduced(study, plan, inputs, reporter)
           continue
         state, line = played
         lines = [*lines, line]
@@ -119,53 +128,57 @@ def train(
 def _restored(
   study: Study, workdir: Path, reporter: Reporter
 ) -> tuple[FedState, list[dict]]:
-  """The newest whole checkpoint, or the start; files that grow by a round are made to agree."""
+  """The newest whole checkpoint, or the state before round 0.
+
+  metrics.jsonl and the TensorBoard file are rewritten to hold just the rounds of that checkpoint.
+  """
   fresh = study.algorithm.init(study.trainable.adapter)
   state, lines = checkpoint.newest(
     workdir / CHECKPOINTS, fresh, reporter.warn) or (fresh, [])
-  # What a crash left there may lack a line, or have one without its checkpoint.
+  # After a crash they may lack a line, or have one of a round without checkpoint.
   files.write_lines(workdir / METRICS, lines)
   tensorboard.restart(workdir, lines, participant_names(study))
   return state, lines
 
 
 def _overlaps() -> bool:
-  """Whether the host can do anything else while a round computes.
+  """Whether other threads of the host can work while a round computes.
 
-  On a CPU the call of a round keeps the interpreter's lock to its end, so a save behind it would
-  be on disk no sooner than the next round's, and a kill would cost two rounds.
+  On a CPU the call of a round holds the interpreter's lock to its end. A save in another thread
+  would reach the disk only after the next round, so a kill would cost two rounds.
   """
   return jax.default_backend() != 'cpu'
 
 
 @contextmanager
 def _packing(study: Study) -> Iterator[Callable[[int], tuple[Participation, LocalData]]]:
-  """Yields `_packed` of a round; where it can, it packs the next one meanwhile."""
+  """Yields a function like `_packed`, which also starts to pack the next round where it can."""
   ahead: dict[int, Future] = {}
   with ThreadPoolExecutor(1) as packer:
 
     def packed(number: int) -> tuple[Participation, LocalData]:
-      found = ahead.pop(number).result() if number in ahead else _packed(study, number)
+      inputs = ahead.pop(number).result() if number in ahead else _packed(study, number)
       if _overlaps() and number + 1 < study.options.rounds and number + 1 not in ahead:
         ahead[number + 1] = packer.submit(_packed, study, number + 1)
-      return found
+      return inputs
 
     yield packed
 
 
 def _packed(study: Study, number: int) -> tuple[Participation, LocalData]:
-  """How round `number`, from 0, goes, and what its sites train on, on the host."""
-  turn = communication.round_participation(study.communication, study.schedule, number)
-  batches, mask = schedules.round_arrays(study.schedule, number, turn.cohort.sites, turn.steps)
-  return turn, LocalData(batches, mask, turn.weights)
+  """Who takes part in round `number` (from 0), and the data they train on, as numpy arrays."""
+  participation = communication.round_participation(study.communication, study.schedule, number)
+  batches, mask = schedules.round_arrays(
+    study.schedule, number, participation.cohort.sites, participation.steps)
+  return participation, LocalData(batches, mask, participation.weights)
 
 
 def _inputs(
-  study: Study, state: FedState, number: int, turn: Participation, data: LocalData
+  study: Study, state: FedState, number: int, participation: Participation, data: LocalData
 ) -> tuple:
-  """The arguments of a round's program."""
+  """The arguments of the compiled round: state, base, data, cohort, validation, key."""
   return (
-    state, study.trainable.base, data, turn.cohort.sites, study.validation,
+    state, study.trainable.base, data, participation.cohort.sites, study.validation,
     jax.random.fold_in(jax.random.key(study.options.seed), number))
 
 
@@ -180,13 +193,16 @@ def _within_memory(play: Callable, *arguments) -> Any:
 
 
 def _played(
-  study: Study, plan: Plan, turn: Participation, inputs: tuple, number: int,
+  study: Study, plan: Plan, participation: Participation, inputs: tuple, number: int,
   reporter: Reporter, display: StepDisplay,
 ) -> tuple[FedState, dict]:
-  """Runs one round -> (state, its line in JSON's terms). Where nobody came, nothing moves."""
+  """Runs one round -> (state, its line as JSON values).
+
+  When no site of the cohort sends anything, nothing but the count of rounds changes.
+  """
   line = communication.participation_line(
-    study.communication, study.schedule, number, turn, participant_names(study))
-  if not turn.steps.any():
+    study.communication, study.schedule, number, participation, participant_names(study))
+  if not participation.steps.any():
     state = inputs[0]
     return state._replace(round=state.round + 1), files.plain(
       line | {'skipped': True, 'weights': [0.0] * len(line['sites']), 'seconds': 0.0})
@@ -197,15 +213,15 @@ def _played(
     state, metrics = plan.compiled(*inputs)
     metrics = jax.device_get(metrics)
     jax.effects_barrier()
-  line |= metrics_line(study, plan.execution, turn, metrics) | {
+  line |= metrics_line(study, plan.execution, participation, metrics) | {
     'seconds': time.monotonic() - begun} | plan.execution._asdict()
-  for warning in check_round(study, line, turn, metrics):
+  for warning in check_round(study, line, participation, metrics):
     reporter.warn(warning)
   return state, files.plain(line)
 
 
 def _check_streak(study: Study, lines: Sequence[dict]) -> None:
-  """Raises RuntimeError when the last rounds all failed at every site, so many as are allowed."""
+  """Raises RuntimeError when the last `max_bad_rounds` rounds all had no usable site."""
   failed = [bool(line.get('quarantined') and line.get('skipped')) for line in lines]
   limit = study.options.max_bad_rounds
   if len(failed) >= limit and all(failed[-limit:]):

@@ -1,8 +1,9 @@
-"""The memory of a run, planned before it begins: XLA's own numbers choose how sites are laid out.
+"""The memory plan of a run: the fastest execution whose compiled round fits into memory.
 
-Of the executions that the configuration leaves open (`execution.py`) the fastest is taken whose
-compiled round fits. Those that cannot fit, by what their traced gradient keeps, are passed over
-uncompiled; the program of the one that is taken is the one that runs.
+Executions (`experiment/execution.py`) differ in how many sites are computed at once and in what is
+recomputed for the gradient. They are tried from the fastest on. XLA reports the memory of a
+compiled round. An execution that cannot fit, by an estimate from its traced gradient, is skipped
+without compilation. The program that was compiled for the plan is the one that then runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,27 +22,27 @@ from fedmedjax.runtime import device
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
-# Of the limit. The rest is for what is in no number: fragments, scratch space of kernels, copies on
-# their way to disk.
+# Share of the limit that a plan may use. The rest is for memory that XLA does not report:
+# fragmentation, scratch space of kernels, copies on their way to disk.
 SHARE = 0.9
-# What a GPU's libraries say when they find no memory, beside XLA's own RESOURCE_EXHAUSTED.
+# Messages of a GPU's libraries when memory runs out, beside XLA's own RESOURCE_EXHAUSTED.
 _LIBRARIES_SAY = ('CUDA_ERROR_OUT_OF_MEMORY', 'CUBLAS_STATUS_ALLOC_FAILED',
                   'CUDNN_STATUS_ALLOC_FAILED', 'CUSOLVER_STATUS_ALLOC_FAILED')
 
 
 class Plan(NamedTuple):
-  """An execution and its compiled round; numbers are bytes, of the first device."""
+  """An execution and its compiled round; numbers are bytes on the first device."""
 
   execution: Execution
-  compiled: Callable         # the round's program
-  training: dict[str, int]   # by use, while a round runs
-  decoding: int              # while the largest batch is decoded
-  before: int                # the most that was in use before
-  limit: int                 # of which the SHARE may be used
+  compiled: Callable         # the compiled round
+  training: dict[str, int]   # bytes while a round runs, by what they are used for
+  decoding: int              # bytes while the largest batch is decoded
+  before: int                # the most bytes that were in use before the plan was made
+  limit: int                 # bytes of the device, of which the SHARE may be used
 
   @property
   def peak(self) -> int:
-    """At the run's fullest moment."""
+    """The largest number of bytes that are in use at any time of the run, as predicted."""
     return max(sum(self.training.values()), self.decoding, self.before)
 
   def __str__(self) -> str:
@@ -57,26 +58,26 @@ def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] 
     study: its executions are tried in their order.
     inputs: arguments of its round.
     reporter: shows compilations.
-    lines: of the rounds so far. A run that goes on begins with the execution of the last one.
+    lines: lines of the finished rounds. A run that resumes begins with the execution of the last.
 
   Raises:
-    InputError: none fits, or decoding does not.
+    InputError: no execution fits, or decoding does not.
   """
-  limit, held = study.options.memory or device.limit(), device.held()
+  limit, in_use = study.options.memory or device.limit(), device.held()
   order, factor = _remaining(study.executions, lines), 1.0
   guess = estimate(study, inputs)
   for execution in order:
-    if execution != order[-1] and held + factor * guess(execution) > SHARE * limit:
+    if execution != order[-1] and in_use + factor * guess(execution) > SHARE * limit:
       continue
     compiled = compile_round(study, execution, inputs, reporter)
     training = _uses(compiled, inputs) if compiled else {}
-    needed = sum(training.values()) or held + guess(execution)
+    needed = sum(training.values()) or in_use + guess(execution)
     if compiled and needed <= SHARE * limit:
       before = device.peak()
       return Plan(
         execution, compiled, training, _decoding(study, inputs, needed, limit), before, limit)
-    # What the compiler added to this guess it will add to others, too.
-    factor = max(factor, (needed - held) / guess(execution))
+    # The ratio by which the compiled round exceeds its estimate is expected of the others too.
+    factor = max(factor, (needed - in_use) / guess(execution))
   smallest = smaller(order[-1], study.communication.sampler.size, study.groups) is None
   raise InputError(
     f'config.fed.batch_size={study.schedule.batch_size}: a round needs {_gib(needed)} with '
@@ -89,36 +90,43 @@ def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] 
 def _remaining(
   order: tuple[Execution, ...], lines: Sequence[dict]
 ) -> tuple[Execution, ...]:
-  """`order` from the execution of the last of `lines` on, so that a run keeps its roundings."""
-  # A round that nobody came to has none; what a crash left there may be anything.
+  """`order` from the last round's execution on, so that a resumed run rounds as before."""
+  # The line of a round without participants has no execution; after a crash a line may be anything.
   last = next(
     (line for line in reversed(lines) if isinstance(line, dict) and 'remat' in line), {})
-  held = Execution(last.get('chunk'), last.get('remat'))
-  return order[order.index(held):] if held in order else order
+  last_execution = Execution(last.get('chunk'), last.get('remat'))
+  return order[order.index(last_execution):] if last_execution in order else order
 
 
-def reduced(study: Study, held: Plan, inputs: tuple, reporter: Reporter) -> Plan:
+def reduced(study: Study, failed: Plan, inputs: tuple, reporter: Reporter) -> Plan:
   """The plan for a round that ran out of memory: the next smaller execution that compiles.
 
-  Raises RuntimeError when there is none.
+  Args:
+    study: what is trained.
+    failed: the plan with which memory ran out.
+    inputs: arguments of the round.
+    reporter: prints a warning for each execution that is tried.
+
+  Raises:
+    RuntimeError: there is no smaller execution.
   """
-  execution, sites = held.execution, study.communication.sampler.size
+  execution, sites = failed.execution, study.communication.sampler.size
   while execution := smaller(execution, sites, study.groups):
     reporter.warn(
-      f'memory ran out with {held.execution}; the round is tried again with {execution}')
+      f'memory ran out with {failed.execution}; the round is tried again with {execution}')
     compiled = compile_round(study, execution, inputs, reporter)
     if compiled:
-      return held._replace(
+      return failed._replace(
         execution=execution, compiled=compiled, training=_uses(compiled, inputs))
   raise RuntimeError(
-    f'memory ran out with {held.execution}, and nothing smaller is left; finished rounds are '
+    f'memory ran out with {failed.execution}, and nothing smaller is left; finished rounds are '
     'kept, lower config.fed.batch_size in another workdir')
 
 
 def compile_round(
   study: Study, execution: Execution, inputs: tuple, reporter: Reporter
 ) -> Callable | None:
-  """The round's program; None when the compiler itself finds no memory for it."""
+  """The compiled round; None when the compiler itself runs out of memory."""
   with reporter.task('compiling the round') as advance:
     lowered = study.algorithm_with(execution).round.lower(*inputs)
     try:
@@ -132,13 +140,13 @@ def compile_round(
 
 
 def exhausted(error: Exception) -> bool:
-  """Whether the runtime says that memory ran out, its own or that of a library it calls."""
+  """Whether an error of the runtime, or of a library that it calls, means that memory ran out."""
   return str(error).startswith('RESOURCE_EXHAUSTED') or any(
     words in str(error) for words in _LIBRARIES_SAY)
 
 
 def _uses(compiled: Any, inputs: tuple) -> dict[str, int]:
-  """Bytes by use while the round runs, by the compiler's count of what it makes itself."""
+  """{use: bytes} while the round runs; those of the round itself are the compiler's count."""
   state, base, *fed = inputs
   counted = compiled.memory_analysis()
   given = {
@@ -161,13 +169,14 @@ def _on_device(arrays: Any) -> int:
 
 
 def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
-  """Bytes while the largest batch is decoded, beside the last round's state.
+  """Bytes while the largest batch is decoded, with the last round's state still in memory.
 
-  Its program is compiled, for the compiler's count, where it may need more than training. On one
-  device it is kept for a call of this size, which a decoding may never come to; on a mesh the
-  call's arrays lie otherwise.
+  Where decoding may need more than training, its program is compiled for the compiler's count. On
+  one device a later call of this size reuses the compiled program; on a mesh it does not, since the
+  arrays are placed differently.
 
-  Raises InputError when it does not fit.
+  Raises:
+    InputError: decoding does not fit.
   """
   adapter = jax.eval_shape(lambda state: site_adapter(state, study.sharing, 0), inputs[0])
   program = study.trainable.largest_answer(adapter, (*study.data.tested, *study.data.external))
@@ -191,10 +200,15 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
 
 
 def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
-  """(execution) -> bytes that a round needs beside what is held before it, uncompiled.
+  """(execution) -> estimated bytes that a round needs in addition to those in use before it.
 
-  Too many for what the compiler drops of what the loss keeps for its gradient as it is traced, too
-  few for the compiler's own room. `inputs`: arguments of the round, arrays or their shapes.
+  Nothing is compiled. The estimate counts too much, since the compiler drops a part of what the
+  traced loss keeps for its gradient, and too little, since the compiler's temporary arrays are not
+  in it.
+
+  Args:
+    study: what is trained.
+    inputs: arguments of the round, arrays or their shapes.
   """
   _, base, data, *_ = inputs
   sites, adapter = study.communication.sampler.size, study.trainable.adapter

@@ -1,4 +1,4 @@
-"""A trained round on the host: what it tells, and what must hold of it."""
+"""A finished round on the host: its line in metrics.jsonl, checks of it, and its sentence."""
 
 import numpy as np
 
@@ -10,64 +10,70 @@ from fedmedjax.fed.types import RoundMetrics
 
 # The server's step may differ from the aggregate by rounding only (docs/methods.md, section 8).
 _STEP_TOLERANCE = 1e-4
-# Sites that the sentence about a round names.
+# Number of sites that the sentence about a round names.
 _NAMED = 8
 
 
 def participant_names(study: Study) -> tuple[str, ...]:
-  """The sites that train, or the one place where their notes are pooled."""
+  """The names of the sites that train; 'pooled' when all notes are trained on in one place."""
   return ('pooled',) if study.options.pooled else tuple(s.name for s in study.data.sites)
 
 
 def metrics_line(
-  study: Study, execution: Execution, turn: Participation, metrics: RoundMetrics
+  study: Study, execution: Execution, participation: Participation, metrics: RoundMetrics
 ) -> dict:
-  """What training adds to a round's line; lists in the order of its `sites`.
+  """The keys of a round's line that training adds; lists are in the order of its `sites`.
 
-  `useful_step_share` is steps taken over steps computed: sites that are computed together step
-  together (see `fed/sites.py`).
-  `quarantined` names the sites that were left out (see `fed/quarantine.py`), `skipped` is there
-  when these, or those without a usable validation loss, were all, and the round changed nothing.
+  `useful_step_share` is steps taken over steps computed: sites that are computed together take
+  padded steps until the last of them is done (see `fed/sites.py`).
+  `quarantined` names the sites that were left out (see `fed/quarantine.py`). `skipped` is there
+  only when no site was left, or none with a usable validation loss: the round changed nothing.
   """
-  here = turn.cohort.present
+  here = participation.cohort.present
   losses = [
-    loss[:count] for loss, count in zip(metrics.train_loss[here], turn.steps[here], strict=True)]
+    loss[:count] for loss, count in zip(
+      metrics.train_loss[here], participation.steps[here], strict=True)]
   of_sites = {
     key: getattr(metrics, key)[here]
     for key in ('validation_loss', 'weights', 'update_norm', 'cosine')}
-  out = turn.cohort.sites[(turn.steps > 0) & ~metrics.sound]
+  quarantined = participation.cohort.sites[(participation.steps > 0) & ~metrics.sound]
   names = participant_names(study)
   return of_sites | {
     'train_loss': [np.mean(loss) if loss.size else None for loss in losses],
     'last_loss': [loss[-1] if loss.size else None for loss in losses],
-    'useful_step_share': turn.steps.sum() / study.site_map(
-      execution.chunk).laid_out(turn.steps),
+    'useful_step_share': participation.steps.sum() / study.site_map(
+      execution.chunk).laid_out(participation.steps),
     'step_norm': metrics.step_norm, 'step_cosine': metrics.step_cosine,
     'product_gap': metrics.product_gap,
-    'quarantined': [names[site] for site in out],
+    'quarantined': [names[site] for site in quarantined],
   } | ({} if (metrics.weights > 0).any() else {'skipped': True})
 
 
-def check_round(study: Study, line: dict, turn: Participation, metrics: RoundMetrics) -> list[str]:
-  """docs/methods.md, section 8: what was learnt is sent, and the server moved by just that.
+def check_round(
+  study: Study, line: dict, participation: Participation, metrics: RoundMetrics
+) -> list[str]:
+  """Checks that sites learnt something and that the server moved by their aggregate.
 
-  Returns warnings: sites that were left out, or that weigh nothing for want of a finite validation
-  loss.
+  These are faults of other systems, docs/methods.md, section 8.
+
+  Returns:
+    Warnings about sites that were left out, or whose weight is 0 because their validation loss is
+    not finite.
 
   Raises:
-    RuntimeError: nothing moved, or not by the aggregate.
+    RuntimeError: an update is zero, or the server did not move by the aggregate.
   """
   number, shared = line['round'], bool(
     shared_part(study.sharing, study.trainable.adapter, line['round'] - 1))
-  came = np.flatnonzero(turn.steps)
-  names = [participant_names(study)[site] for site in turn.cohort.sites[came]]
-  weights, local_norm, signal, sound = (values[came] for values in (
+  senders = np.flatnonzero(participation.steps)
+  names = [participant_names(study)[site] for site in participation.cohort.sites[senders]]
+  weights, local_norm, signal, sound = (values[senders] for values in (
     metrics.weights, metrics.local_norm, metrics.validation_loss, metrics.sound))
   warnings = []
-  for place, name, fine in zip(came, names, sound, strict=True):
-    if not fine:
+  for place, name, is_sound in zip(senders, names, sound, strict=True):
+    if not is_sound:
       finite = np.isfinite(metrics.local_norm[place]) and np.isfinite(
-        metrics.train_loss[place, :turn.steps[place]]).all()
+        metrics.train_loss[place, :participation.steps[place]]).all()
       warnings.append(f'round {number}: site {name} is left out, ' + (
         'its update is far longer than the others\', see config.fed.explosion' if finite else
         'its loss or update is not finite'))
@@ -78,18 +84,19 @@ def check_round(study: Study, line: dict, turn: Participation, metrics: RoundMet
   gap = metrics.expected_gap / max(metrics.step_norm, 1e-30)
   if study.options.adds_aggregate and not gap <= _STEP_TOLERANCE:
     raise RuntimeError(f'round {number}: the server moved by something else than the aggregate')
-  # From rest every server optimiser goes the aggregate's way; later its memory may oppose it.
+  # In its first step every server optimiser moves along the aggregate; later its momentum may
+  # point elsewhere.
   if shared and number == 1 and not metrics.step_cosine > 0:
     raise RuntimeError('round 1: the server moved away from the aggregate')
-  # A robust aggregator has no signal, and may leave out sites whose numbers are in order.
-  lost = sound & (weights == 0) & ~np.isfinite(signal) & np.isfinite(signal).any()
+  # Without any finite signal the aggregator uses none, as robust ones; its weights may be 0 then.
+  unusable = sound & (weights == 0) & ~np.isfinite(signal) & np.isfinite(signal).any()
   return warnings + [
     f'round {number}: site {name} weighs 0, its validation loss is not finite'
-    for name, silent in zip(names, lost, strict=True) if silent]
+    for name, warned in zip(names, unusable, strict=True) if warned]
 
 
 def round_sentence(line: dict, rounds: int) -> str:
-  """What is said of a finished round."""
+  """The sentence that is printed after a round."""
   head = f'round {line["round"]}/{rounds}'
   if line.get('skipped'):
     why = 'has a finite loss and update' if line.get('quarantined') else 'sent anything'

@@ -39,7 +39,7 @@ from fedmedjax.train.memory import Plan
 from fedmedjax.train.round_log import participant_names
 from fedmedjax.types import InputError
 
-# Folder of what belongs to the one adapter for all, where sites have their own.
+# Where sites have adapters of their own: the folder of the one that is averaged for all sites.
 _GLOBAL = 'global'
 
 
@@ -82,7 +82,7 @@ def run(
       reporter.say(f'sites dealt out: {data.skew}')
     inputs = fingerprint(config, data) | own_checksums(mine)
     compare_inputs(workdir, inputs)
-    # Last, since it may compile for minutes.
+    # After all checks, since compiling may take minutes.
     plan = planned(study, workdir, reporter) if rounds else None
     if plan:
       reporter.say(str(plan))
@@ -101,7 +101,16 @@ def check_continued(
 ) -> dict | None:
   """Whether a run of so many rounds may begin or go on there; writes nothing.
 
-  Returns the summary of a run that was finished there, see `files.check_workdir`.
+  Args:
+    workdir: may be absent.
+    settings: flat config as JSON values, {'fed.rounds': 3, ...}.
+    rounds: of the run, 0 = no training.
+
+  Returns:
+    The summary of a run that was finished there, else None; see `files.check_workdir`.
+
+  Raises:
+    InputError: another run's folder, one with more rounds, or one that is in use.
   """
   finished = files.check_workdir(workdir, settings, harmless_keys(settings, own))
   held = latest_round(workdir / CHECKPOINTS)
@@ -120,8 +129,8 @@ def _carried_out(
   """Trains, scores and writes -> summary.
 
   Args:
-    plan: of `training.planned`.
-    times: the clock and the compiler's at the start.
+    plan: of `loop.planned`.
+    times: seconds of the clock and of compilation at the start of this call.
   """
   # A finished run that goes on has no summary until it has finished again.
   for name in ('summary.json', report.FILE):
@@ -173,9 +182,9 @@ def _carried_out(
 
 
 def _adapters(study: Study, state: FedState | None) -> dict[str, dict]:
-  """The run's adapters: {'': one for all}, or one a site when leaves are its own.
+  """{'': the adapter of all sites}, or {site: its adapter} when sites keep leaves to themselves.
 
-  Without a state, what answers before training.
+  Without a state, the adapter before training.
   """
   if state is None:
     return {'': study.trainable.untrained}
@@ -187,12 +196,12 @@ def _adapters(study: Study, state: FedState | None) -> dict[str, dict]:
 
 
 def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[str, dict]:
-  """{_GLOBAL: the one adapter that serves all where some leaves are sites' own}, or nothing.
+  """{_GLOBAL: the adapter averaged for all sites} where some leaves are private, else {}.
 
-  Sites' own leaves are averaged once, at the end, by n_k to the power of config.fed.size_power
-  (docs/methods.md, section 4), over the sites that ever sent anything: the others' are as drawn.
-  Sites that share nothing are no federation, and what each learnt from an A of its own has no
-  common mean: single-site has no such adapter.
+  Private leaves are averaged once, at the end, with weights n_k to the power of
+  config.fed.size_power (docs/methods.md, section 4), over the sites that ever sent anything: the
+  others have not trained theirs. {} also when sites share nothing: each has trained from an A of
+  its own, so their mean has no meaning.
   """
   paths = tree.paths(study.trainable.adapter)
   own = [path for path in paths if not study.sharing.shared(path)]
@@ -215,14 +224,14 @@ def _score_all(
 ) -> tuple[dict[str, evaluate.SiteScores], dict[str, dict[str, evaluate.SiteScores]]]:
   """Decodes and scores every site's test set -> (scores, cross-site scores by adapter and site).
 
-  A site is answered by the adapter of its name or else by all that there are, and their counts add
-  up: an external cohort has none of its own.
+  A site's test set is answered by the site's own adapter. An external cohort has none: every
+  adapter answers for it, and their counts are added.
 
   Args:
-    adapters: of `_adapters` or `_averaged`.
+    adapters: from `_adapters` or `_averaged`.
     folder: of the predictions; those across sites are in cross_site/ADAPTER/ there.
-    trained: False = no round changes the answers, so those found on disk are used again.
-    cross: every adapter also answers for every site, alone.
+    trained: False = answers on disk are used again, since no round has changed them.
+    cross: True = every adapter is also scored alone on every site.
   """
   scores, crossed = {}, {name: {} for name in adapters if cross}
   seed, samples = study.options.seed, study.options.bootstrap_samples

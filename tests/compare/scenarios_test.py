@@ -1,4 +1,4 @@
-"""Settings of a study: what runs, in which folders, and what is refused before anything does."""
+"""Scenarios of a study: what runs, in which folders, and what is refused before anything does."""
 
 import json
 
@@ -122,7 +122,7 @@ def test_the_federation_may_not_train_on_what_a_new_site_is_tested_on():
   """Checked for every part of it, also of no sentence; its own training notes may be shared."""
   icu, new = (generate_cohort(f'synthetic_{name}') for name in ('icu', 'newsite'))
   none, = (part for part in planned('--sentences=0', settings=('new_site',))
-           if part.setting == 'new_site')
+           if part.scenario == 'new_site')
   check_new_site(none, [new], [icu, new._replace(name='twin', test=())])
   leaky = icu._replace(train=(*icu.train, *new.test[:2]))
   with pytest.raises(InputError, match='newsite: 2 training notes of synthetic_icu have the text'):

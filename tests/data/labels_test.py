@@ -166,8 +166,8 @@ def test_sites_and_steps(tokenizer):
   sites = (
     encode_site('synthetic_icu', ENTITY_TYPES), encode_site('synthetic_clinic', ('test', 'drug')))
   schedule = label_steps.label_schedule(
-    sites, labels=NER, max_length=40, batch_size=8, pooled=False,
-    weight_by='examples', rounds=2, local_steps=0, local_epochs=1, seed=0)
+    sites, schedules.site_sizes(sites, 'examples', len), labels=NER, max_length=40, batch_size=8,
+    pooled=False, rounds=2, local_steps=0, local_epochs=1, seed=0)
   assert schedule.weights.tolist() == [len(site.train) for site in sites]
   batches, mask = schedules.round_arrays(schedule, 0)
   assert batches.tokens.shape[:3] == (*mask.shape, 8) and batches.tokens.shape[3] <= 40
@@ -182,14 +182,15 @@ def test_sites_and_steps(tokenizer):
   validation, group = schedules.validation_arrays(schedule)
   assert group.tolist() == [[0, 1], [1, 0]] and validation.tokens.shape[1:] == (
     batches.tokens.shape[2:])
+  by_tokens = schedules.site_sizes(sites, 'tokens', lambda example: len(example.places))
   by_words = label_steps.label_schedule(
-    sites, labels=NER, max_length=40, batch_size=8, pooled=True, weight_by='tokens',
+    sites, by_tokens, labels=NER, max_length=40, batch_size=8, pooled=True,
     rounds=1, local_steps=0, local_epochs=1, seed=0)
   assert by_words.weights.tolist() == [batches.weight.sum()]
   drawn = label_steps.label_schedule(
-    sites, labels=NER, max_length=40, batch_size=8, pooled=False, weight_by='tokens',
+    sites, by_tokens, labels=NER, max_length=40, batch_size=8, pooled=False,
     rounds=2, local_steps=3, local_epochs=1, seed=0,
-    cohorts_of=lambda sizes: [[int(sizes.argmax())], [int(sizes.argmin())]])
+    cohorts=[[int(by_tokens.argmax())], [int(by_tokens.argmin())]])
   order = np.argsort(-drawn.weights)
   assert [[len(one) for one in steps] for steps in drawn.plan] == [
     [3 * (site == place) for site in (0, 1)] for place in order]

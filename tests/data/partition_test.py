@@ -9,13 +9,13 @@ from fedmedjax.data.partition import (
   annotating,
   asked_alike,
   by_quantity,
-  by_style,
   each_with_entities,
   partition,
   sentences_of,
 )
 from fedmedjax.data.relations import annotated
 from fedmedjax.data.statistics import divergence, word_divergence
+from fedmedjax.data.styles import by_style
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.types import ENTITY_TYPES, Document, InputError, Relation, Span
 

@@ -1,8 +1,11 @@
 """Rounds as arrays: who takes which steps, and what the server validates on."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
+from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tasks import ask
@@ -33,10 +36,15 @@ SITES = (
   site('a', task(10, 100)), site('b', task(5, 200)), site('c', task(3, 300, validation=6)))
 
 
-def plan(sites=SITES, **changes) -> schedules.Schedule:
-  return schedules.make_schedule(sites, **{
+def sizes(sites, weight_by='examples', loss_on='completion') -> np.ndarray:
+  return schedules.site_sizes(sites, weight_by, partial(pack.supervised, loss_on=loss_on))
+
+
+def plan(sites=SITES, weight_by='examples', **changes) -> schedules.Schedule:
+  loss_on = changes.pop('loss_on', 'completion')
+  return schedules.make_schedule(sites, sizes(sites, weight_by, loss_on), **{
     'rounds': 3, 'local_steps': 0, 'local_epochs': 1, 'batch_size': 4, 'seed': 0, 'pooled': False,
-    'weight_by': 'examples', 'loss_on': 'completion', **changes})
+    'loss_on': loss_on, **changes})
 
 
 def examples_of(schedule, number) -> list[int]:
@@ -63,9 +71,7 @@ def test_epochs_visit_every_example_and_padding_is_masked():
 def test_a_site_with_one_example_trains_on_it():
   """Beside larger ones, in every step of a fixed number, and once an epoch."""
   alone = site('one', task(1, 400, validation=1))
-  schedule = schedules.make_schedule((SITES[0], alone), **{
-    'rounds': 2, 'local_steps': 3, 'local_epochs': 1, 'batch_size': 4, 'seed': 0, 'pooled': False,
-    'weight_by': 'examples', 'loss_on': 'completion'})
+  schedule = plan((SITES[0], alone), rounds=2, local_steps=3)
   assert [x for x in examples_of(schedule, 1) if x >= 400] == [400] * 3
   assert schedule.weights.tolist() == [10, 1]
 
@@ -197,7 +203,7 @@ def test_rounds_do_not_depend_on_how_many_are_planned():
 
 def test_a_cohort_takes_its_own_steps_and_no_others():
   """Sites c and a of all three, two steps of a's six; b is planned in round 1 only."""
-  schedule = plan(local_epochs=2, cohorts_of=lambda sizes: [(0, 2), (1,), (0, 1, 2)])
+  schedule = plan(local_epochs=2, cohorts=[(0, 2), (1,), (0, 1, 2)])
   assert [len(one) for one in schedule.plan[0]] == [6, 0, 2] and schedule.most_steps == 6
   batches, mask = schedules.round_arrays(schedule, 0, (2, 0), (2, 2))
   assert mask.shape == (2, 6) and mask.sum(axis=1).tolist() == [2, 2]
@@ -213,12 +219,9 @@ def test_a_cohort_takes_its_own_steps_and_no_others():
 
 
 def test_pooled_takes_the_steps_of_the_cohorts():
-  def cohorts_of(sizes):
-    assert sizes.tolist() == [10, 5, 3]  # each site's own, pooled or not
-    return [(0, 2), (1,), (0, 1, 2)]
-
-  apart, pooled = plan(cohorts_of=cohorts_of), plan(cohorts_of=cohorts_of, pooled=True)
+  cohorts = [(0, 2), (1,), (0, 1, 2)]
+  apart, pooled = plan(cohorts=cohorts), plan(cohorts=cohorts, pooled=True)
   for number in range(3):
     assert examples_of(apart, number) == examples_of(pooled, number)
   with pytest.raises(InputError, match='no site is drawn in 2 rounds'):
-    plan(rounds=2, cohorts_of=lambda sizes: [(), ()])
+    plan(rounds=2, cohorts=[(), ()])

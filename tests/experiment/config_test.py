@@ -4,6 +4,7 @@ import pytest
 
 from fedmedjax.compare.scenarios import regime_config
 from fedmedjax.experiment.config import parse
+from fedmedjax.experiment.config_file import shipped_names
 from fedmedjax.experiment.defaults import METHOD_DEFAULTS, PRESETS
 
 
@@ -16,6 +17,27 @@ def test_a_row_is_applied_by_colon_or_by_key():
   by_key = config('--config=configs/quickstart.py', '--config.fed.preset=fed_medlora_plus_code')
   assert by_colon.to_dict() == by_key.to_dict()
   assert (by_key.fed.size_power, by_key.fed.loss_power, by_key.fed.loss_on) == (0.0, 1.0, 'all')
+
+
+@pytest.mark.parametrize('name', shipped_names())
+def test_shipped_configurations_are_those_of_the_folder_configs(name, tmp_path, monkeypatch):
+  """By name they are found from any folder; the files are thin."""
+  by_file = config(f'--config=configs/{name}.py').to_dict()
+  by_file_and_row = config(f'--config=configs/{name}.py:uniform').to_dict()
+  monkeypatch.chdir(tmp_path)
+  assert config(f'--config=fedmedjax:{name}').to_dict() == by_file
+  assert config('-config', f'fedmedjax:{name}:uniform').to_dict() == by_file_and_row != by_file
+
+
+def test_the_last_config_counts_and_may_stand_anywhere():
+  chosen = config(
+    '--config.fed.rounds=9', '--config=configs/real_ner.py', '--config=fedmedjax:quickstart')
+  assert (chosen.fed.rounds, chosen.fed.local_steps) == (9, 14)
+
+
+def test_flags_may_be_in_a_file(tmp_path):
+  (tmp_path / 'flags').write_text('--config=fedmedjax:quickstart\n--config.fed.rounds=9\n')
+  assert config(f'--flagfile={tmp_path / "flags"}').fed.rounds == 9
 
 
 def test_the_command_line_goes_before_the_row():

@@ -101,6 +101,10 @@ def test_one_line_and_status_two(flags, message, tmp_path, capsys):
   (['--config=configs/quickstart.py'], '--workdir is missing'),
   (['--config=configs/nothing.py', '--workdir=runs/x'], 'nothing.py'),
   (['--config=configs/quickstart.py:moon', '--workdir=runs/x'], "preset 'moon'"),
+  (['--config=fedmedjax:quickstart:moon'], '--config=fedmedjax:quickstart:moon: preset'),
+  (['--config=fedmedjax:moon'], "'moon' is not shipped; allowed are clinical_bert, deepseek"),
+  (['--config', 'fedmedjax'], "'' is not shipped; allowed are"),
+  (['--workdir=runs/x', '--config'], '--config is missing'),
 ])
 def test_missing_or_broken_config(argv, message, capsys):
   assert main.main(['fedmedjax', *argv]) == 2
@@ -108,17 +112,51 @@ def test_missing_or_broken_config(argv, message, capsys):
   assert error.count('\n') == 1 and message in error
 
 
+_START = 'from fedmedjax.experiment.defaults import get_config as defaults\n'
+
+
 @pytest.mark.parametrize('body, message', [
-  ('import nothing_of_that_name', 'nothing_of_that_name'), ('def get_config(:', 'syntax'),
-  ('def get_config(preset=None):\n  return undefined', 'undefined'),
-  ('def get_config(preset=None):\n  return 3', 'int'),
+  ('import nothing_of_that_name', "line 1: ModuleNotFoundError: No module named 'nothing_of_that"),
+  ('\ndef get_config(:', 'line 2: SyntaxError: invalid syntax'),
+  ('def get_config():\n  return undefined', "line 2: NameError: name 'undefined' is not defined"),
+  ('x = 1\ny = x / 0', 'line 2: ZeroDivisionError: division by zero'),
+  ('def get_config():\n  return 1 / 0', 'line 2: ZeroDivisionError: division by zero'),
+  ('def get_config():\n  raise ValueError("two\\nlines")', 'line 2: ValueError: two lines'),
+  ('def get_config():\n  open("/nowhere/notes.txt")', 'line 2: FileNotFoundError: '),
+  # Of a chain within the file, the innermost; of our own modules, none.
+  ('def f():\n  return {}["a"]\ndef get_config():\n  return f()', "line 2: KeyError: 'a'"),
+  (_START + 'def get_config():\n  return defaults("moon")', "line 3: preset 'moon': allowed are"),
+  (_START + 'def get_config():\n  c = defaults()\n  c.fed.roundz = 3',
+   "line 4: config key 'roundz' is unknown; did you mean 'rounds'?"),
+  (_START + 'def get_config():\n  c = defaults()\n  c.fed.rounds = "many"',
+   'line 4: TypeError: '),
+  ('import helper_of_mine\nget_config = helper_of_mine.broken',
+   'line 1: helper_of_mine.py, line 2: ZeroDivisionError: '),
 ])
-def test_a_config_file_that_fails(body, message, tmp_path, capsys):
+def test_an_error_in_a_config_file_names_file_and_line(
+    body, message, tmp_path, monkeypatch, capsys):
   path = tmp_path / 'mine.py'
   path.write_text(body + '\n')
-  assert main.main(['fedmedjax', f'--config={path}', '--workdir=runs/x']) == 2
+  (tmp_path / 'helper_of_mine.py').write_text('\nbroken = 1 / 0\n')
+  monkeypatch.chdir(tmp_path)
+  for shown in ('mine.py', str(path)):
+    assert main.main(['fedmedjax', f'--config={shown}', '--workdir=runs/x']) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and error.startswith(f'error: mine.py, {message}'), error
+
+
+@pytest.mark.parametrize('body, preset, message', [
+  ('def get_config():\n  return 3', '', ': its get_config returns int; '),
+  ('def get_config():\n  pass', '', ': its get_config returns NoneType; '),
+  ('x = 3', '', ': the file has no function get_config'),
+  ('def get_config():\n  pass', ':moon', ':moon: TypeError: get_config() takes 0 positional'),
+])
+def test_a_config_file_that_is_none(body, preset, message, tmp_path, capsys):
+  path = tmp_path / 'mine.py'
+  path.write_text(body + '\n')
+  assert main.main(['fedmedjax', f'--config={path}{preset}', '--workdir=runs/x']) == 2
   error = capsys.readouterr().err
-  assert error.count('\n') == 1 and message in error
+  assert error.count('\n') == 1 and error.startswith(f'error: --config={path}{message}'), error
 
 
 def test_a_missing_model_package_is_named_with_the_command_that_mends_it(monkeypatch):

@@ -433,7 +433,11 @@ def test_a_round_without_memory_is_begun_again_with_less(
     '--config.eval.max_examples=1', '--config.data.external=()')) == 0
   assert calls == [(2, 'products'), (1, 'products'), (1, 'full')]
   out = ' '.join(capsys.readouterr().out.split())
-  assert out.count('warning: memory ran out with') == 2
+  # Each when it happens and once more at the end, last of all.
+  assert out.count('warning: memory ran out with') == 4
+  end = out[out.index('Next:'):]
+  assert end.count('warning: memory ran out with') == 2
+  assert f'report {workdir / "report.html"}' in end and '--regimes' not in end
   ours, theirs = ([json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
                   for folder in (workdir, finished))
   assert [(line['chunk'], line['remat']) for line in ours] == [(1, 'products'), (1, 'full')]

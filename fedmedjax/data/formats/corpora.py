@@ -184,7 +184,7 @@ def _split(site: SiteFolder, documents: Sequence[Document]) -> Parts:
 
 
 def _without_leaks(site: SiteCorpus, key_of, tested: set[Any]) -> SiteCorpus:
-  """Drops training notes whose key is among the tested ones."""
+  """The site without training notes whose key is among the tested ones; they are counted."""
   train = tuple(document for document in site.train if key_of(document) not in tested)
   return site._replace(train=train, report=site.report | {
     'train_documents': len(train),

@@ -38,7 +38,7 @@ def read_text(path: Path) -> str:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-  """Lines from 1, cut at line feeds only, with a Windows line end or mark taken off."""
+  """Yields (number from 1, line), cut at line feeds only, without carriage return or byte mark."""
   for number, line in enumerate(read_text(path).removeprefix('\ufeff').split('\n'), 1):
     yield number, line.removesuffix('\r')
 

@@ -63,22 +63,22 @@ def _document(name: str, files: dict[str, Path], counts: Counter) -> Document:
     words.append([(at + word.start(), at + word.end()) for word in re.finditer(r'\S+', line)])
     at += len(line) + 1
   spans = []
-  for number, found in _matches(files, 'con'):
-    start, end = _range((files['con'], number), found.groups()[:5], words, text, counts)
-    spans.append(Span(start, end, found[6]))
+  for number, line in _matches(files, 'con'):
+    start, end = _range((files['con'], number), line.groups()[:5], words, text, counts)
+    spans.append(Span(start, end, line[6]))
   index = {(span.start, span.end): i for i, span in reversed(list(enumerate(spans)))}
   relations, asserted = [], 0
-  for number, found in _matches(files, 'ast'):
-    place = _range((files['ast'], number), found.groups()[:5], words, text, counts)
+  for number, line in _matches(files, 'ast'):
+    place = _range((files['ast'], number), line.groups()[:5], words, text, counts)
     asserted += place in index
     counts['unanchored'] += place not in index
     if place in index:
-      relations.append(Relation(f'assertion={found[7]}', index[place], index[place]))
-  for number, found in _matches(files, 'rel'):
+      relations.append(Relation(f'assertion={line[7]}', index[place], index[place]))
+  for number, line in _matches(files, 'rel'):
     ends = [_range((files['rel'], number), part, words, text, counts)
-            for part in (found.groups()[:5], found.groups()[6:])]
+            for part in (line.groups()[:5], line.groups()[6:])]
     if all(end in index for end in ends):
-      relations.append(Relation(found[6], *(index[end] for end in ends)))
+      relations.append(Relation(line[6], *(index[end] for end in ends)))
     else:
       counts['unanchored'] += 1
   counts.update(documents=1, entities=len(spans), relations=len(relations) - asserted,
@@ -87,13 +87,13 @@ def _document(name: str, files: dict[str, Path], counts: Counter) -> Document:
 
 
 def _matches(files: dict[str, Path], kind: str):
-  """(line number, match) of the lines of a note's file; none where there is no such file."""
+  """Yields (line number, match) of the lines of a note's file, nothing where there is no file."""
   for number, line in numbered_lines(files[kind]) if kind in files else ():
     if line.strip():
-      found = _LINES[kind].fullmatch(line)
-      if not found:
+      match = _LINES[kind].fullmatch(line)
+      if not match:
         raise malformed(files[kind], number, _FORMS[kind])
-      yield number, found
+      yield number, match
 
 
 def _range(place, part, words, text: str, counts: Counter) -> tuple[int, int]:

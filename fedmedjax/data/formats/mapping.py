@@ -141,13 +141,13 @@ def _checked(path: Path, text: str, table: dict[str, Any]) -> Mapping:
     raise InputError(f'{path}:1: no [entities] with rows such as Disease = "problem"')
   relations, attributes = {}, {}
   for raw, row in section('relations', ('main', 'modifiers', 'sibling')).items():
-    found = row.get('modifiers', ())
-    found = found if isinstance(found, dict) else {'': found}
+    kinds_of = row.get('modifiers', ())
+    kinds_of = kinds_of if isinstance(kinds_of, dict) else {'': kinds_of}
     sibling = row.get('sibling', '')
     if not isinstance(sibling, str) or ('main' in row and sibling):
       raise wrong(raw, "'sibling' is the name of a relation, and goes without 'main'")
     relations[raw] = Rule(
-      {of: known(kinds, MODIFIERS, raw) for of, kinds in found.items()},
+      {of: known(kinds, MODIFIERS, raw) for of, kinds in kinds_of.items()},
       one(row.get('main', 'head'), ('head', 'tail'), raw), sibling)
   for raw, row in section('attributes', ('modifier', 'cues')).items():
     cues = row.get('cues')
@@ -228,7 +228,7 @@ def check_names(mapping: Mapping, found: set[str], where: str) -> None:
 def apply_mapping(
   documents: Iterable[Document], mapping: Mapping
 ) -> tuple[list[Document], Counter]:
-  """Renames what the mapping names, drops the rest and merges what is then identical.
+  """Translates types of spans and relations, drops those without a row, and merges equal spans.
 
   The spans of a mapped document are its entities, in their order, and then its modifiers.
 

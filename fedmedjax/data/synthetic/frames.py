@@ -51,8 +51,8 @@ class Sentence(NamedTuple):
 def expand(frame: str, rng: random.Random) -> str:
   """The frame after random choices of its options and alternatives, from the inside out."""
   while True:
-    new = _OPTION.sub(lambda found: rng.choice((found[1], '')), frame)
-    new = _CHOICE.sub(lambda found: rng.choice(found[1].split('|')), new)
+    new = _OPTION.sub(lambda match: rng.choice((match[1], '')), frame)
+    new = _CHOICE.sub(lambda match: rng.choice(match[1].split('|')), new)
     if new == frame:
       return frame
     frame = new

@@ -120,11 +120,11 @@ def _items(text: str, sex: str, places: dict[str, str]) -> tuple[Item, ...]:
     firsts, seconds = ([], [])
     for names, into in zip(pair.split('>'), (firsts, seconds), strict=False):
       for name in split(names, ','):
-        found = _ITEM.fullmatch(name)
-        if found['sex'] in (None, sex):
-          into.append(Item(found['key'], found['direction'] or '='))
-          if found['place']:
-            places[found['key']] = found['place']
+        parts = _ITEM.fullmatch(name)
+        if parts['sex'] in (None, sex):
+          into.append(Item(parts['key'], parts['direction'] or '='))
+          if parts['place']:
+            places[parts['key']] = parts['place']
     items += [item._replace(partners=tuple(seconds)) for item in firsts]
   return tuple(items)
 
@@ -145,12 +145,12 @@ def _home(roles: dict[str, tuple[Item, ...]], rng: random.Random) -> tuple[Item,
   chronic, classes, _ = _common()
   new = {item.key for role in ('rx', 'drip', 'ppx') for item in roles[role]}
   new = {key.partition(':')[0] for key in new} | {classes.get(key) for key in new} - {None}
-  taken, found = {}, []
+  taken, home = {}, []
   for problem in roles['pmh']:
     drugs = [Item(key, partners=(problem,)) for key in chronic.get(problem.key, ())
              if not new & {key, classes.get(key)}]
-    found += _one_of_each(drugs, taken, rng)[:2]
-  return tuple(found)
+    home += _one_of_each(drugs, taken, rng)[:2]
+  return tuple(home)
 
 
 def _without_contradictions(roles: dict[str, tuple[Item, ...]]) -> dict[str, tuple[Item, ...]]:

@@ -1,7 +1,7 @@
 """Weighted means of updates: how the weights are chosen, apart from how the mean is formed.
 
 "A Federated and Parameter-Efficient Framework for Large Language Model Training in Medicine",
-arXiv:2601.22124; docs/methods.md says what is the paper's text, its public code and ours.
+arXiv:2601.22124; docs/methods.md, section 3, says what is the paper's, its code's and ours.
 """
 
 from typing import Any, Protocol
@@ -69,7 +69,7 @@ def _smoothed(weights: Array, last_weights: Array, ema: float) -> Array:
   """mu w_prev + (1 - mu) w -> f32[C], sum 1 like `weights` f32[C].
 
   Args:
-    last_weights: f32[C], each site's weight in its last round; 0 = it has no past, so w_prev = w. The
+    last_weights: f32[C], each site's weight in its last round; 0 = no past, so w_prev = w. The
       others' are of rounds with other cohorts, and share what w gives these sites together. A site
       that weighs 0 now, as its loss is not finite, stays at 0 whatever it weighed before.
   """

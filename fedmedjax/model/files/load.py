@@ -107,6 +107,7 @@ def _hub_folder(name: str) -> Path:
 
 
 def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
+  """The model of a folder in Hugging Face's layout; `name` is shown to the user."""
   config = config_from_hugging_face(read_settings(folder), f'{folder}/config.json')
   tensors = stored_tensors(folder)
   if config.tie_word_embeddings:
@@ -137,8 +138,8 @@ def model_path(path: str) -> str | Path:
   except importlib.metadata.PackageNotFoundError:
     raise InputError(
       f"config.model.path='' needs the package {MODEL_PACKAGE}; {INSTALL_MODEL}") from None
-  found = [Path(str(file.locate())) for file in files if file.suffix == '.gguf']
-  if not found or not found[0].is_file():
+  paths = [Path(str(file.locate())) for file in files if file.suffix == '.gguf']
+  if not paths or not paths[0].is_file():
     raise InputError(
       f'the package {MODEL_PACKAGE} holds no .gguf file; {INSTALL_MODEL} --force-reinstall')
-  return found[0]
+  return paths[0]

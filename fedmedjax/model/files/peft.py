@@ -97,6 +97,7 @@ def load_peft(folder: Path, config: LlamaConfig) -> tuple[dict, LoraConfig]:
 def _plain_lora(
   settings: Any, tensors: dict[str, np.ndarray], config: LlamaConfig, folder: Path
 ) -> tuple[dict, LoraConfig]:
+  """The adapter of a file's settings and tensors; see `load_peft`."""
   path = folder / 'adapter_config.json'
   _check_settings(settings, path)
   pairs = _pairs(tensors, config, folder)
@@ -205,6 +206,7 @@ def _setting(settings: dict, pattern: str, default: str, name: str, layer: int) 
 
 
 def _check_rank(settings: dict, name: str, layer: int, rank: int, path: Path) -> int:
+  """The rank of a pair's tensors; raises InputError where the settings state another one."""
   stated = _setting(settings, 'rank_pattern', 'r', name, layer)
   if stated != rank:
     raise InputError(
@@ -213,5 +215,6 @@ def _check_rank(settings: dict, name: str, layer: int, rank: int, path: Path) ->
 
 
 def _scale(settings: dict, name: str, layer: int, rank: int) -> float:
+  """The scale of a pair of tensors of this rank."""
   alpha = float(_setting(settings, 'alpha_pattern', 'lora_alpha', name, layer))
   return alpha / (math.sqrt(rank) if settings.get('use_rslora') else rank)
