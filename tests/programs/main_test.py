@@ -471,7 +471,7 @@ def test_a_model_that_changed_is_named(copied, command, tiny_folder, tmp_path, c
 def test_a_note_that_changed_is_named(command, tmp_path, monkeypatch, capsys):
   """One letter of one note; its text is not told. As it was before, the run goes on."""
   monkeypatch.setattr(run, 'planned', lambda *rest: None)
-  monkeypatch.setattr(run, '_carried_out', lambda *rest: {})
+  monkeypatch.setattr(run, '_carried_out', lambda *rest: {'rounds': 0})
   monkeypatch.setattr(run.report, 'freshen', lambda *rest: None)
   write_brat(tmp_path / 'ward', generate_cohort('synthetic_icu', train_notes=12).train)
   site = dict(name='ward', path=str(tmp_path / 'ward'), format='brat', mapping='schema')
