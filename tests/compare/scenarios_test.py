@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fedmedjax.compare import __main__ as compare
+from fedmedjax.compare import regimes
 from fedmedjax.compare.scenarios import LOCAL, check_new_site, parts
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.experiment.config import parse
@@ -165,8 +166,8 @@ def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
   as_is = json.loads((workdir / 'new_site/0_sentences/fed_medlora/inputs.json').read_text())
   assert set(as_is['starting adapter']) == {'adapter_config.json', 'adapter_model.safetensors'}
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(compare, 'load_data', None)  # a second call must not read anything
-    patch.setattr(compare, 'load_corpora', None)
+    patch.setattr(regimes, 'load_data', None)  # a second call must not read anything
+    patch.setattr(regimes, 'load_corpora', None)
     # What a kill left while a file was written, and what a desktop leaves.
     for name in ('report.html.part', '.DS_Store'):
       (workdir / name).touch()

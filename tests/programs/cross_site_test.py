@@ -23,7 +23,7 @@ def alone(tiny_folder, tmp_path_factory):
       f'--config.model.path={tiny_folder}', f'--workdir={workdir}', '--config.fed.rounds=1',
       '--config.fed.local_steps=2', '--config.fed.batch_size=4', '--config.eval.max_examples=3',
       '--config.eval.bootstrap_samples=20', '--config.lora.rank=4',
-      '--config.lora.targets=("q_proj","v_proj")', '--config.log.steps=False',
+      '--config.log.steps=False',
       '--config.eval.max_new_ratio=0.1', '--config.eval.zero_shot=False',
       '--config.eval.cross_site=True', f'--config.data.sites={tuple(SITES)!r}']) == 0
 

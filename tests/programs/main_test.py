@@ -149,7 +149,8 @@ def test_an_older_finished_run_gets_a_report_and_no_excerpts_when_asked(
   assert {key for key in after if before[key][0] != after[key][0]} == {'report.html'}
 
 
-@pytest.mark.parametrize('family, quantization', [('qwen3', 'nf4'), ('llama32', 'int8')])
+@pytest.mark.parametrize('family, quantization', [
+  ('qwen3', 'nf4'), pytest.param('llama32', 'int8', marks=pytest.mark.slow)])
 def test_other_families_and_quantised_bases(family, quantization, smollm, command, tmp_path):
   """One round on a tiny saved model of another architecture, its base in few bits."""
   shape = dict(
@@ -470,7 +471,7 @@ def test_a_model_that_changed_is_named(copied, command, tiny_folder, tmp_path, c
 def test_a_note_that_changed_is_named(command, tmp_path, monkeypatch, capsys):
   """One letter of one note; its text is not told. As it was before, the run goes on."""
   monkeypatch.setattr(run, 'planned', lambda *rest: None)
-  monkeypatch.setattr(run, '_carried_out', lambda *rest: {})
+  monkeypatch.setattr(run, '_carried_out', lambda *rest: {'rounds': 0})
   monkeypatch.setattr(run.report, 'freshen', lambda *rest: None)
   write_brat(tmp_path / 'ward', generate_cohort('synthetic_icu', train_notes=12).train)
   site = dict(name='ward', path=str(tmp_path / 'ward'), format='brat', mapping='schema')

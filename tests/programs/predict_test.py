@@ -44,7 +44,7 @@ def joint(tiny_folder, tmp_path_factory) -> Path:
         "--config.data.sites=('synthetic_clinic','synthetic_icu')",
         "--config.data.tasks=('ner','re')", "--config.data.site_tasks=('ner','ner+re')",
         '--config.data.max_length=300', '--config.lora.rank=2', '--config.eval.zero_shot=False',
-        '--config.log.steps=False',
+        '--config.log.steps=False', '--config.lora.targets=("q_proj","v_proj")',
         '--config.eval.max_examples=4', '--config.eval.batch_size=2',
         '--config.eval.max_new_ratio=0.1', '--config.eval.bootstrap_samples=1']) == 0
 
@@ -113,7 +113,12 @@ def write_notes(folder: Path, notes=None) -> Path:
   return folder
 
 
-def test_answers_are_those_of_the_run(joint, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('flags, shape', [
+  ((), None),
+  # The base split in two, and two copies of that; the run had one device.
+  pytest.param(('--mesh_site=2', '--mesh_fsdp=2'), {'site': 2, 'fsdp': 2, 'tensor': 1},
+               marks=pytest.mark.slow)])
+def test_answers_are_those_of_the_run(flags, shape, joint, tmp_path, monkeypatch, capsys):
   """The test notes of a site as files: every sentence that the run decoded is answered alike.
 
   And batches have their own size whatever the number of sentences.
@@ -135,17 +140,14 @@ def test_answers_are_those_of_the_run(joint, tmp_path, monkeypatch, capsys):
   meshes = []
 
   def laid_on(trained, base, mesh):
-    meshes.append(dict(mesh.shape))
+    meshes.append(mesh and dict(mesh.shape))
     return make_annotator(trained, base, mesh)
 
   make_annotator = folders.make_annotator
   monkeypatch.setattr(folders, 'make_annotator', laid_on)
   assert predict.main(
-    command(
-      joint / 'adapter', source, tmp_path / 'out', '--site=synthetic_icu',
-      # The base split in two, and two copies of that; the run had one device.
-      '--mesh_site=2', '--mesh_fsdp=2')) == 0
-  assert meshes == [{'site': 2, 'fsdp': 2, 'tensor': 1}]
+    command(joint / 'adapter', source, tmp_path / 'out', '--site=synthetic_icu', *flags)) == 0
+  assert meshes == [shape]
   found = {(r['document'], r['sentence_start']): r for r in answered if r['task'] == 'ner'}
   assert len(held) == 4 and len({record['generated'] for record in held}) > 1
   for record in held:
