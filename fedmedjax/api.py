@@ -25,7 +25,7 @@ _FACTOR = re.compile(r'.*\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\
 # Of a line of metrics.jsonl, lists with an entry for each site of the round, and their column.
 _BY_SITE = {
   'sites': 'site', 'steps': 'steps', 'weights': 'weight', 'train_loss': 'train_loss',
-  'validation_loss': 'validation_loss', 'local_norm': 'local_norm', 'update_norm': 'update_norm',
+  'validation_loss': 'validation_loss', 'update_norm': 'update_norm',
   'cosine': 'cosine', 'site_bytes_up': 'bytes_up', 'site_bytes_down': 'bytes_down',
   'site_seconds': 'simulated_seconds'}
 # Numbers of the whole round, repeated in the row of each of its sites.
