@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import build
-from fedmedjax.experiment.config import choose_preset, parse, validate
+from fedmedjax.experiment.command_line import choose_preset, parse
+from fedmedjax.experiment.config import validate
 from fedmedjax.experiment.own_parts import OWN_KEYS, OwnPart, from_python
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.runtime.cli import set_up
