@@ -202,7 +202,7 @@ def verdict(name: str, sides: Sequence[Path]) -> str:
     status = side / f'{name}.status'
     ended = status.read_text() if status.exists() else 'none, it was killed'
     if ended != '0':
-      return f'ended with status {ended} in {side.name}, see {side / "log.txt"}'
+      return f'ended with status {ended}, see {side / "log.txt"}'
   trains = name not in UNTRAINED
   found = list(itertools.islice(
     differences(*(side / name for side in sides), trains=trains), 4))

@@ -86,7 +86,8 @@ def test_the_verdict_of_a_preset(old, tmp_path):
     (side / 'preset.status').write_text('0')
   assert verdict('preset', sides) == 'equal'
   (tmp_path / 'new' / 'preset.status').write_text('2')
-  assert verdict('preset', sides).startswith('ended with status 2 in new')
+  told = verdict('preset', sides)
+  assert told == f'ended with status 2, see {tmp_path / "new" / "log.txt"}'
 
 
 def test_what_is_no_commit_is_refused():
