@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import build
 from fedmedjax.experiment.command_line import choose_preset, parse
-from fedmedjax.experiment.config import validate
+from fedmedjax.experiment.config import SITE_NAME, validate
 from fedmedjax.experiment.own_parts import OWN_KEYS, OwnPart, from_python
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.runtime.cli import set_up
@@ -50,7 +50,8 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
   Args:
     name: 'fedmedjax:NAME' of a shipped one, or a file with get_config(preset); with ':PRESET'
       behind it if wanted, as in 'fedmedjax:quickstart:fed_medlora'.
-    overrides: flat keys, {'fed.rounds': 5, ...}; they go before the file and the preset.
+    overrides: flat keys, {'fed.rounds': 5, ...}; they go before the file and the preset. The
+      value of 'fed.preset' may be a row of your own, {'name': 'mine', 'aggregator': ...}.
 
   Raises:
     InputError: an unknown name, key or preset, or a value that is not allowed.
@@ -58,7 +59,7 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
   config, _, _ = parse(['fedmedjax', f'--config={name}'], lambda flags: None, check=False)
   overrides = dict(overrides or {})
   if 'fed.preset' in overrides:
-    choose_preset(config, overrides['fed.preset'])
+    choose_preset(config, overrides.pop('fed.preset'))
   try:
     config.update_from_flattened_dict(overrides)
   except (KeyError, AttributeError, TypeError) as error:
@@ -80,6 +81,7 @@ def load_data(
   """
   if sites:
     config = _named(config, sites)
+    validate(config)
   return build.load_data(
     config, reporter or Reporter(), given={site.name: site for site in sites})
 
@@ -87,7 +89,12 @@ def load_data(
 def _named(config: ConfigDict, sites: Sequence[SiteCorpus | SiteData]) -> ConfigDict:
   """A copy of `config` whose sites have the names of `sites`."""
   config = copy.deepcopy(config)
-  config.data.sites = tuple(site.name for site in sites)
+  config.data.sites = names = tuple(site.name for site in sites)
+  for place, name in enumerate(names):
+    if not SITE_NAME.fullmatch(name) or name in names[:place]:
+      raise InputError(
+        f'sites[{place}]: name {name!r}: different names of letters, digits, _ . -, no dot in '
+        'front, are allowed')
   return config
 
 
@@ -99,8 +106,7 @@ def prepare(config: ConfigDict, data: Data, **parts: Any) -> Study:
     data: of `load_data`.
     parts: parts of your own, by keyword: aggregator, rule, sharing, server_optimizer, partition.
   """
-  config, own = _with_parts(config, parts)
-  config = _named(config, data.tested if config.data.partition.kind else data.sites)
+  config, own = _with_parts(config, parts, data)
   return build.prepare(config, data, own=own)
 
 
@@ -123,24 +129,27 @@ def run(
     InputError: bad configuration, data, model, part or folder, before anything is saved.
     RuntimeError: training failed; finished rounds stay.
   """
-  config, own = _with_parts(config, parts)
-  if data is not None:
-    # With a partition, those that are tested are those that were dealt out.
-    config = _named(config, data.tested if config.data.partition.kind else data.sites)
+  config, own = _with_parts(config, parts, data)
   set_up()
   training.run(config, Path(workdir), reporter or Reporter(), data, own)
   return load_results(workdir)
 
 
 def _with_parts(
-  config: ConfigDict, parts: Mapping[str, Any]
+  config: ConfigDict, parts: Mapping[str, Any], data: Data | None
 ) -> tuple[ConfigDict, dict[str, OwnPart]]:
-  """A copy of the configuration that names the parts that are given, and the parts by key."""
+  """A copy of the configuration that names what is given, checked, and the parts by key."""
   keys = {keyword: key for key, keyword in OWN_KEYS.items()}
   unknown = sorted(parts.keys() - keys.keys())
   if unknown:
     raise InputError(f'{unknown[0]}=...: unknown; allowed are {", ".join(keys)}')
-  config = copy.deepcopy(config)
+  if data is not None and parts.get('partition') is not None:
+    raise InputError(
+      'partition=...: notes that are loaded are dealt out already; leave out data=, and the run '
+      'loads and deals them')
+  # With a partition, those that are tested are those that were dealt out.
+  config = copy.deepcopy(config) if data is None else _named(
+    config, data.tested if config.data.partition.kind else data.sites)
   own = {}
   for keyword, part in parts.items():
     if part is not None:

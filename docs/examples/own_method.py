@@ -45,6 +45,6 @@ def q_fedavg(q=1.0, lipschitz=1.0):
     below = jnp.sum(scale + p * q * loss**(q - 1) * lipschitz**2 * square)
     shares = scale / jnp.maximum(scale.sum(), 1e-30)
     step = weighted_sum(updates, scale / jnp.maximum(below, 1e-30))
-    return fm.Aggregate(step, state, shares, start_loss)
+    return fm.Aggregate(step, state, shares)
 
   return fm.Aggregator(init=lambda adapter: (), update=update)

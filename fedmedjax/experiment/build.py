@@ -94,9 +94,10 @@ def prepare(
       f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
       f'for validation, and preset {fed.preset!r} weighs sites by their validation loss')
   sharing = methods.sharing(values, own, tree.paths(trainable.adapter))
+  check_own_parts(
+    own, parts, sharing, trainable.adapter, len(schedule.weights),
+    1 if fed.pooled else sampler.size, validation is not None)
   plan = communication.plan_communication(config, sampler, parts, trainable.adapter, sharing)
-  check_own_parts(own, parts, sharing, trainable.adapter, len(schedule.weights),
-                  plan.sampler.size, validation is not None)
   layout, optimizer = meshes.round_layout(config), methods.local_optimizer(values)
   site_map = partial(
     fitted_map, schedule.steps_taken, vmap=layout.vmap, groups=layout.groups)

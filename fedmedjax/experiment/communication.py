@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.experiment.methods import Method
-from fedmedjax.fed import compression as compression
-from fedmedjax.fed import ledger, participation
+from fedmedjax.fed import compression, ledger, participation
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.factors import room
 from fedmedjax.fed.ledger import Exchange

@@ -207,13 +207,15 @@ def _check_tasks(values: dict[str, Any]) -> None:
       f'config.data.tasks={tasks!r}')
 
 
+# Names of sites are names of folders and files, too.
+SITE_NAME = re.compile(r'[\w-][\w.-]*')
 # Folders beside those of the sites' own adapters and predictions.
 _RESERVED = ('global', 'zero_shot', 'pooled')
 
 
 def _check_folders(folders: Sequence[Mapping]) -> None:
   keys = {
-    'name': Check(lambda v: isinstance(v, str) and re.fullmatch(r'[\w-][\w.-]*', v)
+    'name': Check(lambda v: isinstance(v, str) and SITE_NAME.fullmatch(v)
                   and v not in (*COHORTS, *CORPORA, *_RESERVED),
                   'letters, digits, _ . -, no dot in front, and no known site'),
     'path': TEXT, 'format': one_of(tuple(FORMATS)), 'mapping': TEXT,

@@ -55,13 +55,18 @@ def check_own_parts(
 
 def _difference(name: str, given: Tree, wanted: Tree) -> str | None:
   """How a tree of shapes is unlike the wanted one, if it is."""
-  given, wanted = (
-    {path: leaf.shape for path, leaf in zip(tree.paths(one), jax.tree.leaves(one), strict=True)}
-    for one in (given, wanted))
+  shapes = [
+    {path: (*jnp.shape(leaf), str(jnp.result_type(leaf)))
+     for path, leaf in zip(tree.paths(one), jax.tree.leaves(one), strict=True)}
+    for one in (given, wanted)]
+  if shapes[0] == shapes[1] and jax.tree.structure(given) != jax.tree.structure(wanted):
+    return f'{name}: it is {jax.tree.structure(given)}, {jax.tree.structure(wanted)} is wanted'
+  given, wanted = shapes
   for path in sorted(given.keys() | wanted.keys()):
     if given.get(path) != wanted.get(path):
       has, needs = (
-        'is missing' if path not in one else f'is {list(one[path])}' for one in (given, wanted))
+        'is missing' if path not in leaves else f'is {leaves[path][-1]}{list(leaves[path][:-1])}'
+        for leaves in (given, wanted))
       return f'{name}: leaf {path!r} {has}, {needs} is wanted' if path in wanted else (
         f'{name}: leaf {path!r} {has}, and no such leaf is wanted')
   return None

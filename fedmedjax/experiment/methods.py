@@ -4,12 +4,14 @@ The tables that map a value to a builder stand beside the builders, in `fed/`; a
 a builder in a user's file (`own_parts.py`). Which parts go together is `refusals.py`'s.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
-from fedmedjax.experiment.own_parts import OwnPart, own_parts
+from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
 from fedmedjax.fed.aggregators import AGGREGATORS
 from fedmedjax.fed.builders import build
 from fedmedjax.fed.local import adamw, sgd
@@ -52,7 +54,7 @@ def method(values: Values, own: Own) -> Method:
   return Method(
     _built('fed.aggregator', AGGREGATORS, values, own, hyper, Aggregator),
     _built('fed.rule', RULES, values, own, hyper | {
-      'strength': values['fed.rule_strength'], 'rate': values['optim.sgd_learning_rate']},
+      'strength': values['fed.rule_strength'], 'rate': values[rate_key(values)]},
       LocalRule),
     _built('fed.server_optimizer', SERVER_OPTIMIZERS, values, own, hyper | {
       'learning_rate': values['fed.server_learning_rate'],
@@ -61,13 +63,13 @@ def method(values: Values, own: Own) -> Method:
 
 
 def hyper_parameters(values: Values) -> dict[str, Any]:
-  """What a builder may name: the keys of config.fed, rank, alpha, num_sites and cohort_size.
+  """What a builder may name: the keys of config.fed, rank, lora_alpha, num_sites, cohort_size.
 
   cohort_size is how many sites a round has, also where config.fed.cohort_size is 0 (all).
   """
   return {key.removeprefix('fed.'): value for key, value in values.items()
           if key.startswith('fed.')} | {
-    'rank': values['lora.rank'], 'alpha': values['lora.alpha'], 'num_sites': num_sites(values),
+    'rank': values['lora.rank'], 'lora_alpha': values['lora.alpha'], 'num_sites': num_sites(values),
     'cohort_size': cohort_size(values)}
 
 
@@ -78,16 +80,50 @@ def _built(
   """A part of the table, or of the user's own, which is told to ask for single updates."""
   if key not in own:
     return build(table[values[key]], hyper)
-  part = build(own[key].builder, hyper, f'config.{key}={own[key].name!r}')
+  name = f'config.{key}={own[key].name!r}'
+  try:
+    part = build(own[key].builder, hyper, name)
+  except InputError:
+    raise
+  except Exception as error:  # a user's program: it may raise anything
+    raise InputError(f'{name}: {where_it_failed(error, own[key].name)}') from None
   if not isinstance(part, kind):
     # A plain tuple of functions in the right order will do.
     try:
       part = kind(*part)
     except TypeError:
       raise InputError(
-        f'config.{key}={own[key].name!r}: it gives {type(part).__name__}; fedmedjax.fed.types or '
+        f'{name}: it gives {type(part).__name__}; fedmedjax.fed.types or '
         f'optax have {kind.__name__}, which is allowed') from None
-  return part._replace(needs=part.needs | {'single_updates'}) if kind is Aggregator else part
+  if kind is Aggregator:
+    return part._replace(needs=frozenset(part.needs) | {'single_updates'})
+  return _told_of_control(part) if kind is LocalRule else part
+
+
+def _told_of_control(rule: LocalRule) -> LocalRule:
+  """An own rule with what its control variates ask for, whether it says so or not."""
+  pair = {'a': jax.ShapeDtypeStruct((1, 2, 1), 'float32'),
+          'b': jax.ShapeDtypeStruct((1, 1, 2), 'float32')}
+  try:
+    controls = jax.eval_shape(rule.init, {'layers': {'q_proj': pair}})
+  except Exception:  # noqa: BLE001 - `contracts.py` says what is wrong, on the true adapter
+    return rule
+  needs = {'steady_factors'} if jax.tree.leaves(controls) else set()
+  if rule.control_travels and needs:
+    needs |= {'clear_control'}
+  return rule._replace(needs=frozenset(rule.needs) | needs)
+
+
+def unread_weights(values: Values, own: Own) -> list[str]:
+  """Keys that are set to weigh sites, and that the builder of an own aggregator does not name."""
+  part = own.get('fed.aggregator')
+  if part is None:
+    return []
+  named = inspect.signature(part.builder).parameters
+  if any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values()):
+    return []
+  return [f'config.fed.{key}={values[f"fed.{key}"]}' for key in ('loss_power', 'floor', 'ema')
+          if values[f'fed.{key}'] and key not in named]
 
 
 def sharing(values: Values, own: Own, paths: Sequence[str]) -> Sharing:

@@ -14,7 +14,7 @@ from fedmedjax.data.formats.corpora import CORPORA, SiteFolder, load_corpus, loa
 from fedmedjax.data.partition import asked_alike, partition
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
-from fedmedjax.experiment.own_parts import OwnPart, own_parts
+from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
 from fedmedjax.experiment.types import Data
 from fedmedjax.fed.builders import build
 from fedmedjax.runtime.progress import Reporter
@@ -80,8 +80,14 @@ def build_deal(part: OwnPart, notes, types, sites, strength, rng) -> np.ndarray:
 
   It is given those of the arguments that its signature names; see `data/partition.py`.
   """
-  return build(part.builder, {
-    'notes': notes, 'types': types, 'sites': sites, 'strength': strength, 'rng': rng}, part.name)
+  try:
+    return build(part.builder, {
+      'notes': notes, 'types': types, 'sites': sites, 'strength': strength, 'rng': rng}, part.name)
+  except InputError:
+    raise
+  except Exception as error:  # a user's program: it may raise anything
+    raise InputError(
+      f'config.data.partition.kind={part.name!r}: {where_it_failed(error, part.name)}') from None
 
 
 def encode_sites(

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fedmedjax.types import InputError
 
 # Keys that may name a part of one's own, and the keyword of `fedmedjax.run` that gives it.
@@ -23,6 +25,8 @@ OWN_KEYS = {
   'fed.server_optimizer': 'server_optimizer', 'data.partition.kind': 'partition'}
 _FILE = re.compile(r'(?P<path>.+\.py):(?P<function>\w+)')
 _PYTHON = re.compile(r'python:\w+')
+# What of a function's globals counts: numbers, texts and arrays that it names.
+_PLAIN = int | float | str | bool | tuple | list | np.ndarray
 
 
 class OwnPart(NamedTuple):
@@ -83,11 +87,15 @@ def _from_file(key: str, value: str) -> OwnPart:
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    # It may import what lies beside it.
+    sys.path.insert(0, str(path.parent.absolute()))
     try:
       spec.loader.exec_module(module)
     except Exception as error:  # a user's program: it may raise anything
       del sys.modules[name]
       raise InputError(f'config.{key}={value!r}: {where_it_failed(error, path)}') from None
+    finally:
+      sys.path.remove(str(path.parent.absolute()))
   module = sys.modules[name]
   builder = getattr(module, match['function'], None)
   if not callable(builder):
@@ -100,11 +108,13 @@ def _from_file(key: str, value: str) -> OwnPart:
   return OwnPart(value, builder, text, checksum)
 
 
-def where_it_failed(error: BaseException, path: Path) -> str:
+def where_it_failed(error: BaseException, path: Path | str) -> str:
   """File, line, kind and text of what a user's file raised, in one line."""
+  if match := _FILE.fullmatch(str(path)):
+    path = match['path']
   own = [
     frame for frame in traceback.extract_tb(error.__traceback__)
-    if Path(frame.filename).resolve() == path.resolve()]
+    if Path(frame.filename).resolve() == Path(path).resolve()]
   line = error.lineno if isinstance(error, SyntaxError) else own[-1].lineno if own else None
   place = str(path) if line is None else f'{path}, line {line}'
   text = ' '.join(str(error).split())
@@ -124,29 +134,44 @@ def from_python(key: str, part: Any) -> OwnPart:
     raise InputError(
       f'{OWN_KEYS[key]}={part!r}: a builder, or what it returns, such as fedmedjax.Aggregator, is '
       'allowed')
+  # What a value leaves at the default is not the user's.
+  usual = set(map(id, getattr(part, '_field_defaults', {}).values()))
+  functions = [function for function in functions if id(function) not in usual]
   texts = [_source(function) for function in functions]
   closed = [repr(_closed_over(function, set())) for function in functions]
-  label = re.sub(r'\W', '', functions[-1].__qualname__.split('.')[0]) if hasattr(
-    functions[-1], '__qualname__') else type(part).__name__
+  # What it is called after: where its update or its correction of the gradient is written.
+  main = getattr(part, 'correct', getattr(part, 'update', functions[0]))
   return OwnPart(
-    f'python:{label or "part"}', (lambda: part) if isinstance(part, tuple) else part,
+    f'python:{_label(main)}', (lambda: part) if isinstance(part, tuple) else part,
     '\n\n'.join(dict.fromkeys(texts)),
     hashlib.sha256('\n'.join(texts + closed).encode()).hexdigest())
 
 
+def _label(function: Callable) -> str:
+  """The name of the outermost function around a part's, or of its class."""
+  function = getattr(function, 'func', function)
+  name = getattr(function, '__qualname__', type(function).__name__).split('.')[0]
+  return re.sub(r'\W', '', name) or 'part'
+
+
 def _source(function: Callable) -> str:
-  """The text around a function: of its outermost one, where Python still has it."""
+  """The text of the file that a function is in, else of itself, where Python still has it."""
   function = inspect.unwrap(getattr(function, 'func', function))
+  if not hasattr(function, '__code__'):
+    function = type(function).__call__
   try:
+    file = inspect.getsourcefile(function)
+    if file and Path(file).is_file():
+      return Path(file).read_text(encoding='utf-8')
     return inspect.getsource(function)
   except (OSError, TypeError):
     code = getattr(function, '__code__', None)
     return f'# no source: {function!r}' if code is None else (
-      f'# no source: {function.__qualname__} {code.co_code.hex()} {code.co_names}')
+      f'# no source: {function.__qualname__} {code.co_code.hex()} {code.co_names} {code.co_consts}')
 
 
 def _closed_over(value: Any, seen: set[int]) -> Any:
-  """Numbers, texts and names that a function closes over, in its partial arguments and cells."""
+  """Numbers, texts, arrays and names that a function closes over, in arguments, cells, globals."""
   if id(value) in seen:
     return ()
   seen.add(id(value))
@@ -156,9 +181,15 @@ def _closed_over(value: Any, seen: set[int]) -> Any:
     return [_closed_over(one, seen) for one in value]
   if isinstance(value, dict):
     return {str(name): _closed_over(one, seen) for name, one in value.items()}
+  if hasattr(value, '__array__'):
+    array = np.asarray(value)
+    return [str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()]
   inner = [getattr(value, 'func', None), getattr(value, 'args', None),
            getattr(value, 'keywords', None), getattr(value, '__defaults__', None),
            getattr(value, '__kwdefaults__', None)]
   cells = [cell.cell_contents for cell in getattr(value, '__closure__', None) or ()]
+  names = getattr(getattr(value, '__code__', None), 'co_names', ())
+  known = getattr(value, '__globals__', {})
+  cells += [known[name] for name in names if isinstance(known.get(name), _PLAIN)]
   return [getattr(value, '__qualname__', ''), *(
     _closed_over(one, seen) for one in (*inner, *cells) if one is not None)]

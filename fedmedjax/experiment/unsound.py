@@ -4,6 +4,7 @@ Each says whether the combination that it is named after is there; `refusals.py`
 """
 
 from fedmedjax.experiment.methods import Values, cohort_size, num_sites
+from fedmedjax.experiment.own_parts import is_own
 
 Needs = frozenset[str]
 
@@ -19,7 +20,7 @@ def classifier_weighs_products(v: Values, needs: Needs) -> bool:
 
 
 def classifier_shares_factors(v: Values, needs: Needs) -> bool:
-  return v['fed.learner'] == 'bert' and v['fed.sharing'] not in ('everything', 'nothing')
+  return v['fed.learner'] == 'bert' and v['fed.sharing'] in ('only_b', 'only_a', 'alternating')
 
 
 def classifier_has_ranks(v: Values, needs: Needs) -> bool:
@@ -73,7 +74,9 @@ def votes_for_zero(v: Values, needs: Needs) -> bool:
 
 
 def one_factor_missing(v: Values, needs: Needs) -> bool:
-  return 'both_factors' in needs and v['fed.sharing'] != 'everything'
+  # Of a sharing of the user's own, `contracts.py` finds it out.
+  shared = v['fed.sharing'] == 'everything' or is_own(v['fed.sharing'])
+  return 'both_factors' in needs and not shared
 
 
 def no_product_to_judge(v: Values, needs: Needs) -> bool:

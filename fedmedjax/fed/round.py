@@ -184,9 +184,10 @@ def _init_program(rule, sharing, compression, aggregator, server_optimizer, num_
     site = SiteState(_private(sharing, adapter), site_ctrl, compression.init(adapter))
     copies = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], num_sites, axis=0), site)
     # Copies, because a round donates its state and the caller may keep `adapter`.
+    copied = partial(jax.tree.map, jnp.array)
     return FedState(
-      jnp.int32(0), jax.tree.map(jnp.array, adapter), aggregator.fold(adapter), server_ctrl,
-      server_optimizer.init(adapter), aggregator.init(adapter, num_sites), copies)
+      jnp.int32(0), copied(adapter), aggregator.fold(adapter), copied(server_ctrl),
+      server_optimizer.init(adapter), copied(aggregator.init(adapter, num_sites)), copies)
 
   return init
 

@@ -133,9 +133,9 @@ class AggregatorUpdate(Protocol):
       anchor: [*p], the server's adapter before the round.
       local: [C, *p], the sites' adapters, zero where a site has no rank.
       num_steps: f32[C], local steps that each site took.
-      start_loss: f32[C], mean training loss of each site's examples of this round at its anchor,
-        nats per supervised token. Computed, by one forward pass over them, for an update that
-        names it; not passed to one that does not.
+      start_loss: f32[C], mean training loss at the anchor over the steps of each site's round
+        (an example that comes twice counts twice), nats per supervised token. Computed, by a
+        forward pass over those steps, for an update that names it; not passed to others.
       validation_loss: (adapters [Q, *p]) -> f32[Q]; evaluated only where it is called.
       validation_gradient: () -> [*p], at the anchor; likewise.
       key: a random key, another one every round.

@@ -33,7 +33,7 @@ def dry_run(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
     data = load_data(config, reporter)
     study = prepare(config, data)
   if workdir:
-    compare_inputs(workdir, fingerprint(config, data))
+    compare_inputs(workdir, fingerprint(config, data, study.own))
   reporter.say(site_table(data.sites, data.tested, data.external))
   done = checkpoint.latest_round(workdir / CHECKPOINTS) if workdir else 0
   if study.options.rounds:

@@ -20,7 +20,9 @@ _VALIDATION = 'its validation notes'
 _PROMPTS = 'its prompts'
 
 
-def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
+def fingerprint(
+  config: ConfigDict, data: Data, own: Mapping[str, OwnPart]
+) -> dict[str, dict[str, str]]:
   """{'notes of site NAME': {document: checksum}, ..., 'model': {file: checksum}, ...}.
 
   Checksums of notes are of their examples after reading, splitting and tokenising, so that the same
@@ -30,7 +32,7 @@ def fingerprint(config: ConfigDict, data: Data) -> dict[str, dict[str, str]]:
   path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
   sites = (*data.sites, *data.tested, *data.external)
   return {f'notes of site {site.name}': _notes(site) for site in sites} | {
-    'model': file_checksums(resolve(path))} | starting_adapter(config)
+    'model': file_checksums(resolve(path))} | starting_adapter(config) | own_checksums(own)
 
 
 def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:

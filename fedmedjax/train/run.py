@@ -11,7 +11,7 @@ from fedmedjax.eval import evaluate
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.build import load_data, options, prepare
 from fedmedjax.experiment.config import leaves
-from fedmedjax.experiment.methods import Own, harmless_keys
+from fedmedjax.experiment.methods import Own, harmless_keys, unread_weights
 from fedmedjax.experiment.own_parts import own_parts
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_weights
@@ -74,6 +74,9 @@ def run(
     show(finished, reporter)
     report.freshen(workdir, config.report.examples)
     return finished
+  if unread := unread_weights(settings, mine):
+    reporter.warn(
+      f'{mine["fed.aggregator"].name} chooses its own weights and reads no {", ".join(unread)}')
   with reporter.live():
     data = data or load_data(config, reporter, own=mine)
     display = StepDisplay()
@@ -81,7 +84,7 @@ def run(
     reporter.say(site_table(data.sites, data.tested, data.external))
     if data.skew:
       reporter.say(f'sites dealt out: {data.skew}')
-    inputs = fingerprint(config, data) | own_checksums(mine)
+    inputs = fingerprint(config, data, mine)
     compare_inputs(workdir, inputs)
     # After all checks, since compiling may take minutes.
     plan = planned(study, workdir, reporter) if rounds else None

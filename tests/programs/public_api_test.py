@@ -108,6 +108,7 @@ def test_an_own_file_on_the_command_line(tiny_folder, tmp_path, capsys):
   assert result.metrics[0]['step_norm'] > 0
   assert (result.workdir / 'own_parts' / 'fed.aggregator.py').read_text() == mine.read_text()
   assert main.main(command) == 0  # finished, and the same
+  assert main.main([*command, '--validate_only']) == 0
   mine.write_text(mine.read_text() + '# another thought\n')
   capsys.readouterr()
   assert main.main(command) == 2
@@ -121,6 +122,8 @@ def test_sites_given_in_python(config):
   assert [site.name for site in data.sites] == ['north', 'south']
   study = fm.prepare(config, data)
   assert len(study.schedule.weights) == 2 and study.communication.sampler.size == 2
+  with pytest.raises(fm.InputError, match=r"sites\[1\]: name 'north'"):
+    fm.load_data(config, sites=[sites[0], sites[0]], reporter=QUIET)
 
 
 def test_mistakes_are_one_line(config, data, tmp_path):
@@ -130,6 +133,7 @@ def test_mistakes_are_one_line(config, data, tmp_path):
       (lambda: fm.load_config('fedmedjax:quickstart', {'fed.rounds': 0}), 'config.fed.rounds=0'),
       (lambda: fm.run(config, tmp_path, data=data, agregator=None), 'agregator=...: unknown'),
       (lambda: fm.run(config, tmp_path, data=data, aggregator=5), 'aggregator=5: a builder'),
+      (lambda: fm.run(config, tmp_path, data=data, partition=len), 'are dealt out already'),
       (lambda: fm.load_results(tmp_path), 'summary.json')):
     with pytest.raises(fm.InputError, match=message) as error:
       call()

@@ -15,9 +15,11 @@ def completed(aggregator: Aggregator) -> Aggregator:
   """
 
   def init(adapter, num_sites):
-    # (adapter, num_sites) unless it says that it takes one argument only.
-    alone = len(inspect.signature(aggregator.init).parameters) == 1
-    return aggregator.init(adapter) if alone else aggregator.init(adapter, num_sites)
+    try:
+      inspect.signature(aggregator.init).bind(adapter, num_sites)
+    except TypeError:  # it takes one argument only
+      return aggregator.init(adapter)
+    return aggregator.init(adapter, num_sites)
 
   def update(updates, state, *, weights, **arguments):
     answer = aggregator.update(updates, state, weights=weights, **arguments)
