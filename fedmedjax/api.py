@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import build
-from fedmedjax.experiment.config import choose_preset, parse, validate
+from fedmedjax.experiment.command_line import choose_preset, parse
+from fedmedjax.experiment.config import validate
 from fedmedjax.experiment.own_parts import OWN_KEYS, OwnPart, from_python
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.runtime.cli import set_up
@@ -25,7 +26,7 @@ _FACTOR = re.compile(r'.*\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\
 # Of a line of metrics.jsonl, lists with an entry for each site of the round, and their column.
 _BY_SITE = {
   'sites': 'site', 'steps': 'steps', 'weights': 'weight', 'train_loss': 'train_loss',
-  'validation_loss': 'validation_loss', 'local_norm': 'local_norm', 'update_norm': 'update_norm',
+  'validation_loss': 'validation_loss', 'update_norm': 'update_norm',
   'cosine': 'cosine', 'site_bytes_up': 'bytes_up', 'site_bytes_down': 'bytes_down',
   'site_seconds': 'simulated_seconds'}
 # Numbers of the whole round, repeated in the row of each of its sites.

@@ -27,7 +27,8 @@ from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.build import load_data, prepare
-from fedmedjax.experiment.config import leaves, parse
+from fedmedjax.experiment.command_line import parse
+from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.local import mean_loss

@@ -113,7 +113,8 @@ def check_command(words: list[str]) -> None:
     script = ROOT / words[1]
     subprocess.run(['bash', '-n', script], check=True)
     known = re.search(r'^known="(.*)"$', script.read_text(), re.M)
-    assert not known or set(words[2:]) <= set(known[1].split())
+    names = {word for word in words[2:] if not word.startswith('-')}
+    assert not known or names <= set(known[1].split())
     return
   if words[:2] == ['python', '-m']:
     words = words[2:]

@@ -25,7 +25,8 @@ from fedmedjax.data.sentences import split_sentences
 from fedmedjax.data.site import drawn_sentences
 from fedmedjax.data.tasks import ask
 from fedmedjax.eval.endpoint import endpoint_from
-from fedmedjax.experiment.config import choose_preset, leaves, validate
+from fedmedjax.experiment.command_line import choose_preset
+from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.defaults import PRESETS, get_config
 from fedmedjax.experiment.methods import adds_to_base, harmless_keys, num_sites
 from fedmedjax.store import files

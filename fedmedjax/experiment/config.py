@@ -25,7 +25,6 @@ from fedmedjax.experiment.checks import (
   number,
   one_of,
 )
-from fedmedjax.experiment.command_line import choose_preset, parse
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
 from fedmedjax.experiment.methods import needs_validation, num_sites
@@ -42,8 +41,6 @@ from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import ENTITY_TYPES, InputError
-
-__all__ = ['CHECKS', 'DTYPES', 'LEARNERS', 'choose_preset', 'leaves', 'parse', 'validate']
 
 # build.py maps these names to values and imports too much for here; a test holds both together.
 LEARNERS = ('lora', 'bert')

@@ -15,17 +15,16 @@ from fedmedjax.fed.types import (
   LocalOptimizer,
   LocalRule,
   LossFn,
+  RateFn,
   Tree,
   Validation,
 )
 
-# (step i32[] from 0, num_steps i32[]) -> learning rate f32[].
-RateSchedule = Callable[[Array, Array], Array]
 # [*p] -> [*p], with zeros where a site does not train.
 Keep = Callable[[Tree], Tree]
 
 
-def warmup_cosine(learning_rate: float, warmup_share: float) -> RateSchedule:
+def warmup_cosine(learning_rate: float, warmup_share: float) -> RateFn:
   """(step i32[], num_steps i32[]) -> f32[]: linear warm-up, then half a cosine to 0, in one round.
 
   The public code of Fed-MedLoRA (arXiv:2601.22124) restarts this schedule every round, and so do

@@ -13,7 +13,7 @@ from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, weighted_sum
 from fedmedjax.fed.factors import join, write_columns
 from fedmedjax.fed.gradient import mean_gradient
-from fedmedjax.fed.local import local_training, mean_loss, sgd
+from fedmedjax.fed.local import OnStep, ShapeBucket, local_training, mean_loss, sgd
 from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.rules import plain
@@ -60,8 +60,8 @@ def federated_algorithm(
   map_sites: SiteMap = _ALL_AT_ONCE,
   explosion: float = 0.0,
   place: Callable[[FedState], FedState] = lambda state: state,
-  on_step: Callable[..., None] | None = None,
-  shape_buckets: Sequence = (),
+  on_step: OnStep | None = None,
+  shape_buckets: Sequence[ShapeBucket] = (),
 ) -> FederatedAlgorithm:
   """Composes the parts into init and one jitted round; left to themselves they are FedAvg.
 

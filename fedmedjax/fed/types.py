@@ -20,7 +20,7 @@ LossFn = Callable[[Tree, Tree, Tree], tuple[Array, Array]]
 # `gradient.py`
 GradientFn = Callable[[Tree, Tree, Tree, Array], tuple[Array, Tree]]
 # (step i32[], steps of the round i32[]) -> learning rate f32[]
-RateFn = Callable[[Array, Array], Array]
+RateFn = Callable[[Array, Array], Array | float]
 # (path of a leaf, rounds done i32[] or int) -> bool, traced or not
 TrainedFn = Callable[[str, Any], Any]
 # (path of a leaf) -> bool
@@ -123,7 +123,7 @@ class AggregatorUpdate(Protocol):
   """From the cohort's updates to one."""
 
   def __call__(
-    self, updates: Tree, state: Tree, **arguments: Any
+    self, updates: Tree, state: Tree, /, *args: Any, **arguments: Any
   ) -> Aggregate | tuple[Tree, Tree]:
     """updates [C, *p], state -> Aggregate, or (update [*p], state) of an own part.
 

@@ -37,6 +37,7 @@ from fedmedjax.train.fingerprint import (
 from fedmedjax.train.loop import CHECKPOINTS, StepDisplay, Trained, planned, train
 from fedmedjax.train.memory import Plan
 from fedmedjax.train.round_log import participant_names
+from fedmedjax.train.scoring import run_summary, score_all, shown
 from fedmedjax.types import InputError
 
 # Where sites have adapters of their own: the folder of the one that is averaged for all sites.
@@ -47,7 +48,7 @@ def run(
   config: ConfigDict, workdir: Path, reporter: Reporter, data: Data | None = None,
   own: Own | None = None,
 ) -> dict:
-  """Runs or resumes the study in `workdir` and returns its summary (see `_summary`).
+  """Runs or resumes the study in `workdir` and returns its summary (see `run_summary`).
 
   A finished run is only shown again.
 
@@ -141,7 +142,7 @@ def _carried_out(
   with reporter.live():
     zero_shot = None
     if study.options.zero_shot and rounds and study.trainable.untrained is not None:
-      zero_shot, _ = _score_all(
+      zero_shot, _ = score_all(
         study, _adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
         trained=False)
     trained = Trained(None, [], 0.0, 0.0, None)
@@ -151,19 +152,19 @@ def _carried_out(
     adapters, averaged = _adapters(study, state), _averaged(study, state, lines)
     for name, adapter in (adapters | averaged).items() if rounds else ():
       study.trainable.save(adapter, workdir / study.trainable.folder / name)
-    scores, crossed = _score_all(
+    scores, crossed = score_all(
       study, adapters, workdir / 'predictions', reporter, trained=rounds > 0,
       cross=study.options.cross_site and len(adapters) > 1)
     global_scores = None
     if averaged:
-      global_scores, _ = _score_all(study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
+      global_scores, _ = score_all(study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
   files.write_json(workdir / 'predictions' / evaluate.COUNTS, files.plain({
     'scores': evaluate.note_counts(scores),
     'cross_site': {name: evaluate.note_counts(row) for name, row in crossed.items()},
     'global': evaluate.note_counts(global_scores or {})}))
-  summary = _summary(study, lines, scores, zero_shot, global_scores) | {
+  summary = run_summary(study, lines, scores, zero_shot, global_scores) | {
     'cross_site': files.plain({
-      name: _shown(row) for name, row in crossed.items()}) or None,
+      name: shown(row) for name, row in crossed.items()}) or None,
     'wall_seconds': trained.earlier + time.monotonic() - times[0],
     'compile_seconds': device.compile_seconds() - times[1],
     'checkpoint_seconds': trained.saving,
@@ -217,83 +218,3 @@ def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[s
     temperature=1.0)
   return {_GLOBAL: global_adapter(state, study.sharing, weights)}
 
-
-def _score_all(
-  study: Study, adapters: dict[str, dict], folder: Path, reporter: Reporter, *,
-  trained: bool = True, cross: bool = False,
-) -> tuple[dict[str, evaluate.SiteScores], dict[str, dict[str, evaluate.SiteScores]]]:
-  """Decodes and scores every site's test set -> (scores, cross-site scores by adapter and site).
-
-  A site's test set is answered by the site's own adapter. An external cohort has none: every
-  adapter answers for it, and their counts are added.
-
-  Args:
-    adapters: from `_adapters` or `_averaged`.
-    folder: of the predictions; those across sites are in cross_site/ADAPTER/ there.
-    trained: False = answers on disk are used again, since no round has changed them.
-    cross: True = every adapter is also scored alone on every site.
-  """
-  scores, crossed = {}, {name: {} for name in adapters if cross}
-  seed, samples = study.options.seed, study.options.bootstrap_samples
-  for site in (*study.data.tested, *study.data.external):
-    path = folder / f'{site.name}.jsonl'
-    own = [site.name] if site.name in adapters else list(adapters)
-    answers = {} if trained else {name: files.read_lines(path) for name in own}
-    if not any(evaluate.asked(site, records) for records in answers.values()):
-      answering = list(adapters) if cross else own
-      what = 'decoding' if trained else 'zero-shot'
-      with reporter.task(f'{what} {site.name}', len(site.test) * len(answering)) as advance:
-        answers = {
-          name: study.trainable.answer(adapters[name], site, advance) for name in answering}
-      files.write_lines(path, (record for name in own for record in answers[name]))
-    scores[site.name] = evaluate.score(site, [answers[name] for name in own], seed, samples)
-    for name, row in crossed.items():
-      files.write_lines(folder / 'cross_site' / name / path.name, answers[name])
-      row[site.name] = evaluate.score(site, [answers[name]], seed, samples)
-  return scores, crossed
-
-
-def _shown(scores: dict[str, evaluate.SiteScores]) -> dict[str, dict]:
-  return {name: site.scores for name, site in scores.items()}
-
-
-def _summary(
-  study: Study, lines: list[dict], scores: dict, zero_shot: dict | None,
-  global_scores: dict | None,
-) -> dict:
-  """summary.json without what only the whole run knows (times, memory).
-
-  Where sites keep leaves to themselves, `scores` are of their own adapters, as they would be used,
-  and `global` of the one for all.
-  """
-  trainable = study.trainable
-
-  def total(key):
-    return sum(line[key] for line in lines)
-
-  seconds = total('seconds')
-  # What the same exchanges would have cost with the whole model, both ways.
-  exchanges = sum(
-    count > 0 for line in lines for count in line['site_bytes_up'] + line['site_bytes_down'])
-  return files.plain({
-    'preset': study.options.preset, 'seed': study.options.seed, 'rounds': len(lines),
-    'sites': [site.name for site in study.data.tested],
-    'external': [site.name for site in study.data.external],
-    'train_examples': [len(site.train) for site in study.data.sites],
-    'partition': study.data.skew and study.data.skew._asdict(),
-    'scores': _shown(scores),
-    'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
-    'bytes_full_model': trainable.whole_bytes * exchanges,
-    'adapter_parameters': tree.size(trainable.adapter),
-    'base_parameters': trainable.whole_parameters,
-    'local_steps': total('local_steps'),
-    'tokens_per_second': total('tokens') / seconds if seconds else 0.0,
-    'examples_per_second': total('examples') / seconds if seconds else 0.0,
-    **evaluate.rates(scores.values()),
-    'site_weights': [line['weights'] for line in lines],
-    'cohorts': [line['sites'] for line in lines],
-    'simulated_seconds': total('simulated_seconds'),
-    'zero_shot': zero_shot and {'scores': _shown(zero_shot)},
-    'global': {'scores': _shown(global_scores)} if global_scores else None,
-    **trainable.summary,
-  })

@@ -8,7 +8,7 @@ from fedmedjax.compare import __main__ as compare
 from fedmedjax.compare import regimes
 from fedmedjax.compare.scenarios import LOCAL, check_new_site, parts
 from fedmedjax.data.synthetic.cohorts import generate_cohort
-from fedmedjax.experiment.config import parse
+from fedmedjax.experiment.command_line import parse
 from fedmedjax.types import InputError
 
 SITES = ('synthetic_icu', 'synthetic_dictation')

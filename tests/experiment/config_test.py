@@ -3,7 +3,7 @@
 import pytest
 
 from fedmedjax.compare.scenarios import regime_config
-from fedmedjax.experiment.config import parse
+from fedmedjax.experiment.command_line import parse
 from fedmedjax.experiment.config_file import shipped_names
 from fedmedjax.experiment.defaults import METHOD_DEFAULTS, PRESETS
 

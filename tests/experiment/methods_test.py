@@ -11,7 +11,8 @@ from fedmedjax.data.site import encode_site
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.build import prepare
-from fedmedjax.experiment.config import leaves, parse, validate
+from fedmedjax.experiment.command_line import parse
+from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.lora import widened
 from fedmedjax.experiment.refusals import check_method

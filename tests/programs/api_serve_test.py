@@ -18,7 +18,7 @@ from fedmedjax.compare import __main__ as compare
 from fedmedjax.compare import api_run
 from fedmedjax.eval.prompt import messages
 from fedmedjax.experiment.build import load_data
-from fedmedjax.experiment.config import parse
+from fedmedjax.experiment.command_line import parse
 from fedmedjax.model.files.load import model_path
 from fedmedjax.runtime.progress import Reporter
 

@@ -11,7 +11,8 @@ import pytest
 from fedmedjax import main
 from fedmedjax.data.formats.corpora import load_corpus
 from fedmedjax.data.site import encode_site
-from fedmedjax.experiment.config import CHECKS, leaves, parse
+from fedmedjax.experiment.command_line import parse
+from fedmedjax.experiment.config import CHECKS, leaves
 from fedmedjax.model.files import load
 from fedmedjax.model.files.load import load_model
 from fedmedjax.model.files.peft import load_peft

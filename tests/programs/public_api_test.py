@@ -1,5 +1,6 @@
 """`import fedmedjax as fm`: what a notebook does, on a tiny model; and the pages' examples."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -161,3 +162,17 @@ def test_the_notebook_runs_as_a_notebook(tiny_folder, tmp_path):
   assert {'image/png', 'text/html'} <= kinds
   assert not [output for output in shown if output.output_type == 'error']
   assert (tmp_path / 'runs' / 'median' / 'own_parts' / 'fed.aggregator.py').is_file()
+
+
+def test_every_public_name_has_an_example_that_runs(tiny_folder, tmp_path):
+  """Steps of rate 1 from 0 reach the targets 1, 2 and 6 of the sites; the mean is 3."""
+  place = ROOT / 'docs/examples/public_names.py'
+  for name in set(fm.__all__):
+    assert f'fm.{name}' in place.read_text(), name
+  spec = importlib.util.spec_from_file_location('public_names', place)
+  example = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(example)
+  assert example.without_model() == pytest.approx(
+    {'mean': 3, 'first': 1, 'halved': 1.5, 'shared': 3, 'momentum': 3, 'proximal': 3})
+  result = example.with_model(str(tiny_folder), str(tmp_path / 'run'))
+  assert [row['site'] for row in result.metrics] == ['north', 'south']

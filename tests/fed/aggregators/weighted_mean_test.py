@@ -1,13 +1,16 @@
-"""Signals of the weights, by hand on quadratics."""
+"""Weights, what they are made from and what they remember, by hand on quadratics."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from quadratics import SIZES, data, federation, play
 
 from fedmedjax.fed.aggregators.weighted_mean import (
   adaptive_mean,
+  adaptive_weights,
   alignment,
   leave_one_out,
   weighted_sum,
@@ -19,10 +22,127 @@ VALIDATION = Validation(
   {'target': jnp.array([2.0]), 'weight': jnp.ones(1), 'curvature': jnp.ones(1)}, jnp.eye(1))
 LOCAL = np.array([0.5, 1.0, 2.0])   # after one step of rate 0.5 from 0
 SHARES = np.array([0.1, 0.3, 0.6])
+LOSSES = np.array([0.9, 0.5, 0.7], np.float32)
 
 
 def loss(v):
   return 2 * (v - 2.0) ** 2
+
+
+@pytest.mark.parametrize('power, expected', [
+  (dict(size_power=1, loss_power=0), (0.1, 0.3, 0.6)),
+  (dict(size_power=0, loss_power=0), (1 / 3, 1 / 3, 1 / 3)),
+  (dict(size_power=0, loss_power=1), (0.269307, 0.401760, 0.328933)),
+  (dict(size_power=1, loss_power=1), (0.078101, 0.349540, 0.572359)),
+  (dict(size_power=0, loss_power=1, temperature=0.1), (0.015876, 0.866813, 0.117310)),
+  (dict(size_power=1, loss_power=1, temperature=0.1), (0.004782, 0.783223, 0.211995)),
+  # floor: (1 - 0.3) (0.1, 0.3, 0.6) + 0.1 each
+  (dict(size_power=1, loss_power=0, floor=0.3), (0.17, 0.31, 0.52)),
+])
+def test_method_vectors(power, expected):
+  """docs/methods.md, section 3, printed to six places."""
+  weights = adaptive_weights(SIZES, LOSSES, **{'temperature': 1.0, **power})
+  np.testing.assert_allclose(weights, expected, atol=6e-7)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(
+  st.lists(st.tuples(st.integers(1, 10**6), st.floats(-50, 50)), min_size=1, max_size=9),
+  st.floats(-1e3, 1e3), st.randoms())
+def test_weights_are_a_simplex_that_ignores_a_constant_and_the_order(sites, constant, random):
+  sizes, losses = np.array(sites, np.float64).T.astype(np.float32)
+  rule = dict(size_power=1.0, loss_power=1.0, temperature=1.0)
+  weights = adaptive_weights(sizes, losses, **rule)
+  assert abs(float(weights.sum()) - 1) < 1e-5 and (weights >= 0).all()
+  shifted = adaptive_weights(sizes, losses + np.float32(constant), **rule)
+  np.testing.assert_allclose(weights, shifted, rtol=2e-3, atol=1e-6)
+  order = list(range(len(sites)))
+  random.shuffle(order)
+  np.testing.assert_allclose(
+    adaptive_weights(sizes[order], losses[order], **rule), weights[np.array(order)], rtol=1e-4)
+
+
+def test_a_site_without_a_finite_loss_weighs_nothing_and_spoils_nothing():
+  """n = (100, 300), the third lost: (0.25, 0.75, 0); its NaN update leaves the sum finite."""
+  losses = np.array([0.7, 0.7, np.nan], np.float32)
+  weights = adaptive_weights(SIZES, losses, size_power=1, loss_power=1, temperature=1, floor=0.0)
+  np.testing.assert_allclose(weights, (0.25, 0.75, 0), atol=1e-6)
+  total = weighted_sum({'a': jnp.array([[4.0], [8.0], [jnp.nan]])}, weights)
+  np.testing.assert_allclose(total['a'], [7.0])
+  nobody = adaptive_weights(
+    SIZES, np.full(3, np.inf, np.float32), size_power=1, loss_power=1, temperature=1)
+  assert nobody.tolist() == [0, 0, 0]
+
+
+def test_smoothed_weights_by_hand():
+  """mu = 0.5: round 1 has no past: (0.1, 0.3, 0.6). Round 2 with the cohort (0, 1) alone:
+  fresh (0.25, 0.75), past (0.1, 0.3) / 0.4 = (0.25, 0.75): unchanged. With sizes swapped:
+  0.5 (0.25, 0.75) + 0.5 (0.75, 0.25) = (0.5, 0.5); and with mu = 0.25, the share of the past,
+  0.25 (0.25, 0.75) + 0.75 (0.75, 0.25) = (0.625, 0.375)."""
+  aggregator = adaptive_mean(ema=0.5)
+  state = aggregator.init({}, 3)
+  call = lambda cohort, sizes, state, aggregator=aggregator: aggregator.update(  # noqa: E731
+    {'a': jnp.zeros((len(cohort), 1))}, state, weights=jnp.array(sizes),
+    cohort=jnp.array(cohort), anchor=None, local=None, key=None)
+  first = call([0, 1, 2], SIZES, state)
+  np.testing.assert_allclose(first.weights, (0.1, 0.3, 0.6), atol=1e-6)
+  second = call([0, 1], SIZES[:2], first.state)
+  np.testing.assert_allclose(second.weights, (0.25, 0.75), atol=1e-6)
+  swapped = call([0, 1], SIZES[:2][::-1].copy(), first.state)
+  np.testing.assert_allclose(swapped.weights, (0.5, 0.5), atol=1e-6)
+  swapped = call([0, 1], SIZES[:2][::-1].copy(), first.state, adaptive_mean(ema=0.25))
+  np.testing.assert_allclose(swapped.weights, (0.625, 0.375), atol=1e-6)
+
+
+def test_a_floor_and_a_past_without_some_of_the_sites():
+  """A lone usable site has all, floor or not. With mu = 0.5 and the past (0.1, 0.3, 0.6), of which
+  the third is lost: fresh (1/4, 3/4, 0), smoothed (0.175, 0.525, 0) / 0.7 = (1/4, 3/4, 0)."""
+  lone = adaptive_weights(
+    SIZES, np.array([np.nan, 0.5, np.inf], np.float32), size_power=1, loss_power=1, temperature=1,
+    floor=0.3)
+  np.testing.assert_allclose(lone, (0, 1, 0), atol=1e-6)
+  lost = adaptive_mean(
+    ema=0.5, loss_power=1.0, utility=lambda **_: jnp.array([0.7, 0.7, jnp.nan]))
+  out = lost.update(
+    {'a': jnp.zeros((3, 1))}, jnp.array([0.1, 0.3, 0.6]), weights=jnp.asarray(SIZES),
+    cohort=jnp.arange(3), anchor=None, local=None, key=None)
+  np.testing.assert_allclose(out.weights, (0.25, 0.75, 0), atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_leaves_no_memory():
+  """mu = 0.5, equal losses but for round 2, where the third site's is not a number. Round 1 weighs
+  by size, (0.1, 0.3, 0.6). Round 2: fresh (1/4, 3/4, 0), past of those two the same. Round 3:
+  fresh (0.1, 0.3, 0.6); nothing is remembered of the third's 0, so its past is its 0.6, and the
+  others' (1/4, 3/4) of the 0.4 that are left: as fresh. Remembered, the 0 would make it
+  (0.175, 0.525, 0.3)."""
+  losses = iter(([0.7] * 3, [0.7, 0.7, np.nan], [0.7] * 3))
+  aggregator = adaptive_mean(
+    ema=0.5, loss_power=1.0, utility=lambda **_: jnp.array(next(losses), jnp.float32))
+  state, found = aggregator.init({}, 3), []
+  for _ in range(3):
+    out = aggregator.update(
+      {'a': jnp.zeros((3, 1))}, state, weights=jnp.asarray(SIZES), cohort=jnp.arange(3),
+      anchor=None, local=None, key=None)
+    state = out.state
+    assert np.isfinite(state).all()
+    found.append(out.weights)
+  np.testing.assert_allclose(
+    found, [(0.1, 0.3, 0.6), (0.25, 0.75, 0), (0.1, 0.3, 0.6)], atol=1e-6)
+
+
+def test_a_site_without_a_past_weighs_what_it_would_without_smoothing():
+  """mu = 0.9. Sites 0 and 1 come alone, sizes 1 and 3: (1/4, 3/4, 0). Then the third comes, with
+  sizes 1, 1, 2: fresh (1/4, 1/4, 1/2), of which the third has its half at once; of the other half
+  the past gives (1/8, 3/8): 0.9 of it and 0.1 of (1/4, 1/4) are (0.1375, 0.3625)."""
+  aggregator = adaptive_mean(ema=0.9)
+  state, found = aggregator.init({}, 3), []
+  for sizes in ((1.0, 3.0, 0.0), (1.0, 1.0, 2.0)):
+    out = aggregator.update(
+      {'a': jnp.zeros((3, 1))}, state, weights=jnp.array(sizes), cohort=jnp.arange(3),
+      anchor=None, local=None, key=None)
+    state = out.state
+    found.append(out.weights)
+  np.testing.assert_allclose(found, [(0.25, 0.75, 0), (0.1375, 0.3625, 0.5)], atol=1e-6)
 
 
 def test_leave_one_out_by_hand():
@@ -41,7 +161,7 @@ def test_leave_one_out_by_hand():
 
 
 def judged(locals_, sizes, **power):
-  """The signal of leave-one-out and the weights, of sites that went to `locals_` from 0."""
+  """The utility by leave-one-out and the weights, of sites that went to `locals_` from 0."""
   updates = {'a': jnp.array(locals_)[:, None]}
   aggregator = adaptive_mean(loss_power=1.0, utility=leave_one_out, **power)
   anchor = {'a': jnp.zeros(1)}
@@ -49,15 +169,15 @@ def judged(locals_, sizes, **power):
     updates, aggregator.init(anchor, len(sizes)), weights=jnp.array(sizes),
     cohort=jnp.arange(len(sizes)), anchor=anchor, local=updates, key=None,
     validation_loss=lambda adapters: loss(adapters['a'][:, 0]))
-  return out.signal, out.weights
+  return out.utility, out.weights
 
 
 def test_leave_one_out_of_a_site_that_holds_nearly_all():
   """Sizes 1, 1, 18 of 20, at 0.5, 1, 2: the mean is (0.5 + 1 + 36) / 20 = 1.875; without the third
   1.5 / 2 = 0.75, its rest being a tenth; without the others 37 / 19 and 36.5 / 19."""
-  signal, _ = judged(LOCAL, [10.0, 10.0, 180.0])
+  utility, _ = judged(LOCAL, [10.0, 10.0, 180.0])
   np.testing.assert_allclose(
-    signal, loss(1.875) - loss(np.array([37 / 19, 36.5 / 19, 0.75])), rtol=1e-4)
+    utility, loss(1.875) - loss(np.array([37 / 19, 36.5 / 19, 0.75])), rtol=1e-4)
 
 
 def test_leave_one_out_averages_by_the_power_of_size_that_weighs():
@@ -65,9 +185,9 @@ def test_leave_one_out_averages_by_the_power_of_size_that_weighs():
   and 9: shares 1/6, 2/6, 3/6, the mean is (0.5 + 2 + 6) / 6; without: 8 / 5, 6.5 / 4, 2.5 / 3."""
   for power, whole, without in (
       (0.0, 3.5 / 3, (1.5, 1.25, 0.75)), (0.5, 8.5 / 6, (8 / 5, 6.5 / 4, 2.5 / 3))):
-    signal, weights = judged(LOCAL, [1.0, 4.0, 9.0], size_power=power)
+    utility, weights = judged(LOCAL, [1.0, 4.0, 9.0], size_power=power)
     expected = loss(whole) - loss(np.array(without))
-    np.testing.assert_allclose(signal, expected, rtol=1e-4)
+    np.testing.assert_allclose(utility, expected, rtol=1e-4)
     raw = np.array([1.0, 4.0, 9.0]) ** power * np.exp(-expected)
     np.testing.assert_allclose(weights, raw / raw.sum(), rtol=1e-4)
 

@@ -14,7 +14,8 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedmedjax.experiment.config import CHECKS, parse
+from fedmedjax.experiment.command_line import parse
+from fedmedjax.experiment.config import CHECKS
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.model.files import gguf as gguf_file
 from fedmedjax.model.files.convert import Placement

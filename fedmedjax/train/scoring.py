@@ -1,0 +1,91 @@
+"""Scores of a run: every site's test set answered and scored, and what summary.json says of it."""
+
+from pathlib import Path
+
+from fedmedjax import tree
+from fedmedjax.eval import evaluate
+from fedmedjax.experiment.types import Study
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store import files
+
+
+def score_all(
+  study: Study, adapters: dict[str, dict], folder: Path, reporter: Reporter, *,
+  trained: bool = True, cross: bool = False,
+) -> tuple[dict[str, evaluate.SiteScores], dict[str, dict[str, evaluate.SiteScores]]]:
+  """Decodes and scores every site's test set -> (scores, cross-site scores by adapter and site).
+
+  A site's test set is answered by the site's own adapter. An external cohort has none: every
+  adapter answers for it, and their counts are added.
+
+  Args:
+    adapters: {name: adapter [*p]}; "" names one for all sites.
+    folder: of the predictions; those across sites are in cross_site/ADAPTER/ there.
+    trained: False = answers on disk are used again, since no round has changed them.
+    cross: True = every adapter is also scored alone on every site.
+  """
+  scores, crossed = {}, {name: {} for name in adapters if cross}
+  seed, samples = study.options.seed, study.options.bootstrap_samples
+  for site in (*study.data.tested, *study.data.external):
+    path = folder / f'{site.name}.jsonl'
+    own = [site.name] if site.name in adapters else list(adapters)
+    answers = {} if trained else {name: files.read_lines(path) for name in own}
+    if not any(evaluate.asked(site, records) for records in answers.values()):
+      answering = list(adapters) if cross else own
+      what = 'decoding' if trained else 'zero-shot'
+      with reporter.task(f'{what} {site.name}', len(site.test) * len(answering)) as advance:
+        answers = {
+          name: study.trainable.answer(adapters[name], site, advance) for name in answering}
+      files.write_lines(path, (record for name in own for record in answers[name]))
+    scores[site.name] = evaluate.score(site, [answers[name] for name in own], seed, samples)
+    for name, row in crossed.items():
+      files.write_lines(folder / 'cross_site' / name / path.name, answers[name])
+      row[site.name] = evaluate.score(site, [answers[name]], seed, samples)
+  return scores, crossed
+
+
+def shown(scores: dict[str, evaluate.SiteScores]) -> dict[str, dict]:
+  """{site: {task: scores}}, as summary.json has them."""
+  return {name: site.scores for name, site in scores.items()}
+
+
+def run_summary(
+  study: Study, lines: list[dict], scores: dict, zero_shot: dict | None,
+  global_scores: dict | None,
+) -> dict:
+  """summary.json without what only the whole run knows (times, memory).
+
+  Where sites keep leaves to themselves, `scores` are of their own adapters, as they would be used,
+  and `global` of the one for all.
+  """
+  trainable = study.trainable
+
+  def total(key):
+    return sum(line[key] for line in lines)
+
+  seconds = total('seconds')
+  # What the same exchanges would have cost with the whole model, both ways.
+  exchanges = sum(
+    count > 0 for line in lines for count in line['site_bytes_up'] + line['site_bytes_down'])
+  return files.plain({
+    'preset': study.options.preset, 'seed': study.options.seed, 'rounds': len(lines),
+    'sites': [site.name for site in study.data.tested],
+    'external': [site.name for site in study.data.external],
+    'train_examples': [len(site.train) for site in study.data.sites],
+    'partition': study.data.skew and study.data.skew._asdict(),
+    'scores': shown(scores),
+    'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
+    'bytes_full_model': trainable.whole_bytes * exchanges,
+    'adapter_parameters': tree.size(trainable.adapter),
+    'base_parameters': trainable.whole_parameters,
+    'local_steps': total('local_steps'),
+    'tokens_per_second': total('tokens') / seconds if seconds else 0.0,
+    'examples_per_second': total('examples') / seconds if seconds else 0.0,
+    **evaluate.rates(scores.values()),
+    'site_weights': [line['weights'] for line in lines],
+    'cohorts': [line['sites'] for line in lines],
+    'simulated_seconds': total('simulated_seconds'),
+    'zero_shot': zero_shot and {'scores': shown(zero_shot)},
+    'global': {'scores': shown(global_scores)} if global_scores else None,
+    **trainable.summary,
+  })
