@@ -201,7 +201,10 @@ def _factors(path: Path) -> dict:
   """PEFT's tensors as {'layers': {name: {'a': f32[L, D_in, r], 'b': f32[L, r, D_out]}}}."""
   matrices: dict[str, dict[str, dict[int, np.ndarray]]] = {}
   for key, tensor in safetensors.numpy.load_file(path).items():
-    layer, name, factor = _FACTOR.fullmatch(key).groups()
+    match = _FACTOR.fullmatch(key)
+    if match is None:
+      raise InputError(f'{path}: {key!r} is no factor of a LoRA adapter')
+    layer, name, factor = match.groups()
     matrices.setdefault(name, {}).setdefault(factor.lower(), {})[int(layer)] = tensor.T
   return {'layers': {
     name: {factor: np.stack([layers[i] for i in sorted(layers)])

@@ -50,11 +50,12 @@ def without_model():
 
 def with_model(model: str, workdir: str) -> fm.Results:
   """Two hospitals of your own notes: configuration, data, study, run, results."""
-  text = 'She takes aspirin for a cough.\n'
-  note = Document('a', text, (Span(10, 17, 'drug'), Span(24, 29, 'problem')), ())
-  notes = tuple(note._replace(name=f'note {i}') for i in range(8))
+  spans = (Span(10, 17, 'drug'), Span(24, 29, 'problem'))
+  notes = [
+    Document(f'note {day}', f'She takes aspirin for a cough since day {day}.\n', spans, ())
+    for day in range(8)]
   sites = [
-    fm.Site(name, ('problem', 'drug'), train=notes[:6], test=notes[6:], report={})
+    fm.Site(name, ('problem', 'drug'), train=tuple(notes[:6]), test=tuple(notes[6:]), report={})
     for name in ('north', 'south')]
   try:
     fm.load_config('fedmedjax:quickstart', {'fed.rounds': 0})

@@ -98,7 +98,8 @@ def prepare(
     own, parts, sharing, trainable.adapter, len(schedule.weights),
     1 if fed.pooled else sampler.size, validation is not None)
   plan = communication.plan_communication(config, sampler, parts, trainable.adapter, sharing)
-  layout, optimizer = meshes.round_layout(config), methods.local_optimizer(values)
+  layout, ranks = meshes.round_layout(config), methods.ranks(values)
+  optimizer = methods.local_optimizer(values)
   site_map = partial(
     fitted_map, schedule.steps_taken, vmap=layout.vmap, groups=layout.groups)
 
@@ -106,7 +107,7 @@ def prepare(
     alone = sites_at_once(execution, plan.sampler.size) == 1
     return federated_algorithm(
       trainable.loss_fn(execution.remat), len(schedule.weights), optimizer=optimizer,
-      rule=parts.rule, sharing=sharing, ranks=methods.ranks(values),
+      rule=parts.rule, sharing=sharing, ranks=ranks,
       compression=communication.sender(fed), aggregator=parts.aggregator,
       server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
       explosion=fed.explosion, place=layout.place, on_step=on_step if config.log.steps else None,

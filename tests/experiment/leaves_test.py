@@ -234,7 +234,8 @@ def test_every_option_of_a_study_is_read():
 def test_how_many_examples_a_page_shows(start, tmp_path, monkeypatch):
   """Of a finished run nothing but its page is made again."""
   shown = []
-  monkeypatch.setattr(run, 'check_continued', lambda workdir, settings, rounds: {'rounds': rounds})
+  monkeypatch.setattr(
+    run, 'check_continued', lambda workdir, settings, rounds, own: {'rounds': rounds})
   monkeypatch.setattr(run, 'show', lambda *rest: None)
   monkeypatch.setattr(run.report, 'freshen', lambda workdir, examples: shown.append(examples))
   for number in (0, 7):
