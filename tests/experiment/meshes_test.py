@@ -99,7 +99,7 @@ def a_round(params, mesh, chunk, remat='full'):
     loss_fn=partial(packed_loss, model, head_parts=head_parts(mesh, 96)),
     gradient=mean_gradient, optimizer=adamw(1e-2),
     rule=rules.plain(), sharing=sharing.everything(), ranks=same_ranks(),
-    outbound=optax.identity(), aggregator=adaptive_mean(),
+    compression=optax.identity(), aggregator=adaptive_mean(),
     server_optimizer=optax.sgd(1.0), num_sites=SITES,
     **laid_out(meshes.spread_of(mesh, chunk), chunk))
   with jax.enable_x64(True):

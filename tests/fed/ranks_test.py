@@ -141,7 +141,7 @@ def test_scaled_products_of_mixed_ranks_add_up(name, expected):
 @pytest.mark.parametrize('name', ['stacked', 'with_residual'])
 def test_the_next_round_trains_on_top_of_what_was_folded(name):
   """The first step's loss in round 2 is that of the joined adapter; in round 3 of both folds."""
-  combine = getattr(products, name)(3 * SITES * RANK)
+  combine = getattr(products, name)(rank=RANK, cohort_size=SITES, rounds=3)
   algorithm = federation(
     loss=regression(RANK), optimizer=local.adamw(0.05),
     aggregator=adaptive_mean(combine=combine, loss_power=1.0))

@@ -42,7 +42,7 @@ def test_help_imports_nothing_heavy(program):
 
 def test_what_help_says_is_so():
   """Names that --help would have to import much for are written twice."""
-  assert tuple(scenarios.SETTINGS) == compare.SETTINGS
+  assert tuple(scenarios.SCENARIOS) == compare.SCENARIOS
   assert tuple(FORMS) == predict.FORMATS
   assert set(command_line.COMMON_KEYS) <= set(CHECKS)
   assert f'  --config.optim.learning_rate={get_config().optim.learning_rate}\n' in (

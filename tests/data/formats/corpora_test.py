@@ -213,7 +213,7 @@ def test_files_named_for_parts_and_a_folder_of_files(tmp_path):
   ('[entities]\nCondition = "problem"\n', {'test_share': 0.01}, "site 'mine'.*0.01"),
   ('[entities]\nCondition = "problem"\n', {'mapping': 'chai'}, "'chai' is neither one of .*chia"),
   ('[entities]\nCondition = "problem"\n', {'path': '/nowhere'}, '/nowhere'),
-  ('[entities]\nCondition = "problem"\n', {'format': 'conll', 'path': '.'}, 'no file ending in'),
+  ('[entities]\nCondition = "problem"\n', {'format': 'conll', 'path': 'docs'}, 'no file ending in'),
 ])
 def test_a_site_of_ones_own_with_mistakes(tmp_path, rows, changes, said):
   with pytest.raises(InputError, match=said) as error:

@@ -99,7 +99,7 @@ def test_flora_draws_an_a_for_every_projection_and_layer():
     for side in (0, 1))
   columns = []
   for seed in (0, 1):
-    update, _ = products.stacked(SITES * RANK).apply(
+    update, _ = products.stacked(rank=RANK, cohort_size=SITES, rounds=1).apply(
       None, WEIGHTS, anchor=anchor, local=local, key=jax.random.key(seed))
     fresh = jax.tree.map(jnp.add, anchor, update)
     columns += [tuple(np.round(column, 5)) for a, _ in factors.factor_pairs(fresh)
