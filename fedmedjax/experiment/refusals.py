@@ -55,8 +55,8 @@ _CLASSIFIER = (
 
 _RULE = (
   Refusal(unsound.adaptive_steps, 'fed.local_optimizer',
-          'SCAFFOLD reads the mean gradient off the path of plain steps, which Adam does not leave, '
-          "as does every rule that needs plain_sgd; use 'sgd'"),
+          'SCAFFOLD reads the mean gradient off the path of plain steps, which Adam does not '
+          "leave, as does every rule that needs plain_sgd; use 'sgd'"),
   Refusal(unsound.weighted_control, 'fed.size_power',
           'control variates are averaged plainly and lead to the optimum of the plain mean '
           'whatever the weights; set size_power and loss_power to 0'),
