@@ -25,7 +25,7 @@ import pytest
 import fedmedjax
 
 ROOT = Path(fedmedjax.__file__).parent
-# Rooms that the tests below hold to the rule; .
+# Rooms whose docstrings the tests below hold to the rule.
 ROOMS = ('model', 'fed')
 LEAST = 0.95
 

@@ -81,8 +81,10 @@ def _from_file(key: str, value: str) -> OwnPart:
     reason = error.strerror if isinstance(error, OSError) else 'it is no text in UTF-8'
     raise InputError(f'config.{key}={value!r}: {path} cannot be read: {reason}') from None
   checksum = hashlib.sha256(text.encode()).hexdigest()
-  # Named by its text: another version of the file in the same process is another module.
-  name = f'fedmedjax_own_{checksum[:16]}'
+  # Named by its place and text: another version of the file, or the same text beside other files,
+  # is another module of the same process.
+  place = hashlib.sha256(f'{path.absolute()}\n{checksum}'.encode()).hexdigest()
+  name = f'fedmedjax_own_{place[:16]}'
   if name not in sys.modules:
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
