@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import build
 from fedmedjax.experiment.command_line import choose_preset, parse
-from fedmedjax.experiment.config import SITE_NAME, validate
+from fedmedjax.experiment.config import SITE_NAME, leaves, validate
 from fedmedjax.experiment.own_parts import OWN_KEYS, OwnPart, from_python
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.runtime.cli import set_up
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store.files import read_json, read_lines
+from fedmedjax.store.files import plain, read_json, read_lines
 from fedmedjax.train import run as training
 from fedmedjax.types import InputError, SiteCorpus
 
@@ -31,6 +31,12 @@ _BY_SITE = {
   'site_seconds': 'simulated_seconds'}
 # Numbers of the whole round, repeated in the row of each of its sites.
 _BY_ROUND = ('round', 'step_norm', 'step_cosine', 'product_gap', 'seconds')
+
+
+# Keys beside config.data that decide what `load_data` gives.
+_OF_DATA = (
+  'seed', 'model.path', 'model.dtype', 'model.quantization', 'fed.learner', 'bert.path',
+  'eval.max_examples', 'eval.max_external')
 
 
 class Results(NamedTuple):
@@ -82,8 +88,25 @@ def load_data(
   if sites:
     config = _named(config, sites)
     validate(config)
-  return build.load_data(
+  data = build.load_data(
     config, reporter or Reporter(), given={site.name: site for site in sites})
+  return data._replace(settings=_loaded_with(config))
+
+
+def _loaded_with(config: ConfigDict) -> dict[str, Any]:
+  """The values that decide what `load_data` gives, by flat key."""
+  return {key: value for key, value in plain(leaves(config.to_dict())).items()
+          if key.startswith('data.') or key in _OF_DATA}
+
+
+def _check_loaded(config: ConfigDict, data: Data) -> None:
+  """Raises InputError when a run's configuration would load other data."""
+  wanted = _loaded_with(config)
+  for key, value in data.settings.items():
+    if wanted[key] != value:
+      raise InputError(
+        f'data=...: loaded with config.{key}={value!r}, and this run has {wanted[key]!r}; give the '
+        'data of fedmedjax.load_data(config), or leave out data=')
 
 
 def _named(config: ConfigDict, sites: Sequence[SiteCorpus | SiteData]) -> ConfigDict:
@@ -119,7 +142,7 @@ def run(
   Args:
     config: of `load_config`.
     workdir: the run's folder.
-    data: of `load_data`, to share it between runs.
+    data: of `load_data`, to share it between runs of one config.data, model and seed.
     reporter: shows progress; None = on the terminal or in the notebook.
     parts: parts of your own, by keyword: aggregator, rule, sharing, server_optimizer, partition;
       each is a value, such as `Aggregator`, or a builder that is called with those
@@ -150,6 +173,8 @@ def _with_parts(
   # With a partition, those that are tested are those that were dealt out.
   config = copy.deepcopy(config) if data is None else _named(
     config, data.tested if config.data.partition.kind else data.sites)
+  if data is not None:
+    _check_loaded(config, data)
   own = {}
   for keyword, part in parts.items():
     if part is not None:

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from fedmedjax.compare.scenarios import regime_config
+from fedmedjax.compare.rows import regime_config
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import communication

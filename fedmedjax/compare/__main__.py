@@ -4,10 +4,11 @@
       [--settings=in_domain,leave_one_out,scaling,new_site] [--seeds=42,43,44]
 
 Each regime is a run of its own in WORKDIR/REGIME, so a stopped comparison resumes. Besides the
-rows of PRESETS, `api:MODEL` asks a model behind an OpenAI-compatible endpoint; its address and key
-come from OPENAI_BASE_URL and OPENAI_API_KEY, and `api` alone takes its model from OPENAI_MODEL.
-The scenarios of --settings are in fedmedjax/compare/scenarios.py, the sentences about differences
-in fedmedjax/compare/comparisons.py.
+rows of PRESETS, FILE.py:FUNCTION is FedAvg with an aggregator of your own, and own:NAME the row of
+your own that the configuration has chosen. api:MODEL asks a model behind an OpenAI-compatible
+endpoint; its address and key come from OPENAI_BASE_URL and OPENAI_API_KEY, and `api` alone takes
+its model from OPENAI_MODEL. The scenarios of --settings are in fedmedjax/compare/scenarios.py, the
+sentences about differences in fedmedjax/compare/comparisons.py.
 """
 
 import sys
@@ -23,7 +24,7 @@ from fedmedjax.runtime.cli import guarded, set_up
 from fedmedjax.types import InputError
 
 if TYPE_CHECKING:
-  from fedmedjax.compare.scenarios import Study
+  from fedmedjax.compare.rows import Study
 
 REGIMES = ('zero_shot', 'single_site', 'centralised', 'fed_medlora', 'fed_medlora_plus')
 # Names in scenarios.SCENARIOS, which imports too much for --help; a test holds both together.
@@ -33,8 +34,9 @@ SCENARIOS = ('in_domain', 'leave_one_out', 'scaling', 'new_site')
 def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string('workdir', None, 'Folder of the comparison.', flag_values=values)
   flags.DEFINE_list(
-    'regimes', list(REGIMES), 'Rows of PRESETS in fedmedjax/experiment/presets.py, or api:MODEL.',
-    flag_values=values)
+    'regimes', list(REGIMES),
+    'Rows of PRESETS in fedmedjax/experiment/presets.py, own:NAME or FILE.py:FUNCTION of your own, '
+    'or api:MODEL.', flag_values=values)
   flags.DEFINE_list(
     'settings', ['in_domain'], f'Scenarios to run, any of {", ".join(SCENARIOS)}.',
     flag_values=values)
@@ -104,7 +106,7 @@ def study_of(
   config: ConfigDict, workdir: Path, values: flags.FlagValues, overrides: dict
 ) -> 'Study':
   """The study that the flags ask for; `overrides` are the --config.KEY=... of the command line."""
-  from fedmedjax.compare.scenarios import Study
+  from fedmedjax.compare.rows import Study
   return Study(
     config, workdir, tuple(values.regimes), overrides,
     scaling=tuple(_numbers(values, 'sizes', 1, {})), new_site=values.new_site,

@@ -10,15 +10,8 @@ from fedmedjax import report
 from fedmedjax.compare import api_run, comparisons, tables
 from fedmedjax.compare.comparisons import Draws, Runs
 from fedmedjax.compare.contents import contents_of
-from fedmedjax.compare.scenarios import (
-  SCENARIOS,
-  Part,
-  Row,
-  Study,
-  check_new_site,
-  leaves_adapter,
-  parts,
-)
+from fedmedjax.compare.rows import Row, Study, leaves_adapter
+from fedmedjax.compare.scenarios import SCENARIOS, Part, check_new_site, parts
 from fedmedjax.eval.paired import read_answers
 from fedmedjax.experiment.build import load_data, options
 from fedmedjax.experiment.defaults import PRESETS
@@ -56,7 +49,7 @@ def _check_workdir(workdir: Path) -> None:
     # A killed run may leave NAME.part, which will be overwritten; hidden files, such as .DS_Store,
     # are the system's.
     if path.name.removesuffix('.part') not in known and not re.match(
-      r'api_|seed_\d+$|\.', path.name))
+      r'api_|own_|seed_\d+$|\.', path.name))
   if foreign:
     raise InputError(f'--workdir={workdir}: holds {foreign[0]!r}, which is no part of a comparison')
 
@@ -74,7 +67,8 @@ def compare(
     InputError: as `run`, or an unknown regime; before the first one starts.
   """
   if not study.regimes:
-    raise InputError(f'--regimes is empty: a list of {", ".join(PRESETS)}, api:MODEL is allowed')
+    raise InputError(
+      f'--regimes is empty: a list of {", ".join(PRESETS)}, FILE.py:FUNCTION, api:MODEL is allowed')
   planned = parts(study, scenarios, seeds)
   _check_workdir(study.folder)
   for part in planned:
@@ -92,7 +86,8 @@ def compare(
         federations[part.seed] = load_corpora(_config(federation)).sites
       check_new_site(part, corpora.sites, federations.get(part.seed, ()))
   if 'new_site' in scenarios and (
-      without := [name for name in study.regimes if not leaves_adapter(name)]):
+      without := [name for name in study.regimes
+        if not leaves_adapter(study.config, name)]):
     reporter.say(f'new site: without {", ".join(without)}, for want of one adapter to start from')
   done: dict[tuple, list] = {}
   base = None

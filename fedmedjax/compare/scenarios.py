@@ -12,39 +12,20 @@ new site's runs start from the adapters that the in-domain runs have written.
 
 import copy
 import math
-import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
-from fedmedjax.compare import api_run
+from fedmedjax.compare.rows import Row, Study, leaves_adapter, regime_row
 from fedmedjax.data.sentences import split_sentences
 from fedmedjax.data.site import drawn_sentences
 from fedmedjax.data.tasks import ask
-from fedmedjax.eval.endpoint import endpoint_from
-from fedmedjax.experiment.command_line import choose_preset
-from fedmedjax.experiment.config import leaves, validate
-from fedmedjax.experiment.defaults import PRESETS, get_config
-from fedmedjax.experiment.methods import adds_to_base, harmless_keys, num_sites
-from fedmedjax.store import files
-from fedmedjax.train.run import run
+from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.methods import num_sites
 from fedmedjax.types import InputError, SiteCorpus
 
 # The row of the adapter that is trained on the new site's sentences alone.
 LOCAL = 'local only'
-
-
-class Row(NamedTuple):
-  """One run, ready to start: a row of the scenario's table."""
-
-  folder: Path
-  config: ConfigDict
-  settings: dict[str, Any]  # flat config that the folder belongs to, see files.check_workdir
-  harmless: Sequence[str]   # keys of it that may change when the run resumes
-  run: Callable[..., dict]  # (config, workdir, reporter, data) -> summary
 
 
 class Part(NamedTuple):
@@ -56,72 +37,19 @@ class Part(NamedTuple):
   rows: dict[str, Row]  # by name in the tables
 
 
-class Study(NamedTuple):
-  """What the user asked for."""
-
-  config: ConfigDict
-  folder: Path
-  regimes: tuple[str, ...]
-  overrides: dict[str, Any] = {}  # flat keys from the command line, see `regime_config`
-  scaling: tuple[int, ...] = (2, 4, 6, 8, 10)        # numbers of sites
-  new_site: str = ''                                 # name of the site of the scenario new_site
-  sentences: tuple[int, ...] = (0, 10, 50, 100, -1)  # n of the new site; -1 = all
-  epochs: int = 5  # over the n sentences, as long as the federation's own steps allow
-
-
-def regime_row(study: Study, regime: str, folder: Path, changes: dict[str, Any]) -> tuple[str, Row]:
-  """A regime's name in the table, and its run.
-
-  Args:
-    study: what the user asked for.
-    regime: a row of PRESETS, `api:MODEL` or `api`.
-    folder: the parent of the run's own folder.
-    changes: flat keys that define the part; they take precedence over the command line.
-
-  Raises:
-    InputError: the regime is unknown, or the environment does not name an endpoint for it.
-  """
-  config = copy.deepcopy(study.config)
-  config.update_from_flattened_dict(changes)
-  overrides = {key: value for key, value in study.overrides.items() if key not in changes}
-  kind, colon, model = regime.partition(':')
-  if kind == 'api' and bool(colon) == bool(model):
-    endpoint = endpoint_from(os.environ, model)
-    # Nothing is trained, as in zero-shot.
-    chosen = regime_config(config, 'zero_shot', overrides)
-    return f'api:{endpoint.model}', Row(
-      folder / api_run.folder_name(endpoint.model), chosen, api_run.settings(chosen),
-      api_run.HARMLESS, partial(api_run.run_api, endpoint=endpoint))
-  if regime not in PRESETS:
-    raise InputError(
-      f'--regimes: {regime!r} is not one of {", ".join(PRESETS)}, api, api:MODEL')
-  chosen = regime_config(config, regime, overrides)
-  settings = files.plain(leaves(chosen.to_dict()))
-  return regime, Row(folder / regime, chosen, settings, harmless_keys(settings), run)
-
-
-def regime_config(config: ConfigDict, regime: str, overrides: dict[str, Any]) -> ConfigDict:
-  """`config` with a regime's preset; config.eval.zero_shot is False: zero-shot is a regime here.
-
-  Keys that the regime's row of PRESETS names are the row's. Of the other keys, those given on the
-  command line take precedence over the defaults of methods.
-  """
-  chosen = copy.deepcopy(config)
-  choose_preset(chosen, regime)
-  own = {'fed.preset', *(f'fed.{key}' for key in PRESETS[regime])}
-  chosen.update_from_flattened_dict(
-    {key: value for key, value in overrides.items() if key not in own})
-  chosen.eval.zero_shot = False
-  validate(chosen)
-  return chosen
-
-
 def _part(
   study: Study, scenario: str, label: str, folder: Path, changes: dict[str, Any]
 ) -> Part:
   """One part: all regimes on one configuration."""
-  return Part(scenario, label, study.config.seed, dict(
-    regime_row(study, regime, folder, changes) for regime in study.regimes))
+  rows: dict[str, Row] = {}
+  for regime in study.regimes:
+    name, row = regime_row(study, regime, folder, changes)
+    if name in rows:
+      raise InputError(
+        f'--regimes={",".join(study.regimes)}: {regime!r} is the second called {name!r}; different '
+        'names are allowed')
+    rows[name] = row
+  return Part(scenario, label, study.config.seed, rows)
 
 
 def in_domain(study: Study) -> list[Part]:
@@ -204,7 +132,8 @@ def new_site(study: Study) -> list[Part]:
     raise InputError(
       '--settings=new_site: config.fed.local_steps=0: a number >= 1 is needed, for the new site '
       'takes no more steps than a site of the federation')
-  federation, = in_domain(study._replace(regimes=tuple(filter(leaves_adapter, study.regimes))))
+  federation, = in_domain(study._replace(
+    regimes=tuple(regime for regime in study.regimes if leaves_adapter(config, regime))))
   if not federation.rows:
     raise InputError(
       f'--regimes={",".join(study.regimes)}: none leaves one adapter of config.lora, from which a '
@@ -275,16 +204,6 @@ def check_new_site(
       raise InputError(
         f'--sentences={number}: those drawn of {site.name!r} with seed {config.seed} hold no '
         f'example of task {task!r}; allow more')
-
-
-def leaves_adapter(regime: str) -> bool:
-  """Whether a regime ends with one adapter for all, of config.lora's shape."""
-  if regime not in PRESETS:
-    return False
-  values = leaves(get_config(regime).to_dict())
-  return (
-    values['fed.train'] and values['fed.learner'] == 'lora'
-    and values['fed.sharing'] not in ('nothing', 'only_a') and not adds_to_base(values))
 
 
 # Value of --settings -> builder of the parts.

@@ -16,7 +16,7 @@ from fedmedjax.experiment.execution import Execution, executions, sites_at_once
 from fedmedjax.experiment.lora import load_lora_data, lora_parts, lora_sizes
 from fedmedjax.experiment.methods import Own
 from fedmedjax.experiment.notes import load_corpora
-from fedmedjax.experiment.own_parts import own_parts
+from fedmedjax.experiment.own_parts import OWN_KEYS, is_own, own_parts
 from fedmedjax.experiment.types import Data, Options, Study, TrainableKind
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import fitted_map
@@ -48,7 +48,8 @@ def options(config: ConfigDict) -> Options:
   """What running needs to know beside the algorithm."""
   fed, values = config.fed, leaves(config.to_dict())
   return Options(
-    fed.preset, config.seed, f'config.{methods.rate_key(values)}', fed.rounds if fed.train else 0,
+    fed.preset, [f'{key}={values[key]}' for key in OWN_KEYS if is_own(values[key])], config.seed,
+    f'config.{methods.rate_key(values)}', fed.rounds if fed.train else 0,
     fed.pooled, config.eval.zero_shot, config.eval.bootstrap_samples, config.checkpoint.keep,
     config.checkpoint.keep_best, fed.max_bad_rounds, methods.adds_aggregate(values),
     config.eval.cross_site, fed.size_power, int(fed.memory_gib * 2**30))

@@ -28,12 +28,14 @@ class Data(NamedTuple):
   tested: tuple[SiteData, ...]     # in-domain: the same, or those whose notes were dealt out
   external: tuple[SiteData, ...]   # tested, too, and never trained on
   skew: Skew | None = None         # of the notes dealt out
+  settings: dict[str, Any] = {}    # flat keys that they were loaded with; {} = not known
 
 
 class Options(NamedTuple):
   """What running needs to know beside the algorithm."""
 
   preset: str
+  own_parts: list[str]   # 'fed.aggregator=methods.py:fednova' and the like
   seed: int
   rate_key: str          # of the configuration: the local steps' peak learning rate
   rounds: int            # 0 when nothing is trained

@@ -17,7 +17,7 @@ from fedmedjax.report.blocks import Excerpts, Plot, Section, Sentences, Settings
 from fedmedjax.report.corpus import corpus_section
 from fedmedjax.report.cost import cost_section, key_figures
 from fedmedjax.report.entity_types import type_section
-from fedmedjax.report.runs import Run, read_answers, read_runs, tested
+from fedmedjax.report.runs import Run, method_name, read_answers, read_runs, tested
 from fedmedjax.report.scores import cross_section, score_section
 from fedmedjax.report.training_curves import plot_section, training_section
 from fedmedjax.store import files
@@ -69,8 +69,8 @@ def freshen(workdir: Path, examples: int) -> None:
     with path.open(encoding='utf-8') as file:
       if _MADE_WITH.format(examples) in file.read(_HEAD):
         return
-  preset = files.read_json(workdir / 'summary.json')['preset']
-  write_report(path, name, {preset: workdir}, examples=examples)
+  method = method_name(files.read_json(workdir / 'summary.json'))
+  write_report(path, name, {method: workdir}, examples=examples)
 
 
 def _environment() -> jinja2.Environment:

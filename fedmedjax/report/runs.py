@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedmedjax.store import files
 
@@ -33,6 +33,16 @@ class Run(NamedTuple):
   def own(self) -> bool:
     """Whether the row is the run itself rather than other answers of it."""
     return self.answers.name == PREDICTIONS
+
+
+def method_name(summary: Mapping[str, Any]) -> str:
+  """A run's preset with the parts of its user's own: 'fed_medlora with
+  fed.aggregator=methods.py:fednova'.
+
+  A preset of the user's own has a name of its own already, so its parts are left out.
+  """
+  parts = [] if summary['preset'].startswith('own:') else summary.get('own_parts', [])
+  return f'{summary["preset"]} with {", ".join(parts)}' if parts else summary['preset']
 
 
 def read_runs(folders: Mapping[str, Path]) -> list[Run]:

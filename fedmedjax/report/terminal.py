@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from fedmedjax.data.site import SiteData
+from fedmedjax.report.runs import method_name
 from fedmedjax.runtime.progress import Reporter
 
 # What a reading can report having set aside: key -> how the table calls it.
@@ -83,7 +84,7 @@ def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
 def score_table(summary: dict) -> Table:
   """Typed F1 of every site, strict and lenient, beside that of the adapter for all, where sites
   have their own, and zero-shot."""
-  table = Table(title=f'Typed F1, {summary["preset"]}, seed {summary["seed"]} [95 % by note]')
+  table = Table(title=f'Typed F1, {method_name(summary)}, seed {summary["seed"]} [95 % by note]')
   zero, everyone = (
     (summary.get(key) or {}).get('scores', {}) for key in ('zero_shot', 'global'))
   kinds = ('strict', 'lenient')
@@ -112,7 +113,7 @@ _LINKS = {'modifier': 'modifiers', 'triple': 'triples', 'end_to_end': 'end to en
 def relation_table(summary: dict) -> Table:
   """Typed F1 of every site's relations, beside the zero-shot modifiers."""
   table = Table(title=(
-    f'Typed F1 of relations, {summary["preset"]}, seed {summary["seed"]} [95 % by note]'))
+    f'Typed F1 of relations, {method_name(summary)}, seed {summary["seed"]} [95 % by note]'))
   zero = (summary.get('zero_shot') or {}).get('scores', {})
   columns = [
     (f'{word} {kind}', summary['scores'], name, kind)

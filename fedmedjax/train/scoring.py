@@ -68,7 +68,8 @@ def run_summary(
   exchanges = sum(
     count > 0 for line in lines for count in line['site_bytes_up'] + line['site_bytes_down'])
   return files.plain({
-    'preset': study.options.preset, 'seed': study.options.seed, 'rounds': len(lines),
+    'preset': study.options.preset, 'own_parts': study.options.own_parts,
+    'seed': study.options.seed, 'rounds': len(lines),
     'sites': [site.name for site in study.data.tested],
     'external': [site.name for site in study.data.external],
     'train_examples': [len(site.train) for site in study.data.sites],

@@ -1,11 +1,17 @@
 """Presets and overrides: file, then row, then command line."""
 
+from pathlib import Path
+
 import pytest
 
-from fedmedjax.compare.scenarios import regime_config
+from fedmedjax.compare.rows import Study, leaves_adapter, regime_config
+from fedmedjax.compare.scenarios import parts
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.experiment.config_file import shipped_names
-from fedmedjax.experiment.defaults import METHOD_DEFAULTS, PRESETS
+from fedmedjax.experiment.defaults import METHOD_DEFAULTS, PRESETS, apply_preset
+from fedmedjax.types import InputError
+
+ROOT = Path(__file__).parents[2]
 
 
 def config(*argv):
@@ -71,6 +77,28 @@ def test_a_regime_keeps_the_command_line_but_for_what_makes_it_itself():
   start = config('--config=configs/quickstart.py')
   plus = regime_config(start, 'fed_medlora_plus', overrides)
   assert (plus.fed.temperature, plus.fed.loss_power) == (0.1, 1.0)
+
+
+def test_parts_of_ones_own_are_regimes_beside_the_presets(tmp_path):
+  """An own aggregator by its file, and the row of one's own that the configuration has chosen."""
+  start = config('--config=configs/quickstart.py')
+  apply_preset(start, {'name': 'mine', 'aggregator': 'median', 'size_power': 0.5})
+  own = f'{ROOT}/docs/examples/own_method.py:fednova'
+  study = Study(start, tmp_path, ('fed_medlora', own, 'own:mine'))
+  (part,) = parts(study, ['in_domain'], [start.seed])
+  assert {name: row.folder.name for name, row in part.rows.items()} == {
+    'fed_medlora': 'fed_medlora', 'own:fednova': 'own_fednova', 'own:mine': 'own_mine'}
+  chosen = [row.config.fed for row in part.rows.values()]
+  assert [fed.aggregator for fed in chosen] == ['mean', own, 'median']
+  assert [fed.size_power for fed in chosen] == [1.0, 1.0, 0.5]
+  assert all(leaves_adapter(start, name) for name in study.regimes)
+  assert not leaves_adapter(start, 'single_site')
+  for regimes, message in (
+      (('own:other',), r"--regimes: 'own:other' is not one of .*own:mine, FILE.py:FUNCTION"),
+      (('nothing.py:f',), 'nothing.py cannot be read'),
+      ((own, own), "is the second called 'own:fednova'")):
+    with pytest.raises(InputError, match=message):
+      parts(study._replace(regimes=regimes), ['in_domain'], [start.seed])
 
 
 def test_named_choices_are_the_same_in_config_and_experiment():

@@ -106,6 +106,9 @@ def test_an_own_file_on_the_command_line(tiny_folder, tmp_path, capsys):
   assert main.main(command) == 0
   result = fm.load_results(tmp_path / 'run')
   assert result.metrics[0]['step_norm'] > 0
+  assert result.summary['own_parts'] == [f'fed.aggregator={mine}:fednova']
+  page = (result.workdir / 'report.html').read_text()
+  assert f'fed_medlora with fed.aggregator={mine}:fednova' in page
   assert (result.workdir / 'own_parts' / 'fed.aggregator.py').read_text() == mine.read_text()
   assert main.main(command) == 0  # finished, and the same
   assert main.main([*command, '--validate_only']) == 0
@@ -127,12 +130,17 @@ def test_sites_given_in_python(config):
 
 
 def test_mistakes_are_one_line(config, data, tmp_path):
+  other = fm.load_config(
+    'fedmedjax:quickstart:fed_medlora',
+    {'model.path': config.model.path, 'data.max_train_notes': 7} | SMALL)
   for call, message in (
       (lambda: fm.load_config('fedmedjax:none'), 'quickstart'),
       (lambda: fm.load_config('fedmedjax:quickstart', {'fed.round': 1}), 'fed.round|round'),
       (lambda: fm.load_config('fedmedjax:quickstart', {'fed.rounds': 0}), 'config.fed.rounds=0'),
       (lambda: fm.run(config, tmp_path, data=data, agregator=None), 'agregator=...: unknown'),
       (lambda: fm.run(config, tmp_path, data=data, aggregator=5), 'aggregator=5: a builder'),
+      (lambda: fm.run(other, tmp_path, data=data),
+       'data=...: loaded with config.data.max_train_notes=0, and this run has 7; give'),
       (lambda: fm.run(config, tmp_path, data=data, partition=len), 'are dealt out already'),
       (lambda: fm.load_results(tmp_path), 'summary.json')):
     with pytest.raises(fm.InputError, match=message) as error:
