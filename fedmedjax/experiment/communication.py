@@ -13,6 +13,7 @@ from fedmedjax.data import schedule as schedules
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.experiment.methods import Method
 from fedmedjax.fed import compression, ledger, participation
+from fedmedjax.fed.aggregators.conventions import names_argument
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.factors import room
 from fedmedjax.fed.ledger import Exchange
@@ -88,7 +89,8 @@ def plan_communication(
       one, sharing, update_codec, number, last,
       control=one if controlled else (),
       residual=jax.eval_shape(partial(room, columns=folded), adapter) if folded else (),
-      masked=fed.secure_aggregation)
+      masked=fed.secure_aggregation,
+      start_loss=names_argument(parts.aggregator.update, 'start_loss'))
 
   def exchange(number):
     last = participation.last_taken(sampler, number)

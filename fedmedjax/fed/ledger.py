@@ -42,6 +42,8 @@ HEADER_UP: Header = {
   'local_norm': ((), 'float32'),
 }
 HEADER_DOWN: Header = {'round': ((), 'int32'), 'key': ((2,), 'uint32')}
+# A site computes this for an aggregator that names it.
+START_UP: Header = {'start_loss': ((), 'float32')}
 # Secure aggregation also sends in the clear (`aggregators/secure.py`): an update's largest
 # magnitude, and the server's answer. Public keys and secret shares are not simulated and not
 # counted.
@@ -111,7 +113,7 @@ def _arrays(codec: Codec, size: int) -> tuple[tuple[str, int], ...]:
 
 def exchange(
   adapter: Tree, sharing: Sharing, codec: Codec, number: int = 0, last: int = NEVER, *,
-  control: Tree = (), residual: Tree = (), masked: bool = False,
+  control: Tree = (), residual: Tree = (), masked: bool = False, start_loss: bool = False,
 ) -> Exchange:
   """One site's messages in a round: down the server's values in float32, up the update in `codec`.
 
@@ -126,6 +128,7 @@ def exchange(
       the base since the site's previous round, sent down in float32.
     masked: with secure aggregation: an update takes 32 bits a value, and the fields MASKED_UP and
       MASKED_DOWN join the headers.
+    start_loss: the aggregator names it, so that the fields START_UP join the header on the way up.
   """
   travels = lambda path: sharing.trained(path, number) and sharing.shared(path)  # noqa: E731
   if not entries('adapter', adapter, float32(), travels):
@@ -145,7 +148,7 @@ def exchange(
   down = message(float32(), lacks, HEADER_DOWN | (MASKED_DOWN if masked else {}))
   up = message(
     float32()._replace(name='masked') if masked else codec, travels,
-    HEADER_UP | (MASKED_UP if masked else {}))
+    HEADER_UP | (MASKED_UP if masked else {}) | (START_UP if start_loss else {}))
   return Exchange(down + entries('residual', residual, float32()), up)
 
 

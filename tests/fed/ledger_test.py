@@ -209,3 +209,11 @@ def test_what_is_simulated_is_what_is_charged():
   for number, path in enumerate('ab'):
     parts = encode(update[path].reshape(-1), jax.random.fold_in(key, number))
     np.testing.assert_allclose(decode(parts, 45), sent[path].reshape(-1), rtol=1e-6, atol=1e-7)
+
+
+def test_a_loss_at_the_anchor_is_four_bytes_up():
+  plain, more = (
+    ledger.exchange(ADAPTER, sharing.everything(), float32(), start_loss=named)
+    for named in (False, True))
+  assert more.down == plain.down
+  assert ledger.num_bytes(more.up) == ledger.num_bytes(plain.up) + len(struct.pack('<f', 0.0))
