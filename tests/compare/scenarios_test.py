@@ -130,6 +130,7 @@ def test_the_federation_may_not_train_on_what_a_new_site_is_tested_on():
     check_new_site(none, [new], [leaky])
 
 
+@pytest.mark.slow
 def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
   """On a tiny random model: files, tables, a sentence for every pair; the second call runs none."""
   workdir = tmp_path / 'study'

@@ -180,6 +180,7 @@ def test_a_round_on_a_mesh(shape, chunk, remat, params, alone):
   assert fsdp == 1 or f'f64[4,24,{40 // tensor}]' not in text
 
 
+@pytest.mark.slow
 def test_decoding_on_a_mesh(params):
   """The same tokens, by two copies of the base, each split in four."""
   mesh = meshes.make_mesh(2, 2, 2)

@@ -102,6 +102,7 @@ def test_two_rounds(preset, data):
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.adapter))
 
 
+@pytest.mark.slow
 def test_steps_in_several_shapes_learn_the_same(data, monkeypatch):
   """Sites one after the other, steps of unlike lengths: what is learnt is what one shape teaches.
 

@@ -55,7 +55,8 @@ def decode(params, questions, *, eos=(), rows=4, guesses=1, pieces=(END,), advan
     eos=list(eos) or [-1], pieces=np.asarray(pieces), rows=rows, advance=advance)
 
 
-@pytest.mark.parametrize(('rows', 'guesses'), [(4, 1), (16, 0), (1, 2)])
+@pytest.mark.parametrize(('rows', 'guesses'), [
+  (4, 1), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((16, 0), (1, 2)))])
 def test_each_says_what_it_says_alone(tiny_params, questions, alone, rows, guesses):
   # An answer as a piece: some guesses are right.
   pieces = [*max(alone, key=len)[:40], END]
@@ -68,6 +69,7 @@ def test_each_says_what_it_says_alone(tiny_params, questions, alone, rows, guess
   assert passes == said if guesses == 0 else passes < said
 
 
+@pytest.mark.slow
 def test_each_ends_where_it_ends_alone(tiny_params, questions, alone):
   (eos, _), = Counter(token for said in alone for token in said).most_common(1)
   ended = [said[:said.index(eos)] if eos in said else said for said in alone]

@@ -30,7 +30,7 @@ def one_key_more(q, k, v, mask):
 
 
 @pytest.mark.parametrize('prefix, width, window', [
-  (6, 8, None), (7, 5, None), (6, 8, 4), (0, 5, 3)])
+  (6, 8, None), pytest.param(7, 5, None, marks=pytest.mark.slow), (6, 8, 4), (0, 5, 3)])
 def test_a_packed_pass_is_the_same_under_vmap_with_its_gradient(prefix, width, window):
   """Odd numbers of queries and keys, two sites, no instruction at all, and a sliding window."""
   sites, rows, tokens = 2, 3, prefix + 3 * width
@@ -55,7 +55,7 @@ def test_a_packed_pass_is_the_same_under_vmap_with_its_gradient(prefix, width, w
     np.testing.assert_allclose(found, plain, atol=2e-5)
 
 
-@pytest.mark.parametrize('remat', ['none', 'products'])
+@pytest.mark.parametrize('remat', [pytest.param('none', marks=pytest.mark.slow), 'products'])
 def test_a_step_of_the_model_is_the_same(remat, tiny_params):
   """Loss and gradient of two sites' adapters, through the scan over layers and what it keeps."""
   rng = np.random.default_rng(1)

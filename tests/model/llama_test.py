@@ -133,6 +133,7 @@ def test_smollm_tokenisation_on_real_sentences(smollm, torch_smollm, real_senten
   assert decoded == real_sentences
 
 
+@pytest.mark.slow
 def test_smollm_greedy_continuations(smollm, torch_smollm, real_sentences):
   """20 prompts of unlike lengths behind one shared instruction, 8 at once, 16 new tokens each."""
   model, _ = torch_smollm

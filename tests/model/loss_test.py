@@ -103,6 +103,7 @@ def test_a_planted_packing_error_is_seen(tiny_params, fault):
     check_equal(loss_and_gradient(jnp.float32, tiny_params, broken), plain, 1e-5)
 
 
+@pytest.mark.slow
 def test_smollm_packing_on_real_notes(smollm, data_folder):
   """Real NER batches of 8: the same loss and gradient, at least 2.2 times fewer tokens."""
   from fedmedjax.data.formats.corpora import load_corpus

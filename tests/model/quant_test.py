@@ -141,7 +141,7 @@ def _loss(config, params, adapter, remat='none', length=64):
     HEAD_BLOCK, 1, hidden, head_weight(params), jnp.roll(tokens, -1), jnp.ones(length)) / length
 
 
-@pytest.mark.parametrize('kind', ['int8', 'nf4'])
+@pytest.mark.parametrize('kind', [pytest.param('int8', marks=pytest.mark.slow), 'nf4'])
 def test_adapters_train_on_a_quantised_base(tiny_params, kind):
   """The very gradient of the base made wide, and twenty steps along it lower the loss."""
   params = _quantised(tiny_params, kind)
@@ -195,6 +195,7 @@ def test_bytes_of_the_8b_config():
   assert sizes['nf4'] <= 6.3e9 and sizes['int8'] <= 9.2e9
 
 
+@pytest.mark.slow
 def test_loss_on_real_sentences(smollm, real_sentences):
   """SmolLM2, next-token loss on 200 real sentences: int8 <= 1 %, NF4 <= 6 % over float32."""
   encoded = smollm.tokenizer(real_sentences[::5])['input_ids']
@@ -237,6 +238,7 @@ def test_loss_on_real_sentences(smollm, real_sentences):
   assert -0.005 < rise['int8'] <= 0.01 and 0 < rise['nf4'] <= 0.06
 
 
+@pytest.mark.slow
 def test_loading_quantises_as_it_reads(tmp_path):
   """A folder loaded in NF4 holds what quantising the loaded kernels gives."""
   from families import FAMILIES, build, save

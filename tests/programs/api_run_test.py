@@ -123,6 +123,7 @@ def test_perfect_answers_score_one_and_a_second_run_asks_nothing(
     100 * count, 10 * count)
 
 
+@pytest.mark.slow
 def test_a_copy_scores_nothing_and_a_fault_costs_its_sentence(server, command, tmp_path, capfd):
   """Copies without a tag: no entity is found. One sentence is never answered."""
   server.answer = lambda turns: markup._TAG.sub('', question_of(turns).partition('\n###')[0])

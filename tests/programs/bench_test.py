@@ -234,6 +234,7 @@ def test_other_scripts_of_a_true_shape(script, flags, entry, dry):
   assert not entry.startswith('ours_estimated') or found[entry] > base + 4 * 4 * 41_943_040
 
 
+@pytest.mark.slow
 def test_layouts_of_lora_agree_and_a_wrong_one_is_named(tmp_path, monkeypatch, capsys):
   """Planted: every site gets the A of another."""
   out, asked = tmp_path / 'lora.json', ['script', '--model=width_256', '--tokens=6', '--sites=2',

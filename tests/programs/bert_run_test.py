@@ -196,6 +196,7 @@ def test_modifiers_of_a_marked_main_entity(command, tmp_path):
     assert f'@ * {kind} * {surface} @' in record['model_input'] and record['task'] == 're'
 
 
+@pytest.mark.slow
 def test_a_row_of_the_comparison(command, tiny_folder, tmp_path, capsys):
   """Beside a LoRA regime: the same test sentences, steps and metrics, one table."""
   workdir = tmp_path / 'compare'

@@ -149,8 +149,8 @@ def test_an_older_finished_run_gets_a_report_and_no_excerpts_when_asked(
   assert {key for key in after if before[key][0] != after[key][0]} == {'report.html'}
 
 
-@pytest.mark.parametrize('family, quantization', [
-  ('qwen3', 'nf4'), pytest.param('llama32', 'int8', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('family, quantization', [('qwen3', 'nf4'), ('llama32', 'int8')])
 def test_other_families_and_quantised_bases(family, quantization, smollm, command, tmp_path):
   """One round on a tiny saved model of another architecture, its base in few bits."""
   shape = dict(
@@ -347,6 +347,7 @@ def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
   assert gaps < 1e-6 * rounds * norms
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_a_round(finished, copied, command, capsys):
   """The newest of a stopped run loses a byte; a live run has the folder to itself meanwhile."""
   workdir = copied
@@ -397,6 +398,7 @@ def test_a_preview_says_what_the_run_does_and_writes_nothing(copied, command, tm
   assert fingerprint(copied) == before
 
 
+@pytest.mark.slow
 def test_a_round_without_memory_is_begun_again_with_less(
     finished, command, tmp_path, monkeypatch, capsys):
   """Planted: the compiled round finds no memory, its state already given away: with two sites at
@@ -529,6 +531,7 @@ def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, caps
     assert compare.main(argv) == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_folds_and_one_with_private_factors(command, tmp_path, capsys):
   """FedEx-LoRA: the exported adapter holds the residual's columns, 4 + 2 rounds * 3 sites * 4, at
   the scale of rank 4; more rounds would need more room. FedSA-LoRA: an adapter a site, whose B is
@@ -588,6 +591,7 @@ def test_the_two_rows_of_private_factors_tell_their_own_scores():
     '0.750', '0.250', '0.750']
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_with_more_rounds(command, tmp_path, monkeypatch):
   """A stop between a round's line and its checkpoint loses the line, not the count."""
   workdir = tmp_path / 'longer'
@@ -678,6 +682,7 @@ def test_a_deadline_that_nobody_can_keep(command, tmp_path, capsys):
   assert 'in none of 2 rounds did a site send anything' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_gpu_configuration_on_a_tiny_model(command, tmp_path):
   """llama32_1b.py as a GPU may take it: bfloat16, remat, all at once, epochs of unlike length."""
   workdir = tmp_path / 'gpu'
@@ -696,6 +701,7 @@ def _train_sentences(workdir) -> list[int]:
   return json.loads((workdir / 'summary.json').read_text())['train_examples']
 
 
+@pytest.mark.slow
 def test_an_adapter_that_does_not_move_is_noticed(command, tmp_path, capsys):
   """An update lost on its way (docs/methods.md, section 8). Planted: a rate that rounds to 0."""
   status = main.main(command(

@@ -23,7 +23,8 @@ OWN = 'docs/examples/own_method.py'
 SMALL = {
   'fed.rounds': 1, 'fed.local_steps': 2, 'fed.batch_size': 4, 'eval.max_examples': 2,
   'eval.bootstrap_samples': 20, 'data.validation_examples': 3, 'lora.rank': 4,
-  'eval.max_new_ratio': 0.1, 'eval.zero_shot': False, 'log.steps': False, 'data.external': ()}
+  'eval.max_new_ratio': 0.1, 'eval.zero_shot': False, 'log.steps': False, 'data.external': (),
+  'lora.targets': ('q_proj', 'v_proj')}
 
 
 @pytest.fixture(scope='module')
@@ -163,8 +164,9 @@ def test_the_notebook_runs_as_a_notebook(tiny_folder, tmp_path):
   notebook = nbformat.read(ROOT / 'docs/examples/quickstart.ipynb', as_version=4)
   assert not any(cell.get('outputs') for cell in notebook.cells)
   first = next(cell for cell in notebook.cells if 'parameters' in cell.metadata.get('tags', ()))
-  more = {key: SMALL[key] for key in ('fed.local_steps', 'fed.batch_size', 'eval.max_new_ratio',
-                                      'eval.bootstrap_samples', 'data.validation_examples')}
+  more = {key: SMALL[key] for key in (
+    'fed.local_steps', 'fed.batch_size', 'eval.max_new_ratio', 'eval.bootstrap_samples',
+    'data.validation_examples', 'lora.targets', 'log.steps')}
   first.source = (f'from pathlib import Path\nWORKDIR = Path({str(tmp_path / "runs")!r})\n'
                   f'MODEL = {str(tiny_folder)!r}\nMORE = {more!r}\n')
   nbclient.NotebookClient(

@@ -277,7 +277,9 @@ print(json.dumps([high_water() - before, tree.num_bytes(params), largest]))
 
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs Linux')
 @pytest.mark.parametrize(
-  'kind, dtype', [('none', 'float32'), ('none', 'bfloat16'), ('nf4', 'float32')])
+  'kind, dtype', [
+    pytest.param('none', 'float32', marks=pytest.mark.slow),
+    pytest.param('none', 'bfloat16', marks=pytest.mark.slow), ('nf4', 'float32')])
 def test_host_memory_of_loading(kind, dtype, tmp_path_factory, wide_folder):
   """Peak <= final size + 1.5 x the largest stacked tensor, beyond what was held before."""
   folder = tmp_path_factory.getbasetemp() / 'heavy'
