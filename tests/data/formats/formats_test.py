@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from fedmedjax.data.formats.bigbio import read_bigbio
 from fedmedjax.data.formats.bioc import read_bioc
 from fedmedjax.data.formats.conll import read_conll, tag_spans
-from fedmedjax.data.formats.files import Unit, lay_out, locate, with_own_names
+from fedmedjax.data.formats.files import Unit, lay_out, with_own_names
 from fedmedjax.data.formats.i2b2 import read_i2b2
+from fedmedjax.data.formats.offset_rules import PLAIN, Ruler
 from fedmedjax.data.formats.readers import FORMATS, read_parts
 from fedmedjax.data.formats.reference import read_reference
 from fedmedjax.data.formats.saved_datasets import read_datasets
@@ -51,9 +52,8 @@ def test_units_keep_their_offsets_and_repair_leaps():
   # One that goes back, and one that leaps: both on lines of their own.
   layout = lay_out((Unit(0, 'Rash'), Unit(2, 'None'), Unit(900, 'seen')), counts)
   assert layout.text == 'Rash\nNone\nseen' and counts['moved_passages'] == 2
-  assert locate(layout, ('f', 1, 'T1'), 900, 904) == (10, 14)
-  with pytest.raises(InputError, match="f:1: annotation 'T1' has the offsets 500 to 503"):
-    locate(layout, ('f', 1, 'T1'), 500, 503)
+  ruler = Ruler(layout, PLAIN)
+  assert ruler.range_of(900, 904) == (10, 14) and ruler.range_of(500, 503) is None
 
 
 def test_names_that_occur_again_get_a_number_that_is_free():
