@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from fedmedjax.data.formats.files import Layout, Unit
 from fedmedjax.data.formats.offset_rules import PLAIN, Rule, Ruler
-from fedmedjax.data.formats.quoted_words import folded, occurrences
+from fedmedjax.data.formats.quoted_words import folded, occurrences, spaced
 from fedmedjax.types import Document
 
 # Up to this share of annotations may disagree with the rule that places the others.
@@ -41,6 +42,24 @@ def as_one_unit(text: str) -> Layout:
   return Layout((Unit(0, text),), (0,), text)
 
 
+def straight(draft: Draft) -> list[tuple[int, int]] | None:
+  """The ranges of all spans, where each states characters of one text and the words there.
+
+  That is how nearly all files are, and takes a third of the time that `Evidence` takes.
+  """
+  text, ranges = draft.layout.text, []
+  if draft.layout.units != ((0, text),):
+    return None
+  for _, pieces, words, _ in draft.quotes:
+    if not pieces or not all(0 <= start < end <= len(text) for start, end in pieces):
+      return None
+    actual = ' '.join([text[start:end] for start, end in pieces])
+    if actual != words and (not words.strip() or spaced(actual) != spaced(words)):
+      return None
+    ranges.append((min(pieces)[0], max(end for _, end in pieces)))
+  return ranges
+
+
 class Evidence:
   """A draft and what rules make of its quotes, computed when it is asked for.
 
@@ -51,12 +70,17 @@ class Evidence:
 
   def __init__(self, draft: Draft, rules: Sequence[Rule]):
     self.draft, self.rules = draft, rules
-    self.words = [folded(quote.words) for quote in draft.quotes]
+    self.straight = straight(draft)
     self._rulers: dict[Rule, Ruler] = {}
     self._readings: dict[str, Sequence[Pieces]] | None = None
     self._standing: dict[int, list[tuple[int, int]]] = {}
     self._ranges: dict[tuple[int, Rule], Pieces] = {}
     self._scores: dict[tuple, int] = {}
+
+  @cached_property
+  def words(self) -> list[str]:
+    """The words of each quote, as they are compared."""
+    return [folded(quote.words) for quote in self.draft.quotes]
 
   def readings(self) -> dict[str, Sequence[Pieces]]:
     """Pieces of each quote, by reading; '' is as they are stated."""
@@ -146,7 +170,8 @@ class Evidence:
 
 def choose_rules(documents: Sequence[Evidence]) -> list[Rule]:
   """The rule of each document of a file: of those that explain it, what explains most others."""
-  found = [None if one.explained(one.rules[0]) else one.best() for one in documents]
+  found = [None if one.straight is not None or one.explained(one.rules[0]) else one.best()
+           for one in documents]
   many = Counter(rule for rules in found for rule in rules or ())
   order = {rule: (-count, len(rule.reasons())) for rule, count in many.items()}
   common = min(order, key=order.__getitem__, default=PLAIN)

@@ -65,6 +65,8 @@ def _ranges(
 ) -> tuple[list[tuple[int, int] | None], list[_Failure]]:
   """The range of each span of a document, None = set aside; and the failures."""
   quotes, text, plain = one.draft.quotes, one.draft.layout.text, one.rules[0]
+  if one.straight is not None and rule == plain:
+    return one.straight, []
   numbers = range(len(quotes))
   places = [one.ranges(i, rule) for i in numbers]
   agreed = [one.agrees(i, rule) for i in numbers]
@@ -118,9 +120,9 @@ def _by_words(one: Evidence, places, agreed, trusted: bool) -> dict[int, tuple[i
   known += [(starts[i], place[0]) for i, place in chosen.items() if starts[i] is not None]
   for i in wanted:
     if i not in chosen and starts[i] is not None:
-      first = max((at for start, at in known if start < starts[i]), default=0)
+      first = max((at for start, at in known if start < starts[i]), default=-1)
       last = min((at for start, at in known if start > starts[i]), default=whole)
-      between = [place for place in one.standing(i) if first <= place[0] <= last]
+      between = [place for place in one.standing(i) if first < place[0] < last]
       if len(between) == 1:
         chosen[i] = between[0]
   return chosen
