@@ -32,7 +32,8 @@ class Faults:
     places = [_PLACE.match(str(error)) for error in self.found[1:]]
     where = list(dict.fromkeys(Path(place[1]).name for place in places if place))
     named = ', '.join(where[:_NAMED]) + ', ...' * (len(where) > _NAMED)
-    error = InputError(f'{self.found[0]} (and {len(self.found) - 1} more errors'
+    more = len(self.found) - 1
+    error = InputError(f'{self.found[0]} (and {more} more error{"s" if more > 1 else ""}'
                        f'{": " if named else ""}{named})')
     error.parts = self.found
     raise error

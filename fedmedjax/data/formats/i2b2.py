@@ -83,7 +83,8 @@ def _document(name: str, files: dict[str, Path], counts: Counter, faults: Faults
     stated, *place = line.groups()[:5]
     places.append(tuple(map(int, place)))
     spans.append(Span(0, 0, line[6]))
-    quotes.append(Quote((files['con'], number, stated), _range(places[-1], words), stated))
+    ident = '{} {}:{} {}:{}'.format(stated, *place)
+    quotes.append(Quote((files['con'], number, ident), _range(places[-1], words), stated))
   index = {place: i for i, place in reversed(list(enumerate(places)))}
   relations, asserted = [], 0
   for _, line in _matches(files, 'ast', faults):

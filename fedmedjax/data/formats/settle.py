@@ -53,11 +53,12 @@ def settle(
 def _refusal(failures: Sequence[_Failure], total: int) -> InputError:
   quote, said = failures[0]
   path, line, ident = quote.place
-  stated = ', '.join(f'{start} to {end}' for start, end in quote.pieces)
+  stated = ' and '.join(f'{start} to {end}' for start, end in quote.pieces)
+  stated = f'offsets {stated}' if stated else 'place'
   return InputError(
-    f'{path}:{line}: annotation {ident!r} has the offsets {stated or "of no place"}, {said}; so it '
-    f'is with {len(failures)} of {total} annotations, and no rule explains them (a shift, line '
-    f'ends, bytes, UTF-16); at most {SHARE:.0%} are set aside')
+    f'{path}:{line}: annotation {ident!r} has the {stated}, {said}; so it is with {len(failures)} '
+    f'of {total} annotations, and no rule explains them (a shift, line ends, bytes, UTF-16); at '
+    f'most {SHARE:.0%} are set aside')
 
 
 def _ranges(

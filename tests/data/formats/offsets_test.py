@@ -37,7 +37,8 @@ COUNTED = {
     re.sub('(?<!\r)\n', '\r\n', before).encode()),
 }
 LINES = ('38.5 °C & < 39 \U0001f912, caf\xe9:  \xa0fever\n', 'rash;  given aspirin, then rash\n',
-         'na\xefve \U0001f48a \xb5g aspirin  and   chest\xa0 pain\n', 'no rash, fever & \U0001f912 asthma\n')
+         'na\xefve \U0001f48a \xb5g aspirin  and   chest\xa0 pain\n',
+         'no rash, fever & \U0001f912 asthma\n')
 WORDS = ('fever', 'rash', 'aspirin', 'chest\xa0 pain', 'asthma')
 
 
