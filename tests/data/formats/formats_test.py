@@ -146,8 +146,8 @@ def test_bioc_refuses_with_the_line(tmp_path):
   refused(read_bioc, write(tmp_path, '\n'.join(lines[:line]), 'cut.xml'), line, 'XML')
   far = re.sub('offset="[0-9]+" length="[57]"', 'offset="900" length="7"', good)
   first = next(i for i, text in enumerate(lines, 1) if '<annotation id="1"' in text)
-  refused(read_bioc, write(tmp_path, re.sub('<text>(Cough|aspirin)<', '<text>x<', far), 'far.xml'), first,
-         , "'1' has the offsets 900 to 907")
+  far = write(tmp_path, re.sub('<text>(Cough|aspirin)<', '<text>x<', far), 'far.xml')
+  refused(read_bioc, far, first, "'1' has the offsets 900 to 907")
   refused(read_bioc, write(tmp_path, '<a/>', 'none.xml'), None, 'no BioC document')
   bomb = '<!DOCTYPE a [<!ENTITY b "bb">]>\n<collection><source>&b;</source></collection>'
   refused(read_bioc, write(tmp_path, bomb, 'bomb.xml'), 1, 'entities are not read')
