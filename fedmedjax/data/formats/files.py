@@ -26,14 +26,14 @@ def read_bytes(path: Path) -> bytes:
     raise InputError(f'cannot read {path}: {error}') from error
 
 
-def read_text(path: Path) -> str:
-  """The text of a UTF-8 file, with its carriage returns, without a byte-order mark.
+def read_text(path: Path, mark: bool = False) -> str:
+  """The text of a UTF-8 file, with its carriage returns; with its byte-order mark if `mark`.
 
   Raises InputError, naming the line, when it is no UTF-8.
   """
   content = read_bytes(path)
   try:
-    return content.decode('utf-8').removeprefix('\ufeff')
+    return content.decode('utf-8' if mark else 'utf-8-sig')
   except UnicodeDecodeError as error:
     line = content.count(b'\n', 0, error.start) + 1
     raise InputError(f'{path}:{line}: no UTF-8 text: {error.reason}') from error
