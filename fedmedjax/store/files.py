@@ -74,13 +74,15 @@ def read_lines(path: Path) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-  """The value as JSON values: arrays and tuples become lists, NaN and infinities None."""
+  """The value as JSON values: arrays and tuples are lists, paths texts, NaN and infinities None."""
   if isinstance(value, dict):
     return {key: plain(entry) for key, entry in value.items()}
   if isinstance(value, list | tuple):
     return [plain(entry) for entry in value]
   if isinstance(value, np.ndarray | np.generic):
     return plain(value.tolist())
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value

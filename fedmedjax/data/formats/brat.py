@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedmedjax.data.formats.faults import Faults
-from fedmedjax.data.formats.files import INT, malformed, numbered_lines, read_text
+from fedmedjax.data.formats.files import INT, hint, malformed, numbered_lines, read_text
 from fedmedjax.data.formats.quoted_words import occurrences
 from fedmedjax.data.formats.quotes import Draft, Quote, as_one_unit
 from fedmedjax.data.formats.settle import settle
@@ -47,7 +47,8 @@ def read_brat(folder: str | Path) -> tuple[list[Document], Counter]:
     raise InputError(f'brat folder not found: {folder}')
   stems = {p.with_suffix('') for p in folder.glob('[!.]*') if p.suffix in ('.txt', '.ann')}
   if not stems:
-    raise InputError(f'no .txt and .ann files in brat folder {folder}')
+    raise InputError(
+      f'no .txt and .ann files in brat folder {folder}{hint(folder, (".txt", ".ann"))}')
   counts, faults, drafts = Counter(), Faults(), []
   for stem in sorted(stems):
     with faults:

@@ -50,6 +50,17 @@ def malformed(path: Path, number: int, form: str) -> InputError:
   return InputError(f'{path}:{number}: malformed line, expected {form}')
 
 
+def hint(folder: Path, endings: Sequence[str]) -> str:
+  """Where files of these endings are, for the error that a folder has none; '' = nowhere."""
+  found = next((path for path in sorted(folder.rglob('[!.]*'))
+                if path.suffix.lower() in endings and path.is_file()), None)
+  if found is None:
+    return ''
+  if found.parent == folder:
+    return f'; {found.name} is there: rename it, endings are read in small letters'
+  return f'; there are some in {found.parent}: give that folder'
+
+
 def with_own_names(documents: Sequence[Document], counts: Counter) -> list[Document]:
   """The documents, with a name that occurs again made NAME_2, NAME_3, ... and counted."""
   seen, kept = Counter(), []

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedmedjax.data.formats.faults import Faults
-from fedmedjax.data.formats.files import INT, malformed, numbered_lines, read_text
+from fedmedjax.data.formats.files import INT, hint, malformed, numbered_lines, read_text
 from fedmedjax.data.formats.offset_rules import PLAIN
 from fedmedjax.data.formats.quotes import Draft, Pieces, Quote, as_one_unit
 from fedmedjax.data.formats.settle import settle
@@ -51,7 +51,7 @@ def read_i2b2(folder: str | Path) -> tuple[list[Document], Counter]:
     raise InputError(f'i2b2 folder not found: {folder}')
   files = {kind: _by_name(folder, kind) for kind in ('txt', *_LINES)}
   if not files['txt']:
-    raise InputError(f'no .txt files in i2b2 folder {folder}')
+    raise InputError(f'no .txt files in i2b2 folder {folder}{hint(folder, (".txt",))}')
   for name in sorted(files['txt'].keys() ^ files['con'].keys()):
     there, absent = ('.txt', '.con') if name in files['txt'] else ('.con', '.txt')
     raise InputError(f'{folder}: {name}{there} has no {name}{absent} beside it')
