@@ -249,3 +249,20 @@ def test_mentions_without_a_character_or_behind_the_end_take_their_relations_alo
   ('cafe\u0301', 'caf\xe9', [(0, 5)]), ('a.b', 'a*b', []), ('rash', ' ', [])])
 def test_where_words_stand(text, words, places):
   assert occurrences(text, words) == places
+
+
+def test_errors_of_all_files_are_told_at_once(tmp_path):
+  """Each file has an error in its line 2; of four the first is told, and where the others are."""
+  for name in 'abcd':
+    (tmp_path / f'{name}.conll').write_text('rash O\nx X-y\n')
+    (tmp_path / f'{name}.pubtator').write_text('1|t|A\n2|a|B\n')
+    (tmp_path / f'{name}.jsonl').write_text('\n{"id": 3}\n')
+    (tmp_path / f'{name}.xml').write_text('<collection>\n</x>')
+  for form, name, line in (('conll', 'conll', 2), ('pubtator', 'pubtator', 1), ('phee', 'jsonl', 2),
+                           ('reference', 'jsonl', 2), ('bigbio_kb', 'jsonl', 2), ('bioc', 'xml', 2)):
+    with pytest.raises(InputError) as error:
+      read_notes(tmp_path, FORMATS[form])
+    message = str(error.value)
+    assert message.startswith(f'{tmp_path}/a.{name}:{line}: '), message
+    others = ', '.join(f'{other}.{name}:{line}' for other in 'bcd')
+    assert message.endswith(f'(and 3 more errors: {others})'), message
