@@ -1,5 +1,6 @@
 """What every key of a configuration may hold; every mistake is a one-line InputError."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -209,6 +210,7 @@ def _check_tasks(values: dict[str, Any]) -> None:
 
 # Names of sites are names of folders and files, too.
 SITE_NAME = re.compile(r'[\w-][\w.-]*')
+_PLACE = Check(lambda v: TEXT.allows(v) or isinstance(v, os.PathLike), TEXT.wording)
 # Folders beside those of the sites' own adapters and predictions.
 _RESERVED = ('global', 'zero_shot', 'pooled')
 
@@ -218,7 +220,7 @@ def _check_folders(folders: Sequence[Mapping]) -> None:
     'name': Check(lambda v: isinstance(v, str) and SITE_NAME.fullmatch(v)
                   and v not in (*COHORTS, *CORPORA, *_RESERVED),
                   'letters, digits, _ . -, no dot in front, and no known site'),
-    'path': TEXT, 'format': one_of(tuple(FORMATS)), 'mapping': TEXT,
+    'path': _PLACE, 'format': one_of(tuple(FORMATS)), 'mapping': _PLACE,
     'test_share': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
     'annotated': Check(
       lambda v: isinstance(v, tuple | list) and all(name in ENTITY_TYPES for name in v),

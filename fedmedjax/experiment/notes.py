@@ -23,7 +23,7 @@ from fedmedjax.types import InputError, SiteCorpus, Skew
 
 def data_root(path: str) -> Path:
   """config.data.root, else FEDMEDJAX_DATA, else ../shared/data."""
-  return Path(path or os.environ.get('FEDMEDJAX_DATA') or '../shared/data')
+  return Path(os.path.expanduser(path or os.environ.get('FEDMEDJAX_DATA') or '../shared/data'))
 
 
 class Corpora(NamedTuple):

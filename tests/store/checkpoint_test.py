@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -151,6 +152,20 @@ def test_one_live_run_a_folder(tmp_path):
   with locked(tmp_path, pytest.fail):
     pass
   assert (tmp_path / FILE).read_text() == ''
+
+
+def test_a_folder_that_is_deleted_while_a_run_writes_there(tmp_path):
+  for broken in (True, False):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    with pytest.raises(RuntimeError, match='run: the folder, .* was deleted or moved') as error:
+      with locked(folder, pytest.fail):
+        shutil.rmtree(folder)
+        if broken:
+          (folder / 'metrics.jsonl.part').replace(folder / 'metrics.jsonl')
+        folder.mkdir()  # as the next write does
+    assert '\n' not in str(error.value)
+    folder.rmdir()
 
 
 def test_a_dead_runs_lock_is_taken_over_but_not_another_hosts(tmp_path):

@@ -21,6 +21,15 @@ def test_a_run_may_go_on_with_other_devices(tmp_path):
   assert check_workdir(tmp_path, {'seed': 1, 'mesh.site': 2}) is None
 
 
+def test_a_mark_at_the_front_is_no_part_of_a_file(tmp_path):
+  mark = b'\xef\xbb\xbf'
+  (tmp_path / 'a.json').write_bytes(mark + b'{"seed": 1}')
+  (tmp_path / 'a.jsonl').write_bytes(mark + b'{"seed": 1}\n')
+  assert files.read_json(tmp_path / 'a.json') == {'seed': 1}
+  assert files.read_lines(tmp_path / 'a.jsonl') == [{'seed': 1}]
+  assert files.plain({'path': tmp_path}) == {'path': str(tmp_path)}
+
+
 @pytest.mark.parametrize(
   'spoilt', [b'{"round": 2', b'{"round": \xff}\n', b'\xff\xfe\x00', b'[' * 10**6 + b'\n'])
 def test_lines_are_read_up_to_the_first_spoilt_one(tmp_path, spoilt):

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import malformed, numbered_lines, with_own_names
 from fedmedjax.types import Document, InputError, Span
 
@@ -59,7 +60,7 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
   """
   path = Path(path)
   counts, documents, name, sentences, sentence = Counter(), [], None, [], []
-  parts = 0
+  parts, faults = 0, Faults()
 
   def close() -> None:
     if sentence:
@@ -69,7 +70,8 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
   def finish() -> None:
     close()
     if sentences:
-      documents.append(_document(path, name or f'{path.stem}_{parts}', sentences, counts))
+      with faults:
+        documents.append(_document(path, name or f'{path.stem}_{parts}', sentences, counts))
       sentences.clear()
 
   for number, line in numbered_lines(path):
@@ -82,11 +84,13 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
     else:
       columns = [c for c in (line.split('\t') if '\t' in line else line.split()) if c.strip()]
       if len(columns) < 2:
-        raise malformed(path, number, 'CoNLL (a word and its tag)')
-      sentence.append((number, columns[0].strip(), columns[-1].strip()))
+        faults.found.append(malformed(path, number, 'CoNLL (a word and its tag)'))
+      else:
+        sentence.append((number, columns[0].strip(), columns[-1].strip()))
   if not parts:
     name = path.stem
   finish()
+  faults.tell()
   if not documents:
     raise InputError(f'no CoNLL sentence in {path}')
   return with_own_names(documents, counts), counts
@@ -94,16 +98,19 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
 
 def _document(path: Path, name: str, sentences, counts: Counter) -> Document:
   """The document of some sentences of (line number, word, tag); adds to `counts`."""
-  lines, spans, at = [], [], 0
+  lines, spans, at, faults = [], [], 0, Faults()
   for sentence in sentences:
     numbers, words, tags = zip(*sentence, strict=True)
     places = word_places(words, ' ', at)
     read = tag_spans(tags, places, counts)
     if isinstance(read, int):
-      raise malformed(path, numbers[read], f'CoNLL (a tag such as O, B-drug; not {tags[read]!r})')
+      faults.found.append(malformed(
+        path, numbers[read], f'CoNLL (a tag such as O, B-drug; not {tags[read]!r})'))
+      continue
     spans += read
     lines.append(' '.join(words))
     at += len(lines[-1]) + 1
+  faults.tell()
   counts.update(documents=1, entities=len(spans))
   return Document(name, '\n'.join(lines), tuple(spans), ())
 

@@ -5,6 +5,7 @@ types were annotated there. Splits are by note, or by the source that notes shar
 on the seed of a run, which must not move a note from test to training.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,9 +46,9 @@ class SiteFolder(NamedTuple):
   """
 
   name: str
-  path: str
+  path: str | os.PathLike
   format: str
-  mapping: str
+  mapping: str | os.PathLike
   test_share: float = 0.2
   annotated: tuple[str, ...] = ()
 
@@ -116,7 +117,9 @@ def load_folder(site: SiteFolder) -> SiteCorpus:
       there are too few notes to split.
   """
   mapping = read_mapping(site.mapping)
-  notes, counts = read_parts(Path(site.path), FORMATS[site.format])
+  # A `~` that no shell has replaced.
+  path = Path(os.path.expanduser(site.path))
+  notes, counts = read_parts(path, FORMATS[site.format])
   parts = notes if isinstance(notes, Parts) else _split(site, notes)
   raw = {span.type for part in parts for d in part for span in d.spans}
   check_names(mapping, raw, site.path)

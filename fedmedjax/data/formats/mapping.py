@@ -30,6 +30,7 @@ there, and its absence from the notes means nothing (docs/methods.md, partial an
 """
 
 import difflib
+import os
 import re
 import tomllib
 from bisect import bisect_right
@@ -88,7 +89,7 @@ def read_mapping(name: str | Path) -> Mapping:
     InputError: there is no such mapping, or an entry of it has no meaning; with file and line.
   """
   if str(name).endswith('.toml'):
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
   elif str(name) in SHIPPED:
     path = Path(str(resources.files('fedmedjax.data.formats').joinpath('mappings', f'{name}.toml')))
   else:

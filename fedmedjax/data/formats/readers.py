@@ -17,8 +17,10 @@ from fedmedjax.data.formats.bigbio import read_bigbio
 from fedmedjax.data.formats.bioc import read_bioc
 from fedmedjax.data.formats.brat import read_brat
 from fedmedjax.data.formats.conll import read_conll
-from fedmedjax.data.formats.files import with_own_names
+from fedmedjax.data.formats.faults import Faults
+from fedmedjax.data.formats.files import hint, with_own_names
 from fedmedjax.data.formats.i2b2 import read_i2b2
+from fedmedjax.data.formats.part_names import named_parts, parts_by_name
 from fedmedjax.data.formats.phee import read_phee
 from fedmedjax.data.formats.pubtator import read_pubtator
 from fedmedjax.data.formats.reference import read_reference
@@ -44,10 +46,7 @@ FORMATS = {
   'bigbio_kb': Format(read_bigbio, ('.jsonl', '.json')),
   'datasets': Format(read_datasets, ('.parquet',)),
 }
-# Name of a file or folder -> the part that it holds, and the numbering of data sets' files.
-_PARTS = {
-  'train': 'train', 'training': 'train', 'dev': 'dev', 'devel': 'dev', 'validation': 'dev',
-  'valid': 'dev', 'test': 'test'}
+# The numbering of data sets' files.
 _SHARD = re.compile(r'-[0-9]{5}-of-[0-9]{5}')
 
 
@@ -77,41 +76,56 @@ def read_notes(path: str | Path, form: Format) -> tuple[list[Document], Counter]
     return form.read(path)
   files = sorted(p for p in path.glob('[!.]*') if p.suffix.lower() in form.suffixes)
   if not files:
-    raise InputError(f'no file ending in {", ".join(form.suffixes)} in {path}')
-  documents, counts = zip(*(form.read(file) for file in files), strict=True)
-  total = sum(counts, Counter())
-  return with_own_names([d for part in documents for d in part], total), total
+    raise InputError(
+      f'no file ending in {", ".join(form.suffixes)} in {path}{hint(path, form.suffixes)}')
+  documents, total, faults = [], Counter(), Faults()
+  for file in files:
+    with faults:
+      read, counts = form.read(file)
+      documents += read
+      total.update(counts)
+  faults.tell()
+  return with_own_names(documents, total), total
 
 
 def find_parts(path: Path, form: Format) -> dict[str, list[Path]]:
   """Sub-folders, and files of the format, that are named for a part: {'train': [...], ...}.
 
-  Empty unless the training or test part is among them. Files may be numbered, as in
-  train-00000-of-00002.parquet.
-
-  Raises:
-    InputError: there is a training part but no test part.
+  Empty where they are not. Files may be numbered, as in train-00000-of-00002.parquet; see
+  `part_names.parts_by_name`, and what it raises.
   """
-  parts: dict[str, list[Path]] = {}
-  for entry in sorted(path.glob('[!.]*')) if path.is_dir() else ():
-    part = _PARTS.get(_SHARD.sub('', entry.stem).lower())
-    if part and (entry.is_dir() or entry.suffix.lower() in form.suffixes):
-      parts.setdefault(part, []).append(entry)
-  if 'train' in parts and 'test' not in parts:
-    raise InputError(f'{path} has {parts["train"][0].name} but no test part; name one test')
-  return parts if 'test' in parts else {}
+  entries = [entry for entry in sorted(path.glob('[!.]*')) if entry.suffix.lower() in form.suffixes
+             or entry.is_dir()] if path.is_dir() and not _saved(path) else []
+  names = {entry: _SHARD.sub('', entry.name if entry.is_dir() else entry.stem) for entry in entries}
+  # Folders that are named for none are not read by formats of files, and may be parts of others.
+  asked = [names[entry] for entry in entries if named_parts(names[entry]) or not entry.is_dir()]
+  parts = parts_by_name(list(dict.fromkeys(asked)), str(path))
+  return {part: [entry for entry in entries if names[entry] in parts[part]] for part in parts}
 
 
 def read_parts(path: Path, form: Format) -> tuple[Parts | list[Document], Counter]:
   """Reads the parts that a folder has, or all of it as one list where it has none."""
   entries_of = find_parts(Path(path), form)
   if not entries_of:
-    return read_notes(path, form)
-  parts, total = {}, Counter()
+    documents, counts = read_notes(path, form)
+    # Notes of a format that has one in each file.
+    named = {} if form.suffixes else {
+      document.name: named_parts(document.name) for document in documents}
+    if all(len(parts) == 1 for parts in named.values()) and {
+        part for parts in named.values() for part in parts} >= {'train', 'test'}:
+      return Parts(*([d for d in documents if named[d.name] == {part}] for part in Parts._fields)
+                   ), counts
+    return documents, counts
+  parts, total, faults = {}, Counter(), Faults()
   for part, entries in entries_of.items():
-    read = [read_notes(entry, form) for entry in entries]
-    total += sum((counts for _, counts in read), Counter())
-    parts[part] = with_own_names([d for documents, _ in read for d in documents], total)
+    documents = []
+    for entry in entries:
+      with faults:
+        read, counts = read_notes(entry, form)
+        documents += read
+        total.update(counts)
+    parts[part] = with_own_names(documents, total)
+  faults.tell()
   return Parts(*(parts.get(part, []) for part in Parts._fields)), total
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from real_data import real_data
@@ -16,6 +17,7 @@ from fedmedjax.data.formats.corpora import (
   source_id,
   unleaked,
 )
+from fedmedjax.data.formats.readers import FORMATS, find_parts
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.experiment import notes
@@ -188,9 +190,71 @@ def test_files_named_for_parts_and_a_folder_of_files(tmp_path):
   assert [len(found.train), len(found.test), found.report['dev_documents']] == [2, 1, 1]
   (tmp_path / 'test.bio').rename(tmp_path / 'notes.bio')
   for path in tmp_path.glob('[tv]*.bio'):
-    path.rename(tmp_path / f'a_{path.name}')
-  found = load_folder(folder_site(tmp_path / 'y', path=str(tmp_path), format='conll'))
+    path.rename(tmp_path / f'a{path.name}')  # no word of a part is left
+  found = load_folder(folder_site(tmp_path / 'y', path=tmp_path, format='conll'))
   assert [len(found.train), len(found.test)] == [3, 1]
+
+
+@pytest.mark.parametrize(('names', 'expected'), [
+  (('Train.BioC', 'TEST.BioC'), (1, 0, 1)), (('train_set', 'dev_set', 'test_set'), (1, 1, 1)),
+  (('corpus-train', 'corpus-valid', 'corpus-test', 'README'), (1, 1, 1)),
+  (('NCBItrainset_corpus', 'NCBIdevelopset_corpus', 'NCBItestset_corpus'), (1, 1, 1)),
+  (('CDR_TrainingSet.PubTator', 'CDR_DevelopmentSet.PubTator', 'CDR_TestSet.PubTator'), (1, 1, 1)),
+  (('2019 training 1', '2019 training 2', '2019 val', '2019 testing'), (2, 1, 1)),
+  (('TrainData', 'testData'), (1, 0, 1)),
+  (('training-a', 'training-b'), None), (('latest', 'contest', 'trainer', 'rest'), None),
+  (('stress_test', *(f'note_{i}' for i in range(9))), None),
+  (('train_dev', 'test'), 'train_dev names dev and train'),
+  (('train_set', 'dev_set'), 'has train_set but no test part'),
+  (('train_set', 'gold'), 'has train_set but no test part'),
+  (('corpus_test', 'corpus'), 'corpus_test is named for the part test, and corpus for none'),
+  (('a_train', 'a_test', 'b'), 'a_test is named for the part test, and b for none'),
+])
+def test_parts_are_words_of_names(tmp_path, names, expected):
+  """(training, development, test) files; None = the files name no parts."""
+  for name in names:
+    (tmp_path / f'{name}.conll').write_text(f'{name.split()[0]}\tO\n')
+  if isinstance(expected, str):
+    with pytest.raises(InputError, match=expected):
+      find_parts(tmp_path, FORMATS['conll'])
+  else:
+    found = find_parts(tmp_path, FORMATS['conll'])
+    sizes = tuple(len(found.get(part, ())) for part in ('train', 'dev', 'test'))
+    assert sizes == (expected or (0, 0, 0))
+    # Folders as well, of a format that is read folder by folder.
+    for path in tmp_path.iterdir():
+      path.unlink()
+      (tmp_path / path.stem).mkdir()
+    assert expected is None or {
+      part: [path.stem for path in paths] for part, paths in found.items()} == {
+        part: [path.name for path in paths]
+        for part, paths in find_parts(tmp_path, FORMATS['brat']).items()}
+
+
+def test_notes_of_a_folder_that_name_their_part(tmp_path):
+  described = folder_site(tmp_path, notes=4)
+  for i, path in enumerate(sorted((tmp_path / 'notes').glob('*.txt'))):
+    path.write_text(f'Diabetes {i}')
+    for file in (path, path.with_suffix('.ann')):
+      file.rename(file.with_name(f'{i}-{("Test", "train", "train", "dev")[i]}{file.suffix}'))
+  site = load_folder(described)
+  assert [d.name for d in site.train] == ['1-train', '2-train']
+  assert [d.name for d in site.test] == ['0-Test'] and site.report['dev_documents'] == 1
+
+
+def test_folders_of_a_home_and_those_that_hold_nothing(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  described = folder_site(tmp_path / 'mine')
+  mapping = Path(described.mapping)
+  mapping.write_bytes(b'\xef\xbb\xbf' + mapping.read_bytes())
+  home = described._replace(path='~/mine/notes', mapping=Path('~') / mapping.relative_to(tmp_path))
+  assert load_folder(home).test == load_folder(described).test
+  with pytest.raises(InputError, match=r'no .txt and .ann files .*; there are some in .*notes'):
+    load_folder(home._replace(path='~/mine'))
+  for path in list((tmp_path / 'mine/notes').iterdir()):
+    path.rename(path.with_suffix(path.suffix.upper()))
+  with pytest.raises(InputError, match='NCT000_a.ANN is there: rename it'):
+    load_folder(home)
 
 
 @pytest.mark.parametrize(('rows', 'changes', 'said'), [
