@@ -61,12 +61,19 @@ class Relation(NamedTuple):
 
 
 class Document(NamedTuple):
-  """One note with stand-off annotation; every offset is a character index into `text`."""
+  """One note with stand-off annotation; every offset is a character index into `text`.
+
+  `sentences` are the ranges [start, end) of the sentences that the corpus itself gives; text
+  outside of them is split by rules. `covering` are the ranges of spans that only cover an entity in
+  several pieces: other words stand between these.
+  """
 
   name: str
   text: str
   spans: tuple[Span, ...]
   relations: tuple[Relation, ...]
+  sentences: tuple[tuple[int, int], ...] = ()
+  covering: tuple[tuple[int, int], ...] = ()
 
 
 class SiteCorpus(NamedTuple):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from fedmedjax.compare import api_run
-from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.sentences import note_sentences
 from fedmedjax.data.site import drawn_sentences
 from fedmedjax.data.tasks import ask
 from fedmedjax.eval.endpoint import endpoint_from
@@ -259,7 +259,7 @@ def check_new_site(
   number = int(part.label)
   config = next(iter(part.rows.values())).config
   notes = site.train[:config.data.max_train_notes or None]
-  available = sum(len(split_sentences(note.text)) for note in notes)
+  available = sum(len(note_sentences(note)) for note in notes)
   if number > available:
     raise InputError(
       f'--sentences={number}: the training notes of {site.name!r} have {available}; fewer, or all, '

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fedmedjax.data.relations import annotated_by_all
-from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.sentences import note_sentences
 from fedmedjax.data.statistics import divergence, word_divergence
 from fedmedjax.data.styles import by_style
 from fedmedjax.types import Document, InputError, SiteCorpus, Skew
@@ -158,7 +158,7 @@ def sentences_of(note: Document) -> list[Document]:
   Entities that cross a sentence's end, and relations between two sentences, are left out.
   """
   sentences = []
-  for start, end in split_sentences(note.text):
+  for start, end in note_sentences(note):
     inside = [i for i, span in enumerate(note.spans) if start <= span.start and span.end <= end]
     place = {old: new for new, old in enumerate(inside)}
     sentences.append(Document(
@@ -166,7 +166,10 @@ def sentences_of(note: Document) -> list[Document]:
       tuple(note.spans[i]._replace(
         start=note.spans[i].start - start, end=note.spans[i].end - start) for i in inside),
       tuple(r._replace(head=place[r.head], tail=place[r.tail]) for r in note.relations
-            if r.head in place and r.tail in place)))
+            if r.head in place and r.tail in place),
+      sentences=((0, end - start),), covering=tuple(
+        (first - start, last - start) for first, last in note.covering
+        if start <= first and last <= end)))
   return sentences
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedmedjax.data.labels import LabelExample
-from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.sentences import note_sentences
 from fedmedjax.data.tasks import Ask, ask
 from fedmedjax.data.tokenize import TokenExample, encode_examples, encode_instruction
 from fedmedjax.types import Document, Example, InputError, SiteCorpus
@@ -139,7 +139,7 @@ def read_site(
   split = _Split(
     [note for i, note in enumerate(notes) if i not in held_out],
     [notes[i] for i in sorted(held_out)], corpus.test)
-  if tests and not any(split_sentences(note.text) for note in split.test):
+  if tests and not any(note_sentences(note) for note in split.test):
     raise InputError(f'site {corpus.name!r}: no sentence to test on')
   split = split._replace(
     trained=drawn_sentences(corpus.name, split.train, max_train_sentences, seed),
@@ -197,7 +197,7 @@ def _drawn(
   """`number` random sentences (note, start) of the notes; a larger number draws them, too."""
   if not number:
     return None
-  places = [(note.name, start) for note in notes for start, _ in split_sentences(note.text)]
+  places = [(note.name, start) for note in notes for start, _ in note_sentences(note)]
   order = np.random.default_rng(seed).permutation(len(places))
   return {places[i] for i in order[:number]}
 
@@ -239,7 +239,7 @@ def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[
   owned = [
     form for form in forms if form.ask.types
     and any(example.entities for note in notes for example in form.ask.find(note)[0])]
-  if not owned and any(split_sentences(note.text) for note in notes):
+  if not owned and any(note_sentences(note) for note in notes):
     asked = ' and '.join(
       f'{form.ask.task!r} ({", ".join(form.ask.types) or "which it does not annotate"})'
       for form in forms)

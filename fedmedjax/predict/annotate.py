@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from fedmedjax.data.sentences import split_sentences, trimmed
+from fedmedjax.data.sentences import note_sentences, trimmed
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tokenize import encode_examples, encode_instruction
 from fedmedjax.eval import evaluate
@@ -95,7 +95,7 @@ def sentence_pieces(annotator: Annotator, note: Document) -> tuple[list[Example]
     (an example for each piece, number of sentences, number of sentences that were cut).
   """
   text = ' ' + note.text[1:] if note.text.startswith('\ufeff') else note.text
-  sentences, cut, examples = split_sentences(text), 0, []
+  sentences, cut, examples = note_sentences(note._replace(text=text)), 0, []
   for start, end in sentences:
     pieces = list(_pieces(text, start, end, partial(_fits, annotator)))
     cut += len(pieces) > 1

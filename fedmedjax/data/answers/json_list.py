@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmedjax.data.answers.align import fold, inside_word
+from fedmedjax.data.answers.thought import answer_of
 from fedmedjax.types import Parse, Span
 
 # One object of the list, keys in either order, quotes of either kind. Possessive quantifiers (*+)
@@ -49,7 +50,9 @@ def shown(kind: str, words: str) -> str:
   return write(words, (Span(0, len(words), kind),))[1:-1]
 
 
-def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
+def parse(
+  generated: str, text: str, types: Sequence[str], near: Span | None = None
+) -> Parse:
   """Recovers entities from the list that a model wrote for the sentence `text`.
 
   Of a list that is no JSON, whole objects are read, whatever text is around them. Each entry is
@@ -71,7 +74,7 @@ def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
     is no such list, alone or in a fence, an entry was dropped, or the output was too long to be
     read to its end.
   """
-  limit = _LONGEST + _PER_CHARACTER * len(text)
+  generated, limit = answer_of(generated), _LONGEST + _PER_CHARACTER * len(text)
   whole, generated = len(generated) <= limit, generated[:limit]
   asked = {name.lower(): name for name in types}
   entries, sound = _entries(generated)

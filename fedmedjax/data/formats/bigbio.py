@@ -15,6 +15,7 @@ from fedmedjax.data.formats.files import (
   text_field,
   with_own_names,
 )
+from fedmedjax.data.formats.pieces import Covered, broken_ranges, cover
 from fedmedjax.types import Document, InputError, Relation, Span
 
 _FORM = 'bigbio_kb'
@@ -43,11 +44,25 @@ def documents_of(
   Returns:
     The documents, named by their document_id, and counts: documents, entities, relations,
     events, discontinuous, text_mismatch, unanchored (relations and arguments whose end is no
-    entity or event), coreferences (left out), moved_passages, renamed_documents.
+    entity or event), coreferences (left out), empty_records (without text or annotation, left out),
+    moved_passages, renamed_documents.
   """
   counts = Counter()
-  documents = [_document(place, record, counts) for place, record in records]
+  documents = [_document(place, record, counts) for place, record in records
+               if not _is_empty(place, record, counts)]
   return with_own_names(documents, counts), counts
+
+
+def _is_empty(place: Place, record: dict, counts: Counter) -> bool:
+  """Whether a record has neither text nor annotation; adds to `counts`."""
+  texts = [text for passage in _parts(place, record, 'passages')
+           for text in list_field(place, passage, 'text', _FORM)]
+  annotated = any(list_field(place, record, key, _FORM) for key in ('entities', 'events'))
+  empty = 'passages' in record and not annotated and not any(
+    text.strip() if isinstance(text, str) else True for text in texts)
+  if empty:
+    counts['empty_records'] += 1
+  return empty
 
 
 def _document(place: Place, record: dict, counts: Counter) -> Document:
@@ -58,16 +73,16 @@ def _document(place: Place, record: dict, counts: Counter) -> Document:
     pieces, offsets = _pieces(place, passage)
     units += [Unit(start, piece) for piece, (start, _) in zip(pieces, offsets, strict=True)]
   layout = lay_out(units, counts)
-  spans, index, links = [], {}, []
+  spans, covered, index, links = [], {}, {}, []
   for entity in _parts(place, record, 'entities'):
     _enter(place, entity, index, len(spans))
-    spans.append(_span(place, entity, entity, layout, counts))
+    spans.append(_span(place, entity, entity, layout, covered, counts))
   for event in _parts(place, record, 'events'):
     trigger = event.get('trigger')
     if not isinstance(trigger, dict):
       raise _malformed(place, 'trigger')
     _enter(place, event, index, len(spans))
-    spans.append(_span(place, event, trigger, layout, counts))
+    spans.append(_span(place, event, trigger, layout, covered, counts))
     links += [(text_field(place, argument, 'role', _FORM), event['id'],
                text_field(place, argument, 'ref_id', _FORM))
               for argument in _parts(place, event, 'arguments')]
@@ -79,7 +94,8 @@ def _document(place: Place, record: dict, counts: Counter) -> Document:
   counts.update(documents=1, entities=len(spans), relations=len(relations),
                 unanchored=len(links) - len(relations),
                 coreferences=len(list_field(place, record, 'coreferences', _FORM)))
-  return Document(name, layout.text, tuple(spans), relations)
+  return Document(
+    name, layout.text, tuple(spans), relations, covering=broken_ranges(covered))
 
 
 def _enter(place: Place, record: dict, index: dict[str, int], number: int) -> None:
@@ -111,7 +127,9 @@ def _pieces(place: Place, record: dict) -> tuple[list[str], list[tuple[int, int]
   return texts, [tuple(pair) for pair in offsets]
 
 
-def _span(place: Place, record: dict, named: dict, layout: Layout, counts: Counter) -> Span:
+def _span(
+  place: Place, record: dict, named: dict, layout: Layout, covered: Covered, counts: Counter
+) -> Span:
   """The covering range of `named`: an entity itself, or the trigger of an event."""
   texts, offsets = _pieces(place, named)
   if not offsets:
@@ -121,8 +139,7 @@ def _span(place: Place, record: dict, named: dict, layout: Layout, counts: Count
   actual = ' '.join(layout.text[start:end] for start, end in pieces)
   counts['text_mismatch'] += actual.split() != ' '.join(texts).split()
   counts['discontinuous'] += len(pieces) > 1
-  return Span(min(start for start, _ in pieces), max(end for _, end in pieces),
-              text_field(place, record, 'type', _FORM))
+  return Span(*cover(pieces, layout.text, covered), text_field(place, record, 'type', _FORM))
 
 
 def _malformed(place: Place, part: str) -> InputError:

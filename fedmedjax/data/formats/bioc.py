@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fedmedjax.data.formats.concepts import Concepts
 from fedmedjax.data.formats.files import (
   Element,
   Layout,
@@ -21,6 +22,7 @@ from fedmedjax.data.formats.files import (
   text_field,
   with_own_names,
 )
+from fedmedjax.data.formats.pieces import Covered, broken_ranges, cover
 from fedmedjax.types import Document, InputError, Relation, Span
 
 # Name of an XML element -> the key of the list of such parts in JSON.
@@ -30,6 +32,12 @@ _LISTS = {
 }
 _ATTRIBUTES = ('id', 'offset', 'length', 'refid', 'role')
 _FORM = 'BioC'
+# Infons of an annotation that name its concepts ('identifier', 'MESH', 'NCBI Gene'); and those of a
+# relation that say other things than its ends.
+_IDS = re.compile(
+  r'(?:^|[_ ])ids?(?:$|[_ ])|ident|mesh|omim|gene|cui|umls|snomed|concept|accession|variant|hgvs',
+  re.IGNORECASE)
+_NO_ENDS = ('type', 'relation', 'novel', 'score', 'note', 'annotator', 'updated_at')
 
 
 def read_bioc(path: str | Path) -> tuple[list[Document], Counter]:
@@ -37,7 +45,9 @@ def read_bioc(path: str | Path) -> tuple[list[Document], Counter]:
 
   Passages, or their sentences, make the text (see `files.lay_out`). An annotation in several
   pieces becomes their covering range. A relation's head and tail are its two nodes, in their
-  order; an annotation stands for itself, whatever part of the document holds it.
+  order; an annotation stands for itself, whatever part of the document holds it. A relation whose
+  infons name two concepts (entity1 and entity2, role1 and role2, Chemical and Disease) links their
+  first mentions, unless its nodes are mentions of them. Sentences stay as they are.
 
   Args:
     path: the file.
@@ -89,26 +99,35 @@ def _document(path: Path, source, counts: Counter) -> Document:
   place = (path, source.line)
   name = text_field(place, source, 'id', _FORM)
   passages = list(_parts(path, source, 'passages'))
-  units, holders = [], [source]
+  units, holders, given = [], [source], []
   for passage in passages:
     sentences = list(_parts(path, passage, 'sentences'))
     holders += [passage, *sentences]
-    units += [_unit(path, holder) for holder in sentences or [passage]
-              if holder.get('text') is not None]
+    split = [holder for holder in sentences if holder.get('text') is not None]
+    texts = split or [passage] * (passage.get('text') is not None)
+    units += [_unit(path, holder) for holder in texts]
+    given += [bool(split)] * len(texts)
   layout = lay_out(units, counts)
-  spans, index = [], {}
+  spans, covered, index, concepts = [], {}, {}, Concepts({}, {})
   for holder in holders:
     for annotation in _parts(path, holder, 'annotations'):
-      span = _span(path, annotation, layout, counts)
+      span = _span(path, annotation, layout, covered, counts)
       if span is not None:
         # Some tools number annotations anew in each passage; only relations of such ids are lost.
         ident = text_field((path, annotation.line), annotation, 'id', _FORM, '')
         index[ident] = -1 if ident in index else len(spans)
+        for key, ids in _infons(annotation):
+          if _IDS.search(key):
+            concepts.enter(ids, span.type, len(spans))
         spans.append(span)
   relations = [relation for holder in holders
-               for relation in _relations(path, holder, index, counts)]
+               for relation in _relations(path, holder, index, concepts, counts)]
   counts.update(documents=1, entities=len(spans), relations=len(relations))
-  return Document(name, layout.text, tuple(spans), tuple(relations))
+  return Document(
+    name, layout.text, tuple(spans), tuple(relations),
+    tuple((start, start + len(unit.text)) for unit, start, is_sentence in zip(
+      layout.units, layout.starts, given, strict=True) if is_sentence),
+    broken_ranges(covered))
 
 
 def _parts(path: Path, record: Located, key: str) -> Iterator[Located]:
@@ -133,7 +152,20 @@ def _kind(place: Place, record: Located, *keys: str) -> str:
   return text_field(place, infons, next(key for key in keys if key in infons), _FORM)
 
 
-def _span(path: Path, annotation: Located, layout: Layout, counts: Counter) -> Span | None:
+def _infons(record: Located) -> Iterator[tuple[str, str]]:
+  """The infons that are texts; of one that is an object, as PubTator 3 has them, its identifier."""
+  infons = record.get('infons')
+  for key, value in infons.items() if isinstance(infons, dict) else ():
+    if isinstance(value, dict):
+      kind, value = value.get('type'), value.get('identifier')
+      value = f'{kind}|{value}' if isinstance(kind, str) and isinstance(value, str) else value
+    if isinstance(value, str):
+      yield key, value
+
+
+def _span(
+  path: Path, annotation: Located, layout: Layout, covered: Covered, counts: Counter
+) -> Span | None:
   """The covering range of an annotation's locations; None where it has none."""
   place = (path, annotation.line)
   pieces = []
@@ -148,19 +180,23 @@ def _span(path: Path, annotation: Located, layout: Layout, counts: Counter) -> S
   actual = [layout.text[start:end] for start, end in pieces]
   counts['text_mismatch'] += stated.split() != ' '.join(actual).split()
   counts['discontinuous'] += len(pieces) > 1
-  return Span(min(start for start, _ in pieces), max(end for _, end in pieces),
-              _kind(place, annotation, 'type'))
+  return Span(*cover(pieces, layout.text, covered), _kind(place, annotation, 'type'))
 
 
 def _relations(
-  path: Path, holder: Located, index: dict[str, int], counts: Counter
+  path: Path, holder: Located, index: dict[str, int], concepts: Concepts, counts: Counter
 ) -> Sequence[Relation]:
-  """The relations that a document, passage or sentence holds, with both ends in `index`."""
+  """The relations that a document, passage or sentence holds: of annotations in `index`, or of concepts."""
   kept = []
   for relation in _parts(path, holder, 'relations'):
     place = (path, relation.line)
     nodes = list(_parts(path, relation, 'nodes'))
     ends = [index.get(text_field(place, node, 'refid', _FORM), -1) for node in nodes]
+    named = [value for key, value in _infons(relation)
+             if key.lower() not in _NO_ENDS and concepts.mentions(value)]
+    if len(named) == 2 and not (len(ends) == 2 and all(
+        end in concepts.mentions(value) for end, value in zip(ends, named, strict=True))):
+      ends = concepts.link(*named) or [-1]
     if len(ends) > 2:
       counts['nary'] += 1
     elif len(ends) < 2 or -1 in ends:
