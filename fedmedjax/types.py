@@ -84,7 +84,9 @@ class SiteCorpus(NamedTuple):
   kept and dropped, e.g. {'documents': 200, 'entities': 11458, 'nested': 31, 'discontinuous': 44}.
   `modifiers` are the modifier types it annotated of each entity type, {'drug': ('route',)}, {} if
   it has no relations; None = those that occur in its notes. `definitions` are entity types that
-  mean something else there than the prompt says by default, {type: what it is}.
+  mean something else there than the prompt says by default, {type: what it is}. `prompted` are the
+  modifiers that its relation prompt names, where these are not `modifiers`: at an external cohort,
+  whose prompt is that of a site that trains.
   """
 
   name: str
@@ -94,6 +96,7 @@ class SiteCorpus(NamedTuple):
   report: dict[str, int]
   modifiers: dict[str, tuple[str, ...]] | None = None
   definitions: dict[str, str] = {}
+  prompted: dict[str, tuple[str, ...]] | None = None
 
 
 class Example(NamedTuple):

@@ -61,6 +61,21 @@ def annotated_by_all(corpora: Sequence[SiteCorpus]) -> dict[str, tuple[str, ...]
   return {main: kinds for main, kinds in common.items() if kinds}
 
 
+def asked_like(cohort: SiteCorpus, trained: Sequence[SiteCorpus]) -> SiteCorpus:
+  """An external cohort with the relation prompt of a site that trains: the one that asks for most.
+
+  A prompt made from the cohort's own annotation would tell the model what occurs there, and is not
+  what it was trained on. The cohort is judged by the pairs that it and that site annotated. Where
+  no site that trains annotated modifiers it stays as it is.
+  """
+  prompted = max(map(annotated, trained), key=lambda of: sum(map(len, of.values())), default={})
+  if not prompted:
+    return cohort
+  return cohort._replace(prompted=prompted, modifiers={
+    main: tuple(kind for kind in kinds if kind in prompted.get(main, ()))
+    for main, kinds in annotated(cohort).items()})
+
+
 def relation_examples(
   document: Document, asked: Mapping[str, tuple[str, ...]]
 ) -> tuple[list[Example], Counter]:

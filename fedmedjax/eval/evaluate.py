@@ -77,7 +77,6 @@ def _in_document(span: Span, example: Example) -> list:
 
 
 END_TO_END = 'end_to_end'  # the `task` of the records below
-INVALID = 'invalid'        # the type of a triple that no annotation can hold
 
 
 def end_to_end(
@@ -218,9 +217,8 @@ def rates(scores: Iterable[SiteScores]) -> dict[str, float]:
 
 
 def _pairs(ask: Ask) -> tuple[str, ...]:
-  """The types of a triple, 'drug.route', ..., INVALID; () for a task without main entities."""
-  named = [f'{main}.{kind}' for main, kinds in ask.asked.items() if main for kind in kinds]
-  return (*named, INVALID) if named else ()
+  """The types of a triple, 'drug.route', ...; () for a task without main entities."""
+  return tuple(f'{main}.{kind}' for main, kinds in ask.asked.items() if main for kind in kinds)
 
 
 def _span_counts(records, task: str, types: Sequence[str], texts) -> Iterator[tuple]:
@@ -235,17 +233,20 @@ def _span_counts(records, task: str, types: Sequence[str], texts) -> Iterator[tu
 
 
 def _link_counts(records, task: str, source: str, pairs, texts) -> Iterator[tuple]:
-  """Yields (note, counts) of each sentence's triples: gold of `task`, predictions of `source`."""
+  """Yields (note, counts) of each sentence's triples: gold of `task`, predictions of `source`.
+
+  Triples of other types than `pairs` are none, as in annotations of new notes.
+  """
   links = {place: ({}, {}) for place in texts}
   for record in records:
     place = record['document'], record['sentence_start']
     for side, (key, origin) in enumerate((('gold', task), ('predicted', source))):
       for span in record[key] if record['task'] == origin else ():
         main, kind = record['main'], f'{record["main"][2]}.{span[2]}'
-        link = metrics.Link(
-          _in_sentence(main, place[1]), _in_sentence(span, place[1]),
-          kind if kind in pairs else INVALID)
-        links[place][side][link] = None
+        if kind in pairs:
+          link = metrics.Link(
+            _in_sentence(main, place[1]), _in_sentence(span, place[1]), kind)
+          links[place][side][link] = None
   for (note, start), (gold, predicted) in links.items():
     yield note, metrics.count_links(gold, predicted, texts[note, start], pairs)
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data.formats.corpora import CORPORA, SiteFolder, load_corpus, load_folder, unleaked
 from fedmedjax.data.partition import asked_alike, partition
+from fedmedjax.data.relations import asked_like
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
@@ -72,6 +73,7 @@ def load_corpora(
     sites, chosen.kind, unit=chosen.unit, sites=chosen.sites, strength=chosen.strength,
     corrupted=chosen.corrupted, seed=config.seed,
     deal=mine and partial(build_deal, mine)) if chosen.kind else ([], None)
+  external = [asked_like(cohort, parts or sites) for cohort in external]
   return Corpora(asked_alike(sites) if parts else sites, external, parts, skew)
 
 

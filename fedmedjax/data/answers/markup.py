@@ -3,8 +3,8 @@
 `<span class="problem">...</span>` stands around each entity. Nothing is escaped: '<' and '&' go
 through as they are, since the parser looks for span tags only and compares everything else with
 the sentence, character by character. The one string that could be taken for markup, a span tag or
-the tag of a thought (`thought.py`) that stands in the sentence itself, gets a look-alike for its '<' (one character for one character,
-in input and target alike): offsets never move.
+the tag of a thought (`thought.py`) that stands in the sentence itself, gets a look-alike for its
+'<' (one character for one character, in input and target alike): offsets never move.
 """
 
 import functools
@@ -74,8 +74,8 @@ def parse(
 ) -> Parse:
   """Recovers entities from what a model wrote for the sentence `text`.
 
-  Of a reasoning model only the answer is read, see `thought.answer_of`; `near`, which a list needs,
-  is not: a copy says where its words stand. The output without its tags is aligned with `text`. A tagged stretch is placed
+  The answer (see `thought.answer_of`) without its tags is aligned with `text`; `near`, the main
+  entity, matters to lists only, since a copy says where its words stand. A tagged stretch is placed
     1. where the alignment puts it, if it reads the same there, word edges included; else
     2. where the same whole words stand unclaimed in `text`, the nearest place first (entities
        out of order, text made up in between); or where a shorter entity took part of their place,

@@ -186,7 +186,7 @@ def _span(
 def _relations(
   path: Path, holder: Located, index: dict[str, int], concepts: Concepts, counts: Counter
 ) -> Sequence[Relation]:
-  """The relations that a document, passage or sentence holds: of annotations in `index`, or of concepts."""
+  """The relations that a document, passage or sentence holds, between annotations or concepts."""
   kept = []
   for relation in _parts(path, holder, 'relations'):
     place = (path, relation.line)

@@ -18,7 +18,7 @@ from fedmedjax.types import Document, InputError, Relation, Span
 _ID = re.compile(r'([TERAMN#][0-9]+|\*)\t')
 # Some tools put a blank in place of the tab. A line is then taken for an annotation only if all of
 # it reads like one: it may also be the rest of a span that was broken into lines.
-_TARGET = r'[TER][0-9]+'
+_TARGET = r'[TERter][0-9]+'
 _BLANK_ID = re.compile(
   rf'(T[0-9]+) +(?=\S+[ \t]+{INT}[ \t]+{INT}(?:;[ \t]*{INT}[ \t]+{INT})*[ \t]+\S)'
   rf'|(R[0-9]+) +(?=\S+(?:\s+[^\s:]+: ?{_TARGET}){{2,}}\s*$)'

@@ -27,7 +27,7 @@ class Concepts(NamedTuple):
   def enter(self, ids: str, kind: str, number: int) -> None:
     """Enters mention `number`, of type `kind`, under each of its ids."""
     self.kinds[number] = kind.casefold()
-    for name in dict.fromkeys(spelt for one in _ids(ids) for spelt in _spellings(one)):
+    for name in dict.fromkeys(map(_bare, _ids(ids))):
       self.numbers.setdefault(name, []).append(number)
 
   def mentions(self, ident: str) -> list[int]:
@@ -50,7 +50,7 @@ class Concepts(NamedTuple):
 
   def _named(self, ident: str) -> list[int]:
     """The mentions under one id, however it is spelt."""
-    return next((self.numbers[name] for name in _spellings(ident) if name in self.numbers), [])
+    return self.numbers.get(_bare(ident), [])
 
 
 def _ids(listed: str) -> Iterator[str]:
@@ -64,7 +64,6 @@ def _ids(listed: str) -> Iterator[str]:
         yield one
 
 
-def _spellings(ident: str) -> list[str]:
-  """An id as it is, and without the vocabulary in front of it ('MESH:')."""
-  bare = _SPACE.sub('', ident, count=1) if _SPACE.match(ident) else ident
-  return [ident] if bare == ident else [ident, bare]
+def _bare(ident: str) -> str:
+  """An id without the vocabulary in front of it ('MESH:'), which some corpora leave out."""
+  return ident[place.end():] if (place := _SPACE.match(ident)) else ident
