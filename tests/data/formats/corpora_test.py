@@ -19,6 +19,7 @@ from fedmedjax.data.formats.corpora import (
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.experiment import notes
+from fedmedjax.data.tasks import ask
 from fedmedjax.experiment.notes import load_corpora
 from fedmedjax.report.terminal import set_aside
 from fedmedjax.types import ENTITY_TYPES, Document, InputError, SiteCorpus, Span
@@ -160,6 +161,22 @@ def test_a_study_leaves_out_what_its_sites_are_tested_on():
     found = load_corpora(config)
   icu = next(site for site in found.sites if site.name == 'synthetic_icu')
   assert len(icu.train) == len(train.train) - 30 and icu.report['leaked_documents'] == 30
+
+
+def test_an_external_cohort_of_a_study_is_asked_as_its_sites_are():
+  """Its own notes know one pair; the prompt is that of the site that asks for most all the same."""
+  config = get_config('fed_medlora')
+  config.data.external = ('chia',)
+  with pytest.MonkeyPatch.context() as patch:
+    cohort = generate_cohort('synthetic_external')
+    patch.setattr(notes, 'load_corpus', lambda *_: cohort._replace(
+      name='chia', modifiers={'drug': ('route',)}))
+    found = load_corpora(config)
+  trained = max((ask('re', site) for site in found.sites), key=lambda asked: sum(
+    map(len, asked.asked.values())))
+  outside = ask('re', found.external[0])
+  assert outside.instruction == trained.instruction and len(trained.types) > 1
+  assert outside.asked == {'drug': ('route',)} and outside.types == ('route',)
 
 
 def test_a_training_note_with_the_text_of_a_test_note_is_dropped(tmp_path):
