@@ -44,7 +44,7 @@ def documents_of(
   Returns:
     The documents, named by their document_id, and counts: documents, entities, relations,
     events, discontinuous, text_mismatch, unanchored (relations and arguments whose end is no
-    entity or event), coreferences (left out), empty_records (without text or annotation, left out),
+    entity or event), coreferences (left out), empty_records (without passages, left out),
     moved_passages, renamed_documents.
   """
   counts = Counter()
@@ -54,12 +54,9 @@ def documents_of(
 
 
 def _is_empty(place: Place, record: dict, counts: Counter) -> bool:
-  """Whether a record has neither text nor annotation; adds to `counts`."""
-  texts = [text for passage in _parts(place, record, 'passages')
-           for text in list_field(place, passage, 'text', _FORM)]
-  annotated = any(list_field(place, record, key, _FORM) for key in ('entities', 'events'))
-  empty = 'passages' in record and not annotated and not any(
-    text.strip() if isinstance(text, str) else True for text in texts)
+  """Whether a record has no passage and no annotation; adds to `counts`."""
+  empty = 'passages' in record and not any(
+    list_field(place, record, key, _FORM) for key in ('passages', 'entities', 'events'))
   if empty:
     counts['empty_records'] += 1
   return empty

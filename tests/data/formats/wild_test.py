@@ -196,8 +196,7 @@ KB = {'document_id': 'd', 'passages': [{'text': ['Rash.'], 'offsets': [[0, 5]]}]
   ('reference', {'html': 'a <span class="x">b</span>'}, [{'html': ''}, {'html': None}]),
   ('reference', {'input': '<span class="x">b</span>', 'output': 'b'}, [
     {'input': '', 'output': ''}]),
-  ('bigbio_kb', KB, [{'document_id': None, 'passages': []}, KB | {'passages': [
-    {'text': [' '], 'offsets': [[0, 1]]}]}]),
+  ('bigbio_kb', KB, [{'document_id': None, 'passages': []}, KB | {'passages': None}]),
 ])
 def test_empty_rows_are_set_aside_and_counted(tmp_path, form, row, empty):
   path = written(tmp_path, 'a.jsonl', '\n'.join(map(json.dumps, [row, *empty, row | {'more': 1}])))
