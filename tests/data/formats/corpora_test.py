@@ -18,8 +18,8 @@ from fedmedjax.data.formats.corpora import (
 )
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.data.synthetic.cohorts import generate_cohort
-from fedmedjax.experiment import notes
 from fedmedjax.data.tasks import ask
+from fedmedjax.experiment import notes
 from fedmedjax.experiment.notes import load_corpora
 from fedmedjax.report.terminal import set_aside
 from fedmedjax.types import ENTITY_TYPES, Document, InputError, SiteCorpus, Span
