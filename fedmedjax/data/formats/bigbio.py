@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fedmedjax.data.formats.covering import Covered, broken_ranges, cover
 from fedmedjax.data.formats.files import (
   Layout,
   Place,
@@ -15,7 +16,6 @@ from fedmedjax.data.formats.files import (
   text_field,
   with_own_names,
 )
-from fedmedjax.data.formats.pieces import Covered, broken_ranges, cover
 from fedmedjax.types import Document, InputError, Relation, Span
 
 _FORM = 'bigbio_kb'

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedmedjax.data.formats.concepts import Concepts
+from fedmedjax.data.formats.covering import Covered, broken_ranges, cover
 from fedmedjax.data.formats.files import (
   Element,
   Layout,
@@ -22,7 +23,6 @@ from fedmedjax.data.formats.files import (
   text_field,
   with_own_names,
 )
-from fedmedjax.data.formats.pieces import Covered, broken_ranges, cover
 from fedmedjax.types import Document, InputError, Relation, Span
 
 # Name of an XML element -> the key of the list of such parts in JSON.

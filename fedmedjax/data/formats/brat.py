@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedmedjax.data.formats.covering import Covered, broken_ranges, cover
 from fedmedjax.data.formats.files import (
   INT,
   check_range,
@@ -12,7 +13,6 @@ from fedmedjax.data.formats.files import (
   numbered_lines,
   read_text,
 )
-from fedmedjax.data.formats.pieces import Covered, broken_ranges, cover
 from fedmedjax.types import Document, InputError, Relation, Span
 
 _ID = re.compile(r'([TERAMN#][0-9]+|\*)\t')
