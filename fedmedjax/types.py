@@ -33,8 +33,11 @@ class InputError(ValueError):
   """Bad input from a user: one line naming the value, what is allowed and where it came from.
 
   The command line prints it without a traceback and leaves with exit status 2. What libraries say
-  of a fault may have several lines; here they become one.
+  of a fault may have several lines; here they become one. `parts` are the errors that one error
+  tells of, where it tells of several.
   """
+
+  parts: tuple = ()
 
   def __init__(self, message: str):
     super().__init__(' '.join(line.strip() for line in message.splitlines()))

@@ -58,7 +58,7 @@ def read_answers(predictions: Path) -> dict[str, Any]:
   """
   path = predictions / COUNTS
   try:
-    stored = json.loads(path.read_text(encoding='utf-8'))
+    stored = json.loads(path.read_text(encoding='utf-8-sig'))
     return {
       'scores': _answers(stored['scores']), 'global': _answers(stored.get('global', {})),
       'cross_site': {name: _answers(row) for name, row in stored.get('cross_site', {}).items()}}

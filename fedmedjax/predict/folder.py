@@ -257,7 +257,7 @@ def _readable(source: Path, files: list[str], skipped: dict[str, str]) -> Iterat
   """The notes that can be read; the others are added to `skipped`."""
   for file in files:
     try:
-      text = read_text(source / file)
+      text = read_text(source / file, mark=True)
     except InputError as error:
       # skipped.jsonl names the file anyway.
       skipped[file] = str(error).removeprefix(f'cannot read {source / file}: ').removeprefix(

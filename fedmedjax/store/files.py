@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
     InputError: the file cannot be read or is not a JSON object.
   """
   try:
-    value = json.loads(path.read_text(encoding='utf-8'))
+    value = json.loads(path.read_text(encoding='utf-8-sig'))
   except (OSError, ValueError, RecursionError) as error:
     raise InputError(f'{path}: cannot be read: {error}') from None
   if not isinstance(value, dict):
@@ -64,7 +65,7 @@ def read_lines(path: Path) -> list[Any]:
     return []
   records = []
   # Not splitlines(): texts may contain other line separators, which JSON does not escape.
-  for line in path.read_bytes().split(b'\n')[:-1]:
+  for line in path.read_bytes().removeprefix(BOM_UTF8).split(b'\n')[:-1]:
     try:
       records.append(json.loads(line.decode('utf-8')))
     except (ValueError, RecursionError):

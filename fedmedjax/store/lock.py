@@ -29,6 +29,7 @@ def locked(workdir: Path, warn: Callable[[str], None]) -> Iterator[None]:
 
   Raises:
     InputError: a live run of this host, or any run of another one, holds it.
+    RuntimeError: the folder was deleted meanwhile.
   """
   path = workdir / FILE
   with path.open('a+') as file:
@@ -38,8 +39,21 @@ def locked(workdir: Path, warn: Callable[[str], None]) -> Iterator[None]:
     _write(file, json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}))
     try:
       yield
+    except (OSError, RuntimeError):
+      # Whatever could not be read or written, this is why.
+      check_there(workdir)
+      raise
     finally:
       _write(file, '')
+    check_there(workdir)
+
+
+def check_there(workdir: Path) -> None:
+  """Raises RuntimeError when a folder that this process has locked lacks its lock file."""
+  if not (workdir / FILE).exists():
+    raise RuntimeError(
+      f'{workdir}: the folder, or the file {FILE} in it, was deleted or moved while this run wrote '
+      'there; the same command begins again, or goes on where the folder is put back')
 
 
 def check_free(workdir: Path) -> None:

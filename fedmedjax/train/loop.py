@@ -16,7 +16,7 @@ from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.types import FedState, LocalData
 from fedmedjax.runtime import signals
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import checkpoint, files, tensorboard
+from fedmedjax.store import checkpoint, files, lock, tensorboard
 from fedmedjax.train import memory
 from fedmedjax.train.memory import Plan
 from fedmedjax.train.round_log import check_round, metrics_line, participant_names, round_sentence
@@ -88,6 +88,7 @@ def train(
   earlier, spent = sum(line['seconds'] for line in lines), []
 
   def keep(state: FedState, lines: list[dict], begun: float) -> None:
+    lock.check_there(workdir)
     checkpoint.save(workdir / CHECKPOINTS, state, lines, options.keep, options.keep_best)
     files.write_lines(workdir / METRICS, lines)
     spent.append(time.monotonic() - begun)

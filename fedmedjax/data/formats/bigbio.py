@@ -4,18 +4,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fedmedjax.data.formats.covering import Covered, broken_ranges, cover
+from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import (
-  Layout,
   Place,
   Unit,
   json_records,
   lay_out,
   list_field,
-  locate,
   text_field,
   with_own_names,
 )
+from fedmedjax.data.formats.quotes import Draft, Quote
+from fedmedjax.data.formats.settle import settle
 from fedmedjax.types import Document, InputError, Relation, Span
 
 _FORM = 'bigbio_kb'
@@ -43,14 +43,18 @@ def documents_of(
 
   Returns:
     The documents, named by their document_id, and counts: documents, entities, relations,
-    events, discontinuous, text_mismatch, unanchored (relations and arguments whose end is no
+    events, discontinuous, those of `settle`, unanchored (relations and arguments whose end is no
     entity or event), coreferences (left out), empty_records (without passages, left out),
     moved_passages, renamed_documents.
   """
-  counts = Counter()
-  documents = [_document(place, record, counts) for place, record in records
-               if not _is_empty(place, record, counts)]
-  return with_own_names(documents, counts), counts
+  counts, faults, drafts = Counter(), Faults(), []
+  with faults:  # of reading the records
+    for place, record in records:
+      with faults:
+        if not _is_empty(place, record, counts):
+          drafts.append(_document(place, record, counts))
+  faults.tell()
+  return with_own_names(settle(drafts, counts), counts), counts
 
 
 def _is_empty(place: Place, record: dict, counts: Counter) -> bool:
@@ -62,7 +66,7 @@ def _is_empty(place: Place, record: dict, counts: Counter) -> bool:
   return empty
 
 
-def _document(place: Place, record: dict, counts: Counter) -> Document:
+def _document(place: Place, record: dict, counts: Counter) -> Draft:
   """The document of one record; adds to `counts`."""
   name = text_field(place, record, 'document_id' if 'document_id' in record else 'id', _FORM)
   units = []
@@ -70,16 +74,18 @@ def _document(place: Place, record: dict, counts: Counter) -> Document:
     pieces, offsets = _pieces(place, passage)
     units += [Unit(start, piece) for piece, (start, _) in zip(pieces, offsets, strict=True)]
   layout = lay_out(units, counts)
-  spans, covered, index, links = [], {}, {}, []
+  spans, quotes, index, links = [], [], {}, []
   for entity in _parts(place, record, 'entities'):
     _enter(place, entity, index, len(spans))
-    spans.append(_span(place, entity, entity, layout, covered, counts))
+    spans.append(Span(0, 0, text_field(place, entity, 'type', _FORM)))
+    quotes.append(_quote(place, entity, entity, counts))
   for event in _parts(place, record, 'events'):
     trigger = event.get('trigger')
     if not isinstance(trigger, dict):
       raise _malformed(place, 'trigger')
     _enter(place, event, index, len(spans))
-    spans.append(_span(place, event, trigger, layout, covered, counts))
+    spans.append(Span(0, 0, text_field(place, event, 'type', _FORM)))
+    quotes.append(_quote(place, event, trigger, counts))
     links += [(text_field(place, argument, 'role', _FORM), event['id'],
                text_field(place, argument, 'ref_id', _FORM))
               for argument in _parts(place, event, 'arguments')]
@@ -91,8 +97,7 @@ def _document(place: Place, record: dict, counts: Counter) -> Document:
   counts.update(documents=1, entities=len(spans), relations=len(relations),
                 unanchored=len(links) - len(relations),
                 coreferences=len(list_field(place, record, 'coreferences', _FORM)))
-  return Document(
-    name, layout.text, tuple(spans), relations, covering=broken_ranges(covered))
+  return Draft(Document(name, layout.text, tuple(spans), relations), tuple(quotes), layout)
 
 
 def _enter(place: Place, record: dict, index: dict[str, int], number: int) -> None:
@@ -124,19 +129,13 @@ def _pieces(place: Place, record: dict) -> tuple[list[str], list[tuple[int, int]
   return texts, [tuple(pair) for pair in offsets]
 
 
-def _span(
-  place: Place, record: dict, named: dict, layout: Layout, covered: Covered, counts: Counter
-) -> Span:
-  """The covering range of `named`: an entity itself, or the trigger of an event."""
+def _quote(place: Place, record: dict, named: dict, counts: Counter) -> Quote:
+  """What `named` states: an entity itself, or the trigger of an event."""
   texts, offsets = _pieces(place, named)
   if not offsets:
     raise _malformed(place, 'offsets')
-  ident = record['id']
-  pieces = [locate(layout, (*place, ident), start, end) for start, end in offsets]
-  actual = ' '.join(layout.text[start:end] for start, end in pieces)
-  counts['text_mismatch'] += actual.split() != ' '.join(texts).split()
-  counts['discontinuous'] += len(pieces) > 1
-  return Span(*cover(pieces, layout.text, covered), text_field(place, record, 'type', _FORM))
+  counts['discontinuous'] += len(offsets) > 1
+  return Quote((*place, record['id']), tuple(offsets), ' '.join(texts))
 
 
 def _malformed(place: Place, part: str) -> InputError:

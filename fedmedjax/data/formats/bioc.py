@@ -6,23 +6,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedmedjax.data.formats.concepts import Concepts
-from fedmedjax.data.formats.covering import Covered, broken_ranges, cover
+from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import (
   Element,
-  Layout,
   Located,
   Place,
   Unit,
   int_field,
   lay_out,
   list_field,
-  locate,
   parse_json,
   read_text,
   read_xml,
   text_field,
   with_own_names,
 )
+from fedmedjax.data.formats.quotes import Draft, Quote
+from fedmedjax.data.formats.settle import settle
 from fedmedjax.types import Document, InputError, Relation, Span
 
 # Name of an XML element -> the key of the list of such parts in JSON.
@@ -53,24 +53,27 @@ def read_bioc(path: str | Path) -> tuple[list[Document], Counter]:
     path: the file.
 
   Returns:
-    The documents, and counts: documents, entities, relations, discontinuous, text_mismatch,
-    unplaced (annotations without a location), nary (relations of other than two nodes), nested
-    relations (an end is a relation) as unanchored, moved_passages, renamed_documents.
+    The documents, and counts: documents, entities, relations, discontinuous, those of `settle`
+    (unplaced are annotations without a location, too), nary (relations of other than two nodes),
+    nested relations (an end is a relation) as unanchored, moved_passages, renamed_documents.
   """
   path = Path(path)
   if path.suffix.lower() == '.json':
-    content = parse_json(path, read_text(path).removeprefix('\ufeff'))
+    content = parse_json(path, read_text(path))
     # A collection, the answer of PubTator's service, a list of documents, or one alone.
     if isinstance(content, Located):
       content = content.get('documents', content.get('PubTator3', [content]))
     sources = content if isinstance(content, list) else [None]
   else:
     sources = _as_json(read_xml(path)).get('documents', [])
-  counts = Counter()
-  documents = [_document(path, source, counts) for source in sources]
-  if not documents:
+  counts, faults, drafts = Counter(), Faults(), []
+  for source in sources:
+    with faults:
+      drafts.append(_document(path, source, counts))
+  faults.tell()
+  if not drafts:
     raise InputError(f'no BioC document in {path}')
-  return with_own_names(documents, counts), counts
+  return with_own_names(settle(drafts, counts), counts), counts
 
 
 def _as_json(element: Element) -> Located:
@@ -92,42 +95,61 @@ def _as_json(element: Element) -> Located:
   return record
 
 
-def _document(path: Path, source, counts: Counter) -> Document:
+def _document(path: Path, source, counts: Counter) -> Draft:
   """The document of one entry of a collection; adds to `counts`."""
   if not isinstance(source, Located):
     raise InputError(f'{path}:1: malformed, expected {_FORM} (documents)')
   place = (path, source.line)
   name = text_field(place, source, 'id', _FORM)
   passages = list(_parts(path, source, 'passages'))
-  units, holders, given = [], [source], []
+  # `homes` are the units in which the holders begin.
+  units, given, holders, homes, faults = [], [], [source], [0], Faults()
   for passage in passages:
     sentences = list(_parts(path, passage, 'sentences'))
-    holders += [passage, *sentences]
-    split = [holder for holder in sentences if holder.get('text') is not None]
-    texts = split or [passage] * (passage.get('text') is not None)
-    units += [_unit(path, holder) for holder in texts]
-    given += [bool(split)] * len(texts)
+    holders.append(passage)
+    homes.append(len(units))
+    split = any(sentence.get('text') is not None for sentence in sentences)
+    for holder in sentences if split else [*sentences, passage]:
+      if holder is not passage:
+        holders.append(holder)
+        homes.append(len(units))
+      if holder.get('text') is not None:
+        with faults:
+          units.append(_unit(path, holder))
+          given.append(split)
   layout = lay_out(units, counts)
-  spans, covered, index, concepts = [], {}, {}, Concepts({}, {})
-  for holder in holders:
+  spans, quotes, starts, index, concepts = [], [], [], {}, Concepts({}, {})
+  for holder, home in zip(holders, homes, strict=True):
     for annotation in _parts(path, holder, 'annotations'):
-      span = _span(path, annotation, layout, covered, counts)
-      if span is not None:
-        # Some tools number annotations anew in each passage; only relations of such ids are lost.
-        ident = text_field((path, annotation.line), annotation, 'id', _FORM, '')
-        index[ident] = -1 if ident in index else len(spans)
-        for key, ids in _infons(annotation):
-          if _IDS.search(key):
-            concepts.enter(ids, span.type, len(spans))
-        spans.append(span)
-  relations = [relation for holder in holders
-               for relation in _relations(path, holder, index, concepts, counts)]
+      with faults:
+        found = _span(path, annotation, home, counts)
+        if found is not None:
+          # Some tools number annotations anew in each passage; only relations of such ids are lost.
+          ident = text_field((path, annotation.line), annotation, 'id', _FORM, '')
+          index[ident] = -1 if ident in index else len(spans)
+          for key, ids in _infons(annotation):
+            if _IDS.search(key):
+              concepts.enter(ids, found[0].type, len(spans))
+          spans.append(found[0])
+          quotes.append(found[1])
+          starts.append(holder.get('offset', 0))
+  relations = []
+  for holder in holders:
+    with faults:
+      relations += _relations(path, holder, index, concepts, counts)
+  faults.tell()
   counts.update(documents=1, entities=len(spans), relations=len(relations))
-  return Document(
-    name, layout.text, tuple(spans), tuple(relations),
-    tuple((start, start + len(unit.text)) for unit, start, is_sentence in zip(
-      layout.units, layout.starts, given, strict=True) if is_sentence),
-    broken_ranges(covered))
+
+  def readings() -> list:
+    return [('offsets_of_passages', [
+      tuple((start + first, end + first) for start, end in quote.pieces)
+      for quote, first in zip(quotes, starts, strict=True)])]
+
+  sentences = tuple(
+    (start, start + len(unit.text))
+    for unit, start, split in zip(layout.units, layout.starts, given, strict=True) if split)
+  document = Document(name, layout.text, tuple(spans), tuple(relations), sentences=sentences)
+  return Draft(document, tuple(quotes), layout, readings)
 
 
 def _parts(path: Path, record: Located, key: str) -> Iterator[Located]:
@@ -164,23 +186,22 @@ def _infons(record: Located) -> Iterator[tuple[str, str]]:
 
 
 def _span(
-  path: Path, annotation: Located, layout: Layout, covered: Covered, counts: Counter
-) -> Span | None:
-  """The covering range of an annotation's locations; None where it has none."""
+  path: Path, annotation: Located, home: int, counts: Counter
+) -> tuple[Span, Quote] | None:
+  """An annotation as it is stated, in the unit `home`; None where it has no location."""
   place = (path, annotation.line)
   pieces = []
   for location in _parts(path, annotation, 'locations'):
     start, length = (int_field((path, location.line), location, key, _FORM)
                      for key in ('offset', 'length'))
-    pieces.append(locate(layout, (*place, annotation.get('id')), start, start + length))
+    pieces.append((start, start + length))
   if not pieces:
     counts['unplaced'] += 1
     return None
   stated = text_field(place, annotation, 'text', _FORM, '')
-  actual = [layout.text[start:end] for start, end in pieces]
-  counts['text_mismatch'] += stated.split() != ' '.join(actual).split()
   counts['discontinuous'] += len(pieces) > 1
-  return Span(*cover(pieces, layout.text, covered), _kind(place, annotation, 'type'))
+  quote = Quote((*place, annotation.get('id')), tuple(pieces), stated, home)
+  return Span(0, 0, _kind(place, annotation, 'type')), quote
 
 
 def _relations(

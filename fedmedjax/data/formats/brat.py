@@ -5,14 +5,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedmedjax.data.formats.covering import Covered, broken_ranges, cover
-from fedmedjax.data.formats.files import (
-  INT,
-  check_range,
-  malformed,
-  numbered_lines,
-  read_text,
-)
+from fedmedjax.data.formats.faults import Faults
+from fedmedjax.data.formats.files import INT, malformed, numbered_lines, read_text
+from fedmedjax.data.formats.quoted_words import occurrences
+from fedmedjax.data.formats.quotes import Draft, Quote, as_one_unit
+from fedmedjax.data.formats.settle import settle
 from fedmedjax.types import Document, InputError, Relation, Span
 
 _ID = re.compile(r'([TERAMN#][0-9]+|\*)\t')
@@ -60,7 +57,7 @@ def read_brat(folder: str | Path) -> tuple[list[Document], Counter]:
 
   Returns:
     The documents, and counts: documents, entities, relations (attributes apart), events,
-    discontinuous, text_mismatch, nary (also relations of more than two roles), attributes,
+    discontinuous, those of `settle`, nary (also relations of more than two roles), attributes,
     relation_attributes (left out), normalisations, notes.
   """
   folder = Path(folder)
@@ -69,39 +66,51 @@ def read_brat(folder: str | Path) -> tuple[list[Document], Counter]:
   stems = {p.with_suffix('') for p in folder.glob('[!.]*') if p.suffix in ('.txt', '.ann')}
   if not stems:
     raise InputError(f'no .txt and .ann files in brat folder {folder}')
-  counts, heads = Counter(), {}
-  return [_document(stem, heads, counts) for stem in sorted(stems)], counts
+  counts, faults, drafts, heads = Counter(), Faults(), [], {}
+  for stem in sorted(stems):
+    with faults:
+      drafts.append(_document(stem, heads, counts))
+  faults.tell()
+  return settle(drafts, counts), counts
 
 
-def _document(stem: Path, heads: dict, counts: Counter) -> Document:
+def _document(stem: Path, heads: dict, counts: Counter) -> Draft:
   """The document of one NAME.txt and NAME.ann; adds to `counts` and to `heads`, see `_ends`."""
   text, path = read_text(Path(f'{stem}.txt')), Path(f'{stem}.ann')
-  lines, seen = {kind: [] for kind in _BODY}, set()
+  lines, seen, faults = {kind: [] for kind in _BODY}, set(), Faults()
   for number, line in _lines(path):
-    ident = _identified(line)
-    body = ident and _BODY[line[0]].fullmatch(line, ident.end())
-    if not body:
-      # Of joined lines the second is wrong, so its number is the useful one.
-      raise malformed(path, number + ('\n' in line), 'brat')
-    ident = ident[ident.lastindex]
-    if line[0] in 'TE' and ident in seen:
-      raise InputError(f'{path}:{number}: the id {ident} occurs twice')
-    seen.add(ident)
-    lines[line[0]].append((number, ident, body.groups()))
-  index, spans, links, covered = {}, [], [], {}
+    with faults:
+      ident = _identified(line)
+      body = ident and _BODY[line[0]].fullmatch(line, ident.end())
+      if not body:
+        # Of joined lines the second is wrong, so its number is the useful one.
+        raise malformed(path, number + ('\n' in line), 'brat')
+      ident = ident[ident.lastindex]
+      if line[0] in 'TE' and ident in seen:
+        raise InputError(f'{path}:{number}: the id {ident} occurs twice')
+      seen.add(ident)
+      lines[line[0]].append((number, ident, body.groups()))
+  index, spans, quotes, links = {}, [], [], []
   for number, ident, (kind, offsets, stated) in lines['T']:
+    with faults:
+      quotes.append(_quote((path, number, ident), offsets, stated, text))
     index[ident] = len(spans)
-    spans.append(_span((path, number, ident), kind, offsets, stated, text, covered, counts))
+    spans.append(Span(0, 0, kind))
+    counts['discontinuous'] += ';' in offsets
+  # What refers to a line that cannot be read is no error of its own.
+  faults.tell()
   for number, ident, (_, trigger, arguments) in lines['E']:
-    index[ident] = _resolve(path, number, trigger, index)
+    with faults:
+      index[ident] = _resolve(path, number, trigger, index)
     links += [(number, role, ident, target) for role, _, target in
               (argument.partition(':') for argument in arguments.split())]
   for number, _, (kind, roles) in lines['R']:
-    ends = _ends(path, number, kind, roles, heads)
-    if len(ends) == 2:
-      links.append((number, kind, *ends))
-    else:
-      counts['nary'] += 1
+    with faults:
+      ends = _ends(path, number, kind, roles, heads)
+      if len(ends) == 2:
+        links.append((number, kind, *ends))
+      else:
+        counts['nary'] += 1
   counts.update(relations=len(links))
   for number, _, (name, target, value) in lines['A'] + lines['M']:
     if target[0] in 'Rr' and target.upper() in seen:
@@ -109,12 +118,16 @@ def _document(stem: Path, heads: dict, counts: Counter) -> Document:
     else:
       kind = f'{name}={"_".join(value.split())}' if value else name
       links.append((number, kind, target, target))
-  relations = tuple(Relation(kind, *(_resolve(path, number, end, index) for end in ends))
-                    for number, kind, *ends in sorted(links, key=lambda link: link[0]))
+  relations = []
+  for number, kind, *ends in sorted(links, key=lambda link: link[0]):
+    with faults:
+      relations.append(Relation(kind, *(_resolve(path, number, end, index) for end in ends)))
+  faults.tell()
   for kind, name in _COUNTED.items():
     counts[name] += len(lines[kind])
   counts.update(documents=1, entities=len(spans), events=len(lines['E']))
-  return Document(stem.name, text, tuple(spans), relations, covering=broken_ranges(covered))
+  document = Document(stem.name, text, tuple(spans), tuple(relations))
+  return Draft(document, tuple(quotes), as_one_unit(text))
 
 
 def _identified(line: str) -> re.Match | None:
@@ -157,20 +170,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     yield number, '\n'.join(lines)
 
 
-def _span(
-  place, kind: str, offsets: str, stated: str, text: str, covered: Covered, counts: Counter
-) -> Span:
-  """The covering range of an annotation's offsets, whose text is compared with the stated one."""
-  ranges = [tuple(map(int, part.split())) for part in offsets.split(';')]
-  for start, end in ranges:
-    check_range(place, start, end, text)
-  actual = ' '.join(text[start:end] for start, end in ranges).split()  # as brat joins them
-  if actual != stated.split():
-    if '\n' in stated:
-      raise malformed(place[0], place[1] + 1, 'brat')
-    counts['text_mismatch'] += 1
-  counts['discontinuous'] += len(ranges) > 1
-  return Span(*cover(ranges, text, covered), kind)
+def _quote(place, offsets: str, stated: str, text: str) -> Quote:
+  """An annotation's offsets and text as they are stated.
+
+  Raises InputError where the text goes on in a line that is no part of it.
+  """
+  pieces = tuple(tuple(map(int, part.split())) for part in offsets.split(';'))
+  actual = ' '.join(text[start:end] for start, end in pieces)  # as brat joins them
+  if '\n' in stated and actual.split() != stated.split() and not occurrences(text, stated):
+    raise malformed(place[0], place[1] + 1, 'brat')
+  return Quote(place, pieces, stated)
 
 
 def _resolve(path: Path, number: int, ident: str, index: dict[str, int]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import malformed, numbered_lines, with_own_names
 from fedmedjax.types import Document, InputError, Span
 
@@ -88,7 +89,7 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
   """
   path = Path(path)
   counts, documents, name, sentences, sentence = Counter(), [], None, [], []
-  parts = 0
+  parts, faults = 0, Faults()
 
   def close() -> None:
     if sentence:
@@ -98,7 +99,8 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
   def finish() -> None:
     close()
     if sentences:
-      documents.append(_document(path, name or f'{path.stem}_{parts}', sentences, at, counts))
+      with faults:
+        documents.append(_document(path, name or f'{path.stem}_{parts}', sentences, at, counts))
       sentences.clear()
 
   lines = [_Line(number, line, tuple(
@@ -121,12 +123,13 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
         line.columns[-1]):
       counts['empty_tokens'] += 1
     elif len(line.columns) < 2:
-      raise malformed(path, line.number, 'CoNLL (a word and its tag)')
+      faults.found.append(malformed(path, line.number, 'CoNLL (a word and its tag)'))
     else:
       sentence.append(line)
   if not parts:
     name = path.stem
   finish()
+  faults.tell()
   if not documents:
     raise InputError(f'no CoNLL sentence in {path}')
   return with_own_names(documents, counts), counts
@@ -164,18 +167,20 @@ def _is_comment(line: _Line, inside: bool, width: int) -> bool:
 
 def _document(path: Path, name: str, sentences, at: int, counts: Counter) -> Document:
   """The document of the lines of some sentences, words in column `at`; adds to `counts`."""
-  texts, spans, ranges, length = [], [], [], 0
+  texts, spans, ranges, length, faults = [], [], [], 0, Faults()
   for sentence in sentences:
     words, tags = zip(*((line.columns[at], line.columns[-1]) for line in sentence), strict=True)
     places = word_places(words, ' ', length)
     read = tag_spans(tags, places, counts)
     if isinstance(read, int):
-      raise malformed(
-        path, sentence[read].number, f'CoNLL (a tag such as O, B-drug; not {tags[read]!r})')
+      faults.found.append(malformed(
+        path, sentence[read].number, f'CoNLL (a tag such as O, B-drug; not {tags[read]!r})'))
+      continue
     spans += read
     texts.append(' '.join(words))
     ranges.append((length, length + len(texts[-1])))
     length += len(texts[-1]) + 1
+  faults.tell()
   counts.update(documents=1, entities=len(spans))
   return Document(name, '\n'.join(texts), tuple(spans), (), sentences=tuple(ranges))
 

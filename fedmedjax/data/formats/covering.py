@@ -1,24 +1,28 @@
-"""Annotations in several pieces: the range that covers them, and whether other words are in it."""
+"""Ranges that only cover an entity in several pieces, with other words between these."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-# Covering range -> whether each annotation of this range has other words between its pieces.
-Covered = dict[tuple[int, int], bool]
+Range = tuple[int, int]
 
 
-def cover(pieces: Sequence[tuple[int, int]], text: str, covered: Covered) -> tuple[int, int]:
-  """The range that covers the pieces of an annotation, which is entered into `covered`.
+def covering_ranges(
+  ranges: Sequence[Range | None], pieces: Sequence[Sequence[Range]], text: str
+) -> tuple[Range, ...]:
+  """The ranges of `Document.covering`: those that no entity fills as a whole.
 
   Pieces with white space only between them, as of an entity over two lines, are a whole.
+
+  Args:
+    ranges: of each annotation; None = it was set aside.
+    pieces: the pieces of each; those of another range are not looked at.
+    text: of the document.
   """
-  ordered = sorted(pieces)
-  found = ordered[0][0], max(end for _, end in ordered)
-  broken = any(text[end:start].strip() for (_, end), (start, _) in pairwise(ordered))
-  covered[found] = covered.get(found, True) and broken
-  return found
-
-
-def broken_ranges(covered: Covered) -> tuple[tuple[int, int], ...]:
-  """The ranges of `Document.covering`."""
-  return tuple(sorted(place for place, broken in covered.items() if broken))
+  broken: dict[Range, bool] = {}
+  for place, own in zip(ranges, pieces, strict=True):
+    if place:
+      ordered = sorted(own)
+      apart = len(own) > 1 and place == (ordered[0][0], max(end for _, end in own)) and any(
+        text[end:start].strip() for (_, end), (start, _) in pairwise(ordered))
+      broken[place] = broken.get(place, True) and apart
+  return tuple(sorted(place for place, apart in broken.items() if apart))

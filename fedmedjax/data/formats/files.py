@@ -5,10 +5,12 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.parsers import expat
 
+from fedmedjax.data.formats.faults import Faults
 from fedmedjax.types import Document, InputError
 
 # At most nine digits: Python refuses to convert absurdly long ones, with an untyped error.
@@ -24,36 +26,28 @@ def read_bytes(path: Path) -> bytes:
     raise InputError(f'cannot read {path}: {error}') from error
 
 
-def read_text(path: Path) -> str:
-  """The text of a UTF-8 file, with its carriage returns, which offsets count.
+def read_text(path: Path, mark: bool = False) -> str:
+  """The text of a UTF-8 file, with its carriage returns; with its byte-order mark if `mark`.
 
   Raises InputError, naming the line, when it is no UTF-8.
   """
   content = read_bytes(path)
   try:
-    return content.decode('utf-8')
+    return content.decode('utf-8' if mark else 'utf-8-sig')
   except UnicodeDecodeError as error:
     line = content.count(b'\n', 0, error.start) + 1
     raise InputError(f'{path}:{line}: no UTF-8 text: {error.reason}') from error
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-  """Yields (number from 1, line), cut at line feeds only, without carriage return or byte mark."""
-  for number, line in enumerate(read_text(path).removeprefix('\ufeff').split('\n'), 1):
+  """Yields (number from 1, line), cut at line feeds only, without carriage return."""
+  for number, line in enumerate(read_text(path).split('\n'), 1):
     yield number, line.removesuffix('\r')
 
 
 def malformed(path: Path, number: int, form: str) -> InputError:
   """The error for a line that is not of the format `form`."""
   return InputError(f'{path}:{number}: malformed line, expected {form}')
-
-
-def check_range(place, start: int, end: int, text: str) -> None:
-  """Raises InputError unless [start, end) is a range of `text`; place: file, line, annotation."""
-  if not 0 <= start < end <= len(text):
-    path, number, ident = place
-    raise InputError(f'{path}:{number}: annotation {ident!r} has the offsets {start} to {end}, '
-                     f'which is no range of its text of {len(text)} characters')
 
 
 def with_own_names(documents: Sequence[Document], counts: Counter) -> list[Document]:
@@ -109,25 +103,6 @@ def lay_out(units: Sequence[Unit], counts: Counter) -> Layout:
   return Layout(tuple(units), tuple(starts), ''.join(pieces))
 
 
-def locate(layout: Layout, place, start: int, end: int) -> tuple[int, int]:
-  """Turns a range in the source's offsets into one of the laid-out text.
-
-  Raises InputError, with `place` (file, line, annotation), when no unit holds one of its ends.
-  """
-  edges = []  # the first and the last character
-  for at in (start, end - 1):
-    edges.append(next(
-      (first + at - unit.offset
-       for unit, first in zip(layout.units, layout.starts, strict=True)
-       if unit.offset <= at < unit.offset + len(unit.text)), None))
-  if None in edges or end <= start:
-    path, number, ident = place
-    raise InputError(f'{path}:{number}: annotation {ident!r} has the offsets {start} to {end}, '
-                     'which is no range of its document')
-  check_range(place, edges[0], edges[1] + 1, layout.text)
-  return edges[0], edges[1] + 1
-
-
 class Located(dict):
   """A JSON object, or an XML element turned into one, with the line in which it begins."""
 
@@ -158,22 +133,24 @@ def parse_json(path: Path, text: str) -> Any:
 
 def json_records(path: Path, form: str) -> Iterator[tuple[Place, dict]]:
   """Yields (place, object) of a file that holds a JSON array, or an object a line."""
-  text = read_text(path).removeprefix('\ufeff')
+  text = read_text(path)
   if text.lstrip().startswith('['):
     for record in parse_json(path, text):
       if not isinstance(record, Located):
         raise InputError(f'{path}:1: malformed, expected an array of objects ({form})')
       yield (path, record.line), record
     return
+  faults = Faults()
   for number, line in enumerate(text.split('\n'), 1):
     if line.strip():
-      try:
+      record = None
+      with suppress(ValueError, RecursionError):
         record = json.loads(line)
-      except (ValueError, RecursionError) as error:
-        raise malformed(path, number, form) from error
-      if not isinstance(record, dict):
-        raise malformed(path, number, form)
-      yield (path, number), record
+      if isinstance(record, dict):
+        yield (path, number), record
+      else:
+        faults.found.append(malformed(path, number, form))
+  faults.tell()
 
 
 class Element(NamedTuple):

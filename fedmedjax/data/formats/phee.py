@@ -4,7 +4,10 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from fedmedjax.data.formats.files import check_range, malformed, numbered_lines
+from fedmedjax.data.formats.faults import Faults
+from fedmedjax.data.formats.files import malformed, numbered_lines
+from fedmedjax.data.formats.quotes import Draft, Quote, as_one_unit
+from fedmedjax.data.formats.settle import settle
 from fedmedjax.types import Document, InputError, Relation, Span
 
 
@@ -21,40 +24,48 @@ def read_phee(path: str | Path) -> tuple[list[Document], Counter]:
 
   Returns:
     The documents, and counts: documents, entities, relations, events, fragments (spans of an
-    argument in several pieces), combinations, text_mismatch.
+    argument in several pieces), combinations, and those of `settle`.
   """
   path = Path(path)
-  counts, documents, names = Counter(), [], set()
+  counts, drafts, names, faults = Counter(), [], set(), Faults()
   for number, line in numbered_lines(path):
-    if not line.strip():
-      continue
-    try:
-      record = json.loads(line)
-      name, text = record['id'], record['context']
-      events = [event for group in record['annotations'] for event in group['events']]
-      (name + text).encode()
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-      raise malformed(path, number, 'PHEE') from error
-    if name in names:
-      raise InputError(f'{path}:{number}: document id {name!r} occurs twice')
-    names.add(name)
-    spans, relations = [], []
-    for event in events:
-      head, own = len(spans), _phee_event((path, number), event, text, counts)
-      relations += [Relation(span.type, head, head + i) for i, span in enumerate(own) if i]
-      spans += own
-    counts.update(documents=1, entities=len(spans), relations=len(relations), events=len(events))
-    documents.append(Document(name, text, tuple(spans), tuple(relations)))
-  if not documents:
+    if line.strip():
+      with faults:
+        drafts.append(_phee_document((path, number), line, names, counts))
+  faults.tell()
+  if not drafts:
     raise InputError(f'no PHEE document in {path}')
-  return documents, counts
+  return settle(drafts, counts), counts
 
 
-def _phee_event(place, event, text: str, counts: Counter) -> list[Span]:
+def _phee_document(place, line: str, names: set[str], counts: Counter) -> Draft:
+  """The document of one line, whose name is added to `names`; adds to `counts`."""
+  try:
+    record = json.loads(line)
+    name, text = record['id'], record['context']
+    events = [event for group in record['annotations'] for event in group['events']]
+    (name + text).encode()
+  except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    raise malformed(*place, 'PHEE') from error
+  if name in names:
+    raise InputError(f'{place[0]}:{place[1]}: document id {name!r} occurs twice')
+  names.add(name)
+  spans, quotes, relations = [], [], []
+  for event in events:
+    head, own = len(spans), _phee_event(place, event, counts)
+    relations += [Relation(span.type, head, head + i) for i, (span, _) in enumerate(own) if i]
+    spans += [span for span, _ in own]
+    quotes += [quote for _, quote in own]
+  counts.update(documents=1, entities=len(spans), relations=len(relations), events=len(events))
+  document = Document(name, text, tuple(spans), tuple(relations))
+  return Draft(document, tuple(quotes), as_one_unit(text))
+
+
+def _phee_event(place, event, counts: Counter) -> list[tuple[Span, Quote]]:
   """The spans of one event, its trigger first; arguments have at most one level below them."""
   if not isinstance(event, dict) or not isinstance(event.get('event_type'), str):
     raise malformed(*place, 'PHEE (event)')
-  trigger = _phee_spans(place, event['event_type'], event.get('Trigger'), text, counts)
+  trigger = _phee_spans(place, event['event_type'], event.get('Trigger'), counts)
   if len(trigger) != 1:
     raise malformed(*place, 'PHEE (event with one trigger)')
   named = []
@@ -64,10 +75,10 @@ def _phee_event(place, event, text: str, counts: Counter) -> list[Span]:
       named += [(role, node)] + [pair for pair in below.items() if isinstance(pair[1], dict)]
       counts['combinations'] += 'Combination' in node
   return trigger + [span for role, node in named
-                    for span in _phee_spans(place, role, node, text, counts)]
+                    for span in _phee_spans(place, role, node, counts)]
 
 
-def _phee_spans(place, role: str, node, text: str, counts: Counter) -> list[Span]:
+def _phee_spans(place, role: str, node, counts: Counter) -> list[tuple[Span, Quote]]:
   """The fragments of one argument: parallel lists of lists of strings and of offsets."""
   try:
     pieces = [list(zip(*mention, strict=True))
@@ -79,8 +90,6 @@ def _phee_spans(place, role: str, node, text: str, counts: Counter) -> list[Span
   for stated, start in (fragment for piece in pieces for fragment in piece):
     if not isinstance(stated, str) or type(start) is not int:
       raise malformed(*place, f'PHEE ({role!r})')
-    end = start + len(stated)
-    check_range((*place, role), start, end, text)
-    counts['text_mismatch'] += text[start:end] != stated
-    spans.append(Span(start, end, role))
+    pieces = ((start, start + len(stated)),)
+    spans.append((Span(*pieces[0], role), Quote((*place, role), pieces, stated)))
   return spans

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedmedjax.data.formats.concepts import Concepts
-from fedmedjax.data.formats.files import INT, check_range, malformed, numbered_lines
+from fedmedjax.data.formats.faults import Faults
+from fedmedjax.data.formats.files import INT, malformed, numbered_lines
+from fedmedjax.data.formats.quotes import Draft, Quote, as_one_unit
+from fedmedjax.data.formats.settle import settle
 from fedmedjax.types import Document, InputError, Relation, Span
 
 _PUBTATOR_TEXT = re.compile(r'([^|\t]+)\|([ta])\|(.*)')
@@ -30,15 +33,19 @@ def read_pubtator(path: str | Path) -> tuple[list[Document], Counter]:
     path: the file.
 
   Returns:
-    The documents, and counts: documents, entities, relations, composite, text_mismatch,
+    The documents, and counts: documents, entities, relations, composite, those of `settle`,
     unanchored, relation_notes (a fifth column of a relation, left out), duplicate_documents,
     duplicate_entities (in dropped ones), renamed_documents.
   """
   path = Path(path)
-  counts, versions, documents = Counter(), {}, []
+  counts, versions, drafts, faults = Counter(), {}, [], Faults()
   for block in _pubtator_blocks(path):
-    own = Counter()
-    document = _pubtator_document(path, block, own)
+    own, draft = Counter(), None
+    with faults:
+      draft = _pubtator_document(path, block, own)
+    if draft is None:
+      continue
+    document = draft.document
     same_id = versions.setdefault(document.name, [])
     if document in same_id:
       counts.update(duplicate_documents=1, duplicate_entities=len(document.spans))
@@ -47,11 +54,12 @@ def read_pubtator(path: str | Path) -> tuple[list[Document], Counter]:
     if len(same_id) > 1:
       own['renamed_documents'] += 1
       document = document._replace(name=f'{document.name}_{len(same_id)}')
-    documents.append(document)
+    drafts.append(draft._replace(document=document))
     counts.update(own)
-  if not documents:
+  faults.tell()
+  if not drafts:
     raise InputError(f'no PubTator document in {path}')
-  return documents, counts
+  return settle(drafts, counts), counts
 
 
 def _pubtator_blocks(path: Path) -> Iterator[list[tuple[int, str]]]:
@@ -68,33 +76,36 @@ def _pubtator_blocks(path: Path) -> Iterator[list[tuple[int, str]]]:
     yield block
 
 
-def _pubtator_document(path: Path, block: list[tuple[int, str]], counts: Counter) -> Document:
+def _pubtator_document(path: Path, block: list[tuple[int, str]], counts: Counter) -> Draft:
   """The document of one block of numbered lines; adds to `counts`."""
   heads = [_PUBTATOR_TEXT.fullmatch(line) for _, line in block[:2]]
   if [h and h[2] for h in heads] != ['t', 'a'] or heads[0][1] != heads[1][1]:
     raise malformed(path, block[0][0], 'PubTator (title, then abstract, of one id)')
   name, text = heads[0][1], f'{heads[0][3]}\n{heads[1][3]}'
-  spans, links, concepts = [], [], Concepts({}, {})
+  spans, quotes, links, concepts, faults = [], [], [], Concepts({}, {}), Faults()
   for number, line in block[2:]:
     mention = _PUBTATOR_MENTION.fullmatch(line)
     link = None if mention else _PUBTATOR_RELATION.fullmatch(line)
     if not (mention or link) or (mention or link)[1] != name:
-      raise malformed(path, number, f'PubTator (document {name})')
+      faults.found.append(malformed(path, number, f'PubTator (document {name})'))
+      continue
     if link:
       links.append(link.groups()[1:4])
       if link[5]:
         counts['relation_notes'] += 1
       continue
     start, end = int(mention[2]), int(mention[3])
-    check_range((path, number, mention[4]), start, end, text)
-    counts['text_mismatch'] += text[start:end] != mention[4]
+    quotes.append(Quote((path, number, mention[4]), ((start, end),), mention[4]))
     # 'renal and liver failure' is one mention of two concepts: BC5CDR adds a column that spells
     # them out, NCBI has a type for it.
     counts['composite'] += bool(mention[7]) or mention[5] == 'CompositeMention'
-    concepts.enter(mention[6] or '', mention[5], len(spans))
+    if start < end:
+      concepts.enter(mention[6] or '', mention[5], len(spans))
     spans.append(Span(start, end, mention[5]))
+  faults.tell()
   ends = [(kind, concepts.link(*named)) for kind, *named in links]
   relations = tuple(Relation(kind, *pair) for kind, pair in ends if pair)
   counts.update(documents=1, entities=len(spans), relations=len(relations),
                 unanchored=len(links) - len(relations))
-  return Document(name, text, tuple(spans), relations)
+  document = Document(name, text, tuple(spans), relations)
+  return Draft(document, tuple(quotes), as_one_unit(text))

@@ -17,6 +17,7 @@ from fedmedjax.data.formats.bigbio import read_bigbio
 from fedmedjax.data.formats.bioc import read_bioc
 from fedmedjax.data.formats.brat import read_brat
 from fedmedjax.data.formats.conll import read_conll
+from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import with_own_names
 from fedmedjax.data.formats.i2b2 import read_i2b2
 from fedmedjax.data.formats.phee import read_phee
@@ -78,9 +79,14 @@ def read_notes(path: str | Path, form: Format) -> tuple[list[Document], Counter]
   files = sorted(p for p in path.glob('[!.]*') if p.suffix.lower() in form.suffixes)
   if not files:
     raise InputError(f'no file ending in {", ".join(form.suffixes)} in {path}')
-  documents, counts = zip(*(form.read(file) for file in files), strict=True)
-  total = sum(counts, Counter())
-  return with_own_names([d for part in documents for d in part], total), total
+  documents, total, faults = [], Counter(), Faults()
+  for file in files:
+    with faults:
+      read, counts = form.read(file)
+      documents += read
+      total.update(counts)
+  faults.tell()
+  return with_own_names(documents, total), total
 
 
 def find_parts(path: Path, form: Format) -> dict[str, list[Path]]:
@@ -107,11 +113,16 @@ def read_parts(path: Path, form: Format) -> tuple[Parts | list[Document], Counte
   entries_of = find_parts(Path(path), form)
   if not entries_of:
     return read_notes(path, form)
-  parts, total = {}, Counter()
+  parts, total, faults = {}, Counter(), Faults()
   for part, entries in entries_of.items():
-    read = [read_notes(entry, form) for entry in entries]
-    total += sum((counts for _, counts in read), Counter())
-    parts[part] = with_own_names([d for documents, _ in read for d in documents], total)
+    documents = []
+    for entry in entries:
+      with faults:
+        read, counts = read_notes(entry, form)
+        documents += read
+        total.update(counts)
+    parts[part] = with_own_names(documents, total)
+  faults.tell()
   return Parts(*(parts.get(part, []) for part in Parts._fields)), total
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedmedjax.data.formats.conll import tag_spans, word_places
+from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import Place, json_records, list_field, text_field
 from fedmedjax.types import Document, InputError, Relation, Span
 
@@ -64,17 +65,20 @@ def documents_of(
     empty_tokens (without a character, left out), broken_markup (tags without their partner),
     text_mismatch (records whose input and output are different texts; the output's are lost).
   """
-  counts, sentences = Counter(), []
-  for place, record in records:
-    counts['records'] += 1
-    sentence = None if _is_empty(record) else _sentence(place, record, counts, name_of)
-    if not (sentence and sentence.text.strip()):
-      counts['empty_records'] += 1
-      continue
-    if sentences and sentences[-1].text == sentence.text:
-      counts['merged_records'] += 1
-      sentence = _merged(sentences.pop(), sentence)
-    sentences.append(sentence)
+  counts, sentences, faults = Counter(), [], Faults()
+  with faults:  # of reading the records
+    for place, record in records:
+      counts['records'] += 1
+      with faults:
+        sentence = None if _is_empty(record) else _sentence(place, record, counts, name_of)
+        if not (sentence and sentence.text.strip()):
+          counts['empty_records'] += 1
+          continue
+        if sentences and sentences[-1].text == sentence.text:
+          counts['merged_records'] += 1
+          sentence = _merged(sentences.pop(), sentence)
+        sentences.append(sentence)
+  faults.tell()
   documents = [
     Document(f'{stem}_{i:06d}', *sentence, sentences=((0, len(sentence.text)),))
     for i, sentence in enumerate(sentences, 1)]

@@ -52,7 +52,7 @@ def pickle_message(file: Path, folder: Path, model: str = 'AutoModelForCausalLM'
 def read_settings(folder: Path) -> dict[str, Any]:
   """The content of a model folder's config.json; raises InputError when it cannot be read."""
   try:
-    settings = json.loads((folder / 'config.json').read_text())
+    settings = json.loads((folder / 'config.json').read_text(encoding='utf-8-sig'))
   except (OSError, ValueError, RecursionError) as error:
     raise InputError(f'{folder}/config.json: cannot be read: {error}') from None
   if not isinstance(settings, dict):
@@ -67,7 +67,8 @@ def weight_files(folder: Path, model: str = 'AutoModelForCausalLM') -> list[Path
   """
   if (folder / INDEX).is_file():
     try:
-      names = sorted(set(json.loads((folder / INDEX).read_text())['weight_map'].values()))
+      text = (folder / INDEX).read_text(encoding='utf-8-sig')
+      names = sorted(set(json.loads(text)['weight_map'].values()))
       # An index must not lead out of its folder, nor to what is no safetensors file.
       astray = [name for name in names if not _SHARD.fullmatch(name)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -85,7 +85,7 @@ def load_peft(folder: Path, config: LlamaConfig) -> tuple[dict, LoraConfig]:
   """
   path = folder / 'adapter_config.json'
   try:
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text(encoding='utf-8-sig'))
     with safetensors.safe_open(folder / 'adapter_model.safetensors', 'np') as archive:
       tensors = {key: archive.get_tensor(key) for key in archive.keys()}
   except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
