@@ -61,12 +61,17 @@ class Relation(NamedTuple):
 
 
 class Document(NamedTuple):
-  """One note with stand-off annotation; every offset is a character index into `text`."""
+  """One note with stand-off annotation; every offset is a character index into `text`.
+
+  `source` is the article, trial or patient that it is a part of; '' = what its name says, see
+  `data/sources.py`. Documents of one source are never split, and are drawn together.
+  """
 
   name: str
   text: str
   spans: tuple[Span, ...]
   relations: tuple[Relation, ...]
+  source: str = ''
 
 
 class SiteCorpus(NamedTuple):
@@ -95,6 +100,7 @@ class Example(NamedTuple):
 
   In entity recognition they are the entities and `main` is None. In relation extraction there is
   one example per main entity, and they are the modifiers of `main` (docs/methods.md, section 5).
+  `source` is that of the document; '' = the document itself.
   """
 
   document: str
@@ -102,6 +108,7 @@ class Example(NamedTuple):
   text: str
   entities: tuple[Span, ...]
   main: Span | None = None
+  source: str = ''
 
 
 class Parse(NamedTuple):

@@ -12,6 +12,7 @@ from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from fedmedjax.data.sources import source_of
 from fedmedjax.types import Document, Example, Span
 
 _LINE = re.compile('[^\n\r\v\f\x85\u2028\u2029]+')
@@ -91,11 +92,12 @@ def sentence_examples(
       counts['crossing'] += 1
     else:
       inside[place].append(Span(start - starts[place], end - starts[place], span.type))
-  examples = []
+  examples, source = [], source_of(document)
   for (start, end), spans in zip(sentences, inside, strict=True):
     kept = flat(spans)
     counts.update(entities=len(kept), nested=len(spans) - len(kept))
-    examples.append(Example(document.name, start, text[start:end], tuple(kept)))
+    examples.append(Example(
+      document.name, start, text[start:end], tuple(kept), source=source))
   return examples, counts
 
 
