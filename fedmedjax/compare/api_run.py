@@ -121,7 +121,7 @@ def run_api(
     scores[site.name] = evaluate.score(
       site, [records], config.seed, config.eval.bootstrap_samples)
   files.write_json(workdir / 'predictions' / evaluate.COUNTS, files.plain({
-    'scores': evaluate.note_counts(scores)}))
+    'scores': evaluate.source_counts(scores)}))
   summary = _summary(config, data, endpoint.model, scores) | {
     'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started,
     'versions': versions()}

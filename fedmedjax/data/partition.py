@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from fedmedjax.data.relations import annotated_by_all
 from fedmedjax.data.pieces import sentences_of
+from fedmedjax.data.relations import annotated_by_all
 from fedmedjax.data.sources import source_of
 from fedmedjax.data.statistics import divergence, word_divergence
 from fedmedjax.data.styles import by_style
