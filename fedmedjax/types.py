@@ -75,7 +75,7 @@ class Document(NamedTuple):
 
 
 class SiteCorpus(NamedTuple):
-  """The notes of one site, split by note.
+  """The notes of one site, split by source.
 
   `types` are the entity types the site annotated; a type outside it is neither asked of the
   model nor scored (partial annotation: docs/methods.md, section 4). `report` counts what reading

@@ -48,6 +48,11 @@ def drawable(documents: Sequence[Document], counts: Counter) -> list[Document]:
   return pieces
 
 
+def is_cut(document: Document) -> bool:
+  """Whether it is a sentence of a note that other sentences of the same note stand beside."""
+  return '#' in document.name and document.source not in ('', document.name)
+
+
 def is_piece(document: Document) -> bool:
   """Whether `drawable` made it of a longer document, so that its text is no whole note's."""
   return document.source == document.name and '#' in document.name

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedmedjax.data.labels import LabelExample
+from fedmedjax.data.pieces import is_cut
 from fedmedjax.data.sentences import split_sentences
 from fedmedjax.data.sources import distinct, source_of
 from fedmedjax.data.tasks import Ask, ask
@@ -135,10 +136,7 @@ def read_site(
   notes = corpus.train[:max_train_notes or None] if trains else ()
   held_out = set()
   if notes and validation_examples:
-    sources = distinct(notes)
-    # A site with one source keeps it to train on.
-    number = min(max(1, round(validation_share * len(sources))), len(sources) - 1)
-    drawn = {sources[i] for i in rng.permutation(len(sources))[:number]}
+    drawn = _held_out(notes, validation_share, rng)
     held_out = {i for i, note in enumerate(notes) if source_of(note) in drawn}
   split = _Split(
     [note for i, note in enumerate(notes) if i not in held_out],
@@ -167,6 +165,22 @@ def read_site(
   for key in ('train', 'validation', 'test'):
     report[f'{key}_sentences'] = sum(len(getattr(part, key)) for part in parts)
   return SiteData(corpus.name, corpus.types, tuple(parts), dict(report))
+
+
+def _held_out(
+  notes: Sequence[Document], share: float, rng: np.random.Generator
+) -> set[str]:
+  """The sources that are held out for V: of several at least one, and never all of them."""
+  sources = distinct(notes)
+  if any(map(is_cut, notes)):
+    # Sentences of one note were dealt out to several sites, which must hold out the same notes: so
+    # a checksum of its name decides, and a site of few sentences may have none.
+    drawn = {source for source in sources
+             if zlib.crc32(f'{SPLIT_SEED} {source}'.encode()) < share * 2**32}
+    return drawn if len(drawn) < len(sources) else set()
+  # A site with one source keeps it to train on.
+  number = min(max(1, round(share * len(sources))), len(sources) - 1)
+  return {sources[i] for i in rng.permutation(len(sources))[:number]}
 
 
 class _Split(NamedTuple):

@@ -44,21 +44,26 @@ class Estimate(NamedTuple):
 
 
 def half_width(error, number: int):
-  """Half the width of an interval over `number` sources alone.
+  """Half the width of an interval over `number` sources of one site and one seed.
 
   Args:
     error: f64[...], standard deviation of a bootstrap's draws.
     number: N >= 2.
   """
-  # A bootstrap's variance is (N - 1) / N of the unbiased one.
   return stdtrit(number - 1, 0.975) * np.sqrt(number / (number - 1)) * error
 
 
-def of_sources(drawn: Sequence[np.ndarray], numbers: Sequence[int]) -> Part | None:
-  """The part of the sources of several sites, whose contributions add up to a figure.
+def of_sources(drawn: np.ndarray, numbers: Sequence[int]) -> Part | None:
+  """The part of the sources of S sites, whose contributions add up to a figure.
+
+  What a source adds with one seed and not with another is in the part of the seeds already. It is
+  taken out as in the analysis of variance: V of the mean over K seeds holds B / K of it where V of
+  single seeds holds B, so B / K = (mean V of single seeds - V of the mean) / (K - 1). Few sources
+  do not allow that; their part keeps it.
 
   Args:
-    drawn: f64[samples] of each site: its contribution in every draw of its sources.
+    drawn: f64[K, S, samples], what each site contributes to each seed's figure in every draw of its
+      sources.
     numbers: of sources of each site.
 
   Returns:
@@ -67,13 +72,17 @@ def of_sources(drawn: Sequence[np.ndarray], numbers: Sequence[int]) -> Part | No
   """
   if min(numbers, default=0) < 2:
     return None
-  variances = np.array([
-    np.var(draws) * number / (number - 1) for draws, number in zip(drawn, numbers, strict=True)])
+  seeds, counts = len(drawn), np.array(numbers)
+  variances = drawn.mean(0).var(-1)
+  if seeds > 1:
+    shared = variances - (drawn.var(-1).mean(0) - variances) / (seeds - 1)
+    variances = np.where(counts < FEW_SOURCES, variances, np.maximum(shared, 0.0))
+  # A bootstrap's variance is (N - 1) / N of the unbiased one.
+  variances = variances * counts / (counts - 1)
   total = variances.sum()
-  freedom = np.array(numbers) - 1
   if total <= _NONE**2:
-    return Part(0.0, float(freedom.min()))
-  return Part(float(np.sqrt(total)), float(total**2 / (variances**2 / freedom).sum()))
+    return Part(0.0, float(counts.min() - 1))
+  return Part(float(np.sqrt(total)), float(total**2 / (variances**2 / (counts - 1)).sum()))
 
 
 def of_seeds(values: np.ndarray) -> Part | None:

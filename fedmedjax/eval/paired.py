@@ -154,13 +154,13 @@ def having(runs: Iterable[Answers], sites: Sequence[str], score: str) -> list[st
 def _statistic(
   runs: Sequence[Answers], sites: Sequence[str], score: str, seed: int, samples: int, kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Mean F1 of each run, and what each site contributes to their mean in each draw of its sources.
+  """Mean F1 of each run, and what each site contributes to it in each draw of its sources.
 
   Returns:
-    f64[K], f64[S, samples]; see `mean_f1`.
+    f64[K], f64[K, S, samples]; see `mean_f1`.
   """
   k = metrics.KINDS.index(kind)
-  values, drawn = np.zeros(len(runs)), np.zeros((len(sites), samples))
+  values, drawn = np.zeros(len(runs)), np.zeros((len(runs), len(sites), samples))
   for run, answers in enumerate(runs):
     for place, site in enumerate(sites):
       tested = answers[site][score]
@@ -168,7 +168,7 @@ def _statistic(
       stream = zlib.crc32('\n'.join((site, *tested.sources)).encode())
       values[run] += _f1(tested.counts.sum(0))[k] / len(sites)
       draws = metrics.resampled(tested.counts, (seed, stream), samples)
-      drawn[place] += _f1(draws)[:, k] / len(sites) / len(runs)
+      drawn[run, place] = _f1(draws)[:, k] / len(sites)
   return values, drawn
 
 

@@ -11,8 +11,8 @@ from fedmedjax.data.partition import (
   by_quantity,
   each_with_entities,
   partition,
-  sentences_of,
 )
+from fedmedjax.data.pieces import sentences_of
 from fedmedjax.data.relations import annotated
 from fedmedjax.data.statistics import divergence, word_divergence
 from fedmedjax.data.styles import by_style
