@@ -39,7 +39,7 @@ def _compared(first: int, second: int) -> int:
   return min(first, second) if min(first, second) >= _FEWEST else max(first, second)
 
 
-class Tested:
+class TextIndex:
   """Test notes, to which training notes are compared."""
 
   def __init__(self, documents: Iterable[Document]):
@@ -73,7 +73,7 @@ def without_sources(site: SiteCorpus, tested: set[str]) -> SiteCorpus:
   return _kept(site, [d for d in site.train if source_of(d) not in tested], 'leaked_documents')
 
 
-def without_texts(site: SiteCorpus, tested: Tested) -> SiteCorpus:
+def without_texts(site: SiteCorpus, tested: TextIndex) -> SiteCorpus:
   """The site without training notes whose text is tested on, or nearly.
 
   They are counted as leaked_documents and near_duplicate_documents.
@@ -92,7 +92,7 @@ def unleaked(
     InputError: that leaves a site without training notes.
   """
   tests = [(corpus.name, document) for corpus in (*sites, *external) for document in corpus.test]
-  tested = Tested(document for _, document in tests)
+  tested = TextIndex(document for _, document in tests)
   cleaned = []
   for site in sites:
     elsewhere = known_sources((d for name, d in tests if name != site.name), anywhere=True)

@@ -87,7 +87,7 @@ def invented(rng, notes: int, seeds: int):
 def test_intervals_hold_the_truth_about_95_times_of_100():
   """Notes and seeds are drawn anew each time; the truth is the mean over very many of both.
 
-  In 120 repetitions a coverage of 0.95 is measured to within 0.04 (two standard errors).
+  In 100 repetitions a coverage of 0.95 is measured to within 0.044 (two standard errors).
   Percentiles of draws hold the truth 0.5 times with two notes or two seeds. With two of both and
   t quantiles of one degree of freedom an interval is rather too wide.
   """
@@ -95,17 +95,17 @@ def test_intervals_hold_the_truth_about_95_times_of_100():
   right = [chances(rng, rng.normal(0, SPREAD, 10000), 100, quality).mean() for quality in QUALITY]
   right = right[0] - right[1], right[0]
   every = []
-  for notes, seeds in ((2, 2), (2, 5), (3, 3), (8, 3), (8, 5), (20, 2), (20, 3), (20, 5)):
+  for notes, seeds in ((2, 2), (3, 5), (8, 3), (20, 2), (20, 3), (20, 5)):
     held = []
-    for repetition in range(120):
+    for repetition in range(100):
       ours, theirs = invented(rng, notes, seeds)
-      draws = dict(seed=repetition, samples=100)
+      draws = dict(seed=repetition, samples=60)
       found = [paired.difference(ours, theirs, ['a'], 'ner', **draws),
                paired.mean_f1(ours, ['a'], 'ner', **draws)]
       held.append([one.low is not None and one.low <= truth <= one.high
                    for one, truth in zip(found, right, strict=True)])
     every.append(np.mean(held, 0))
-    assert (every[-1] >= 0.91).all(), (notes, seeds, every[-1])
+    assert (every[-1] >= 0.9).all(), (notes, seeds, every[-1])
   assert 0.94 < np.mean(every) < 0.99
 
 

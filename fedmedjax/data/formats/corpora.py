@@ -21,7 +21,7 @@ from fedmedjax.data.formats.mapping import (
   restricted,
 )
 from fedmedjax.data.formats.readers import FORMATS, Parts, read_notes, read_parts
-from fedmedjax.data.leaks import Tested, without_sources, without_texts
+from fedmedjax.data.leaks import TextIndex, without_sources, without_texts
 from fedmedjax.data.pieces import drawable
 from fedmedjax.data.sources import distinct, known_sources, source_of, with_sources
 from fedmedjax.types import Document, InputError, SiteCorpus
@@ -132,7 +132,7 @@ def load_folder(site: SiteFolder) -> SiteCorpus:
     occur = relations.annotated(corpus._replace(modifiers=None))
     corpus = corpus._replace(modifiers=occur)
   return without_texts(
-    without_sources(corpus, known_sources(corpus.test)), Tested(corpus.test))
+    without_sources(corpus, known_sources(corpus.test)), TextIndex(corpus.test))
 
 
 def _read(corpus: Corpus, folder: Path) -> tuple[Parts, Counter]:
