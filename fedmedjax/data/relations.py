@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fedmedjax.data.sentences import flat, note_sentences, trimmed
+from fedmedjax.data.sources import source_of
 from fedmedjax.types import MODIFIER_TYPES, Document, Example, SiteCorpus, Span
 
 # Per type: an example, and a definition, short as in `tasks.py`.
@@ -132,6 +133,7 @@ def relation_examples(
     kept = flat(list(dict.fromkeys(modifiers)), covering)
     counts.update(mains=1, modifiers=len(kept), nested=len(modifiers) - len(kept))
     start, end = sentences[number]
-    examples.append(Example(document.name, start, text[start:end], tuple(kept), span))
+    examples.append(Example(
+      document.name, start, text[start:end], tuple(kept), span, source_of(document)))
   examples.sort(key=lambda example: (example.start, example.main))
   return examples, counts

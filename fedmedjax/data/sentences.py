@@ -12,6 +12,7 @@ from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
+from fedmedjax.data.sources import source_of
 from fedmedjax.types import Document, Example, Span
 
 _LINE = re.compile('[^\n\r\v\f\x85\u2028\u2029]+')
@@ -110,11 +111,12 @@ def sentence_examples(
       inside[place].append(Span(start - starts[place], end - starts[place], span.type))
       if span[:2] in broken:
         covering[place].add(inside[place][-1])
-  examples = []
+  examples, source = [], source_of(document)
   for (start, end), spans, loose in zip(sentences, inside, covering, strict=True):
     kept = flat(spans, loose)
     counts.update(entities=len(kept), nested=len(spans) - len(kept))
-    examples.append(Example(document.name, start, text[start:end], tuple(kept)))
+    examples.append(Example(
+      document.name, start, text[start:end], tuple(kept), source=source))
   return examples, counts
 
 

@@ -1,11 +1,13 @@
 """Tables for the terminal."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 
 from rich.table import Table
 
 from fedmedjax.data.site import SiteData
+from fedmedjax.eval.intervals import FEW_SOURCES
 from fedmedjax.runtime.progress import Reporter
 
 # What a reading can report having set aside: key -> how the table calls it.
@@ -15,6 +17,13 @@ _DROPPED = {
   'unmapped': 'of other types', 'unmapped_relations': 'other relations',
   'unmapped_attributes': 'other attributes', 'attributes_without_cue': 'negations without a cue',
   'discontinuous': 'discontinuous', 'duplicate': 'repeated', 'leaked_documents': 'leaked notes',
+  'near_duplicate_documents': 'notes nearly as test notes',
+  'renamed_documents': 'notes of an id that others have (kept on one side)',
+  'sentences_as_notes': 'sentences taken for notes, for want of several notes',
+  'cut_entities': 'entities lost by that',
+  'documents_of_one_source': 'notes of a single source, each drawn alone',
+  'merged_records': 'records merged into others', 'fragments': 'pieces of split mentions',
+  'composite': 'mentions of several concepts',
   'duplicate_documents': 'repeated notes', 'nary': 'n-ary relations',
   'unanchored': 'relations without an end', 'unplaced': 'without a place',
   'text_mismatch': 'quoted otherwise', 'stray_inside': 'tags that go on from nothing',
@@ -30,9 +39,18 @@ _DROPPED = {
 }
 
 
+# Counts of what a site holds, which other columns show; every other count is shown by its key.
+_HOLDS = re.compile(
+  r'(raw|mapped)_.*|(used_)?(sentences|entities|mains|modifiers)|relations|events|assertions|records|'
+  r'attributes|corrupted|((train|dev|test|validation)_)?(documents|sentences)|(held_out|unseen)_test_.*')
+
+
 def set_aside(report: dict[str, int]) -> str:
   """What a site's reading left out or repaired, in words."""
-  return ', '.join(f'{report[key]:,} {name}' for key, name in _DROPPED.items() if report.get(key))
+  unnamed = {key: key.replace('_', ' ') for key in report
+             if key not in _DROPPED and not _HOLDS.fullmatch(key)}
+  return ', '.join(
+    f'{report[key]:,} {name}' for key, name in (_DROPPED | unnamed).items() if report.get(key))
 
 
 # Sites of a partition that the table lists.
@@ -77,6 +95,8 @@ def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
   if scores is None:
     return '-'
   entry = scores[kind]['typed']
+  if entry['ci95'] is None:
+    return f'{entry["f1"]:.3f}'
   low, high = entry['ci95']
   return f'{entry["f1"]:.3f}{between}[{low:.2f},{high:.2f}]'
 
@@ -84,7 +104,9 @@ def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
 def score_table(summary: dict) -> Table:
   """Typed F1 of every site, strict and lenient, beside that of the adapter for all, where sites
   have their own, and zero-shot."""
-  table = Table(title=f'Typed F1, {summary["preset"]}, seed {summary["seed"]} [95 % by note]')
+  table = Table(
+    title=f'Typed F1, {summary["preset"]}, seed {summary["seed"]} [95 % by source]',
+    caption=_caption(summary))
   zero, everyone = (
     (summary.get(key) or {}).get('scores', {}) for key in ('zero_shot', 'global'))
   kinds = ('strict', 'lenient')
@@ -113,7 +135,8 @@ _LINKS = {'modifier': 'modifiers', 'triple': 'triples', 'end_to_end': 'end to en
 def relation_table(summary: dict) -> Table:
   """Typed F1 of every site's relations, beside the zero-shot modifiers."""
   table = Table(title=(
-    f'Typed F1 of relations, {summary["preset"]}, seed {summary["seed"]} [95 % by note]'))
+    f'Typed F1 of relations, {summary["preset"]}, seed {summary["seed"]} [95 % by source]'),
+    caption=_caption(summary))
   zero = (summary.get('zero_shot') or {}).get('scores', {})
   columns = [
     (f'{word} {kind}', summary['scores'], name, kind)
@@ -133,6 +156,15 @@ def relation_table(summary: dict) -> Table:
     mean_link_f1(scores, inside, name, kind) if scores else '-'
     for _, scores, name, kind in columns))
   return table
+
+
+def _caption(summary: dict) -> str:
+  """What the intervals of a run leave out, and the sites of which too little was tested."""
+  known = summary.get('test_sources') or {}
+  few = [f'{site} has {number}' for site, number in known.items() if number < FEW_SOURCES]
+  return 'Intervals are of one seed: how training varies is left out.' * (
+    len(summary.get('seeds', ())) < 2) + (
+    f' Of few sources they say little: {", ".join(few)}.' if few else '')
 
 
 def _label(site: str, summary: dict) -> str:
@@ -226,7 +258,7 @@ def with_global(rows: dict[str, dict]) -> dict[str, dict]:
 
 def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:
   """Regime x site: typed strict F1, the mean over sites, and what was sent."""
-  table = Table(title='Typed strict F1 by regime [95 % by note]')
+  table = Table(title='Typed strict F1 by regime [95 % by source]')
   table.add_column('regime', no_wrap=True)
   # Blanks, so that long names wrap between words.
   inside, outside = ([name.replace('_', ' ') for name in names] for names in (sites, external))
@@ -253,7 +285,7 @@ def relation_tables(
   for name, word in _LINKS.items():
     having = {regime: row['scores'] for regime, row in rows.items()
               if has_relations(row['scores'], name)}
-    table = Table(title=f'Typed strict F1 of {word} [95 % by note]')
+    table = Table(title=f'Typed strict F1 of {word} [95 % by source]')
     table.add_column('regime', no_wrap=True)
     for column in (*sites, 'mean', *(f'{site} (external)' for site in external)):
       table.add_column(column.replace('_', ' '), justify='right')

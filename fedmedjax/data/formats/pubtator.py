@@ -53,7 +53,8 @@ def read_pubtator(path: str | Path) -> tuple[list[Document], Counter]:
     same_id.append(document)
     if len(same_id) > 1:
       own['renamed_documents'] += 1
-      document = document._replace(name=f'{document.name}_{len(same_id)}')
+      document = document._replace(
+        name=f'{document.name}_{len(same_id)}', source=document.name)
     drafts.append(draft._replace(document=document))
     counts.update(own)
   faults.tell()

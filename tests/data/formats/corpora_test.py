@@ -13,10 +13,10 @@ from fedmedjax.data.formats.corpora import (
   SiteFolder,
   load_corpus,
   load_folder,
-  source_id,
-  unleaked,
 )
+from fedmedjax.data.leaks import unleaked
 from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.data.sources import source_of
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.data.tasks import ask
 from fedmedjax.experiment import notes
@@ -68,7 +68,7 @@ def write_trials(folder, sources, names=('inc', 'exc')):
 def test_both_files_of_a_trial_are_on_the_same_side(tmp_path):
   write_trials(tmp_path / 'chia', range(30))
   site = load_corpus('chia', tmp_path)
-  train, test = ({source_id(d.name) for d in part} for part in (site.train, site.test))
+  train, test = ({source_of(d) for d in part} for part in (site.train, site.test))
   assert (len(site.train), len(site.test), site.report['dev_documents']) == (48, 6, 6)
   assert (len(train), len(test)) == (24, 3) and not train & test
   assert site == load_corpus('chia', tmp_path)
@@ -265,7 +265,7 @@ def test_counts_and_splits_of_the_corpora(name, mapped, documents):
   assert site.types == tuple(mapped)
   assert {kind: site.report[f'mapped_{kind}'] for kind in mapped} == mapped
   assert (len(site.train), len(site.test)) == documents
-  assert not {source_id(d.name) for d in site.train} & {source_id(d.name) for d in site.test}
+  assert not {source_of(d) for d in site.train} & {source_of(d) for d in site.test}
 
 
 # Official counts of relations that are in the schema, by (entity, modifier).
