@@ -70,6 +70,17 @@ def test_entity_records_have_no_main_entity_and_an_empty_answer_fails():
   assert (made_up['dropped'], made_up['predicted']) == (1, [])
 
 
+def test_a_thought_before_an_answer_changes_nothing_but_what_was_generated():
+  """So it is for every way to ask a model, since all of them read outputs here."""
+  thought = '<think>Is <span class="drug">daily</span> a drug?</think>\n\n'
+  for task, example, found in (
+      ('ner', SENTENCE, (ASPIRIN,)), ('re', ABOUT_ASPIRIN, (STRENGTH, FREQUENCY))):
+    plain, thinking = evaluate.predictions(
+      ask(task, CORPUS), [example] * 2, [tagged(TEXT, *found), thought + tagged(TEXT, *found)])
+    assert len(plain['predicted']) == len(found) and plain['copied']
+    assert thinking.pop('generated') == thought + plain.pop('generated') and thinking == plain
+
+
 def answers(examples, write) -> list[dict]:
   """Records of a model that finds aspirin, takes 'daily' for a drug, and misses ibuprofen."""
   asked = site([SENTENCE, QUIET], examples)

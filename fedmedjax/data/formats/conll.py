@@ -15,10 +15,12 @@ from fedmedjax.types import Document, InputError, Span
 # type that the corpus has.
 _TAG = re.compile(r'([BIMELSUW])[-_](\S+)|(\S+)[-_]([BIMELSUW])|([BI])|O')
 _ONLY_TYPE = 'entity'
-# Lines that begin a document: '# newdoc' of CoNLL-U, '###MEDLINE:95' of JNLPBA.
+# Lines that begin a document: '# newdoc' of CoNLL-U, '###MEDLINE:95' of JNLPBA, '#begin document
+# (a);' of CoNLL-2012.
 _NEW = re.compile(
-  r'#\s*newdoc(?:\s+id\s*=\s*(\S.*?))?\s*|##+\s*(?:MEDLINE|PMID|PMCID|DOC\w*)\s*[:=]?\s*(\S.*?)\s*',
-  re.IGNORECASE)
+  r'#\s*newdoc(?:\s+id\s*=\s*(\S.*?))?\s*'
+  r'|##+\s*(?:MEDLINE|PMID|PMCID|DOC\w*)\s*[:=]?\s*(\S.*?)\s*'
+  r'|#\s*begin document\s*\(?([^()]*?)\)?;?(?:\s*part.*)?\s*', re.IGNORECASE)
 # '# text = No rash' and '# id 7a', which MultiCoNER has, are never words.
 _COMMENT = re.compile(r'#+ *[\w.:-]+ *=(?: |$)|# (?:id|sent_?id|text)\b', re.IGNORECASE)
 
@@ -113,7 +115,7 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
     named = _NEW.fullmatch(line.text)
     if named or line.text.startswith('-DOCSTART-'):
       finish()
-      name, parts = named and (named[1] or named[2]), parts + 1
+      name, parts = named and next(filter(None, named.groups()), None), parts + 1
     elif not line.text.strip():
       close()
     elif _is_comment(line, bool(sentence), width or len(line.columns)):

@@ -161,6 +161,8 @@ def test_brat_blanks_for_tabs_and_lines_that_only_look_like_it(tmp_path):
   ('###MEDLINE:1\n\na B-x\n\n###MEDLINE:2\n\nb B-x\n', 2, ['a', 'b']),
   ('# newdoc\na B-x\n\n# newdoc id = z\n# newpar\nb B-x\n', 2, ['a', 'b']),
   ('##PMID: 1\na B-x\n\n##PMID: 2\nb B-x\n', 2, ['a', 'b']),
+  ('#begin document (a); part 000\na B-x\n\n#end document\n#begin document (b)\nb B-x\n', 2,
+   ['a', 'b']),
   # Schemes of tags.
   ('a B-x\nb M-x\nc M-x\nd E-x\ne S-x\n', 1, ['a b c d', 'e']),
   ('a B-x\nb I-x\nc L-x\nd U-x\ne W-y\n', 1, ['a b c', 'd', 'e']),
