@@ -64,23 +64,35 @@ class Relation(NamedTuple):
 
 
 class Document(NamedTuple):
-  """One note with stand-off annotation; every offset is a character index into `text`."""
+  """One note with stand-off annotation; every offset is a character index into `text`.
+
+  `source` is the article, trial or patient that it is a part of; '' = what its name says, see
+  `data/sources.py`. Documents of one source are never split, and are drawn together.
+  `sentences` are the ranges [start, end) of the sentences that the corpus itself gives; text
+  outside of them is split by rules. `covering` are the ranges of spans that only cover an entity in
+  several pieces: other words stand between these.
+  """
 
   name: str
   text: str
   spans: tuple[Span, ...]
   relations: tuple[Relation, ...]
+  source: str = ''
+  sentences: tuple[tuple[int, int], ...] = ()
+  covering: tuple[tuple[int, int], ...] = ()
 
 
 class SiteCorpus(NamedTuple):
-  """The notes of one site, split by note.
+  """The notes of one site, split by source.
 
   `types` are the entity types the site annotated; a type outside it is neither asked of the
   model nor scored (partial annotation: docs/methods.md, section 4). `report` counts what reading
   kept and dropped, e.g. {'documents': 200, 'entities': 11458, 'nested': 31, 'discontinuous': 44}.
   `modifiers` are the modifier types it annotated of each entity type, {'drug': ('route',)}, {} if
   it has no relations; None = those that occur in its notes. `definitions` are entity types that
-  mean something else there than the prompt says by default, {type: what it is}.
+  mean something else there than the prompt says by default, {type: what it is}. `prompted` are the
+  modifiers that its relation prompt names, where these are not `modifiers`: at an external cohort,
+  whose prompt is that of a site that trains.
   """
 
   name: str
@@ -90,6 +102,7 @@ class SiteCorpus(NamedTuple):
   report: dict[str, int]
   modifiers: dict[str, tuple[str, ...]] | None = None
   definitions: dict[str, str] = {}
+  prompted: dict[str, tuple[str, ...]] | None = None
 
 
 class Example(NamedTuple):
@@ -98,6 +111,7 @@ class Example(NamedTuple):
 
   In entity recognition they are the entities and `main` is None. In relation extraction there is
   one example per main entity, and they are the modifiers of `main` (docs/methods.md, section 5).
+  `source` is that of the document; '' = the document itself.
   """
 
   document: str
@@ -105,6 +119,7 @@ class Example(NamedTuple):
   text: str
   entities: tuple[Span, ...]
   main: Span | None = None
+  source: str = ''
 
 
 class Parse(NamedTuple):

@@ -121,7 +121,7 @@ def run_api(
     scores[site.name] = evaluate.score(
       site, [records], config.seed, config.eval.bootstrap_samples)
   files.write_json(workdir / 'predictions' / evaluate.COUNTS, files.plain({
-    'scores': evaluate.note_counts(scores)}))
+    'scores': evaluate.source_counts(scores)}))
   summary = _summary(config, data, endpoint.model, scores) | {
     'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started,
     'versions': versions()}
@@ -193,6 +193,7 @@ def _summary(
     'external': [site.name for site in data.external],
     'train_examples': [len(site.train) for site in data.sites],
     'scores': {site: entry.scores for site, entry in scores.items()},
+    'test_sources': {site: len(entry.sources) for site, entry in scores.items()},
     'bytes_up': 0, 'bytes_down': 0, 'bytes_full_model': 0, 'local_steps': 0,
     **evaluate.rates(scores.values()),
     'site_weights': [], 'zero_shot': None, 'instructions': evaluate.instructions(sites),

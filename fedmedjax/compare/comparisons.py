@@ -1,4 +1,4 @@
-"""Differences between regimes: an interval over notes and seeds and a sentence for each."""
+"""Differences between regimes: an interval over sources and seeds and a sentence for each."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedmedjax.compare.scenarios import LOCAL
-from fedmedjax.eval import metrics, paired
-from fedmedjax.eval.paired import Answers, Estimate
+from fedmedjax.eval import intervals, metrics, paired
+from fedmedjax.eval.intervals import Estimate
+from fedmedjax.eval.paired import Answers
 
 # Score -> its name in sentences.
 WORDS = {
@@ -25,6 +26,8 @@ class Runs(NamedTuple):
   scores: tuple[Answers, ...]                 # counts by site
   cross_site: tuple[dict[str, Answers], ...]  # {adapter's site: counts by site}; {} if sites share
   everyone: tuple[Answers, ...]               # of the adapter averaged for all sites; {} likewise
+  # {adapter's site: its loss on the validation set V}; {} where none was computed
+  validation: tuple[dict[str, float], ...] = ()
 
   @property
   def trained(self) -> bool:
@@ -52,16 +55,24 @@ class Comparison(NamedTuple):
   ours: str      # name of a row
   theirs: str    # name of a row
   estimate: Estimate
-  notes: int     # number of test notes, of one seed
+  sources: int   # number of tested sources (articles, trials, patients or notes), of one seed
   seeds: int     # number of seeds
+  fewest: int    # sources of the site that has the fewest
+  holm: float | None = None  # estimate.p by Holm's correction over the `family` comparisons
+  family: int = 1
 
   def __str__(self) -> str:
+    low, high = self.estimate[1:3]
     label = f'{self.label}, ' if self.label else ''
     seeds = f', {self.seeds} seeds' if self.seeds > 1 else ''
-    doubt = '' if self.estimate.low > 0 or self.estimate.high < 0 else '; 0 is in the interval'
+    doubt = '; 0 is in the interval' if low is not None and low <= 0 <= high else ''
+    if self.holm is not None and self.family > 1:
+      doubt += f'; p {_p(self.estimate.p)}, of {self.family} comparisons by Holm {_p(self.holm)}'
+    caution = intervals.caution(self.fewest, self.seeds)
     return (
       f'{self.ours} − {self.theirs}: {self.estimate} ({WORDS[self.score]}, {label}{self.where}, '
-      f'{self.notes} note{"s" * (self.notes > 1)}{seeds}{doubt})')
+      f'{self.sources} source{"s" * (self.sources > 1)}{seeds}{doubt}'
+      f'{f"; {caution}" if caution else ""})')
 
   def record(self) -> dict[str, Any]:
     """The entry of findings.json; the scenario's key there is 'setting'."""
@@ -70,8 +81,20 @@ class Comparison(NamedTuple):
       'estimate': self.estimate._asdict(), 'sentence': str(self)}
 
 
+def _p(value: float) -> str:
+  return f'{value:.3f}' if value >= 0.001 else '< 0.001'
+
+
+def corrected(compared: Sequence[Comparison]) -> list[Comparison]:
+  """The comparisons that a table or page makes together, with Holm's correction over them."""
+  values = intervals.holm([one.estimate.p for one in compared])
+  family = sum(value is not None for value in values)
+  return [one._replace(holm=value, family=family)
+          for one, value in zip(compared, values, strict=True)]
+
+
 def merged(runs: Runs, draws: Draws) -> dict:
-  """One summary for all seeds: means of numbers, intervals over notes and seeds.
+  """One summary for all seeds: means of numbers, intervals over sources and seeds.
 
   Of a single seed, its summary as it is. Of several seeds, `seed` and the lists (weights, cohorts)
   are the first seed's, `seeds` names all, and only typed F1 has an interval.
@@ -87,7 +110,8 @@ def merged(runs: Runs, draws: Draws) -> dict:
         entry = _entry(tasks, name)
         for kind in metrics.KINDS:
           estimate = paired.mean_f1(answers, [site], name, kind=kind, **draws._asdict())
-          entry[kind]['typed'] |= {'f1': estimate.value, 'ci95': [estimate.low, estimate.high]}
+          known = None if estimate.low is None else [estimate.low, estimate.high]
+          entry[kind]['typed'] |= {'f1': estimate.value, 'ci95': known}
   return out
 
 
@@ -110,14 +134,29 @@ def _mean(values: Sequence[Any]) -> Any:
   return float(np.mean(values)) if number else first
 
 
-def best_single_site(runs: Runs, sites: Sequence[str], score: str) -> tuple[str, list[Answers]]:
-  """The site whose own adapter has the best mean score over `sites`, and its counts by seed."""
-  name = paired.best_adapter(runs.cross_site, sites, score)
-  return name, [rows[name] for rows in runs.cross_site]
+def chosen_sites(runs: Runs) -> tuple[str, ...] | None:
+  """The site of each seed whose own adapter has the least loss on the validation set V.
+
+  The choice is made before any test note is looked at, and seed by seed: sites that were dealt out
+  are others with each seed, whatever their names. None where a seed has no such losses.
+  """
+  if not (runs.validation and all(runs.validation) and all(runs.cross_site)):
+    return None
+  return tuple(min(losses, key=losses.__getitem__) for losses in runs.validation)
+
+
+def best_single_site(runs: Runs) -> tuple[str, list[Answers]] | None:
+  """The name of the single site that V chooses, and the counts of its adapter, by seed."""
+  names = chosen_sites(runs)
+  if names is None:
+    return None
+  called = 'best single site on V'
+  return f'{called} ({", ".join(dict.fromkeys(names))})', [
+    rows[name] for rows, name in zip(runs.cross_site, names, strict=True)]
 
 
 def _rivals(
-  rows: Mapping[str, Runs], ours: str, sites: Sequence[str], score: str, own: bool
+  rows: Mapping[str, Runs], ours: str, own: bool
 ) -> Iterator[tuple[str, Sequence[Answers]]]:
   """(name, counts by seed) of what a method is compared with.
 
@@ -127,11 +166,8 @@ def _rivals(
     if name not in rows or name == ours:
       continue
     yield _called(name, own), rows[name].scores
-    if name == 'single_site' and all(
-        row and paired.having(row.values(), sites, score) == list(sites)
-        for row in rows[name].cross_site):
-      site, answers = best_single_site(rows[name], sites, score)
-      yield f'best single site ({site})', answers
+    if name == 'single_site' and (best := best_single_site(rows[name])):
+      yield best
 
 
 def _called(name: str, own: bool) -> str:
@@ -162,7 +198,7 @@ def comparisons(
         sites = paired.having(rows[name].scores, wanted, score)
         where = f'mean of {len(sites)} sites' if len(sites) > 1 else ''.join(sites) + (
           ' (external)' if external else '')
-        rivals = _rivals(rows, name, sites, score, not external and not first.get('partition'))
+        rivals = _rivals(rows, name, not external and not first.get('partition'))
         for rival, answers in rivals if sites else ():
           if paired.having(answers, sites, score) == sites:
             compared.append(_comparison(
@@ -183,7 +219,7 @@ def with_everyone(rows: Mapping[str, Runs]) -> dict[str, Runs]:
     if all(runs.everyone):
       empty = ({},) * len(runs.summaries)
       out[f'{name} (global)'] = runs._replace(
-        scores=runs.everyone, cross_site=empty, everyone=empty)
+        scores=runs.everyone, cross_site=empty, everyone=empty, validation=empty)
   return out
 
 
@@ -243,9 +279,10 @@ def scaling_comparisons(parts: Mapping[int, Mapping[str, Runs]], draws: Draws) -
 def _comparison(scenario, label, score, where, ours, theirs, sites, draws: Draws) -> Comparison:
   """The `Comparison` of `ours` and `theirs`, each (name, counts by seed), over `sites`."""
   estimate = paired.difference(ours[1], theirs[1], sites, score, **draws._asdict())
-  notes = sum(len(ours[1][0][site][score].notes) for site in sites)
+  sources = sum(len(ours[1][0][site][score].sources) for site in sites)
   return Comparison(
-    scenario, label, score, where, ours[0], theirs[0], estimate, notes, len(ours[1]))
+    scenario, label, score, where, ours[0], theirs[0], estimate, sources, len(ours[1]),
+    paired.fewest_sources(ours[1], sites, score))
 
 
 def scores_of(rows: Iterable[Runs]) -> list[str]:

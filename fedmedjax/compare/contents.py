@@ -38,14 +38,26 @@ def _regimes(rows: dict[str, Runs], draws: Draws) -> Contents:
     tables.seeds_table, tables.spread_table, tables.cross_site_table)
   shown = [
     build(rows, score, draws) for score in comparisons.scores_of(rows.values()) for build in builds]
-  missing = [
-    'No method is compared with the best single site, nor is any adapter tested at another site: '
-    'that takes config.eval.cross_site=True.'
-  ] if 'single_site' in rows and len(rows['single_site'].summaries[0]['sites']) > 1 and not all(
-    rows['single_site'].cross_site) else []
   return Contents(
-    [table for table in shown if table], [], comparisons.comparisons(rows, 'in_domain', '', draws),
-    missing)
+    [table for table in shown if table], [],
+    comparisons.corrected(comparisons.comparisons(rows, 'in_domain', '', draws)), _missing(rows))
+
+
+def _missing(rows: dict[str, Runs]) -> list[str]:
+  """Sentences about what in_domain cannot compare, for want of answers or of a choice."""
+  alone = rows.get('single_site')
+  if alone is None or len(alone.summaries[0]['sites']) < 2:
+    return []
+  if not all(alone.cross_site):
+    return [
+      'No method is compared with the best single site, nor is any adapter tested at another site: '
+      'that takes config.eval.cross_site=True.']
+  if comparisons.chosen_sites(alone) is None:
+    return [
+      'No method is compared with the best single site: it is chosen on validation notes, and the '
+      'run of single_site has none (config.data.validation_examples) or is of an older version '
+      '(delete its summary.json, and the same command scores it again).']
+  return []
 
 
 # Scenario -> title of its table, and how sentences name a part by its label.
@@ -80,7 +92,7 @@ def _curves(scenario: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -
   if scenario == 'scaling' and len(by_label) > 1:
     contents.comparisons.extend(comparisons.scaling_comparisons(
       {int(label): rows for label, rows in by_label.items()}, draws))
-  return contents
+  return contents._replace(comparisons=comparisons.corrected(contents.comparisons))
 
 
 def _place(label: str, rows: dict[str, Runs]) -> float:

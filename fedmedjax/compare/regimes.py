@@ -96,7 +96,8 @@ def compare(
     for name, summary in summaries.items():
       answers = read_answers(part.rows[name].folder / 'predictions')
       done.setdefault((part.scenario, part.label, name), []).append(
-        (summary, answers['scores'], answers['cross_site'], answers['global']))
+        (summary, answers['scores'], answers['cross_site'], answers['global'],
+         answers['validation']))
   results: Results = {}
   for (scenario, label, name), runs in done.items():
     results.setdefault(scenario, {}).setdefault(label, {})[name] = Runs(*zip(*runs, strict=True))

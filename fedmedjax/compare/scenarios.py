@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmedjax.compare.rows import Row, Study, leaves_adapter, regime_row
-from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.sentences import note_sentences
 from fedmedjax.data.site import drawn_sentences
 from fedmedjax.data.tasks import ask
 from fedmedjax.experiment.config import leaves
@@ -188,7 +188,7 @@ def check_new_site(
   number = int(part.label)
   config = next(iter(part.rows.values())).config
   notes = site.train[:config.data.max_train_notes or None]
-  available = sum(len(split_sentences(note.text)) for note in notes)
+  available = sum(len(note_sentences(note)) for note in notes)
   if number > available:
     raise InputError(
       f'--sentences={number}: the training notes of {site.name!r} have {available}; fewer, or all, '

@@ -1,16 +1,25 @@
 """Tables and curves of a comparison: all seeds together, by site, and by part of a scenario."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import rich.table
 
-from fedmedjax.compare.comparisons import WORDS, Draws, Runs, with_everyone
-from fedmedjax.eval import paired
-from fedmedjax.eval.paired import Answers, Estimate
+from fedmedjax.compare.comparisons import (
+  WORDS,
+  Draws,
+  Runs,
+  best_single_site,
+  with_everyone,
+)
+from fedmedjax.eval import intervals, paired
+from fedmedjax.eval.intervals import Estimate
+from fedmedjax.eval.paired import Answers
 from fedmedjax.report.blocks import Cell, Plot, Table
 from fedmedjax.report.terminal import folded
 
 NONE = '-'
+# The mark of a difference that Holm's correction over its table leaves.
+_SURE = '*'
 
 
 def seeds_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | None:
@@ -30,7 +39,8 @@ def seeds_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | N
 
   return Table(
     f'{_capital(score)}: {seeds} seeds',
-    'Typed strict F1, mean over seeds [95 % by note and seed].',
+    'Typed strict F1, mean over seeds [95 % by source and seed]'
+    + _cautioned(rows.values(), [*inside, *outside], score),
     ('regime', *inside, 'mean', *(f'{site} (external)' for site in outside)), [
       [name, *(figure(runs, [site]) for site in inside), figure(runs, common),
        *(figure(runs, [site]) for site in outside)]
@@ -52,27 +62,47 @@ def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | 
   if not sites:
     return None
   alone, lines = having.get('single_site'), []
+  gains = _gains(having, sites, score, draws) if alone else {}
   for name, runs in having.items():
     values = {site: paired.mean_f1(runs.scores, [site], score, **draws._asdict()).value
               for site in sites}
     worst = min(values, key=values.get)
-    gains = [_gain(runs, alone, site, score, draws) for site in sites]
     lines.append([
       name, Cell(f'{values[worst]:.3f}', worst), f'{max(values.values()) - values[worst]:.3f}',
-      *gains])
+      *(gains.get((name, site), NONE) for site in sites)])
   return Table(
     f'{_capital(score)}: who gains by joining',
     'Typed strict F1 of the worst site, that of the best one minus it, and what each site gains '
     'over ' + ('all single-site adapters, counts added' if first.get('partition') else
-               'its single-site adapter') + ' [95 % by note].',
+               'its single-site adapter') + ' [95 % by source]'
+    + _cautioned(having.values(), sites, score) + (
+      f' {_SURE} not 0 at 5 % by Holm\'s correction over the {len(gains)} gains.' if gains else ''),
     ('regime', 'worst site', 'best − worst', *sites), lines)
 
 
-def _gain(runs: Runs, alone: Runs | None, site: str, score: str, draws: Draws) -> Cell | str:
-  if alone is None or runs is alone:
-    return NONE
-  estimate = paired.difference(runs.scores, alone.scores, [site], score, **draws._asdict())
-  return Cell(f'{estimate.value:+.3f}', f'[{estimate.low:+.2f}, {estimate.high:+.2f}]')
+def _gains(
+  rows: Mapping[str, Runs], sites: Sequence[str], score: str, draws: Draws
+) -> dict[tuple[str, str], Cell]:
+  """{(row, site): what the site gains over its single-site adapter}, of all other rows."""
+  alone = rows['single_site']
+  found = {
+    (name, site): paired.difference(runs.scores, alone.scores, [site], score, **draws._asdict())
+    for name, runs in rows.items() if runs is not alone for site in sites}
+  corrected = intervals.holm([estimate.p for estimate in found.values()])
+  return {
+    place: Cell(
+      f'{estimate.value:+.3f}{_SURE if p is not None and p < 0.05 else ""}',
+      '' if estimate.low is None else f'[{estimate.low:+.2f}, {estimate.high:+.2f}]')
+    for (place, estimate), p in zip(found.items(), corrected, strict=True)}
+
+
+def _cautioned(rows: Iterable[Runs], sites: Sequence[str], score: str) -> str:
+  """The end of a table's note: what its intervals leave out; '.' where it is nothing."""
+  said = [
+    intervals.caution(paired.fewest_sources(runs.scores, tested, score), len(runs.scores))
+    for runs in rows if (tested := paired.having(runs.scores, sites, score))]
+  # The longest is that of the row with least behind it.
+  return f' ({longest}).' if (longest := max(said, key=len, default='')) else '.'
 
 
 def _capital(score: str) -> str:
@@ -100,11 +130,19 @@ def cross_site_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Tabl
 
 
 def matrix(rows: Mapping[str, Runs]) -> dict[str, list[Answers]]:
-  """{adapter: counts by seed}: the sites' own adapters, then the rows with one for all sites."""
+  """{adapter: counts by seed}: the sites' own adapters, then the rows with one for all sites.
+
+  Sites that were dealt out are others with each seed: of several seeds, there is one row for all of
+  them, of the site that V chooses with each seed.
+  """
   by_adapter = {}
   if 'single_site' in rows:
-    crossed = rows['single_site'].cross_site
-    by_adapter |= {site: [row[site] for row in crossed] for site in crossed[0]}
+    alone = rows['single_site']
+    if len(alone.summaries) > 1 and alone.summaries[0].get('partition'):
+      by_adapter |= dict(filter(None, [best_single_site(alone)]))
+    else:
+      by_adapter |= {
+        site: [row[site] for row in alone.cross_site] for site in alone.cross_site[0]}
   return by_adapter | {
     name: list(runs.scores) for name, runs in with_everyone(rows).items()
     if name != 'single_site' and not any(runs.cross_site)}
@@ -115,6 +153,9 @@ def curve(
 ) -> dict[str, dict[str, Estimate]]:
   """{row: {label of the part: mean F1 over the tested sites}}.
 
+  The mean is over the sites that all rows have a score of, in all parts that are tested at the same
+  sites, so that a line's points compare; a row without the score is left out of a part.
+
   Args:
     parts: {label: {row: Runs}}.
     score: a key of WORDS.
@@ -122,13 +163,17 @@ def curve(
     external: True = the mean is over the external cohorts, not over the sites that train.
   """
   curves: dict[str, dict[str, Estimate]] = {}
+  scored, common = {}, {}
   for label, rows in parts.items():
-    for name, runs in rows.items():
-      sites = paired.having(
-        runs.scores, runs.summaries[0]['external' if external else 'sites'], score)
-      if sites:
-        curves.setdefault(name, {})[label] = paired.mean_f1(
-          runs.scores, sites, score, **draws._asdict())
+    wanted = tuple(next(iter(rows.values())).summaries[0]['external' if external else 'sites'])
+    scored[label] = wanted, {
+      name: runs for name, runs in rows.items() if paired.having(runs.scores, wanted, score)}
+    answers = [held for runs in scored[label][1].values() for held in runs.scores]
+    common[wanted] = paired.having(answers, common.get(wanted, wanted), score)
+  for label, (wanted, rows) in scored.items():
+    for name, runs in rows.items() if common[wanted] else ():
+      curves.setdefault(name, {})[label] = paired.mean_f1(
+        runs.scores, common[wanted], score, **draws._asdict())
   return curves
 
 
@@ -138,7 +183,7 @@ def curve_table(
 ) -> Table:
   """The result of `curve`: a line for each row, a column for each part."""
   return Table(
-    f'{title}: {WORDS[score]}', f'Typed strict F1 [95 % by note]. {note}', ('regime', *labels),
+    f'{title}: {WORDS[score]}', f'Typed strict F1 [95 % by source]. {note}', ('regime', *labels),
     [[name, *(_figure(values.get(label)) for label in labels)] for name, values in curves.items()])
 
 
@@ -147,17 +192,17 @@ def curve_plot(
   score: str,
 ) -> Plot:
   """The result of `curve` as lines; `x` is {label of the part: its place on the x axis}."""
-  series = {name: [(x[label], *estimate) for label, estimate in values.items()]
+  series = {name: [(x[label], *estimate[:3]) for label, estimate in values.items()]
             for name, values in curves.items()}
   return Plot(
-    f'{title}: {WORDS[score]}', 'Typed strict F1, with 95 % intervals by note.', x_label, series)
+    f'{title}: {WORDS[score]}', 'Typed strict F1, with 95 % intervals by source.', x_label, series)
 
 
 def _figure(estimate: Estimate | None) -> Cell | str:
   if estimate is None:
     return NONE
-  value, low, high = estimate
-  return Cell(f'{value:.3f}', f'[{low:.2f}, {high:.2f}]')
+  value, low, high, _ = estimate
+  return Cell(f'{value:.3f}', '' if low is None else f'[{low:.2f}, {high:.2f}]')
 
 
 def terminal_table(block: Table) -> rich.table.Table:

@@ -1,26 +1,23 @@
 """Pooled notes dealt out to sites of our own making, for studies of heterogeneity.
 
 A partitioner maps (notes, types, number of sites, strength, rng) to i[D], the site of each of D
-notes. None leaves a site empty (nor without any entity, see `each_with_entities`); all are
-functions of the rng's seed. Sites share the test notes of the pool, so that runs with unlike
-partitions are scored alike. Letters: S sites, D notes, T entity types.
+notes, where the notes of one source are put together as one. None leaves a site empty (nor without
+any entity, see `each_with_entities`); all are functions of the rng's seed. Sites share the test
+notes of the pool, so that runs with unlike partitions are scored alike. Letters: S sites, D notes,
+T entity types.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from fedmedjax.data.pieces import sentences_of
 from fedmedjax.data.relations import annotated_by_all
-from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.sources import source_of
 from fedmedjax.data.statistics import divergence, word_divergence
 from fedmedjax.data.styles import by_style
+from fedmedjax.data.type_mixes import by_types, type_counts
 from fedmedjax.types import Document, InputError, SiteCorpus, Skew
-
-
-def type_counts(notes: Sequence[Document], types: Sequence[str]) -> np.ndarray:
-  """The number of entities of each type in each note, i[D, T]."""
-  counts = [[sum(span.type == name for span in note.spans) for name in types] for note in notes]
-  return np.asarray(counts).reshape(len(notes), len(types))
 
 
 def iid(notes, types, sites, strength, rng) -> np.ndarray:
@@ -30,29 +27,6 @@ def iid(notes, types, sites, strength, rng) -> np.ndarray:
   order = np.lexsort((rng.random(len(notes)), stratum))
   dealt = np.empty(len(notes), int)
   dealt[order] = np.arange(len(notes)) % sites
-  return dealt
-
-
-def by_types(notes, types, sites, strength, rng) -> np.ndarray:
-  """Skewed mixes of entity types, by a Dirichlet distribution of concentration `strength`.
-
-  After Hsu, Qi and Brown, arXiv:1909.06335, where an example has one label; a note has a mix of
-  them. Each site draws a mix q ~ Dir(strength * the pool's mix); each note, in random order, goes
-  to a site with room with probability proportional to prod_t q_t^(entities of type t in the
-  note). All sites have room for equally many notes. A large strength gives sites alike.
-  """
-  counts = type_counts(notes, types)
-  mix = counts.sum(0) + 1e-9
-  # Draws underflow for small strengths; a type that a site all but lacks is rare there, not banned.
-  q = np.maximum(rng.dirichlet(np.maximum(strength * mix / mix.sum(), 1e-3), sites), 1e-6)
-  room = np.full(sites, len(notes) // sites)
-  room[rng.permutation(sites)[:len(notes) % sites]] += 1
-  dealt = np.empty(len(notes), int)
-  for note in rng.permutation(len(notes)):
-    score = np.where(room > 0, np.log(q) @ counts[note], -np.inf)
-    chance = np.exp(score - score.max())
-    dealt[note] = rng.choice(sites, p=chance / chance.sum())
-    room[dealt[note]] -= 1
   return dealt
 
 
@@ -152,26 +126,33 @@ def mislabelled(note: Document, called: Mapping[str, str]) -> Document:
     relations=())
 
 
-def sentences_of(note: Document) -> list[Document]:
-  """The sentences of a note as notes of their own, named NAME#START by their first character.
-
-  Entities that cross a sentence's end, and relations between two sentences, are left out.
-  """
-  sentences = []
-  for start, end in split_sentences(note.text):
-    inside = [i for i, span in enumerate(note.spans) if start <= span.start and span.end <= end]
-    place = {old: new for new, old in enumerate(inside)}
-    sentences.append(Document(
-      f'{note.name}#{start}', note.text[start:end],
-      tuple(note.spans[i]._replace(
-        start=note.spans[i].start - start, end=note.spans[i].end - start) for i in inside),
-      tuple(r._replace(head=place[r.head], tail=place[r.tail]) for r in note.relations
-            if r.head in place and r.tail in place)))
-  return sentences
+def _by_source(notes: Sequence[Document]) -> list[list[Document]]:
+  """The notes of each source, in order."""
+  groups: dict[str, list[Document]] = {}
+  for note in notes:
+    groups.setdefault(source_of(note), []).append(note)
+  return list(groups.values())
 
 
-# Value of config.data.partition.unit -> the function that cuts a note before it is dealt out.
-UNITS: dict[str, Callable] = {'note': lambda note: [note], 'sentence': sentences_of}
+def _each_sentence(notes: Sequence[Document]) -> list[list[Document]]:
+  return [[sentence] for note in notes for sentence in sentences_of(note)]
+
+
+def _together(notes: Sequence[Document]) -> Document:
+  """The notes of a source as one, for a partitioner to look at; without relations."""
+  if len(notes) == 1:
+    return notes[0]
+  spans, at = [], 0
+  for note in notes:
+    spans += [span._replace(start=span.start + at, end=span.end + at) for span in note.spans]
+    at += len(note.text) + 1
+  return Document(
+    source_of(notes[0]), '\n'.join(note.text for note in notes), tuple(spans), ())
+
+
+# Value of config.data.partition.unit -> what a site's notes are dealt out as: lists of notes, or of
+# sentences as notes, that stay together.
+UNITS: dict[str, Callable] = {'note': _by_source, 'sentence': _each_sentence}
 # Value of config.data.partition.kind -> partitioner of notes; 'labels' deals as 'iid' does and
 # hides types.
 KINDS: dict[str, Callable] = {
@@ -196,7 +177,7 @@ def partition(
   Args:
     sources: corpora that annotate the same types. Of modifiers, sites are asked for those that all
       sources annotated: a note does not tell 'none there' from 'not looked for'.
-    kind, unit: keys of `KINDS` and `UNITS`.
+    kind, unit: keys of `KINDS` and `UNITS`. Sentences of a source may come to several sites.
     sites: S.
     strength: of the skew, see the partitioners.
     corrupted: share of the sites, rounded, that call each entity by the pool's next type, see
@@ -210,11 +191,13 @@ def partition(
   """
   _check_alike(sources, kind)
   types, modifiers = sources[0].types, annotated_by_all(sources)
-  notes = [piece for source in sources for note in source.train for piece in UNITS[unit](note)]
+  units = [own for source in sources for own in UNITS[unit](source.train)]
+  notes = [_together(own) for own in units]
   if len(notes) < sites:
+    joined = ' (those of a source counted once)' * (sum(map(len, units)) > len(units))
     raise InputError(
-      f'config.data.partition.sites={sites}: there are {len(notes)} {unit}s of training notes to '
-      'deal out')
+      f'config.data.partition.sites={sites}: there are {len(notes)} {unit}s of training notes'
+      f'{joined} to deal out')
   if corrupted and len(types) == 1:
     raise InputError(
       f'config.data.partition.corrupted={corrupted}: the pooled sites annotate only {types[0]}; '
@@ -234,7 +217,7 @@ def partition(
   digits = max(3, len(str(sites)))
   parts = []
   for site in range(sites):
-    own = [notes[i] for i in np.flatnonzero(dealt == site)]
+    own = [note for i in np.flatnonzero(dealt == site) for note in units[i]]
     if site in broken:
       own = [mislabelled(note, called[site]) for note in own]
     own = [_restricted(note, asked[site]) for note in own]

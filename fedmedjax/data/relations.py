@@ -10,7 +10,8 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from fedmedjax.data.sentences import flat, split_sentences, trimmed
+from fedmedjax.data.sentences import flat, note_sentences, trimmed
+from fedmedjax.data.sources import source_of
 from fedmedjax.types import MODIFIER_TYPES, Document, Example, SiteCorpus, Span
 
 # Per type: an example, and a definition, short as in `tasks.py`.
@@ -61,6 +62,21 @@ def annotated_by_all(corpora: Sequence[SiteCorpus]) -> dict[str, tuple[str, ...]
   return {main: kinds for main, kinds in common.items() if kinds}
 
 
+def asked_like(cohort: SiteCorpus, trained: Sequence[SiteCorpus]) -> SiteCorpus:
+  """An external cohort with the relation prompt of a site that trains: the one that asks for most.
+
+  A prompt made from the cohort's own annotation would tell the model what occurs there, and is not
+  what it was trained on. The cohort is judged by the pairs that it and that site annotated. Where
+  no site that trains annotated modifiers it stays as it is.
+  """
+  prompted = max(map(annotated, trained), key=lambda of: sum(map(len, of.values())), default={})
+  if not prompted:
+    return cohort
+  return cohort._replace(prompted=prompted, modifiers={
+    main: tuple(kind for kind in kinds if kind in prompted.get(main, ()))
+    for main, kinds in annotated(cohort).items()})
+
+
 def relation_examples(
   document: Document, asked: Mapping[str, tuple[str, ...]]
 ) -> tuple[list[Example], Counter]:
@@ -74,10 +90,10 @@ def relation_examples(
   Returns:
     The examples, `entities` being the modifiers, and counts: mains, modifiers (kept), and
     dropped: crossing_mains (main entities that no sentence holds whole), crossing (modifiers in
-    another sentence than the main entity, or in none as a whole), nested (overlapping a longer
-    modifier), invalid_pairs (a type that is not asked of the main entity).
+    another sentence than the main entity, or in none as a whole), nested (overlapping another
+    modifier, see `sentences.flat`), invalid_pairs (a type that is not asked of the main entity).
   """
-  text, sentences = document.text, split_sentences(document.text)
+  text, sentences, broken = document.text, note_sentences(document), set(document.covering)
   starts = [start for start, _ in sentences]
   tails: dict[int, list[Span]] = {}
   for relation in document.relations:
@@ -102,7 +118,7 @@ def relation_examples(
         tail.type in asked[span.type] for tail in tails.get(index, ())))
       continue
     number, span = main
-    modifiers = []
+    modifiers, covering = [], set()
     for tail in tails.get(index, ()):
       if tail.type not in asked[span.type]:
         counts['invalid_pairs'] += 1
@@ -112,9 +128,12 @@ def relation_examples(
         counts['crossing'] += 1
       else:
         modifiers.append(at[1])
-    kept = flat(list(dict.fromkeys(modifiers)))
+        if tail[:2] in broken:
+          covering.add(at[1])
+    kept = flat(list(dict.fromkeys(modifiers)), covering)
     counts.update(mains=1, modifiers=len(kept), nested=len(modifiers) - len(kept))
     start, end = sentences[number]
-    examples.append(Example(document.name, start, text[start:end], tuple(kept), span))
+    examples.append(Example(
+      document.name, start, text[start:end], tuple(kept), span, source_of(document)))
   examples.sort(key=lambda example: (example.start, example.main))
   return examples, counts

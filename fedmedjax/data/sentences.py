@@ -10,8 +10,9 @@ linear.
 import re
 from bisect import bisect_right, insort
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+from fedmedjax.data.sources import source_of
 from fedmedjax.types import Document, Example, Span
 
 _LINE = re.compile('[^\n\r\v\f\x85\u2028\u2029]+')
@@ -61,13 +62,29 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
   return sentences
 
 
+def note_sentences(document: Document) -> list[tuple[int, int]]:
+  """The sentences of a note, as `split_sentences` gives them; those that the corpus gives stay.
+
+  Text outside of the given ones is split by rules.
+  """
+  text, sentences, at = document.text, [], 0
+  for start, end in (*sorted(document.sentences), (len(text), len(text))):
+    start = max(start, at)
+    sentences += [(at + first, at + last) for first, last in split_sentences(text[at:start])]
+    at = max(end, start)
+    start, end = trimmed(text, start, min(end, len(text)))
+    if start < end:
+      sentences.append((start, end))
+  return sentences
+
+
 def sentence_examples(
   document: Document, types: Sequence[str]
 ) -> tuple[list[Example], Counter]:
   """Cuts a document into examples with flat entities.
 
-  Of entities that overlap the longest is kept, of equally long ones the first. An entity that no
-  sentence holds whole is dropped before that, so that it cannot displace one that fits.
+  Of entities that overlap one is kept, see `flat`. An entity that no sentence holds whole is
+  dropped before that, so that it cannot displace one that fits.
 
   Args:
     document: the note.
@@ -77,9 +94,10 @@ def sentence_examples(
     One example a sentence, also for sentences without entities, and counts: sentences, entities
     (kept), and dropped: nested, crossing, blank (nothing but white space).
   """
-  text, sentences = document.text, split_sentences(document.text)
+  text, sentences, broken = document.text, note_sentences(document), set(document.covering)
   starts = [start for start, _ in sentences]
   inside, counts = [[] for _ in sentences], Counter(sentences=len(sentences))
+  covering = [set() for _ in sentences]
   for span in document.spans:
     if span.type not in types:
       continue
@@ -91,18 +109,29 @@ def sentence_examples(
       counts['crossing'] += 1
     else:
       inside[place].append(Span(start - starts[place], end - starts[place], span.type))
-  examples = []
-  for (start, end), spans in zip(sentences, inside, strict=True):
-    kept = flat(spans)
+      if span[:2] in broken:
+        covering[place].add(inside[place][-1])
+  examples, source = [], source_of(document)
+  for (start, end), spans, loose in zip(sentences, inside, covering, strict=True):
+    kept = flat(spans, loose)
     counts.update(entities=len(kept), nested=len(spans) - len(kept))
-    examples.append(Example(document.name, start, text[start:end], tuple(kept)))
+    examples.append(Example(
+      document.name, start, text[start:end], tuple(kept), source=source))
   return examples, counts
 
 
-def flat(spans: Sequence[Span]) -> list[Span]:
-  """The spans without those that overlap a longer one, or an equally long one before; sorted."""
+def flat(spans: Sequence[Span], covering: Collection[Span] = ()) -> list[Span]:
+  """Those of the spans that do not overlap, sorted.
+
+  Of spans that overlap a whole one goes before one that only covers an entity in pieces, then the
+  longer, then the first.
+
+  Args:
+    spans: in any order.
+    covering: those of them that cover an entity in pieces.
+  """
   kept = []
-  for span in sorted(spans, key=lambda s: (s.start - s.end, s.start)):
+  for span in sorted(spans, key=lambda s: (s in covering, s.start - s.end, s.start)):
     # Kept spans do not overlap, so only the last one that begins before this one ends can touch.
     before = bisect_right(kept, span.end - 1, key=lambda s: s.start)
     if not before or kept[before - 1].end <= span.start:

@@ -1,4 +1,4 @@
-"""One site's notes as examples: split by note, sentences or main entities, tokens."""
+"""One site's notes as examples: split by source, sentences or main entities, tokens."""
 
 import zlib
 from collections import Counter
@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedmedjax.data.labels import LabelExample
-from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.pieces import is_cut
+from fedmedjax.data.sentences import note_sentences
+from fedmedjax.data.sources import distinct, source_of
 from fedmedjax.data.tasks import Ask, ask
 from fedmedjax.data.tokenize import TokenExample, encode_examples, encode_instruction
 from fedmedjax.types import Document, Example, InputError, SiteCorpus
 
-# The validation set V is held out by note with this seed, whatever the seed of the run
+# The validation set V is held out by source with this seed, whatever the seed of the run
 # (docs/methods.md).
 SPLIT_SEED = 42
 
@@ -110,7 +112,7 @@ def read_site(
   trains: bool = True,
   tests: bool = True,
 ) -> SiteData:
-  """Splits notes into examples, holds out the validation set V by note, and encodes them.
+  """Splits notes into examples, holds out the validation set V by source, and encodes them.
 
   Args:
     corpus: the site's notes.
@@ -119,7 +121,8 @@ def read_site(
     max_train_sentences: sentences trained on, at random among those of the notes not held out, with
       all examples in them; a smaller number draws a subset of a larger one's. 0 = all.
     seed: of that draw; the choice of test sentences does not depend on it.
-    validation_share: share of the training notes held out for V, the same for all tasks.
+    validation_share: share of the sources of training notes held out for V, with all of their
+      notes, the same for all tasks.
     validation_examples: most examples of V of each task, at random among the held-out notes'.
     max_test: test sentences used, at random among all of them, with all examples in them; 0 = all.
     trains: False for a site that is only tested (its training notes are not read).
@@ -133,13 +136,12 @@ def read_site(
   notes = corpus.train[:max_train_notes or None] if trains else ()
   held_out = set()
   if notes and validation_examples:
-    # A site with one note keeps it to train on.
-    number = min(max(1, round(validation_share * len(notes))), len(notes) - 1)
-    held_out = set(rng.permutation(len(notes))[:number].tolist())
+    drawn = _held_out(notes, validation_share, rng)
+    held_out = {i for i, note in enumerate(notes) if source_of(note) in drawn}
   split = _Split(
     [note for i, note in enumerate(notes) if i not in held_out],
     [notes[i] for i in sorted(held_out)], corpus.test)
-  if tests and not any(split_sentences(note.text) for note in split.test):
+  if tests and not any(note_sentences(note) for note in split.test):
     raise InputError(f'site {corpus.name!r}: no sentence to test on')
   split = split._replace(
     trained=drawn_sentences(corpus.name, split.train, max_train_sentences, seed),
@@ -163,6 +165,22 @@ def read_site(
   for key in ('train', 'validation', 'test'):
     report[f'{key}_sentences'] = sum(len(getattr(part, key)) for part in parts)
   return SiteData(corpus.name, corpus.types, tuple(parts), dict(report))
+
+
+def _held_out(
+  notes: Sequence[Document], share: float, rng: np.random.Generator
+) -> set[str]:
+  """The sources that are held out for V: of several at least one, and never all of them."""
+  sources = distinct(notes)
+  if any(map(is_cut, notes)):
+    # Sentences of one note were dealt out to several sites, which must hold out the same notes: so
+    # a checksum of its name decides, and a site of few sentences may have none.
+    drawn = {source for source in sources
+             if zlib.crc32(f'{SPLIT_SEED} {source}'.encode()) < share * 2**32}
+    return drawn if len(drawn) < len(sources) else set()
+  # A site with one source keeps it to train on.
+  number = min(max(1, round(share * len(sources))), len(sources) - 1)
+  return {sources[i] for i in rng.permutation(len(sources))[:number]}
 
 
 class _Split(NamedTuple):
@@ -197,7 +215,7 @@ def _drawn(
   """`number` random sentences (note, start) of the notes; a larger number draws them, too."""
   if not number:
     return None
-  places = [(note.name, start) for note in notes for start, _ in split_sentences(note.text)]
+  places = [(note.name, start) for note in notes for start, _ in note_sentences(note)]
   order = np.random.default_rng(seed).permutation(len(places))
   return {places[i] for i in order[:number]}
 
@@ -239,7 +257,7 @@ def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[
   owned = [
     form for form in forms if form.ask.types
     and any(example.entities for note in notes for example in form.ask.find(note)[0])]
-  if not owned and any(split_sentences(note.text) for note in notes):
+  if not owned and any(note_sentences(note) for note in notes):
     asked = ' and '.join(
       f'{form.ask.task!r} ({", ".join(form.ask.types) or "which it does not annotate"})'
       for form in forms)

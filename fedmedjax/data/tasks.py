@@ -45,7 +45,7 @@ class Style(NamedTuple):
 
   shown: Callable[[str, str], str]                       # (type, words) -> a line of the guide
   write: Callable[[str, Sequence[Span]], str]            # (text, spans) -> the answer
-  parse: Callable[[str, str, Sequence[str]], Parse]      # (generated, text, types)
+  parse: Callable[[str, str, Sequence[str], Span | None], Parse]  # (generated, text, types, main)
 
 
 STYLES = {
@@ -101,7 +101,8 @@ class Ask(NamedTuple):
 
   task: str
   given: str              # see `Task.given`
-  asked: Asked
+  asked: Asked            # what can be right or wrong
+  shown: Asked            # what the prompt names: `asked`, or more (see `SiteCorpus.prompted`)
   types: tuple[str, ...]  # all types of `asked`, in the order of prompts; scores are over these
   find: Callable[[Document], tuple[list[Example], Mapping[str, int]]]  # -> examples, counts
   instruction: str        # the prompt in front of every example
@@ -123,11 +124,14 @@ def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
   """
   row, form = TASKS[task], STYLES[style]
   asked = row.asked(corpus)
-  types = tuple(name for name in row.guide if any(name in kinds for kinds in asked.values()))
+  shown = corpus.prompted if row.given and corpus.prompted else asked
+  types, named = (
+    tuple(name for name in row.guide if any(name in kinds for kinds in of.values()))
+    for of in (asked, shown))
   return Ask(
-    task, row.given, asked, types, partial(row.find, asked=asked),
-    _instruction(row, form, style, asked, types, corpus.definitions), partial(_render, form),
-    partial(_parse, form, asked, types), _pieces(form, types))
+    task, row.given, asked, shown, types, partial(row.find, asked=asked),
+    _instruction(row, form, style, shown, named, corpus.definitions), partial(_render, form),
+    partial(_parse, form, asked, types), _pieces(form, named))
 
 
 def asked_types(task: str, corpora: Sequence[SiteCorpus]) -> tuple[str, ...]:
@@ -169,15 +173,15 @@ def _render(form: Style, example: Example) -> tuple[str, str]:
 
 
 def _parse(form: Style, asked: Asked, types: Sequence[str], generated: str, example: Example):
-  return form.parse(generated, markup.guard(example.text), judged(asked, types, example))
+  return form.parse(
+    generated, markup.guard(example.text), judged(asked, types, example), example.main)
 
 
 def judged(asked: Asked, types: Sequence[str], example: Example) -> list[str]:
   """Those of `types` that can be right or wrong in an example.
 
-  Left out are types that its main entity can have but that were not annotated of it.
+  Left out are types that its main entity cannot have, in scores as in annotations of new notes, and
+  those that were not annotated of it.
   """
   main = '' if example.main is None else example.main.type
-  return [
-    name for name in types
-    if name in asked.get(main, ()) or name not in MODIFIER_TYPES.get(main, ())]
+  return [name for name in types if name in asked.get(main, ())]

@@ -77,7 +77,6 @@ def _in_document(span: Span, example: Example) -> list:
 
 
 END_TO_END = 'end_to_end'  # the `task` of the records below
-INVALID = 'invalid'        # the type of a triple that no annotation can hold
 
 
 def end_to_end(
@@ -128,7 +127,7 @@ def asked(site: SiteData, records: Sequence[dict]) -> bool:
   return sum(record['task'] != END_TO_END for record in records) == len(site.test)
 
 
-# File in the folder of the predictions: the counts that scores add up from, by note.
+# File in the folder of the predictions: the counts that scores add up from, by source.
 COUNTS = 'counts.json'
 
 
@@ -136,7 +135,7 @@ class SiteScores(NamedTuple):
   """A site's scores in the form of summary.json, and the counts that they add up from."""
 
   scores: dict                   # {'ner': ..., 're': {'modifier': ..., 'triple': ..., ...}}
-  notes: tuple[str, ...]         # N tested notes
+  sources: tuple[str, ...]       # N tested sources: articles, trials, patients or just notes
   counts: dict[str, np.ndarray]  # 'ner', 're.modifier', ...: i64[N, 2, T + 1, 3]
   copy_rate: float
   parse_failure_rate: float
@@ -146,7 +145,7 @@ class SiteScores(NamedTuple):
 def score(
   site: SiteData, answers: Sequence[Sequence[dict]], seed: int, samples: int
 ) -> SiteScores:
-  """Scores the answers for a site; intervals resample its notes.
+  """Scores the answers for a site; intervals resample its sources.
 
   A task that asks about main entities has three scores: `modifier`, of the spans, the true main
   entity given, one question after the other; `triple`, of (main entity, modifier) pairs, each once,
@@ -159,13 +158,15 @@ def score(
     seed, samples: of the bootstrap.
   """
   texts, scores, counts = _texts(site), {}, {}
+  source_of = {example.document: example.source or example.document for example in site.test}
 
   def summed(name: str, types: Sequence[str], counted) -> dict:
-    """Scores of `counted`, (note, counts) of texts or questions; all notes count, in order."""
-    by_note = {note: np.zeros((2, len(types) + 1, 3), np.int64) for note, _ in texts}
+    """Scores of `counted`, (note, counts) of texts or questions; all sources count, in order."""
+    by_source = {
+      source: np.zeros((2, len(types) + 1, 3), np.int64) for source in source_of.values()}
     for note, more in counted:
-      by_note[note] += more
-    counts[name] = np.stack(list(by_note.values()))
+      by_source[source_of[note]] += more
+    counts[name] = np.stack(list(by_source.values()))
     interval = metrics.bootstrap_f1(counts[name], seed, samples)
     return metrics.scores(counts[name].sum(axis=0), types, interval)
 
@@ -186,7 +187,7 @@ def score(
         for pair in _link_counts(records, task, source, pairs, texts)))
   records = [record for adapter_records in answers for record in _asked_once(adapter_records)]
   return SiteScores(
-    scores, tuple(dict.fromkeys(note for note, _ in texts)), counts,
+    scores, tuple(dict.fromkeys(source_of.values())), counts,
     float(np.mean([record['copied'] for record in records])),
     float(np.mean([record['parse_failed'] for record in records])),
     sum(record['dropped'] for record in records))
@@ -203,9 +204,9 @@ def _asked_once(records: Sequence[dict]) -> list[dict]:
     record for record in records if record['task'] != END_TO_END or about(record) not in given]
 
 
-def note_counts(scores: dict[str, SiteScores]) -> dict[str, dict]:
-  """The content of the file COUNTS for these sites: enough to compare runs note by note."""
-  return {name: {'notes': site.notes, **site.counts} for name, site in scores.items()}
+def source_counts(scores: dict[str, SiteScores]) -> dict[str, dict]:
+  """The content of the file COUNTS for these sites: enough to compare runs source by source."""
+  return {name: {'sources': site.sources, **site.counts} for name, site in scores.items()}
 
 
 def rates(scores: Iterable[SiteScores]) -> dict[str, float]:
@@ -218,9 +219,8 @@ def rates(scores: Iterable[SiteScores]) -> dict[str, float]:
 
 
 def _pairs(ask: Ask) -> tuple[str, ...]:
-  """The types of a triple, 'drug.route', ..., INVALID; () for a task without main entities."""
-  named = [f'{main}.{kind}' for main, kinds in ask.asked.items() if main for kind in kinds]
-  return (*named, INVALID) if named else ()
+  """The types of a triple, 'drug.route', ...; () for a task without main entities."""
+  return tuple(f'{main}.{kind}' for main, kinds in ask.asked.items() if main for kind in kinds)
 
 
 def _span_counts(records, task: str, types: Sequence[str], texts) -> Iterator[tuple]:
@@ -235,17 +235,20 @@ def _span_counts(records, task: str, types: Sequence[str], texts) -> Iterator[tu
 
 
 def _link_counts(records, task: str, source: str, pairs, texts) -> Iterator[tuple]:
-  """Yields (note, counts) of each sentence's triples: gold of `task`, predictions of `source`."""
+  """Yields (note, counts) of each sentence's triples: gold of `task`, predictions of `source`.
+
+  Triples of other types than `pairs` are none, as in annotations of new notes.
+  """
   links = {place: ({}, {}) for place in texts}
   for record in records:
     place = record['document'], record['sentence_start']
     for side, (key, origin) in enumerate((('gold', task), ('predicted', source))):
       for span in record[key] if record['task'] == origin else ():
         main, kind = record['main'], f'{record["main"][2]}.{span[2]}'
-        link = metrics.Link(
-          _in_sentence(main, place[1]), _in_sentence(span, place[1]),
-          kind if kind in pairs else INVALID)
-        links[place][side][link] = None
+        if kind in pairs:
+          link = metrics.Link(
+            _in_sentence(main, place[1]), _in_sentence(span, place[1]), kind)
+          links[place][side][link] = None
   for (note, start), (gold, predicted) in links.items():
     yield note, metrics.count_links(gold, predicted, texts[note, start], pairs)
 

@@ -1,4 +1,4 @@
-"""Strict and lenient entity scores, with confidence intervals by note.
+"""Strict and lenient entity scores, with confidence intervals by source.
 
 strict   same type, same start, same end
 lenient  same type and at least one token in common
@@ -12,7 +12,8 @@ Sums travel, means are taken once: counts of sentences, notes and sites add. A r
 in its denominator is 0, as in seqeval and nervaluate; so a set without gold and without
 predictions scores 0, not 1.
 
-Letters: N notes, T types. Counts are i64[2 match kinds, T types + untyped, (tp, fp, fn)].
+Letters: N sources (articles, trials, patients; see `data/sources.py`), T types. Counts are
+i64[2 match kinds, T types + untyped, (tp, fp, fn)].
 """
 
 import re
@@ -25,6 +26,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from fedmedjax.eval.intervals import half_width
 from fedmedjax.types import Span
 
 KINDS = ('strict', 'lenient')
@@ -147,7 +149,7 @@ def scores(
   Args:
     counts: i64[2, T + 1, 3], from `count`.
     types: the same T types.
-    ci95: f64[2, 3, 2] from `bootstrap_f1`; without it every 'ci95' is None.
+    ci95: f64[2, 3, 2] from `bootstrap_f1`; without it, and where it is NaN, a 'ci95' is None.
   """
   every, averaged = _ratios(counts), averages(counts)
   names = ('precision', 'recall', 'f1')
@@ -156,7 +158,8 @@ def scores(
     out[kind] = {}
     for a, average in enumerate(AVERAGES):
       out[kind][average] = dict(zip(names, averaged[k, a].tolist(), strict=True))
-      out[kind][average]['ci95'] = None if ci95 is None else ci95[k, a].tolist()
+      known = ci95 is not None and np.isfinite(ci95[k, a]).all()
+      out[kind][average]['ci95'] = ci95[k, a].tolist() if known else None
   out['per_type'] = {}
   for t, name in enumerate(types):
     out['per_type'][name] = {
@@ -168,36 +171,42 @@ def scores(
 
 
 def bootstrap_f1(counts: np.ndarray, seed: int, samples: int = 1000) -> np.ndarray:
-  """95 % percentile interval of each F1, from draws of notes with replacement.
+  """95 % interval of each F1: a t interval whose standard error is that of draws of sources.
+
+  Percentiles of the draws would be too narrow for few sources: of two there are three draws.
 
   Args:
-    counts: i64[N, 2, T + 1, 3], one entry per note.
+    counts: i64[N, 2, T + 1, 3], one entry per source.
     seed: of the draws.
     samples: number of draws.
 
   Returns:
-    f64[2 match kinds, 3 averages, (low, high)].
+    f64[2 match kinds, 3 averages, (low, high)]; NaN where there is nothing to draw, with a single
+    source, or where no draw differs from another.
   """
-  f1 = averages(resampled(counts, seed, samples))[..., 2]
-  return np.moveaxis(np.percentile(f1, (2.5, 97.5), axis=0), 0, -1)
+  f1 = averages(counts.sum(0))[..., 2]
+  error = averages(resampled(counts, seed, samples))[..., 2].std(axis=0)
+  half = half_width(error, len(counts)) if len(counts) > 1 else np.full(f1.shape, np.nan)
+  half = np.where(error > 1e-12, half, np.nan)
+  return np.clip(np.stack([f1 - half, f1 + half], axis=-1), 0, 1)
 
 
 def resampled(
   counts: np.ndarray, seed: int | Sequence[int], samples: int
 ) -> np.ndarray:
-  """Sums of counts over N notes drawn from N with replacement, f64[samples, 2, T + 1, 3].
+  """Sums of counts over N sources drawn from N with replacement, f64[samples, 2, T + 1, 3].
 
   Args:
     counts: i64[N, 2, T + 1, 3].
     seed: of the draws.
     samples: number of draws.
   """
-  notes = len(counts)
-  if not notes:
+  number = len(counts)
+  if not number:
     return np.zeros((samples, *counts.shape[1:]))
-  # How often each note is drawn. Floats: the product goes through BLAS and stays exact.
-  times = np.random.default_rng(seed).multinomial(notes, np.full(notes, 1 / notes), samples)
-  flat = times.astype(float) @ counts.reshape(notes, -1).astype(float)
+  # How often each is drawn. Floats: the product goes through BLAS and stays exact.
+  times = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), samples)
+  flat = times.astype(float) @ counts.reshape(number, -1).astype(float)
   return flat.reshape(samples, *counts.shape[1:])
 
 

@@ -1,11 +1,11 @@
-"""Comparisons of runs: differences of mean F1, with intervals that resample notes and seeds.
+"""Comparisons of runs: differences of mean F1, with intervals over sources and seeds.
 
 The statistic is the mean over seeds of the plain mean over sites of typed micro F1. A draw takes
-every site's notes with replacement, the same ones for all runs that were tested on them, and, where
-there are several seeds, the seeds with replacement too. Intervals are 95 % percentiles; they hold
-only the spread over the notes and seeds of the runs, so with few of either they are too narrow.
+every site's sources with replacement, the same ones for all runs that were tested on them; over
+seeds the interval is a t interval, of a difference that of the paired differences. See
+`intervals.py`, which also says where there is none.
 
-Letters: K seeds, N notes of a site.
+Letters: K seeds, N sources of a site.
 """
 
 import json
@@ -16,31 +16,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmedjax.eval import metrics
+from fedmedjax.eval import intervals, metrics
 from fedmedjax.eval.evaluate import COUNTS
+from fedmedjax.eval.intervals import Estimate
 from fedmedjax.types import InputError
 
 
 class NoteCounts(NamedTuple):
-  """The counts that an adapter's score of one kind adds up from, on one site's test notes."""
+  """The counts that an adapter's score of one kind adds up from, on one site's test notes.
 
-  notes: tuple[str, ...]
+  Notes of one source are counted together.
+  """
+
+  sources: tuple[str, ...]
   counts: np.ndarray  # i64[N, 2 match kinds, T + 1, (tp, fp, fn)]
 
 
 # One run's answers, or one adapter's: {site: {score such as 'ner' or 're.modifier': NoteCounts}}.
 Answers = dict[str, dict[str, NoteCounts]]
-
-
-class Estimate(NamedTuple):
-  """A figure and its 95 % interval."""
-
-  value: float
-  low: float
-  high: float
-
-  def __str__(self) -> str:
-    return f'{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]'
 
 
 def read_answers(predictions: Path) -> dict[str, Any]:
@@ -50,8 +43,8 @@ def read_answers(predictions: Path) -> dict[str, Any]:
     predictions: the folder of its predictions.
 
   Returns:
-    {'scores': Answers, 'global': Answers, 'cross_site': {adapter: Answers}}; the last two are empty
-    where there are none.
+    {'scores': Answers, 'global': Answers, 'cross_site': {adapter: Answers}, 'validation': {adapter:
+    its loss on the validation set V}}; the last three are empty where there are none.
 
   Raises:
     InputError: the file is absent or is none of ours.
@@ -61,21 +54,24 @@ def read_answers(predictions: Path) -> dict[str, Any]:
     stored = json.loads(path.read_text(encoding='utf-8-sig'))
     return {
       'scores': _answers(stored['scores']), 'global': _answers(stored.get('global', {})),
-      'cross_site': {name: _answers(row) for name, row in stored.get('cross_site', {}).items()}}
+      'cross_site': {name: _answers(row) for name, row in stored.get('cross_site', {}).items()},
+      # None = a loss that was no number.
+      'validation': {name: np.inf if loss is None else float(loss)
+                     for name, loss in stored.get('validation', {}).items()}}
   except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
     raise InputError(
-      f'{path}: no counts by note ({error}); delete {predictions.parent / "summary.json"}, and the '
-      'same command scores the run again') from None
+      f'{path}: no counts by source ({error}); delete {predictions.parent / "summary.json"}, and '
+      'the same command scores the run again') from None
 
 
 def _answers(sites: dict[str, dict]) -> Answers:
-  """The counts in a part of the file, {site: {'notes': names, score: counts}}."""
+  """The counts in a part of the file, {site: {'sources': names, score: counts}}."""
   answers = {}
   for site, stored in sites.items():
-    notes = tuple(stored['notes'])
+    sources = tuple(stored['sources'])
     answers[site] = {
-      name: NoteCounts(notes, np.array(counts, np.int64).reshape(len(notes), 2, -1, 3))
-      for name, counts in stored.items() if name != 'notes'}
+      name: NoteCounts(sources, np.array(counts, np.int64).reshape(len(sources), 2, -1, 3))
+      for name, counts in stored.items() if name != 'sources'}
   return answers
 
 
@@ -92,17 +88,20 @@ def mean_f1(
     seed, samples: of the bootstrap.
     kind: 'strict' or 'lenient'.
   """
-  value, drawn = _statistic(runs, sites, score, seed, samples, kind)
-  return _estimate(value, drawn)
+  values, drawn = _statistic(runs, sites, score, seed, samples, kind)
+  return intervals.estimate(
+    float(values.mean()),
+    [intervals.of_sources(drawn, _numbers(runs[0], sites, score)), intervals.of_seeds(values)],
+    (0.0, 1.0))
 
 
 def difference(
   ours: Sequence[Answers], theirs: Sequence[Answers], sites: Sequence[str], score: str, *,
   seed: int, samples: int, kind: str = 'strict',
 ) -> Estimate:
-  """`mean_f1` of `ours` minus that of `theirs`, on the same draws of notes and seeds.
+  """`mean_f1` of `ours` minus that of `theirs`, on the same draws of sources, seed by seed.
 
-  A note that only one of the two was tested on adds no counts to the other.
+  A source that only one of the two was tested on adds no counts to the other.
 
   Args:
     ours, theirs: the answers of one run a seed; both have the same seeds, in the same order.
@@ -110,46 +109,40 @@ def difference(
   """
   if len(ours) != len(theirs):
     raise ValueError(f'{len(ours)} and {len(theirs)} seeds')
-  pairs = [_on_all_notes(*pair, sites, score) for pair in zip(ours, theirs, strict=True)]
+  pairs = [_on_all_sources(*pair, sites, score) for pair in zip(ours, theirs, strict=True)]
   ours, theirs = zip(*pairs, strict=True)
   (a, drawn_a), (b, drawn_b) = (
     _statistic(runs, sites, score, seed, samples, kind) for runs in (ours, theirs))
-  return _estimate(a - b, drawn_a - drawn_b)
+  return intervals.estimate(
+    float((a - b).mean()), [
+      intervals.of_sources(drawn_a - drawn_b, _numbers(ours[0], sites, score)),
+      intervals.of_seeds(a - b)], (-1.0, 1.0), test=True)
 
 
-def _on_all_notes(
+def fewest_sources(runs: Sequence[Answers], sites: Sequence[str], score: str) -> int:
+  """The smallest number of sources that any of `sites` was tested on."""
+  return min(number for answers in runs for number in _numbers(answers, sites, score))
+
+
+def _numbers(answers: Answers, sites: Sequence[str], score: str) -> list[int]:
+  """The number of sources of each site."""
+  return [len(answers[site][score].sources) for site in sites]
+
+
+def _on_all_sources(
   ours: Answers, theirs: Answers, sites: Sequence[str], score: str
 ) -> tuple[Answers, Answers]:
-  """The answers with the notes of either run, in one order, so that draws are of the same notes."""
+  """The answers with the sources of either run, in one order, so that draws are of the same."""
   out = {}, {}
   for site in sites:
     both = ours[site][score], theirs[site][score]
-    notes = tuple(dict.fromkeys(both[0].notes + both[1].notes))
+    sources = tuple(dict.fromkeys(both[0].sources + both[1].sources))
+    place = {source: i for i, source in enumerate(sources)}
     for side, tested in zip(out, both, strict=True):
-      counts = np.zeros((len(notes), *tested.counts.shape[1:]), np.int64)
-      counts[[notes.index(note) for note in tested.notes]] = tested.counts
-      side[site] = {score: NoteCounts(notes, counts)}
+      counts = np.zeros((len(sources), *tested.counts.shape[1:]), np.int64)
+      counts[[place[source] for source in tested.sources]] = tested.counts
+      side[site] = {score: NoteCounts(sources, counts)}
   return out
-
-
-def best_adapter(
-  rows: Sequence[dict[str, Answers]], sites: Sequence[str], score: str
-) -> str:
-  """The name of the adapter of highest mean typed strict F1 over `sites` and seeds.
-
-  It is chosen on the very notes that it is then compared on, which flatters it: a method that
-  beats it beats all of them.
-
-  Args:
-    rows: {adapter: Answers} of each seed.
-    sites: the mean is taken over these.
-    score: see `mean_f1`.
-  """
-  def value(name: str) -> float:
-    return float(np.mean([
-      _f1(row[name][site][score].counts.sum(0))[0] for row in rows for site in sites]))
-
-  return max(rows[0], key=value)
 
 
 def having(runs: Iterable[Answers], sites: Sequence[str], score: str) -> list[str]:
@@ -160,28 +153,25 @@ def having(runs: Iterable[Answers], sites: Sequence[str], score: str) -> list[st
 
 def _statistic(
   runs: Sequence[Answers], sites: Sequence[str], score: str, seed: int, samples: int, kind: str
-) -> tuple[float, np.ndarray]:
-  """(the mean F1, its draws f64[samples]); see `mean_f1`."""
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mean F1 of each run, and what each site contributes to it in each draw of its sources.
+
+  Returns:
+    f64[K], f64[K, S, samples]; see `mean_f1`.
+  """
   k = metrics.KINDS.index(kind)
-  values, drawn = np.zeros(len(runs)), np.zeros((len(runs), samples))
+  values, drawn = np.zeros(len(runs)), np.zeros((len(runs), len(sites), samples))
   for run, answers in enumerate(runs):
-    for site in sites:
+    for place, site in enumerate(sites):
       tested = answers[site][score]
-      # Notes of the same names are drawn alike for all runs; those of other sites are not.
-      stream = zlib.crc32('\n'.join((site, *tested.notes)).encode())
+      # Sources of the same names are drawn alike for all runs; those of other sites are not.
+      stream = zlib.crc32('\n'.join((site, *tested.sources)).encode())
       values[run] += _f1(tested.counts.sum(0))[k] / len(sites)
       draws = metrics.resampled(tested.counts, (seed, stream), samples)
-      drawn[run] += _f1(draws)[:, k] / len(sites)
-  chosen = np.random.default_rng(seed).integers(len(runs), size=(samples, len(runs)))
-  return float(values.mean()), np.take_along_axis(drawn.T, chosen, axis=1).mean(axis=1)
+      drawn[run, place] = _f1(draws)[:, k] / len(sites)
+  return values, drawn
 
 
 def _f1(counts: np.ndarray) -> np.ndarray:
   """Typed micro F1 of counts: [..., 2, T + 1, 3] -> [..., 2]."""
   return metrics.averages(counts)[..., 0, 2]
-
-
-def _estimate(value: float, drawn: np.ndarray) -> Estimate:
-  """A figure with the interval of its draws f64[samples]."""
-  low, high = np.percentile(drawn, (2.5, 97.5))
-  return Estimate(value, float(low), float(high))

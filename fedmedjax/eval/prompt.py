@@ -36,7 +36,7 @@ def make_prompt(
     count: number of solved examples.
     seed: of their draw.
   """
-  asked = part.ask.asked
+  asked = part.ask.shown
   pool = []
   for donor in donors(site, part, trained):
     for example in donor.solved:
@@ -50,15 +50,15 @@ def make_prompt(
 def donors(site: SiteData, part: TaskData, trained: Sequence[SiteData]) -> list[TaskData]:
   """The tasks whose training examples may be shown with questions about a site's task: its own.
 
-  An external cohort has none. It is shown those of the training sites that annotate all of its
-  types: another site's sentences would teach that a type is not to be marked.
+  An external cohort has none. It is shown those of the training sites that annotate all types of
+  its prompt: another site's sentences would teach that a type is not to be marked.
   """
   if site in trained:
     return [part]
   return [
     other for donor in trained for other in donor.tasks
     if other.ask.task == part.ask.task and all(
-      set(kinds) <= set(other.ask.asked.get(main, ())) for main, kinds in part.ask.asked.items())]
+      set(kinds) <= set(other.ask.asked.get(main, ())) for main, kinds in part.ask.shown.items())]
 
 
 def choose_shots(

@@ -215,6 +215,14 @@ _PLACE = Check(lambda v: TEXT.allows(v) or isinstance(v, os.PathLike), TEXT.word
 _RESERVED = ('global', 'zero_shot', 'pooled')
 
 
+def _expression(value: Any) -> bool:
+  """Whether a value is a regular expression that finds one thing."""
+  try:
+    return isinstance(value, str) and re.compile(value).groups <= 1
+  except re.error:
+    return False
+
+
 def _check_folders(folders: Sequence[Mapping]) -> None:
   keys = {
     'name': Check(lambda v: isinstance(v, str) and SITE_NAME.fullmatch(v)
@@ -224,7 +232,8 @@ def _check_folders(folders: Sequence[Mapping]) -> None:
     'test_share': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
     'annotated': Check(
       lambda v: isinstance(v, tuple | list) and all(name in ENTITY_TYPES for name in v),
-      f'a tuple of some of {", ".join(ENTITY_TYPES)}, or ()')}
+      f'a tuple of some of {", ".join(ENTITY_TYPES)}, or ()'),
+    'source': Check(_expression, 'a regular expression with at most one group')}
   needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)
   for i, site in enumerate(folders):
     place = f'config.data.folders[{i}]'

@@ -143,7 +143,8 @@ def _data() -> ConfigDict:
   data.max_train_sentences = 0
   # Longest example in tokens, input to end token; longer ones are not trained on, and counted.
   data.max_length = 256
-  # Share of each site's training notes held out, by note, for the validation set V.
+  # Share of each site's training notes held out, by source (article, trial, patient),
+  # for the validation set V.
   data.validation_share = 0.1
   # Examples of each site and task in V, at most; every adapter is run on all of V each round.
   data.validation_examples = 16
@@ -188,7 +189,7 @@ def _eval() -> ConfigDict:
   evaluation.guesses = 2
   # Where sites have adapters of their own: score each of them on every site, not only on its own.
   evaluation.cross_site = False
-  # Resamples of the bootstrap by note behind every 95 % interval.
+  # Resamples of the bootstrap by source behind every 95 % interval.
   evaluation.bootstrap_samples = 1000
   return evaluation
 

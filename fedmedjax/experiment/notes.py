@@ -1,6 +1,7 @@
 """The notes of a study's sites: read, dealt out, tokenised."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedmedjax.data.formats.corpora import CORPORA, SiteFolder, load_corpus, load_folder, unleaked
+from fedmedjax.data.formats.corpora import CORPORA, SiteFolder, load_corpus, load_folder
+from fedmedjax.data.leaks import unleaked
 from fedmedjax.data.partition import asked_alike, partition
+from fedmedjax.data.pieces import drawable
+from fedmedjax.data.relations import asked_like
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
@@ -50,7 +54,7 @@ def load_corpora(
 
   def load(key: str, name: str) -> SiteCorpus:
     if name in given:
-      return given[name]
+      return _drawable(given[name])
     if name in COHORTS:
       wanted = config.data.synthetic_notes if key == 'sites' else 0
       return generate_cohort(name, seed=config.seed, train_notes=wanted or None)
@@ -72,7 +76,16 @@ def load_corpora(
     sites, chosen.kind, unit=chosen.unit, sites=chosen.sites, strength=chosen.strength,
     corrupted=chosen.corrupted, seed=config.seed,
     deal=mine and partial(build_deal, mine)) if chosen.kind else ([], None)
+  external = [asked_like(cohort, parts or sites) for cohort in external]
   return Corpora(asked_alike(sites) if parts else sites, external, parts, skew)
+
+
+def _drawable(site: SiteCorpus) -> SiteCorpus:
+  """The site, with a part that is a single note cut into sentences; see `pieces.drawable`."""
+  counts = Counter()
+  train, test = (tuple(drawable(part, counts)) for part in (site.train, site.test))
+  return site._replace(
+    train=train, test=test, report=dict(Counter(site.report) + counts)) if counts else site
 
 
 def build_deal(part: OwnPart, notes, types, sites, strength, rng) -> np.ndarray:

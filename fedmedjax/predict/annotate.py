@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from fedmedjax.data.sentences import split_sentences, trimmed
+from fedmedjax.data.sentences import note_sentences, trimmed
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tokenize import encode_examples, encode_instruction
 from fedmedjax.eval import evaluate
@@ -95,7 +95,7 @@ def sentence_pieces(annotator: Annotator, note: Document) -> tuple[list[Example]
     (an example for each piece, number of sentences, number of sentences that were cut).
   """
   text = ' ' + note.text[1:] if note.text.startswith('\ufeff') else note.text
-  sentences, cut, examples = split_sentences(text), 0, []
+  sentences, cut, examples = note_sentences(note._replace(text=text)), 0, []
   for start, end in sentences:
     pieces = list(_pieces(text, start, end, partial(_fits, annotator)))
     cut += len(pieces) > 1
@@ -169,7 +169,7 @@ def annotate(
 
   def finished() -> Iterator[Annotation]:
     while opened and opened[0].last <= done:
-      yield _annotation(annotator, opened.popleft())
+      yield _annotation(opened.popleft())
 
   for note in notes:
     pieces, sentences, cut = sentence_pieces(annotator, note)
@@ -196,16 +196,14 @@ def _answer(
   return evaluate.answer(annotator.generator, annotator.base, annotator.adapter, site, advance)
 
 
-def _annotation(annotator: Annotator, entry: _Open) -> Annotation:
-  pairs = {main: kinds for part in annotator.parts for main, kinds in part.ask.asked.items()}
+def _annotation(entry: _Open) -> Annotation:
   linked = [record for record in entry.answers if 'main' in record]
   places = {
     Span(*span): None for record in entry.answers if 'main' not in record
     for span in record['predicted']}
   links = {
-    (Span(*record['main']), Span(*span)): None for record in linked for span in record['predicted']
-    # A modifier type that this entity cannot have, or that was not asked for, is an error.
-    if span[2] in pairs[record['main'][2]]}
+    (Span(*record['main']), Span(*span)): None
+    for record in linked for span in record['predicted']}
   entities = sorted(places)
   spans = entities + sorted({modifier for _, modifier in links})
   at = {span: index for index, span in enumerate(spans)}

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmedjax.data.tasks import TASKS, Ask, ask
-from fedmedjax.eval.evaluate import INVALID
 from fedmedjax.experiment import defaults
 from fedmedjax.experiment.config import CHECKS, leaves
 from fedmedjax.store.files import read_json
@@ -18,6 +17,7 @@ FLAGS = {
   'mesh_site': 'mesh.site', 'mesh_fsdp': 'mesh.fsdp', 'mesh_tensor': 'mesh.tensor'}
 _SETTINGS = (*FLAGS.values(), 'data.style', 'eval.max_new_ratio', 'eval.guesses')
 _LISTED = 8  # most names in a printed line
+_INVALID = 'invalid'  # no type, but a row of scores in summaries of earlier versions
 
 
 class Trained(NamedTuple):
@@ -179,4 +179,4 @@ def _of_a_site(
 
 def _names(scores: Mapping) -> list[str]:
   """The names, as `_ask` takes them, that a site was asked for: its scores list every type."""
-  return [name for name in scores.get('triple', scores)['per_type'] if name != INVALID]
+  return [name for name in scores.get('triple', scores)['per_type'] if name != _INVALID]

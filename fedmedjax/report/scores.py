@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedmedjax.eval.intervals import FEW_SOURCES
 from fedmedjax.report import charts
 from fedmedjax.report.blocks import Cell, Chart, Charts, Section, Table
 from fedmedjax.report.runs import Run, is_external, tested
@@ -85,6 +86,9 @@ def score_section(runs: Sequence[Run]) -> Section:
   """Tables and charts of all measures."""
   inside, outside = tested(runs)
   few = len(runs) <= _FEW
+  few_sources = dict.fromkeys(
+    f'{site} has {number}' for run in runs
+    for site, number in (run.summary.get('test_sources') or {}).items() if number < FEW_SOURCES)
   blocks = []
   for measure in measured(runs):
     make = _by_site if few else _by_run
@@ -95,8 +99,11 @@ def score_section(runs: Sequence[Run]) -> Section:
     'scores', 'Scores',
     'F1 joins precision and recall in one number from 0 to 1. Strict counts a span as right '
     'when its type, start and end are those of the annotation; lenient when its type is right and '
-    'it shares a word. The range below a figure is its 95 % interval, by resampling notes. '
-    'External sites were never trained on.', blocks)
+    'it shares a word. The range below a figure is its 95 % interval, by resampling sources '
+    '(articles, trials, patients, or just notes) of one seed: how training varies is left out. '
+    'Where there is none, there was a single source, or nothing varied.'
+    + (f' Of few sources they say little: {", ".join(few_sources)}.' if few_sources else '')
+    + ' External sites were never trained on.', blocks)
 
 
 def _by_site(

@@ -1,11 +1,13 @@
 """Tables for the terminal."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 
 from rich.table import Table
 
 from fedmedjax.data.site import SiteData
+from fedmedjax.eval.intervals import FEW_SOURCES
 from fedmedjax.report.runs import method_name
 from fedmedjax.runtime.progress import Reporter
 
@@ -16,12 +18,20 @@ _DROPPED = {
   'unmapped': 'of other types', 'unmapped_relations': 'other relations',
   'unmapped_attributes': 'other attributes', 'attributes_without_cue': 'negations without a cue',
   'discontinuous': 'discontinuous', 'duplicate': 'repeated', 'leaked_documents': 'leaked notes',
+  'near_duplicate_documents': 'notes nearly as test notes',
+  'renamed_documents': 'notes of an id that others have (kept on one side)',
+  'sentences_as_notes': 'sentences taken for notes, for want of several notes',
+  'cut_entities': 'entities lost by that',
+  'documents_of_one_source': 'notes of a single source, each drawn alone',
+  'merged_records': 'records merged into others', 'fragments': 'pieces of split mentions',
+  'composite': 'mentions of several concepts',
   'duplicate_documents': 'repeated notes', 'nary': 'n-ary relations',
   'unanchored': 'relations without an end', 'unplaced': 'without a place',
   'text_mismatch': 'quoted otherwise', 'stray_inside': 'tags that go on from nothing',
   'broken_markup': 'tags without a partner', 'moved_passages': 'passages moved',
   'cut_sentences': 'cut sentences', 'unlabelled': 'entities without a word of their own',
   'used_blank': 'entities of blanks', 'empty_tokens': 'empty tokens',
+  'empty_records': 'empty rows', 'relation_notes': 'notes on relations',
   'used_crossing_mains': 'main entities crossing sentences',
   'relation_attributes': 'attributes of relations', 'coreferences': 'coreferences',
   'normalisations': 'normalisations', 'notes': "annotators' notes",
@@ -40,9 +50,18 @@ _RULES = {
 }
 
 
+# Counts of what a site holds, which other columns show; every other count is shown by its key.
+_HOLDS = re.compile(
+  r'(raw|mapped)_.*|(used_)?(sentences|entities|mains|modifiers)|relations|events|assertions|records|'
+  r'attributes|corrupted|((train|dev|test|validation)_)?(documents|sentences)|(held_out|unseen)_test_.*')
+
+
 def set_aside(report: dict[str, int]) -> str:
   """What a site's reading left out or repaired, in words."""
-  said = [f'{report[key]:,} {name}' for key, name in _DROPPED.items() if report.get(key)]
+  unnamed = {key: key.replace('_', ' ') for key in report
+             if key not in _DROPPED and key not in _RULES and not _HOLDS.fullmatch(key)}
+  said = [f'{report[key]:,} {name}' for key, name in (_DROPPED | unnamed).items()
+          if report.get(key)]
   said += [f'{report[key]:,} offsets read as counting {name}' for key, name in _RULES.items()
            if report.get(key)]
   return ', '.join(said)
@@ -90,6 +109,8 @@ def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
   if scores is None:
     return '-'
   entry = scores[kind]['typed']
+  if entry['ci95'] is None:
+    return f'{entry["f1"]:.3f}'
   low, high = entry['ci95']
   return f'{entry["f1"]:.3f}{between}[{low:.2f},{high:.2f}]'
 
@@ -97,7 +118,9 @@ def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
 def score_table(summary: dict) -> Table:
   """Typed F1 of every site, strict and lenient, beside that of the adapter for all, where sites
   have their own, and zero-shot."""
-  table = Table(title=f'Typed F1, {method_name(summary)}, seed {summary["seed"]} [95 % by note]')
+  table = Table(
+    title=f'Typed F1, {method_name(summary)}, seed {summary["seed"]} [95 % by source]',
+    caption=_caption(summary))
   zero, everyone = (
     (summary.get(key) or {}).get('scores', {}) for key in ('zero_shot', 'global'))
   kinds = ('strict', 'lenient')
@@ -126,7 +149,8 @@ _LINKS = {'modifier': 'modifiers', 'triple': 'triples', 'end_to_end': 'end to en
 def relation_table(summary: dict) -> Table:
   """Typed F1 of every site's relations, beside the zero-shot modifiers."""
   table = Table(title=(
-    f'Typed F1 of relations, {method_name(summary)}, seed {summary["seed"]} [95 % by note]'))
+    f'Typed F1 of relations, {method_name(summary)}, seed {summary["seed"]} [95 % by source]'),
+    caption=_caption(summary))
   zero = (summary.get('zero_shot') or {}).get('scores', {})
   columns = [
     (f'{word} {kind}', summary['scores'], name, kind)
@@ -146,6 +170,15 @@ def relation_table(summary: dict) -> Table:
     mean_link_f1(scores, inside, name, kind) if scores else '-'
     for _, scores, name, kind in columns))
   return table
+
+
+def _caption(summary: dict) -> str:
+  """What the intervals of a run leave out, and the sites of which too little was tested."""
+  known = summary.get('test_sources') or {}
+  few = [f'{site} has {number}' for site, number in known.items() if number < FEW_SOURCES]
+  return 'Intervals are of one seed: how training varies is left out.' * (
+    len(summary.get('seeds', ())) < 2) + (
+    f' Of few sources they say little: {", ".join(few)}.' if few else '')
 
 
 def _label(site: str, summary: dict) -> str:
@@ -239,7 +272,7 @@ def with_global(rows: dict[str, dict]) -> dict[str, dict]:
 
 def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:
   """Regime x site: typed strict F1, the mean over sites, and what was sent."""
-  table = Table(title='Typed strict F1 by regime [95 % by note]')
+  table = Table(title='Typed strict F1 by regime [95 % by source]')
   table.add_column('regime', no_wrap=True)
   # Blanks, so that long names wrap between words.
   inside, outside = ([name.replace('_', ' ') for name in names] for names in (sites, external))
@@ -266,7 +299,7 @@ def relation_tables(
   for name, word in _LINKS.items():
     having = {regime: row['scores'] for regime, row in rows.items()
               if has_relations(row['scores'], name)}
-    table = Table(title=f'Typed strict F1 of {word} [95 % by note]')
+    table = Table(title=f'Typed strict F1 of {word} [95 % by source]')
     table.add_column('regime', no_wrap=True)
     for column in (*sites, 'mean', *(f'{site} (external)' for site in external)):
       table.add_column(column.replace('_', ' '), justify='right')

@@ -37,7 +37,7 @@ from fedmedjax.train.fingerprint import (
 from fedmedjax.train.loop import CHECKPOINTS, StepDisplay, Trained, planned, train
 from fedmedjax.train.memory import Plan
 from fedmedjax.train.round_log import participant_names
-from fedmedjax.train.scoring import run_summary, score_all, shown
+from fedmedjax.train.scoring import run_summary, score_all, shown, validation_losses
 from fedmedjax.types import InputError
 
 # Where sites have adapters of their own: the folder of the one that is averaged for all sites.
@@ -162,9 +162,10 @@ def _carried_out(
     if averaged:
       global_scores, _ = score_all(study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
   files.write_json(workdir / 'predictions' / evaluate.COUNTS, files.plain({
-    'scores': evaluate.note_counts(scores),
-    'cross_site': {name: evaluate.note_counts(row) for name, row in crossed.items()},
-    'global': evaluate.note_counts(global_scores or {})}))
+    'scores': evaluate.source_counts(scores),
+    'cross_site': {name: evaluate.source_counts(row) for name, row in crossed.items()},
+    'global': evaluate.source_counts(global_scores or {}),
+    'validation': validation_losses(study, adapters) if crossed else {}}))
   summary = run_summary(study, lines, scores, zero_shot, global_scores) | {
     'cross_site': files.plain({
       name: shown(row) for name, row in crossed.items()}) or None,

@@ -1,10 +1,14 @@
 """Scores of a run: every site's test set answered and scored, and what summary.json says of it."""
 
+from functools import partial
 from pathlib import Path
+
+import jax
 
 from fedmedjax import tree
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment.types import Study
+from fedmedjax.fed.local import mean_loss
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files
 
@@ -44,6 +48,22 @@ def score_all(
   return scores, crossed
 
 
+def validation_losses(study: Study, adapters: dict[str, dict]) -> dict[str, float]:
+  """{name: loss of each adapter on the validation set V of all sites}; {} without a V.
+
+  It is what the best single site is chosen by, before test notes are looked at.
+
+  Args:
+    adapters: {name: adapter [*p]}.
+  """
+  if study.validation is None:
+    return {}
+  loss_fn = study.trainable.loss_fn(study.executions[0].remat)
+  loss = jax.jit(partial(mean_loss, loss_fn))
+  return {name: float(loss(adapter, study.trainable.base, study.validation))
+          for name, adapter in adapters.items()}
+
+
 def shown(scores: dict[str, evaluate.SiteScores]) -> dict[str, dict]:
   """{site: {task: scores}}, as summary.json has them."""
   return {name: site.scores for name, site in scores.items()}
@@ -75,6 +95,7 @@ def run_summary(
     'train_examples': [len(site.train) for site in study.data.sites],
     'partition': study.data.skew and study.data.skew._asdict(),
     'scores': shown(scores),
+    'test_sources': {name: len(site.sources) for name, site in scores.items()},
     'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
     'bytes_full_model': trainable.whole_bytes * exchanges,
     'adapter_parameters': tree.size(trainable.adapter),

@@ -2,21 +2,25 @@
 
 import numpy as np
 import pytest
+from real_data import real_data
 
+from fedmedjax.data.formats.corpora import load_corpus
 from fedmedjax.data.partition import (
   KINDS,
+  UNITS,
   annotated_types,
   annotating,
   asked_alike,
   by_quantity,
   each_with_entities,
   partition,
-  sentences_of,
 )
+from fedmedjax.data.pieces import sentences_of
 from fedmedjax.data.relations import annotated
 from fedmedjax.data.statistics import divergence, word_divergence
 from fedmedjax.data.styles import by_style
 from fedmedjax.data.synthetic.cohorts import generate_cohort
+from fedmedjax.data.type_mixes import _unlike
 from fedmedjax.types import ENTITY_TYPES, Document, InputError, Relation, Span
 
 STRENGTH = {'iid': 1.0, 'types': 0.05, 'quantity': 1.2, 'style': 1.0, 'labels': 0.5}
@@ -53,12 +57,41 @@ def test_divergence_by_hand():
   assert divergence(np.asarray([[3, 1], [6, 2]])) == pytest.approx(0.0)
 
 
-def test_type_mixes_follow_the_concentration(sources):
-  """Small strength: unlike sites of equal size. Large: nearly as alike as those dealt evenly."""
-  skews = [deal(sources, 'types', strength, unit='sentence')[1] for strength in (0.2, 10.0, 1e6)]
-  assert skews[0].type_divergence > 2 * skews[1].type_divergence > 4 * skews[2].type_divergence
-  assert skews[0].type_divergence > 0.5 and max(skews[0].sizes) - min(skews[0].sizes) <= 1
-  assert deal(sources, 'iid', unit='sentence')[1].type_divergence < 0.02
+@pytest.mark.parametrize('unit', UNITS)
+@pytest.mark.parametrize('name', ['icu', 'dictation', 'clinic'])
+def test_the_smaller_the_concentration_the_more_unlike_the_mixes(name, unit):
+  """Whole notes as well as sentences: unlike sites of equal size, up to sites as alike as chance.
+
+  A share (1 + strength)^-1/2 of the notes is at the site of its group, so between 0.01 and 10 the
+  divergence falls about tenfold where it is not chance.
+  """
+  pool = [generate_cohort(f'synthetic_{name}', train_notes=40)]
+  skews = [deal(pool, 'types', strength, unit=unit, sites=4)[1] for strength in (0.01, 1, 5, 1e6)]
+  divergences = [skew.type_divergence for skew in skews]
+  assert divergences == sorted(divergences, reverse=True)
+  even = deal(pool, 'iid', unit=unit, sites=4)[1].type_divergence
+  assert divergences[0] > 4 * even and divergences[0] > 4 * divergences[-1]
+  assert all(max(skew.sizes) - min(skew.sizes) <= 1 for skew in skews)
+
+
+@pytest.mark.parametrize(('name', 'notes'), [('maccrobat2020', 40), ('chia', 200), ('bc5cdr', 80)])
+def test_the_dial_on_public_corpora(name, notes):
+  pool = [load_corpus(name, real_data(name))]
+  pool = [pool[0]._replace(train=pool[0].train[:notes])]
+  for unit in UNITS:
+    found = [deal(pool, 'types', strength, unit=unit, sites=6)[1].type_divergence
+             for strength in (0.01, 0.3, 10)]
+    assert found[0] > found[1] > 3 * found[2], (unit, found)
+
+
+def test_groups_of_unlike_mixes_by_hand():
+  """Shares of the first type 1, 0.9, 0.2, 0 and, of a note without entities, the pool's 0.536: cut
+  in two along them, and the fifth stays in the middle."""
+  counts = np.array([[4, 0], [9, 1], [2, 8], [0, 4], [0, 0]])
+  found = _unlike(counts, 2, np.random.default_rng(0))
+  assert found[0] == found[1] != found[2] == found[3]
+  found = _unlike(counts, 5, np.random.default_rng(0))
+  assert sorted(found) == [0, 1, 2, 3, 4] and {found[2], found[3]} == {0, 1} and found[4] >= 2
 
 
 def test_sizes_by_hand():

@@ -4,7 +4,7 @@ import pytest
 
 from fedmedjax.data import relations
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
-from fedmedjax.data.tasks import ask
+from fedmedjax.data.tasks import STYLES, ask
 from fedmedjax.types import MODIFIER_TYPES, Document, Relation, SiteCorpus, Span
 
 TEXT = 'Denies chest pain. On aspirin 81 mg daily for fever.'
@@ -57,6 +57,36 @@ def test_types_that_were_not_annotated_make_no_examples():
     note((0, 3), (1, 4), (1, 5)), {'drug': ('strength',)})
   assert [(e.main.type, [m.type for m in e.entities]) for e in found] == [('drug', ['strength'])]
   assert counts['invalid_pairs'] == 1
+
+
+def test_of_overlapping_modifiers_a_whole_one_goes_before_one_in_pieces():
+  document = note((1, 4), (1, 6))._replace(covering=((30, 35),))  # 81 mg and, within it, 81
+  (example,), counts = relations.relation_examples(document, {'drug': ('strength',)})
+  assert [TEXT[19:][s.start:s.end] for s in example.entities] == ['81'] and counts['nested'] == 1
+
+
+def test_an_external_cohort_is_asked_as_the_site_that_asks_for_most():
+  """Its own annotation says what it is judged by and nothing of what the prompt names."""
+  def site(name, **modifiers):
+    return SiteCorpus(name, ('problem', 'drug'), (note((0, 3)),), (note((1, 5)),), {}, modifiers)
+
+  few, most = site('few', problem=('negation',)), site(
+    'most', problem=('negation', 'severity'), drug=('strength', 'route'))
+  for own, judged in (
+      (None, {'problem': ('negation',)}), ({'drug': ('route', 'form')}, {'drug': ('route',)}),
+      ({}, {}), (MODIFIER_TYPES, {
+        'problem': ('severity', 'negation'), 'drug': ('strength', 'route')})):
+    cohort = relations.asked_like(site('out')._replace(modifiers=own), [few, most, few])
+    for style in STYLES:
+      asked = ask('re', cohort, style)
+      trained = ask('re', most, style)
+      assert (asked.instruction, asked.pieces) == (trained.instruction, trained.pieces)
+      assert asked.shown == trained.asked
+    assert asked.asked == judged
+  # Entities are asked as before; without a site that knows modifiers nothing changes.
+  assert ask('ner', cohort).instruction == ask('ner', site('out')).instruction
+  plain = site('out', drug=('route',))
+  assert relations.asked_like(plain, [site('none')]) == plain
 
 
 @pytest.mark.parametrize('name', COHORTS)

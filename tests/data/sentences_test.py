@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmedjax.data.sentences import sentence_examples, split_sentences
+from fedmedjax.data.sentences import flat, note_sentences, sentence_examples, split_sentences
 from fedmedjax.types import Document, Span
 
 WRAPPED = '\n'.join((
@@ -65,6 +65,22 @@ def test_every_visible_character_is_in_exactly_one_sentence(text):
   assert all(c.isspace() for i, c in enumerate(text) if i not in set(seen))
 
 
+@settings(derandomize=True, deadline=None, max_examples=200, database=None)
+@given(st.text(st.sampled_from('ab A1.?! \n\r'), max_size=40),
+       st.lists(st.tuples(st.integers(0, 45), st.integers(0, 45)), max_size=4))
+def test_given_sentences_stay_and_the_rest_is_split(text, given_ranges):
+  """Whatever ranges are given: each visible character is in one sentence; sound ones are kept."""
+  found = note_sentences(Document('n', text, (), (), sentences=tuple(given_ranges)))
+  seen = [at for start, end in found for at in range(start, end)]
+  assert seen == sorted(set(seen)) and all(start < end for start, end in found)
+  assert all(c.isspace() for i, c in enumerate(text) if i not in set(seen))
+  for start, end in given_ranges:
+    others = [place for place in given_ranges if place != (start, end)]
+    inside = text[start:end] and text[start:end] == text[start:end].strip() and end <= len(text)
+    if inside and all(b <= start or end <= a for a, b in others):
+      assert (start, end) in found
+
+
 @pytest.mark.parametrize('unit', ['.', 'a. b ', '(', '()', '. ', ').', 'a.\n', '1. ', '([)] . '])
 def test_time_is_linear(unit):
   began = time.perf_counter()
@@ -103,3 +119,19 @@ def test_examples_without_entities_are_kept():
   examples, counts = sentence_examples(Document('note', 'Well. Fine.', (), ()), ('drug',))
   assert [e.text for e in examples] == ['Well.', 'Fine.']
   assert counts['entities'] == 0
+
+
+def test_of_overlapping_entities_a_whole_one_goes_before_one_in_pieces():
+  """'left ... knee pain' covers 'left and right knee pain', in which 'right knee pain' is whole; of
+  entities in pieces only the longest stays; one that touches none stays in any case."""
+  text = 'Has left and right knee pain, then fever of bones.'
+  left, right, pain = Span(4, 28, 'problem'), Span(13, 28, 'problem'), Span(24, 28, 'problem')
+  other, apart = Span(9, 28, 'problem'), Span(35, 49, 'problem')
+  covering = (left[:2], other[:2], apart[:2])
+  for spans, kept in (
+      ((left, right, pain), (right,)), ((pain, left), (pain,)), ((left, other), (left,)),
+      ((other, left, apart), (left, apart)), ((left,), (left,))):
+    examples, counts = sentence_examples(
+      Document('n', text, spans, (), covering=covering), ('problem',))
+    assert examples[0].entities == kept and counts['nested'] == len(spans) - len(kept)
+  assert flat([left, right]) == [left] and flat([left, right], {left}) == [right]

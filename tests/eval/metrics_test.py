@@ -205,19 +205,29 @@ def test_bootstrap_draws_notes_and_pools_their_counts():
   values, times = np.unique(drawn.round(6), return_counts=True)
   assert values.tolist() == [0, .888889, 1]
   assert times / 4000 == pytest.approx([.25, .5, .25], abs=.03)
+  # The interval is wider than the draws are apart: with one degree of freedom nothing is known.
   assert metrics.bootstrap_f1(counts, seed=1).tolist() == [[[0, 1]] * 3] * 2
-  # Of three notes the bad one is drawn three times in 1/27 = 3.7 % of the draws: more than 2.5 %.
-  counts = np.stack([note(8, 0, 0), note(8, 0, 0), note(0, 0, 8)])
-  assert metrics.bootstrap_f1(counts, seed=1, samples=4000).tolist() == [[[0, 1]] * 3] * 2
 
 
-def test_bootstrap_of_equal_notes_has_no_width_and_depends_on_the_seed_only():
+def test_an_interval_of_sources_by_hand():
+  """Four notes with 40, 60, 50, 50 hits of 100: F1 0.5; their standard deviation is
+  sqrt(0.02 / 3), that of their mean half of it, 0.040825; t is 3.18245 for 3 degrees of freedom."""
+  counts = np.stack([note(tp, 100 - tp, 100 - tp) for tp in (40, 60, 50, 50)])
+  low, high = metrics.bootstrap_f1(counts, seed=2, samples=20000)[0, 0]
+  assert (low + high) / 2 == pytest.approx(0.5)
+  assert (high - low) / 2 == pytest.approx(0.040825 * 3.18245, rel=0.02)
+
+
+def test_there_is_no_interval_where_nothing_can_be_drawn():
+  """Equal notes, a note alone, and none at all; otherwise it depends on the seed only."""
   same = np.stack([note(2, 1, 1)] * 5)
-  assert metrics.bootstrap_f1(same, seed=0) == pytest.approx(np.full((2, 3, 2), 2 / 3))
+  for few in (same, same[:1], same[:0]):
+    assert np.isnan(metrics.bootstrap_f1(few, seed=0)).all()
+  got = metrics.scores(same.sum(0), TYPES[:1], metrics.bootstrap_f1(same, 0))
+  assert got['strict']['typed']['ci95'] is None
   unlike = np.stack([note(i, 3, 7 - i % 5) for i in range(9)])
   a, b, c = (metrics.bootstrap_f1(unlike, seed) for seed in (3, 3, 4))
   assert (a == b).all() and (a != c).any()
-  assert metrics.bootstrap_f1(unlike[:0], seed=0).tolist() == [[[0, 0]] * 3] * 2
 
 
 def test_counts_add_and_scores_are_plain_json():
@@ -229,7 +239,7 @@ def test_counts_add_and_scores_are_plain_json():
   assert got['strict']['typed']['f1'] == pytest.approx(3 / 4)  # 2 pi = 2 ri = 3 of 4
   assert got['per_type']['problem']['strict']['f1'] == pytest.approx(1 / 2)
   assert got['per_type']['problem']['lenient']['f1'] == 1
-  assert got['strict']['typed']['ci95'] == [.5, 1]
+  assert got['strict']['typed']['ci95'] == [0, 1]
   assert json.loads(json.dumps(got)) == got
   assert set(got) == {'strict', 'lenient', 'per_type'}
 

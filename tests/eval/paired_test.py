@@ -26,12 +26,16 @@ def answers(prefix='note', **_notes) -> paired.Answers:
 
 def test_the_mean_is_over_sites_and_then_over_seeds():
   """Seed 0: F1 8/10 at a and 0 at b, mean 0.4. Seed 1: 1 and 1/2, mean 0.75. Together 0.575; with
-  one note a site only the seeds can be drawn: 0.4, 0.575 or 0.75, the outer ones 1 in 4 each."""
+  one note a site only the seeds vary: error 0.35 / 2, times 12.7 for one degree of freedom."""
   first = answers(a=[note(4, 1, 1)], b=[note(0, 2, 2)])
   second = answers(a=[note(5, 0, 0)], b=[note(1, 1, 1)])
-  found = paired.mean_f1([first, second], ['a', 'b'], 'ner', **DRAWS)
-  assert found == pytest.approx((0.575, 0.4, 0.75))
-  assert paired.mean_f1([first], ['a', 'b'], 'ner', **DRAWS) == pytest.approx((0.4, 0.4, 0.4))
+  assert paired.mean_f1([first, second], ['a', 'b'], 'ner', **DRAWS)[:3] == pytest.approx(
+    (0.575, 0, 1))
+  near = answers(a=[note(4, 1, 1)], b=[note(1, 199, 199)])
+  found = paired.mean_f1([first, near], ['a', 'b'], 'ner', **DRAWS)
+  assert found[:3] == pytest.approx(
+    (0.40125, 0.40125 - 0.00125 * 12.7062, 0.40125 + 0.00125 * 12.7062), abs=1e-6)
+  assert str(paired.mean_f1([first], ['a', 'b'], 'ner', **DRAWS)) == '+0.400 (no interval)'
 
 
 def test_a_difference_uses_the_same_notes_for_both():
@@ -51,26 +55,28 @@ def test_a_difference_uses_the_same_notes_for_both():
   assert paired.difference(*([run] for run in both), ['a'], 'ner', **DRAWS) == found
   assert paired.difference(*([run] for run in both), ['a', 'b'], 'ner', **DRAWS) == pytest.approx(
     paired.difference(*([run] for run in both), ['b', 'a'], 'ner', **DRAWS))
-  assert paired.difference([ours], [ours], ['a'], 'ner', **DRAWS) == (0, 0, 0)
+  assert paired.difference([ours], [ours], ['a'], 'ner', **DRAWS) == (0, None, None, None)
   with pytest.raises(ValueError, match='1 and 2 seeds'):
     paired.difference([ours], [theirs, theirs], ['a'], 'ner', **DRAWS)
 
 
 def test_seeds_are_paired_too():
-  """Ours 0.8 and 0.4, theirs 0.7 and 0.3: the difference is 0.1 whichever seeds are drawn; drawn
-  apart it would range from -0.3 to 0.5."""
+  """Ours 0.80, 0.40, 0.60, theirs 0.70, 0.30, 0.47: the differences are 0.10, 0.10, 0.13, of mean
+  0.11 and error 0.01; t is 4.30265 for two degrees of freedom. Unpaired it would be 0.17."""
   ours, theirs = (
-    [answers(a=[note(tp, 10 - tp, 10 - tp)]) for tp in hits] for hits in ((8, 4), (7, 3)))
+    [answers(a=[note(tp, 100 - tp, 100 - tp)]) for tp in hits]
+    for hits in ((80, 40, 60), (70, 30, 47)))
   found = paired.difference(ours, theirs, ['a'], 'ner', **DRAWS)
-  assert found == pytest.approx((0.1, 0.1, 0.1))
+  assert found[:3] == pytest.approx((0.11, 0.11 - 0.0430265, 0.11 + 0.0430265), abs=1e-6)
+  assert 0.005 < found.p < 0.01
 
 
 def test_a_note_that_one_run_has_nothing_of_counts_nothing():
   """A classifier is asked about notes with a main entity only: equal counts are no difference."""
   hits = [note(i, 3, 7 - i % 5) for i in range(9)]
   ours, theirs = answers(a=hits), answers(a=[*hits, note(0, 0, 0)])
-  assert paired.difference([ours], [theirs], ['a'], 'ner', **DRAWS) == (0, 0, 0)
-  assert paired.difference([theirs], [ours], ['a'], 'ner', **DRAWS) == (0, 0, 0)
+  assert paired.difference([ours], [theirs], ['a'], 'ner', **DRAWS)[:2] == (0, None)
+  assert paired.difference([theirs], [ours], ['a'], 'ner', **DRAWS)[:2] == (0, None)
 
 
 def test_one_seed_and_site_is_the_plain_bootstrap():
@@ -82,29 +88,22 @@ def test_one_seed_and_site_is_the_plain_bootstrap():
     metrics.bootstrap_f1(counts, 0, 2000)[0, 0], abs=.01)
 
 
-def test_the_best_adapter_is_that_of_the_highest_mean():
-  """a is better at its own site (1 against 2/3), b over both: (2/3 + 1) / 2 against (1 + 0) / 2."""
-  rows = [{
-    'a': answers(a=[note(3, 0, 0)], b=[note(0, 3, 3)]),
-    'b': answers(a=[note(2, 1, 1)], b=[note(3, 0, 0)])}]
-  assert paired.best_adapter(rows, ['a', 'b'], 'ner') == 'b'
-  assert paired.best_adapter(rows, ['a'], 'ner') == 'a'
-
-
 @pytest.mark.parametrize('text', [
-  None, '', '[]', '{"scores": {"a": {}}}', '{"scores": {"a": {"notes": ["n"], "ner": [1]}}}'])
+  None, '', '[]', '{"scores": {"a": {}}}', '{"scores": {"a": {"sources": ["n"], "ner": [1]}}}'])
 def test_counts_that_are_none_are_named(tmp_path, text):
   if text is not None:
     (tmp_path / 'counts.json').write_text(text)
-  with pytest.raises(InputError, match=r'counts\.json: no counts by note .*delete .*summary.json'):
+  with pytest.raises(InputError, match=r'counts\.json: no counts by source .*delete .*summary'):
     paired.read_answers(tmp_path)
 
 
 def test_counts_come_back_from_their_file(tmp_path):
   counts = np.arange(24).reshape(2, 2, 2, 3)
   (tmp_path / 'counts.json').write_text(json.dumps(
-    {'scores': {'a': {'notes': ['x', 'y'], 'ner': counts.tolist()}}}))
+    {'scores': {'a': {'sources': ['x', 'y'], 'ner': counts.tolist()}},
+     'validation': {'a': 0.5, 'b': None}}))
   held = paired.read_answers(tmp_path)
-  assert held['scores']['a']['ner'].notes == ('x', 'y')
+  assert held['scores']['a']['ner'].sources == ('x', 'y')
   np.testing.assert_array_equal(held['scores']['a']['ner'].counts, counts)
   assert held['cross_site'] == held['global'] == {}
+  assert held['validation'] == {'a': 0.5, 'b': np.inf}

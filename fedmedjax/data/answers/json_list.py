@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmedjax.data.answers.align import fold, inside_word
+from fedmedjax.data.answers.thought import answer_of
 from fedmedjax.types import Parse, Span
 
 # One object of the list, keys in either order, quotes of either kind. Possessive quantifiers (*+)
@@ -49,15 +50,18 @@ def shown(kind: str, words: str) -> str:
   return write(words, (Span(0, len(words), kind),))[1:-1]
 
 
-def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
+def parse(
+  generated: str, text: str, types: Sequence[str], near: Span | None = None
+) -> Parse:
   """Recovers entities from the list that a model wrote for the sentence `text`.
 
-  Of a list that is no JSON, whole objects are read, whatever text is around them. Each entry is
-  placed, no two on the same character,
+  Only the answer is read, see `thought.answer_of`. Of a list that is no JSON, whole objects are
+  read, whatever text is around them. Each entry is placed, no two on the same character,
     1. where its words stand between the places of the entries before and after it, leftmost;
     2. else where they stand anywhere else in the text, leftmost;
     3. else where the same characters stand within a word;
     4. otherwise it is dropped.
+  Where a main entity is given, `near`, the place nearest to it is taken instead of the leftmost.
   Each step goes over all entries before the next begins, first those whose words stand in the
   fewest places, then the longest; those with one place only take the first two steps before all
   others. So entries with a certain place keep the others in order, of two entries that share
@@ -71,14 +75,14 @@ def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
     is no such list, alone or in a fence, an entry was dropped, or the output was too long to be
     read to its end.
   """
-  limit = _LONGEST + _PER_CHARACTER * len(text)
+  generated, limit = answer_of(generated), _LONGEST + _PER_CHARACTER * len(text)
   whole, generated = len(generated) <= limit, generated[:limit]
   asked = {name.lower(): name for name in types}
   entries, sound = _entries(generated)
   entries = [
     _Entry(asked[entry.type.lower()], entry.words) for entry in entries
     if entry.type.lower() in asked and entry.words.strip()]
-  spans = _place(entries, text)
+  spans = _place(entries, text, near)
   dropped = len(entries) - len(spans)
   sound &= whole
   return Parse(
@@ -122,7 +126,7 @@ def _unescaped(value: str | None) -> str | None:
     return value.replace("\\'", "'")
 
 
-def _place(entries: Sequence[_Entry], text: str) -> list[Span]:
+def _place(entries: Sequence[_Entry], text: str, near: Span | None) -> list[Span]:
   """A place in the text for each entry that has one; see `parse`."""
   folded, inside = fold(text), inside_word(text)
   claimed = np.zeros(len(text), bool)
@@ -150,12 +154,25 @@ def _place(entries: Sequence[_Entry], text: str) -> list[Span]:
       if whole_words:
         fits &= ~(inside[starts] | inside[ends])
       if fits.any():
-        start, end = int(starts[fits][0]), int(ends[fits][0])
+        away = _away(starts[fits], ends[fits], near)
+        start, end = (int(edges[fits][np.argmin(away)]) for edges in (starts, ends))
         claimed[start:end] = True
         spans[i] = Span(start, end, entries[i].type)
         if in_order:
           insort(placed, i)
   return list(spans.values())
+
+
+def _away(starts: np.ndarray, ends: np.ndarray, near: Span | None) -> np.ndarray:
+  """How little places are to be preferred, i64[places]: distances from `near`, else from the left.
+
+  Args:
+    starts, ends: of the places, i64[places].
+    near: the main entity, if there is one.
+  """
+  if near is None:
+    return starts
+  return np.maximum(np.maximum(near.start - ends, starts - near.end), 0)
 
 
 def _occurrences(words: str, folded: str) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 `<span class="problem">...</span>` stands around each entity. Nothing is escaped: '<' and '&' go
 through as they are, since the parser looks for span tags only and compares everything else with
-the sentence, character by character. The one string that could be taken for markup, a span tag
-that stands in the sentence itself, gets a look-alike for its '<' (one character for one character,
-in input and target alike): offsets never move.
+the sentence, character by character. The one string that could be taken for markup, a span tag or
+the tag of a thought (`thought.py`) that stands in the sentence itself, gets a look-alike for its
+'<' (one character for one character, in input and target alike): offsets never move.
 """
 
 import functools
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmedjax.data.answers.align import align, fold, inside_word
+from fedmedjax.data.answers.thought import answer_of
 from fedmedjax.types import Parse, Span
 
 # Tags as models write them: any case, any quotes, blanks. A tag cannot contain '<', so markup put
@@ -22,6 +23,8 @@ from fedmedjax.types import Parse, Span
 # the look-alike, so writing one never makes a tag of what stands before it ('<span</span>').
 _LOOK_ALIKE = '\u2039'
 _TAG = re.compile(rf'<(/?)\s*span\b([^<>{_LOOK_ALIKE}]*)>', re.IGNORECASE)
+_GUARDED = re.compile(
+  rf'<(?=/?\s*(?:span\b[^<>{_LOOK_ALIKE}]*|think(?:ing)?\s*)>)', re.IGNORECASE)
 _CUT_TAG = re.compile(rf'</?\s*(?:s|sp|spa|span\b[^<>{_LOOK_ALIKE}]*)?\Z', re.IGNORECASE)
 _CLASS = re.compile(r'class\W*([\w-]+)', re.IGNORECASE)
 
@@ -66,10 +69,13 @@ def shown(kind: str, words: str) -> str:
   return f'<span class="{kind}">{words}</span>'
 
 
-def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
+def parse(
+  generated: str, text: str, types: Sequence[str], near: Span | None = None
+) -> Parse:
   """Recovers entities from what a model wrote for the sentence `text`.
 
-  The output without its tags is aligned with `text`. A tagged stretch is placed
+  The answer (see `thought.answer_of`) without its tags is aligned with `text`; `near`, the main
+  entity, matters to lists only, since a copy says where its words stand. A tagged stretch is placed
     1. where the alignment puts it, if it reads the same there, word edges included; else
     2. where the same whole words stand unclaimed in `text`, the nearest place first (entities
        out of order, text made up in between); or where a shorter entity took part of their place,
@@ -93,7 +99,7 @@ def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
       - the output was too long to be read to its end.
     A failed parse still returns every entity it could place.
   """
-  text = guard(text)
+  text, generated = guard(text), answer_of(generated)
   limit = _LONGEST + _PER_CHARACTER * len(text)
   whole, generated = len(generated) <= limit, generated[:limit]
   plain, marks, sound = _strip_tags(generated, types)
@@ -114,8 +120,8 @@ def parse(generated: str, text: str, types: Sequence[str]) -> Parse:
 
 
 def guard(text: str) -> str:
-  """The text with a look-alike for the '<' of every span tag."""
-  return _TAG.sub(lambda tag: _LOOK_ALIKE + tag[0][1:], text)
+  """The text with a look-alike for the '<' of every tag of a span or a thought."""
+  return _GUARDED.sub(_LOOK_ALIKE, text)
 
 
 def _strip_tags(generated: str, types: Sequence[str]) -> tuple[str, list[_Mark], bool]:

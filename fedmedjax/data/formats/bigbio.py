@@ -44,15 +44,26 @@ def documents_of(
   Returns:
     The documents, named by their document_id, and counts: documents, entities, relations,
     events, discontinuous, those of `settle`, unanchored (relations and arguments whose end is no
-    entity or event), coreferences (left out), moved_passages, renamed_documents.
+    entity or event), coreferences (left out), empty_records (without passages, left out),
+    moved_passages, renamed_documents.
   """
   counts, faults, drafts = Counter(), Faults(), []
   with faults:  # of reading the records
     for place, record in records:
       with faults:
-        drafts.append(_document(place, record, counts))
+        if not _is_empty(place, record, counts):
+          drafts.append(_document(place, record, counts))
   faults.tell()
   return with_own_names(settle(drafts, counts), counts), counts
+
+
+def _is_empty(place: Place, record: dict, counts: Counter) -> bool:
+  """Whether a record has no passage and no annotation; adds to `counts`."""
+  empty = 'passages' in record and not any(
+    list_field(place, record, key, _FORM) for key in ('passages', 'entities', 'events'))
+  if empty:
+    counts['empty_records'] += 1
+  return empty
 
 
 def _document(place: Place, record: dict, counts: Counter) -> Draft:

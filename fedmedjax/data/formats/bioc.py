@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fedmedjax.data.formats.concepts import Concepts
 from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import (
   Element,
@@ -31,6 +32,12 @@ _LISTS = {
 }
 _ATTRIBUTES = ('id', 'offset', 'length', 'refid', 'role')
 _FORM = 'BioC'
+# Infons of an annotation that name its concepts ('identifier', 'MESH', 'NCBI Gene'); and those of a
+# relation that say other things than its ends.
+_IDS = re.compile(
+  r'(?:^|[_ ])ids?(?:$|[_ ])|ident|mesh|omim|gene|cui|umls|snomed|concept|accession|variant|hgvs',
+  re.IGNORECASE)
+_NO_ENDS = ('type', 'relation', 'novel', 'score', 'note', 'annotator', 'updated_at')
 
 
 def read_bioc(path: str | Path) -> tuple[list[Document], Counter]:
@@ -38,7 +45,9 @@ def read_bioc(path: str | Path) -> tuple[list[Document], Counter]:
 
   Passages, or their sentences, make the text (see `files.lay_out`). An annotation in several
   pieces becomes their covering range. A relation's head and tail are its two nodes, in their
-  order; an annotation stands for itself, whatever part of the document holds it.
+  order; an annotation stands for itself, whatever part of the document holds it. A relation whose
+  infons name two concepts (entity1 and entity2, role1 and role2, Chemical and Disease) links their
+  first mentions, unless its nodes are mentions of them. Sentences stay as they are.
 
   Args:
     path: the file.
@@ -94,20 +103,22 @@ def _document(path: Path, source, counts: Counter) -> Draft:
   name = text_field(place, source, 'id', _FORM)
   passages = list(_parts(path, source, 'passages'))
   # `homes` are the units in which the holders begin.
-  units, holders, homes, faults = [], [source], [0], Faults()
+  units, given, holders, homes, faults = [], [], [source], [0], Faults()
   for passage in passages:
     sentences = list(_parts(path, passage, 'sentences'))
     holders.append(passage)
     homes.append(len(units))
-    for holder in sentences or [passage]:
-      if sentences:
+    split = any(sentence.get('text') is not None for sentence in sentences)
+    for holder in sentences if split else [*sentences, passage]:
+      if holder is not passage:
         holders.append(holder)
         homes.append(len(units))
       if holder.get('text') is not None:
         with faults:
           units.append(_unit(path, holder))
+          given.append(split)
   layout = lay_out(units, counts)
-  spans, quotes, starts, index = [], [], [], {}
+  spans, quotes, starts, index, concepts = [], [], [], {}, Concepts({}, {})
   for holder, home in zip(holders, homes, strict=True):
     for annotation in _parts(path, holder, 'annotations'):
       with faults:
@@ -116,13 +127,16 @@ def _document(path: Path, source, counts: Counter) -> Draft:
           # Some tools number annotations anew in each passage; only relations of such ids are lost.
           ident = text_field((path, annotation.line), annotation, 'id', _FORM, '')
           index[ident] = -1 if ident in index else len(spans)
+          for key, ids in _infons(annotation):
+            if _IDS.search(key):
+              concepts.enter(ids, found[0].type, len(spans))
           spans.append(found[0])
           quotes.append(found[1])
           starts.append(holder.get('offset', 0))
   relations = []
   for holder in holders:
     with faults:
-      relations += _relations(path, holder, index, counts)
+      relations += _relations(path, holder, index, concepts, counts)
   faults.tell()
   counts.update(documents=1, entities=len(spans), relations=len(relations))
 
@@ -131,7 +145,10 @@ def _document(path: Path, source, counts: Counter) -> Draft:
       tuple((start + first, end + first) for start, end in quote.pieces)
       for quote, first in zip(quotes, starts, strict=True)])]
 
-  document = Document(name, layout.text, tuple(spans), tuple(relations))
+  sentences = tuple(
+    (start, start + len(unit.text))
+    for unit, start, split in zip(layout.units, layout.starts, given, strict=True) if split)
+  document = Document(name, layout.text, tuple(spans), tuple(relations), sentences=sentences)
   return Draft(document, tuple(quotes), layout, readings)
 
 
@@ -157,6 +174,17 @@ def _kind(place: Place, record: Located, *keys: str) -> str:
   return text_field(place, infons, next(key for key in keys if key in infons), _FORM)
 
 
+def _infons(record: Located) -> Iterator[tuple[str, str]]:
+  """The infons that are texts; of one that is an object, as PubTator 3 has them, its identifier."""
+  infons = record.get('infons')
+  for key, value in infons.items() if isinstance(infons, dict) else ():
+    if isinstance(value, dict):
+      kind, value = value.get('type'), value.get('identifier')
+      value = f'{kind}|{value}' if isinstance(kind, str) and isinstance(value, str) else value
+    if isinstance(value, str):
+      yield key, value
+
+
 def _span(
   path: Path, annotation: Located, home: int, counts: Counter
 ) -> tuple[Span, Quote] | None:
@@ -177,14 +205,19 @@ def _span(
 
 
 def _relations(
-  path: Path, holder: Located, index: dict[str, int], counts: Counter
+  path: Path, holder: Located, index: dict[str, int], concepts: Concepts, counts: Counter
 ) -> Sequence[Relation]:
-  """The relations that a document, passage or sentence holds, with both ends in `index`."""
+  """The relations that a document, passage or sentence holds, between annotations or concepts."""
   kept = []
   for relation in _parts(path, holder, 'relations'):
     place = (path, relation.line)
     nodes = list(_parts(path, relation, 'nodes'))
     ends = [index.get(text_field(place, node, 'refid', _FORM), -1) for node in nodes]
+    named = [value for key, value in _infons(relation)
+             if key.lower() not in _NO_ENDS and concepts.mentions(value)]
+    if len(named) == 2 and not (len(ends) == 2 and all(
+        end in concepts.mentions(value) for end, value in zip(ends, named, strict=True))):
+      ends = concepts.link(*named) or [-1]
     if len(ends) > 2:
       counts['nary'] += 1
     elif len(ends) < 2 or -1 in ends:

@@ -4,20 +4,31 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import malformed, numbered_lines, with_own_names
 from fedmedjax.types import Document, InputError, Span
 
-# B begins an entity, I continues it, E and L end it, S and U are one of a single word, O is none.
-_TAG = re.compile(r'([BIELSU])[-_](\S+)|O')
-_NAME = re.compile(r'# *newdoc id *= *(.*\S)\s*')
+# B begins an entity, I and M continue it, E and L end it, S, U and W are one of a single word, O is
+# none. The mark stands before the type or, in some corpora, behind it; a mark alone is of the one
+# type that the corpus has.
+_TAG = re.compile(r'([BIMELSUW])[-_](\S+)|(\S+)[-_]([BIMELSUW])|([BI])|O')
+_ONLY_TYPE = 'entity'
+# Lines that begin a document: '# newdoc' of CoNLL-U, '###MEDLINE:95' of JNLPBA, '#begin document
+# (a);' of CoNLL-2012.
+_NEW = re.compile(
+  r'#\s*newdoc(?:\s+id\s*=\s*(\S.*?))?\s*'
+  r'|##+\s*(?:MEDLINE|PMID|PMCID|DOC\w*)\s*[:=]?\s*(\S.*?)\s*'
+  r'|#\s*begin document\s*\(?([^()]*?)\)?;?(?:\s*part.*)?\s*', re.IGNORECASE)
+# '# text = No rash' and '# id 7a', which MultiCoNER has, are never words.
+_COMMENT = re.compile(r'#+ *[\w.:-]+ *=(?: |$)|# (?:id|sent_?id|text)\b', re.IGNORECASE)
 
 
 def tag_spans(
   tags: Sequence[str], places: Sequence[tuple[int, int]], counts: Counter
 ) -> list[Span] | int:
-  """Spans of one sentence's tags (IOB1, IOB2, IOE, BIOES, BILOU), as conlleval reads them.
+  """Spans of one sentence's tags (IOB1, IOB2, IOE, BIOES, BILOU, BMES), as conlleval reads them.
 
   A continuing tag where no entity of its type is open begins one; 'stray_inside' counts those, for
   IOB1 means them so and IOB2 does not.
@@ -32,31 +43,51 @@ def tag_spans(
   """
   spans, kind, ended = [], None, True  # the type that is open, and whether it was closed
   for i, (tag, (start, end)) in enumerate(zip(tags, places, strict=True)):
-    parts = _TAG.fullmatch(tag)
+    parts = read_tag(tag)
     if not parts:
       return i
-    prefix, this = parts.groups()
-    if this and (ended or this != kind or prefix in 'BSU'):
-      counts['stray_inside'] += prefix in 'IEL'
+    prefix, this = parts
+    if this and (ended or this != kind or prefix in 'BSUW'):
+      counts['stray_inside'] += prefix in 'IMEL'
       spans.append(Span(start, end, this))
     elif this:
       spans[-1] = spans[-1]._replace(end=end)
-    kind, ended = this, this is None or prefix in 'ELSU'
+    kind, ended = this, this is None or prefix in 'ELSUW'
   return spans
 
 
-def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
-  r"""Reads one file. Words are joined by a blank, sentences by '\n'.
+def read_tag(tag: str) -> tuple[str, str | None] | None:
+  """A tag's mark and type, the type None where it is of no entity; None for what is no tag."""
+  found = _TAG.fullmatch(tag)
+  if not found:
+    return None
+  before, kind, other, behind, alone = found.groups()
+  return before or behind or alone or 'O', kind or other or (_ONLY_TYPE if alone else None)
 
-  Columns are apart by tabs, or by blanks where a line has no tab; the word is the first, the tag
-  the last. '-DOCSTART-' or '# newdoc id = NAME' begins a document; a file with neither is one.
+
+class _Line(NamedTuple):
+  """A line: its number, and its columns that are not blank."""
+
+  number: int
+  text: str
+  columns: tuple[str, ...]
+
+
+def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
+  r"""Reads one file. Words are joined by a blank, sentences by '\n', and stay as they are.
+
+  Columns are apart by tabs, or by blanks where a line has no tab; the word is the first (the second
+  where the first numbers the words), the tag the last. '-DOCSTART-', '# newdoc id = NAME' or
+  '###MEDLINE:NAME' begins a document; a file with none of them is one. Other lines with '#' are
+  comments unless they read like the words around them: as many columns, the last one a tag.
 
   Args:
     path: the file.
 
   Returns:
     The documents, named FILE_1, FILE_2, ... where they have no name, and counts: documents,
-    entities, stray_inside (see `tag_spans`), renamed_documents.
+    entities, stray_inside (see `tag_spans`), comments, empty_tokens (without a character, left
+    out), renamed_documents.
   """
   path = Path(path)
   counts, documents, name, sentences, sentence = Counter(), [], None, [], []
@@ -71,22 +102,32 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
     close()
     if sentences:
       with faults:
-        documents.append(_document(path, name or f'{path.stem}_{parts}', sentences, counts))
+        documents.append(_document(path, name or f'{path.stem}_{parts}', sentences, at, counts))
       sentences.clear()
 
-  for number, line in numbered_lines(path):
-    named = _NAME.fullmatch(line)
-    if named or line.startswith('-DOCSTART-'):
+  lines = [_Line(number, line, tuple(
+    cell.strip() for cell in (line.split('\t') if '\t' in line else line.split()) if cell.strip()))
+    for number, line in numbered_lines(path)]
+  widths = Counter(len(line.columns) for line in lines if line.columns and line.text[:1] != '#')
+  width = widths.most_common(1)[0][0] if widths else 0
+  at = int(_numbered(lines))  # the column of the words
+  for line in lines:
+    named = _NEW.fullmatch(line.text)
+    if named or line.text.startswith('-DOCSTART-'):
       finish()
-      name, parts = named and named[1], parts + 1
-    elif not line.strip():
+      name, parts = named and next(filter(None, named.groups()), None), parts + 1
+    elif not line.text.strip():
       close()
+    elif _is_comment(line, bool(sentence), width or len(line.columns)):
+      counts['comments'] += 1
+    # Blank where the word should be; more white space before a word is none.
+    elif line.text[0].isspace() and len(line.columns) < max(width, 2) and read_tag(
+        line.columns[-1]):
+      counts['empty_tokens'] += 1
+    elif len(line.columns) < 2:
+      faults.found.append(malformed(path, line.number, 'CoNLL (a word and its tag)'))
     else:
-      columns = [c for c in (line.split('\t') if '\t' in line else line.split()) if c.strip()]
-      if len(columns) < 2:
-        faults.found.append(malformed(path, number, 'CoNLL (a word and its tag)'))
-      else:
-        sentence.append((number, columns[0].strip(), columns[-1].strip()))
+      sentence.append(line)
   if not parts:
     name = path.stem
   finish()
@@ -96,23 +137,54 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
   return with_own_names(documents, counts), counts
 
 
-def _document(path: Path, name: str, sentences, counts: Counter) -> Document:
-  """The document of some sentences of (line number, word, tag); adds to `counts`."""
-  lines, spans, at, faults = [], [], 0, Faults()
+def _numbered(lines: Sequence[_Line]) -> bool:
+  """Whether the first of three or more columns numbers the words of each sentence from 1."""
+  expected, words = 1, 0
+  for line in lines:
+    if not line.text.strip():
+      expected = 1
+    elif line.text[0] != '#' and not line.text.startswith('-DOCSTART-'):
+      if len(line.columns) < 3 or line.columns[0] != str(expected):
+        return False
+      expected, words = expected + 1, words + 1
+  return words > 1
+
+
+def _is_comment(line: _Line, inside: bool, width: int) -> bool:
+  """Whether a line that begins with '#' is none of a word.
+
+  Args:
+    line: not blank.
+    inside: whether words of its sentence were read.
+    width: the number of columns that lines of words have.
+  """
+  if line.text[0] != '#':
+    return False
+  if _COMMENT.match(line.text):
+    return True
+  # Within a sentence a line of a word whose tag is wrong is an error, not a comment.
+  tagged = len(line.columns) > 1 and read_tag(line.columns[-1])
+  return len(line.columns) != width or not (tagged or inside)
+
+
+def _document(path: Path, name: str, sentences, at: int, counts: Counter) -> Document:
+  """The document of the lines of some sentences, words in column `at`; adds to `counts`."""
+  texts, spans, ranges, length, faults = [], [], [], 0, Faults()
   for sentence in sentences:
-    numbers, words, tags = zip(*sentence, strict=True)
-    places = word_places(words, ' ', at)
+    words, tags = zip(*((line.columns[at], line.columns[-1]) for line in sentence), strict=True)
+    places = word_places(words, ' ', length)
     read = tag_spans(tags, places, counts)
     if isinstance(read, int):
       faults.found.append(malformed(
-        path, numbers[read], f'CoNLL (a tag such as O, B-drug; not {tags[read]!r})'))
+        path, sentence[read].number, f'CoNLL (a tag such as O, B-drug; not {tags[read]!r})'))
       continue
     spans += read
-    lines.append(' '.join(words))
-    at += len(lines[-1]) + 1
+    texts.append(' '.join(words))
+    ranges.append((length, length + len(texts[-1])))
+    length += len(texts[-1]) + 1
   faults.tell()
   counts.update(documents=1, entities=len(spans))
-  return Document(name, '\n'.join(lines), tuple(spans), ())
+  return Document(name, '\n'.join(texts), tuple(spans), (), sentences=tuple(ranges))
 
 
 def word_places(words: Sequence[str], joint: str, at: int = 0) -> list[tuple[int, int]]:

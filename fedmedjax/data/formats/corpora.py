@@ -1,7 +1,7 @@
 """Sites from notes on disk: the five public corpora, and folders of a user's own.
 
 A mapping (`mappings/*.toml`, see `mapping.py`) translates the type names of a corpus and says which
-types were annotated there. Splits are by note, or by the source that notes share, and never depend
+types were annotated there. Splits are by the source of notes (`data/sources.py`) and never depend
 on the seed of a run, which must not move a note from test to training.
 """
 
@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from fedmedjax.data.formats.mapping import (
   restricted,
 )
 from fedmedjax.data.formats.readers import FORMATS, Parts, read_notes, read_parts
+from fedmedjax.data.leaks import TextIndex, without_sources, without_texts
+from fedmedjax.data.pieces import drawable
+from fedmedjax.data.sources import distinct, known_sources, source_of, with_sources
 from fedmedjax.types import Document, InputError, SiteCorpus
 
 _SPLIT_SEED = 42
@@ -42,7 +45,9 @@ class SiteFolder(NamedTuple):
   `path` is a file or folder in the `format` of that name. Parts named train, (dev,) test are
   kept; otherwise `test_share` of the notes is tested on, where 0 and 1 are allowed. `mapping`
   is the name of a shipped one or a .toml file. `annotated` are the types that were annotated
-  throughout; () = what the mapping says, or else those that occur in the notes.
+  throughout; () = what the mapping says, or else those that occur in the notes. `source` is a
+  regular expression that finds the patient, article or trial in a note's name; '' = the rule of
+  `data/sources.py`.
   """
 
   name: str
@@ -51,6 +56,7 @@ class SiteFolder(NamedTuple):
   mapping: str | os.PathLike
   test_share: float = 0.2
   annotated: tuple[str, ...] = ()
+  source: str = ''
 
 
 CORPORA = {
@@ -64,11 +70,6 @@ CORPORA = {
   'ncbi_disease': Corpus(
     'pubtator', tuple(f'NCBI{part}set_corpus.txt' for part in ('train', 'develop', 'test'))),
 }
-
-
-def source_id(document: str) -> str:
-  """The trial or PubMed id in a document's name; all sentences of a PHEE abstract share it."""
-  return document.split('_')[0]
 
 
 def load_corpus(name: str, root: str | Path) -> SiteCorpus:
@@ -94,17 +95,17 @@ def load_corpus(name: str, root: str | Path) -> SiteCorpus:
                      f'{name}/; looked for {folder}')
   site = _site(name, read_mapping(name), *_read(corpus, folder))
   tested = {
-    source_id(document.name)
-    for other in corpus.shares_notes_with if (Path(root) / other).is_dir()
-    for document in _read(CORPORA[other], Path(root) / other)[0].test
+    source for other in corpus.shares_notes_with if (Path(root) / other).is_dir()
+    for source in distinct(_read(CORPORA[other], Path(root) / other)[0].test)
   }
-  return _without_leaks(site, lambda document: source_id(document.name), tested)
+  return without_sources(site, tested | known_sources(site.test))
 
 
 def load_folder(site: SiteFolder) -> SiteCorpus:
   """Reads a site of a user's own.
 
-  Training notes whose text is that of a test note are dropped and counted. A type that its notes
+  Training notes that have the source, the text or nearly the text of a test note are dropped and
+  counted (`data/leaks.py`). A type that its notes
   never have is not asked of the site, unless the mapping or the entry says that it was annotated:
   nobody can tell 'none there' from 'not looked for', and training on notes that were not looked
   through would teach errors. The report counts such types as absent_types.
@@ -118,9 +119,8 @@ def load_folder(site: SiteFolder) -> SiteCorpus:
   """
   mapping = read_mapping(site.mapping)
   # A `~` that no shell has replaced.
-  path = Path(os.path.expanduser(site.path))
-  notes, counts = read_parts(path, FORMATS[site.format])
-  parts = notes if isinstance(notes, Parts) else _split(site, notes)
+  notes, counts = read_parts(Path(os.path.expanduser(site.path)), FORMATS[site.format])
+  parts = _parted(site, notes, counts)
   raw = {span.type for part in parts for d in part for span in d.spans}
   check_names(mapping, raw, site.path)
   asked, occurring = tuple(site.annotated), {
@@ -133,66 +133,52 @@ def load_folder(site: SiteFolder) -> SiteCorpus:
   if not mapping.declared:
     occur = relations.annotated(corpus._replace(modifiers=None))
     corpus = corpus._replace(modifiers=occur)
-  return _without_leaks(corpus, lambda document: document.text,
-                        {document.text for document in corpus.test})
-
-
-def unleaked(
-  sites: Sequence[SiteCorpus], external: Sequence[SiteCorpus]
-) -> list[SiteCorpus]:
-  """The sites that train, without training notes that are tested on somewhere.
-
-  Left out, and counted as leaked_documents, are notes with the text of a test note of any site or
-  external cohort. Raises InputError when that leaves a site without training notes.
-  """
-  tested = {document.text for corpus in (*sites, *external) for document in corpus.test}
-  cleaned = [_without_leaks(site, lambda document: document.text, tested) for site in sites]
-  for site, kept in zip(sites, cleaned, strict=True):
-    if site.train and not kept.train:
-      raise InputError(
-        f'site {site.name!r}: each of its {len(site.train)} training notes has the text of a test '
-        'note, of it or of another site; leave one of the two out')
-  return cleaned
+  return without_texts(
+    without_sources(corpus, known_sources(corpus.test)), TextIndex(corpus.test))
 
 
 def _read(corpus: Corpus, folder: Path) -> tuple[Parts, Counter]:
   """The documents of a public corpus by part, and the reader's counts."""
   form = FORMATS[corpus.format]
   if corpus.files:
-    parts, counts = zip(*(read_notes(folder / file, form) for file in corpus.files), strict=True)
-    return Parts(*parts), sum(counts, Counter())
+    read, counts = zip(*(read_notes(folder / file, form) for file in corpus.files), strict=True)
+    return Parts(*(with_sources(part, corpus.format) for part in read)), sum(counts, Counter())
   documents, counts = read_notes(folder, form)
-  return _split_by_source(documents), counts
-
-
-def _split_by_source(documents: Sequence[Document]) -> Parts:
-  """A random split in which all documents of one source, such as a trial, are in the same part."""
-  sources = sorted({source_id(document.name) for document in documents})
-  order = np.random.default_rng(_SPLIT_SEED).permutation(len(sources))
+  documents = with_sources(documents, corpus.format)
+  sources = sorted(distinct(documents))
   held_out = round(_HELD_OUT * len(sources))
-  chosen = np.split(order, [len(sources) - 2 * held_out, len(sources) - held_out])
-  parts = ({sources[i] for i in indices} for indices in chosen)
-  return Parts(*([d for d in documents if source_id(d.name) in part] for part in parts))
+  sizes = len(sources) - 2 * held_out, held_out, held_out
+  return Parts(*_divided(documents, sources, sizes)), counts
 
 
-def _split(site: SiteFolder, documents: Sequence[Document]) -> Parts:
-  """A random split of documents into training and test notes, by `test_share`."""
-  order = np.random.default_rng(_SPLIT_SEED).permutation(len(documents))
-  tested = set(order[:round(site.test_share * len(documents))].tolist())
-  sides = [[d for i, d in enumerate(documents) if (i in tested) == side] for side in (False, True)]
-  if 0 < site.test_share < 1 and not all(sides):
-    raise InputError(f'site {site.name!r}: {len(documents)} documents cannot be split with '
+def _parted(site: SiteFolder, notes: Parts | list[Document], counts: Counter) -> Parts:
+  """The site's documents with their sources, by part: as they came, or split by `test_share`."""
+  def sourced(documents: list[Document]) -> list[Document]:
+    return with_sources(documents, site.format, site.source, f'site {site.name!r}'
+                        ) if documents else []
+
+  if isinstance(notes, Parts):
+    parts = Parts(*map(sourced, notes))
+    return parts._replace(train=drawable(parts.train, counts), test=drawable(parts.test, counts))
+  documents = drawable(sourced(notes), counts)
+  sources = distinct(documents)
+  tested = round(site.test_share * len(sources))
+  test, train = _divided(documents, sources, (tested, len(sources) - tested))
+  if 0 < site.test_share < 1 and not (train and test):
+    of = f' of {len(sources)} sources' * (len(sources) < len(documents))
+    raise InputError(f'site {site.name!r}: {len(documents)} documents{of} cannot be split with '
                      f'test_share {site.test_share}; give more documents, or a share of 0 or 1')
-  return Parts(sides[0], [], sides[1])
+  return Parts(train, [], test)
 
 
-def _without_leaks(site: SiteCorpus, key_of, tested: set[Any]) -> SiteCorpus:
-  """The site without training notes whose key is among the tested ones; they are counted."""
-  train = tuple(document for document in site.train if key_of(document) not in tested)
-  return site._replace(train=train, report=site.report | {
-    'train_documents': len(train),
-    'leaked_documents': len(site.train) - len(train) + site.report.get('leaked_documents', 0),
-  })
+def _divided(
+  documents: Sequence[Document], sources: Sequence[str], sizes: Sequence[int]
+) -> list[list[Document]]:
+  """The documents of so many random sources each, in their order; all of a source together."""
+  chosen = np.split(
+    np.random.default_rng(_SPLIT_SEED).permutation(len(sources)), np.cumsum(sizes)[:-1])
+  sides = [{sources[i] for i in indices} for indices in chosen]
+  return [[d for d in documents if source_of(d) in side] for side in sides]
 
 
 def _site(name: str, mapping: Mapping, parts: Parts, counts: Counter) -> SiteCorpus:

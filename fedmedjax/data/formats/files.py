@@ -62,13 +62,17 @@ def hint(folder: Path, endings: Sequence[str]) -> str:
 
 
 def with_own_names(documents: Sequence[Document], counts: Counter) -> list[Document]:
-  """The documents, with a name that occurs again made NAME_2, NAME_3, ... and counted."""
+  """The documents, with a name that occurs again made NAME_2, NAME_3, ... and counted.
+
+  The name as it was is their source: they are parts of one article or record.
+  """
   seen, kept = Counter(), []
   taken = {document.name for document in documents}
   for document in documents:
     name = document.name
     seen[name] += 1
     if seen[name] > 1:
+      document = document._replace(source=document.source or name)
       while (name := f'{document.name}_{seen[document.name]}') in taken:
         seen[document.name] += 1
       taken.add(name)

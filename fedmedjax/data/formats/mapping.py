@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmedjax.data.formats.files import read_text
-from fedmedjax.data.sentences import split_sentences
+from fedmedjax.data.sentences import note_sentences
 from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, Document, InputError, Relation, Span
 
 SHIPPED = sorted(
@@ -296,7 +296,7 @@ def _cued(document: Document, mapping: Mapping, kept, counts: Counter):
   attributes = [link for link in document.relations if link.head == link.tail]
   if not attributes:
     return
-  sentences = split_sentences(document.text)
+  sentences = note_sentences(document)
   starts = [start for start, _ in sentences]
   for link in attributes:
     cues = mapping.attributes.get(link.type)

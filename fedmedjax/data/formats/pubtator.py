@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedmedjax.data.formats.concepts import Concepts
 from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import INT, malformed, numbered_lines
 from fedmedjax.data.formats.quotes import Draft, Quote, as_one_unit
@@ -15,21 +16,26 @@ _PUBTATOR_TEXT = re.compile(r'([^|\t]+)\|([ta])\|(.*)')
 _PUBTATOR_MENTION = re.compile(
   rf'([^\t]+)\t({INT})\t({INT})\t([^\t]*)\t([^\t]+)(?:\t([^\t]*))?(?:\t([^\t]*))?'
 )
-_PUBTATOR_RELATION = re.compile(r'([^\t]+)\t([^\t]+)\t([^\t]+)\t([^\t]+)')
+# The kind is no number, so that a mention with a part missing is not taken for one; a
+# column after the two concepts, such as BioRED's 'Novel', has no place in a Relation.
+_PUBTATOR_RELATION = re.compile(
+  r'([^\t]+)\t(?![0-9]+\t)([^\t]+)\t([^\t]+)\t([^\t]+)(?:\t([^\t]*))?\s*')
 
 
 def read_pubtator(path: str | Path) -> tuple[list[Document], Counter]:
   r"""Reads one PubTator file; a text is title + '\n' + abstract, which keeps its offsets.
 
-  A relation links concepts: its ends are their first mentions; without one it is counted
-  'unanchored' and dropped. A repeated document is dropped; a repeated id becomes ID_2, ID_3, ...
+  A relation links concepts: its ends are their first mentions (see `concepts`); without one it is
+  counted 'unanchored' and dropped. A repeated document is dropped; a repeated id becomes ID_2,
+  ID_3, ...
 
   Args:
     path: the file.
 
   Returns:
     The documents, and counts: documents, entities, relations, composite, those of `settle`,
-    unanchored, duplicate_documents, duplicate_entities (in dropped ones), renamed_documents.
+    unanchored, relation_notes (a fifth column of a relation, left out), duplicate_documents,
+    duplicate_entities (in dropped ones), renamed_documents.
   """
   path = Path(path)
   counts, versions, drafts, faults = Counter(), {}, [], Faults()
@@ -47,7 +53,8 @@ def read_pubtator(path: str | Path) -> tuple[list[Document], Counter]:
     same_id.append(document)
     if len(same_id) > 1:
       own['renamed_documents'] += 1
-      document = document._replace(name=f'{document.name}_{len(same_id)}')
+      document = document._replace(
+        name=f'{document.name}_{len(same_id)}', source=document.name)
     drafts.append(draft._replace(document=document))
     counts.update(own)
   faults.tell()
@@ -76,7 +83,7 @@ def _pubtator_document(path: Path, block: list[tuple[int, str]], counts: Counter
   if [h and h[2] for h in heads] != ['t', 'a'] or heads[0][1] != heads[1][1]:
     raise malformed(path, block[0][0], 'PubTator (title, then abstract, of one id)')
   name, text = heads[0][1], f'{heads[0][3]}\n{heads[1][3]}'
-  spans, quotes, links, first, faults = [], [], [], {}, Faults()
+  spans, quotes, links, concepts, faults = [], [], [], Concepts({}, {}), Faults()
   for number, line in block[2:]:
     mention = _PUBTATOR_MENTION.fullmatch(line)
     link = None if mention else _PUBTATOR_RELATION.fullmatch(line)
@@ -84,19 +91,21 @@ def _pubtator_document(path: Path, block: list[tuple[int, str]], counts: Counter
       faults.found.append(malformed(path, number, f'PubTator (document {name})'))
       continue
     if link:
-      links.append(link.groups()[1:])
+      links.append(link.groups()[1:4])
+      if link[5]:
+        counts['relation_notes'] += 1
       continue
     start, end = int(mention[2]), int(mention[3])
     quotes.append(Quote((path, number, mention[4]), ((start, end),), mention[4]))
     # 'renal and liver failure' is one mention of two concepts: BC5CDR adds a column that spells
     # them out, NCBI has a type for it.
     counts['composite'] += bool(mention[7]) or mention[5] == 'CompositeMention'
-    for concept in (mention[6] or '').split('|') if start < end else ():
-      first.setdefault(concept, len(spans))
+    if start < end:
+      concepts.enter(mention[6] or '', mention[5], len(spans))
     spans.append(Span(start, end, mention[5]))
   faults.tell()
-  relations = tuple(Relation(kind, first[head], first[tail]) for kind, head, tail in links
-                    if head in first and tail in first)
+  ends = [(kind, concepts.link(*named)) for kind, *named in links]
+  relations = tuple(Relation(kind, *pair) for kind, pair in ends if pair)
   counts.update(documents=1, entities=len(spans), relations=len(relations),
                 unanchored=len(links) - len(relations))
   document = Document(name, text, tuple(spans), relations)

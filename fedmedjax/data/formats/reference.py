@@ -61,25 +61,36 @@ def documents_of(
 
   Returns:
     The documents, and counts: documents, entities, relations, records, merged_records (of a text
-    that the one before has too), stray_inside, empty_tokens (without a character, left out),
-    broken_markup (tags without their partner), text_mismatch (records whose input and output are
-    different texts; the output's are lost).
+    that the one before has too), empty_records (without text, left out), stray_inside,
+    empty_tokens (without a character, left out), broken_markup (tags without their partner),
+    text_mismatch (records whose input and output are different texts; the output's are lost).
   """
   counts, sentences, faults = Counter(), [], Faults()
   with faults:  # of reading the records
     for place, record in records:
       counts['records'] += 1
       with faults:
-        sentence = _sentence(place, record, counts, name_of)
+        sentence = None if _is_empty(record) else _sentence(place, record, counts, name_of)
+        if not (sentence and sentence.text.strip()):
+          counts['empty_records'] += 1
+          continue
         if sentences and sentences[-1].text == sentence.text:
           counts['merged_records'] += 1
           sentence = _merged(sentences.pop(), sentence)
         sentences.append(sentence)
   faults.tell()
-  documents = [Document(f'{stem}_{i:06d}', *sentence) for i, sentence in enumerate(sentences, 1)]
+  documents = [
+    Document(f'{stem}_{i:06d}', *sentence, sentences=((0, len(sentence.text)),))
+    for i, sentence in enumerate(sentences, 1)]
   for document in documents:
     counts.update(documents=1, entities=len(document.spans), relations=len(document.relations))
   return documents, counts
+
+
+def _is_empty(record: dict) -> bool:
+  """Whether a record has keys of the format and nothing under them, as a row may have."""
+  values = [record[key] for key in ('tokens', 'html', 'input', 'output') if key in record]
+  return bool(values) and all(value in (None, '', []) for value in (*values, record.get('tags')))
 
 
 def _sentence(place: Place, record: dict, counts: Counter, name_of) -> _Sentence:
@@ -102,12 +113,12 @@ def _sentence(place: Place, record: dict, counts: Counter, name_of) -> _Sentence
   entries = {str(i): entry for i, entry in enumerate([*words, *tags])}
   for key in entries:
     text_field(place, entries, key, _FORM)
-  if not any(words) or len(words) != len(tags):
+  if not words or len(words) != len(tags):
     raise InputError(f'{place[0]}:{place[1]}: malformed, expected {_FORM}: {len(words)} tokens '
                      f'and {len(tags)} tags')
   counts['empty_tokens'] += words.count('')
-  words, tags = zip(*((word, tag) for word, tag in zip(words, tags, strict=True) if word),
-                    strict=True)
+  kept = [(word, tag) for word, tag in zip(words, tags, strict=True) if word]
+  words, tags = [word for word, _ in kept], [tag for _, tag in kept]
   # Where white space stands among the tokens, they are all of the text.
   joint = '' if any(word.isspace() for word in words) else ' '
   spans = tag_spans(tags, word_places(words, joint), counts)

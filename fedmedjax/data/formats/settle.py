@@ -9,6 +9,7 @@ counted; a file with much of it is refused.
 from collections import Counter
 from collections.abc import Sequence
 
+from fedmedjax.data.formats.covering import covering_ranges
 from fedmedjax.data.formats.offset_rules import RULES, Rule
 from fedmedjax.data.formats.quoted_words import spaced
 from fedmedjax.data.formats.quotes import SHARE, Draft, Evidence, Quote, choose_rules
@@ -42,7 +43,10 @@ def settle(
   counts['text_mismatch'] += 0
   for one, rule in zip(documents, choose_rules(documents), strict=True):
     ranges, failed = _ranges(one, rule, counts, cased)
-    placed.append(_with_ranges(one.draft.document, ranges, counts))
+    pieces = [quote.pieces if ranges is one.straight else one.ranges(i, rule)
+              for i, quote in enumerate(one.draft.quotes)]
+    placed.append(_with_ranges(one.draft.document, ranges, counts)._replace(
+      covering=covering_ranges(ranges, pieces, one.draft.layout.text)))
     failures += failed
   total = sum(len(draft.quotes) for draft in drafts)
   if len(failures) > 1 and len(failures) > SHARE * total:

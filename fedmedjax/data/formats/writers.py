@@ -1,7 +1,7 @@
 """The formats in which notes are written: brat, bigbio_kb JSON lines, CoNLL.
 
-brat and bigbio_kb hold all of a `Document`: reading it back gives an equal one. CoNLL holds the
-words of sentences with flat entities, and no relations.
+brat and bigbio_kb hold the text and all spans and relations of a `Document`, discontinuous entities
+as their covering range. CoNLL holds the words of sentences with flat entities, and no relations.
 """
 
 import json

@@ -14,12 +14,13 @@ from fedmedjax.data.formats.corpora import (
   SiteFolder,
   load_corpus,
   load_folder,
-  source_id,
-  unleaked,
 )
 from fedmedjax.data.formats.readers import FORMATS, find_parts
+from fedmedjax.data.leaks import unleaked
 from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.data.sources import source_of
 from fedmedjax.data.synthetic.cohorts import generate_cohort
+from fedmedjax.data.tasks import ask
 from fedmedjax.experiment import notes
 from fedmedjax.experiment.notes import load_corpora
 from fedmedjax.report.terminal import set_aside
@@ -69,7 +70,7 @@ def write_trials(folder, sources, names=('inc', 'exc')):
 def test_both_files_of_a_trial_are_on_the_same_side(tmp_path):
   write_trials(tmp_path / 'chia', range(30))
   site = load_corpus('chia', tmp_path)
-  train, test = ({source_id(d.name) for d in part} for part in (site.train, site.test))
+  train, test = ({source_of(d) for d in part} for part in (site.train, site.test))
   assert (len(site.train), len(site.test), site.report['dev_documents']) == (48, 6, 6)
   assert (len(train), len(test)) == (24, 3) and not train & test
   assert site == load_corpus('chia', tmp_path)
@@ -162,6 +163,22 @@ def test_a_study_leaves_out_what_its_sites_are_tested_on():
     found = load_corpora(config)
   icu = next(site for site in found.sites if site.name == 'synthetic_icu')
   assert len(icu.train) == len(train.train) - 30 and icu.report['leaked_documents'] == 30
+
+
+def test_an_external_cohort_of_a_study_is_asked_as_its_sites_are():
+  """Its own notes know one pair; the prompt is that of the site that asks for most all the same."""
+  config = get_config('fed_medlora')
+  config.data.external = ('chia',)
+  with pytest.MonkeyPatch.context() as patch:
+    cohort = generate_cohort('synthetic_external')
+    patch.setattr(notes, 'load_corpus', lambda *_: cohort._replace(
+      name='chia', modifiers={'drug': ('route',)}))
+    found = load_corpora(config)
+  trained = max((ask('re', site) for site in found.sites), key=lambda asked: sum(
+    map(len, asked.asked.values())))
+  outside = ask('re', found.external[0])
+  assert outside.instruction == trained.instruction and len(trained.types) > 1
+  assert outside.asked == {'drug': ('route',)} and outside.types == ('route',)
 
 
 def test_a_training_note_with_the_text_of_a_test_note_is_dropped(tmp_path):
@@ -312,7 +329,7 @@ def test_counts_and_splits_of_the_corpora(name, mapped, documents):
   assert site.types == tuple(mapped)
   assert {kind: site.report[f'mapped_{kind}'] for kind in mapped} == mapped
   assert (len(site.train), len(site.test)) == documents
-  assert not {source_id(d.name) for d in site.train} & {source_id(d.name) for d in site.test}
+  assert not {source_of(d) for d in site.train} & {source_of(d) for d in site.test}
 
 
 # Official counts of relations that are in the schema, by (entity, modifier).

@@ -107,7 +107,8 @@ def test_bioc_as_its_own_library_writes_it(tmp_path, form):
   (document,), counts = read_bioc(path)
   assert document == Document(
     '7', 'Cough & fever. 38.5 °C today.\nTakes aspirin.\nNo rash.',
-    (Span(0, 5, 'sign'), Span(0, 13, 'sign'), Span(36, 43, 'drug')), (Relation('against', 2, 0),))
+    (Span(0, 5, 'sign'), Span(0, 13, 'sign'), Span(36, 43, 'drug')), (Relation('against', 2, 0),),
+    sentences=((30, 44), (45, 53)), covering=((0, 13),))
   assert {key: value for key, value in counts.items() if value} == {
     'documents': 1, 'entities': 3, 'relations': 1, 'discontinuous': 1, 'nary': 1, 'unanchored': 1}
 
@@ -288,7 +289,8 @@ def test_reference_tokens_without_a_character_are_left_out(tmp_path):
   (document,), counts = read_reference(write(tmp_path, json.dumps(record), 'r.json'))
   assert (document.text, texts(document)) == ('no rash', [('rash', 'problem')])
   assert (counts['empty_tokens'], counts['stray_inside']) == (2, 1)
-  refused(read_reference, write(tmp_path, '{"tokens": [""], "tags": ["O"]}', 'e.json'), 1)
+  refused(read_reference, write(tmp_path, '{"tokens": [""], "tags": ["O"]}', 'e.json'), None,
+          'no record in')
 
 
 # --- bigbio_kb ----------------------------------------------------------------------------------
@@ -315,7 +317,7 @@ def test_bigbio_passages_events_and_pieces(tmp_path):
   assert documents[0] == Document(
     'd1', 'Rash after aspirin\nSevere.',
     (Span(0, 4, 'sign'), Span(0, 18, 'drug'), Span(19, 25, 'bad')),
-    (Relation('of', 2, 0), Relation('by', 0, 2)))
+    (Relation('of', 2, 0), Relation('by', 0, 2)), covering=((0, 18),))
   assert documents[1].name == 'd1_2'
   assert {key: value for key, value in counts.items() if value} == {
     'documents': 2, 'entities': 6, 'relations': 3, 'events': 2, 'discontinuous': 2,

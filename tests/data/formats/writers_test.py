@@ -53,8 +53,11 @@ def test_brat_and_bigbio_are_read_back_equal(document):
 
 @pytest.mark.parametrize('name', ['maccrobat2020', 'chia'])
 def test_corpora_are_read_back_equal(name, data_folder, tmp_path):
-  """brat -> Document -> brat -> Document, and the same through bigbio_kb."""
-  found, _ = read_brat(data_folder / name)
+  """brat -> Document -> brat -> Document, and the same through bigbio_kb.
+
+  What is written of a discontinuous entity is its covering range.
+  """
+  found = [note._replace(covering=()) for note in read_brat(data_folder / name)[0]]
   write_brat(tmp_path / 'brat', found)
   assert read_brat(tmp_path / 'brat')[0] == found
   write_bigbio(tmp_path / 'x.jsonl', found)

@@ -1,0 +1,113 @@
+"""Training notes that are tested on: by source, by text, and nearly by text.
+
+Texts are compared without white space and case. A near-duplicate shares a run of words with a test
+note: of the shorter one's 8-word shingles (Broder, "On the resemblance and containment of
+documents", 1997) at least the share SHARE stand in the other one, too. So a copy with another
+date, and a copy with an addendum, are found; what boilerplate two notes share is less than that.
+Where the shorter one has few words, SHARE is of the longer one's: what a sentence says may stand in
+hundreds of notes.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from fedmedjax.data.pieces import is_piece
+from fedmedjax.data.sources import known_sources, source_of
+from fedmedjax.types import Document, InputError, SiteCorpus
+
+SHARE = 0.5
+_LENGTH = 8  # words of a shingle
+_FEWEST = 8  # shingles of a note that is no mere sentence: 15 words
+# A character of a script without blanks between words is a word here.
+_WORD = re.compile(r'[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+')
+
+
+def _key(document: Document) -> str:
+  """The text without white space and case."""
+  return ''.join(document.text.split()).casefold()
+
+
+def _shingles(document: Document) -> set[int]:
+  """Hashes of all runs of _LENGTH words."""
+  words = _WORD.findall(document.text.casefold())
+  return {hash(tuple(words[i:i + _LENGTH])) for i in range(len(words) - _LENGTH + 1)}
+
+
+def _compared(first: int, second: int) -> int:
+  """Of how many shingles SHARE is the share, for two notes with so many."""
+  return min(first, second) if min(first, second) >= _FEWEST else max(first, second)
+
+
+class TextIndex:
+  """Test notes, to which training notes are compared."""
+
+  def __init__(self, documents: Iterable[Document]):
+    """`documents`: of all sites; sentences that were cut out of a longer document do not count."""
+    self._keys, self._sizes, self._holders = set(), [], defaultdict(list)
+    for document in documents:
+      if not is_piece(document):
+        self._keys.add(_key(document))
+        shingles = _shingles(document)
+        for shingle in shingles:
+          self._holders[shingle].append(len(self._sizes))
+        self._sizes.append(len(shingles))
+
+  def has(self, document: Document) -> bool:
+    """Whether a test note has this text."""
+    return not is_piece(document) and _key(document) in self._keys
+
+  def nearly_has(self, document: Document) -> bool:
+    """Whether a test note is a near-duplicate of this one."""
+    if is_piece(document):
+      return False
+    shingles = _shingles(document)
+    shared = Counter(place for shingle in shingles for place in self._holders.get(shingle, ()))
+    return any(
+      count >= SHARE * _compared(len(shingles), self._sizes[place])
+      for place, count in shared.items())
+
+
+def without_sources(site: SiteCorpus, tested: set[str]) -> SiteCorpus:
+  """The site without training notes of these sources, which are counted as leaked_documents."""
+  return _kept(site, [d for d in site.train if source_of(d) not in tested], 'leaked_documents')
+
+
+def without_texts(site: SiteCorpus, tested: TextIndex) -> SiteCorpus:
+  """The site without training notes whose text is tested on, or nearly.
+
+  They are counted as leaked_documents and near_duplicate_documents.
+  """
+  site = _kept(site, [d for d in site.train if not tested.has(d)], 'leaked_documents')
+  return _kept(
+    site, [d for d in site.train if not tested.nearly_has(d)], 'near_duplicate_documents')
+
+
+def unleaked(
+  sites: Sequence[SiteCorpus], external: Sequence[SiteCorpus]
+) -> list[SiteCorpus]:
+  """The sites that train, without training notes that are tested on at any site or cohort.
+
+  Raises:
+    InputError: that leaves a site without training notes.
+  """
+  tests = [(corpus.name, document) for corpus in (*sites, *external) for document in corpus.test]
+  tested = TextIndex(document for _, document in tests)
+  cleaned = []
+  for site in sites:
+    elsewhere = known_sources((d for name, d in tests if name != site.name), anywhere=True)
+    own = known_sources(d for name, d in tests if name == site.name)
+    cleaned.append(without_texts(without_sources(site, own | elsewhere), tested))
+    if site.train and not cleaned[-1].train:
+      raise InputError(
+        f'site {site.name!r}: each of its {len(site.train)} training notes has the text or the '
+        'source of a test note, of it or of another site; leave one of the two out')
+  return cleaned
+
+
+def _kept(site: SiteCorpus, train: Sequence[Document], key: str) -> SiteCorpus:
+  """The site with these training notes; how many the others are is added to its count `key`."""
+  gone = len(site.train) - len(train)
+  counted = {key: gone + site.report.get(key, 0)} if gone or key == 'leaked_documents' else {}
+  return site._replace(
+    train=tuple(train), report=site.report | {'train_documents': len(train)} | counted)

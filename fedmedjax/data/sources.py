@@ -1,0 +1,86 @@
+"""The source of a document: the article, trial or patient that several documents may be parts of.
+
+Whatever deals documents out or draws them (splits, the validation set, partitions, intervals) goes
+by source: two passages of an article, or two letters about a patient, are no two independent notes.
+A source is what the reader or the user said, or else what the document's name says.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from fedmedjax.types import Document, InputError
+
+# Registered names of articles and trials: ClinicalTrials.gov, PubMed Central, PubMed.
+_REGISTERED = r'NCT\d+|PMC[-_]?\d+|PMID[-_:]?\d+'
+# In front of a part's own name, 'NCT00050349_exc', 'PMC-1134658-01-INTRO', '8908396_3': such a
+# name, or a number that is too long for one that counts documents.
+_PART = re.compile(rf'({_REGISTERED}|\d{{6,}})[^0-9A-Za-z].*', re.DOTALL)
+# The same wherever it occurs: what a number means elsewhere is uncertain unless it is long.
+_ANYWHERE = re.compile(rf'{_REGISTERED}|[1-9]\d{{6,7}}')
+# Names of documents by format, where the format's own rule says what the source is: PHEE's
+# ABSTRACT_SENTENCE, the records of a patient in i2b2 (2014: 220-03).
+_BY_FORMAT = {
+  'phee': re.compile(r'(.+)_\d+'),
+  'i2b2': re.compile(r'(\d{3})-\d{2}'),
+}
+
+
+def source_of(document: Document) -> str:
+  """The document's source; its own name where nothing says that it is a part of something."""
+  if document.source:
+    return document.source
+  part = _PART.fullmatch(document.name)
+  return part[1] if part else document.name
+
+
+def with_sources(
+  documents: Sequence[Document], form: str, pattern: str = '', place: str = ''
+) -> list[Document]:
+  """The documents, with the source that their format or the user's pattern finds in their names.
+
+  Args:
+    documents: as read; a source that the reader set is kept, and looked through as a name is.
+    form: a key of `readers.FORMATS`.
+    pattern: a regular expression; its first group, or all that it matches, is the source. '' = the
+      format's own rule.
+    place: where the pattern came from, for error messages.
+
+  Raises:
+    InputError: the pattern fits no document.
+  """
+  rule = re.compile(pattern) if pattern else _BY_FORMAT.get(form)
+  if rule is None:
+    return list(documents)
+  named = []
+  for document in documents:
+    name = document.source or document.name
+    found = rule.search(name) if pattern else rule.fullmatch(name)
+    source = found and (found[1] if rule.groups else found[0])
+    named.append(document._replace(source=source) if source else document)
+  if pattern and named == list(documents):
+    raise InputError(
+      f'{place}.source={pattern!r}: fits no name of its {len(documents)} notes, such as '
+      f'{documents[0].name!r}')
+  return named
+
+
+def distinct(documents: Iterable[Document]) -> list[str]:
+  """The sources of the documents, each once, in order."""
+  return list(dict.fromkeys(map(source_of, documents)))
+
+
+def known_sources(documents: Iterable[Document], anywhere: bool = False) -> set[str]:
+  """The sources that mean the same article, trial or patient in another part of the corpus.
+
+  A plain name does not: files are often numbered anew in each part.
+
+  Args:
+    documents: of one part.
+    anywhere: True = those that do so in corpora of another origin, too.
+  """
+  known = set()
+  for document in documents:
+    source = source_of(document)
+    if _ANYWHERE.fullmatch(source) or document.source and not anywhere:
+      known.add(source)
+  return known
