@@ -258,8 +258,9 @@ def test_errors_of_all_files_are_told_at_once(tmp_path):
     (tmp_path / f'{name}.pubtator').write_text('1|t|A\n2|a|B\n')
     (tmp_path / f'{name}.jsonl').write_text('\n{"id": 3}\n')
     (tmp_path / f'{name}.xml').write_text('<collection>\n</x>')
-  for form, name, line in (('conll', 'conll', 2), ('pubtator', 'pubtator', 1), ('phee', 'jsonl', 2),
-                           ('reference', 'jsonl', 2), ('bigbio_kb', 'jsonl', 2), ('bioc', 'xml', 2)):
+  for form, name, line in (
+      ('conll', 'conll', 2), ('pubtator', 'pubtator', 1), ('phee', 'jsonl', 2),
+      ('reference', 'jsonl', 2), ('bigbio_kb', 'jsonl', 2), ('bioc', 'xml', 2)):
     with pytest.raises(InputError) as error:
       read_notes(tmp_path, FORMATS[form])
     message = str(error.value)
