@@ -33,6 +33,7 @@ _DROPPED = {
   'offsets_blanks': 'offsets that count runs of blanks as one', 'offsets_bytes': 'offsets in bytes',
   'offsets_escaped': 'offsets that count &, < and > as escaped',
   'offsets_decomposed': 'offsets that count accents', 'offsets_of_passages': 'offsets in a passage',
+  'offsets_of_ends': 'offsets whose ends are the last character or a length',
   'offsets_composed': 'offsets that count no accents',
   'places_otherwise': 'places that count words or lines otherwise',
   'absent_types': 'types that never occur (taken as not annotated)',

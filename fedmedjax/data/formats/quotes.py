@@ -56,7 +56,8 @@ def straight(draft: Draft) -> list[tuple[int, int]] | None:
     if not pieces or not all(0 <= start < end <= len(text) for start, end in pieces):
       return None
     actual = ' '.join([text[start:end] for start, end in pieces])
-    if actual != words and (not words.strip() or spaced(actual) != spaced(words)):
+    if actual != words and (
+        not words.strip() or actual.strip() != actual or spaced(actual) != spaced(words)):
       return None
     ranges.append((min(pieces)[0], max(end for _, end in pieces)))
   return ranges
@@ -87,8 +88,12 @@ class Evidence:
   def readings(self) -> dict[str, Sequence[Pieces]]:
     """Pieces of each quote, by reading; '' is as they are stated."""
     if self._readings is None:
-      self._readings = {'': [quote.pieces for quote in self.draft.quotes], **dict(
-        self.draft.readings())}
+      stated = [quote.pieces for quote in self.draft.quotes]
+      self._readings = {'': stated, **dict(self.draft.readings())}
+      if len(self.rules) > 1:  # ends are characters: of the last one, or lengths
+        self._readings |= {
+          'offsets_of_ends:1': [tuple((first, last + 1) for first, last in one) for one in stated],
+          'offsets_of_ends:2': [tuple((at, at + length) for at, length in one) for one in stated]}
     return self._readings
 
   def ruler(self, rule: Rule) -> Ruler:
