@@ -56,8 +56,7 @@ def straight(draft: Draft) -> list[tuple[int, int]] | None:
     if not pieces or not all(0 <= start < end <= len(text) for start, end in pieces):
       return None
     actual = ' '.join([text[start:end] for start, end in pieces])
-    if actual != words and (
-        not words.strip() or actual.strip() != actual or spaced(actual) != spaced(words)):
+    if actual != words and (not words.strip() or spaced(actual) != spaced(words)):
       return None
     ranges.append((min(pieces)[0], max(end for _, end in pieces)))
   return ranges

@@ -82,10 +82,6 @@ def _ranges(
     here = (min(start for start, _ in found), max(end for _, end in found)) if found else None
     said = f'where the text has {_short(actual)} and not {_short(quote.words)}' if found else (
       f'which is no range of its text of {len(text)} characters')
-    if found and agreed[i] and quote.words.strip() == quote.words:
-      # White space at the edges, which is not quoted, is no part.
-      stood = text[here[0]:here[1]]
-      here = here[0] + len(stood) - len(stood.lstrip()), here[1] - len(stood) + len(stood.rstrip())
     if found and (agreed[i] or not one.words[i]):
       if rule != plain and found != one.ranges(i, plain):
         counts.update(rule.reasons())

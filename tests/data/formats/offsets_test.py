@@ -85,7 +85,7 @@ def test_one_rule_explains_a_folder(tmp_path, counted, line_end, mark):
   lambda start, end: (start, end - 1), lambda start, end: (start + 1, end),
   lambda start, end: (start, end - start)])
 def test_ends_that_are_the_last_character_or_a_length(tmp_path, stated):
-  """From 0 and from 1. A range with a blank more than is quoted loses the blank."""
+  """Counted from 0 and from 1."""
   notes = [note(i) for i in range(3)]
   for i, (text, places) in enumerate(notes):
     (tmp_path / f'{i}.txt').write_text(text)
@@ -96,9 +96,6 @@ def test_ends_that_are_the_last_character_or_a_length(tmp_path, stated):
   assert [[span[:2] for span in d.spans] for d in documents] == [places for _, places in notes]
   assert counts['offsets_of_ends'] == sum(
     stated(*place) != place for _, places in notes for place in places)
-  (tmp_path / '0.txt').write_text('no rash here')
-  (tmp_path / '0.ann').write_text('T1\tword 3 8\trash\n')
-  assert brat(tmp_path)[0][0].spans == (Span(3, 7, 'word'),)
 
 
 def test_what_is_counted_is_said_by_its_kind(tmp_path):
