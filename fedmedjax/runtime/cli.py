@@ -7,6 +7,7 @@ answered first.
 import importlib
 import importlib.metadata
 import logging
+import os
 import platform
 import signal
 import sys
@@ -123,6 +124,10 @@ def guarded(body: Callable[[], None]) -> int:
   except (RuntimeError, OSError, MemoryError) as error:
     # XLA adds pages on its memory to the line that says it is full.
     line = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, OSError) and error.filename and error.strerror:
+      line = f'{error.filename}: {error.strerror}'
+      if not Path(os.fsdecode(error.filename)).parent.is_dir():
+        line += '; its folder is not there any more'
     print(f'failed: {line}', file=sys.stderr)
     return 1
   except KeyboardInterrupt as stop:

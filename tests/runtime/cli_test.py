@@ -39,3 +39,17 @@ def test_help_says_what_the_module_does_and_its_flags(word, capsys):
   shown = capsys.readouterr().out
   assert shown.startswith(f'{__doc__}\n')
   assert '  --output=out\n      Folder to write.\n  --[no]quick\n      Without checks.\n' in shown
+
+
+def test_a_file_that_cannot_be_written_is_named_in_one_line(tmp_path, capsys):
+  folder = tmp_path / 'run'
+
+  def body():
+    (folder / 'a.part').replace(folder / 'a')
+
+  assert cli.guarded(body) == 1
+  assert capsys.readouterr().err == (
+    f'failed: {folder}/a.part: No such file or directory; its folder is not there any more\n')
+  folder.mkdir()
+  assert cli.guarded(body) == 1
+  assert capsys.readouterr().err == f'failed: {folder}/a.part: No such file or directory\n'

@@ -16,6 +16,7 @@ from families import FAMILIES, build, save
 
 from fedmedjax import tree
 from fedmedjax.model.files.convert import GGUF, HUGGING_FACE, Placement, tensor_names
+from fedmedjax.model.files.folder import read_settings, weight_files
 from fedmedjax.model.files.load import load_model
 from fedmedjax.types import InputError
 
@@ -194,6 +195,15 @@ def test_sharded_files_load_alike_and_a_lost_one_is_named(tmp_path):
   lost.unlink()
   with pytest.raises(InputError, match=f'{lost.name}.*is missing'):
     load_model(folder)
+
+
+def test_settings_may_begin_with_a_byte_order_mark(tmp_path):
+  mark = '\ufeff'
+  (tmp_path / 'config.json').write_text(mark + '{"model_type": "llama"}', encoding='utf-8')
+  (tmp_path / 'model.safetensors.index.json').write_text(
+    mark + '{"weight_map": {"a": "x.safetensors"}}', encoding='utf-8')
+  assert read_settings(tmp_path) == {'model_type': 'llama'}
+  assert weight_files(tmp_path) == [tmp_path / 'x.safetensors']
 
 
 def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path):
