@@ -1,4 +1,4 @@
-"""Every site's own adapter on every site's test set, and counts by source that scores add up from."""
+"""Every site's own adapter on every site's test set, and counts by source behind scores."""
 
 import json
 
