@@ -251,6 +251,14 @@ def test_counts_and_splits_of_the_corpora(name, mapped, documents):
   assert not {source_of(d) for d in site.train} & {source_of(d) for d in site.test}
 
 
+def test_sentences_of_an_abstract_are_one_source():
+  """Of PHEE's 968 test sentences 893 share their abstract with another one: counted with sort and
+  uniq, there are 359 abstracts. Both files of a Chia trial are one source, too."""
+  tested = Counter(map(source_of, corpus('phee').test))
+  assert (len(tested), sum(count for count in tested.values() if count > 1)) == (359, 893)
+  assert {*Counter(map(source_of, corpus('chia').test)).values()} == {2}
+
+
 # Official counts of relations that are in the schema, by (entity, modifier).
 @pytest.mark.parametrize(('name', 'counts'), [
   ('maccrobat2020', dict(test_labvalue=2747, problem_bodyloc=1802, drug_dosage=354,
