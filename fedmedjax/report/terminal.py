@@ -31,7 +31,7 @@ _DROPPED = {
   'broken_markup': 'tags without a partner', 'moved_passages': 'passages moved',
   'cut_sentences': 'cut sentences', 'unlabelled': 'entities without a word of their own',
   'used_blank': 'entities of blanks', 'empty_tokens': 'empty tokens',
-  'empty_records': 'empty rows', 'relation_notes': 'notes on relations',
+  'empty_records': 'empty rows', 'relation_notes': 'notes on relations', 'comments': 'comment lines',
   'used_crossing_mains': 'main entities crossing sentences',
   'relation_attributes': 'attributes of relations', 'coreferences': 'coreferences',
   'normalisations': 'normalisations', 'notes': "annotators' notes",
