@@ -153,8 +153,9 @@ def _same(one: StoredTensor, other: StoredTensor) -> bool:
   """Whether two tensors [V, D] hold the same values; few rows at a time are in memory."""
   if one.shape != other.shape:
     return False
-  blocks = [slice(start, start + _ROWS) for start in range(0, one.shape[0], _ROWS)]
-  return all(np.array_equal(one.read(rows), other.read(rows)) for rows in blocks)
+  rows = one.shape[0]
+  blocks = [slice(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS)]
+  return all(np.array_equal(one.read(block), other.read(block)) for block in blocks)
 
 
 def _fitted(

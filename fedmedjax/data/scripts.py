@@ -1,0 +1,100 @@
+"""Scripts without letter case: Unicode's rules for where their sentences end and words begin.
+
+Chinese, Japanese, Korean, Arabic, Hebrew, Hindi and others have no capital that would tell where a
+sentence begins, some have no blanks between words, and most have marks of their own. Unicode's
+annex 29 has rules for all of them; its tables are those of the package regex.
+"""
+
+import unicodedata
+
+import numpy as np
+import regex
+
+_BOUNDARY = regex.compile(r'\b', regex.WORD)  # of words, by annex 29
+_GRAPHEME = regex.compile(r'\X')
+
+
+def _of_class(name: str) -> str:
+  """Characters above ASCII of a class of annex 29."""
+  return ''.join(regex.findall(name, ''.join(map(chr, range(0x80, 0x20000)))))
+
+
+# Marks that end a sentence whatever follows them, such as those of Chinese, Hindi and Urdu.
+STOPS = _of_class(r'\p{SB=STerm}')
+# Marks such as the full stop that may also stand in numbers and abbreviations.
+DOTS = _of_class(r'\p{SB=ATerm}')
+# Marks such as the comma after which a sentence goes on.
+CONTINUES = ',:;' + ''.join(mark for mark in _of_class(r'\p{SB=SContinue}') if mark not in '–—')
+# Closing brackets and quotation marks of East Asia.
+CLOSERS = '」』）］｝】〉》〗〙〛｣〕＂＇'
+# Opening ones.
+OPENERS = '「『（［｛【〈《〖〘〚｢〔'
+
+
+def caseless(text: str) -> bool:
+  """Whether a text is one letter that has no capital, or the vowel sign of one."""
+  return len(text) == 1 and not text.isascii() and (
+    text.isalpha() and not (text.isupper() or text.islower() or text.istitle())
+    or unicodedata.category(text) in ('Mn', 'Mc'))
+
+
+def last_run(word: str) -> str:
+  """The end of a word whose letters all have capitals, or all have none: Dr of 担当Dr."""
+  at = len(word)
+  while at and caseless(word[at - 1]) == caseless(word[-1]):
+    at -= 1
+  return word[at:]
+
+
+def first_word(text: str) -> str:
+  """The first word of a text that begins with one."""
+  return text[:next((at.start() for at in _BOUNDARY.finditer(text) if at.start()), len(text))]
+
+
+def columns(text: str) -> int:
+  """How wide a line is, in columns of a terminal: characters of East Asia take two."""
+  if text.isascii():
+    return len(text)
+  return sum(2 if unicodedata.east_asian_width(c) in 'WF' else 1 for c in text)
+
+
+def inside_word(text: str) -> np.ndarray:
+  """Whether a boundary has a letter, its sign, a digit or underscore on both sides, bool[n + 1].
+
+  Between letters without case only those count that annex 29 has in one word: where words are
+  written without blanks, no characters hold together.
+  """
+  word = np.fromiter((c.isalnum() or c == '_' or caseless(c) for c in text), bool, len(text))
+  inside = np.zeros(len(text) + 1, bool)
+  inside[1:-1] = word[1:] & word[:-1]
+  if not text.isascii():
+    for at in (match.start() for match in _BOUNDARY.finditer(text)):
+      if inside[at] and (caseless(text[at - 1]) or caseless(text[at])):
+        inside[at] = False
+  return inside
+
+
+def cut_place(text: str, start: int, end: int) -> int:
+  """Where a range [start, end) of a text is best cut in two, within its middle half.
+
+  That is the white space nearest to the middle; else the place after a comma or other mark; else
+  the end of a word by annex 29, or of a character with its signs; else the middle.
+  """
+  middle, quarter = (start + end) // 2, (end - start) // 4
+
+  def nearest(places) -> int | None:
+    within = [at for at in places if abs(at - middle) < quarter]
+    return min(within, key=lambda at: (abs(at - middle), at), default=None)
+
+  low, part = middle - quarter, text[max(start, middle - quarter):middle + quarter + 1]
+  low = max(start, low)
+  edges = [low + match.start() for match in _BOUNDARY.finditer(part)][1:-1]
+  for places in (
+      (low + at for at, c in enumerate(part) if c.isspace()),
+      (at for at in edges if text[at - 1] in CONTINUES + STOPS + CLOSERS),
+      edges,
+      (low + match.end() for match in _GRAPHEME.finditer(part) if len(match[0]) < len(part))):
+    at = nearest(places)
+    if at is not None:
+      return at
+  return middle
