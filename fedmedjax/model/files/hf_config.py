@@ -109,6 +109,8 @@ def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConf
       f'{origin}: model_type={kind!r}: supported are {", ".join(FAMILIES)} (LLaMA 2 and 3, '
       'DeepSeek-R1-Distill-Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3)')
   family = FAMILIES[kind]
+  with settings_of(origin):  # the class makes a list of them
+    check_layers(int(settings.get('num_hidden_layers', 1)), origin)
   try:
     # Changed in place by the class; and a dtype would be looked up in torch.
     read = transformers.CONFIG_MAPPING[kind](**{
@@ -120,8 +122,11 @@ def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConf
     if read.hidden_act not in _SILU:
       raise InputError(f"{origin}: hidden_act={read.hidden_act!r}: 'silu' is supported")
     heads, layers = int(read.num_attention_heads), int(read.num_hidden_layers)
-    check_layers(layers, origin)
-    head_dim = int(getattr(read, 'head_dim', None) or read.hidden_size // heads)
+    head_dim = int(getattr(read, 'head_dim', None) or read.hidden_size // max(heads, 1))
+    if heads < 1 or read.num_key_value_heads < 1 or heads % read.num_key_value_heads:
+      raise InputError(
+        f'{origin}: num_attention_heads={heads}, num_key_value_heads={read.num_key_value_heads}: '
+        'a multiple of a number > 0 is supported')
     theta, divisors = _rope(read.rope_parameters, head_dim, origin)
     biases = set(family.biases).union(*(
       names for key, names in family.bias_keys.items() if getattr(read, key)))
