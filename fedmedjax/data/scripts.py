@@ -5,12 +5,14 @@ sentence begins, some have no blanks between words, and most have marks of their
 annex 29 has rules for all of them; its tables are those of the package regex.
 """
 
+import re
 import unicodedata
 
 import numpy as np
 import regex
 
 _BOUNDARY = regex.compile(r'\b', regex.WORD)  # of words, by annex 29
+_TOKEN = re.compile(r'\w+|[^\w\s]')
 _GRAPHEME = regex.compile(r'\X')
 
 
@@ -72,6 +74,28 @@ def inside_word(text: str) -> np.ndarray:
       if inside[at] and (caseless(text[at - 1]) or caseless(text[at])):
         inside[at] = False
   return inside
+
+
+def word_ranges(text: str) -> list[tuple[int, int]]:
+  """The ranges [start, end) of a text's words and of its other visible characters, in order.
+
+  A word is a run of letters, digits and underscores; of letters without case, what annex 29 has in
+  one word.
+  """
+  if not any(map(caseless, text)):
+    return [token.span() for token in _TOKEN.finditer(text)]
+  inside, ranges = inside_word(text), []
+  for at, c in enumerate(text):
+    if inside[at]:
+      ranges[-1] = (ranges[-1][0], at + 1)
+    elif not c.isspace():
+      ranges.append((at, at + 1))
+  return ranges
+
+
+def words(text: str) -> list[str]:
+  """The words and other visible characters of a text, see `word_ranges`."""
+  return [text[start:end] for start, end in word_ranges(text)]
 
 
 def cut_place(text: str, start: int, end: int) -> int:

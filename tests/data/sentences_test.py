@@ -69,9 +69,10 @@ def test_scripts_without_letter_case(marked):
   assert split(marked.replace('|', '')) == expected
 
 
-@pytest.mark.parametrize('word, blank', [('患者发热', ''), ('환자는 열이', ' '), ('حمى شديدة', ' ')])
+@pytest.mark.parametrize('word, blank', [
+  ('患者发热', ''), ('환자는 열이', ' '), ('حمى شديدة', ' ')])
 def test_wrapped_lines_without_letter_case(word, blank):
-  """Seven lines of equal width are one sentence; a short one between is a line of its own."""
+  """Lines as wide as the longest go on in the next one; a short one does not."""
   line = blank.join([word] * (10 if blank == '' else 7))
   assert len(split('\n'.join([line] * 6) + '。')) == 1
   assert len(split('\n'.join([line] * 5 + [word, line]))) == 2
