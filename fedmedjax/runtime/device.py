@@ -9,13 +9,20 @@ import jax
 
 from fedmedjax.types import InputError
 
+# Settings of JAX that change its arithmetic: the value that everything here is written for, and
+# that value as the environment has it.
+_NEEDED = {'jax_enable_x64': (False, '0'), 'jax_numpy_dtype_promotion': ('standard', 'standard')}
+
 
 def check() -> None:
   """Starts JAX's devices; raises InputError where its settings ask for what is not there."""
-  if jax.config.jax_enable_x64:
-    raise InputError(
-      f'JAX_ENABLE_X64={os.environ.get("JAX_ENABLE_X64", "1")}: 64-bit numbers are not supported; '
-      'leave it out, or start the same command behind JAX_ENABLE_X64=0')
+  for name, (needed, written) in _NEEDED.items():
+    value = getattr(jax.config, name)
+    if value != needed:
+      setting = name.upper()
+      raise InputError(
+        f'{setting}={os.environ.get(setting, value)}: only {needed!r} is supported; leave it out, '
+        f'or start the same command behind {setting}={written}')
   try:
     jax.devices()
   except Exception as error:  # JAX raises what the plug-in of a device hits, also bare assertions

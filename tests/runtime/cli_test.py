@@ -37,7 +37,13 @@ def test_64_bits_are_refused_in_a_line(value, monkeypatch, capsys):
   with jax.enable_x64(True):
     assert cli.guarded(cli.set_up) == 2
   error = capsys.readouterr().err
-  assert error.startswith(f'error: JAX_ENABLE_X64={value or 1}: ') and error.count('\n') == 1
+  assert error.startswith(f'error: JAX_ENABLE_X64={value or True}: ') and error.count('\n') == 1
+
+
+def test_promotion_that_code_is_not_written_for_is_refused(capsys):
+  with jax.numpy_dtype_promotion('strict'):
+    assert cli.guarded(cli.set_up) == 2
+  assert capsys.readouterr().err.startswith('error: JAX_NUMPY_DTYPE_PROMOTION=strict: ')
 
 
 @pytest.mark.parametrize('raised', [
