@@ -99,26 +99,25 @@ def words(text: str) -> list[str]:
 
 
 def cut_place(text: str, start: int, end: int) -> int:
-  """Where a range [start, end) of a text is best cut in two, within its middle half.
+  """Where a range [start, end) of a text is best cut in two.
 
-  That is the white space nearest to the middle; else the place after a comma or other mark; else
-  the end of a word by annex 29, or of a character with its signs; else the middle.
+  In its middle half that is the white space nearest to the middle, else the place behind a comma or
+  another mark, else the end of a word by annex 29; else the end of a word anywhere, else of a
+  character with its signs. A word is cut only where it is all there is.
   """
   middle, quarter = (start + end) // 2, (end - start) // 4
+  low = max(start, middle - quarter + 1)
+  part = text[low:middle + quarter]
 
-  def nearest(places) -> int | None:
-    within = [at for at in places if abs(at - middle) < quarter]
-    return min(within, key=lambda at: (abs(at - middle), at), default=None)
+  def nearest(places: list[int]) -> int:
+    return min(places, key=lambda at: (abs(at - middle), at))
 
-  low, part = middle - quarter, text[max(start, middle - quarter):middle + quarter + 1]
-  low = max(start, low)
-  edges = [low + match.start() for match in _BOUNDARY.finditer(part)][1:-1]
-  for places in (
-      (low + at for at, c in enumerate(part) if c.isspace()),
-      (at for at in edges if text[at - 1] in CONTINUES + STOPS + CLOSERS),
-      edges,
-      (low + match.end() for match in _GRAPHEME.finditer(part) if len(match[0]) < len(part))):
-    at = nearest(places)
-    if at is not None:
-      return at
-  return middle
+  # Most texts have blanks, and are asked for no more.
+  if blanks := [low + at for at, c in enumerate(part) if c.isspace()]:
+    return nearest(blanks)
+  edges = [start + match.start() for match in _BOUNDARY.finditer(text[start:end])]
+  edges = [at for at in edges if start < at < end]
+  inner = [at for at in edges if abs(at - middle) < quarter]
+  marks = [at for at in inner if text[at - 1] in CONTINUES + STOPS + CLOSERS]
+  signs = [low + match.end() for match in _GRAPHEME.finditer(part)][:-1]
+  return nearest(marks or inner or edges or signs or [middle])

@@ -208,8 +208,8 @@ def _is_number(words: str) -> bool:
 
 def _is_joined(before: Sequence[str], mark: str, following: str) -> bool:
   """Whether a sentence may end at a mark with no blank behind it: next to a letter without case."""
-  if caseless(following):
-    return True
+  if caseless(following):  # behind a number and a dot it may be an item of a list
+    return '!' in mark or '?' in mark or not before or not before[-1][-1].isdigit()
   ends = '!' in mark or '?' in mark
   return bool(before) and caseless(before[-1][-1]) and (ends or following.isupper())
 
