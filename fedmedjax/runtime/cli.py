@@ -83,9 +83,14 @@ def indented(text: str) -> str:
 
 
 def set_up() -> None:
-  """Settings of the process: compilations are kept between runs, libraries warn only."""
+  """Settings of the process: compilations are kept between runs, libraries warn only.
+
+  Raises InputError where JAX's own settings ask for a device that is not there, or for 64 bits.
+  """
   import jax
   import transformers
+
+  from fedmedjax.runtime import device
 
   # absl's handler would print every checkpoint's bookkeeping between the progress bars.
   # What goes wrong in a save is raised as well, so its traceback there would say it twice.
@@ -94,6 +99,7 @@ def set_up() -> None:
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update(
       'jax_compilation_cache_dir', str(Path('~/.cache/fedmedjax/xla').expanduser()))
+  device.check()
 
 
 def versions() -> dict[str, str]:
