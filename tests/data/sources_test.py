@@ -23,6 +23,7 @@ MAPPING = '[entities]\nChemical = "drug"\n'
   ('NCT00050349_exc', 'brat', '', 'NCT00050349'),
   ('PMC-1134658-01-INTRODUCTION', 'brat', '', 'PMC-1134658'),
   ('PMC3258128.sec.4', 'bioc', '', 'PMC3258128'),
+  ('pmc3258128_title', 'conll', '', 'pmc3258128'),
   ('PMID-8908396.abstract', 'brat', '', 'PMID-8908396'),
   ('8908396_3', 'phee', '', '8908396'),
   ('8908396_3', 'brat', '', '8908396'),
