@@ -80,6 +80,11 @@ def with_sources(
   return named
 
 
+def registered(source: str) -> bool:
+  """Whether it means the same article or trial in corpora of any origin."""
+  return bool(_ANYWHERE.fullmatch(source))
+
+
 def distinct(documents: Iterable[Document]) -> list[str]:
   """The sources of the documents, each once, in order."""
   return list(dict.fromkeys(map(source_of, documents)))
@@ -98,6 +103,6 @@ def known_sources(documents: Iterable[Document], anywhere: bool = False) -> set[
   for document in documents:
     source = source_of(document)
     own = document.source and not anywhere and not _COUNTER.fullmatch(source)
-    if own or _ANYWHERE.fullmatch(source):
+    if own or registered(source):
       known.add(source)
   return known

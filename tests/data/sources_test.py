@@ -183,6 +183,18 @@ def test_a_trial_is_the_same_at_another_site():
   assert [note.name for note in unleaked(sites, [])[0].train] == ['12', 'free']
 
 
+def test_an_article_in_two_pooled_corpora_is_dealt_out_once():
+  """PubMed's 8908396 is in both; the notes called 1 are two."""
+  def pool(name):
+    return corpus(name, [])._replace(train=tuple(
+      Document(note, f'Fever {name}.', (Span(0, 5, 'drug'),), ()) for note in ('8908396', '1')))
+
+  parts, _ = partition([pool('a'), pool('b')], 'iid', unit='note', sites=3, strength=1.0,
+                       corrupted=0.0, seed=0)
+  assert sorted([note.name for note in part.train] for part in parts) == [
+    ['1'], ['1'], ['8908396', '8908396']]
+
+
 def test_a_document_alone_is_drawn_by_sentences():
   note = Document('all', 'Chest\n\npain. Fever. Rash today.', (
     Span(0, 11, 'problem'), Span(13, 18, 'problem'), Span(20, 24, 'problem')), ())
