@@ -193,7 +193,7 @@ def _summary(
     'external': [site.name for site in data.external],
     'train_examples': [len(site.train) for site in data.sites],
     'scores': {site: entry.scores for site, entry in scores.items()},
-    'test_sources': {site: len(entry.sources) for site, entry in scores.items()},
+    'test_sources': [len(entry.sources) for entry in scores.values()],
     'bytes_up': 0, 'bytes_down': 0, 'bytes_full_model': 0, 'local_steps': 0,
     **evaluate.rates(scores.values()),
     'site_weights': [], 'zero_shot': None, 'instructions': evaluate.instructions(sites),

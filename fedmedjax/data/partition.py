@@ -13,7 +13,7 @@ import numpy as np
 
 from fedmedjax.data.pieces import sentences_of
 from fedmedjax.data.relations import annotated_by_all
-from fedmedjax.data.sources import source_of
+from fedmedjax.data.sources import registered, source_of
 from fedmedjax.data.statistics import divergence, word_divergence
 from fedmedjax.data.styles import by_style
 from fedmedjax.data.type_mixes import by_types, type_counts
@@ -126,16 +126,18 @@ def mislabelled(note: Document, called: Mapping[str, str]) -> Document:
     relations=())
 
 
-def _by_source(notes: Sequence[Document]) -> list[list[Document]]:
-  """The notes of each source, in order."""
-  groups: dict[str, list[Document]] = {}
-  for note in notes:
-    groups.setdefault(source_of(note), []).append(note)
+def _by_source(pool: Sequence[Sequence[Document]]) -> list[list[Document]]:
+  """The notes of each source, in order; of several corpora where its name is a registered one."""
+  groups: dict[tuple[int, str], list[Document]] = {}
+  for place, notes in enumerate(pool):
+    for note in notes:
+      source = source_of(note)
+      groups.setdefault((-1 if registered(source) else place, source), []).append(note)
   return list(groups.values())
 
 
-def _each_sentence(notes: Sequence[Document]) -> list[list[Document]]:
-  return [[sentence] for note in notes for sentence in sentences_of(note)]
+def _each_sentence(pool: Sequence[Sequence[Document]]) -> list[list[Document]]:
+  return [[sentence] for notes in pool for note in notes for sentence in sentences_of(note)]
 
 
 def _together(notes: Sequence[Document]) -> Document:
@@ -150,8 +152,8 @@ def _together(notes: Sequence[Document]) -> Document:
     source_of(notes[0]), '\n'.join(note.text for note in notes), tuple(spans), ())
 
 
-# Value of config.data.partition.unit -> what a site's notes are dealt out as: lists of notes, or of
-# sentences as notes, that stay together.
+# Value of config.data.partition.unit -> what the notes of several corpora are dealt out as: lists
+# of notes, or of sentences as notes, that stay together.
 UNITS: dict[str, Callable] = {'note': _by_source, 'sentence': _each_sentence}
 # Value of config.data.partition.kind -> partitioner of notes; 'labels' deals as 'iid' does and
 # hides types.
@@ -191,7 +193,7 @@ def partition(
   """
   _check_alike(sources, kind)
   types, modifiers = sources[0].types, annotated_by_all(sources)
-  units = [own for source in sources for own in UNITS[unit](source.train)]
+  units = UNITS[unit]([source.train for source in sources])
   notes = [_together(own) for own in units]
   if len(notes) < sites:
     joined = ' (those of a source counted once)' * (sum(map(len, units)) > len(units))

@@ -15,9 +15,9 @@ from fedmedjax.types import Document, InputError
 _REGISTERED = r'NCT\d+|PMC[-_]?\d+|PMID[-_:]?\d+'
 # In front of a part's own name, 'NCT00050349_exc', 'PMC-1134658-01-INTRO', '8908396_3': such a
 # name, or a number that is too long for one that counts documents.
-_PART = re.compile(rf'({_REGISTERED}|\d{{6,}})[^0-9A-Za-z].*', re.DOTALL)
+_PART = re.compile(rf'({_REGISTERED}|\d{{6,}})[^0-9A-Za-z].*', re.DOTALL | re.IGNORECASE)
 # The same wherever it occurs: what a number means elsewhere is uncertain unless it is long.
-_ANYWHERE = re.compile(rf'{_REGISTERED}|[1-9]\d{{6,7}}')
+_ANYWHERE = re.compile(rf'{_REGISTERED}|[1-9]\d{{6,7}}', re.IGNORECASE)
 # What counts documents from 1 in each part of a corpus: the same number elsewhere means nothing.
 _COUNTER = re.compile(r'\d{1,5}')
 # Names of documents by format, where the format's own rule says what the source is: PHEE's
@@ -26,8 +26,6 @@ _BY_FORMAT = {
   'phee': re.compile(r'(.+)_\d+'),
   'i2b2': re.compile(r'(\d{3})-\d{2}'),
 }
-
-
 # Keys by which records name the patient or the note that they come from, widest first.
 _KEYS = (
   'patient_id', 'subject_id', 'article_id', 'pmid', 'document_id', 'doc_id', 'note_id')
@@ -82,6 +80,11 @@ def with_sources(
   return named
 
 
+def registered(source: str) -> bool:
+  """Whether it means the same article or trial in corpora of any origin."""
+  return bool(_ANYWHERE.fullmatch(source))
+
+
 def distinct(documents: Iterable[Document]) -> list[str]:
   """The sources of the documents, each once, in order."""
   return list(dict.fromkeys(map(source_of, documents)))
@@ -100,6 +103,6 @@ def known_sources(documents: Iterable[Document], anywhere: bool = False) -> set[
   for document in documents:
     source = source_of(document)
     own = document.source and not anywhere and not _COUNTER.fullmatch(source)
-    if own or _ANYWHERE.fullmatch(source):
+    if own or registered(source):
       known.add(source)
   return known

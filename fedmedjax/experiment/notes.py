@@ -85,7 +85,7 @@ def _drawable(site: SiteCorpus) -> SiteCorpus:
   counts = Counter()
   train, test = (tuple(drawable(part, counts)) for part in (site.train, site.test))
   return site._replace(
-    train=train, test=test, report=dict(Counter(site.report) + counts)) if counts else site
+    train=train, test=test, report=site.report | dict(counts)) if counts else site
 
 
 def build_deal(part: OwnPart, notes, types, sites, strength, rng) -> np.ndarray:

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedmedjax.eval.intervals import FEW_SOURCES
 from fedmedjax.report import charts
 from fedmedjax.report.blocks import Cell, Chart, Charts, Section, Table
 from fedmedjax.report.runs import Run, is_external, tested
 from fedmedjax.report.svg import SERIES, clean
+from fedmedjax.report.terminal import few_sources
 
 NONE = '\N{EN DASH}'
 # Up to so many runs a table has a row for each site; with more, a row for each run.
@@ -86,9 +86,7 @@ def score_section(runs: Sequence[Run]) -> Section:
   """Tables and charts of all measures."""
   inside, outside = tested(runs)
   few = len(runs) <= _FEW
-  few_sources = dict.fromkeys(
-    f'{site} has {number}' for run in runs
-    for site, number in (run.summary.get('test_sources') or {}).items() if number < FEW_SOURCES)
+  said = dict.fromkeys(one for run in runs for one in few_sources(run.summary))
   blocks = []
   for measure in measured(runs):
     make = _by_site if few else _by_run
@@ -102,7 +100,7 @@ def score_section(runs: Sequence[Run]) -> Section:
     'it shares a word. The range below a figure is its 95 % interval, by resampling sources '
     '(articles, trials, patients, or just notes) of one seed: how training varies is left out. '
     'Where there is none, there was a single source, or nothing varied.'
-    + (f' Of few sources they say little: {", ".join(few_sources)}.' if few_sources else '')
+    + (f' Of few sources they say little: {", ".join(said)}.' if said else '')
     + ' External sites were never trained on.', blocks)
 
 

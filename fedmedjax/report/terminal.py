@@ -171,10 +171,16 @@ def relation_table(summary: dict) -> Table:
   return table
 
 
+def few_sources(summary: dict) -> list[str]:
+  """The sites of a run that few sources were tested of, in words; [] for an older run."""
+  sites, numbers = (*summary.get('sites', ()), *summary['external']), summary.get('test_sources')
+  return [f'{site} has {number}' for site, number in zip(sites, numbers or (), strict=False)
+          if number < FEW_SOURCES]
+
+
 def _caption(summary: dict) -> str:
   """What the intervals of a run leave out, and the sites of which too little was tested."""
-  known = summary.get('test_sources') or {}
-  few = [f'{site} has {number}' for site, number in known.items() if number < FEW_SOURCES]
+  few = few_sources(summary)
   return 'Intervals are of one seed: how training varies is left out.' * (
     len(summary.get('seeds', ())) < 2) + (
     f' Of few sources they say little: {", ".join(few)}.' if few else '')

@@ -95,7 +95,7 @@ def run_summary(
     'train_examples': [len(site.train) for site in study.data.sites],
     'partition': study.data.skew and study.data.skew._asdict(),
     'scores': shown(scores),
-    'test_sources': {name: len(site.sources) for name, site in scores.items()},
+    'test_sources': [len(site.sources) for site in scores.values()],
     'bytes_up': total('bytes_up'), 'bytes_down': total('bytes_down'),
     'bytes_full_model': trainable.whole_bytes * exchanges,
     'adapter_parameters': tree.size(trainable.adapter),

@@ -23,6 +23,7 @@ MAPPING = '[entities]\nChemical = "drug"\n'
   ('NCT00050349_exc', 'brat', '', 'NCT00050349'),
   ('PMC-1134658-01-INTRODUCTION', 'brat', '', 'PMC-1134658'),
   ('PMC3258128.sec.4', 'bioc', '', 'PMC3258128'),
+  ('pmc3258128_title', 'conll', '', 'pmc3258128'),
   ('PMID-8908396.abstract', 'brat', '', 'PMID-8908396'),
   ('8908396_3', 'phee', '', '8908396'),
   ('8908396_3', 'brat', '', '8908396'),
@@ -180,6 +181,18 @@ def test_a_trial_is_the_same_at_another_site():
     corpus('b', [OTHER])._replace(test=tuple(
       Document(name, f'{name} apart', (), ()) for name in ('NCT00000007_exc', '12')))]
   assert [note.name for note in unleaked(sites, [])[0].train] == ['12', 'free']
+
+
+def test_an_article_in_two_pooled_corpora_is_dealt_out_once():
+  """PubMed's 8908396 is in both; the notes called 1 are two."""
+  def pool(name):
+    return corpus(name, [])._replace(train=tuple(
+      Document(note, f'Fever {name}.', (Span(0, 5, 'drug'),), ()) for note in ('8908396', '1')))
+
+  parts, _ = partition([pool('a'), pool('b')], 'iid', unit='note', sites=3, strength=1.0,
+                       corrupted=0.0, seed=0)
+  assert sorted([note.name for note in part.train] for part in parts) == [
+    ['1'], ['1'], ['8908396', '8908396']]
 
 
 def test_a_document_alone_is_drawn_by_sentences():
