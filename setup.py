@@ -43,7 +43,7 @@ setup(
     'jax>=0.8', 'flax>=0.12', 'optax>=0.2.6', 'orbax-checkpoint>=0.12', 'transformers>=5',
     'ml-collections>=1.1', 'absl-py>=2.1', 'tokenizers>=0.22.1', 'safetensors>=0.6.1',
     'gguf>=0.17', 'huggingface-hub>=1.3', 'ml-dtypes>=0.5', 'rich>=13.9', 'numpy>=2',
-    'scipy>=1.13', 'matplotlib>=3.9', 'jinja2>=3.1', 'markupsafe>=2.1',
+    'scipy>=1.13', 'matplotlib>=3.9', 'jinja2>=3.1', 'markupsafe>=2.1', 'regex>=2024.11.6',
   ],
   extras_require={
     # Baselines behind an endpoint: regimes api and api:MODEL of compare.

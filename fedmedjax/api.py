@@ -85,6 +85,7 @@ def load_data(
       names of its sites from them.
     reporter: shows progress; None = on the terminal or in the notebook.
   """
+  set_up()
   if sites:
     config = _named(config, sites)
     validate(config)

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from fedmedjax.experiment.command_line import parse
-from fedmedjax.runtime.cli import guarded
+from fedmedjax.runtime.cli import guarded, set_up
 from fedmedjax.types import InputError
 
 
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fedmedjax.experiment.notes import load_corpora
     from fedmedjax.report.description import SHOWN, describe
     from fedmedjax.runtime.progress import Reporter
+    set_up()
     reporter = Reporter()
     with reporter.task('reading notes'):
       corpora = load_corpora(config)

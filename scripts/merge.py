@@ -36,7 +36,8 @@ def merge(base: str, adapter: Path, output: Path, dtype: str) -> None:
   folder = resolve(model_path(base))
   model = load_model(folder, Placement(DTYPES[dtype]))
   if folder.is_dir():
-    settings = read_settings(folder)
+    # The head may have values of its own although the file says that it is tied.
+    settings = read_settings(folder) | {'tie_word_embeddings': model.config.tie_word_embeddings}
   else:
     tokens = {f'{kind}_token_id': getattr(model.tokenizer, f'{kind}_token_id')
               for kind in ('bos', 'eos', 'pad')}

@@ -150,7 +150,7 @@ def best_single_site(runs: Runs) -> tuple[str, list[Answers]] | None:
   names = chosen_sites(runs)
   if names is None:
     return None
-  called = 'best single site on V'
+  called = 'best single site'
   return f'{called} ({", ".join(dict.fromkeys(names))})', [
     rows[name] for rows, name in zip(runs.cross_site, names, strict=True)]
 

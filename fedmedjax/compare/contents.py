@@ -70,14 +70,18 @@ _TITLES = {
 def _curves(scenario: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Contents:
   """Contents of a scenario of several parts: a column for each; a plot if labels are numbers."""
   contents, (title, words) = Contents([], [], []), _TITLES[scenario]
+  tested = 'external' if scenario == 'leave_one_out' else 'sites'
   steps = ', '.join(
     f'{label}: {max(runs.summaries[0]["local_steps"] for runs in rows.values()):g}'
     for label, rows in by_label.items())
   for score in comparisons.scores_of(
       runs for rows in by_label.values() for runs in rows.values()):
-    curves = tables.curve(by_label, score, draws, external=scenario == 'leave_one_out')
+    curves = tables.curve(by_label, score, draws, external=tested == 'external')
+    left_out = max((
+      tables.cautioned(rows.values(), next(iter(rows.values())).summaries[0][tested], score)
+      for rows in by_label.values()), key=len)
     contents.tables.append(tables.curve_table(
-      title, f'Local steps in all, {steps}.', list(by_label), curves, score))
+      title, f'Local steps in all, {steps}{left_out}', list(by_label), curves, score))
     if scenario != 'leave_one_out':
       x = {label: _place(label, rows) for label, rows in by_label.items()}
       contents.plots.append(tables.curve_plot(

@@ -40,7 +40,7 @@ def seeds_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | N
   return Table(
     f'{_capital(score)}: {seeds} seeds',
     'Typed strict F1, mean over seeds [95 % by source and seed]'
-    + _cautioned(rows.values(), [*inside, *outside], score),
+    + cautioned(rows.values(), [*inside, *outside], score),
     ('regime', *inside, 'mean', *(f'{site} (external)' for site in outside)), [
       [name, *(figure(runs, [site]) for site in inside), figure(runs, common),
        *(figure(runs, [site]) for site in outside)]
@@ -75,7 +75,7 @@ def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | 
     'Typed strict F1 of the worst site, that of the best one minus it, and what each site gains '
     'over ' + ('all single-site adapters, counts added' if first.get('partition') else
                'its single-site adapter') + ' [95 % by source]'
-    + _cautioned(having.values(), sites, score) + (
+    + cautioned(having.values(), sites, score) + (
       f' {_SURE} not 0 at 5 % by Holm\'s correction over the {len(gains)} gains.' if gains else ''),
     ('regime', 'worst site', 'best − worst', *sites), lines)
 
@@ -96,7 +96,7 @@ def _gains(
     for (place, estimate), p in zip(found.items(), corrected, strict=True)}
 
 
-def _cautioned(rows: Iterable[Runs], sites: Sequence[str], score: str) -> str:
+def cautioned(rows: Iterable[Runs], sites: Sequence[str], score: str) -> str:
   """The end of a table's note: what its intervals leave out; '.' where it is nothing."""
   said = [
     intervals.caution(paired.fewest_sources(runs.scores, tested, score), len(runs.scores))

@@ -9,8 +9,10 @@ hundreds of notes.
 """
 
 import re
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from fedmedjax.data.pieces import is_piece
 from fedmedjax.data.sources import known_sources, source_of
@@ -18,6 +20,7 @@ from fedmedjax.types import Document, InputError, SiteCorpus
 
 SHARE = 0.5
 _LENGTH = 8  # words of a shingle
+_FACTORS = np.random.default_rng(0).integers(2**63, size=_LENGTH, dtype=np.uint64) * 2 + 1
 _FEWEST = 8  # shingles of a note that is no mere sentence: 15 words
 # A character of a script without blanks between words is a word here.
 _WORD = re.compile(r'[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+')
@@ -28,10 +31,14 @@ def _key(document: Document) -> str:
   return ''.join(document.text.split()).casefold()
 
 
-def _shingles(document: Document) -> set[int]:
-  """Hashes of all runs of _LENGTH words."""
+def _shingles(document: Document) -> np.ndarray:
+  """Hashes of the different runs of _LENGTH words, u64[...], sorted."""
   words = _WORD.findall(document.text.casefold())
-  return {hash(tuple(words[i:i + _LENGTH])) for i in range(len(words) - _LENGTH + 1)}
+  if len(words) < _LENGTH:
+    return np.zeros(0, np.uint64)
+  hashed = np.array([hash(word) for word in words], np.int64).view(np.uint64)
+  # Sums modulo 2^64; equal runs have equal ones, and unlike runs all but surely unlike ones.
+  return np.unique(sliding_window_view(hashed, _LENGTH) @ _FACTORS)
 
 
 def _compared(first: int, second: int) -> int:
@@ -44,14 +51,14 @@ class TextIndex:
 
   def __init__(self, documents: Iterable[Document]):
     """`documents`: of all sites; sentences that were cut out of a longer document do not count."""
-    self._keys, self._sizes, self._holders = set(), [], defaultdict(list)
-    for document in documents:
-      if not is_piece(document):
-        self._keys.add(_key(document))
-        shingles = _shingles(document)
-        for shingle in shingles:
-          self._holders[shingle].append(len(self._sizes))
-        self._sizes.append(len(shingles))
+    documents = [document for document in documents if not is_piece(document)]
+    self._keys = set(map(_key, documents))
+    shingles = [_shingles(document) for document in documents]
+    self._sizes = np.array([*map(len, shingles)], int)
+    hashes = np.concatenate([np.zeros(0, np.uint64), *shingles])
+    order = hashes.argsort(kind='stable')
+    self._hashes = hashes[order]
+    self._holders = np.repeat(np.arange(len(documents)), self._sizes)[order]
 
   def has(self, document: Document) -> bool:
     """Whether a test note has this text."""
@@ -62,10 +69,13 @@ class TextIndex:
     if is_piece(document):
       return False
     shingles = _shingles(document)
-    shared = Counter(place for shingle in shingles for place in self._holders.get(shingle, ()))
+    first, end = (self._hashes.searchsorted(shingles, side) for side in ('left', 'right'))
+    shared = np.zeros(len(self._sizes), int)
+    for i in np.flatnonzero(end > first):
+      shared[self._holders[first[i]:end[i]]] += 1
     return any(
-      count >= SHARE * _compared(len(shingles), self._sizes[place])
-      for place, count in shared.items())
+      shared[place] >= SHARE * _compared(len(shingles), self._sizes[place])
+      for place in np.flatnonzero(shared))
 
 
 def without_sources(site: SiteCorpus, tested: set[str]) -> SiteCorpus:

@@ -12,24 +12,42 @@ from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
+from fedmedjax.data.scripts import (
+  CLOSERS,
+  CONTINUES,
+  DOTS,
+  OPENERS,
+  STOPS,
+  caseless,
+  columns,
+  first_word,
+  last_run,
+)
 from fedmedjax.data.sources import source_of
 from fedmedjax.types import Document, Example, Span
 
 _LINE = re.compile('[^\n\r\v\f\x85\u2028\u2029]+')
 _BREAK = re.compile('\r\n|[\n\r\v\f\x85\u2028\u2029]')
 # The first look-behind keeps a long row of dots from being tried at every dot; the others find
-# sentences stuck together ('6 months.The patient') but not mutations ('p.Val204Asp').
-_MARK = re.compile(r'(?<![.!?])[.!?]+["\'”’»)\]}]*'
-                   r'(?:(?=\s)|(?:(?<=[a-z]{3}\.)|(?<=[)\]]\.))(?=[A-Z][a-z]{2}))')
-_AFTER = re.compile(r'\s*([("\'“‘«\[{]*)\s?(\S)')
+# sentences stuck together ('6 months.The patient') but not mutations ('p.Val204Asp'). `stop` are
+# marks that end a sentence with nothing behind them, `joined` those that a letter follows at once:
+# both are how scripts without letter case are written.
+_CLOSING = rf'["\'”’»)\]}}{CLOSERS}]*'
+_MARK = re.compile(
+  rf'(?<![.!?{STOPS}{DOTS}])(?:'
+  rf'(?P<stop>[.!?{DOTS}]*[{STOPS}][.!?{STOPS}{DOTS}]*{_CLOSING})'
+  rf'|[.!?]+{_CLOSING}(?:(?=\s)|(?:(?<=[a-z]{{3}}\.)|(?<=[)\]]\.))(?=[A-Z][a-z]{{2}}))'
+  rf'|(?P<joined>[.!?{DOTS}]+{_CLOSING})(?=\s*[^\W_]))')
+_AFTER = re.compile(rf'\s*([("\'“‘«\[{{{OPENERS}]*)\s?(\S)')
 _MARKER = re.compile(r'[(\[]?(?:\d{1,2}(?:\.\d{1,2})*|[A-Za-z]|[ivxIVX]{1,4})[)\]]?')
-_BRACKET = re.compile(r'[(\[{)\]}]')
-_OPENER = {')': '(', ']': '[', '}': '{'}
+_BRACKET = re.compile(r'[(\[{)\]}（［｛【〔）］｝】〕]')
+_OPENER = {')': '(', ']': '[', '}': '{', '）': '（', '］': '［', '｝': '｛', '】': '【', '〕': '〔'}
 _BULLETS = frozenset('-–—*•·▪●○◦‣■□')
 
 # Abbreviations that never end a sentence, whatever the case of the word that follows.
 _NEVER_LAST = frozenset(
-  'dr drs mr mrs ms prof st mt vs e.g eg i.e ie viz cf ca approx esp incl excl fig figs'.split()
+  'dr drs mr mrs ms prof st mt vs e.g eg i.e ie viz cf ca approx esp incl excl fig figs '
+  'डॉ डा प्रो श्री د أ'.split()
 )
 # Abbreviations that do not end a sentence when a number follows.
 _BEFORE_NUMBER = frozenset(
@@ -152,7 +170,7 @@ def _blocks(text: str) -> Iterator[tuple[int, int]]:
   """Ranges of the lines that are not blank, with wrapped ones put together again."""
   lines = [trimmed(text, *line.span()) for line in _LINE.finditer(text)]
   lines = [(start, end) for start, end in lines if start < end]
-  lengths = [end - start for start, end in lines]
+  lengths = [columns(text[start:end]) for start, end in lines]
   width = max(lengths, default=0)
   if sum(length >= 0.8 * width for length in lengths) < _FEWEST_WRAPPED:
     width = 0
@@ -169,15 +187,19 @@ def _goes_on(text: str, line: tuple[int, int], following: int, width: int) -> bo
   A line was wrapped if the next word would have made it longer than the document is wide.
   """
   start, end = line
-  if not text[following].islower() or len(_BREAK.findall(text, end, following)) > 1:
+  bare = caseless(text[following])
+  if not (bare or text[following].islower()) or len(_BREAK.findall(text, end, following)) > 1:
     return False
   word = text[max(start, end - _LOOK_BEHIND):end].split()[-1].lstrip('([')
   initial = len(word) == 2 and word.isupper()
   if text[end - 1] == '.' and (initial or word[:-1].lower() in _NEVER_LAST):
     return True
   next_word = text[following:following + _LOOK_BEHIND].split()[0]
-  return (text[end - 1] not in '.:;!?' and _NARROWEST_WRAP <= width <= _WIDEST_WRAP
-          and end - start + 1 + len(next_word) > width)
+  if bare:
+    next_word = first_word(next_word)
+  return (text[end - 1] not in f'.:;!?：；{STOPS}{DOTS}{CLOSERS}'
+          and _NARROWEST_WRAP <= width <= _WIDEST_WRAP
+          and columns(text[start:end]) + 1 + columns(next_word) > width)
 
 
 def _cuts(text: str, start: int, end: int) -> Iterator[int]:
@@ -190,12 +212,35 @@ def _cuts(text: str, start: int, end: int) -> Iterator[int]:
     if closed and closed[-1][0] < cut:
       continue
     before = text[max(start, mark.start() - _LOOK_BEHIND):mark.start()].split()
-    opener, following = _AFTER.match(text, cut, end).groups()
+    after = _AFTER.match(text, cut, end)
+    if after is None:
+      return  # the mark at the end of the block
+    opener, following = after.groups()
+    if mark['stop'] is not None:
+      if before and following not in CONTINUES and not _is_number(text[start:mark.start()]):
+        yield cut
+        start = cut
+      continue
+    if mark['joined'] is not None and not _is_joined(before, mark[0], following):
+      continue
     is_marker = (mark.start() - start <= _LOOK_BEHIND
                  and _MARKER.fullmatch(text[start:mark.start()].strip()))
     if before and not is_marker and _ends(before[-1], mark[0], opener, following):
       yield cut
       start = cut
+
+
+def _is_number(words: str) -> bool:
+  """Whether all words of a sentence so far are the number of an item of a list."""
+  return len(words.strip()) < 3 and words.strip().isdigit()
+
+
+def _is_joined(before: Sequence[str], mark: str, following: str) -> bool:
+  """Whether a sentence may end at a mark with no blank behind it: next to a letter without case."""
+  if caseless(following):  # behind a number and a dot it may be an item of a list
+    return '!' in mark or '?' in mark or not before or not before[-1][-1].isdigit()
+  ends = '!' in mark or '?' in mark
+  return bool(before) and caseless(before[-1][-1]) and (ends or following.isupper())
 
 
 def _ends(word: str, mark: str, opener: str, following: str) -> bool:
@@ -205,9 +250,12 @@ def _ends(word: str, mark: str, opener: str, following: str) -> bool:
   if following in _BULLETS:
     return not opener
   if '!' in mark or '?' in mark:
-    return following.isupper() or following.isdigit()
+    return (following.isupper() or following.isdigit() or caseless(following)
+            or caseless(word[-1:]))
   if plain in _NEVER_LAST:
     return False
+  if caseless(following):
+    return not _is_abbreviation(last_run(word))
   if following.islower():
     return (mark == '.' and len(word) > 3 and word.isalpha() and word.islower()
             and plain not in _LOOKS_LIKE_WORD)
@@ -218,12 +266,23 @@ def _ends(word: str, mark: str, opener: str, following: str) -> bool:
   return following.isupper() and not (dotted and word.isupper())
 
 
+def _is_abbreviation(word: str) -> bool:
+  """Whether the dot behind a word is surely its own where a letter without case follows."""
+  plain = word.lower()
+  if plain in _NEVER_LAST or plain in _LOOKS_LIKE_WORD:
+    return True
+  if word.isascii():  # q.d, U.S, the initial of a name
+    return word[:1].isalpha() and all(len(part) < 3 for part in word.split('.')) and (
+      '.' in word or len(word) == 1 and word.isupper())
+  return len(word) == 1 and '\u0590' <= word <= '\u08ff'  # a letter of an alphabet, no syllable
+
+
 def _closed_brackets(text: str, start: int, end: int) -> list[tuple[int, int]]:
   """Outermost pairs of brackets, the last one first; those never closed do not count."""
   pairs, opened = [], []
   for match in _BRACKET.finditer(text, start, end):
     place, bracket = match.start(), match[0]
-    if bracket in '([{':
+    if bracket not in _OPENER:
       opened.append((place, bracket))
     elif opened and opened[-1][1] == _OPENER[bracket]:
       opening, _ = opened.pop()

@@ -136,7 +136,7 @@ def read_site(
   notes = corpus.train[:max_train_notes or None] if trains else ()
   held_out = set()
   if notes and validation_examples:
-    drawn = _held_out(notes, validation_share, rng)
+    drawn = _held_out(notes, validation_share, rng, dealt_out=not tests)
     held_out = {i for i, note in enumerate(notes) if source_of(note) in drawn}
   split = _Split(
     [note for i, note in enumerate(notes) if i not in held_out],
@@ -168,11 +168,14 @@ def read_site(
 
 
 def _held_out(
-  notes: Sequence[Document], share: float, rng: np.random.Generator
+  notes: Sequence[Document], share: float, rng: np.random.Generator, dealt_out: bool
 ) -> set[str]:
-  """The sources that are held out for V: of several at least one, and never all of them."""
+  """The sources that are held out for V: of several at least one, and never all of them.
+
+  `dealt_out`: whether the notes, or sentences of notes, are a part of a pool.
+  """
   sources = distinct(notes)
-  if any(map(is_cut, notes)):
+  if dealt_out and any(map(is_cut, notes)):
     # Sentences of one note were dealt out to several sites, which must hold out the same notes: so
     # a checksum of its name decides, and a site of few sentences may have none.
     drawn = {source for source in sources

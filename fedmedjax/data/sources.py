@@ -6,7 +6,8 @@ A source is what the reader or the user said, or else what the document's name s
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from fedmedjax.types import Document, InputError
 
@@ -17,12 +18,27 @@ _REGISTERED = r'NCT\d+|PMC[-_]?\d+|PMID[-_:]?\d+'
 _PART = re.compile(rf'({_REGISTERED}|\d{{6,}})[^0-9A-Za-z].*', re.DOTALL)
 # The same wherever it occurs: what a number means elsewhere is uncertain unless it is long.
 _ANYWHERE = re.compile(rf'{_REGISTERED}|[1-9]\d{{6,7}}')
+# What counts documents from 1 in each part of a corpus: the same number elsewhere means nothing.
+_COUNTER = re.compile(r'\d{1,5}')
 # Names of documents by format, where the format's own rule says what the source is: PHEE's
 # ABSTRACT_SENTENCE, the records of a patient in i2b2 (2014: 220-03).
 _BY_FORMAT = {
   'phee': re.compile(r'(.+)_\d+'),
   'i2b2': re.compile(r'(\d{3})-\d{2}'),
 }
+
+
+# Keys by which records name the patient or the note that they come from, widest first.
+_KEYS = (
+  'patient_id', 'subject_id', 'article_id', 'pmid', 'document_id', 'doc_id', 'note_id')
+
+
+def stated(record: Mapping[str, Any]) -> str:
+  """The source that a record of sentences names; '' where it names none."""
+  for key in _KEYS:
+    if isinstance(record.get(key), str | int) and str(record[key]).strip():
+      return str(record[key])
+  return ''
 
 
 def source_of(document: Document) -> str:
@@ -41,8 +57,8 @@ def with_sources(
   Args:
     documents: as read; a source that the reader set is kept, and looked through as a name is.
     form: a key of `readers.FORMATS`.
-    pattern: a regular expression; its first group, or all that it matches, is the source. '' = the
-      format's own rule.
+    pattern: a regular expression; its group, or all that it matches, is the source; all, too, where
+      the group is but a small number. '' = the format's own rule.
     place: where the pattern came from, for error messages.
 
   Raises:
@@ -56,6 +72,8 @@ def with_sources(
     name = document.source or document.name
     found = rule.search(name) if pattern else rule.fullmatch(name)
     source = found and (found[1] if rule.groups else found[0])
+    if pattern and source and _COUNTER.fullmatch(source):
+      source = found[0]
     named.append(document._replace(source=source) if source else document)
   if pattern and named == list(documents):
     raise InputError(
@@ -72,7 +90,7 @@ def distinct(documents: Iterable[Document]) -> list[str]:
 def known_sources(documents: Iterable[Document], anywhere: bool = False) -> set[str]:
   """The sources that mean the same article, trial or patient in another part of the corpus.
 
-  A plain name does not: files are often numbered anew in each part.
+  A plain name does not, nor a small number: files are often numbered anew in each part.
 
   Args:
     documents: of one part.
@@ -81,6 +99,7 @@ def known_sources(documents: Iterable[Document], anywhere: bool = False) -> set[
   known = set()
   for document in documents:
     source = source_of(document)
-    if _ANYWHERE.fullmatch(source) or document.source and not anywhere:
+    own = document.source and not anywhere and not _COUNTER.fullmatch(source)
+    if own or _ANYWHERE.fullmatch(source):
       known.add(source)
   return known

@@ -4,18 +4,16 @@ Words are runs of letters and digits, and single signs: no tokenizer, so that th
 of the notes and not of a model.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from fedmedjax.data.scripts import words as split_words
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.data.site import SiteData
 from fedmedjax.types import SiteCorpus
-
-_WORD = re.compile(r'\w+|[^\w\s]')
 
 
 class SiteStatistics(NamedTuple):
@@ -40,7 +38,7 @@ def site_statistics(corpus: SiteCorpus) -> SiteStatistics:
   for document in corpus.train + corpus.test:
     examples, document_counts = sentence_examples(document, corpus.types)
     counts += document_counts
-    words = [_WORD.findall(example.text.lower()) for example in examples]
+    words = [split_words(example.text.lower()) for example in examples]
     sentence_words += map(len, words)
     note_words.append(sum(map(len, words)))
     for sentence in words:
@@ -66,7 +64,7 @@ def used_statistics(site: SiteData) -> SiteStatistics:
       (modifiers if part.ask.given else entities).update(kinds)
       if example.main is not None:
         mains[example.document, example.start, example.main] = example.main.type
-  words = {place: _WORD.findall(text.lower()) for place, text in texts.items()}
+  words = {place: split_words(text.lower()) for place, text in texts.items()}
   note_words = Counter()
   for (document, _), sentence in words.items():
     note_words[document] += len(sentence)
@@ -105,7 +103,7 @@ def word_divergence(sites: Iterable[Iterable[str]]) -> float:
   """
   mean, entropies = Counter(), []
   for texts in sites:
-    counts = Counter(word for text in texts for word in _WORD.findall(text.lower()))
+    counts = Counter(word for text in texts for word in split_words(text.lower()))
     total = counts.total()
     if not total:
       continue

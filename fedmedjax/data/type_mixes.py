@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedmedjax.data.statistics import divergence
 from fedmedjax.types import Document
+
+_STAGES = 200  # of shuffling, among which the wanted one is found
 
 
 def type_counts(notes: Sequence[Document], types: Sequence[str]) -> np.ndarray:
@@ -18,16 +21,34 @@ def by_types(notes, types, sites, strength, rng) -> np.ndarray:
 
   Where an example has one label and sites draw their mixes from a Dirichlet distribution of
   concentration `strength` (Hsu, Qi and Brown, arXiv:1909.06335), the labels of two examples of a
-  site correlate with 1 / (1 + strength). A note has many labels, which come as they are: drawn
-  mixes cannot be met, and the nearest notes to them are not the more unlike the smaller the
-  strength is. So the notes are put in as unlike groups as they allow (`_unlike`), and each stays in
-  the group of its site with probability 1 / sqrt(1 + strength); those that do not change places at
-  random. Two notes of a site then both belong to its group with probability 1 / (1 + strength).
+  site correlate with 1 / (1 + strength): that share of the greatest divergence is left. A note has
+  many labels, which come as they are: drawn mixes cannot be met, and the notes nearest to them are
+  not the more unlike the smaller the strength is. So the notes are put in as unlike groups as they
+  allow (`_unlike`) and shuffled, one after the other, until 1 / (1 + strength) is left of the
+  groups' divergence beyond that of notes dealt at random. A smaller strength never gives sites that
+  are more alike.
   """
-  dealt = rng.permutation(sites)[_unlike(type_counts(notes, types), sites, rng)]
-  astray = np.flatnonzero(rng.random(len(notes)) >= (1 + strength) ** -0.5)
-  dealt[astray] = dealt[rng.permutation(astray)]
-  return dealt
+  counts = type_counts(notes, types)
+  groups, order = _unlike(counts, sites, rng), rng.permutation(len(notes))
+  # Fisher and Yates: a prefix of the swaps shuffles a part, all of them everything.
+  others = rng.integers(np.arange(len(notes)), len(notes))
+  stages, dealt = [], rng.permutation(sites)[groups]
+  pause = max(1, len(notes) // _STAGES)
+  for done, (note, other) in enumerate(zip(order, order[others], strict=True)):
+    if done % pause == 0:
+      stages.append(dealt.copy())
+    dealt[[note, other]] = dealt[[other, note]]
+  stages.append(dealt)
+  left = np.array([divergence(_totals(counts, stage, sites)) for stage in stages])
+  wanted = left[-1] + (left.max() - left[-1]) / (1 + strength)
+  return stages[np.abs(left - wanted).argmin()]
+
+
+def _totals(counts: np.ndarray, dealt: np.ndarray, sites: int) -> np.ndarray:
+  """Entities of each type at each site, i[S, T]."""
+  totals = np.zeros((sites, counts.shape[1]), int)
+  np.add.at(totals, dealt, counts)
+  return totals
 
 
 def _unlike(counts: np.ndarray, groups: int, rng: np.random.Generator) -> np.ndarray:

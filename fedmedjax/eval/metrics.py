@@ -16,7 +16,6 @@ Letters: N sources (articles, trials, patients; see `data/sources.py`), T types.
 i64[2 match kinds, T types + untyped, (tp, fp, fn)].
 """
 
-import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -26,13 +25,12 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from fedmedjax.data.scripts import word_ranges
 from fedmedjax.eval.intervals import half_width
 from fedmedjax.types import Span
 
 KINDS = ('strict', 'lenient')
 AVERAGES = ('typed', 'untyped', 'macro')
-
-_TOKEN = re.compile(r'\w+|[^\w\s]')
 
 
 class Link(NamedTuple):
@@ -51,7 +49,7 @@ def count(
   Args:
     gold: entities with offsets into `text`, in any order; they may overlap.
     predicted: likewise. An entity predicted twice counts twice.
-    text: tokens are its words (letters, digits, underscores) and its other visible characters.
+    text: tokens are its words and its other visible characters, see `scripts.word_ranges`.
     types: the T types, in the order of the second axis of the result.
 
   Returns:
@@ -112,7 +110,7 @@ def _matched(edges: np.ndarray) -> int:
 
 def _covered(text: str) -> Callable[[Span], tuple[int, int]]:
   """(span) -> the tokens [first, last) of the text that share a character with it."""
-  tokens = [token.span() for token in _TOKEN.finditer(text)]
+  tokens = word_ranges(text)
   starts, ends = [start for start, _ in tokens], [end for _, end in tokens]
   return lambda span: (bisect_right(ends, span.start), bisect_left(starts, span.end))
 

@@ -52,7 +52,7 @@ def parse(
     print(help_text(define, values, _config_help()))
     raise SystemExit(0)
   try:
-    place, others = _without_config(values.read_flags_from_files(list(argv), force_gnu=False))
+    place, others = _without_config(_with_files(argv))
     if place:
       config_flags.DEFINE_config_dict(
         'config', load_config_file(place), flag_values=values, sys_argv=others)
@@ -79,6 +79,13 @@ def parse(
   return config, values, overrides
 
 
+def _with_files(argv: Sequence[str]) -> list[str]:
+  """A command line with the flags of its --flagfile, which may begin with a byte-order mark."""
+  words = flags.FlagValues().read_flags_from_files(list(argv), force_gnu=False)
+  return [word.removeprefix('\ufeff') for word in words
+          if not word.startswith(('\ufeff#', '\ufeff//')) and word != '\ufeff']
+
+
 def config_arguments(argv: Sequence[str], overrides: dict[str, Any]) -> list[str]:
   """The words of a command line that make its configuration, each with its value in it.
 
@@ -86,7 +93,7 @@ def config_arguments(argv: Sequence[str], overrides: dict[str, Any]) -> list[str
     argv: of `parse`.
     overrides: what `parse` found there.
   """
-  place, _ = _without_config(flags.FlagValues().read_flags_from_files(list(argv), False))
+  place, _ = _without_config(_with_files(argv))
   return [f'--config={place}', *(f'--config.{key}={value}' for key, value in overrides.items())]
 
 

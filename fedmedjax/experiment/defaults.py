@@ -119,6 +119,7 @@ def _data() -> ConfigDict:
   # Sites of your own, a dict(name=, path=, format=, mapping=, test_share=0.2; 1 if external) each.
   # Formats and mappings (a .toml file, or the name of a shipped one): docs/data.md. A site is
   # asked for the types that occur in its notes; annotated=('problem', 'drug') says which they are.
+  # Notes of one patient are not parted where source='patient([0-9]+)' finds it in their names.
   data.folders = ()
   # Sites that train: synthetic_* cohorts, maccrobat2020, chia, phee, bc5cdr, ncbi_disease, names of
   # data.folders.
@@ -143,8 +144,8 @@ def _data() -> ConfigDict:
   data.max_train_sentences = 0
   # Longest example in tokens, input to end token; longer ones are not trained on, and counted.
   data.max_length = 256
-  # Share of each site's training notes held out, by source (article, trial, patient),
-  # for the validation set V.
+  # Share of each site's sources (articles, trials, patients, or notes) held out of training for the
+  # validation set V.
   data.validation_share = 0.1
   # Examples of each site and task in V, at most; every adapter is run on all of V each round.
   data.validation_examples = 16

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from fedmedjax.data.scripts import cut_place
 from fedmedjax.data.sentences import note_sentences, trimmed
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tokenize import encode_examples, encode_instruction
@@ -117,17 +118,11 @@ def _fits(annotator: Annotator, text: str) -> bool:
 def _pieces(
   text: str, start: int, end: int, fits: Callable[[str], bool]
 ) -> Iterator[tuple[int, int]]:
-  """Halves a range until its parts fit, at the white space nearest to the middle.
-
-  A range whose middle half has no white space, such as a picture in base64, is cut in the middle.
-  """
+  """Cuts a range in two until its parts fit, see `cut_place`."""
   if fits(text[start:end]) or end - start < 2:
     yield start, end
     return
-  middle, quarter = (start + end) // 2, (end - start) // 4
-  blanks = (at for away in range(quarter) for at in (middle - away, middle + away)
-            if text[at].isspace())
-  at = next(blanks, middle)
+  at = cut_place(text, start, end)
   for first, last in (trimmed(text, start, at), trimmed(text, at, end)):
     if first < last:
       yield from _pieces(text, first, last, fits)

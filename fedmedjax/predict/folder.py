@@ -18,7 +18,7 @@ from fedmedjax.data.tasks import Asked
 from fedmedjax.experiment.meshes import make_mesh
 from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.files.convert import Placement
-from fedmedjax.model.files.load import load_model, model_path, resolve
+from fedmedjax.model.files.load import load_model, model_files, model_path
 from fedmedjax.model.sharding import AXES, base_shardings
 from fedmedjax.predict.annotate import Annotator, annotate, make_annotator
 from fedmedjax.predict.records import (
@@ -159,13 +159,13 @@ def _settings(trained: Trained) -> dict[str, Any]:
   """The contents of predict.json: everything that an annotation depends on."""
   chosen = trained.settings
   try:
-    base = resolve(model_path(chosen['model.path']))
+    base = model_files(model_path(chosen['model.path']))
   except InputError as error:
     raise InputError(f'{error} (--base names another place)') from None
   adapter = file_checksums(trained.adapter)
   return {
     'adapter': {name: adapter[name] for name in adapter if name.startswith('adapter_')},
-    'base': file_checksums(base),
+    'base': file_checksums(*base),
     **{key: chosen[key]
        for key in ('model.dtype', 'model.quantization', 'data.style', 'eval.max_new_ratio')},
     'prompts': {ask.task: ask.instruction for ask in trained.asks},

@@ -39,15 +39,16 @@ _DROPPED = {
   'combinations': 'combinations of drugs', 'duplicate_entities': 'entities of repeated notes',
   'empty_mentions': 'mentions without a character', 'out_of_range': 'mentions out of the text',
   'placed_by_words': 'placed by their words only',
+  # The rule by which offsets were read that did not lead to the quoted words.
+  'offsets_shifted': 'offsets shifted alike', 'offsets_utf16': 'offsets in UTF-16 units',
+  'offsets_line_ends': 'offsets that count line ends otherwise',
+  'offsets_blanks': 'offsets that count runs of blanks as one', 'offsets_bytes': 'offsets in bytes',
+  'offsets_escaped': 'offsets that count &, < and > as escaped',
+  'offsets_decomposed': 'offsets that count accents', 'offsets_of_passages': 'offsets in a passage',
+  'offsets_of_ends': 'offsets whose ends are the last character or a length',
+  'offsets_composed': 'offsets that count no accents',
+  'places_otherwise': 'places that count words or lines otherwise',
   'absent_types': 'types that never occur (taken as not annotated)',
-}
-# What the offsets of annotations were found to count, and were read by.
-_RULES = {
-  'offsets_shifted': 'a shift', 'offsets_line_ends': 'other line ends',
-  'offsets_blanks': 'other blanks', 'offsets_utf16': 'UTF-16 units', 'offsets_bytes': 'bytes',
-  'offsets_escaped': 'escaped signs', 'offsets_decomposed': 'accents apart',
-  'offsets_composed': 'accents not apart', 'offsets_of_passages': 'the passage alone',
-  'places_otherwise': 'other words or lines',
 }
 
 
@@ -60,12 +61,9 @@ _HOLDS = re.compile(
 def set_aside(report: dict[str, int]) -> str:
   """What a site's reading left out or repaired, in words."""
   unnamed = {key: key.replace('_', ' ') for key in report
-             if key not in _DROPPED and key not in _RULES and not _HOLDS.fullmatch(key)}
-  said = [f'{report[key]:,} {name}' for key, name in (_DROPPED | unnamed).items()
-          if report.get(key)]
-  said += [f'{report[key]:,} offsets read as counting {name}' for key, name in _RULES.items()
-           if report.get(key)]
-  return ', '.join(said)
+             if key not in _DROPPED and not _HOLDS.fullmatch(key)}
+  return ', '.join(
+    f'{report[key]:,} {name}' for key, name in (_DROPPED | unnamed).items() if report.get(key))
 
 
 # Sites of a partition that the table lists.

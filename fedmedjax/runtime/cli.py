@@ -7,6 +7,7 @@ answered first.
 import importlib
 import importlib.metadata
 import logging
+import os
 import platform
 import signal
 import sys
@@ -82,9 +83,14 @@ def indented(text: str) -> str:
 
 
 def set_up() -> None:
-  """Settings of the process: compilations are kept between runs, libraries warn only."""
+  """Settings of the process: compilations are kept between runs, libraries warn only.
+
+  Raises InputError where JAX's own settings ask for a device that is not there, or for 64 bits.
+  """
   import jax
   import transformers
+
+  from fedmedjax.runtime import device
 
   # absl's handler would print every checkpoint's bookkeeping between the progress bars.
   # What goes wrong in a save is raised as well, so its traceback there would say it twice.
@@ -93,6 +99,7 @@ def set_up() -> None:
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update(
       'jax_compilation_cache_dir', str(Path('~/.cache/fedmedjax/xla').expanduser()))
+  device.check()
 
 
 def versions() -> dict[str, str]:
@@ -123,6 +130,10 @@ def guarded(body: Callable[[], None]) -> int:
   except (RuntimeError, OSError, MemoryError) as error:
     # XLA adds pages on its memory to the line that says it is full.
     line = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, OSError) and error.filename and error.strerror:
+      line = f'{error.filename}: {error.strerror}'
+      if not Path(os.fsdecode(error.filename)).parent.is_dir():
+        line += '; its folder is not there any more'
     print(f'failed: {line}', file=sys.stderr)
     return 1
   except KeyboardInterrupt as stop:

@@ -1,4 +1,4 @@
-"""Memory of an accelerator, else of this machine; and the seconds that compiling took."""
+"""Devices: whether JAX has them, their memory or this machine's, and the seconds of compiling."""
 
 import os
 import resource
@@ -6,6 +6,32 @@ from functools import cache
 from pathlib import Path
 
 import jax
+
+from fedmedjax.types import InputError
+
+# Settings of JAX that change its arithmetic: the value that everything here is written for, and
+# that value as the environment has it.
+_NEEDED = {'jax_enable_x64': (False, '0'), 'jax_numpy_dtype_promotion': ('standard', 'standard')}
+
+
+def check() -> None:
+  """Starts JAX's devices; raises InputError where its settings ask for what is not there."""
+  for name, (needed, written) in _NEEDED.items():
+    value = getattr(jax.config, name)
+    if value != needed:
+      setting = name.upper()
+      raise InputError(
+        f'{setting}={os.environ.get(setting, value)}: only {needed!r} is supported; leave it out, '
+        f'or start the same command behind {setting}={written}')
+  try:
+    jax.devices()
+  except Exception as error:  # JAX raises what the plug-in of a device hits, also bare assertions
+    line = (str(error).splitlines() or [''])[0]
+    platforms = jax.config.jax_platforms
+    raise InputError(
+      f'JAX_PLATFORMS={platforms or ""}: JAX finds no such device here'
+      f'{f" ({line})" if line else ""}; without JAX_PLATFORMS it takes what there is, with '
+      'JAX_PLATFORMS=cpu the processor') from None
 
 
 def limit() -> int:

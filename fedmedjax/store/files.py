@@ -151,11 +151,11 @@ def claim(workdir: Path, settings: dict[str, Any]) -> None:
 CHECKSUM_DIGITS = 16
 
 
-def file_checksums(path: Path) -> dict[str, str]:
-  """{name: checksum} of a file, or of the files of a folder without its subfolders."""
-  files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+def file_checksums(*paths: Path) -> dict[str, str]:
+  """{name: checksum} of files, and of the files of folders without their subfolders."""
   checksums = {}
-  for file in files:
+  for file in [file for path in paths for file in (
+      [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file()))]:
     with file.open('rb') as opened:
       checksums[file.name] = hashlib.file_digest(opened, 'sha256').hexdigest()[:CHECKSUM_DIGITS]
   return checksums

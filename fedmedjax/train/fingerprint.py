@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from fedmedjax.data.site import SiteData
 from fedmedjax.experiment.own_parts import OwnPart
 from fedmedjax.experiment.types import Data
-from fedmedjax.model.files.load import model_path, resolve
+from fedmedjax.model.files.load import model_files, model_path
 from fedmedjax.store.files import CHECKSUM_DIGITS, file_checksums, read_json, write_json, write_text
 from fedmedjax.types import InputError
 
@@ -32,7 +32,7 @@ def fingerprint(
   path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
   sites = (*data.sites, *data.tested, *data.external)
   return {f'notes of site {site.name}': _notes(site) for site in sites} | {
-    'model': file_checksums(resolve(path))} | starting_adapter(config) | own_checksums(own)
+    'model': file_checksums(*model_files(path))} | starting_adapter(config) | own_checksums(own)
 
 
 def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:

@@ -62,10 +62,10 @@ def test_every_method_meets_every_baseline(rows):
   together = 'single_site (all of them, counts added)'
   assert values == {
     (inside, 'single_site (each its own)'): pytest.approx(0.1),
-    (inside, 'best single site on V (b)'): pytest.approx(0.2),
+    (inside, 'best single site (b)'): pytest.approx(0.2),
     (inside, 'api:some model'): pytest.approx(-0.25),
     (outside, together): pytest.approx(0.2),
-    (outside, 'best single site on V (b)'): pytest.approx(0.3),
+    (outside, 'best single site (b)'): pytest.approx(0.3),
     (outside, 'api:some model'): pytest.approx(-0.5)}
   first = found[0].estimate
   assert first.high - 0.1 == pytest.approx(0.635, rel=0.15) == 0.1 - first.low
@@ -104,7 +104,7 @@ def test_the_best_single_site_is_chosen_on_v_seed_by_seed():
   row = runs(*[answers(a=[5, 5])] * 2, cross=cross,
              losses=[{'x': 2.0, 'y': 1.0}, {'x': 1.0, 'y': np.inf}])
   name, found = comparisons.best_single_site(row)
-  assert name == 'best single site on V (y, x)'
+  assert name == 'best single site (y, x)'
   assert found == [cross[0]['y'], cross[1]['x']]
   assert list(tables.matrix({'single_site': row})) == ['x', 'y']
   dealt = row._replace(summaries=tuple(one | {'partition': {'sizes': (2, 2)}}

@@ -46,6 +46,38 @@ def test_sentence_ends(marked):
   assert split(marked.replace('|', '')) == expected
 
 
+# By Unicode's annex 29 where a mark is surely the end; whole where a dot may be an abbreviation's.
+@pytest.mark.parametrize('marked', [
+  '体温38.5度。|脉搏90次/分，血压120/80mmHg。|无咳嗽',
+  '他说：“很疼。”|然后离开。|发热？！|无。',
+  '患者（见上。注意剂量）好转。|1.患者出院.2.随访',
+  '「痛い。」|と言った。|血压正常?|无胸痛.',
+  '体温は３８．５度．|担当はDr. 田中です。|以上。',
+  '환자는 열이 났다. |아스피린 5 mg을 투여했다! |3일 후 퇴원하였다.',
+  '투여 b.i.d. 환자, q.d. 복용. |Aspirin 투여. |체온은 38.5. |네.',
+  'المريض يعاني من حمى شديدة. |أعطي الأسبرين! |هل يوجد ألم؟ |لا.',
+  'قال د. أحمد إن المريض بخير. |خرج.',
+  'מטופל עם חום גבוה. |קיבל אספירין? |לא ידוע.',
+  'रोगी को बुखार है। |डॉ. शर्मा ने एस्पिरिन दी। |क्या दर्द है? |नहीं।',
+  'مریض کو بخار ہے۔ |اسپرین دی گئی۔',  # Urdu
+  'ታካሚው ትኩሳት አለው። |አስፕሪን ተሰጠ።',  # Amharic
+  'လူနာ ဖျားနေသည်။ |အက်စပရင် ပေးခဲ့သည်။',  # Burmese
+  'রোগীর জ্বর আছে। |অ্যাসপিরিন দেওয়া হয়েছে।',  # Bengali
+])
+def test_scripts_without_letter_case(marked):
+  expected = [part.strip() for part in marked.split('|')]
+  assert split(marked.replace('|', '')) == expected
+
+
+@pytest.mark.parametrize('word, blank', [
+  ('患者发热', ''), ('환자는 열이', ' '), ('حمى شديدة', ' ')])
+def test_wrapped_lines_without_letter_case(word, blank):
+  """Lines as wide as the longest go on in the next one; a short one does not."""
+  line = blank.join([word] * (10 if blank == '' else 7))
+  assert len(split('\n'.join([line] * 6) + '。')) == 1
+  assert len(split('\n'.join([line] * 5 + [word, line]))) == 2
+
+
 def test_a_wrapped_line_goes_on_and_a_list_does_not():
   first, second = split(WRAPPED)
   assert first.endswith('produced some blood.') and second.endswith('for more\ntests.')
@@ -55,7 +87,8 @@ def test_a_wrapped_line_goes_on_and_a_list_does_not():
 
 
 @settings(derandomize=True, deadline=None, max_examples=300, database=None)
-@given(st.text(st.sampled_from('ab A1.?!()[]" \n\r\t-\x1c\x85\u2028'), max_size=60))
+@given(st.text(
+  st.sampled_from('ab A1.?!()[]" \n\r\t-\x1c\x85\u2028患。？「」（）، ।حि．'), max_size=60))
 def test_every_visible_character_is_in_exactly_one_sentence(text):
   seen = []
   for start, end in split_sentences(text):
@@ -81,7 +114,8 @@ def test_given_sentences_stay_and_the_rest_is_split(text, given_ranges):
       assert (start, end) in found
 
 
-@pytest.mark.parametrize('unit', ['.', 'a. b ', '(', '()', '. ', ').', 'a.\n', '1. ', '([)] . '])
+@pytest.mark.parametrize('unit', ['.', 'a. b ', '(', '()', '. ', ').', 'a.\n', '1. ', '([)] . ',
+                                  '。', '가. ', '．', 'が．', '（。'])
 def test_time_is_linear(unit):
   began = time.perf_counter()
   split_sentences(unit * 100_000)

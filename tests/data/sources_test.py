@@ -35,6 +35,7 @@ MAPPING = '[entities]\nChemical = "drug"\n'
   ('8908396', 'pubtator', '', '8908396'),
   ('ward3_pat17_note2', 'brat', 'pat[0-9]+', 'pat17'),
   ('ward3_pat17_note2', 'brat', '_(pat[0-9]+)_', 'pat17'),
+  ('ward3_pat17_note2', 'brat', 'pat([0-9]+)', 'pat17'),
   ('visit-4', 'brat', '(pat[0-9]+)|visit-4', 'visit-4'),  # its group took no part
 ])
 def test_what_a_name_says(name, form, pattern, source):
@@ -65,6 +66,10 @@ def passages(folder, form, articles=12, parts=4):
       'document_id': f'{a}', 'passages': [{'text': [text], 'offsets': [[0, len(text)]]}],
       'entities': [{'id': 'T1', 'type': 'Chemical', 'text': ['Aspirin'], 'offsets': [[0, 7]]}]})
       for a, _, text in rows))
+  if form == 'reference':
+    (folder / 'a.json').write_text(json.dumps([{
+      'tokens': text.split(), 'tags': ['B-Chemical', *['O'] * (len(text.split()) - 1)],
+      'doc_id': a, 'id': i} for i, (a, _, text) in enumerate(rows)]))
   if form == 'conll':
     (folder / 'a.conll').write_text(''.join(
       f'# newdoc id = NCT{a:08}-{p}\n' + ''.join(
@@ -79,7 +84,8 @@ def passages(folder, form, articles=12, parts=4):
 
 
 @pytest.mark.parametrize(('form', 'changes'), [
-  ('bioc', {}), ('bigbio_kb', {}), ('conll', {}), ('brat', {'source': 'p([0-9]+)v'})])
+  ('reference', {}), ('bioc', {}), ('bigbio_kb', {}), ('conll', {}),
+  ('brat', {'source': 'p([0-9]+)v'})])
 def test_records_of_an_article_stay_on_one_side(tmp_path, form, changes):
   """12 articles of 4 records each; 2 of 12 are tested, 1 of the other 10 is held out for V."""
   site = load_folder(passages(tmp_path / 'in', form)._replace(**changes))
@@ -108,6 +114,20 @@ def test_a_part_of_an_article_that_is_tested_on_is_not_trained_on(tmp_path):
   (tmp_path / 'map.toml').write_text(MAPPING)
   site = load_folder(SiteFolder('x', str(tmp_path), 'pubtator', str(tmp_path / 'map.toml')))
   assert [note.name for note in site.train] == ['8908397', '1']
+  assert site.report['leaked_documents'] == 1
+
+
+def test_patients_are_the_same_in_both_parts_and_counters_are_not(tmp_path):
+  """The user's pattern names patients; numbers of notes begin anew in each part."""
+  for part in ('train', 'test'):
+    (tmp_path / part).mkdir()
+    for name in ('7', f'pat1 {part}', f'pat{3 if part == "test" else 2} x'):
+      (tmp_path / part / f'{name}.txt').write_text(f'Aspirin of {part} {name}')
+      (tmp_path / part / f'{name}.ann').write_text('T1\tChemical 0 7\tAspirin\n')
+  (tmp_path / 'map.toml').write_text(MAPPING)
+  site = load_folder(SiteFolder(
+    'x', str(tmp_path), 'brat', str(tmp_path / 'map.toml'), source='pat([0-9]+)'))
+  assert [note.name for note in site.train] == ['7', 'pat2 x']
   assert site.report['leaked_documents'] == 1
 
 

@@ -47,6 +47,18 @@ def test_method_table(gold, predicted, strict, lenient):
     assert got['strict'][average]['f1'] == strict
 
 
+@pytest.mark.parametrize('text, gold, other, lenient', [
+  ('患者发热三天无咳嗽', '发热', '三天', 0), ('患者发热三天', '发热', '发热三', 1),
+  ('アスピリンを投与', '投与', 'アスピリン', 0), ('बुखार', 'बु', 'खार', 1),
+  ('열이 났다', '열', '이', 1),
+])
+def test_lenient_pairs_share_a_word_where_blanks_part_none(text, gold, other, lenient):
+  """Chinese characters are words apart; a Hindi or Korean word is one, whatever part is marked."""
+  got = scored(*([Span(text.index(part), text.index(part) + len(part), 'drug')]
+                 for part in (gold, other)), text)
+  assert got['lenient']['typed']['f1'] == lenient and got['strict']['typed']['f1'] == 0
+
+
 def test_typed_against_merged():
   """problem and drug are right, the test is found as a problem, the first problem is cut.
 

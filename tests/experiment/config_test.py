@@ -7,6 +7,7 @@ import pytest
 from fedmedjax.compare.rows import Study, leaves_adapter, regime_config
 from fedmedjax.compare.scenarios import parts
 from fedmedjax.experiment.command_line import parse
+from fedmedjax.experiment.config import validate
 from fedmedjax.experiment.config_file import shipped_names
 from fedmedjax.experiment.defaults import METHOD_DEFAULTS, PRESETS, apply_preset
 from fedmedjax.types import InputError
@@ -42,8 +43,20 @@ def test_the_last_config_counts_and_may_stand_anywhere():
 
 
 def test_flags_may_be_in_a_file(tmp_path):
-  (tmp_path / 'flags').write_text('--config=fedmedjax:quickstart\n--config.fed.rounds=9\n')
-  assert config(f'--flagfile={tmp_path / "flags"}').fed.rounds == 9
+  for mark in ('', '\ufeff', '\ufeff# of Tuesday\n'):
+    (tmp_path / 'flags').write_text(
+      mark + '--config=fedmedjax:quickstart\n--config.fed.rounds=9\n', encoding='utf-8')
+    assert config(f'--flagfile={tmp_path / "flags"}').fed.rounds == 9
+
+
+def test_folders_are_texts_or_paths(tmp_path):
+  chosen = config('--config=fedmedjax:quickstart')
+  for path in (tmp_path, str(tmp_path)):
+    chosen.data.folders = (dict(name='a', path=path, format='brat', mapping=Path('m.toml')),)
+    validate(chosen)
+  chosen.data.folders = (dict(name='a', path=3, format='brat', mapping='schema'),)
+  with pytest.raises(InputError, match=r'config.data.folders\[0\].path=3'):
+    validate(chosen)
 
 
 def test_the_command_line_goes_before_the_row():

@@ -253,6 +253,7 @@ def _tensors(folder: Path, change):
 
 
 def _index(folder: Path, file):
+  (folder / 'model.safetensors').unlink()  # which goes before an index
   (folder / 'model.safetensors.index.json').write_text(
     json.dumps({'weight_map': {'model.norm.weight': file}}))
 
@@ -306,7 +307,8 @@ def _tokenizer(folder: Path, size: int, eos: str | None):
   (lambda f: _index(f, 'model.bin'), "names 'model.bin'"),
   (lambda f: _index(f, 'absent.safetensors'), 'absent.safetensors, named by .* is missing'),
   (lambda f: _index(f, 7), 'index.json: cannot be read'),
-  (lambda f: (f / 'model.safetensors.index.json').write_text('[]'), 'index.json: cannot be read'),
+  (lambda f: (_index(f, 7), (f / 'model.safetensors.index.json').write_text('[]')),
+   'index.json: cannot be read'),
   (lambda f: _header(f, b'{}', 2**63), 'damaged safetensors'),
   (lambda f: _header(f, b'{}', 2**40), 'damaged safetensors'),
   (lambda f: _header(f, b'[' * 100_000), 'damaged safetensors'),

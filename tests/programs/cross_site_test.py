@@ -1,4 +1,4 @@
-"""Every site's own adapter on every site's test set, and counts by note that scores add up from."""
+"""Every site's own adapter on every site's test set, and counts by source behind scores."""
 
 import json
 
@@ -45,6 +45,12 @@ def test_the_matrix_holds_every_adapter_on_every_site(alone):
     assert [record['gold'] for record in crossed] == [record['gold'] for record in own]
     assert [record['generated'] for record in crossed] != [record['generated'] for record in own]
   counts = json.loads((alone / 'predictions/counts.json').read_text())
+  # The best single site is chosen by these, on the validation notes of all sites.
+  assert list(counts['validation']) == SITES
+  assert all(0 < loss < 20 for loss in counts['validation'].values())
+  assert len(set(counts['validation'].values())) == 2
+  assert summary['test_sources'] == {
+    site: len(held['sources']) for site, held in counts['scores'].items()}
   np.testing.assert_array_equal(
     np.array(counts['scores'][EXTERNAL]['ner']),
     sum(np.array(row[EXTERNAL]['ner']) for row in counts['cross_site'].values()))
@@ -55,9 +61,9 @@ def test_counts_are_enough_to_score_again(alone):
   scores = json.loads((alone / 'summary.json').read_text())['scores']
   for site, held in counts.items():
     records = files.read_lines(alone / 'predictions' / f'{site}.jsonl')
-    assert {record['document'] for record in records} <= set(held['notes'])
+    assert {record['document'] for record in records} <= set(held['sources'])
     by_note = np.array(held['ner'])
-    assert by_note.shape[:2] == (len(held['notes']), 2)
+    assert by_note.shape[:2] == (len(held['sources']), 2)
     types = list(scores[site]['ner']['per_type'])
     again = metrics.scores(by_note.sum(0), types)
     assert again['per_type'] == scores[site]['ner']['per_type']

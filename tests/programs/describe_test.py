@@ -31,6 +31,8 @@ def test_sites_are_described_without_a_model(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(('folders', 'said'), [
+  ('({"name": "a", "path": "n", "format": "brat", "mapping": "schema", "source": "(a)(b)"},)',
+   ".source='(a)(b)': a regular expression with at most one group is allowed"),
   ('({"name": "a"},)', "config.data.folders[0]: 'format' is missing; its keys are name, path"),
   ('({"name": "chia", "path": "x", "format": "brat", "mapping": "chia"},)', '.name='),
   ('({"nam": "a"},)', "'nam' is unknown"),

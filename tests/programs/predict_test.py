@@ -461,6 +461,21 @@ def test_pieces_hold_every_character(smollm):
   assert list(annotate._pieces('a b c d e f g h', 0, 15, fits)) == [(0, 7), (8, 15)]
 
 
+@pytest.mark.parametrize('text, expected', [
+  ('患者发热三天，给予阿司匹林治疗', ['患者发热三天，', '给予阿司匹林治疗']),
+  ('患者服用acetaminophenibuprofen出院', ['患者服用', 'acetaminophenibuprofen', '出院']),
+  ('अस्पतालअस्पताल', ['अस्पताल', 'अस्पताल']),
+  ('체온은 삼십팔점오도', ['체온은', '삼십팔점오도']),
+  ('アスピリンを投与', ['アスピリン', 'を投与']),
+])
+def test_pieces_end_where_words_end(text, expected):
+  """As long as the pieces of `expected` at most; a range of one word is cut between characters."""
+  longest = max(map(len, expected))
+  found = annotate._pieces(text, 0, len(text), lambda piece: len(piece) <= longest)
+  pieces = [text[start:end] for start, end in found]
+  assert pieces == expected
+
+
 def test_the_prompt_is_a_trained_one(joint, tmp_path):
   """Of the widest site by default, entities and modifiers each; of a site's own adapter its own."""
   none = dict.fromkeys(FLAGS)

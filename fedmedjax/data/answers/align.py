@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedmedjax.data.scripts import inside_word
+
 SUBSTITUTE = 3  # below a deletion plus an insertion (4): a typo stays in place
 EXTEND = 2      # per character of a gap
 OPEN = 2        # per gap: one long gap beats two short ones
@@ -40,14 +42,6 @@ def fold(text: str) -> str:
   """Lower case and plain blanks, character by character: the length never changes."""
   folded = (' ' if c.isspace() else c.lower() for c in text)
   return ''.join(f if len(f) == 1 else c for f, c in zip(folded, text, strict=True))
-
-
-def inside_word(text: str) -> np.ndarray:
-  """Whether a boundary has a letter, digit or underscore on both sides, bool[n + 1]."""
-  word = np.fromiter((c.isalnum() or c == '_' for c in text), bool, len(text))
-  inside = np.zeros(len(text) + 1, bool)
-  inside[1:-1] = word[1:] & word[:-1]
-  return inside
 
 
 def align(text: str, copy: str) -> Alignment:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedmedjax.data.answers.align import fold, inside_word
+from fedmedjax.data.answers.align import fold
 from fedmedjax.data.answers.thought import answer_of
+from fedmedjax.data.scripts import inside_word
 from fedmedjax.types import Parse, Span
 
 # One object of the list, keys in either order, quotes of either kind. Possessive quantifiers (*+)

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedmedjax.data.answers.align import align, fold, inside_word
+from fedmedjax.data.answers.align import align, fold
 from fedmedjax.data.answers.thought import answer_of
+from fedmedjax.data.scripts import inside_word
 from fedmedjax.types import Parse, Span
 
 # Tags as models write them: any case, any quotes, blanks. A tag cannot contain '<', so markup put
@@ -45,7 +46,7 @@ class _Reading(NamedTuple):
 
   text: str            # folded: see align.fold
   plain: str           # folded
-  inside: np.ndarray   # bool[n + 1]  boundaries inside a word of the text; see align.inside_word
+  inside: np.ndarray   # bool[n + 1]  boundaries inside a word of the text; see scripts.inside_word
   inside_plain: np.ndarray  # bool[m + 1]
   place: np.ndarray    # i64[m]  see align.Alignment
   equal: np.ndarray    # bool[m]

@@ -14,6 +14,8 @@ from fedmedjax.types import Document
 SHARE = 0.1
 # Places of a word that are looked at for a shift; rarer words tell shifts apart.
 _MOST = 50
+# Quotes that a rule must explain before it is one of annotations that quote nothing.
+_SHOWN = 3
 
 Pieces = tuple[tuple[int, int], ...]  # ranges of offsets; () where there is no such place
 
@@ -85,8 +87,12 @@ class Evidence:
   def readings(self) -> dict[str, Sequence[Pieces]]:
     """Pieces of each quote, by reading; '' is as they are stated."""
     if self._readings is None:
-      self._readings = {'': [quote.pieces for quote in self.draft.quotes], **dict(
-        self.draft.readings())}
+      stated = [quote.pieces for quote in self.draft.quotes]
+      self._readings = {'': stated, **dict(self.draft.readings())}
+      if len(self.rules) > 1:  # ends are characters: of the last one, or lengths
+        self._readings |= {
+          'offsets_of_ends:1': [tuple((first, last + 1) for first, last in one) for one in stated],
+          'offsets_of_ends:2': [tuple((at, at + length) for at, length in one) for one in stated]}
     return self._readings
 
   def ruler(self, rule: Rule) -> Ruler:
@@ -176,7 +182,8 @@ def choose_rules(documents: Sequence[Evidence]) -> list[Rule]:
   order = {rule: (-count, len(rule.reasons())) for rule, count in many.items()}
   common = min(order, key=order.__getitem__, default=PLAIN)
   # What explains the whole file holds for annotations, too, that quote nothing.
-  if common != PLAIN and all(
+  shown = sum(one.score(common) for one, rules in zip(documents, found, strict=True) if rules)
+  if common != PLAIN and shown >= _SHOWN and all(
       one.explained(common) if rules is None else one.score(common) >= max(map(one.score, rules))
       if rules else False for one, rules in zip(documents, found, strict=True)):
     return [common] * len(documents)

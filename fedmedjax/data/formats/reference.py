@@ -14,6 +14,7 @@ from typing import NamedTuple
 from fedmedjax.data.formats.conll import tag_spans, word_places
 from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import Place, json_records, list_field, text_field
+from fedmedjax.data.sources import stated
 from fedmedjax.types import Document, InputError, Relation, Span
 
 _FORM = "the reference's JSON (tokens and tags, html, or input and output)"
@@ -27,14 +28,15 @@ class _Sentence(NamedTuple):
   text: str
   spans: tuple[Span, ...]
   relations: tuple[Relation, ...] = ()
+  source: str = ''
 
 
 def read_reference(path: str | Path) -> tuple[list[Document], Counter]:
   """Reads one file: an array of records, or a record a line.
 
   Neighbouring records of the same text are one document, as those of a sentence's main entities
-  are. Notes cannot be told, so a document is a sentence, and a split by document may put two
-  sentences of a note on both sides.
+  are. A document is a sentence. Where records do not name their note (`sources.stated`), notes
+  cannot be told, and a split may put two sentences of a note on both sides.
 
   Args:
     path: the file.
@@ -70,7 +72,8 @@ def documents_of(
     for place, record in records:
       counts['records'] += 1
       with faults:
-        sentence = None if _is_empty(record) else _sentence(place, record, counts, name_of)
+        sentence = None if _is_empty(record) else _sentence(
+          place, record, counts, name_of)._replace(source=stated(record))
         if not (sentence and sentence.text.strip()):
           counts['empty_records'] += 1
           continue
@@ -154,4 +157,4 @@ def _merged(first: _Sentence, second: _Sentence) -> _Sentence:
   spans = tuple(dict.fromkeys(first.spans + second.spans))
   relations = [Relation(link.type, *(spans.index(of.spans[end]) for end in (link.head, link.tail)))
                for of in (first, second) for link in of.relations]
-  return _Sentence(first.text, spans, tuple(dict.fromkeys(relations)))
+  return _Sentence(first.text, spans, tuple(dict.fromkeys(relations)), first.source)

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fedmedjax.data.scripts import words
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.types import Document, Example, InputError, Relation, Span
 
-_WORD = re.compile(r'\w+|[^\w\s]')
 _LINE = re.compile('[^\n\r]+')
 
 
@@ -127,7 +127,7 @@ def _conll_sentence(example: Example) -> str:
     span, tag = kinds.get(start), 'O'
     if span:
       tag = f'B-{span.type}'
-    for word in _WORD.findall(example.text, start, end):
+    for word in words(example.text[start:end]):
       lines.append(f'{word}\t{tag}\n')
       tag = tag.replace('B-', 'I-', 1)
   return ''.join(lines)

@@ -19,8 +19,12 @@ from fedmedjax.types import InputError
 INDEX = 'model.safetensors.index.json'
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt')
 _TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'vocab.txt')
+_TOKENIZER_SETTINGS = (
+  'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'merges.txt')
 _SHARD = re.compile(r'[^/\\\0]+\.safetensors')
 _DTYPES = ('F64', 'F32', 'F16', 'BF16')
+# How Git's large-file storage begins the note that it leaves in place of a file.
+_POINTER = b'version https://git-lfs.github.com/spec/'
 # Buffers of old checkpoints that hold no weights.
 _NOT_WEIGHTS = re.compile(r'.*\.rotary_emb\.inv_freq|(.*\.)?embeddings\.position_ids')
 
@@ -49,8 +53,28 @@ def pickle_message(file: Path, folder: Path, model: str = 'AutoModelForCausalLM'
     f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"")
 
 
+def check_pointer(file: Path) -> None:
+  """Raises InputError for a note of Git's large-file storage where a file of a model should be."""
+  try:
+    with file.open('rb') as opened:
+      begins = opened.read(len(_POINTER))
+  except OSError:
+    return  # whoever reads the file says why it cannot be read
+  if begins == _POINTER:
+    raise InputError(
+      f'{file}: is a Git LFS pointer and not the file itself; fetch it with: '
+      f"git -C '{file.parent}' lfs pull")
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
   """The content of a model folder's config.json; raises InputError when it cannot be read."""
+  check_pointer(folder / 'config.json')
+  if not (folder / 'config.json').exists() and (folder / 'adapter_config.json').exists():
+    raise InputError(
+      f'{folder}: is an adapter (adapter_config.json), not a model; name its base, and the adapter '
+      'as config.lora.start')
+  if not (folder / 'config.json').exists() and any(folder.glob('*.gguf')):
+    raise InputError(f'{folder}: no config.json; name the .gguf file in it, not the folder')
   try:
     settings = json.loads((folder / 'config.json').read_text(encoding='utf-8-sig'))
   except (OSError, ValueError, RecursionError) as error:
@@ -61,11 +85,17 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, model: str = 'AutoModelForCausalLM') -> list[Path]:
-  """The safetensors files of a folder, by its index when it has one.
+  """The safetensors files of a folder: model.safetensors, else those that its index names.
+
+  That is transformers' order: an index beside model.safetensors is left over from other weights.
 
   Raises InputError when there is none; `model` as in `pickle_message`.
   """
+  whole = folder / 'model.safetensors'
+  if whole.is_file():
+    return [whole]
   if (folder / INDEX).is_file():
+    check_pointer(folder / INDEX)
     try:
       text = (folder / INDEX).read_text(encoding='utf-8-sig')
       names = sorted(set(json.loads(text)['weight_map'].values()))
@@ -77,8 +107,7 @@ def weight_files(folder: Path, model: str = 'AutoModelForCausalLM') -> list[Path
       raise InputError(
         f'{folder}/{INDEX}: names {astray[0]!r}; a *.safetensors file of its folder is allowed')
     return [folder / name for name in names]
-  whole = folder / 'model.safetensors'
-  files = [whole] if whole.is_file() else sorted(folder.glob('*.safetensors'))
+  files = sorted(folder.glob('*.safetensors'))
   if not files:
     pickled = [file for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
     raise InputError(
@@ -91,10 +120,11 @@ def stored_tensors(
 ) -> dict[str, StoredTensor]:
   """Every tensor of a folder's safetensors files by name, such as [D_out, D_in]; none is read yet.
 
-  A file is opened for each read and closed after it, so that its pages do not stay in memory.
+  A file is opened for each read and closed after it, so that its pages do not stay in memory. Of a
+  tensor that stands in several files of an index the last counts, as in transformers.
 
-  Raises InputError: no file, a shard that is missing, a damaged file, a tensor in two files, a
-  dtype that is no plain float; `model` as in `pickle_message`.
+  Raises InputError: no file, a shard that is missing, a damaged file, a tensor in two files without
+  an index, a dtype that is no plain float; `model` as in `pickle_message`.
   """
   tensors, home = {}, {}
 
@@ -107,6 +137,7 @@ def stored_tensors(
   for file in weight_files(folder, model):
     if not file.is_file():
       raise InputError(f'{folder}: {file.name}, named by {INDEX}, is missing')
+    check_pointer(file)
     try:
       with safetensors.safe_open(file, 'np') as archive:
         for name in archive.keys():
@@ -117,9 +148,10 @@ def stored_tensors(
             raise InputError(
               f'{file}: tensor {name!r} is of type {view.get_dtype()}; {", ".join(_DTYPES)} are '
               'read; use the unquantised weights')
-          if name in tensors:
+          if name in tensors and not (folder / INDEX).is_file():
             raise InputError(
-              f'{folder}: tensor {name!r} occurs twice, in {home[name]} and {file.name}')
+              f'{folder}: tensor {name!r} occurs twice, in {home[name]} and {file.name}, '
+              f'and no {INDEX} orders them')
           tensors[name] = StoredTensor(tuple(view.get_shape()), reader(file, name))
           home[name] = file.name
     except (safetensors.SafetensorError, OSError) as error:
@@ -138,6 +170,8 @@ def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
     # transformers would build one that knows no word.
     raise InputError(
       f'{folder}: its tokenizer cannot be loaded: none of {", ".join(_TOKENIZERS)} is there')
+  for name in (*_TOKENIZERS, *_TOKENIZER_SETTINGS):
+    check_pointer(folder / name)
   try:
     return transformers.AutoTokenizer.from_pretrained(
       folder, local_files_only=True, trust_remote_code=False)

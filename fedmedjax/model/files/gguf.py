@@ -1,4 +1,4 @@
-"""GGUF files: weights, hyper-parameters and a byte-level BPE tokenizer from one file.
+"""GGUF files: weights, hyper-parameters and a byte-level BPE tokenizer, whole or split in parts.
 
 Block formats are those that the gguf package dequantises (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0,
 Q5_1, Q4_K, Q6_K and more).
@@ -13,7 +13,7 @@ import transformers
 
 from fedmedjax.model.files.convert import GGUF, BaseModel, Placement, convert
 from fedmedjax.model.files.folder import StoredTensor
-from fedmedjax.model.files.gguf_header import check_header
+from fedmedjax.model.files.gguf_parts import read_parts
 from fedmedjax.model.files.hf_config import check_layers, settings_of
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.types import InputError
@@ -31,20 +31,19 @@ _ROPE_DIVISORS = 'rope_freqs.weight'
 def load_gguf(path: Path, placement: Placement) -> BaseModel:
   """Loads weights, kernels [L, D_in, D_out], hyper-parameters and tokenizer of a GGUF file.
 
+  Of a split model `path` is any file; all are read.
+
   Raises:
-    InputError: the file is damaged or of an architecture that is not supported.
+    InputError: a file is damaged, missing or of an architecture that is not supported.
   """
-  check_header(path)
-  try:
-    reader = gguf.GGUFReader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-  except Exception as error:  # the reader raises whatever its numpy views hit
-    raise InputError(f'{path}: not a readable GGUF file: {error}') from None
+  parts = read_parts(path)
+  fields = parts[0].fields
   tensors: dict[str, StoredTensor] = {}
-  for tensor in reader.tensors:
-    if tensor.name in tensors:
-      raise InputError(f'{path}: tensor {tensor.name!r} occurs twice')
-    tensors[tensor.name] = _stored(path, tensor)
+  for part in parts:
+    for tensor in part.tensors:
+      if tensor.name in tensors:
+        raise InputError(f'{part.path}: tensor {tensor.name!r} occurs twice')
+      tensors[tensor.name] = _stored(part.path, tensor)
   divisors = tensors.pop(_ROPE_DIVISORS, None)
   with settings_of(str(path)):
     config = _config_from_gguf(fields, tensors, divisors, str(path))
@@ -150,13 +149,35 @@ _SPLITS = {
   'qwen2': (_WORDS % '', False, False), 'deepseek-r1-qwen': (_WORDS % '', False, False),
 }
 
+# Files from before `tokenizer.ggml.pre` was invented: words of the vocabulary that tell whose it
+# is, for each architecture -> the split.
+_TOLD_BY_WORDS = {
+  'llama': {'<|begin_of_text|>': 'llama-bpe', '<reponame>': 'smollm'},
+  'qwen2': {'<|im_start|>': 'qwen2'}, 'qwen3': {'<|im_start|>': 'qwen2'},
+}
+
+
+def _split_name(fields: dict, origin: str) -> str:
+  """GGUF's name for how text is split; where the file has none, that which its words tell."""
+  if 'tokenizer.ggml.pre' in fields:
+    return fields['tokenizer.ggml.pre']
+  known = _TOLD_BY_WORDS[fields['general.architecture']]
+  words = set(fields['tokenizer.ggml.tokens'])
+  told = {split for word, split in known.items() if word in words}
+  if len(told) != 1:
+    raise InputError(
+      f'{origin}: tokenizer.ggml.pre is missing, and its words do not tell how to split text; '
+      'write it into a copy, as in: gguf-new-metadata --pre-tokenizer llama-bpe OLD.gguf NEW.gguf '
+      f'({", ".join(_SPLITS)} are supported)')
+  return told.pop()
+
 
 def _tokenizer_from_gguf(fields: dict, origin: str) -> transformers.PreTrainedTokenizerFast:
   """A byte-level BPE tokenizer from GGUF metadata, as transformers rebuilds it."""
   kind = fields['tokenizer.ggml.model']
   if kind != 'gpt2':
     raise InputError(f"{origin}: tokenizer model {kind!r}: 'gpt2' (byte-level BPE) is supported")
-  split = fields.get('tokenizer.ggml.pre', 'default')
+  split = _split_name(fields, origin)
   if split not in _SPLITS:
     raise InputError(
       f'{origin}: pre-tokenizer {split!r}: {", ".join(_SPLITS)} are supported; use the safetensors '

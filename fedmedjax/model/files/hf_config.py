@@ -1,11 +1,13 @@
 """Hyper-parameters between a Hugging Face config.json and `LlamaConfig`, both ways."""
 
+import copy
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import transformers
 
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.types import InputError
@@ -15,25 +17,28 @@ _MLP = ('gate_proj', 'up_proj', 'down_proj')
 
 
 class Family(NamedTuple):
-  """Features that all models of a model_type share, and defaults for keys of config.json."""
+  """What all models of a model_type share beyond what transformers reads from their config.json."""
 
   architecture: str
-  biases: tuple[str, ...] = ()
+  biases: tuple[str, ...] = ()                  # projections that have one whatever the file says
+  bias_keys: dict[str, tuple[str, ...]] = {}    # setting -> projections that it gives one
   qk_norm: bool = False
-  windowed: bool = False      # whether the key sliding_window means anything
-  defaults: dict[str, Any] = {}  # never changed
+  windowed: bool = False                        # whether the key sliding_window means anything
+  layer_types: bool = False                     # whether the key layer_types does
 
 
 FAMILIES = {
-  'llama': Family('LlamaForCausalLM'),
-  'mistral': Family('MistralForCausalLM', windowed=True, defaults={'sliding_window': 4096}),
+  'llama': Family(
+    'LlamaForCausalLM', bias_keys={'attention_bias': _ATTENTION, 'mlp_bias': _MLP}),
+  'mistral': Family('MistralForCausalLM', windowed=True),
   'qwen2': Family(
-    'Qwen2ForCausalLM', biases=('q_proj', 'k_proj', 'v_proj'), windowed=True,
-    defaults={'use_sliding_window': False, 'max_window_layers': 28}),
+    'Qwen2ForCausalLM', biases=('q_proj', 'k_proj', 'v_proj'), windowed=True, layer_types=True),
   'qwen3': Family(
-    'Qwen3ForCausalLM', qk_norm=True, windowed=True,
-    defaults={'use_sliding_window': False, 'max_window_layers': 28}),
+    'Qwen3ForCausalLM', bias_keys={'attention_bias': _ATTENTION}, qk_norm=True, windowed=True,
+    layer_types=True),
 }
+# Names of one activation, of which config.json may have either.
+_SILU = ('silu', 'swish')
 
 
 def llama3_divisors(
@@ -87,12 +92,16 @@ def check_layers(layers: int, origin: str) -> None:
 def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConfig:
   """The hyper-parameters in the settings of a config.json.
 
+  transformers' own class of the model_type reads them, so that defaults, older names and settings
+  that stand in two places mean what they mean there.
+
   Args:
     settings: the file's content.
     origin: the file, for error messages.
 
   Raises:
-    InputError: a key is missing, or has a value that this decoder does not compute; it is named.
+    InputError: a setting has a value that transformers refuses or that this decoder does not
+      compute; it is named.
   """
   kind = settings.get('model_type')
   if not isinstance(kind, str) or kind not in FAMILIES:
@@ -100,62 +109,76 @@ def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConf
       f'{origin}: model_type={kind!r}: supported are {", ".join(FAMILIES)} (LLaMA 2 and 3, '
       'DeepSeek-R1-Distill-Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3)')
   family = FAMILIES[kind]
-  settings = family.defaults | settings
+  with settings_of(origin):  # the class makes a list of them
+    check_layers(int(settings.get('num_hidden_layers', 1)), origin)
+  try:
+    # Changed in place by the class; and a dtype would be looked up in torch.
+    read = transformers.CONFIG_MAPPING[kind](**{
+      key: value for key, value in copy.deepcopy(settings).items()
+      if key not in ('model_type', 'dtype', 'torch_dtype')})
+  except Exception as error:  # its checks raise many kinds
+    raise InputError(f'{origin}: not a usable configuration: {error}') from None
   with settings_of(origin):
-    if settings.get('hidden_act', 'silu') != 'silu':
-      raise InputError(f"{origin}: hidden_act={settings['hidden_act']!r}: 'silu' is supported")
-    if settings.get('partial_rotary_factor', 1.0) != 1.0:
+    if read.hidden_act not in _SILU:
+      raise InputError(f"{origin}: hidden_act={read.hidden_act!r}: 'silu' is supported")
+    heads, layers = int(read.num_attention_heads), int(read.num_hidden_layers)
+    head_dim = int(getattr(read, 'head_dim', None) or read.hidden_size // max(heads, 1))
+    if heads < 1 or read.num_key_value_heads < 1 or heads % read.num_key_value_heads:
       raise InputError(
-        f'{origin}: partial_rotary_factor={settings["partial_rotary_factor"]!r}: 1 is supported')
-    # transformers 5 moved theta and scaling into one entry; older files keep them apart.
-    rope = settings.get('rope_parameters') or settings.get('rope_scaling') or {}
-    theta = float(rope.get('rope_theta', settings.get('rope_theta', 10000.0)))
-    heads, layers = int(settings['num_attention_heads']), int(settings['num_hidden_layers'])
-    check_layers(layers, origin)
-    head_dim = int(settings.get('head_dim') or settings['hidden_size'] // heads)
-    biases = set(family.biases)
-    biases |= set(_ATTENTION if settings.get('attention_bias') else ())
-    biases |= set(_MLP if settings.get('mlp_bias') else ())
+        f'{origin}: num_attention_heads={heads}, num_key_value_heads={read.num_key_value_heads}: '
+        'a multiple of a number > 0 is supported')
+    theta, divisors = _rope(read.rope_parameters, head_dim, origin)
+    biases = set(family.biases).union(*(
+      names for key, names in family.bias_keys.items() if getattr(read, key)))
     return LlamaConfig(
-      vocab_size=int(settings['vocab_size']),
-      hidden_size=int(settings['hidden_size']),
-      intermediate_size=int(settings['intermediate_size']),
+      vocab_size=int(read.vocab_size),
+      hidden_size=int(read.hidden_size),
+      intermediate_size=int(read.intermediate_size),
       num_layers=layers,
       num_heads=heads,
-      num_kv_heads=int(settings.get('num_key_value_heads') or heads),
+      num_kv_heads=int(read.num_key_value_heads),
       head_dim=head_dim,
-      rms_norm_eps=float(settings['rms_norm_eps']),
+      rms_norm_eps=float(read.rms_norm_eps),
       rope_theta=theta,
-      max_position_embeddings=int(settings['max_position_embeddings']),
-      tie_word_embeddings=bool(settings.get('tie_word_embeddings', False)),
-      rope_divisors=_rope_divisors(rope, head_dim, theta, origin),
+      max_position_embeddings=int(read.max_position_embeddings),
+      tie_word_embeddings=bool(read.tie_word_embeddings),
+      rope_divisors=divisors,
       biases=tuple(name for name in (*_ATTENTION, *_MLP) if name in biases),
       qk_norm=family.qk_norm,
-      windows=_windows(settings, layers, origin) if family.windowed else (),
+      windows=_windows(family, read, layers, origin) if family.windowed else (),
     )
 
 
-def _rope_divisors(rope: dict, head_dim: int, theta: float, origin: str) -> tuple[float, ...]:
-  kind = rope.get('rope_type', rope.get('type', 'default'))
+def _rope(rope: dict, head_dim: int, origin: str) -> tuple[float, tuple[float, ...]]:
+  """(theta, divisors of the frequencies), () = all 1."""
+  nested = [key for key, value in rope.items() if isinstance(value, dict)]
+  if nested:
+    raise InputError(
+      f'{origin}: rope_parameters has an entry {nested[0]!r} of its own: the same for all layers '
+      'are supported')
+  if rope.get('partial_rotary_factor', 1.0) != 1.0:
+    raise InputError(
+      f'{origin}: partial_rotary_factor={rope["partial_rotary_factor"]!r}: 1 is supported')
+  kind, theta = rope['rope_type'], float(rope['rope_theta'])
   if kind not in ROPE_TYPES:
     raise InputError(
       f'{origin}: rope_type={kind!r}: {" and ".join(map(repr, ROPE_TYPES))} are supported')
-  return ROPE_TYPES[kind](head_dim, theta, rope)
+  return theta, ROPE_TYPES[kind](head_dim, theta, rope)
 
 
-def _windows(settings: dict, layers: int, origin: str) -> tuple[int, ...]:
+def _windows(family: Family, read: Any, layers: int, origin: str) -> tuple[int, ...]:
   """Per layer, the keys a query sees (0 = all); empty when all layers see all."""
-  size = settings.get('sliding_window')
-  if not size or settings.get('use_sliding_window', True) is False:
-    return ()
-  kinds = settings.get('layer_types')
-  if kinds is None:
-    first = int(settings.get('max_window_layers', 0))
-    kinds = ['full_attention'] * min(first, layers) + ['sliding_attention'] * (layers - first)
-  known = {'full_attention': 0, 'sliding_attention': int(size)}
+  size = read.sliding_window
+  if size is not None and size < 1:
+    raise InputError(f'{origin}: sliding_window={size!r}: a number of tokens or null is supported')
+  if not family.layer_types:
+    return (int(size),) * layers if size else ()
+  kinds = read.layer_types
+  known = {'full_attention': 0} | ({'sliding_attention': int(size)} if size else {})
   if len(kinds) != layers or set(kinds) - set(known):
     raise InputError(
-      f'{origin}: layer_types={kinds!r}: {layers} of {", ".join(known)} are supported')
+      f'{origin}: layer_types={kinds!r}: {layers} of {", ".join(known)} are supported'
+      + ('' if size else ' where use_sliding_window or sliding_window says that there is none'))
   windows = tuple(known[kind] for kind in kinds)
   return windows if any(windows) else ()
 
@@ -173,7 +196,7 @@ def to_hugging_face(config: LlamaConfig, origin: str) -> dict[str, Any]:
   same = [
     kind for kind, family in FAMILIES.items()
     if family.biases == config.biases and family.qk_norm == config.qk_norm
-    and (not windowed or family.windowed and 'sliding_window' in family.defaults)
+    and (not windowed or family.windowed and not family.layer_types)
     and len(set(config.windows)) < 2]
   if not same:
     raise InputError(f'{origin}: no Hugging Face model type has this combination of features')

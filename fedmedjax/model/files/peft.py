@@ -16,14 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from fedmedjax.model.files.folder import write_folder
+from fedmedjax.model.files.folder import check_pointer, write_folder
 from fedmedjax.model.files.hf_config import settings_of
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.model.lora import PEFT_MODULES, LoraConfig, check_lora
 from fedmedjax.types import InputError
 
+# The name of the adapter, such as 'default', stands in the keys of a model's own state_dict, which
+# some programs save as it is; PEFT's files leave it out.
 _KEY = re.compile(
-  r'base_model\.model\.model\.layers\.(\d+)\.((?:self_attn|mlp)\.(\w+))\.lora_([AB])\.weight')
+  r'base_model\.model\.model\.layers\.(\d+)\.((?:self_attn|mlp)\.(\w+))\.lora_([AB])'
+  r'(?:\.(\w+))?\.weight')
 
 # Settings with which an adapter is not plain LoRA on frozen weights, or changes the base besides.
 _FOREIGN = (
@@ -83,15 +86,29 @@ def load_peft(folder: Path, config: LlamaConfig) -> tuple[dict, LoraConfig]:
     InputError: naming the file and the key when a tensor is unknown, without its partner or
       misshapen, or when the adapter is not plain LoRA.
   """
-  path = folder / 'adapter_config.json'
+  path, weights = folder / 'adapter_config.json', folder / 'adapter_model.safetensors'
+  check_pointer(path)
+  check_pointer(weights)
+  pickled = weights.with_suffix('.bin')
+  if pickled.exists() and not weights.exists():
+    raise InputError(_pickle_message(pickled, weights))
   try:
     settings = json.loads(path.read_text(encoding='utf-8-sig'))
-    with safetensors.safe_open(folder / 'adapter_model.safetensors', 'np') as archive:
+    with safetensors.safe_open(weights, 'np') as archive:
       tensors = {key: archive.get_tensor(key) for key in archive.keys()}
   except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
     raise InputError(f'{folder}: not a PEFT adapter: {error}') from None
   with settings_of(str(path)):
     return _plain_lora(settings, tensors, config, folder)
+
+
+def _pickle_message(pickled: Path, weights: Path) -> str:
+  """The error for an adapter that is only a pickle, with the command that converts it."""
+  return (
+    f'{pickled}: is a pickle and is not read, since it can run code; convert it once, where you '
+    'trust it: python -c "import torch; from safetensors.torch import save_file; '
+    f"save_file({{k: v.contiguous().clone() for k, v in torch.load('{pickled}', "
+    f"map_location='cpu', weights_only=True).items()}}, '{weights}')\"")
 
 
 def _plain_lora(
@@ -169,6 +186,11 @@ def _pairs(
 ) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
   """(projection, layer) -> (A [r, D_in], B [D_out, r]) in float32, checked against the model."""
   by_place: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+  names = {match[5] for match in map(_KEY.fullmatch, tensors) if match}
+  if len(names) > 1:
+    found = ', '.join(sorted(repr(name or '') for name in names))
+    raise InputError(
+      f'{folder}: the adapter file holds several adapters, named {found} in its keys; one is read')
   for key, values in tensors.items():
     match = _KEY.fullmatch(key)
     if not match or PEFT_MODULES.get(match[3]) != match[2] or int(match[1]) >= config.num_layers:

@@ -33,6 +33,18 @@ def test_where_characters_go(text, copy, expected):
   assert placed(text, copy) == expected
 
 
+@pytest.mark.parametrize('words', [
+  '患|者|发|热', 'アスピリン|を|投|与', '환자는| |열이', 'बुखार| |है', 'حمى| |شديدة',
+  '给|予|aspirin|治', 'cm²| |a_1',
+])
+def test_words_hold_together_and_characters_without_blanks_do_not(words):
+  """A boundary is inside a word where no '|' stands: by Unicode's annex 29, of letters only."""
+  parts = words.split('|')
+  edges = set(np.cumsum([0, *map(len, parts)]).tolist())
+  text = ''.join(parts)
+  assert A.inside_word(text).tolist() == [at not in edges for at in range(len(text) + 1)]
+
+
 def cheapest(text: str, copy: str) -> int:
   """The least cost by trying every edit; a gap is paid when it opens, closes, and per character.
   """

@@ -81,6 +81,23 @@ def test_one_rule_explains_a_folder(tmp_path, counted, line_end, mark):
                       for text, places in notes for place in places)
 
 
+@pytest.mark.parametrize('stated', [
+  lambda start, end: (start, end - 1), lambda start, end: (start + 1, end),
+  lambda start, end: (start, end - start)])
+def test_ends_that_are_the_last_character_or_a_length(tmp_path, stated):
+  """Counted from 0 and from 1."""
+  notes = [note(i) for i in range(3)]
+  for i, (text, places) in enumerate(notes):
+    (tmp_path / f'{i}.txt').write_text(text)
+    (tmp_path / f'{i}.ann').write_text(''.join(
+      'T{}\tword {} {}\t{}\n'.format(j, *stated(start, end), ' '.join(text[start:end].split()))
+      for j, (start, end) in enumerate(places)))
+  documents, counts = brat(tmp_path)
+  assert [[span[:2] for span in d.spans] for d in documents] == [places for _, places in notes]
+  assert counts['offsets_of_ends'] == sum(
+    stated(*place) != place for _, places in notes for place in places)
+
+
 def test_what_is_counted_is_said_by_its_kind(tmp_path):
   notes = [note(i, '\r\n') for i in range(2)]
   _, counts = brat(write_brat(tmp_path, notes, 'utf16, one sign a line end'))

@@ -62,6 +62,7 @@ def gguf_bytes(tmp_path_factory):
     writer.add_uint32(f'llama.{name}', value)
   writer.add_float32('llama.attention.layer_norm_rms_epsilon', 1e-5)
   writer.add_tokenizer_model('gpt2')
+  writer.add_tokenizer_pre('gpt-2')
   writer.add_token_list(['a', 'b', 'ab', '<s>'])
   writer.add_token_types([1, 1, 1, 3])
   writer.add_token_merges(['a b'])

@@ -16,6 +16,7 @@ from families import FAMILIES, build, save
 
 from fedmedjax import tree
 from fedmedjax.model.files.convert import GGUF, HUGGING_FACE, Placement, tensor_names
+from fedmedjax.model.files.folder import read_settings, weight_files
 from fedmedjax.model.files.load import load_model
 from fedmedjax.types import InputError
 
@@ -33,16 +34,18 @@ def wide_folder(tmp_path_factory):
   return save(build(config), tmp_path_factory.mktemp('wide'))
 
 
-def write_gguf(path, folder, architecture='llama', kind=TYPES.F32, extra=None, raw=None):
+def write_gguf(path, folder, architecture='llama', kind=TYPES.F32, extra=None, raw=None,
+               pre='default', words=(), **options):
   """The safetensors model of `folder` as GGUF, its matrices in the format `kind`.
 
   q and k rows are interleaved for the architecture llama, as converters do: row 2i + j of a head
-  is row i of half j. `raw` gives a matrix's blocks instead of quantising it.
+  is row i of half j. `raw` gives a matrix's blocks instead of quantising it, `words` are the last
+  ones of the vocabulary, `options` are the writer's.
   """
   loaded = load_model(folder)
   config = loaded.config
   tensors = safetensors.numpy.load_file(folder / 'model.safetensors')
-  writer = gguf.GGUFWriter(path, architecture)
+  writer = gguf.GGUFWriter(path, architecture, **options)
   writer.add_context_length(config.max_position_embeddings)
   writer.add_embedding_length(config.hidden_size)
   writer.add_block_count(config.num_layers)
@@ -53,8 +56,10 @@ def write_gguf(path, folder, architecture='llama', kind=TYPES.F32, extra=None, r
   writer.add_rope_freq_base(config.rope_theta)
   writer.add_layer_norm_rms_eps(config.rms_norm_eps)
   writer.add_tokenizer_model('gpt2')
-  writer.add_tokenizer_pre('default')
-  writer.add_token_list(['w', '1', 'w1', *(f'w{i}' for i in range(3, config.vocab_size))])
+  if pre:
+    writer.add_tokenizer_pre(pre)
+  vocabulary = ['w', '1', 'w1', *(f'w{i}' for i in range(3, config.vocab_size))]
+  writer.add_token_list(vocabulary[:len(vocabulary) - len(words)] + list(words))
   writer.add_token_types([1] * config.vocab_size)
   writer.add_token_merges(['w 1'])
   writer.add_eos_token_id(2)
@@ -194,6 +199,15 @@ def test_sharded_files_load_alike_and_a_lost_one_is_named(tmp_path):
   lost.unlink()
   with pytest.raises(InputError, match=f'{lost.name}.*is missing'):
     load_model(folder)
+
+
+def test_settings_may_begin_with_a_byte_order_mark(tmp_path):
+  mark = '\ufeff'
+  (tmp_path / 'config.json').write_text(mark + '{"model_type": "llama"}', encoding='utf-8')
+  (tmp_path / 'model.safetensors.index.json').write_text(
+    mark + '{"weight_map": {"a": "x.safetensors"}}', encoding='utf-8')
+  assert read_settings(tmp_path) == {'model_type': 'llama'}
+  assert weight_files(tmp_path) == [tmp_path / 'x.safetensors']
 
 
 def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path):

@@ -1,0 +1,269 @@
+"""Files of a model that contradict each other or are not what they seem: resolved, or named.
+
+What transformers makes of the same folder is the reference, by the weights that it loads.
+"""
+
+import contextlib
+import json
+import shutil
+import warnings
+
+import numpy as np
+import peft
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from families import FAMILIES, VOCABULARY, build, save
+from load_test import write_gguf
+
+from fedmedjax.model.files.folder import INDEX
+from fedmedjax.model.files.load import load_model, model_files
+from fedmedjax.model.files.peft import load_peft
+from fedmedjax.model.llama import head_weight
+from fedmedjax.types import InputError
+
+HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
+NORM = 'model.layers.1.input_layernorm.weight'
+
+
+@pytest.fixture(scope='module', params=['llama32', 'qwen2'])
+def tied(request, tmp_path_factory):
+  """The folder of a tied model."""
+  return save(build(FAMILIES[request.param]), tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """The folder of an untied model."""
+  return save(build(FAMILIES['llama31']), tmp_path_factory.mktemp('whole'))
+
+
+def changed(folder, to, change):
+  """A copy of a folder whose tensors {name: values} went through `change`."""
+  shutil.copytree(folder, to)
+  tensors = safetensors.torch.load_file(to / 'model.safetensors')
+  change(tensors)
+  safetensors.torch.save_file(tensors, to / 'model.safetensors', metadata={'format': 'pt'})
+  return to
+
+
+def same_as_transformers(folder) -> None:
+  """Embedding, head and a norm of each layer are those that transformers loads."""
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+  found = load_model(folder).params
+  for ours, expected in (
+      (found['embedding'], theirs.get_input_embeddings().weight),
+      (head_weight(found), theirs.get_output_embeddings().weight),
+      *zip(found['layers']['input_norm']['weight'],
+           (layer.input_layernorm.weight for layer in theirs.model.layers), strict=True)):
+    np.testing.assert_array_equal(ours, expected.detach().numpy())
+
+
+def alone(tensors):
+  tensors[HEAD] = tensors.pop(EMBEDDING)
+
+
+@pytest.mark.parametrize('change', [
+  lambda t: t.update({HEAD: 1.5 * t[EMBEDDING]}),
+  lambda t: t.update({HEAD: t[EMBEDDING] + torch.eye(*t[EMBEDDING].shape)}),
+  lambda t: t.update({HEAD: t[EMBEDDING].clone()}),
+  alone,
+], ids=['a head of its own', 'a few values of its own', 'a copy', 'only the head'])
+def test_heads_of_tied_models(tied, change, tmp_path):
+  same_as_transformers(changed(tied, tmp_path / 'model', change))
+
+
+@pytest.mark.parametrize('change, message', [
+  (lambda t: t.update({HEAD: torch.ones(VOCABULARY + 1, 24)}), f'{HEAD}.* has shape'),
+  (lambda t: t.pop(EMBEDDING), f'missing, first .{EMBEDDING}'),
+])
+def test_heads_that_fit_nothing_are_named(tied, change, message, tmp_path):
+  with pytest.raises(InputError, match=message):
+    load_model(changed(tied, tmp_path / 'model', change))
+
+
+def test_an_untied_model_without_its_head_is_refused(whole, tmp_path):
+  with pytest.raises(InputError, match=f'first .{HEAD}'):
+    load_model(changed(whole, tmp_path / 'model', lambda tensors: tensors.pop(HEAD)))
+
+
+def index(folder, places: dict[str, str]) -> None:
+  (folder / INDEX).write_text(json.dumps({'metadata': {}, 'weight_map': places}))
+
+
+@pytest.mark.parametrize('left', ['shards', 'nothing', 'another index'])
+def test_an_index_beside_whole_weights_is_left_over(whole, left, tmp_path):
+  """Its shards hold other values, are gone, or it names the file of an adapter."""
+  folder = changed(whole, tmp_path / 'model', lambda tensors: None)
+  tensors = safetensors.torch.load_file(folder / 'model.safetensors')
+  shard = 'adapter_model.safetensors' if left == 'another index' else 'model-00001-of-00001' + (
+    '.safetensors')
+  if left != 'nothing':
+    safetensors.torch.save_file(
+      {name: values * 0.5 for name, values in tensors.items()}, folder / shard,
+      metadata={'format': 'pt'})
+  index(folder, dict.fromkeys(tensors, shard))
+  same_as_transformers(folder)
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_of_a_tensor_in_two_shards_the_last_counts(whole, order, tmp_path):
+  """Whatever the index says of it."""
+  folder = changed(whole, tmp_path / 'model', lambda tensors: None)
+  tensors = safetensors.torch.load_file(folder / 'model.safetensors')
+  (folder / 'model.safetensors').unlink()
+  files = ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors'][::order]
+  rest = {NORM: 7 * tensors[NORM], HEAD: tensors.pop(HEAD)}
+  for file, held in zip(files, (tensors, rest), strict=True):
+    safetensors.torch.save_file(held, folder / file, metadata={'format': 'pt'})
+  index(folder, dict.fromkeys(tensors, files[0]) | {HEAD: files[1]})
+  same_as_transformers(folder)
+
+
+POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2147\nsize 12345\n'
+
+
+@pytest.mark.parametrize('file', [
+  'model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'config.json'])
+def test_pointers_are_named_with_what_fetches_them(whole, file, tmp_path):
+  folder = shutil.copytree(whole, tmp_path / 'model')
+  (folder / file).write_text(POINTER)
+  with pytest.raises(InputError, match=rf'{file}: is a Git LFS pointer .* git -C .* lfs pull'):
+    load_model(folder)
+
+
+def test_pointers_of_other_kinds(whole, tmp_path):
+  (tmp_path / 'm.gguf').write_text(POINTER)
+  with pytest.raises(InputError, match='m.gguf: is a Git LFS pointer'):
+    load_model(tmp_path / 'm.gguf')
+  (tmp_path / 'adapter_config.json').write_text('{}')
+  (tmp_path / 'adapter_model.safetensors').write_text(POINTER)
+  with pytest.raises(InputError, match='adapter_model.safetensors: is a Git LFS pointer'):
+    load_peft(tmp_path, load_model(whole).config)
+  with pytest.raises(InputError, match='is an adapter'):
+    load_model(tmp_path)
+
+
+@pytest.mark.parametrize('pad, others, message', [
+  ('<pad>', [], None), ('[PAD]', [], None),
+  ('w2', ['<pad>'], "nothing embeds '<pad>'"),         # an added word, but another pads
+  ('<pad>', ['<ent>'], "nothing embeds '<ent>'"),      # one more that a text may hold
+])
+def test_one_token_more_than_the_embedding(whole, pad, others, message, tmp_path):
+  """A padding token alone is left out: its letters in a text are words like others."""
+  folder = shutil.copytree(whole, tmp_path / 'model')
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  before = tokenizer(f'w5 {pad} w6')['input_ids']
+  tokenizer.add_tokens(others)
+  tokenizer.add_special_tokens({'pad_token': pad})
+  tokenizer.save_pretrained(folder)
+  with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+    found = load_model(folder).tokenizer
+    assert len(found) == VOCABULARY and found.pad_token is None
+    assert found(f'w5 {pad} w6')['input_ids'] == before
+
+
+def test_one_token_fewer_than_the_embedding(whole, tmp_path):
+  """A row that no token has is an answer of nothing."""
+  folder = changed(whole, tmp_path / 'model', lambda tensors: [
+    tensors.update({name: torch.cat([tensors[name], tensors[name][:1]])})
+    for name in (HEAD, EMBEDDING)])
+  settings = json.loads((folder / 'config.json').read_text())
+  (folder / 'config.json').write_text(json.dumps(settings | dict(vocab_size=VOCABULARY + 1)))
+  same_as_transformers(folder)
+  assert load_model(folder).tokenizer.decode([5, VOCABULARY, 6]) == 'w5 w6'
+
+
+def test_a_split_gguf_is_read_whole_from_any_of_its_files(whole, tmp_path):
+  """As the gguf package splits it; nothing is in the files but the same tensors."""
+  exact = load_model(write_gguf(tmp_path / 'm.gguf', whole)).params
+  write_gguf(tmp_path / 's.gguf', whole, split_max_tensors=12)
+  files = sorted(tmp_path.glob('s-*.gguf'))
+  assert [file.name for file in files] == [f's-0000{i}-of-00003.gguf' for i in (1, 2, 3)]
+  for file in files[::2]:
+    found = load_model(file).params
+    np.testing.assert_array_equal(found['layers']['v_proj']['kernel'],
+                                  exact['layers']['v_proj']['kernel'])
+    np.testing.assert_array_equal(found['embedding'], exact['embedding'])
+    assert model_files(file) == files
+  files[1].rename(tmp_path / 'kept')
+  with pytest.raises(InputError, match=r'3 of 3 .*s-00002-of-00003.gguf is not beside.*--merge'):
+    load_model(files[2])
+  shutil.copy(files[2], files[1])
+  with pytest.raises(InputError, match='split.no=2 and split.count=3, expected 1 and 3'):
+    load_model(files[0])
+  with pytest.raises(InputError, match='file 1 of 3 .*its name does not end in -00001-of-00003'):
+    load_model(files[0].rename(tmp_path / 'renamed.gguf'))
+
+
+@pytest.mark.parametrize('architecture, words, split', [
+  ('llama', ['<|begin_of_text|>'], 'llama-bpe'), ('llama', ['<reponame>'], 'smollm'),
+  ('qwen2', ['<|im_start|>'], 'qwen2'),
+  ('llama', [], None), ('llama', ['<|im_start|>'], None),
+  ('llama', ['<|begin_of_text|>', '<reponame>'], None),
+])
+def test_a_gguf_that_does_not_say_how_it_splits_text(architecture, words, split, tmp_path):
+  """Its words tell whose vocabulary it is, and the tokens are the same; else it is refused."""
+  folder = save(build(FAMILIES['llama2' if architecture == 'llama' else 'qwen2']), tmp_path / 'f')
+  path = write_gguf(tmp_path / 'm.gguf', folder, architecture, pre=None, words=words)
+  if split is None:
+    with pytest.raises(InputError, match='tokenizer.ggml.pre is missing.*--pre-tokenizer'):
+      load_model(path)
+    return
+  said = write_gguf(tmp_path / 'said.gguf', folder, architecture, pre=split, words=words)
+  found, expected = (
+    load_model(file).tokenizer.backend_tokenizer.to_str() for file in (path, said))
+  assert found == expected
+
+
+@pytest.fixture(scope='module')
+def adapter(whole, tmp_path_factory):
+  """(folder of an adapter that PEFT wrote, the model's configuration, what is read of it)."""
+  folder = tmp_path_factory.mktemp('adapter')
+  torch.manual_seed(1)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    tuned = peft.get_peft_model(build(FAMILIES['llama31']), peft.LoraConfig(
+      task_type='CAUSAL_LM', r=4, lora_alpha=6, target_modules=['q_proj', 'v_proj']))
+    tuned.save_pretrained(folder)
+  config = load_model(whole).config
+  return folder, config, load_peft(folder, config)[0]
+
+
+def renamed(adapter, to, name):
+  """A copy of the adapter whose keys went through `name`."""
+  shutil.copytree(adapter[0], to)
+  file = to / 'adapter_model.safetensors'
+  tensors = safetensors.torch.load_file(file)
+  safetensors.torch.save_file({name(key): values for key, values in tensors.items()}, file)
+  return to
+
+
+@pytest.mark.parametrize('name', ['default', 'site_3', 'icu'])
+def test_keys_of_a_state_dict_name_the_adapter(adapter, name, tmp_path):
+  folder = renamed(adapter, tmp_path / 'a', lambda key: key.replace('.weight', f'.{name}.weight'))
+  found, _ = load_peft(folder, adapter[1])
+  for target, factors in adapter[2]['layers'].items():
+    for factor, values in factors.items():
+      np.testing.assert_array_equal(found['layers'][target][factor], values)
+
+
+def test_keys_of_several_adapters_are_refused(adapter, tmp_path):
+  folder = renamed(adapter, tmp_path / 'a', lambda key: key.replace(
+    '.weight', '.one.weight' if '.layers.0.' in key else '.two.weight'))
+  with pytest.raises(InputError, match="several adapters, named 'one', 'two'"):
+    load_peft(folder, adapter[1])
+
+
+def test_a_pickled_adapter_is_refused_with_the_command_that_converts_it(adapter, tmp_path):
+  """The command is run, and what it writes is read."""
+  folder = shutil.copytree(adapter[0], tmp_path / 'a')
+  file = folder / 'adapter_model.safetensors'
+  torch.save(safetensors.torch.load_file(file), folder / 'adapter_model.bin')
+  file.unlink()
+  with pytest.raises(InputError, match='adapter_model.bin: is a pickle') as refused:
+    load_peft(folder, adapter[1])
+  exec(str(refused.value).split('python -c ')[1].strip('"'), {})
+  found, _ = load_peft(folder, adapter[1])
+  np.testing.assert_array_equal(found['layers']['q_proj']['a'], adapter[2]['layers']['q_proj']['a'])
