@@ -99,7 +99,7 @@ def test_every_visible_character_is_in_exactly_one_sentence(text):
 
 
 @pytest.mark.parametrize('unit', ['.', 'a. b ', '(', '()', '. ', ').', 'a.\n', '1. ', '([)] . ',
-                                  '。', '가. ', '．', 'が．', '（。'])
+                                  '。', 'が．', '（。'])
 def test_time_is_linear(unit):
   began = time.perf_counter()
   split_sentences(unit * 100_000)
