@@ -115,7 +115,7 @@ def test_given_sentences_stay_and_the_rest_is_split(text, given_ranges):
 
 
 @pytest.mark.parametrize('unit', ['.', 'a. b ', '(', '()', '. ', ').', 'a.\n', '1. ', '([)] . ',
-                                  '。', '가. ', '．', 'が．', '（。'])
+                                  '。', 'が．', '（。'])
 def test_time_is_linear(unit):
   began = time.perf_counter()
   split_sentences(unit * 100_000)
