@@ -54,8 +54,9 @@ _DROPPED = {
 
 # Counts of what a site holds, which other columns show; every other count is shown by its key.
 _HOLDS = re.compile(
-  r'(raw|mapped)_.*|(used_)?(sentences|entities|mains|modifiers)|relations|events|assertions|records|'
-  r'attributes|corrupted|((train|dev|test|validation)_)?(documents|sentences)|(held_out|unseen)_test_.*')
+  r'(raw|mapped)_.*|(used_)?(sentences|entities|mains|modifiers)|'
+  r'relations|events|assertions|records|attributes|corrupted|'
+  r'((train|dev|test|validation)_)?(documents|sentences)|(held_out|unseen)_test_.*')
 
 
 def set_aside(report: dict[str, int]) -> str:
