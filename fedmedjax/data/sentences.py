@@ -4,7 +4,7 @@ A line break ends a sentence, because notes are made of headings and lists, unle
 wrapped. Within a line, a mark such as a full stop followed by white space ends a sentence unless
 the words around it say otherwise; when in doubt the text stays whole, because a long example costs
 time and a cut entity costs the entity. Every test looks at a bounded stretch of text, so time is
-linear.
+linear. Scripts without letter case have rules of Unicode's instead, see `scripts.py`.
 """
 
 import re
