@@ -10,12 +10,12 @@ from fedmedjax import report
 from fedmedjax.compare import api_run, comparisons, tables
 from fedmedjax.compare.comparisons import Draws, Runs
 from fedmedjax.compare.contents import contents_of
+from fedmedjax.compare.new_site import check_new_site
 from fedmedjax.compare.scenarios import (
   SCENARIOS,
   Part,
   Row,
   Study,
-  check_new_site,
   leaves_adapter,
   parts,
 )
@@ -42,7 +42,8 @@ def _check_budget(rows: Iterable[Row]) -> None:
   An epoch counts examples, and an example is a sentence of a LLaMA but a window of a BERT.
   """
   trained = [row.config.fed for row in rows if row.config.fed.train]
-  if len({fed.learner for fed in trained}) > 1 and not all(fed.local_steps for fed in trained):
+  if len({fed.learner for fed in trained}) > 1 and not all(
+      fed.local_steps or fed.round_steps for fed in trained):
     raise InputError(
       'config.fed.local_steps=0: a BERT and a LLaMA take unlike numbers of steps an epoch; name a '
       'number >= 1, so that all regimes take as many')
@@ -78,6 +79,8 @@ def compare(
   planned = parts(study, scenarios, seeds)
   _check_workdir(study.folder)
   for part in planned:
+    for warning in part.warnings:
+      reporter.warn(warning)
     _check_budget(part.rows.values())
     for row in part.rows.values():
       files.check_workdir(row.folder, row.settings, row.harmless)

@@ -40,7 +40,7 @@ def check_own_parts(
       parts.aggregator, adapter, num_sites, cohort, has_validation),
     'fed.rule': lambda: _rule_fault(parts.rule, adapter),
     'fed.server_optimizer': lambda: _server_fault(parts.server_optimizer, adapter),
-    'fed.sharing': lambda: _sharing_fault(sharing, adapter, parts),
+    'fed.sharing': lambda: _sharing_fault(sharing, adapter),
   }
   for key in own.keys() & trials.keys():
     try:
@@ -155,11 +155,8 @@ def _server_fault(optimizer, adapter) -> str | None:
     'its state after a round', after, state)
 
 
-def _sharing_fault(sharing, adapter, parts: Method) -> str | None:
+def _sharing_fault(sharing, adapter) -> str | None:
   paths = tree.paths(adapter)
   if not any(bool(sharing.trained(path, number)) for path in paths for number in (0, 1)):
     return f'it trains none of the leaves {", ".join(paths)}'
-  if 'both_factors' in parts.needs and not all(
-      sharing.shared(path) and bool(sharing.trained(path, 0)) for path in paths):
-    return 'the aggregator needs both factors of every site, trained and sent'
   return None

@@ -17,7 +17,7 @@ from fedmedjax.fed.local import OnStep, ShapeBucket, local_training, mean_loss, 
 from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.rules import plain
-from fedmedjax.fed.sharing import everything
+from fedmedjax.fed.sharing import everything, sends
 from fedmedjax.fed.sites import SiteMap, SiteProgram, map_sites
 from fedmedjax.fed.types import (
   Aggregate,
@@ -70,7 +70,8 @@ def federated_algorithm(
   start on shared leaves, in the server's scale; compression per site; aggregate; server side of the
   rule; server optimiser on the negative; scatter the site state. A site of weight 0 (padding, or
   one that sends nothing) takes no part: it counts nowhere and keeps its state; so is one that is
-  not sound (see `quarantine.py`). When no site has weight, only the count of rounds changes.
+  not sound (see `quarantine.py`). When no site has weight, nothing changes: the round did not
+  happen, and what goes by the number of the round, such as factors in turns, waits.
   FedAvg (arXiv:1602.05629) is plain rule, everything shared, no compression, size weights and a
   server optimiser that adds the aggregate.
 
@@ -86,7 +87,7 @@ def federated_algorithm(
     server_optimizer: is given the negative aggregate [*p].
     on_step, shape_buckets: see `local_training`.
     map_sites, place: how sites and state are laid on devices, see `fed/sites.py`.
-    explosion: see `sound_sites`.
+    explosion: see `sound_sites`; of no effect where sites share nothing.
   """
   training = partial(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
@@ -105,7 +106,8 @@ def federated_algorithm(
         cohort, before, data.batches, data.step_mask)
     sound = sound_sites(
       local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
-      explosion=explosion)
+      # Sites that share nothing are no measure of each other.
+      explosion=explosion if sends(sharing, state.adapter) else 0.0)
     sent = tree.where(sound, sent, jax.tree.map(jnp.zeros_like, sent))
     local = jax.tree.map(
       jnp.add, jax.vmap(ranks.mask, (None, 0))(state.adapter, cohort), sent)
@@ -277,8 +279,7 @@ def _server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
       round=state.round + 1, adapter=optax.apply_updates(state.adapter, step), ctrl=ctrl,
       folded=write_columns(state.folded, aggregate.fold, state.round), server_opt=server_opt,
       aggregator=aggregate.state)
-    still = state._replace(round=new.round)
-    return jax.tree.map(lambda a, b: jnp.where(useful, a, b), new, still), given, step
+    return jax.tree.map(lambda a, b: jnp.where(useful, a, b), new, state), given, step
 
   return server_step
 
