@@ -70,10 +70,9 @@ def federated_algorithm(
   start on shared leaves, in the server's scale; compression per site; aggregate; server side of the
   rule; server optimiser on the negative; scatter the site state. A site of weight 0 (padding, or
   one that sends nothing) takes no part: it counts nowhere and keeps its state; so is one that is
-  not sound (see `quarantine.py`). When no site has weight, nothing changes: the round did not
-  happen, and what goes by the number of the round, such as factors in turns, waits.
-  FedAvg (arXiv:1602.05629) is plain rule, everything shared, no compression, size weights and a
-  server optimiser that adds the aggregate.
+  not sound (see `quarantine.py`). When no site has weight, nothing changes, the state's count of
+  rounds included, by which factors take turns. FedAvg (arXiv:1602.05629) is plain rule, everything
+  shared, no compression, size weights and a server optimiser that adds the aggregate.
 
   Args:
     loss_fn: (adapter [*p], base, batch) -> (sum of nats f32[], sum of weights f32[]).
@@ -104,10 +103,11 @@ def federated_algorithm(
     sent, after, ctrl_delta, losses, local_norm = map_sites.staged(
       one_site(state, base, key), _last_steps(data.step_mask))(
         cohort, before, data.batches, data.step_mask)
+    # Sites that share nothing are no measure of each other.
+    bound = explosion if sends(sharing, state.adapter) else 0.0
     sound = sound_sites(
       local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
-      # Sites that share nothing are no measure of each other.
-      explosion=explosion if sends(sharing, state.adapter) else 0.0)
+      explosion=bound)
     sent = tree.where(sound, sent, jax.tree.map(jnp.zeros_like, sent))
     local = jax.tree.map(
       jnp.add, jax.vmap(ranks.mask, (None, 0))(state.adapter, cohort), sent)

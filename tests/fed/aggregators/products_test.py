@@ -300,8 +300,11 @@ def test_a_sum_of_low_rank_leaves_columns_that_can_still_learn():
 
 @pytest.mark.parametrize('name', ['stacked', 'residual', 'corrected'])
 def test_leave_one_out_judges_what_is_formed(name):
-  """FLoRA's mean of factors, for one, says nothing: B is 0 after every round. The loss of every candidate, |A' B' - T|^2 of the adapter joined with what is folded, against
-  forming the aggregate of the others from their size weights, one site at a time."""
+  """FLoRA's mean of factors, for one, says nothing: B is 0 after every round.
+
+  The loss of every candidate, |A' B' - T|^2 of the adapter joined with what is folded, against
+  forming the aggregate of the others by their size weights, one site at a time.
+  """
   rng = np.random.default_rng(4)
   combine, rank = OF_RANKS[name], 4
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
