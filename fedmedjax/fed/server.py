@@ -76,7 +76,7 @@ def fedavgm(*, learning_rate: float, momentum: float) -> optax.GradientTransform
 
 
 def fedadagrad(
-  *, learning_rate: float, momentum: float, tau: float
+  *, learning_rate: float, momentum: float, tau: float,
 ) -> optax.GradientTransformation:
   """FedAdagrad: v <- v + Delta^2, [*p]; Reddi et al., arXiv:2003.00295, algorithm 2.
 
