@@ -151,7 +151,7 @@ def optim() -> ConfigDict:
   optim = ConfigDict()
   # Peak learning rate of the sites' AdamW.
   optim.learning_rate = 2e-4
-  # Rate of the sites' plain steps when fed.local_optimizer is 'sgd': constant and unclipped, so low.
+  # Rate of the sites' plain steps when fed.local_optimizer is 'sgd'; constant, without clipping.
   optim.sgd_learning_rate = 0.03
   # Decay rates of the first and second moment.
   optim.b1 = 0.9

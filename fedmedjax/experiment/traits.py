@@ -63,13 +63,13 @@ def traits(
       return Traits(parts.needs, frozenset(gives | GIVES.keys() - {'weighted_mean'}))
   sharing = methods.sharing(values, own, paths)
   try:
-    return Traits(parts.needs, frozenset(gives | _of_sharing(sharing, paths)))
+    return Traits(parts.needs, frozenset(gives | of_sharing(sharing, paths)))
   except Exception as error:  # a user's program: it may raise anything
     name = values['fed.sharing']
     raise InputError(f'config.fed.sharing={name!r}: {where_it_failed(error, name)}') from None
 
 
-def _of_sharing(sharing: Sharing, paths: Sequence[str]) -> set[str]:
+def of_sharing(sharing: Sharing, paths: Sequence[str]) -> set[str]:
   """What a sharing gives, by asking it about every path in many rounds."""
   shared = {path: bool(sharing.shared(path)) for path in paths}
   trained = {

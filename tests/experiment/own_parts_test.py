@@ -351,3 +351,13 @@ def test_own_parts_are_refused_by_what_they_do(preset, changes, message, tmp_pat
   with pytest.raises(InputError) as error:
     validate(config)
   assert message in str(error.value) and '\n' not in str(error.value)
+
+
+def test_an_own_aggregator_that_asks_for_a_loss_wants_whole_pairs():
+  """Whatever the configuration's loss_power: only A is sent, and the server's B stays at zero."""
+  update, _ = BROKEN['asks']
+  part = own_parts.from_python('fed.aggregator', Aggregator(lambda adapter: jnp.zeros(3), update))
+  parts = methods.method(values(), {'fed.aggregator': part})
+  share = sharing.only_a(['layers/q/a', 'layers/q/b'])
+  with pytest.raises(InputError, match='config.fed.sharing: a factor stays at its site'):
+    contracts.check_own_parts({'fed.aggregator': part}, parts, share, ADAPTER, 3, 3, True)
