@@ -285,10 +285,10 @@ def test_columns_that_nobody_has_stay_as_in_the_anchor(name, who):
 def test_a_sum_of_low_rank_leaves_columns_that_can_still_learn():
   """Of one site of rank 1 in a server of rank 3 whose own B is 0, FlexLoRA's sum has rank 1: the
   other columns are the anchor's A with B = 0, and the product is the sum."""
-  start = {'l': {'a': jnp.arange(1.0, 13).reshape(4, 3) ** 0.5, 'b': jnp.zeros((3, 2))}}
+  start = {'l': {'a': jnp.arange(1.0, 13).reshape(4, 3) ** 0.5, 'b': jnp.zeros((3, 4))}}
   has = jnp.array([1.0, 0, 0])
   local = {'l': {'a': (start['l']['a'] * has[None])[None],
-                 'b': (jnp.array([[3.0, -1.0]]) * has[:, None])[None]}}
+                 'b': (jnp.array([[3.0, -1.0, 0.0, 2.0]]) * has[:, None])[None]}}
   update, _ = products.refactorised(3).apply(
     local, jnp.ones(1), anchor=start, local=local, key=None)
   found = jax.tree.map(jnp.add, start, update)['l']
