@@ -77,7 +77,7 @@ def federated_algorithm(
   Args:
     loss_fn: (adapter [*p], base, batch) -> (sum of nats f32[], sum of weights f32[]).
     num_sites: S, of which each round's cohort is a part.
-    gradient: makes the gradient of a loss; it is given loss_fn as a site sees it, with its own scale
+    gradient: makes the gradient of a loss; given loss_fn as a site sees it, with its own scale
       and what is folded into the base.
     optimizer: of the local steps; plain steps of rate 0.1 by default.
     rule, sharing, ranks, aggregator: values of `fed/types.py`.

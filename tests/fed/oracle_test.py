@@ -159,7 +159,8 @@ def _tried(case):
   what = f'{case.rule}, {case.sharing}, {case.aggregator}, {case.signal} {case.loss_power}, ' + (
     f'{case.server}, {case.optimizer}, ranks {case.ranks}')
   algorithm = ours(case)
-  state = algorithm.init({name: {'a': a, 'b': b} for name, (a, b) in case.start.items()})
+  with jax.disable_jit():  # a program for every method costs more than its few operations
+    state = algorithm.init({name: {'a': a, 'b': b} for name, (a, b) in case.start.items()})
   theirs = oracle.begin(case, case.start)
   val = Validation(case.val, np.array([[1.0, 0], [1, 0], [0, 1]]))
   for turn in range(ROUNDS):
