@@ -297,6 +297,17 @@ def test_sites_that_missed_rounds_are_sent_what_they_lack(preset, data):
   assert missed > 2
 
 
+def test_messages_of_factors_in_turns_follow_the_rounds_that_happened(data):
+  """B in round 1. After a round 2 that changed nothing, round 3 is A's turn, not B's again, and a
+  site lacks nothing since it was sent B; after one that did, it lacks A and is B's."""
+  exchange = prepare(shrunk('rolora', rounds=3), data).communication.exchange
+  tensors = lambda message: {  # noqa: E731
+    entry.tensor[-1] for entry in message if entry.kind == 'adapter'}
+  for skipped, up, down in (((), {'b'}, {'a'}), ((1,), {'a'}, set()), ((0,), {'a'}, {'b'})):
+    for one in exchange(2, skipped):
+      assert (tensors(one.up), tensors(one.down)) == (up, down), skipped
+
+
 def test_a_line_of_a_round_charges_every_site_by_its_rank(data):
   """Rank r of 4: r * 2 * (32 + 40) floats each way, and headers; a site that fails sends nothing.
   The simulated seconds are those of its own message."""
