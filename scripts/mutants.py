@@ -1,11 +1,12 @@
-"""Mutation test of fedmedjax/fed: makes small errors, one at a time, and asks whether a test fails.
+"""Mutation test: makes small errors in the code, one at a time, and asks whether a test fails.
 
+What is tried: fedmedjax/fed with its folders, data/schedule.py, data/pack.py and fedmedjax/eval.
 cosmic-ray makes the errors. Here is what it lacks: a spread of them over a time budget, and for
 each error only the tests that execute its line, as many as --seconds allow. They run in a fork of
 a process that has imported every library but not our code, in a copy of the tree, with the
 compilations of the sound code at hand. A test that fails, or takes far too long, kills the mutant.
 
-usage: bash scripts/mutants.sh [--minutes=60] [--seed=0] [--seconds=60] [FILE[:LINE] ...]
+usage: bash scripts/mutants.sh [--minutes=60] [--seed=0] [--seconds=30] [FILE[:LINE] ...]
 Prints every survivor with its difference, and last `survivors: N of M`, M being the mutants tried.
 """
 
@@ -30,8 +31,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = 'fedmedjax/fed'
-TESTS = 'tests/fed'
+# What is tried, a file or a folder with all in it -> the tests that may see it.
+TARGETS = {
+  'fedmedjax/fed': 'tests/fed', 'fedmedjax/data/schedule.py': 'tests/data/schedule_test.py',
+  'fedmedjax/data/pack.py': 'tests/data/pack_test.py', 'fedmedjax/eval': 'tests/eval'}
 # What the tests and their conftest.py need of the tree.
 COPIED = ('fedmedjax', 'configs', 'tests', 'pyproject.toml')
 # Errors that Python itself reports, such as a shift of floats, or that change nothing but identity.
@@ -73,7 +76,7 @@ class Recorder:
   def pytest_fixture_setup(self, fixturedef):
     # What several tests share is not the first one's alone.
     if fixturedef.scope != 'function':
-      self.coverage.switch_context(fixturedef.baseid or TESTS)
+      self.coverage.switch_context(fixturedef.baseid or 'tests')
 
   def pytest_runtest_call(self, item):
     self.coverage.switch_context(item.nodeid)
@@ -108,10 +111,20 @@ def mutants(path: str) -> list[Mutant]:
 def selected(places: list[str]) -> list[Mutant]:
   """The mutants of FILE or FILE:LINE, or of all files."""
   found = []
-  for place in places or sorted(str(path) for path in Path(TARGET).rglob('*.py')):
+  every = sorted(
+    str(path) for target in TARGETS for path in (
+      Path(target).rglob('*.py') if Path(target).is_dir() else [Path(target)]))
+  for place in places or every:
     path, _, line = place.partition(':')
     found += [mutant for mutant in mutants(path) if not line or mutant.place[0] == int(line)]
   return found
+
+
+def tests_of(places: list[str]) -> list[str]:
+  """The tests that may see FILE or FILE:LINE, or all."""
+  return [
+    tests for target, tests in TARGETS.items() if not places or any(
+      place == target or place.startswith((f'{target}/', f'{target}:')) for place in places)]
 
 
 def meaning(source: str) -> str | None:
@@ -159,13 +172,15 @@ def pytest_run(arguments, plugins=()) -> int:
     ['-x', '-p', 'no:cacheprovider', '-W', quiet, *arguments], plugins=list(plugins))
 
 
-def baseline_run(answer):
+def baseline_run(answer, tests):
   """Sends back (pytest's status, Baseline, modules of libraries) of the sound tree."""
   import coverage
-  recording = coverage.Coverage(data_file=None, include=[f'{TARGET}/*'], config_file=False)
+  recording = coverage.Coverage(
+    data_file=None, config_file=False,
+    include=[f'{target}/*' if Path(target).is_dir() else target for target in TARGETS])
   recording.start()
   recorder = Recorder(recording)
-  status = pytest_run([TESTS], [recorder])
+  status = pytest_run(tests, [recorder])
   recording.stop()
   contexts, here = {}, os.getcwd()
   data = recording.get_data()
@@ -234,10 +249,10 @@ def difference(mutant: Mutant) -> str:
   return '\n'.join(f'  {line}' for line in list(lines)[3:])
 
 
-def sound_run(order: Callable) -> tuple[Baseline | None, list[Mutant]]:
+def sound_run(order: Callable, tests: list[str]) -> tuple[Baseline | None, list[Mutant]]:
   """Baseline, or None if the tests fail; and order(), worked out meanwhile."""
   ours, theirs = FORK.Pipe(duplex=False)
-  process = FORK.Process(target=baseline_run, args=(theirs,), daemon=True)
+  process = FORK.Process(target=baseline_run, args=(theirs, tests), daemon=True)
   process.start()
   theirs.close()
   found = order()
@@ -256,13 +271,15 @@ def sound_run(order: Callable) -> tuple[Baseline | None, list[Mutant]]:
 def trial(options, deadline: float) -> int:
   """In the copy, which is the working directory."""
   begin = time.monotonic()
-  baseline, order = sound_run(lambda: spread(selected(options.places), options.seed))
+  tests = tests_of(options.places)
+  baseline, order = sound_run(lambda: spread(selected(options.places), options.seed), tests)
   quickest = {} if baseline is None else {
     # The last one of a file is kept.
     test.split('::')[0]: test
     for test in sorted(baseline.seconds, key=baseline.seconds.get, reverse=True)}
   if baseline is None or not pass_in_fork(list(quickest.values()), baseline.seconds):
-    print(f'error: tests fail without any mutant: python -m pytest {TESTS}', file=sys.stderr)
+    print(
+      f'error: tests fail without any mutant: python -m pytest {" ".join(tests)}', file=sys.stderr)
     return 1
   files, places = {mutant.path for mutant in order}, {mutant[:2] for mutant in order}
   print(
@@ -294,14 +311,15 @@ def main() -> int:
   parser.add_argument('--minutes', type=float, default=60, help='time budget (default 60)')
   parser.add_argument('--seed', type=int, default=0, help='of the spread (default 0)')
   parser.add_argument(
-    '--seconds', type=float, default=60, help='of tests that a mutant meets (default 60)')
+    '--seconds', type=float, default=30, help='of tests that a mutant meets (default 30)')
   parser.add_argument(
-    'places', nargs='*', metavar='FILE[:LINE]', help=f'what to mutate (default: all of {TARGET})')
+    'places', nargs='*', metavar='FILE[:LINE]',
+    help=f'what to mutate (default: all of {", ".join(TARGETS)})')
   options = parser.parse_args()
   for place in options.places:
     path = place.partition(':')[0]
-    if not (path.startswith(f'{TARGET}/') and (ROOT / path).is_file()):
-      parser.error(f'{place}: FILE is to be one of {TARGET}/*.py')
+    if not (tests_of([path]) and (ROOT / path).is_file()):
+      parser.error(f'{place}: FILE is to be in one of {", ".join(TARGETS)}')
   deadline = time.monotonic() + 60 * options.minutes
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   with tempfile.TemporaryDirectory(prefix='mutants') as folder:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Mutation test of fedmedjax/fed with cosmic-ray; arguments go to scripts/mutants.py, see there.
-# usage: bash scripts/mutants.sh [--minutes=60] [--seed=0] [--seconds=60] [FILE[:LINE] ...]
+# Mutation test of the core, the schedule, packing and scoring; arguments: scripts/mutants.py.
+# usage: bash scripts/mutants.sh [--minutes=60] [--seed=0] [--seconds=30] [FILE[:LINE] ...]
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 make_venv

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs what README's test command leaves out: hours of two CPU cores. What this state of the
 # checkout has passed is kept in .proof/ and not run again, so the same command goes on.
-# usage: bash scripts/proof.sh [--minutes=N] [slow] [fuzz] [kills] [mutants] [lowest]
+# usage: bash scripts/proof.sh [--minutes=N] [slow] [fuzz] [oracle] [kills] [mutants] [lowest]
 # Without a name all of them, in this order. --minutes=N begins no test of slow and fuzz later
 # than that, and names those that are left.
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 
-known="slow fuzz kills mutants lowest"
+known="slow fuzz oracle kills mutants lowest"
 chosen=""
 for name in "$@"; do
   case "$name" in
@@ -64,6 +64,11 @@ fuzz() {
     tests/data/answers/answers_fuzz_test.py &&
   FEDMEDJAX_FUZZ=50000 tests fuzz_files tests/model/files/gguf_header_test.py &&
   FEDMEDJAX_FUZZ=8 tests fuzz_answers tests/data/planted_test.py
+}
+
+# Rounds of random methods against an independent implementation in numpy.
+oracle() {
+  FEDMEDJAX_ORACLE=200 tests oracle tests/fed/oracle_test.py
 }
 
 # A hundred runs that are disturbed and must end as if they had not been.

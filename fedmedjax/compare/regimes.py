@@ -10,8 +10,9 @@ from fedmedjax import report
 from fedmedjax.compare import api_run, comparisons, tables
 from fedmedjax.compare.comparisons import Draws, Runs
 from fedmedjax.compare.contents import contents_of
+from fedmedjax.compare.new_site import check_new_site
 from fedmedjax.compare.rows import Row, Study, leaves_adapter
-from fedmedjax.compare.scenarios import SCENARIOS, Part, check_new_site, parts
+from fedmedjax.compare.scenarios import SCENARIOS, Part, parts
 from fedmedjax.eval.paired import read_answers
 from fedmedjax.experiment.build import load_data, options
 from fedmedjax.experiment.defaults import PRESETS
@@ -35,7 +36,8 @@ def _check_budget(rows: Iterable[Row]) -> None:
   An epoch counts examples, and an example is a sentence of a LLaMA but a window of a BERT.
   """
   trained = [row.config.fed for row in rows if row.config.fed.train]
-  if len({fed.learner for fed in trained}) > 1 and not all(fed.local_steps for fed in trained):
+  if len({fed.learner for fed in trained}) > 1 and not all(
+      fed.local_steps or fed.round_steps for fed in trained):
     raise InputError(
       'config.fed.local_steps=0: a BERT and a LLaMA take unlike numbers of steps an epoch; name a '
       'number >= 1, so that all regimes take as many')
@@ -72,6 +74,8 @@ def compare(
   planned = parts(study, scenarios, seeds)
   _check_workdir(study.folder)
   for part in planned:
+    for warning in part.warnings:
+      reporter.warn(warning)
     _check_budget(part.rows.values())
     for row in part.rows.values():
       files.check_workdir(row.folder, row.settings, row.harmless)

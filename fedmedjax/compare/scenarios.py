@@ -17,13 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmedjax.compare.rows import Row, Study, leaves_adapter, regime_row
-from fedmedjax.data.leaks import TextIndex
-from fedmedjax.data.sentences import note_sentences
-from fedmedjax.data.site import drawn_sentences
-from fedmedjax.data.tasks import ask
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.methods import num_sites
-from fedmedjax.types import InputError, SiteCorpus
+from fedmedjax.types import InputError
 
 # The row of the adapter that is trained on the new site's sentences alone.
 LOCAL = 'local only'
@@ -36,12 +32,20 @@ class Part(NamedTuple):
   label: str            # the site left out, the number of sites or of sentences; '' = none
   seed: int
   rows: dict[str, Row]  # by name in the tables
+  warnings: tuple[str, ...] = ()
 
 
 def _part(
   study: Study, scenario: str, label: str, folder: Path, changes: dict[str, Any]
 ) -> Part:
-  """One part: all regimes on one configuration."""
+  """One part: all regimes on one configuration, and no more sites a round than the part has."""
+  sites = num_sites(leaves(study.config.to_dict()) | changes)
+  asked, warnings = study.config.fed.cohort_size, ()
+  if changes and asked > sites:
+    changes = changes | {'fed.cohort_size': sites}
+    warnings = (
+      f'{scenario} {label}: config.fed.cohort_size={asked} is cut to the {sites} sites that this '
+      'part has',)
   rows: dict[str, Row] = {}
   for regime in study.regimes:
     name, row = regime_row(study, regime, folder, changes)
@@ -50,7 +54,7 @@ def _part(
         f'--regimes={",".join(study.regimes)}: {regime!r} is the second called {name!r}; different '
         'names are allowed')
     rows[name] = row
-  return Part(scenario, label, study.config.seed, rows)
+  return Part(scenario, label, study.config.seed, rows, warnings)
 
 
 def in_domain(study: Study) -> list[Part]:
@@ -85,14 +89,13 @@ def leave_one_out(study: Study) -> list[Part]:
 def scaling(study: Study) -> list[Part]:
   """A part for each number of sites, dealt out of the pooled notes.
 
-  The sites of a round together take as many local steps as the configuration's own sites would, but
-  for rounding.
+  The sites of a round together take as many local steps as the configuration's own sites would.
 
   Raises:
     InputError: the number of steps depends on epochs, or a number of sites exceeds it.
   """
   config = study.config
-  if not config.fed.local_steps:
+  if not (config.fed.local_steps or config.fed.round_steps):
     raise InputError(
       '--settings=scaling: config.fed.local_steps=0: a number >= 1 is needed, so that all numbers '
       'of sites take equal steps')
@@ -101,7 +104,8 @@ def scaling(study: Study) -> list[Part]:
   def taking_part(sites: int) -> int:
     return min(config.fed.cohort_size or sites, sites)
 
-  total = config.fed.local_steps * taking_part(num_sites(leaves(config.to_dict())))
+  total = config.fed.round_steps or config.fed.local_steps * taking_part(
+    num_sites(leaves(config.to_dict())))
   if any(size < 1 or size > total for size in study.scaling):
     raise InputError(
       f'--sizes={",".join(map(str, study.scaling))}: numbers of sites from 1 to the {total} local '
@@ -109,8 +113,7 @@ def scaling(study: Study) -> list[Part]:
   return [
     _part(study, 'scaling', str(size), study.folder / 'scaling' / f'{size}_sites', {
       'data.partition.kind': dealt.kind or 'iid', 'data.partition.sites': size,
-      'fed.local_steps': max(1, round(total / taking_part(size))), 'fed.ranks': (),
-      'data.site_tasks': ()})
+      'fed.round_steps': total, 'fed.ranks': (), 'data.site_tasks': ()})
     for size in study.scaling]
 
 
@@ -147,7 +150,8 @@ def new_site(study: Study) -> list[Part]:
     changes = {
       'data.sites': (name,), 'data.external': (), 'data.max_train_sentences': max(number, 0),
       'data.validation_examples': 0, 'data.site_tasks': (), 'data.partition.kind': '',
-      'fed.rounds': 1, 'fed.local_steps': max(steps, 1), 'fed.ranks': (), 'fed.cohort_size': 0,
+      'fed.rounds': 1, 'fed.local_steps': max(steps, 1), 'fed.round_steps': 0, 'fed.ranks': (),
+      'fed.cohort_size': 0,
       'simulation.failure': 0.0, 'simulation.deadline': 0.0, 'eval.cross_site': False}
     rows = {}
     for arm in (LOCAL, *federation.rows):
@@ -158,52 +162,6 @@ def new_site(study: Study) -> list[Part]:
       rows[arm] = row._replace(folder=folder / arm.replace(' ', '_'))
     parts.append(Part('new_site', label, config.seed, rows))
   return parts
-
-
-def check_new_site(
-  part: Part, sites: Sequence[SiteCorpus], federation: Sequence[SiteCorpus]
-) -> None:
-  """Checks a part of the scenario new_site before the federation trains for it; other parts pass.
-
-  Args:
-    part: of any scenario.
-    sites: the part's sites, as read.
-    federation: the sites that train in the federation.
-
-  Raises:
-    InputError: the federation trains on a note that the new site is tested on, the site has fewer
-      sentences than the part trains on, or those that were drawn contain no example of a task.
-  """
-  if part.scenario != 'new_site':
-    return
-  (site,) = sites
-  tested = TextIndex(site.test)
-  for other in federation:
-    if shared := sum(tested.has(note) or tested.nearly_has(note) for note in other.train):
-      raise InputError(
-        f'--new_site={site.name}: {shared} training notes of {other.name} have the text of one of '
-        'its test notes, or nearly; take them out of one')
-  number = int(part.label) if part.label.isdigit() else 0
-  if not number:
-    return
-  config = next(iter(part.rows.values())).config
-  notes = site.train[:config.data.max_train_notes or None]
-  available = sum(len(note_sentences(note)) for note in notes)
-  if number > available:
-    raise InputError(
-      f'--sentences={number}: the training notes of {site.name!r} have {available}; fewer, or all, '
-      'are allowed')
-  chosen = drawn_sentences(site.name, notes, number, config.seed)
-  for task in config.data.tasks:
-    asked = ask(task, site)
-    examples = [
-      example for note in notes for example in asked.find(note)[0]] if asked.types else []
-    # A task without a single entity in the site's notes is left out of its training anyway.
-    if any(example.entities for example in examples) and not any(
-        (example.document, example.start) in chosen for example in examples):
-      raise InputError(
-        f'--sentences={number}: those drawn of {site.name!r} with seed {config.seed} hold no '
-        f'example of task {task!r}; allow more')
 
 
 # Value of --settings -> builder of the parts.

@@ -97,14 +97,16 @@ def plan_rounds(
   batch_size: int,
   seed: int,
   pooled: bool,
+  round_steps: int = 0,
   cohorts: Sequence[Sequence[int]] | None = None,
   shares: Mapping[str, float] | None = None,
 ) -> tuple[Plan, np.ndarray]:
   """Plans the examples of every step of every round -> (plan, n_k f32[S], or f32[1] when pooled).
 
   A site takes `local_steps` steps a round or, when that is 0, ceil(n / batch_size) *
-  local_epochs, added up over its tasks. Pooled, one participant takes the very steps that the
-  cohort would have taken, shuffled: the same examples and the same number of steps as the
+  local_epochs, added up over its tasks. It goes on in its epoch where it stopped in the last round
+  in which it was drawn. Pooled, one participant takes the very steps that the cohort would have
+  taken, shuffled: the same examples and the same number of steps as the
   federation.
 
   Args:
@@ -115,6 +117,8 @@ def plan_rounds(
     batch_size: most examples of a step.
     seed: of the orders of examples and tasks.
     pooled: whether one participant takes the steps of all sites.
+    round_steps: steps of all sites of a round together, instead of the above; of two sites neither
+      takes more than one step more, and they take turns in that. 0 = as above.
     cohorts: the sites of each round, the others take no step; None = all of them in every round.
     shares: {task: its share of a site's steps}, relative to the site's other tasks; None = as many
       as the task has in an epoch, so that every example comes as often as any other.
@@ -123,16 +127,19 @@ def plan_rounds(
     InputError: no site is in any cohort.
   """
   cohorts = cohorts or [range(len(sites))] * rounds
-  plan = []
+  plan, done = [], [0] * len(sites)
   for number in range(rounds):
-    steps: list[tuple[Step, ...]] = []
-    for index, site in enumerate(sites):
+    steps: list[tuple[Step, ...]] = [()] * len(sites)
+    for place, index in enumerate(cohorts[number]):
+      site = sites[index]
       epoch = [-(-len(part.train) // batch_size) for part in site.tasks]
-      count = local_steps or local_epochs * sum(epoch)
+      each, more = divmod(round_steps, len(cohorts[number]))
+      count = each + ((place - number * more) % len(cohorts[number]) < more) if round_steps else (
+        local_steps or local_epochs * sum(epoch))
       wanted = [shares[part.ask.task] for part in site.tasks] if shares else epoch
-      taken = index in cohorts[number]
-      steps.append(
-        _site_round(site, index, number, count, wanted, batch_size, seed) if taken else ())
+      steps[index] = _site_round(
+        site, index, number, done[index], count, wanted, batch_size, seed)
+      done[index] += count
     if pooled:
       together = [step for own in steps for step in own]
       order = np.random.default_rng((seed, number)).permutation(len(together))
@@ -145,19 +152,19 @@ def plan_rounds(
 
 
 def _site_round(
-  site: SiteData, index: int, number: int, count: int, wanted: Sequence[float], batch_size: int,
-  seed: int,
+  site: SiteData, index: int, number: int, done: int, count: int, wanted: Sequence[float],
+  batch_size: int, seed: int,
 ) -> tuple[Step, ...]:
   """The `count` steps of a site in round `number`, of its tasks in the proportion `wanted`.
 
-  Each task's steps go on where the last round stopped. The proportion holds within one step after
+  Each task's steps go on after the `done` ones. The proportion holds within one step after
   every round, since the number of steps so far is rounded and not that of the round. The order of
   the tasks is a function of (seed, round, site), so that a site that stops early has taken some of
   each.
   """
   upto = np.concatenate([[0.0], np.cumsum(wanted)]) / sum(wanted)
   first, end = (
-    np.diff(np.floor(upto * n + 0.5).astype(int)) for n in (number * count, (number + 1) * count))
+    np.diff(np.floor(upto * n + 0.5).astype(int)) for n in (done, done + count))
   steps = [
     iter(pack.site_steps(
       np.asarray([len(example.tokens) for example in part.train]), batch_size, seed, index,

@@ -17,6 +17,7 @@ from fedmedjax.experiment.lora import load_lora_data, lora_parts, lora_sizes
 from fedmedjax.experiment.methods import Own
 from fedmedjax.experiment.notes import load_corpora
 from fedmedjax.experiment.own_parts import OWN_KEYS, is_own, own_parts
+from fedmedjax.experiment.refusals import check_method
 from fedmedjax.experiment.types import Data, Options, Study, TrainableKind
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import fitted_map
@@ -87,14 +88,16 @@ def prepare(
   sampler = communication.site_sampler(config, sizes)
   trainable, schedule = kind.parts(
     config, data, sizes, rounds=fed.rounds, local_steps=fed.local_steps,
-    local_epochs=fed.local_epochs, batch_size=fed.batch_size, seed=config.seed, pooled=fed.pooled,
-    cohorts=communication.cohorts(sampler, fed.rounds))
+    local_epochs=fed.local_epochs, round_steps=fed.round_steps, batch_size=fed.batch_size,
+    seed=config.seed, pooled=fed.pooled, cohorts=communication.cohorts(sampler, fed.rounds))
   validation = schedules.validation_arrays(schedule)
   if validation is None and methods.needs_validation(values):
     raise InputError(
       f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
       f'for validation, and preset {fed.preset!r} weighs sites by their validation loss')
   sharing = methods.sharing(values, own, tree.paths(trainable.adapter))
+  if own:
+    check_method(values, own, tree.paths(trainable.adapter))
   check_own_parts(
     own, parts, sharing, trainable.adapter, len(schedule.weights),
     1 if fed.pooled else sampler.size, validation is not None)

@@ -27,7 +27,8 @@ class Communication(NamedTuple):
 
   sampler: Sampler
   fleet: Fleet
-  exchange: Callable[[int], tuple[Exchange, ...]]   # each cohort site's messages, round from 0
+  # (round from 0, earlier rounds that changed nothing) -> the messages of each site of the cohort
+  exchange: Callable[..., tuple[Exchange, ...]]
 
 
 def codec(fed: ConfigDict) -> compression.Codec:
@@ -70,7 +71,7 @@ def plan_communication(
   if fed.pooled:
     return Communication(
       participation.uniform(1, 1, config.seed), participation.lognormal_fleet(1, config.seed),
-      lambda number: (Exchange((), ()),))
+      lambda number, skipped=(): (Exchange((), ()),))
   num_sites = len(sampler.inclusion)
   fleet = participation.lognormal_fleet(num_sites, config.seed, **config.simulation.to_dict())
   ranks = fed.ranks or (rank,) * num_sites
@@ -80,39 +81,51 @@ def plan_communication(
 
   # Not all of them: a run has as many as rounds times sites.
   @lru_cache(1024)
-  def messages(site_rank, number, last):
+  def messages(site_rank, number, last, skipped):
     one = cut(adapter, site_rank) if fed.ranks else adapter
     folded = sum(
       parts.aggregator.columns([ranks[site] for site in sampler.draw(past).sites])
-      for past in range(max(last, 0), number))
+      for past in range(max(last, 0), number) if past not in skipped)
+    # Factors take turns by the rounds that changed something.
+    happened = lambda until: until - sum(past < until for past in skipped)  # noqa: E731
     return ledger.exchange(
-      one, sharing, update_codec, number, last,
+      one, sharing, update_codec, happened(number),
+      last if last == participation.NEVER else happened(last),
       control=one if controlled else (),
       residual=jax.eval_shape(partial(room, columns=folded), adapter) if folded else (),
       masked=fed.secure_aggregation,
       start_loss=names_argument(parts.aggregator.update, 'start_loss'))
 
-  def exchange(number):
+  def exchange(number, skipped=()):
     last = participation.last_taken(sampler, number)
+    before = tuple(past for past in skipped if past < number)
     return tuple(
-      messages(ranks[site], number, int(last[site])) for site in sampler.draw(number).sites)
+      messages(ranks[site], number, int(last[site]), before)
+      for site in sampler.draw(number).sites)
 
   return Communication(sampler, fleet, exchange)
 
 
-def _lengths(communication: Communication, number: int) -> tuple[np.ndarray, np.ndarray]:
+def skipped_rounds(lines: Iterable[dict]) -> tuple[int, ...]:
+  """The rounds, from 0, that changed nothing, by the lines of all rounds so far."""
+  return tuple(number for number, line in enumerate(lines) if line.get('skipped'))
+
+
+def _lengths(
+  communication: Communication, number: int, skipped: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
   """(bytes down, bytes up) i64[C] of the messages of the cohort's sites."""
-  exchanges = communication.exchange(number)
+  exchanges = communication.exchange(number, skipped)
   return (
     np.asarray([ledger.num_bytes(one.down) for one in exchanges]),
     np.asarray([ledger.num_bytes(one.up) for one in exchanges]))
 
 
 def round_participation(
-  communication: Communication, schedule: Schedule, number: int
+  communication: Communication, schedule: Schedule, number: int, skipped: Sequence[int] = ()
 ) -> Participation:
-  """How round `number` goes; see `participation.round_participation`."""
-  down, up = _lengths(communication, number)
+  """How round `number` goes after `skipped_rounds`; see `participation.round_participation`."""
+  down, up = _lengths(communication, number, skipped)
   return participation.round_participation(
     communication.sampler, communication.fleet, number, sizes=schedule.weights,
     planned=np.asarray([len(one) for one in schedule.plan[number]]),
@@ -121,16 +134,16 @@ def round_participation(
 
 def participation_line(
   communication: Communication, schedule: Schedule, number: int, turn: Participation,
-  names: Sequence[str],
+  names: Sequence[str], skipped: Sequence[int] = (),
 ) -> dict:
   """The part of a round's line that is known without training: who, how much, how long.
 
   Lists are in the order of `sites`, the cohort. A site that sent nothing has 0 `steps`; what it
-  was sent counts all the same.
+  was sent counts all the same. `skipped` is that of `skipped_rounds`.
   """
   here, (sites, steps) = turn.cohort.present, (turn.cohort.sites, turn.steps)
   examples, tokens = schedules.round_work(schedule, number, sites, steps)
-  down, up = _lengths(communication, number)
+  down, up = _lengths(communication, number, skipped)
   down, up = down[here], np.where(steps > 0, up, 0)[here]
   return {
     'round': number + 1, 'sites': [names[site] for site in sites[here]], 'steps': steps[here],
@@ -143,9 +156,12 @@ def participation_line(
 
 def ledger_csv(communication: Communication, lines: Iterable[dict]) -> str:
   """The ledger of a run, a line a (round, site, tensor), from the rounds' lines."""
+  lines = list(lines)
+  skipped = skipped_rounds(lines)
   # Those that are present come first in a cohort.
   rounds = [
-    (line['round'], line['sites'], communication.exchange(line['round'] - 1)[:len(line['sites'])],
+    (line['round'], line['sites'],
+     communication.exchange(line['round'] - 1, skipped)[:len(line['sites'])],
      [count > 0 for count in line['steps']])
     for line in lines]
   rows = ledger.table(rounds)

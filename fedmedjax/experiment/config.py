@@ -89,6 +89,7 @@ CHECKS = {
     f'one of {", ".join(PRESETS)}, or own:NAME of a row of your own,'),
   'fed.rounds': integer(1, 100_000),
   'fed.local_epochs': integer(1, 10_000), 'fed.local_steps': integer(0, 100_000),
+  'fed.round_steps': integer(0, 10_000_000),
   'fed.batch_size': integer(1), 'fed.chunk': integer(AUTO_CHUNK), 'fed.shapes': integer(1),
   'fed.memory_gib': NOT_NEGATIVE,
   'fed.weight_by': one_of(('examples', 'tokens')), 'fed.size_power': NOT_NEGATIVE,
@@ -169,8 +170,6 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
     raise InputError(
       f"config.checkpoint.keep_best={values['checkpoint.keep_best']}: the best checkpoint is that "
       f"of least validation loss, which preset {values['fed.preset']!r} does not compute; use 0")
-  if values['fed.pooled'] and values['fed.sharing'] == 'nothing':
-    raise InputError("config.fed.sharing='nothing': pooled training has one site; use 'everything'")
   if values['fed.learner'] == 'bert' and not values['fed.train']:
     raise InputError("config.fed.train=False: an untrained classifier has no answers; use True")
   if values['fed.learner'] == 'bert' and values['fed.loss_on'] != 'completion':
@@ -261,6 +260,10 @@ def _check_partition(values: dict[str, Any]) -> None:
 
 
 def _check_participation(values: dict[str, Any]) -> None:
+  if 0 < values['fed.round_steps'] < (values['fed.cohort_size'] or num_sites(values)):
+    raise InputError(
+      f"config.fed.round_steps={values['fed.round_steps']}: at least one step for each of the "
+      f"{values['fed.cohort_size'] or num_sites(values)} sites of a round is allowed, or 0")
   if values['fed.cohort_size'] > num_sites(values):
     where = 'config.data.partition' if values['data.partition.kind'] else 'config.data.sites'
     raise InputError(

@@ -10,6 +10,7 @@ import numpy as np
 from fedmedjax import tree
 from fedmedjax.experiment.methods import Method
 from fedmedjax.experiment.own_parts import OwnPart
+from fedmedjax.experiment.traits import of_sharing
 from fedmedjax.fed.aggregators.conventions import completed, names_argument
 from fedmedjax.fed.types import Sharing, Tree
 from fedmedjax.types import InputError
@@ -37,10 +38,11 @@ def check_own_parts(
   """
   trials: dict[str, Callable[[], str | None]] = {
     'fed.aggregator': lambda: _aggregator_fault(
-      parts.aggregator, adapter, num_sites, cohort, has_validation),
+      parts.aggregator, adapter, num_sites, cohort, has_validation,
+      'whole_pairs' in of_sharing(sharing, tree.paths(adapter))),
     'fed.rule': lambda: _rule_fault(parts.rule, adapter),
     'fed.server_optimizer': lambda: _server_fault(parts.server_optimizer, adapter),
-    'fed.sharing': lambda: _sharing_fault(sharing, adapter, parts),
+    'fed.sharing': lambda: _sharing_fault(sharing, adapter),
   }
   for key in own.keys() & trials.keys():
     try:
@@ -78,13 +80,17 @@ def _stacked(adapter: Tree, count: int) -> Tree:
     lambda x: jax.ShapeDtypeStruct((count, *jnp.shape(x)), jnp.result_type(x)), adapter)
 
 
-def _arguments(cohort: int, adapter: Tree, has_validation: bool) -> dict[str, Any]:
+def _arguments(adapter: Tree, has_validation: bool, whole_pairs: bool) -> dict[str, Any]:
   """Keyword arguments of an update that are no arrays of a size of their own."""
   def validation_loss(adapters):
     if not has_validation:
       raise InputError(
         'config.data.validation_share: no site has a note to spare for validation, and this '
         'aggregator asks for the validation loss')
+    if not whole_pairs:
+      raise InputError(
+        'config.fed.sharing: a factor stays at its site, so that the server has no product that a '
+        'validation loss could judge, and this aggregator asks for it')
     return jnp.zeros(jax.tree.leaves(adapters)[0].shape[0])
 
   def validation_gradient():
@@ -94,7 +100,9 @@ def _arguments(cohort: int, adapter: Tree, has_validation: bool) -> dict[str, An
   return {'validation_loss': validation_loss, 'validation_gradient': validation_gradient}
 
 
-def _aggregator_fault(aggregator, adapter, num_sites, cohort, has_validation) -> str | None:
+def _aggregator_fault(
+  aggregator, adapter, num_sites, cohort, has_validation, whole_pairs
+) -> str | None:
   named = names_argument(aggregator.update, 'start_loss')
   whole = completed(aggregator)
 
@@ -104,7 +112,7 @@ def _aggregator_fault(aggregator, adapter, num_sites, cohort, has_validation) ->
     return state, whole.update(
       updates, state, weights=weights, cohort=chosen, anchor=adapter, local=local,
       num_steps=jnp.ones(cohort), key=jax.random.key(0),
-      **_arguments(cohort, adapter, has_validation), **more)
+      **_arguments(adapter, has_validation, whole_pairs), **more)
 
   many = _stacked(adapter, cohort)
   state, answer = jax.eval_shape(
@@ -155,11 +163,8 @@ def _server_fault(optimizer, adapter) -> str | None:
     'its state after a round', after, state)
 
 
-def _sharing_fault(sharing, adapter, parts: Method) -> str | None:
+def _sharing_fault(sharing, adapter) -> str | None:
   paths = tree.paths(adapter)
   if not any(bool(sharing.trained(path, number)) for path in paths for number in (0, 1)):
     return f'it trains none of the leaves {", ".join(paths)}'
-  if 'both_factors' in parts.needs and not all(
-      sharing.shared(path) and bool(sharing.trained(path, 0)) for path in paths):
-    return 'the aggregator needs both factors of every site, trained and sent'
   return None

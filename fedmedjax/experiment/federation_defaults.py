@@ -13,6 +13,8 @@ def rounds(fed: ConfigDict) -> None:
   fed.local_epochs = 2
   # Optimiser steps a site takes each round; 0 = by fed.local_epochs.
   fed.local_steps = 0
+  # Optimiser steps of all sites of a round together, dealt out evenly; 0 = by the lines above.
+  fed.round_steps = 0
   # Examples a step.
   fed.batch_size = 4
   # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n: those
@@ -149,8 +151,8 @@ def optim() -> ConfigDict:
   optim = ConfigDict()
   # Peak learning rate of the sites' AdamW.
   optim.learning_rate = 2e-4
-  # Rate of the sites' plain steps, constant and unclipped, when fed.local_optimizer is 'sgd'.
-  optim.sgd_learning_rate = 0.1
+  # Rate of the sites' plain steps when fed.local_optimizer is 'sgd'; constant, without clipping.
+  optim.sgd_learning_rate = 0.03
   # Decay rates of the first and second moment.
   optim.b1 = 0.9
   optim.b2 = 0.999

@@ -1,16 +1,17 @@
 """Parts of a method that do not go together, and why.
 
 What a part asks of the others is its `needs`, a set of names from NEEDS; parts of a user's own say
-theirs in the same way. A refusal is a predicate on (flat configuration, needs of all parts), the
-key to name in the error, and the reason with a way out.
+theirs in the same way. What the others give is found out in `traits.py`, never by a part's name. A
+refusal is a predicate on (flat configuration, traits of all parts), the key to name in the error,
+and the reason with a way out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedmedjax.experiment import unsound
 from fedmedjax.experiment.methods import Own, Values, method
-from fedmedjax.experiment.unsound import Needs
+from fedmedjax.experiment.traits import GIVES, Traits, traits
 from fedmedjax.types import InputError
 
 # What an aggregator or a local rule may ask for.
@@ -38,7 +39,7 @@ NEEDS: Mapping[str, str] = {
 class Refusal(NamedTuple):
   """One combination that is refused."""
 
-  fails: Callable[[Values, Needs], bool]
+  fails: Callable[[Values, Traits], bool]
   key: str      # of the configuration, named in the error
   reason: str   # and a way out
 
@@ -60,6 +61,11 @@ _RULE = (
   Refusal(unsound.weighted_control, 'fed.size_power',
           'control variates are averaged plainly and lead to the optimum of the plain mean '
           'whatever the weights; set size_power and loss_power to 0'),
+  Refusal(unsound.other_mean, 'fed.aggregator',
+          'control variates lead to the optimum under a mean of the updates only; use a weighted '
+          "mean, such as 'mean', or let one of your own say gives={'weighted_mean'}"),
+  Refusal(unsound.remembered_plain_mean, 'fed.ema',
+          'sites weigh the same here, and weights that are kept of other cohorts do not; use 0'),
   Refusal(unsound.stale_control, 'fed.sharing',
           'control variates would go stale in the rounds that freeze their factor'),
   Refusal(unsound.control_of_ranks, 'fed.ranks',
@@ -67,7 +73,9 @@ _RULE = (
   Refusal(unsound.replaced_control, 'fed.aggregator',
           'control variates follow the factors from round to round, this aggregator replaces them'),
   Refusal(unsound.nothing_to_pull_to, 'fed.rule',
-          "local rules pull towards what is shared; with sharing 'nothing' use 'plain'"),
+          "local rules pull towards what is shared, and nothing is; use 'plain'"),
+  Refusal(unsound.alone_with_itself, 'fed.sharing',
+          "pooled training has one site; use 'everything'"),
 )
 
 _AGGREGATOR = (
@@ -78,13 +86,13 @@ _AGGREGATOR = (
   Refusal(unsound.votes_for_zero, 'fed.ranks',
           'columns that a site lacks would be votes for 0; robust aggregators need one rank'),
   Refusal(unsound.one_factor_missing, 'fed.sharing',
-          "this aggregator needs both factors of every site; use 'everything'"),
+          "this aggregator needs both factors of every site, trained and sent; use 'everything'"),
   Refusal(unsound.no_product_to_judge, 'fed.loss_power',
-          "the server's B stays at zero: there is no product that a validation loss could judge; "
-          'use 0'),
+          'a factor stays at its site, so that the server has no product that a validation loss '
+          "could judge: with sharing 'only_a' the server's B stays at zero; use 0"),
   Refusal(unsound.server_steps_twice, 'fed.server_optimizer',
-          "this aggregator gives the next adapter itself; use 'fedavg' with server_learning_rate "
-          '1'),
+          "this aggregator or rule gives the next adapter itself; use 'fedavg' with "
+          'server_learning_rate 1'),
   Refusal(unsound.quantised_base, 'fed.aggregator',
           'it adds to the weights of the base, which a quantised base cannot hold exactly'),
   Refusal(unsound.residual_too_wide, 'fed.residual_rank',
@@ -137,22 +145,25 @@ _SECURE = (
 REFUSALS = (*_CLASSIFIER, *_RULE, *_AGGREGATOR, *_RANKS, *_SENDING, *_SECURE)
 
 
-def check_method(values: Values, own: Own) -> None:
+def check_method(values: Values, own: Own, paths: Sequence[str] | None = None) -> None:
   """Raises InputError for parts that do not go together, before anything is compiled.
 
   Args:
     values: flat configuration, each value allowed on its own.
     own: the user's own parts, by key.
+    paths: of the adapter's leaves; None = as the configuration lets expect.
   """
   parts = method(values, own)
   for key in own:
-    asked = getattr(parts, key.removeprefix('fed.'), None)
-    for name in sorted(getattr(asked, 'needs', frozenset()) - NEEDS.keys()):
-      raise InputError(
-        f'config.{key}={values[key]!r}: needs {name!r}, which is unknown; allowed are '
-        f'{", ".join(NEEDS)}')
+    part = getattr(parts, key.removeprefix('fed.'), None)
+    for field, known in (('needs', NEEDS), ('gives', GIVES)):
+      for name in sorted(getattr(part, field, frozenset()) - known.keys()):
+        raise InputError(
+          f'config.{key}={values[key]!r}: {field} {name!r}, which is unknown; allowed are '
+          f'{", ".join(known)}')
+  found = traits(values, own, parts, paths)
   for refusal in REFUSALS:
-    if refusal.fails(values, parts.needs):
+    if refusal.fails(values, found):
       raise InputError(
         f"config.{refusal.key}={values[refusal.key]!r}: preset {values['fed.preset']!r}: "
         f'{refusal.reason}')

@@ -17,7 +17,7 @@ from fedmedjax.fed.local import OnStep, ShapeBucket, local_training, mean_loss, 
 from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.rules import plain
-from fedmedjax.fed.sharing import everything
+from fedmedjax.fed.sharing import everything, sends
 from fedmedjax.fed.sites import SiteMap, SiteProgram, map_sites
 from fedmedjax.fed.types import (
   Aggregate,
@@ -69,24 +69,23 @@ def federated_algorithm(
   private leaves, as far as the site's rank goes; local training over the sites; update = local -
   start on shared leaves, in the server's scale; compression per site; aggregate; server side of the
   rule; server optimiser on the negative; scatter the site state. A site of weight 0 (padding, or
-  one that sends nothing) takes no part: it counts nowhere and keeps its state; so is one that is
-  not sound (see `quarantine.py`). When no site has weight, only the count of rounds changes.
-  FedAvg (arXiv:1602.05629) is plain rule, everything shared, no compression, size weights and a
-  server optimiser that adds the aggregate.
+  one that sends nothing) counts nowhere and keeps its state; so does one that is not sound (see
+  `quarantine.py`). When no site has weight, nothing changes, nor does the count of rounds. FedAvg
+  (arXiv:1602.05629) is plain rule, everything shared, no compression, size weights and a server
+  optimiser that adds the aggregate.
 
   Args:
     loss_fn: (adapter [*p], base, batch) -> (sum of nats f32[], sum of weights f32[]).
     num_sites: S, of which each round's cohort is a part.
-    gradient: makes the gradient of a loss, such as `gradient.mean_gradient`; it is given loss_fn
-      as a site sees it, with its own scale and what is folded into the base.
+    gradient: makes the gradient of a loss; given loss_fn as a site sees it, with its own scale
+      and what is folded into the base.
     optimizer: of the local steps; plain steps of rate 0.1 by default.
     rule, sharing, ranks, aggregator: values of `fed/types.py`.
-    compression: per site, of its update [*p]; may take the keyword `key`, which differs by round
-      and site.
+    compression: of a site's update [*p]; may take `key`, which differs by round and site.
     server_optimizer: is given the negative aggregate [*p].
     on_step, shape_buckets: see `local_training`.
     map_sites, place: how sites and state are laid on devices, see `fed/sites.py`.
-    explosion: see `sound_sites`.
+    explosion: see `sound_sites`; sites that share nothing are no measure of each other.
   """
   training = partial(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
@@ -103,9 +102,10 @@ def federated_algorithm(
     sent, after, ctrl_delta, losses, local_norm = map_sites.staged(
       one_site(state, base, key), _last_steps(data.step_mask))(
         cohort, before, data.batches, data.step_mask)
+    bound = explosion if sends(sharing, state.adapter) else 0.0
     sound = sound_sites(
       local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
-      explosion=explosion)
+      explosion=bound)
     sent = tree.where(sound, sent, jax.tree.map(jnp.zeros_like, sent))
     local = jax.tree.map(
       jnp.add, jax.vmap(ranks.mask, (None, 0))(state.adapter, cohort), sent)
@@ -277,8 +277,7 @@ def _server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
       round=state.round + 1, adapter=optax.apply_updates(state.adapter, step), ctrl=ctrl,
       folded=write_columns(state.folded, aggregate.fold, state.round), server_opt=server_opt,
       aggregator=aggregate.state)
-    still = state._replace(round=new.round)
-    return jax.tree.map(lambda a, b: jnp.where(useful, a, b), new, still), given, step
+    return jax.tree.map(lambda a, b: jnp.where(useful, a, b), new, state), given, step
 
   return server_step
 

@@ -18,7 +18,7 @@ _CONTROLLED = frozenset({'shared_anchor', 'plain_mean', 'steady_factors', 'one_r
 RuleBuilder = Callable[..., LocalRule]
 
 
-def plain(**_) -> LocalRule:
+def plain() -> LocalRule:
   """FedAvg: the gradient [*p] as it is; no control variates.
 
   McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
@@ -31,7 +31,7 @@ def plain(**_) -> LocalRule:
   )
 
 
-def proximal(*, strength: float, **_) -> LocalRule:
+def proximal(*, strength: float) -> LocalRule:
   """FedProx: g + mu (y - x), the gradient of (mu / 2) |y - x|^2 added; [*p] -> [*p].
 
   Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv:1812.06127.
@@ -46,7 +46,7 @@ def proximal(*, strength: float, **_) -> LocalRule:
   return plain()._replace(correct=correct, needs=frozenset({'shared_anchor'}))
 
 
-def control_variates(*, rate: float, **_) -> LocalRule:
+def control_variates(*, rate: float) -> LocalRule:
   """SCAFFOLD, option II: g - c_i + c; c_i+ = c_i - c + (x - y_i) / (K eta_l), all [*p].
 
   Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML
@@ -76,7 +76,7 @@ def control_variates(*, rate: float, **_) -> LocalRule:
   return LocalRule(init, correct, finish, needs=_CONTROLLED | {'plain_sgd', 'clear_control'})
 
 
-def dynamic(*, strength: float, **_) -> LocalRule:
+def dynamic(*, strength: float) -> LocalRule:
   """FedDyn: g - g_i + alpha (y - x); g_i <- g_i - alpha (y_i - x), all [*p].
 
   Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021, arXiv:2111.04263,
@@ -107,7 +107,7 @@ def dynamic(*, strength: float, **_) -> LocalRule:
 
   return LocalRule(
     control_variates(rate=1.0).init, correct, finish, server,
-    needs=_CONTROLLED | {'whole_updates'}, control_travels=False)
+    needs=_CONTROLLED | {'whole_updates', 'plain_server'}, control_travels=False)
 
 
 # Value of config.fed.rule -> builder.

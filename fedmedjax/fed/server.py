@@ -57,7 +57,7 @@ def adaptive(
   return optax.GradientTransformation(init, update)
 
 
-def fedavg(*, learning_rate: float, **_) -> optax.GradientTransformation:
+def fedavg(*, learning_rate: float) -> optax.GradientTransformation:
   """FedAvg: x <- x + eta Delta, [*p]; with eta = 1 the server adds the aggregate as it is.
 
   arXiv:2003.00295 with SGD as the server's optimiser; eta = 1 is that of arXiv:1602.05629.
@@ -65,7 +65,7 @@ def fedavg(*, learning_rate: float, **_) -> optax.GradientTransformation:
   return optax.sgd(learning_rate)
 
 
-def fedavgm(*, learning_rate: float, momentum: float, **_) -> optax.GradientTransformation:
+def fedavgm(*, learning_rate: float, momentum: float) -> optax.GradientTransformation:
   """FedAvgM: v <- beta v + Delta; x <- x + eta v, [*p] each. Hsu et al., arXiv:1909.06335.
 
   Args:
@@ -76,7 +76,7 @@ def fedavgm(*, learning_rate: float, momentum: float, **_) -> optax.GradientTran
 
 
 def fedadagrad(
-  *, learning_rate: float, momentum: float, tau: float, **_
+  *, learning_rate: float, momentum: float, tau: float,
 ) -> optax.GradientTransformation:
   """FedAdagrad: v <- v + Delta^2, [*p]; Reddi et al., arXiv:2003.00295, algorithm 2.
 

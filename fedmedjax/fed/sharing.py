@@ -62,7 +62,7 @@ def alternating(paths: list[str]) -> Sharing:
 
   Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA",
   NeurIPS 2025, arXiv:2502.01755. Rounds count from 0, and B comes first: while it is 0, A has no
-  gradient.
+  gradient. A round that changes nothing, since no site could be used, does not count.
 
   Args:
     paths: of all leaves of the adapter.
@@ -98,6 +98,11 @@ def shared_part(sharing: Sharing, adapter: Tree, number: int) -> list:
   """The leaves [*p] that travel in round `number` (from 0), to count the values that are sent."""
   leaves = zip(tree.paths(adapter), jax.tree.leaves(adapter), strict=True)
   return [leaf for path, leaf in leaves if sharing.trained(path, number) and sharing.shared(path)]
+
+
+def sends(sharing: Sharing, adapter: Tree) -> bool:
+  """Whether any leaf [*p] is shared at all, in whatever round."""
+  return any(sharing.shared(path) for path in tree.paths(adapter))
 
 
 def shares_all(sharing: Sharing, adapter: Tree) -> bool:

@@ -21,7 +21,7 @@ LossFn = Callable[[Tree, Tree, Tree], tuple[Array, Array]]
 GradientFn = Callable[[Tree, Tree, Tree, Array], tuple[Array, Tree]]
 # (step i32[], steps of the round i32[]) -> learning rate f32[]
 RateFn = Callable[[Array, Array], Array | float]
-# (path of a leaf, rounds done i32[] or int) -> bool, traced or not
+# (path of a leaf, rounds that changed something i32[] or int) -> bool, traced or not
 TrainedFn = Callable[[str, Any], Any]
 # (path of a leaf) -> bool
 SharedFn = Callable[[str], bool]
@@ -146,7 +146,8 @@ class AggregatorUpdate(Protocol):
 class Aggregator(NamedTuple):
   """How the updates [C, *p] of a cohort become one [*p].
 
-  `needs` are names of what the rest of the method has to be, listed in docs/methods.md.
+  `needs` are names of what the rest of the method has to be, `gives` of what this part is to the
+  rest, both listed in docs/methods.md.
   """
 
   init: AggregatorInit
@@ -154,6 +155,7 @@ class Aggregator(NamedTuple):
   fold: FoldRoom = lambda adapter: ()
   columns: FoldColumns = lambda ranks: 0
   needs: frozenset[str] = frozenset()
+  gives: frozenset[str] = frozenset()
 
 
 class CombineFn(Protocol):
@@ -186,7 +188,7 @@ class SiteState(NamedTuple):
 class FedState(NamedTuple):
   """All that a checkpoint needs: the server's leaves [*p], the sites' [S, *p]."""
 
-  round: Array       # i32[]: rounds done
+  round: Array       # i32[]: rounds that changed something
   adapter: Tree      # the server's, [*p]
   folded: Tree       # columns that are part of the base by now, [.., T * columns]; or ()
   ctrl: Tree

@@ -100,13 +100,13 @@ def train(
   with ThreadPoolExecutor(1) as disk, _packing(study) as packed:
     while (number := len(lines)) < options.rounds:
       _check_streak(study, lines)
-      participation, data = packed(number)
+      participation, data = packed(number, communication.skipped_rounds(lines))
       inputs = _inputs(study, state, number, participation, data)
       # Without a plan all rounds seemed done, but the last checkpoint is damaged.
       plan = plan or memory.plan(study, inputs, reporter, lines)
       with signals.deferred():
         played = _within_memory(
-          _played, study, plan, participation, inputs, number, reporter, display)
+          _played, study, plan, participation, inputs, lines, reporter, display)
         saving.result()
         if played is None:
           del state, inputs  # The failed round may have freed parts of the state it was given.
@@ -152,23 +152,34 @@ def _overlaps() -> bool:
 
 
 @contextmanager
-def _packing(study: Study) -> Iterator[Callable[[int], tuple[Participation, LocalData]]]:
-  """Yields a function like `_packed`, which also starts to pack the next round where it can."""
-  ahead: dict[int, Future] = {}
+def _packing(study: Study) -> Iterator[Callable[..., tuple[Participation, LocalData]]]:
+  """Yields a function like `_packed`, which also starts to pack the next round where it can.
+
+  The next round is packed as if the current one changed something, which nearly all do.
+  """
+  ahead: dict[tuple, Future] = {}
   with ThreadPoolExecutor(1) as packer:
 
-    def packed(number: int) -> tuple[Participation, LocalData]:
-      inputs = ahead.pop(number).result() if number in ahead else _packed(study, number)
-      if _overlaps() and number + 1 < study.options.rounds and number + 1 not in ahead:
-        ahead[number + 1] = packer.submit(_packed, study, number + 1)
+    def packed(number: int, skipped: tuple[int, ...]) -> tuple[Participation, LocalData]:
+      now, following = (number, skipped), (number + 1, skipped)
+      inputs = ahead.pop(now).result() if now in ahead else _packed(study, *now)
+      if _overlaps() and number + 1 < study.options.rounds and following not in ahead:
+        ahead.clear()
+        ahead[following] = packer.submit(_packed, study, *following)
       return inputs
 
     yield packed
 
 
-def _packed(study: Study, number: int) -> tuple[Participation, LocalData]:
-  """Who takes part in round `number` (from 0), and the data they train on, as numpy arrays."""
-  participation = communication.round_participation(study.communication, study.schedule, number)
+def _packed(
+  study: Study, number: int, skipped: Sequence[int] = ()
+) -> tuple[Participation, LocalData]:
+  """Who takes part in round `number` (from 0), and the data they train on, as numpy arrays.
+
+  `skipped` are the earlier rounds that changed nothing.
+  """
+  participation = communication.round_participation(
+    study.communication, study.schedule, number, skipped)
   batches, mask = schedules.round_arrays(
     study.schedule, number, participation.cohort.sites, participation.steps)
   return participation, LocalData(batches, mask, participation.weights)
@@ -194,18 +205,19 @@ def _within_memory(play: Callable, *arguments) -> Any:
 
 
 def _played(
-  study: Study, plan: Plan, participation: Participation, inputs: tuple, number: int,
+  study: Study, plan: Plan, participation: Participation, inputs: tuple, lines: Sequence[dict],
   reporter: Reporter, display: StepDisplay,
 ) -> tuple[FedState, dict]:
-  """Runs one round -> (state, its line as JSON values).
+  """Runs the round after those of `lines` -> (state, its line as JSON values).
 
-  When no site of the cohort sends anything, nothing but the count of rounds changes.
+  When no site of the cohort sends anything, nothing changes.
   """
+  number = len(lines)
   line = communication.participation_line(
-    study.communication, study.schedule, number, participation, participant_names(study))
+    study.communication, study.schedule, number, participation, participant_names(study),
+    communication.skipped_rounds(lines))
   if not participation.steps.any():
-    state = inputs[0]
-    return state._replace(round=state.round + 1), files.plain(
+    return inputs[0], files.plain(
       line | {'skipped': True, 'weights': [0.0] * len(line['sites']), 'seconds': 0.0})
   begun = time.monotonic()
   label = f'round {number + 1}/{study.options.rounds}'
@@ -216,7 +228,7 @@ def _played(
     jax.effects_barrier()
   line |= metrics_line(study, plan.execution, participation, metrics) | {
     'seconds': time.monotonic() - begun} | plan.execution._asdict()
-  for warning in check_round(study, line, participation, metrics):
+  for warning in check_round(study, line, participation, metrics, lines):
     reporter.warn(warning)
   return state, files.plain(line)
 

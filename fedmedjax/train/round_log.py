@@ -1,7 +1,10 @@
 """A finished round on the host: its line in metrics.jsonl, checks of it, and its sentence."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
+from fedmedjax.experiment import communication
 from fedmedjax.experiment.execution import Execution
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.participation import Participation
@@ -12,6 +15,9 @@ from fedmedjax.fed.types import RoundMetrics
 _STEP_TOLERANCE = 1e-4
 # Number of sites that the sentence about a round names.
 _NAMED = 8
+# A site's loss has left its start upwards when it is so many times as large, and so many nats per
+# token larger: steps differ by what they ask, and a loss near 0 by nothing.
+_RISE, _RISE_NATS = 1.25, 0.1
 
 
 def participant_names(study: Study) -> tuple[str, ...]:
@@ -50,26 +56,32 @@ def metrics_line(
 
 
 def check_round(
-  study: Study, line: dict, participation: Participation, metrics: RoundMetrics
+  study: Study, line: dict, participation: Participation, metrics: RoundMetrics,
+  lines: Sequence[dict],
 ) -> list[str]:
   """Checks that sites learnt something and that the server moved by their aggregate.
 
-  These are faults of other systems, docs/methods.md, section 8.
+  These are faults of other systems, docs/methods.md, section 8. `lines` are those of the rounds
+  before.
 
   Returns:
-    Warnings about sites that were left out, or whose weight is 0 because their validation loss is
-    not finite.
+    Warnings about sites that were left out, whose training loss rises, or whose weight is 0 because
+    their validation loss is not finite.
 
   Raises:
     RuntimeError: an update is zero, or the server did not move by the aggregate.
   """
-  number, shared = line['round'], bool(
-    shared_part(study.sharing, study.trainable.adapter, line['round'] - 1))
+  number, shared = line['round'], bool(shared_part(
+    study.sharing, study.trainable.adapter,
+    len(lines) - len(communication.skipped_rounds(lines))))
   senders = np.flatnonzero(participation.steps)
   names = [participant_names(study)[site] for site in participation.cohort.sites[senders]]
   weights, local_norm, signal, sound = (values[senders] for values in (
     metrics.weights, metrics.local_norm, metrics.validation_loss, metrics.sound))
-  warnings = []
+  warnings = [
+    f'round {number}: the training loss of site {name} rises, from {first:.3f} to {now:.3f} nats '
+    f'per token: its steps lead away; lower config.{study.options.rate_key}'
+    for name, first, now in rising(line, lines, metrics.train_loss[participation.cohort.present])]
   for place, name, is_sound in zip(senders, names, sound, strict=True):
     if not is_sound:
       finite = np.isfinite(metrics.local_norm[place]) and np.isfinite(
@@ -93,6 +105,34 @@ def check_round(
   return warnings + [
     f'round {number}: site {name} weighs 0, its validation loss is not finite'
     for name, warned in zip(names, unusable, strict=True) if warned]
+
+
+def rising(
+  line: dict, lines: Sequence[dict], losses: np.ndarray
+) -> Iterator[tuple[str, float, float]]:
+  """Sites whose training loss has left its start upwards, as (site, loss at the start, loss now).
+
+  In a site's first round the mean of its first quarter of steps is compared with that of its last
+  quarter; in later rounds the mean of its first round with that of this one.
+
+  Args:
+    line: of the round.
+    lines: of the rounds before.
+    losses: f32[C, K] of the cohort's sites, in the order of the line; NaN at padded steps.
+  """
+  started: dict[str, float] = {}
+  for earlier in lines:
+    for name, mean in zip(earlier['sites'], earlier.get('train_loss', ()), strict=False):
+      if mean is not None and np.isfinite(mean):
+        started.setdefault(name, mean)
+  for name, count, own in zip(line['sites'], line['steps'], losses, strict=True):
+    quarter = max(1, count // 4)
+    own = own[:count]
+    if count and np.isfinite(own).all():
+      first, now = (started[name], own.mean()) if name in started else (
+        own[:quarter].mean(), own[-quarter:].mean())
+      if now > max(_RISE * first, first + _RISE_NATS):
+        yield name, float(first), float(now)
 
 
 def round_sentence(line: dict, rounds: int) -> str:

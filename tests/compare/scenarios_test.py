@@ -6,7 +6,8 @@ import pytest
 
 from fedmedjax.compare import __main__ as compare
 from fedmedjax.compare import regimes
-from fedmedjax.compare.scenarios import LOCAL, check_new_site, parts
+from fedmedjax.compare.new_site import check_new_site
+from fedmedjax.compare.scenarios import LOCAL, parts
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.types import InputError
@@ -41,11 +42,11 @@ def test_the_runs_of_every_setting():
       for arm in ('local_only', 'fed_medlora'))]
   out = found['runs/study/leave_one_out/synthetic_icu/fed_medlora']
   assert (out.data.sites, out.data.external) == (('synthetic_dictation',), ('synthetic_icu',))
-  # 2 x 6 steps a round by all sites together: 6 each of 2, 2.4 of 5.
-  for size, steps in ((2, 6), (5, 2)):
+  # 2 x 6 steps a round by all sites together, of 2 as of 5.
+  for size in (2, 5):
     dealt = found[f'runs/study/scaling/{size}_sites/fed_medlora']
     assert (dealt.data.partition.kind, dealt.data.partition.sites) == ('iid', size)
-    assert dealt.fed.local_steps == steps
+    assert dealt.fed.round_steps == 12
   # 5 epochs of 10 sentences by 4 are 12.5 steps, of which the federation's 2 x 6 are allowed.
   for n, steps, limit in ((10, 12, 10), ('all', 12, 0)):
     arms = [found[f'{few}/{n}_sentences/{arm}'] for arm in ('local_only', 'fed_medlora')]
@@ -60,10 +61,23 @@ def test_the_runs_of_every_setting():
 
 
 def test_equal_steps_where_not_all_sites_take_part():
-  """2 sites of 6 steps a round; of 5 sites 2 a round, so 6 steps each, too."""
+  """2 sites of 6 steps a round are 12; of 5 sites 2 a round take as many together."""
   found = rows(planned('--regimes=fed_medlora', '--sizes=5', '--config.fed.cohort_size=2',
                        settings=['scaling']))
-  assert [config.fed.local_steps for config in found.values()] == [6]
+  assert [config.fed.round_steps for config in found.values()] == [12]
+
+
+@pytest.mark.parametrize('asked, settings, cut', [
+  (2, 'leave_one_out', 1), (1, 'leave_one_out', None), (2, 'scaling', None)])
+def test_a_cohort_is_no_larger_than_its_part(asked, settings, cut):
+  """Of 2 sites one is left when one is left out; sizes 2 and 5 hold the 2 that are asked for."""
+  found = planned('--regimes=fed_medlora', f'--config.fed.cohort_size={asked}', '--sizes=2,5',
+                  settings=[settings])
+  for part in found:
+    size, = {row.config.fed.cohort_size for row in part.rows.values()}
+    assert size == (cut or asked)
+    assert [f'cohort_size={asked} is cut to the {cut} sites' in one for one in part.warnings] == (
+      [True] if cut else [])
 
 
 def test_other_seeds_have_folders_of_their_own():

@@ -225,3 +225,37 @@ def test_pooled_takes_the_steps_of_the_cohorts():
     assert examples_of(apart, number) == examples_of(pooled, number)
   with pytest.raises(InputError, match='no site is drawn in 2 rounds'):
     plan(rounds=2, cohorts=[(), ()])
+
+
+@pytest.mark.parametrize('steps', [dict(local_steps=1), dict(local_steps=2), dict(local_epochs=1)])
+def test_a_site_goes_on_in_its_epoch_where_it_stopped(steps):
+  """Site a of 3 steps an epoch in every other round: what it sees is what it would have seen in
+  rounds one after the other, and three steps are an epoch, none of it twice."""
+  rounds = 6
+  always = plan(rounds=rounds, **steps)
+  partly = plan(
+    rounds=rounds, cohorts=[(0, 1) if number % 2 else (1, 2) for number in range(rounds)], **steps)
+  seen = [step.members for number in (1, 3, 5) for step in partly.plan[number][0]]
+  expected = [step.members for number in (0, 1, 2) for step in always.plan[number][0]]
+  assert len(seen) == len(expected) >= 3
+  for ours, theirs in zip(seen, expected, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  assert sorted(np.concatenate(seen[:3])) == list(range(10))
+
+
+@pytest.mark.parametrize('total, cohorts', [
+  (7, None), (3, None), (8, [(0, 2), (1,), (0, 1, 2)]), (1, [(2,), (0,), (1,)])])
+def test_all_sites_of_a_round_take_the_given_steps_together(total, cohorts):
+  """Whole steps, dealt out evenly, and those left over in turns: of 7 a round among 3 sites, each
+  takes 7 in three rounds."""
+  schedule = plan(rounds=3, round_steps=total, cohorts=cohorts)
+  counts = np.array([[len(own) for own in steps] for steps in schedule.plan])
+  assert counts.sum(axis=1).tolist() == [total] * 3
+  for number, row in enumerate(counts):
+    took = row[list(cohorts[number])] if cohorts else row
+    assert took.max() - took.min() <= 1
+  if cohorts is None:
+    assert counts.sum(axis=0).tolist() == [total] * 3
+  # As one participant.
+  pooled = plan(rounds=3, round_steps=total, cohorts=cohorts, pooled=True)
+  assert [len(steps[0]) for steps in pooled.plan] == [total] * 3

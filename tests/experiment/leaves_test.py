@@ -44,7 +44,8 @@ NEEDED = {
   'data.site_tasks': _RE, 'data.re_share': _RE, 'data.partition.unit': _DEALT,
   'data.partition.sites': _DEALT, 'data.partition.strength': _DEALT,
   'data.partition.corrupted': _DEALT,
-  'fed.local_epochs': {'fed.local_steps': 0}, 'fed.aggregator': _aggregator('mean'),
+  'fed.local_epochs': {'fed.local_steps': 0}, 'fed.round_steps': {'fed.round_steps': 2},
+  'fed.aggregator': _aggregator('mean'),
   'fed.shapes': {'fed.rounds': 2000},  # fewer are not worth a compilation
   'fed.residual_rank': _aggregator('residual'), 'fed.fair_penalty': _aggregator('corrected'),
   'fed.trim': _aggregator('trimmed_mean'), 'fed.norm_limit': _aggregator('clipped_mean'),

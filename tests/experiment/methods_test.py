@@ -150,7 +150,19 @@ def test_mixed_ranks_on_a_language_model(data):
   ('scaffold', ['sharing=alternating'], 'stale'),
   ('scaffold', ['ranks=(4,8,16)'], 'unlike scales'),
   ('scaffold', ['aggregator=refactorised'], 'this aggregator replaces them'),
+  ('scaffold', ['aggregator=median'], 'under a mean of the updates'),
+  ('scaffold', ['aggregator=krum'], 'under a mean of the updates'),
+  ('scaffold', ['ema=0.5'], 'sites weigh the same'),
+  ('feddyn', ['ema=0.5'], 'sites weigh the same'),
+  ('uniform', ['ema=0.5'], 'sites weigh the same'),
+  ('feddyn', ['aggregator=trimmed_mean'], 'under a mean of the updates'),
+  ('feddyn', ['aggregator=clipped_mean'], 'under a mean of the updates'),
+  ('feddyn', ['aggregator=geometric_median'], 'under a mean of the updates'),
+  ('feddyn', ['server_learning_rate=0.5'], 'gives the next adapter itself'),
+  ('feddyn', ['server_optimizer=fedadam'], 'gives the next adapter itself'),
+  ('feddyn', ['server_optimizer=fedavgm'], 'gives the next adapter itself'),
   ('single_site', ['rule=fedprox'], 'pull towards what is shared'),
+  ('centralised', ['sharing=nothing'], 'pooled training has one site'),
   ('fedsa_lora', ['loss_power=1.0'], "the server's B stays at zero"),
   ('krum', ['faulty=1'], '2 f + 3 sites'),
   ('multi_krum', ['kept=4'], 'at most n - f'),
@@ -284,6 +296,17 @@ def test_sites_that_missed_rounds_are_sent_what_they_lack(preset, data):
     folds.append(sum(ranks[site] for site in cohort) if preset == 'flora' else 0)
     server |= {path: number for path in shared if study.sharing.trained(path, number)}
   assert missed > 2
+
+
+def test_messages_of_factors_in_turns_follow_the_rounds_that_happened(data):
+  """B in round 1. After a round 2 that changed nothing, round 3 is A's turn, not B's again, and a
+  site lacks nothing since it was sent B; after one that did, it lacks A and is B's."""
+  exchange = prepare(shrunk('rolora', rounds=3), data).communication.exchange
+  tensors = lambda message: {  # noqa: E731
+    entry.tensor[-1] for entry in message if entry.kind == 'adapter'}
+  for skipped, up, down in (((), {'b'}, {'a'}), ((1,), {'a'}, set()), ((0,), {'a'}, {'b'})):
+    for one in exchange(2, skipped):
+      assert (tensors(one.up), tensors(one.down)) == (up, down), skipped
 
 
 def test_a_line_of_a_round_charges_every_site_by_its_rank(data):

@@ -248,3 +248,116 @@ def test_an_own_rule_with_control_variates_says_so():
   assert found.needs == {'steady_factors', 'clear_control'}
   plain = own_parts.from_python('fed.rule', rules.plain())
   assert not methods.method(values(), {'fed.rule': plain}).rule.needs
+
+
+# Parts as a user writes them, without a word about what they need or give.
+MINE = """
+import jax, optax
+import fedmedjax as fm
+from fedmedjax.fed.aggregators import robust
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
+
+
+def every_third():
+  return fm.Sharing(lambda path, number: path.endswith('/b') or number % 3 == 2, lambda path: True)
+
+def in_turns():
+  return fm.Sharing(
+    lambda path, number: path.endswith('/a') == (number % 2 == 1), lambda path: True)
+
+def alone():
+  return fm.Sharing(lambda path, number: True, lambda path: False)
+
+def sent_but_frozen():
+  return fm.Sharing(lambda path, number: path.endswith('/a'), lambda path: path.endswith('/b'))
+
+def a_sent():
+  return fm.Sharing(lambda path, number: True, lambda path: path[-1] == 'a')
+
+def b_sent():
+  return fm.Sharing(lambda path, number: True, lambda path: path[-1] == 'b')
+
+def all_but_q():
+  return fm.Sharing(lambda path, number: True, lambda path: 'q_proj' not in path)
+
+def everything():
+  return fm.Sharing(lambda path, number: True, lambda path: True)
+
+def fails(): return fm.Sharing(lambda path, number: 1 / 0, lambda path: True)
+
+def middle(): return robust.median()._replace(needs=frozenset())
+
+def mean():
+  return fm.Aggregator(
+    lambda adapter: (),
+    lambda updates, state, *, weights, **_: (jax.tree.map(lambda x: x.mean(0), updates), state))
+
+def plain_mean(): return mean()._replace(gives=frozenset({'weighted_mean'}))
+
+def boasting(): return mean()._replace(gives=frozenset({'best'}))
+
+def halves(): return optax.sgd(0.5)
+
+def adds(): return optax.sgd(1.0)
+
+def remembers(): return optax.sgd(1.0, momentum=0.5)
+"""
+FAILING = MINE[:MINE.index('1 / 0')].count('\n') + 1
+
+
+@pytest.mark.parametrize('preset, changes, message', [
+  # Control variates, and what is owed, of factors in turns.
+  ('scaffold', {'sharing': 'in_turns'}, 'go stale'),
+  ('scaffold', {'sharing': 'every_third'}, 'go stale'),
+  ('feddyn', {'sharing': 'in_turns'}, 'go stale'),
+  ('fed_medlora', {'sharing': 'in_turns', 'error_feedback': True}, 'and so be lost'),
+  # Rules that pull to what is shared, where nothing is.
+  ('fedprox', {'sharing': 'alone'}, 'pull towards what is shared'),
+  ('scaffold', {'sharing': 'alone'}, 'pull towards what is shared'),
+  ('fedprox', {'sharing': 'sent_but_frozen'}, 'pull towards what is shared'),
+  ('centralised', {'sharing': 'alone'}, 'pooled training has one site'),
+  # One factor of a pair, whose product the server lacks.
+  ('fed_medlora_plus', {'sharing': 'a_sent'}, 'a factor stays at its site'),
+  ('fed_medlora_plus', {'sharing': 'b_sent'}, 'a factor stays at its site'),
+  ('flora', {'sharing': 'a_sent'}, 'needs both factors'),
+  ('flexlora', {'sharing': 'in_turns'}, 'needs both factors'),
+  ('fed_medlora', {'sharing': 'fails'}, f'mine.py, line {FAILING}: ZeroDivisionError'),
+  # Control variates under what is no mean, or a server that does otherwise.
+  ('scaffold', {'aggregator': 'middle'}, 'under a mean of the updates'),
+  ('feddyn', {'aggregator': 'middle'}, 'under a mean of the updates'),
+  ('feddyn', {'aggregator': 'mean'}, "gives={'weighted_mean'}"),
+  ('feddyn', {'server_optimizer': 'halves'}, 'gives the next adapter itself'),
+  ('feddyn', {'server_optimizer': 'remembers'}, 'gives the next adapter itself'),
+  ('flora', {'server_optimizer': 'remembers'}, 'gives the next adapter itself'),
+  ('fed_medlora', {'aggregator': 'boasting'}, "gives 'best', which is unknown; allowed are"),
+  # And what is sound.
+  ('feddyn', {'server_optimizer': 'adds', 'aggregator': 'plain_mean'}, None),
+  ('scaffold', {'sharing': 'everything', 'aggregator': 'plain_mean'}, None),
+  ('flora', {'sharing': 'everything', 'server_optimizer': 'adds'}, None),
+  ('fed_medlora_plus', {'sharing': 'all_but_q'}, None),
+  ('fed_medlora_plus', {'sharing': 'alone'}, None),
+  ('fedprox', {'sharing': 'a_sent'}, None),
+])
+def test_own_parts_are_refused_by_what_they_do(preset, changes, message, tmp_path):
+  """As the package's own are, whatever their names: files that say nothing about themselves."""
+  mine = tmp_path / 'mine.py'
+  mine.write_text(MINE)
+  config = get_config(preset)
+  for key, value in changes.items():
+    config.fed[key] = value if value is True else f'{mine}:{value}'
+  if message is None:
+    validate(config)
+    return
+  with pytest.raises(InputError) as error:
+    validate(config)
+  assert message in str(error.value) and '\n' not in str(error.value)
+
+
+def test_an_own_aggregator_that_asks_for_a_loss_wants_whole_pairs():
+  """Whatever the configuration's loss_power: only A is sent, and the server's B stays at zero."""
+  update, _ = BROKEN['asks']
+  part = own_parts.from_python('fed.aggregator', Aggregator(lambda adapter: jnp.zeros(3), update))
+  parts = methods.method(values(), {'fed.aggregator': part})
+  share = sharing.only_a(['layers/q/a', 'layers/q/b'])
+  with pytest.raises(InputError, match='config.fed.sharing: a factor stays at its site'):
+    contracts.check_own_parts({'fed.aggregator': part}, parts, share, ADAPTER, 3, 3, True)

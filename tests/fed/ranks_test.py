@@ -14,7 +14,7 @@ from quadratics import federation, play
 from fedmedjax.experiment import meshes
 from fedmedjax.fed import factors, local
 from fedmedjax.fed.aggregators import products
-from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, leave_one_out
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, factor_mean, leave_one_out
 from fedmedjax.fed.compression import outbound, sign
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.ranks import mixed_ranks
@@ -231,3 +231,29 @@ def test_a_codec_without_zeros_gives_a_site_no_say_about_columns_it_lacks():
   state, _ = play(mixed((2, 2, 3), compression=outbound(sign())), DATA, start=START)
   moved = state.adapter['q']['b'] - START['q']['b']
   assert np.asarray(moved[:3]).all() and not np.asarray(moved[3]).any()
+
+
+# Two sites of rank 1 and two of the whole rank, and an adapter as runs begin with it.
+FOUR = LocalData(
+  {'x': draw(9, 4, STEPS, 4, IN), 'y': draw(10, 4, STEPS, 4, OUT)},
+  jnp.ones((4, STEPS), bool), jnp.ones(4))
+FRESH = {'q': {'a': draw(1, IN, RANK), 'b': jnp.zeros((RANK, OUT))}}
+
+
+def test_ranks_1_1_4_4_learn_as_the_plain_mean_does():
+  """Cohorts (2, 3), (0, 1), (2, 3), twelve rounds. In the second nobody has columns 2 to 4: where
+  they were lost, the sites of rank 4 ended as ones of rank 1, far above the plain mean's loss."""
+  cohorts = [(2, 3), (0, 1), (2, 3)] * 4
+
+  def after(combine):
+    state, _ = play(
+      mixed((1, 1, 4, 4), sites=4, aggregator=adaptive_mean(combine=combine)), FOUR, len(cohorts),
+      start=FRESH, cohorts=cohorts)
+    joined = factors.join(state.adapter, state.folded)
+    wide = jax.tree.map(lambda x: x[2:].reshape(-1, *x.shape[3:]), FOUR.batches)
+    return joined['q'], float(regression(RANK)(joined, jnp.float32(1.0), wide)[0])
+
+  _, plain = after(factor_mean())
+  pair, loss = after(products.padded_mean())
+  assert (pair['a'] != 0).any(axis=0).all() and (pair['b'] != 0).any(axis=1).all()
+  assert loss < 1.1 * plain

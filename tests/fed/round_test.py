@@ -28,6 +28,20 @@ def test_schedule_by_hand():
   assert float(local.warmup_cosine(2.0, 0.6)(jnp.int32(0), jnp.int32(1))) == 2.0
 
 
+@pytest.mark.parametrize('share, steps, warmup', [
+  (0.72, 1400, 1008),  # 1009 when float32 numbers are rounded up
+  (0.05, 20, 1), (0.07, 100, 7), (0.55, 100, 55), (0.1, 30, 3), (1 / 3, 9, 3), (2 / 3, 1200, 800),
+  (0.29, 100, 29), (0.05, 21, 2), (0.001, 1000, 1), (0.0, 50, 0), (0.9, 1000, 900)])
+def test_warm_up_takes_whole_steps_exactly(share, steps, warmup):
+  """The first `warmup` steps rise to the peak, ceil(share * steps) of them, and the next falls."""
+  rate = local.warmup_cosine(1.0, share)
+  at = lambda step: float(rate(jnp.int32(step), jnp.int32(steps)))  # noqa: E731
+  if warmup:
+    assert at(warmup - 1) == 1.0
+    assert at(0) == pytest.approx(1 / warmup, rel=1e-6)
+  assert at(warmup) == 1.0 and at(warmup + 1) < 1.0
+
+
 def test_adamw_is_optaxs():
   """Five steps of the direction times the rate against optax.adamw with the same schedule."""
   ours = local.adamw(0.1, weight_decay=0.01, clip_norm=1.0, warmup_share=0.4)

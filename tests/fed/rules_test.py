@@ -13,6 +13,7 @@ from quadratics import ADAPTER, data, entries, federation, play
 
 from fedmedjax.fed import local, rules
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
+from fedmedjax.fed.builders import build
 from fedmedjax.types import InputError
 
 UNLIKE = dict(targets=(0.0, 1.0), curvatures=(1.0, 4.0))
@@ -125,7 +126,7 @@ def test_scaffold_reaches_it_with_half_the_sites_a_round_and_unlike_step_counts(
 @pytest.mark.parametrize('name', rules.RULES)
 def test_identical_sites_are_one_site(name):
   """Three sites with the same data, five rounds: what one of them would have done alone."""
-  rule = rules.RULES[name](strength=0.5, rate=0.5)
+  rule = build(rules.RULES[name], dict(strength=0.5, rate=0.5))
   together, _ = play(
     federation(rule=rule, aggregator=adaptive_mean(size_power=0.0)),
     data((2, 2, 2), (3.0, 3.0, 3.0)), 5)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from fedmedjax.fed.builders import build
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
 
 # b2 unlike 1 - b2, and below 1/2: 1 % b2 would be 1 - b2 above.
@@ -14,7 +15,7 @@ SETTINGS = dict(learning_rate=0.5, momentum=0.5, b2=0.25, tau=1.0)
 
 def play(name, deltas, **settings):
   """x after every aggregate of `deltas`, from x = 0."""
-  optimizer = SERVER_OPTIMIZERS[name](**SETTINGS | settings)
+  optimizer = build(SERVER_OPTIMIZERS[name], SETTINGS | settings)
   x = jnp.zeros(1)
   state, path = optimizer.init(x), []
   for delta in deltas:
@@ -77,7 +78,7 @@ def test_neutral_elements(name):
 
 @pytest.mark.parametrize('name', SERVER_OPTIMIZERS)
 def test_a_zero_aggregate_from_rest_moves_nothing_and_a_first_one_moves_its_way(name):
-  optimizer = SERVER_OPTIMIZERS[name](**SETTINGS)
+  optimizer = build(SERVER_OPTIMIZERS[name], SETTINGS)
   x = {'a': jnp.zeros(3)}
   for delta in (jnp.zeros(3), jnp.array([1.0, -2.0, 3.0])):
     step, _ = optimizer.update({'a': -delta}, optimizer.init(x), x)

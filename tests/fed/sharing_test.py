@@ -9,8 +9,9 @@ from quadratics import ADAPTER, PATHS, data, entries, federation, play
 
 from fedmedjax import tree
 from fedmedjax.fed import local, sharing
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
 from fedmedjax.fed.round import global_adapter, site_adapter
-from fedmedjax.fed.types import LocalOptimizer
+from fedmedjax.fed.types import LocalOptimizer, Validation
 from fedmedjax.types import InputError
 
 ONES = jax.tree.map(lambda x: x + 1.0, ADAPTER)
@@ -64,6 +65,28 @@ def test_rolora_takes_turns_in_one_program():
   sent = [[p for p in PATHS if share.trained(p, number)] for number in (0, 1, 2)]
   assert sent == [['layers/q/b'], ['layers/q/a'], ['layers/q/b']]
   assert [len(sharing.shared_part(share, ADAPTER, number)) for number in (0, 1)] == [1, 1]
+
+
+@pytest.mark.parametrize('missing', ['absent', 'in quarantine', 'without a validation loss'])
+def test_rolora_waits_for_a_round_that_changes_something(missing):
+  """B in round 1; in round 2 nobody can be used, so round 3 is A's turn, and round 4 B's."""
+  algorithm = federation(
+    sharing=sharing.alternating(PATHS), aggregator=adaptive_mean(loss_power=1.0))
+  nobody = {
+    'absent': data(sizes=np.zeros(3, np.float32)), 'in quarantine': data(targets=(np.nan,) * 3),
+    'without a validation loss': data()}[missing]
+  state, moved = algorithm.init(ADAPTER), []
+  for number, one in enumerate([data(), nobody, data(), data()]):
+    target = np.nan if number == 1 and missing == 'without a validation loss' else 2.0
+    before = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(state.adapter)]
+    state, _ = algorithm.round(
+      state, jnp.float32(1.0), one, jnp.arange(3), Validation(
+        {'target': jnp.array([target]), 'weight': jnp.ones(1), 'curvature': jnp.ones(1)},
+        jnp.eye(1)), jax.random.key(number))
+    after = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(state.adapter)]
+    moved.append([a != b for a, b in zip(after, before, strict=True)])
+  assert moved == [[False, True], [False, False], [True, False], [False, True]]
+  assert int(state.round) == 3
 
 
 def test_rolora_under_server_momentum_leaves_the_frozen_factor():

@@ -14,18 +14,32 @@ and is zero until it is used.
 
 In every method below `apply` is that of `Combine`: updates [C, *p] and weights f32[C] to the
 update [*p] and the columns folded into the base, or ().
+
+Where sites are of unlike rank, a round may have nobody who holds the last columns of the adapter.
+They stay as in the anchor (`_unheld`): a mean of nothing is zero in A and in B, and of such columns
+neither would ever have a gradient again.
 """
 
 import jax
 import jax.numpy as jnp
 
 from fedmedjax.fed.aggregators.weighted_mean import weighted_sum
-from fedmedjax.fed.factors import factor_pairs, map_pairs, precise_einsum, room, stack, truncated
+from fedmedjax.fed.factors import (
+  factor_pairs,
+  join,
+  map_pairs,
+  precise_einsum,
+  room,
+  stack,
+  truncated,
+)
 from fedmedjax.fed.types import Array, Combine, Tree
 
 # Of all methods here: both factors of every site, a server that takes the result as it is, and no
 # control variates, which would follow factors that are replaced.
 NEEDS = frozenset({'single_updates', 'both_factors', 'plain_server', 'no_control_variates'})
+# A singular value that is so many times smaller than the largest is float32's rounding.
+_ROUNDING = 1e-6
 # Of those that add to the base: room is laid out at the start, for all rounds.
 _FOLDING = NEEDS | {'exact_base', 'fixed_cohort', 'fixed_rounds'}
 
@@ -39,7 +53,7 @@ def padded_mean() -> Combine:
   sites that prune their own rank in training.
   """
   def apply(updates, weights, *, anchor, local, **_):
-    return _replace(anchor, weighted_sum(local, weights), weights), ()
+    return _replace(anchor, _held_mean(local, weights, anchor), weights), ()
 
   return Combine(apply, needs=NEEDS)
 
@@ -66,14 +80,18 @@ def refactorised(rank: int) -> Combine:
   Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
   Resources", NeurIPS 2024, arXiv:2402.11505; Liu et al., "HLoRA: Efficient Federated Learning
   System for LLM Heterogeneous Fine-Tuning", arXiv:2503.00813. Exact when the sum has rank r or
-  less. We deviate in that the square roots of the singular values go to both factors, and that
-  only matrices of C r columns are decomposed (`factors.truncated`), never the dense sum.
+  less. We deviate in that the square roots of the singular values go to both factors, that only
+  matrices of C r columns are decomposed (`factors.truncated`), never the dense sum, and in what
+  becomes of columns without a say: the product of those that nobody holds joins the sum, and where
+  the sum has a lower rank than r, the columns that are left over take A from the anchor, B being 0.
 
   Args:
     rank: r of the server's adapter, the papers' rank of the global LoRA.
   """
   def apply(updates, weights, *, anchor, local, **_):
-    return _replace(anchor, truncated(stack(local, weights), rank), weights), ()
+    missed = map_pairs(_columns_where, anchor, _unheld(local, weights))
+    found = truncated(join(stack(local, weights), missed), rank)
+    return _replace(anchor, map_pairs(_refilled, found, anchor), weights), ()
 
   return Combine(apply, needs=NEEDS | {'no_error_feedback'})
 
@@ -128,7 +146,7 @@ def with_residual(
     mean = weighted_sum(local, weights)
     fold = stack(jax.tree.map(lambda x, m: x - m[None], local, mean), weights)
     sent = truncated(fold, residual_rank) if residual_rank else fold
-    return _replace(anchor, mean, weights), sent
+    return _replace(anchor, _held_mean(local, weights, anchor), weights), sent
 
   return Combine(
     apply, lambda adapter: room(adapter, rounds * (residual_rank or rank * cohort_size)),
@@ -149,21 +167,59 @@ def corrected(fair_penalty: float) -> Combine:
     fair_penalty: lambda > 0, without a unit; as it goes to infinity, the result is FedAvg's.
   """
   def apply(updates, weights, *, anchor, local, **_):
-    mean = weighted_sum(local, weights)
+    mean, whole = weighted_sum(local, weights), _held_mean(local, weights, anchor)
     residual = stack(jax.tree.map(lambda x, m: x - m[None], local, mean), weights)
 
-    def pair(factors, rest):
-      a, b = factors['a'], factors['b']
+    def pair(factors, rest, whole):
+      a = factors['a']
       gram = precise_einsum('...ij,...ik->...jk', a, a)
       gram = gram + fair_penalty * jnp.eye(gram.shape[-1], dtype=a.dtype).reshape(
         *(1,) * (gram.ndim - 2), *gram.shape[-2:])
       a_by_rest = precise_einsum('...ij,...ik->...jk', a, rest['a'])
       projected = precise_einsum('...jk,...ko->...jo', a_by_rest, rest['b'])  # A^T R
-      return {'a': a, 'b': b + jnp.linalg.solve(gram, projected)}
+      # Where nobody holds a column, A is 0 and the correction too.
+      return {'a': whole['a'], 'b': whole['b'] + jnp.linalg.solve(gram, projected)}
 
-    return _replace(anchor, map_pairs(pair, mean, residual), weights), ()
+    return _replace(anchor, map_pairs(pair, mean, residual, whole), weights), ()
 
   return Combine(apply, needs=NEEDS)
+
+
+def _unheld(local, weights):
+  """bool[..., r] for every pair: columns that are zero in both factors at all sites with weight.
+
+  `local` [C, *p] is zero where a site has no rank.
+  """
+  def pair(factors):
+    a, b = factors['a'], factors['b']
+    counts = (weights > 0).reshape(-1, *(1,) * (a.ndim - 2))
+    holds = ((a != 0).any(axis=-2) | (b != 0).any(axis=-1)) & counts
+    return ~holds.any(axis=0)
+
+  return map_pairs(pair, local)
+
+
+def _columns_where(factors, chosen):
+  """The pair a [..., D_in, r], b [..., r, D_out] with zeros where bool[..., r] is not `chosen`."""
+  return {'a': jnp.where(chosen[..., None, :], factors['a'], 0),
+          'b': jnp.where(chosen[..., :, None], factors['b'], 0)}
+
+
+def _held_mean(local, weights, anchor):
+  """The mean of factors, [C, *p] -> [*p], with the anchor's columns where nobody holds any."""
+  missed = map_pairs(_columns_where, anchor, _unheld(local, weights))
+  return jax.tree.map(jnp.add, weighted_sum(local, weights), missed)
+
+
+def _refilled(factors, anchor):
+  """A pair of falling singular values whose columns of value 0 take A from the anchor's pair.
+
+  B is 0 there, so that the product stays and B has a gradient.
+  """
+  size = jnp.sum(factors['a'] ** 2, axis=-2)   # of a column: its singular value
+  empty = size <= _ROUNDING * jnp.max(size, axis=-1, keepdims=True)
+  return {'a': jnp.where(empty[..., None, :], anchor['a'], factors['a']),
+          'b': jnp.where(empty[..., :, None], 0, factors['b'])}
 
 
 def _replace(anchor, adapter, weights):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedmedjax import tree
+from fedmedjax.fed.factors import join
 from fedmedjax.fed.types import Aggregate, Aggregator, Array, Combine, Tree
 
 
@@ -20,7 +21,9 @@ class Utility(Protocol):
     """Keyword arguments of `Aggregator.update` -> f32[C]; not finite = the site gets weight 0.
 
     Given: updates [C, *p], local [C, *p], anchor [*p], shares f32[C] (the size weights, sum 1),
-    validation_loss, validation_gradient. A utility names those it needs and ends with `**_`.
+    formed (weights f32[C] -> the adapter that the server would have with them, joined with what
+    it would fold into the base), validation_loss, validation_gradient. A utility names those it
+    needs and ends with `**_`.
     """
 
 
@@ -87,29 +90,20 @@ def site_losses(*, local: Tree, validation_loss, **_) -> Array:
   return validation_loss(local)
 
 
-def leave_one_out(
-  *, updates: Tree, shares: Array, anchor: Tree, validation_loss, **_
-) -> Array:
+def leave_one_out(*, shares: Array, formed, validation_loss, **_) -> Array:
   """-I_k, I_k = l(average without k) - l(average of all) -> f32[C], nats per token. Ours.
 
-  The averages are by size. Where a site is the only one, I_k = l(anchor) - l(its adapter).
+  The averages are by size, and formed as the aggregator forms them: of products, with what joins
+  the base. Where a site is the only one, I_k = l(anchor) - l(its adapter).
 
   Args:
-    updates: [C, *p].
     shares: f32[C], the size weights, sum 1; a site of share 0 gets NaN.
-    anchor: [*p].
+    formed: weights f32[C] -> adapter; weights of 0 give the anchor.
     validation_loss: adapters [Q, *p] -> f32[Q].
   """
-  mean = weighted_sum(updates, shares)
-
-  def without(update, share):
-    rest = jnp.maximum(1.0 - share, 1e-6)
-    return jax.tree.map(
-      lambda m, u, x: x + (m - jnp.where(share > 0, share * u, 0)) / rest, mean, update, anchor)
-
-  candidates = jax.vmap(without)(updates, shares)
-  whole = jax.tree.map(lambda m, x: (x + m)[None], mean, anchor)
-  losses = validation_loss(jax.tree.map(lambda c, w: jnp.concatenate([c, w]), candidates, whole))
+  rest = shares[None] * (1.0 - jnp.eye(len(shares), dtype=shares.dtype))
+  rest = rest / jnp.maximum(rest.sum(axis=1, keepdims=True), 1e-30)
+  losses = validation_loss(jax.vmap(formed)(jnp.concatenate([rest, shares[None]])))
   return jnp.where(shares > 0, losses[-1] - losses[:-1], jnp.nan)
 
 
@@ -169,7 +163,13 @@ def adaptive_mean(
       shares = adaptive_weights(
         weights, jnp.where(finite, 0.0, jnp.nan), size_power=size_power, loss_power=0.0,
         temperature=1.0)
-      losses = utility(updates=updates, shares=shares, anchor=anchor, local=local, **lazy)
+
+      def formed(chosen):
+        mean, fold = combine.apply(updates, chosen, anchor=anchor, local=local, key=key)
+        return join(jax.tree.map(jnp.add, anchor, mean), fold)
+
+      losses = utility(
+        updates=updates, shares=shares, anchor=anchor, local=local, formed=formed, **lazy)
     chosen = adaptive_weights(
       weights, losses, size_power=size_power, loss_power=loss_power, temperature=temperature,
       floor=floor)
@@ -182,4 +182,6 @@ def adaptive_mean(
 
   # Weights made of a utility need every site's own update.
   needs = frozenset({'single_updates'} if loss_power else ())
-  return Aggregator(init, update, combine.fold, combine.columns, combine.needs | needs)
+  return Aggregator(
+    init, update, combine.fold, combine.columns, combine.needs | needs,
+    gives=frozenset({'weighted_mean'}))

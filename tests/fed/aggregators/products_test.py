@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from fedmedjax.fed import factors
 from fedmedjax.fed.aggregators import products
 from fedmedjax.fed.aggregators.product_gap import product_gap
-from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, factor_mean, weighted_sum
+from fedmedjax.fed.aggregators.weighted_mean import (
+  adaptive_mean,
+  factor_mean,
+  leave_one_out,
+  weighted_sum,
+)
 
 SITES, RANK, IN, OUT, LAYERS = 3, 2, 7, 5, 2
 WEIGHTS = jnp.array([0.2, 0.3, 0.5])
@@ -221,3 +226,110 @@ def test_columns_are_written_in_their_rounds_place():
   np.testing.assert_allclose(
     dense(factors.join(anchor, folded)), dense(anchor) + dense(one) + dense(two), atol=1e-5)
   assert factors.write_columns((), (), 0) == () and factors.join(anchor, ()) is anchor
+
+
+# Three sites of ranks 1, 2 and 4 and how much each counts in a round; 0 is an absence, a failure, a
+# quarantine or a validation loss that is not a number alike.
+NARROW = {'narrow two': (0.4, 0.6, 0.0), 'narrowest': (1.0, 0.0, 0.0), 'all': (0.2, 0.3, 0.5),
+          'nobody': (0.0, 0.0, 0.0), 'wide alone': (0.0, 0.0, 1.0)}
+OF_RANKS = {
+  'padded_mean': products.padded_mean(), 'refactorised': products.refactorised(4),
+  'stacked': products.stacked(rank=4, cohort_size=3, rounds=1),
+  'residual': products.with_residual(rank=4, cohort_size=3, rounds=1),
+  'residual cut to 1': products.with_residual(rank=4, cohort_size=3, rounds=1, residual_rank=1),
+  'corrected': products.corrected(0.1)}
+
+
+@pytest.mark.parametrize('who', NARROW)
+@pytest.mark.parametrize('name', OF_RANKS)
+def test_columns_that_nobody_has_stay_as_in_the_anchor(name, who):
+  """Never zero in both factors, from which no gradient leads away. Means of factors leave them bit
+  by bit; FlexLoRA leaves their product in the sum, by numpy's SVD; FLoRA draws all A anew and has
+  folded no more than the sites' products. A site without weight may hold anything, NaN too."""
+  rng = np.random.default_rng(3)
+  ranks, weights = np.array([1, 2, 4]), np.array(NARROW[who], np.float32)
+  server = 4
+  has = np.arange(server)[None] < ranks[:, None]
+  anchor = {'a': rng.normal(size=(6, server)), 'b': rng.normal(size=(server, 5))}
+  local = {
+    'a': np.where(has[:, None], anchor['a'] + 0.1 * rng.normal(size=(3, 6, server)), 0),
+    'b': np.where(has[:, :, None], anchor['b'] + 0.1 * rng.normal(size=(3, server, 5)), 0)}
+  held = (has & (weights > 0)[:, None]).any(axis=0)
+  mine = sum(
+    (w * a @ b for w, a, b in zip(weights, local['a'], local['b'], strict=True)),
+    np.zeros((6, 5)))
+  unheld = anchor['a'] * ~held @ anchor['b']
+  given = jax.tree.map(
+    lambda x: jnp.asarray(np.where(weights.reshape(-1, 1, 1) > 0, x, np.nan), jnp.float32), local)
+  start = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), {'l': anchor})
+  update, fold = OF_RANKS[name].apply(
+    {'l': given}, jnp.asarray(weights), anchor=start, local={'l': given}, key=jax.random.key(0))
+  found = jax.tree.map(lambda x, y: np.asarray(x + y, np.float64), start, update)['l']
+  assert ((found['a'] != 0).any(axis=0) | (found['b'] != 0).any(axis=1)).all()
+  joined = found if fold == () else factors.join({'l': found}, fold)['l']
+  product = np.asarray(joined['a'], np.float64) @ np.asarray(joined['b'], np.float64)
+  if who == 'nobody':
+    assert not any(leaf.any() for leaf in jax.tree.leaves((update, fold)))
+  if name in ('padded_mean', 'residual', 'residual cut to 1', 'corrected'):
+    np.testing.assert_array_equal(found['a'][:, ~held], start['l']['a'][:, ~held])
+    np.testing.assert_array_equal(found['b'][~held], start['l']['b'][~held])
+  if name == 'refactorised' and weights.any():
+    u, s, v = np.linalg.svd(mine + unheld)
+    np.testing.assert_allclose(product, u[:, :server] * s[:server] @ v[:server], atol=1e-5)
+  if name == 'residual' and weights.any():
+    np.testing.assert_allclose(product, mine + unheld, atol=1e-5)
+  if name == 'stacked' and weights.any():
+    np.testing.assert_allclose(product, mine, atol=1e-5)
+
+
+def test_a_sum_of_low_rank_leaves_columns_that_can_still_learn():
+  """Of one site of rank 1 in a server of rank 3 whose own B is 0, FlexLoRA's sum has rank 1: the
+  other columns are the anchor's A with B = 0, and the product is the sum."""
+  start = {'l': {'a': jnp.arange(1.0, 13).reshape(4, 3) ** 0.5, 'b': jnp.zeros((3, 4))}}
+  has = jnp.array([1.0, 0, 0])
+  local = {'l': {'a': (start['l']['a'] * has[None])[None],
+                 'b': (jnp.array([[3.0, -1.0, 0.0, 2.0]]) * has[:, None])[None]}}
+  update, _ = products.refactorised(3).apply(
+    local, jnp.ones(1), anchor=start, local=local, key=None)
+  found = jax.tree.map(jnp.add, start, update)['l']
+  np.testing.assert_allclose(
+    found['a'] @ found['b'], local['l']['a'][0] @ local['l']['b'][0], atol=1e-5)
+  np.testing.assert_array_equal(found['a'][:, 1:], start['l']['a'][:, 1:])
+  assert not found['b'][1:].any() and found['b'][0].any()
+
+
+@pytest.mark.parametrize('name', ['stacked', 'residual', 'corrected'])
+def test_leave_one_out_judges_what_is_formed(name):
+  """FLoRA's mean of factors, for one, says nothing: B is 0 after every round.
+
+  The loss of every candidate, |A' B' - T|^2 of the adapter joined with what is folded, against
+  forming the aggregate of the others by their size weights, one site at a time.
+  """
+  rng = np.random.default_rng(4)
+  combine, rank = OF_RANKS[name], 4
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+  anchor = {'l': {'a': draw(6, rank), 'b': draw(rank, 5)}}
+  local = {'l': {'a': draw(3, 6, rank), 'b': draw(3, rank, 5)}}
+  updates = jax.tree.map(lambda x, y: x - y[None], local, anchor)
+  target, sizes, key = draw(6, 5), np.array([1.0, 2.0, 5.0]), jax.random.key(1)
+  seen = []
+
+  def validation_loss(adapters):
+    seen.append(adapters['l']['a'].shape[-1])
+    return jnp.sum((adapters['l']['a'] @ adapters['l']['b'] - target[None]) ** 2, axis=(1, 2))
+
+  def by_hand(weights):
+    update, fold = combine.apply(
+      updates, jnp.asarray(weights, jnp.float32), anchor=anchor, local=local, key=key)
+    whole = factors.join(jax.tree.map(jnp.add, anchor, update), fold)['l']
+    return float(jnp.sum((whole['a'] @ whole['b'] - target) ** 2))
+
+  out = adaptive_mean(loss_power=1.0, utility=leave_one_out, combine=combine).update(
+    updates, jnp.zeros(3), weights=jnp.asarray(sizes, jnp.float32), cohort=jnp.arange(3),
+    anchor=anchor, local=local, key=key, validation_loss=validation_loss)
+  rest = [np.where(np.arange(3) == k, 0, sizes) for k in range(3)]
+  expected = by_hand(sizes / 8) - np.array([by_hand(one / one.sum()) for one in rest])
+  np.testing.assert_allclose(out.utility, expected, rtol=1e-3, atol=1e-3)
+  # What joins the base is judged, too.
+  assert seen == [rank + (0 if combine.fold(anchor) == () else jax.tree.leaves(
+    combine.fold(anchor))[0].shape[-1])]
