@@ -40,12 +40,12 @@ def warmup_cosine(learning_rate: float, warmup_share: float) -> RateFn:
     warmup_share: share of a round's steps that warm up, rounded up to whole steps.
   """
   # In integers: 0.72 of 1,400 steps are 1,008, and 1,009 when float32 numbers are rounded up.
-  share = Fraction(warmup_share).limit_denominator(_LARGEST_DENOMINATOR)
+  part, whole = Fraction(warmup_share).limit_denominator(
+    _LARGEST_DENOMINATOR).as_integer_ratio()
 
   def rate(step, num_steps):
     count = jnp.maximum(num_steps, 1)
-    warmup = count // share.denominator * share.numerator + -(
-      -(count % share.denominator) * share.numerator // share.denominator)
+    warmup = count // whole * part + -(-(count % whole) * part // whole)
     total, warmup = count.astype(jnp.float32), warmup.astype(jnp.float32)
     climb = (step + 1) / jnp.maximum(warmup, 1.0)
     progress = (step - warmup) / jnp.maximum(total - warmup, 1.0)

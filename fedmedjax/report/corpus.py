@@ -9,7 +9,7 @@ from fedmedjax.report import charts
 from fedmedjax.report.blocks import Chart, Charts, Section, Table
 from fedmedjax.report.runs import Run
 from fedmedjax.report.scores import NONE
-from fedmedjax.report.terminal import set_aside
+from fedmedjax.report.set_aside import set_aside
 from fedmedjax.types import ENTITY_TYPES, Skew
 
 # Most sites of a chart.

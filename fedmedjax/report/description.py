@@ -11,7 +11,7 @@ from rich.table import Table
 from fedmedjax.data import statistics
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.statistics import SiteStatistics
-from fedmedjax.report.terminal import set_aside
+from fedmedjax.report.set_aside import set_aside
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files
 from fedmedjax.types import ENTITY_TYPES

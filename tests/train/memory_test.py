@@ -221,19 +221,20 @@ def test_the_next_rounds_examples_are_packed_meanwhile(monkeypatch):
   """Only where the host has time, and each round's once, also when a round is begun again."""
   packed = []
 
-  def pack(study, number):
+  def pack(study, number, skipped):
+    assert skipped == ()
     packed.append(number)
     return f'round {number}'
 
   monkeypatch.setattr(loop, '_packed', pack)
   given = SimpleNamespace(options=SimpleNamespace(rounds=3))
   with loop._packing(given) as get:
-    assert [get(number) for number in (0, 1)] == ['round 0', 'round 1']
+    assert [get(number, ()) for number in (0, 1)] == ['round 0', 'round 1']
   assert packed == [0, 1]
   monkeypatch.setattr(loop, '_overlaps', lambda: True)
   packed.clear()
   with loop._packing(given) as get:
-    assert [get(number) for number in (0, 1, 1, 2)] == [
+    assert [get(number, ()) for number in (0, 1, 1, 2)] == [
       'round 0', 'round 1', 'round 1', 'round 2']
   assert sorted(packed) == [0, 1, 1, 2]
 

@@ -23,7 +23,7 @@ from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.data.tasks import ask
 from fedmedjax.experiment import notes
 from fedmedjax.experiment.notes import load_corpora
-from fedmedjax.report.terminal import set_aside
+from fedmedjax.report.set_aside import set_aside
 from fedmedjax.types import ENTITY_TYPES, Document, InputError, SiteCorpus, Span
 
 
