@@ -371,7 +371,8 @@ def test_a_broken_adapter(settings, tensors, message, tmp_path):
   ('phee/train.json', b'{', 'train.json'),
   ('phee/train.json', b'\xff\xfe', 'train.json'),
   ('phee/train.json', b'{"id": 3}', 'train.json'),
-  ('bc5cdr/CDR_TrainingSet.PubTator.txt', b'1|t|Pain\n1|a|\n1\t0\t99\tPain\tDisease\tD1\n\n',
+  ('bc5cdr/CDR_TrainingSet.PubTator.txt', b'1|t|Pain\n1|a|\n' + b''.join(
+    b'1\t%d\t99\tAche\tDisease\tD1\n' % start for start in (0, 9)) + b'\n',
    'TrainingSet.PubTator.txt:3'),
   ('bc5cdr/CDR_TrainingSet.PubTator.txt', b'no table', 'TrainingSet.PubTator.txt:1'),
   ('ncbi_disease/other.txt', b'', 'NCBItrainset_corpus.txt'),
