@@ -259,3 +259,37 @@ def test_all_sites_of_a_round_take_the_given_steps_together(total, cohorts):
   # As one participant.
   pooled = plan(rounds=3, round_steps=total, cohorts=cohorts, pooled=True)
   assert [len(steps[0]) for steps in pooled.plan] == [total] * 3
+
+
+@pytest.mark.parametrize('prefix', [16, 17])
+def test_shapes_count_the_instruction_without_its_last_token(prefix, monkeypatch):
+  """Of P + 1 tokens the last opens every example; and of so many shapes one is the whole."""
+  asked = {}
+
+  def smaller(examples, prefixes, whole, loss_on, most):
+    asked.update(prefixes=set(prefixes), whole=whole, most=most)
+    return (whole,)
+
+  monkeypatch.setattr(pack, 'smaller_shapes', smaller)
+  schedule = plan((site('a', task(10, 100, prefix=prefix)),), shapes=3)
+  assert asked['prefixes'] == {prefix} and asked['most'] == 2
+  assert asked['whole'].prefix == {16: 16, 17: 32}[prefix]
+  chosen = []
+  monkeypatch.setattr(
+    pack, 'first_shape', lambda step, length, *rest: chosen.append(length) or asked['whole'])
+  schedules.round_arrays(schedule, 0)
+  assert chosen and set(chosen) == {prefix}
+
+
+def test_work_and_validation_by_hand():
+  """8 examples of validation are 2 steps of 4; a round's tokens are those of its examples and of
+  3 instructions without their last token."""
+  part = task(10, 100, validation=8)
+  schedule = plan((site('a', part),), rounds=1)
+  batches, groups = schedules.validation_arrays(schedule)
+  assert len(groups) == 2 and [int(np.sum(step > 0)) for step in batches.segments] == [
+    sum(len(part.validation[i].tokens) for i in members) for members in pack.site_steps(
+      np.asarray([len(example.tokens) for example in part.validation]), 4, schedules.SPLIT_SEED,
+      0, 0, 2)]
+  assert schedules.round_work(schedule, 0) == (
+    10, sum(len(example.tokens) for example in part.train) + 3 * 2)
