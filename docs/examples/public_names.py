@@ -50,9 +50,9 @@ def without_model():
 
 def with_model(model: str, workdir: str) -> fm.Results:
   """Two hospitals of your own notes: configuration, data, study, run, results."""
-  spans = (Span(10, 17, 'drug'), Span(24, 29, 'problem'))
+  spans = (Span(7, 14, 'drug'), Span(21, 26, 'problem'))
   notes = [
-    Document(f'note {day}', f'She takes aspirin for a cough since day {day}.\n', spans, ())
+    Document(f'note {day}', f'Day {day}: aspirin for a cough.\n', spans, ())
     for day in range(8)]
   sites = [
     fm.Site(name, ('problem', 'drug'), train=tuple(notes[:6]), test=tuple(notes[6:]), report={})
