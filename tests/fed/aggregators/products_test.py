@@ -333,3 +333,22 @@ def test_leave_one_out_judges_what_is_formed(name):
   # What joins the base is judged, too.
   assert seen == [rank + (0 if combine.fold(anchor) == () else jax.tree.leaves(
     combine.fold(anchor))[0].shape[-1])]
+
+
+def test_how_many_columns_join_the_base():
+  """FLoRA stacks what the sites hold; a residual has r columns for each site, or so many as are
+  asked for."""
+  ranks = [1, 4, 4]
+  assert COMBINES['stacked'].columns(ranks) == 9
+  assert COMBINES['with_residual'].columns(ranks) == 3 * RANK
+  assert COMBINES['truncated_residual'].columns(ranks) == 1
+
+
+def test_a_column_is_held_by_either_factor_of_either_sign():
+  """Two sites, four columns: the first has A at one site, the second a negative B, the third B at a
+  site without weight, the fourth nothing."""
+  a, b = np.zeros((2, 1, 4), np.float32), np.zeros((2, 4, 1), np.float32)
+  a[0, 0, 0], b[0, 1, 0], b[1, 2, 0] = -1.0, -2.0, 3.0
+  local = {'q': {'a': jnp.asarray(a), 'b': jnp.asarray(b)}}
+  missed = products._unheld(local, jnp.array([1.0, 0.0]))
+  assert jax.tree.leaves(missed)[0].tolist() == [False, False, True, True]

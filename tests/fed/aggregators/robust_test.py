@@ -78,6 +78,12 @@ def test_krum_by_hand():
   assert found == 2.0 and weights.tolist() == [0, 0.5, 0.5, 0, 0]
 
 
+def test_krum_of_three_honest_sites_looks_at_one_neighbour():
+  """n = 3, f = 0: n - f - 2 = 1. Of 0, 1, 3 the first two score 1 each, and the first is taken; of
+  two neighbours 1 would score 1 + 4 = 5 against 1 + 9 = 10."""
+  assert one_entry(robust.krum(faulty=0), (0.0, 1.0, 3.0))[0] == 0.0
+
+
 def test_krum_with_fewer_sites_than_planned():
   """f = 1, m = 4, three of five sites present with 1000, 1 and 2: at most 3 - 1 = 2 are kept, the
   two nearest to each other, 1.5. One alone is taken wherever it stands, though it has no

@@ -1,0 +1,102 @@
+"""What decoding is asked for: guesses, lengths, positions, fixed pieces."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.data.tokenize import TokenExample
+from fedmedjax.eval import generation
+from fedmedjax.model import batching
+from fedmedjax.model.speculation import END
+from fedmedjax.types import InputError
+
+
+def part(prompt: int, instruction: int = 11, train: int = 1) -> TaskData:
+  example = TokenExample(np.arange(prompt + 5, dtype=np.int32), prompt)
+  return TaskData(
+    SimpleNamespace(pieces=('</b>',)), np.arange(instruction, dtype=np.int32), (example,) * train,
+    (), (), (example,))
+
+
+def test_only_an_adapter_guesses(monkeypatch):
+  monkeypatch.setattr(batching, 'decoder', lambda *given: given)
+  generator = generation.Generator('model', None, 4, 2.0, 7, 'mesh')
+  assert generation._decoder(generator, {'q': 1}) == ('model', 7, 'mesh')
+  assert generation._decoder(generator, {}) == ('model', 0, 'mesh')
+
+
+def test_a_question_is_the_prompt_and_may_be_answered_at_length():
+  """1.5 times 9 tokens are 13, and 32 more."""
+  assert generation.most_new_tokens(9, 1.5) == 45
+  (question,) = generation._questions(generation.Generator(None, None, 4, 1.5, 0), part(9))
+  tokens, most = question
+  assert tokens.tolist() == list(range(9)) and most == 45
+
+
+@pytest.mark.parametrize('prompt, train, context', [
+  # 11 tokens of instruction, and 9 + 45 of decoding, which are more than 20 of training.
+  (9, 1, 65),
+  # 11 and 100 of training would be more; without training examples that does not count.
+  (2, 0, 11 + 2 + 35)])
+def test_positions_that_are_needed_by_hand(prompt, train, context):
+  longest = 20 if train else 100
+  sites = [SiteData('ward', (), (part(prompt, train=train),), {})]
+  base = lambda most: SimpleNamespace(  # noqa: E731
+    config=SimpleNamespace(max_position_embeddings=most))
+  generation.check_context(base(context), sites, longest, 1.5)
+  with pytest.raises(InputError, match=f"site 'ward' needs up to {context} positions, the model "
+                                       f'has {context - 1}: lower config.data.max_length'):
+    generation.check_context(base(context - 1), sites, longest, 1.5)
+
+
+def test_long_training_examples_need_positions_too():
+  sites = [SiteData('ward', (), (part(9),), {})]
+  config = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=110))
+  with pytest.raises(InputError, match='needs up to 111 positions'):
+    generation.check_context(config, sites, 100, 1.5)
+
+
+def test_pieces_are_the_tokens_behind_a_word_and_behind_a_blank():
+  """A tokenizer of single letters, but of ' <' as one token: behind a blank it begins earlier."""
+  def letters(text, add_special_tokens):
+    assert not add_special_tokens
+    ids = [ord(letter) for letter in text.replace(' <', '\x01')]
+    return {'input_ids': ids}
+
+  assert generation.piece_tokens(letters, ['<b']).tolist() == [
+    ord('<'), ord('b'), END, 1, ord('b'), END]
+  assert generation.piece_tokens(letters, []).tolist() == [END]
+
+
+def test_the_memory_of_the_largest_call_is_that_of_its_arrays():
+  """Of two tasks the one with most slots. Its keys and values are of 2 layers, 1 head and 8 numbers
+  of 4 bytes for 10 tokens of instruction, 640 bytes each. The rest is the state of decoding, which
+  counts once more for when it is resized."""
+  model = SimpleNamespace(
+    config=SimpleNamespace(num_layers=2, num_kv_heads=1, head_dim=8), dtype=np.float32)
+  compiled, asked = SimpleNamespace(copies=1, guesses=3, generate='program'), []
+  state = {'slots': np.zeros((3, 7), np.float32)}
+  long = part(20)._replace(test_tokens=part(20).test_tokens * 3)
+  sites = [SiteData('ward', (), (part(2, instruction=1), long), {})]
+  adapter = {'a': np.zeros(5, np.float32)}
+
+  def begun(of, rows, width, most, slots):
+    asked.append((rows, width, most, slots))
+    return state
+
+  letters = lambda text, add_special_tokens: {'input_ids': [*map(ord, text)]}  # noqa: E731
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(batching, 'decoder', lambda *given: compiled)
+    patch.setattr(generation, 'begin', begun)
+    patch.setattr(generation.jax, 'eval_shape', lambda function: function())
+    program = generation.largest_call(
+      generation.Generator(model, letters, 3, 1.5, 3), {}, adapter, sites)
+  # 20 tokens and 62 new ones: 20 + 62 + 3 + 1 = 86 slots in steps of 96, new ones in 64.
+  assert asked == [(3, 64, 64, 96)]
+  prefix, first, pieces, kept, copies = program[1]
+  assert program[0] == 'program' and kept is state and first.shape == copies.shape == (1,)
+  assert [keys.shape for keys in prefix[2]] == [(2, 1, 10, 8)] * 2
+  own = 3 * 7 * 4
+  assert program[2:] == (20 + 2 * 640 + own, own) and pieces.shape == (10,)
