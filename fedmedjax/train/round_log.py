@@ -1,5 +1,6 @@
 """A finished round on the host: its line in metrics.jsonl, checks of it, and its sentence."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -131,7 +132,7 @@ def rising(
   for earlier in lines:
     for name, count, mean in zip(
         earlier['sites'], earlier['steps'], earlier.get('train_loss', ()), strict=False):
-      if mean is None or not np.isfinite(mean):
+      if mean is None or not math.isfinite(mean):
         continue
       if name in started and _has_risen(*started[name], mean, count):
         named.add(name)
@@ -149,7 +150,7 @@ def rising(
 
 def _has_risen(first: float, before: int, now: float, after: int) -> bool:
   """Whether a mean of `after` losses lies above an earlier one of `before` losses, beyond noise."""
-  noise = 2 * _SPREAD * np.sqrt(1 / before + 1 / after)
+  noise = 2 * _SPREAD * math.sqrt(1 / before + 1 / after)
   return now > max((1 + max(_RISE, noise)) * first, first + _RISE_NATS)
 
 
