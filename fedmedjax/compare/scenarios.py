@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from fedmedjax.compare.rows import Row, Study, leaves_adapter, regime_row
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.methods import num_sites
@@ -100,12 +102,7 @@ def scaling(study: Study) -> list[Part]:
       '--settings=scaling: config.fed.local_steps=0: a number >= 1 is needed, so that all numbers '
       'of sites take equal steps')
   dealt = config.data.partition
-
-  def taking_part(sites: int) -> int:
-    return min(config.fed.cohort_size or sites, sites)
-
-  total = config.fed.round_steps or config.fed.local_steps * taking_part(
-    num_sites(leaves(config.to_dict())))
+  total = config.fed.round_steps or config.fed.local_steps * _taking_part(config)
   if any(size < 1 or size > total for size in study.scaling):
     raise InputError(
       f'--sizes={",".join(map(str, study.scaling))}: numbers of sites from 1 to the {total} local '
@@ -115,6 +112,12 @@ def scaling(study: Study) -> list[Part]:
       'data.partition.kind': dealt.kind or 'iid', 'data.partition.sites': size,
       'fed.round_steps': total, 'fed.ranks': (), 'data.site_tasks': ()})
     for size in study.scaling]
+
+
+def _taking_part(config: ConfigDict) -> int:
+  """The number of the configuration's sites that a round draws."""
+  sites = num_sites(leaves(config.to_dict()))
+  return min(config.fed.cohort_size or sites, sites)
 
 
 def new_site(study: Study) -> list[Part]:
@@ -132,7 +135,7 @@ def new_site(study: Study) -> list[Part]:
     raise InputError(
       f'--new_site={name!r}: the name of a site with training notes that is none of '
       f'config.data.sites={tuple(config.data.sites)!r} is needed')
-  if not config.fed.local_steps:
+  if not (config.fed.local_steps or config.fed.round_steps):
     raise InputError(
       '--settings=new_site: config.fed.local_steps=0: a number >= 1 is needed, for the new site '
       'takes no more steps than a site of the federation')
@@ -142,7 +145,8 @@ def new_site(study: Study) -> list[Part]:
     raise InputError(
       f'--regimes={",".join(study.regimes)}: none leaves one adapter of config.lora, from which a '
       'new site could start')
-  most, batch = config.fed.rounds * config.fed.local_steps, config.fed.batch_size
+  each = config.fed.round_steps // _taking_part(config) or config.fed.local_steps
+  most, batch = config.fed.rounds * each, config.fed.batch_size
   parts = [federation]
   for number in study.sentences:
     label = 'all' if number < 0 else str(number)

@@ -106,8 +106,7 @@ def plan_rounds(
   A site takes `local_steps` steps a round or, when that is 0, ceil(n / batch_size) *
   local_epochs, added up over its tasks. It goes on in its epoch where it stopped in the last round
   in which it was drawn. Pooled, one participant takes the very steps that the cohort would have
-  taken, shuffled: the same examples and the same number of steps as the
-  federation.
+  taken, shuffled: the same examples and the same number of steps as the federation.
 
   Args:
     sites: S of them.
@@ -133,9 +132,11 @@ def plan_rounds(
     for place, index in enumerate(cohorts[number]):
       site = sites[index]
       epoch = [-(-len(part.train) // batch_size) for part in site.tasks]
-      each, more = divmod(round_steps, len(cohorts[number]))
-      count = each + ((place - number * more) % len(cohorts[number]) < more) if round_steps else (
-        local_steps or local_epochs * sum(epoch))
+      count = local_steps or local_epochs * sum(epoch)
+      if round_steps:
+        # Of the cohort so many take one step more; the next round goes on with those after them.
+        count, more = divmod(round_steps, len(cohorts[number]))
+        count += (place - number * more) % len(cohorts[number]) < more
       wanted = [shares[part.ask.task] for part in site.tasks] if shares else epoch
       steps[index] = _site_round(
         site, index, number, done[index], count, wanted, batch_size, seed)

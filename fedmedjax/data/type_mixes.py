@@ -54,8 +54,9 @@ def _totals(counts: np.ndarray, dealt: np.ndarray, sites: int) -> np.ndarray:
 def _unlike(counts: np.ndarray, groups: int, rng: np.random.Generator) -> np.ndarray:
   """Groups of notes whose mixes are alike within a group, i[D]; their sizes differ by one at most.
 
-  The notes are cut in two where they differ most: along the share of the type that varies most
-  over entities. Each side is cut again until there are as many groups as wanted.
+  The notes with entities are cut in two where they differ most: along the share of the type that
+  varies most over entities. Each side is cut again until there are as many groups as wanted. Notes
+  without entities say nothing of a mix: every group has its share of them, at random.
 
   Args:
     counts: i[D, T], entities of each type in each note.
@@ -63,11 +64,9 @@ def _unlike(counts: np.ndarray, groups: int, rng: np.random.Generator) -> np.nda
     rng: orders notes of equal shares.
   """
   sizes = counts.sum(1)
-  pool = counts.sum(0) / max(counts.sum(), 1)
-  # A note without entities is like the pool.
-  shares = np.where(sizes[:, None] > 0, counts / np.maximum(sizes, 1)[:, None], pool)
+  shares, some = counts / np.maximum(sizes, 1)[:, None], np.flatnonzero(sizes)
   found, tie = np.zeros(len(counts), int), rng.random(len(counts))
-  parts = [(np.arange(len(counts)), 0, groups)]
+  parts = [(some, 0, groups)]
   while parts:
     inside, first, number = parts.pop()
     if number == 1:
@@ -80,4 +79,8 @@ def _unlike(counts: np.ndarray, groups: int, rng: np.random.Generator) -> np.nda
     left = number // 2
     cut = round(len(ordered) * left / number)
     parts += [(ordered[:cut], first, left), (ordered[cut:], first + left, number - left)]
+  held = np.bincount(found[some], minlength=groups)
+  room = np.full(groups, len(counts) // groups)
+  room[np.argsort(-held, kind='stable')[:len(counts) % groups]] += 1
+  found[rng.permutation(np.flatnonzero(sizes == 0))] = np.repeat(np.arange(groups), room - held)
   return found

@@ -169,12 +169,16 @@ class CombineFn(Protocol):
 
 
 class Combine(NamedTuple):
-  """How a weighted mean of adapters [C, *p] is formed, once the weights f32[C] are chosen."""
+  """How a weighted mean of adapters [C, *p] is formed, once the weights f32[C] are chosen.
+
+  `linear` says that the update [*p] is just sum_k w_k update_k.
+  """
 
   apply: CombineFn
   fold: FoldRoom = lambda adapter: ()
   columns: FoldColumns = lambda ranks: 0
   needs: frozenset[str] = frozenset()
+  linear: bool = False
 
 
 class SiteState(NamedTuple):

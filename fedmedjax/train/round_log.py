@@ -1,5 +1,6 @@
 """A finished round on the host: its line in metrics.jsonl, checks of it, and its sentence."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,11 +14,14 @@ from fedmedjax.fed.types import RoundMetrics
 
 # The server's step may differ from the aggregate by rounding only (docs/methods.md, section 8).
 _STEP_TOLERANCE = 1e-4
-# Number of sites that the sentence about a round names.
+# Number of sites that a sentence about a round names.
 _NAMED = 8
-# A site's loss has left its start upwards when it is so many times as large, and so many nats per
-# token larger: steps differ by what they ask, and a loss near 0 by nothing.
-_RISE, _RISE_NATS = 1.25, 0.1
+# A site's loss has left its start upwards when it is larger by this share of it and by so many nats
+# per token, since a loss near 0 differs by nothing.
+_RISE, _RISE_NATS = 0.25, 0.1
+# Steps of a few sentences, of unlike tasks, have losses whose standard deviation is about this
+# share of their mean; a rise of less than two standard errors of a mean of few steps is none.
+_SPREAD = 0.5
 
 
 def participant_names(study: Study) -> tuple[str, ...]:
@@ -78,10 +82,12 @@ def check_round(
   names = [participant_names(study)[site] for site in participation.cohort.sites[senders]]
   weights, local_norm, signal, sound = (values[senders] for values in (
     metrics.weights, metrics.local_norm, metrics.validation_loss, metrics.sound))
+  risen = [
+    f'{name} (from {first:.3f} to {now:.3f} nats per token)' for name, first, now in rising(
+      line, lines, metrics.train_loss[participation.cohort.present])]
   warnings = [
-    f'round {number}: the training loss of site {name} rises, from {first:.3f} to {now:.3f} nats '
-    f'per token: its steps lead away; lower config.{study.options.rate_key}'
-    for name, first, now in rising(line, lines, metrics.train_loss[participation.cohort.present])]
+    f'round {number}: the training loss rises above its start at {_first_few(risen)}; lower '
+    f'config.{study.options.rate_key}'] if risen else []
   for place, name, is_sound in zip(senders, names, sound, strict=True):
     if not is_sound:
       finite = np.isfinite(metrics.local_norm[place]) and np.isfinite(
@@ -113,26 +119,39 @@ def rising(
   """Sites whose training loss has left its start upwards, as (site, loss at the start, loss now).
 
   In a site's first round the mean of its first quarter of steps is compared with that of its last
-  quarter; in later rounds the mean of its first round with that of this one.
+  quarter; in later rounds the mean of its first round with that of this one. Of these a site is
+  named once, not in every round that follows.
 
   Args:
     line: of the round.
     lines: of the rounds before.
     losses: f32[C, K] of the cohort's sites, in the order of the line; NaN at padded steps.
   """
-  started: dict[str, float] = {}
+  started: dict[str, tuple[float, int]] = {}  # site: mean loss of its first round, its steps there
+  named = set()
   for earlier in lines:
-    for name, mean in zip(earlier['sites'], earlier.get('train_loss', ()), strict=False):
-      if mean is not None and np.isfinite(mean):
-        started.setdefault(name, mean)
+    for name, count, mean in zip(
+        earlier['sites'], earlier['steps'], earlier.get('train_loss', ()), strict=False):
+      if mean is None or not math.isfinite(mean):
+        continue
+      if name in started and _has_risen(*started[name], mean, count):
+        named.add(name)
+      started.setdefault(name, (mean, count))
   for name, count, own in zip(line['sites'], line['steps'], losses, strict=True):
-    quarter = max(1, count // 4)
     own = own[:count]
-    if count and np.isfinite(own).all():
-      first, now = (started[name], own.mean()) if name in started else (
-        own[:quarter].mean(), own[-quarter:].mean())
-      if now > max(_RISE * first, first + _RISE_NATS):
-        yield name, float(first), float(now)
+    if name in named or not count or not np.isfinite(own).all():
+      continue
+    quarter = max(1, count // 4)
+    first, before, now, after = (*started[name], own.mean(), count) if name in started else (
+      own[:quarter].mean(), quarter, own[-quarter:].mean(), quarter)
+    if _has_risen(first, before, now, after):
+      yield name, float(first), float(now)
+
+
+def _has_risen(first: float, before: int, now: float, after: int) -> bool:
+  """Whether a mean of `after` losses lies above an earlier one of `before` losses, beyond noise."""
+  noise = 2 * _SPREAD * math.sqrt(1 / before + 1 / after)
+  return now > max((1 + max(_RISE, noise)) * first, first + _RISE_NATS)
 
 
 def round_sentence(line: dict, rounds: int) -> str:
@@ -144,5 +163,9 @@ def round_sentence(line: dict, rounds: int) -> str:
   parts = [
     f'{name} sent nothing' if loss is None else f'{name} {loss:.3f} (weight {weight:.2f})'
     for name, loss, weight in zip(line['sites'], line['train_loss'], line['weights'], strict=True)]
+  return f'{head}: mean training loss ' + _first_few(parts)
+
+
+def _first_few(parts: Sequence[str]) -> str:
   more = f' and {len(parts) - _NAMED} more' if len(parts) > _NAMED else ''
-  return f'{head}: mean training loss ' + ', '.join(parts[:_NAMED]) + more
+  return ', '.join(parts[:_NAMED]) + more

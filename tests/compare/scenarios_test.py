@@ -67,6 +67,17 @@ def test_equal_steps_where_not_all_sites_take_part():
   assert [config.fed.round_steps for config in found.values()] == [12]
 
 
+@pytest.mark.parametrize('flags, steps', [
+  (['--config.fed.round_steps=10'], 10),
+  (['--config.fed.round_steps=10', '--config.fed.local_steps=0'], 10),
+  (['--config.fed.round_steps=3', '--config.fed.cohort_size=1'], 6)])
+def test_a_new_site_takes_no_more_than_a_sites_part_of_a_round(flags, steps):
+  """2 rounds of 10 steps of 2 sites are 5 a site and round; of 3 of a single one 3."""
+  found = rows(planned('--regimes=fed_medlora', '--sentences=all', *flags, settings=['new_site']))
+  arm = found['runs/study/new_site/all_sentences/fed_medlora']
+  assert (arm.fed.local_steps, arm.fed.round_steps) == (steps, 0)
+
+
 @pytest.mark.parametrize('asked, settings, cut', [
   (2, 'leave_one_out', 1), (1, 'leave_one_out', None), (2, 'scaling', None)])
 def test_a_cohort_is_no_larger_than_its_part(asked, settings, cut):

@@ -87,13 +87,27 @@ def test_the_dial_on_public_corpora(name, notes):
 
 
 def test_groups_of_unlike_mixes_by_hand():
-  """Shares of the first type 1, 0.9, 0.2, 0 and, of a note without entities, the pool's 0.536: cut
-  in two along them, and the fifth stays in the middle."""
+  """Shares of the first type 1, 0.9, 0.2, 0: cut in two along them. The note without entities takes
+  the place that they leave."""
   counts = np.array([[4, 0], [9, 1], [2, 8], [0, 4], [0, 0]])
   found = _unlike(counts, 2, np.random.default_rng(0))
   assert found[0] == found[1] != found[2] == found[3]
   found = _unlike(counts, 5, np.random.default_rng(0))
   assert sorted(found) == [0, 1, 2, 3, 4] and {found[2], found[3]} == {0, 1} and found[4] >= 2
+
+
+@pytest.mark.parametrize('sites', [3, 12])
+def test_sites_of_unlike_mixes_have_equally_many_notes_with_entities(sites):
+  """Three of four notes have no entities. Where these count as notes of the pool's mix, they fill
+  the groups in the middle: 5 sites of 12 would have nothing to learn."""
+  rng = np.random.default_rng(1)
+  counts = rng.multinomial(3, [0.4, 0.3, 0.2, 0.1], 200) * (np.arange(200) % 4 == 0)[:, None]
+  found = _unlike(counts, sites, rng)
+  for some in (counts.sum(1) > 0, counts.sum(1) >= 0):
+    held = np.bincount(found[some], minlength=sites)
+    assert held.max() - held.min() <= 1
+  mixes = np.stack([counts[found == group].sum(0) for group in range(sites)])
+  assert divergence(mixes) > 0.15
 
 
 def test_sizes_by_hand():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedmedjax import tree
-from fedmedjax.fed.factors import join
+from fedmedjax.fed.factors import join, precise_einsum
 from fedmedjax.fed.types import Aggregate, Aggregator, Array, Combine, Tree
 
 
@@ -21,9 +21,9 @@ class Utility(Protocol):
     """Keyword arguments of `Aggregator.update` -> f32[C]; not finite = the site gets weight 0.
 
     Given: updates [C, *p], local [C, *p], anchor [*p], shares f32[C] (the size weights, sum 1),
-    formed (weights f32[C] -> the adapter that the server would have with them, joined with what
-    it would fold into the base), validation_loss, validation_gradient. A utility names those it
-    needs and ends with `**_`.
+    formed_loss (weights f32[Q, C] -> f32[Q], the validation loss of the adapter that the server
+    would have with each, joined with what it would fold into the base), validation_loss,
+    validation_gradient. A utility names those it needs and ends with `**_`.
     """
 
 
@@ -90,7 +90,7 @@ def site_losses(*, local: Tree, validation_loss, **_) -> Array:
   return validation_loss(local)
 
 
-def leave_one_out(*, shares: Array, formed, validation_loss, **_) -> Array:
+def leave_one_out(*, shares: Array, formed_loss, **_) -> Array:
   """-I_k, I_k = l(average without k) - l(average of all) -> f32[C], nats per token. Ours.
 
   The averages are by size, and formed as the aggregator forms them: of products, with what joins
@@ -98,12 +98,11 @@ def leave_one_out(*, shares: Array, formed, validation_loss, **_) -> Array:
 
   Args:
     shares: f32[C], the size weights, sum 1; a site of share 0 gets NaN.
-    formed: weights f32[C] -> adapter; weights of 0 give the anchor.
-    validation_loss: adapters [Q, *p] -> f32[Q].
+    formed_loss: weights f32[Q, C] -> f32[Q]; weights of 0 give the anchor.
   """
   rest = shares[None] * (1.0 - jnp.eye(len(shares), dtype=shares.dtype))
   rest = rest / jnp.maximum(rest.sum(axis=1, keepdims=True), 1e-30)
-  losses = validation_loss(jax.vmap(formed)(jnp.concatenate([rest, shares[None]])))
+  losses = formed_loss(jnp.concatenate([rest, shares[None]]))
   return jnp.where(shares > 0, losses[-1] - losses[:-1], jnp.nan)
 
 
@@ -124,7 +123,30 @@ def factor_mean() -> Combine:
 
   FedAvg of A and of B separately, as in Fed-MedLoRA, arXiv:2601.22124.
   """
-  return Combine(lambda updates, weights, **_: (weighted_sum(updates, weights), ()))
+  return Combine(lambda updates, weights, **_: (weighted_sum(updates, weights), ()), linear=True)
+
+
+def _formed_loss(combine: Combine, updates, shares, validation_loss, *, anchor, local, key):
+  """The `formed_loss` of a `Utility`, in the memory of a few times C adapters, never of C^2."""
+
+  def formed(weights):
+    mean, fold = combine.apply(updates, weights, anchor=anchor, local=local, key=key)
+    return join(jax.tree.map(jnp.add, anchor, mean), fold)
+
+  def judged(choices):
+    if combine.linear:  # all of them in one matrix product
+      sent = tree.where(shares > 0, updates, jax.tree.map(jnp.zeros_like, updates))
+      return validation_loss(jax.tree.map(
+        lambda x, u: x[None] + precise_einsum('qc,c...->q...', choices.astype(u.dtype), u),
+        anchor, sent))
+    if combine.fold(anchor) == ():
+      return validation_loss(jax.lax.map(formed, choices))
+    # What is folded holds the columns of all sites: one candidate is as large as C adapters.
+    return jax.lax.map(
+      lambda weights: validation_loss(jax.tree.map(lambda x: x[None], formed(weights)))[0],
+      choices)
+
+  return judged
 
 
 def adaptive_mean(
@@ -163,13 +185,10 @@ def adaptive_mean(
       shares = adaptive_weights(
         weights, jnp.where(finite, 0.0, jnp.nan), size_power=size_power, loss_power=0.0,
         temperature=1.0)
-
-      def formed(chosen):
-        mean, fold = combine.apply(updates, chosen, anchor=anchor, local=local, key=key)
-        return join(jax.tree.map(jnp.add, anchor, mean), fold)
-
       losses = utility(
-        updates=updates, shares=shares, anchor=anchor, local=local, formed=formed, **lazy)
+        updates=updates, shares=shares, anchor=anchor, local=local, formed_loss=_formed_loss(
+          combine, updates, shares, lazy.get('validation_loss'), anchor=anchor, local=local,
+          key=key), **lazy)
     chosen = adaptive_weights(
       weights, losses, size_power=size_power, loss_power=loss_power, temperature=temperature,
       floor=floor)

@@ -352,3 +352,39 @@ def test_a_column_is_held_by_either_factor_of_either_sign():
   local = {'q': {'a': jnp.asarray(a), 'b': jnp.asarray(b)}}
   missed = products._unheld(local, jnp.array([1.0, 0.0]))
   assert jax.tree.leaves(missed)[0].tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize('name', ['mean', *OF_RANKS])
+def test_leave_one_out_never_holds_the_adapters_of_all_pairs_of_sites(name):
+  """Nothing in the program of 24 sites is as large as 75 adapters, where all pairs are 576: each of
+  25 candidates has one, or of what is folded the columns of every site, one candidate at a time.
+  Joined with columns it is at most twice that, and the sites' own, A and B."""
+  sites, rank, wide = 24, 2, 64
+  combine = {
+    'mean': factor_mean(), 'stacked': products.stacked(rank=rank, cohort_size=sites, rounds=1),
+    'residual': products.with_residual(rank=rank, cohort_size=sites, rounds=1),
+    'refactorised': products.refactorised(rank)}.get(name) or OF_RANKS[name]
+  shape = jax.ShapeDtypeStruct
+  anchor, local = ({'l': {
+    'a': shape((*many, wide, rank), jnp.float32), 'b': shape((*many, rank, wide), jnp.float32)}}
+    for many in ((), (sites,)))
+
+  def weights(updates, anchor, sizes):
+    return adaptive_mean(loss_power=1.0, utility=leave_one_out, combine=combine).update(
+      updates, jnp.zeros(sites), weights=sizes, cohort=jnp.arange(sites), anchor=anchor,
+      local=updates, key=jax.random.key(0),
+      validation_loss=lambda adapters: (adapters['l']['a'] ** 2).sum(axis=(1, 2))).weights
+
+  program = jax.make_jaxpr(weights)(local, anchor, shape((sites,), jnp.float32))
+  largest = max(_sizes(program.jaxpr))
+  assert sites * rank * wide <= largest <= 3 * (sites + 1) * 2 * rank * wide
+
+
+def _sizes(program):
+  """The number of values of every array in a program and in those within it."""
+  for equation in program.eqns:
+    yield from (variable.aval.size for variable in equation.outvars)
+    for value in jax.tree.leaves(list(equation.params.values())):
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from _sizes(inner)
