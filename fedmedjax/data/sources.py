@@ -26,16 +26,22 @@ _BY_FORMAT = {
   'phee': re.compile(r'(.+)_\d+'),
   'i2b2': re.compile(r'(\d{3})-\d{2}'),
 }
-# Keys by which records name the patient or the note that they come from, widest first.
+# Keys by which records name the patient or the note that they come from, widest first; in small
+# letters, without what stands between these.
 _KEYS = (
-  'patient_id', 'subject_id', 'article_id', 'pmid', 'document_id', 'doc_id', 'note_id')
+  'patientid', 'patient', 'subjectid', 'articleid', 'pmid', 'pmcid', 'nctid', 'hadmid',
+  'documentid', 'docid', 'noteid', 'reportid', 'filename', 'fileid')
 
 
 def stated(record: Mapping[str, Any]) -> str:
   """The source that a record of sentences names; '' where it names none."""
+  named = {''.join(filter(str.isalnum, key)).casefold(): value for key, value in record.items()}
   for key in _KEYS:
-    if isinstance(record.get(key), str | int) and str(record[key]).strip():
-      return str(record[key])
+    value = named.get(key)
+    if isinstance(value, float) and value.is_integer():  # of a column with gaps
+      value = int(value)
+    if isinstance(value, str | int) and str(value).strip():
+      return str(value).strip()
   return ''
 
 

@@ -106,7 +106,7 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
       sentences.clear()
 
   lines = [_Line(number, line, tuple(
-    cell.strip() for cell in (line.split('\t') if '\t' in line else line.split()) if cell.strip()))
+    cell.strip() for cell in _cells(line) if cell.strip()))
     for number, line in numbered_lines(path)]
   widths = Counter(len(line.columns) for line in lines if line.columns and line.text[:1] != '#')
   width = widths.most_common(1)[0][0] if widths else 0
@@ -135,6 +135,14 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
   if not documents:
     raise InputError(f'no CoNLL sentence in {path}')
   return with_own_names(documents, counts), counts
+
+
+def _cells(line: str) -> list[str]:
+  """The columns of a line; a protected blank is part of a word unless nothing else is between."""
+  if '\t' in line:
+    return line.split('\t')
+  cells = line.strip().split(' ')
+  return cells if len(cells) > 1 else line.split()
 
 
 def _numbered(lines: Sequence[_Line]) -> bool:

@@ -40,9 +40,12 @@ def read_text(path: Path, mark: bool = False) -> str:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-  """Yields (number from 1, line), cut at line feeds only, without carriage return."""
+  """Yields (number from 1, line), cut at line feeds only, without carriage return.
+
+  A byte-order mark before a line is left out: files with one are put after another.
+  """
   for number, line in enumerate(read_text(path).split('\n'), 1):
-    yield number, line.removesuffix('\r')
+    yield number, line.removeprefix('\ufeff').removesuffix('\r')
 
 
 def malformed(path: Path, number: int, form: str) -> InputError:
@@ -207,8 +210,13 @@ def read_xml(path: Path) -> Element:
 
 
 def text_field(place: Place, record: dict, key: str, form: str, default: str | None = None) -> str:
-  """A record's string `key`; raises InputError, naming the place, where it is no UTF-8 text."""
+  """A record's string `key`; raises InputError, naming the place, where it is no UTF-8 text.
+
+  An id may be a number, too.
+  """
   value = record.get(key, default)
+  if type(value) is int and key.endswith('id'):
+    value = str(value)
   try:
     value.encode()
   except (AttributeError, UnicodeEncodeError) as error:

@@ -148,7 +148,7 @@ def test_no_site_trains_on_what_another_is_tested_on(tmp_path):
   assert [[note.text for note in site.train] for site in found] == [['u', 'v'], ['v']]
   assert [site.report['leaked_documents'] for site in found] == [2, 4]
   assert [site.test for site in found] == [site.test for site in sites]
-  with pytest.raises(InputError, match="site 'b': each of its 4 training notes has the text or"):
+  with pytest.raises(InputError, match="site 'b': each of its 4 training notes has the source,"):
     unleaked(sites, [corpus('out', 'u', 'vz')])
 
 
