@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from xml.parsers import expat
 
 from fedmedjax.data.formats.faults import Faults
+from fedmedjax.data.formats.part_names import named_parts
 from fedmedjax.types import Document, InputError
 
 # At most nine digits: Python refuses to convert absurdly long ones, with an untyped error.
 INT = '[0-9]{1,9}'
+_PACKED = ('.gz', '.zip', '.tgz', '.tar', '.bz2', '.xz', '.7z')
 Place = tuple[Path, int]  # a file and a line in it, from 1
 
 
@@ -55,13 +57,19 @@ def malformed(path: Path, number: int, form: str) -> InputError:
 
 def hint(folder: Path, endings: Sequence[str]) -> str:
   """Where files of these endings are, for the error that a folder has none; '' = nowhere."""
-  found = next((path for path in sorted(folder.rglob('[!.]*'))
-                if path.suffix.lower() in endings and path.is_file()), None)
-  if found is None:
-    return ''
-  if found.parent == folder:
-    return f'; {found.name} is there: rename it, endings are read in small letters'
-  return f'; there are some in {found.parent}: give that folder'
+  files = [path for path in sorted(folder.rglob('[!.]*')) if path.is_file()]
+  found = [path for path in files if path.suffix.lower() in endings]
+  if not found:
+    packed = next((path for path in files if path.suffix.lower() in _PACKED), None)
+    return f'; unpack {packed}' if packed else ''
+  if found[0].parent == folder:
+    return f'; {found[0].name} is there: rename it, endings are read in small letters'
+  places = list(dict.fromkeys(
+    path.parent.parent if named_parts(path.parent.name) else path.parent for path in found))
+  if len(places) > 1:
+    return (f'; there are some in {places[0]} and {len(places) - 1} other folders: '
+            'put them into one')
+  return f'; there are some in {places[0]}: give that folder'
 
 
 def with_own_names(documents: Sequence[Document], counts: Counter) -> list[Document]:

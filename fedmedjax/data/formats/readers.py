@@ -112,9 +112,8 @@ def read_parts(path: Path, form: Format) -> tuple[Parts | list[Document], Counte
   entries_of = find_parts(Path(path), form)
   if not entries_of:
     documents, counts = read_notes(path, form)
-    # Notes of a format that has one in each file.
-    named = {} if form.suffixes else {
-      document.name: named_parts(document.name) for document in documents}
+    # Notes of a format that has one in each file, or records that say their part.
+    named = {document.name: named_parts(document.name) for document in documents}
     if {part for parts in named.values() if len(parts) == 1 for part in parts} >= {'train', 'test'}:
       parts = parts_by_name(list(named), str(path))
       return Parts(*([d for d in documents if d.name in parts.get(part, ())]
