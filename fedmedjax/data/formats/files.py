@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from xml.parsers import expat
 
 from fedmedjax.data.formats.faults import Faults
-from fedmedjax.data.formats.part_names import named_parts
+from fedmedjax.data.formats.part_names import named_papers, named_parts
 from fedmedjax.types import Document, InputError
 
 # At most nine digits: Python refuses to convert absurdly long ones, with an untyped error.
@@ -58,7 +58,8 @@ def malformed(path: Path, number: int, form: str) -> InputError:
 def hint(folder: Path, endings: Sequence[str]) -> str:
   """Where files of these endings are, for the error that a folder has none; '' = nowhere."""
   files = [path for path in sorted(folder.rglob('[!.]*')) if path.is_file()]
-  found = [path for path in files if path.suffix.lower() in endings]
+  found = [path for path in files
+           if path.suffix.lower() in endings and not named_papers(path.stem)]
   if not found:
     packed = next((path for path in files if path.suffix.lower() in _PACKED), None)
     return f'; unpack {packed}' if packed else ''
