@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from fedmedjax.data.pieces import is_piece
-from fedmedjax.data.sources import known_sources, source_of
+from fedmedjax.data.sources import known_sources, origin_of
 from fedmedjax.types import Document, InputError, SiteCorpus
 
 SHARE = 0.5
@@ -74,7 +74,7 @@ class TextIndex:
 
 def without_sources(site: SiteCorpus, tested: set[str]) -> SiteCorpus:
   """The site without training notes of these sources, which are counted as leaked_documents."""
-  return _kept(site, [d for d in site.train if source_of(d) not in tested], 'leaked_documents')
+  return _kept(site, [d for d in site.train if origin_of(d) not in tested], 'leaked_documents')
 
 
 def without_texts(site: SiteCorpus, tested: TextIndex) -> SiteCorpus:

@@ -53,6 +53,12 @@ def source_of(document: Document) -> str:
   return part[1] if part else document.name
 
 
+def origin_of(document: Document) -> str:
+  """The document's source; the note's name for a sentence that is a source (`pieces.drawable`)."""
+  source = source_of(document)
+  return source.partition('#')[0] if source == document.name else source
+
+
 def with_sources(
   documents: Sequence[Document], form: str, pattern: str = '', place: str = ''
 ) -> list[Document]:
@@ -107,8 +113,8 @@ def known_sources(documents: Iterable[Document], anywhere: bool = False) -> set[
   """
   known = set()
   for document in documents:
-    source = source_of(document)
-    own = document.source and not anywhere and not _COUNTER.fullmatch(source)
-    if own or registered(source):
-      known.add(source)
+    source, origin = source_of(document), origin_of(document)
+    own = document.source and origin == source and not anywhere and not _COUNTER.fullmatch(source)
+    if own or registered(origin):
+      known.add(origin)
   return known

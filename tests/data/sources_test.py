@@ -132,6 +132,17 @@ def test_patients_are_the_same_in_both_parts_and_counters_are_not(tmp_path):
   assert site.report['leaked_documents'] == 1
 
 
+@pytest.mark.parametrize(('name', 'kept'), [('note_1', 4), ('1', 4), ('PMC123', 0)])
+def test_a_note_alone_in_each_part_is_another_unless_its_name_is_registered(tmp_path, name, kept):
+  for part in ('train', 'test'):
+    (tmp_path / part).mkdir()
+    (tmp_path / part / f'{name}.ann').write_text('T1\tChemical 0 7\tAspirin\n')
+    (tmp_path / part / f'{name}.txt').write_text(''.join(f'Aspirin {part} {i}. ' for i in range(4)))
+  (tmp_path / 'map.toml').write_text(MAPPING)
+  site = load_folder(SiteFolder('x', str(tmp_path), 'brat', str(tmp_path / 'map.toml')))
+  assert (len(site.train), site.report['leaked_documents'], len(site.test)) == (kept, 4 - kept, 4)
+
+
 def corpus(name, train, test=()):
   def read(texts, part):
     return tuple(
