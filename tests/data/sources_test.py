@@ -141,6 +141,9 @@ def test_a_note_alone_in_each_part_is_another_unless_its_name_is_registered(tmp_
   (tmp_path / 'map.toml').write_text(MAPPING)
   site = load_folder(SiteFolder('x', str(tmp_path), 'brat', str(tmp_path / 'map.toml')))
   assert (len(site.train), site.report['leaked_documents'], len(site.test)) == (kept, 4 - kept, 4)
+  if not kept:
+    with pytest.raises(InputError, match="site 'x': each of its 4 training notes has the source"):
+      unleaked([site], [])
 
 
 def corpus(name, train, test=()):
