@@ -4,8 +4,8 @@ Texts are compared without white space and case. A near-duplicate shares a run o
 note: of the shorter one's 8-word shingles (Broder, "On the resemblance and containment of
 documents", 1997) at least the share SHARE stand in the other one, too. So a copy with another
 date, and a copy with an addendum, are found; what boilerplate two notes share is less than that.
-Where the shorter one has few words, SHARE is of the longer one's: what a sentence says may stand in
-hundreds of notes.
+A note of less than _FEWEST + _LENGTH - 1 words is compared by its whole text only: what a sentence
+says may stand in hundreds of notes, and one word of it makes another note.
 """
 
 import re
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from fedmedjax.data.pieces import is_piece
-from fedmedjax.data.sources import known_sources, source_of
+from fedmedjax.data.sources import known_sources, origin_of
 from fedmedjax.types import Document, InputError, SiteCorpus
 
 SHARE = 0.5
 _LENGTH = 8  # words of a shingle
 _FACTORS = np.random.default_rng(0).integers(2**63, size=_LENGTH, dtype=np.uint64) * 2 + 1
-_FEWEST = 8  # shingles of a note that is no mere sentence: 15 words
+_FEWEST = 8  # shingles of a note that is no mere sentence
 # A character of a script without blanks between words is a word here.
 _WORD = re.compile(r'[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+')
 
@@ -39,11 +39,6 @@ def _shingles(document: Document) -> np.ndarray:
   hashed = np.array([hash(word) for word in words], np.int64).view(np.uint64)
   # Sums modulo 2^64; equal runs have equal ones, and unlike runs all but surely unlike ones.
   return np.unique(sliding_window_view(hashed, _LENGTH) @ _FACTORS)
-
-
-def _compared(first: int, second: int) -> int:
-  """Of how many shingles SHARE is the share, for two notes with so many."""
-  return min(first, second) if min(first, second) >= _FEWEST else max(first, second)
 
 
 class TextIndex:
@@ -73,14 +68,13 @@ class TextIndex:
     shared = np.zeros(len(self._sizes), int)
     for i in np.flatnonzero(end > first):
       shared[self._holders[first[i]:end[i]]] += 1
-    return any(
-      shared[place] >= SHARE * _compared(len(shingles), self._sizes[place])
-      for place in np.flatnonzero(shared))
+    fewer = np.minimum(len(shingles), self._sizes)
+    return bool(((fewer >= _FEWEST) & (shared >= SHARE * fewer)).any())
 
 
 def without_sources(site: SiteCorpus, tested: set[str]) -> SiteCorpus:
   """The site without training notes of these sources, which are counted as leaked_documents."""
-  return _kept(site, [d for d in site.train if source_of(d) not in tested], 'leaked_documents')
+  return _kept(site, [d for d in site.train if origin_of(d) not in tested], 'leaked_documents')
 
 
 def without_texts(site: SiteCorpus, tested: TextIndex) -> SiteCorpus:
@@ -108,10 +102,13 @@ def unleaked(
     elsewhere = known_sources((d for name, d in tests if name != site.name), anywhere=True)
     own = known_sources(d for name, d in tests if name == site.name)
     cleaned.append(without_texts(without_sources(site, own | elsewhere), tested))
-    if site.train and not cleaned[-1].train:
+    # Those of a folder were compared with its own test notes when it was read.
+    lost = len(site.train) or sum(
+      site.report.get(f'{key}_documents', 0) for key in ('leaked', 'near_duplicate'))
+    if lost and not cleaned[-1].train:
       raise InputError(
-        f'site {site.name!r}: each of its {len(site.train)} training notes has the text or the '
-        'source of a test note, of it or of another site; leave one of the two out')
+        f'site {site.name!r}: each of its {lost} training notes has the source, the text'
+        ' or nearly the text of a test note, of it or of another site; leave one of the two out')
   return cleaned
 
 

@@ -26,16 +26,22 @@ _BY_FORMAT = {
   'phee': re.compile(r'(.+)_\d+'),
   'i2b2': re.compile(r'(\d{3})-\d{2}'),
 }
-# Keys by which records name the patient or the note that they come from, widest first.
+# Keys by which records name the patient or the note that they come from, widest first; in small
+# letters, without what stands between these.
 _KEYS = (
-  'patient_id', 'subject_id', 'article_id', 'pmid', 'document_id', 'doc_id', 'note_id')
+  'patientid', 'patient', 'subjectid', 'articleid', 'pmid', 'pmcid', 'nctid', 'hadmid',
+  'documentid', 'docid', 'noteid', 'reportid', 'filename', 'fileid')
 
 
 def stated(record: Mapping[str, Any]) -> str:
   """The source that a record of sentences names; '' where it names none."""
+  named = {''.join(filter(str.isalnum, key)).casefold(): value for key, value in record.items()}
   for key in _KEYS:
-    if isinstance(record.get(key), str | int) and str(record[key]).strip():
-      return str(record[key])
+    value = named.get(key)
+    if isinstance(value, float) and value.is_integer():  # of a column with gaps
+      value = int(value)
+    if isinstance(value, str | int) and str(value).strip():
+      return str(value).strip()
   return ''
 
 
@@ -45,6 +51,12 @@ def source_of(document: Document) -> str:
     return document.source
   part = _PART.fullmatch(document.name)
   return part[1] if part else document.name
+
+
+def origin_of(document: Document) -> str:
+  """The document's source; the note's name for a sentence that is a source (`pieces.drawable`)."""
+  source = source_of(document)
+  return source.partition('#')[0] if source == document.name else source
 
 
 def with_sources(
@@ -101,8 +113,8 @@ def known_sources(documents: Iterable[Document], anywhere: bool = False) -> set[
   """
   known = set()
   for document in documents:
-    source = source_of(document)
-    own = document.source and not anywhere and not _COUNTER.fullmatch(source)
-    if own or registered(source):
-      known.add(source)
+    source, origin = source_of(document), origin_of(document)
+    own = document.source and origin == source and not anywhere and not _COUNTER.fullmatch(source)
+    if own or registered(origin):
+      known.add(origin)
   return known

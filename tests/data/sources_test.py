@@ -11,7 +11,7 @@ from fedmedjax.data.leaks import TextIndex, unleaked, without_texts
 from fedmedjax.data.partition import partition
 from fedmedjax.data.pieces import drawable, sentences_of
 from fedmedjax.data.site import Form, read_site
-from fedmedjax.data.sources import distinct, source_of, with_sources
+from fedmedjax.data.sources import distinct, source_of, stated, with_sources
 from fedmedjax.data.tasks import ask
 from fedmedjax.experiment import notes
 from fedmedjax.types import Document, InputError, SiteCorpus, Span
@@ -132,6 +132,20 @@ def test_patients_are_the_same_in_both_parts_and_counters_are_not(tmp_path):
   assert site.report['leaked_documents'] == 1
 
 
+@pytest.mark.parametrize(('name', 'kept'), [('note_1', 4), ('1', 4), ('PMC123', 0)])
+def test_a_note_alone_in_each_part_is_another_unless_its_name_is_registered(tmp_path, name, kept):
+  for part in ('train', 'test'):
+    (tmp_path / part).mkdir()
+    (tmp_path / part / f'{name}.ann').write_text('T1\tChemical 0 7\tAspirin\n')
+    (tmp_path / part / f'{name}.txt').write_text(''.join(f'Aspirin {part} {i}. ' for i in range(4)))
+  (tmp_path / 'map.toml').write_text(MAPPING)
+  site = load_folder(SiteFolder('x', str(tmp_path), 'brat', str(tmp_path / 'map.toml')))
+  assert (len(site.train), site.report['leaked_documents'], len(site.test)) == (kept, 4 - kept, 4)
+  if not kept:
+    with pytest.raises(InputError, match="site 'x': each of its 4 training notes has the source"):
+      unleaked([site], [])
+
+
 def corpus(name, train, test=()):
   def read(texts, part):
     return tuple(
@@ -171,6 +185,24 @@ def test_short_texts_are_leaks_only_when_equal():
   tested = TextIndex(corpus('a', [], ['No history of allergy to the study drug reported']).test)
   site = corpus('a', ['No history of allergy to the study drug reported, ever. ' + LONG])
   assert without_texts(site, tested).train == site.train
+
+
+@pytest.mark.parametrize(('words', 'kept'), [(9, 2), (14, 2), (15, 1), (16, 1)])
+def test_one_word_makes_another_note_of_a_short_one(words, kept):
+  """15 words have 8 shingles; another word at the end changes one, and 7 of 8 are shared."""
+  first = LONG.replace(',', '').split()[:words]
+  tested, copy = (' '.join(some) for some in (first, [*first[:-1], 'Tuesday']))
+  site, = unleaked([corpus('a', [copy, tested.upper(), 'Well.'], [tested])], [])
+  assert len(site.train) == kept and site.report['leaked_documents'] == 1
+
+
+@pytest.mark.parametrize(('record', 'source'), [
+  ({'doc_id': 'a7'}, 'a7'), ({'docId': 7}, '7'), ({'PMID': 7.0}, '7'), ({'file_name': 'a'}, 'a'),
+  ({'HADM_ID': 7, 'note_id': 1, 'subject_id': 3}, '3'), ({'id': 7}, ''),
+  ({'pmid': float('nan'), 'Patient': ' p '}, 'p'), ({'doc_id': None}, ''),
+])
+def test_keys_of_records_that_name_their_note(record, source):
+  assert stated(record) == source
 
 
 def test_a_trial_is_the_same_at_another_site():

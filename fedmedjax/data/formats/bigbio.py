@@ -69,6 +69,8 @@ def _is_empty(place: Place, record: dict, counts: Counter) -> bool:
 def _document(place: Place, record: dict, counts: Counter) -> Draft:
   """The document of one record; adds to `counts`."""
   name = text_field(place, record, 'document_id' if 'document_id' in record else 'id', _FORM)
+  if 'passages' not in record:
+    raise _malformed(place, 'passages')
   units = []
   for passage in _parts(place, record, 'passages'):
     pieces, offsets = _pieces(place, passage)
@@ -86,7 +88,7 @@ def _document(place: Place, record: dict, counts: Counter) -> Draft:
     _enter(place, event, index, len(spans))
     spans.append(Span(0, 0, text_field(place, event, 'type', _FORM)))
     quotes.append(_quote(place, event, trigger, counts))
-    links += [(text_field(place, argument, 'role', _FORM), event['id'],
+    links += [(text_field(place, argument, 'role', _FORM), text_field(place, event, 'id', _FORM),
                text_field(place, argument, 'ref_id', _FORM))
               for argument in _parts(place, event, 'arguments')]
     counts['events'] += 1
@@ -131,9 +133,7 @@ def _pieces(place: Place, record: dict) -> tuple[list[str], list[tuple[int, int]
 
 def _quote(place: Place, record: dict, named: dict, counts: Counter) -> Quote:
   """What `named` states: an entity itself, or the trigger of an event."""
-  texts, offsets = _pieces(place, named)
-  if not offsets:
-    raise _malformed(place, 'offsets')
+  texts, offsets = _pieces(place, named)  # both may be empty: it has no place
   counts['discontinuous'] += len(offsets) > 1
   return Quote((*place, record['id']), tuple(offsets), ' '.join(texts))
 

@@ -59,11 +59,7 @@ def read_bioc(path: str | Path) -> tuple[list[Document], Counter]:
   """
   path = Path(path)
   if path.suffix.lower() == '.json':
-    content = parse_json(path, read_text(path))
-    # A collection, the answer of PubTator's service, a list of documents, or one alone.
-    if isinstance(content, Located):
-      content = content.get('documents', content.get('PubTator3', [content]))
-    sources = content if isinstance(content, list) else [None]
+    sources = list(_json_documents(path))
   else:
     sources = _as_json(read_xml(path)).get('documents', [])
   counts, faults, drafts = Counter(), Faults(), []
@@ -74,6 +70,23 @@ def read_bioc(path: str | Path) -> tuple[list[Document], Counter]:
   if not drafts:
     raise InputError(f'no BioC document in {path}')
   return with_own_names(settle(drafts, counts), counts), counts
+
+
+def _json_documents(path: Path) -> Iterator:
+  """The documents of a JSON file, or what stands in their place.
+
+  The file is a collection, the answer of PubTator's service, a list of documents or one alone; or
+  has one of these a line.
+  """
+  text = read_text(path)
+  lines = [line.strip() for line in text.split('\n') if line.strip()]
+  if len(lines) > 1 and all(line[0] == '{' and line[-1] == '}' for line in lines):
+    text = '[' + ',\n'.join(lines) + ']'
+  content = parse_json(path, text)
+  for part in content if isinstance(content, list) else [content]:
+    found = part.get('documents', part.get('PubTator3', [part])) if isinstance(
+      part, Located) else [part]
+    yield from found if isinstance(found, list) else [None]
 
 
 def _as_json(element: Element) -> Located:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import INT, hint, malformed, numbered_lines, read_text
+from fedmedjax.data.formats.part_names import named_papers
 from fedmedjax.data.formats.quoted_words import occurrences
 from fedmedjax.data.formats.quotes import Draft, Quote, as_one_unit
 from fedmedjax.data.formats.settle import settle
@@ -63,13 +64,18 @@ def read_brat(folder: str | Path) -> tuple[list[Document], Counter]:
   folder = Path(folder)
   if not folder.is_dir():
     raise InputError(f'brat folder not found: {folder}')
-  stems = {p.with_suffix('') for p in folder.glob('[!.]*') if p.suffix in ('.txt', '.ann')}
+  found = {p for p in folder.glob('[!.]*') if p.suffix in ('.txt', '.ann')}
+  stems = {p.with_suffix('') for p in found
+           if not named_papers(p.stem) or p.with_suffix('.ann') in found}
   if not stems:
     raise InputError(
       f'no .txt and .ann files in brat folder {folder}{hint(folder, (".txt", ".ann"))}')
   counts, faults, drafts, heads = Counter(), Faults(), [], {}
   for stem in sorted(stems):
     with faults:
+      there, absent = ('.ann', '.txt') if Path(f'{stem}.ann') in found else ('.txt', '.ann')
+      if Path(f'{stem}{absent}') not in found:
+        raise InputError(f'{folder}: {stem.name}{there} has no {stem.name}{absent} beside it')
       drafts.append(_document(stem, heads, counts))
   faults.tell()
   return settle(drafts, counts), counts

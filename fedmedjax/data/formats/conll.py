@@ -24,6 +24,9 @@ _NEW = re.compile(
 # '# text = No rash' and '# id 7a', which MultiCoNER has, are never words.
 _COMMENT = re.compile(r'#+ *[\w.:-]+ *=(?: |$)|# (?:id|sent_?id|text)\b', re.IGNORECASE)
 
+# Numbers of CoNLL-U for several words that are written as one, and for words that nobody wrote.
+_NO_WORD = re.compile(r'\d+[-.]\d+')
+
 
 def tag_spans(
   tags: Sequence[str], places: Sequence[tuple[int, int]], counts: Counter
@@ -87,7 +90,7 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
   Returns:
     The documents, named FILE_1, FILE_2, ... where they have no name, and counts: documents,
     entities, stray_inside (see `tag_spans`), comments, empty_tokens (without a character, left
-    out), renamed_documents.
+    out), unnumbered_tokens (CoNLL-U's '1-2' and '3.1', left out), renamed_documents.
   """
   path = Path(path)
   counts, documents, name, sentences, sentence = Counter(), [], None, [], []
@@ -106,7 +109,7 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
       sentences.clear()
 
   lines = [_Line(number, line, tuple(
-    cell.strip() for cell in (line.split('\t') if '\t' in line else line.split()) if cell.strip()))
+    cell.strip() for cell in _cells(line) if cell.strip()))
     for number, line in numbered_lines(path)]
   widths = Counter(len(line.columns) for line in lines if line.columns and line.text[:1] != '#')
   width = widths.most_common(1)[0][0] if widths else 0
@@ -120,6 +123,8 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
       close()
     elif _is_comment(line, bool(sentence), width or len(line.columns)):
       counts['comments'] += 1
+    elif at and _NO_WORD.fullmatch(line.columns[0]):
+      counts['unnumbered_tokens'] += 1
     # Blank where the word should be; more white space before a word is none.
     elif line.text[0].isspace() and len(line.columns) < max(width, 2) and read_tag(
         line.columns[-1]):
@@ -137,16 +142,28 @@ def read_conll(path: str | Path) -> tuple[list[Document], Counter]:
   return with_own_names(documents, counts), counts
 
 
+def _cells(line: str) -> list[str]:
+  """The columns of a line; a protected blank is part of a word unless nothing else is between."""
+  if '\t' in line:
+    return line.split('\t')
+  cells = line.strip().split(' ')
+  return cells if len(cells) > 1 else line.split()
+
+
 def _numbered(lines: Sequence[_Line]) -> bool:
-  """Whether the first of three or more columns numbers the words of each sentence from 1."""
-  expected, words = 1, 0
+  """Whether the first of three or more columns numbers the words, of each sentence or of all."""
+  expected, words = {'0', '1'}, 0
   for line in lines:
     if not line.text.strip():
-      expected = 1
+      expected |= {'0', '1'}
     elif line.text[0] != '#' and not line.text.startswith('-DOCSTART-'):
-      if len(line.columns) < 3 or line.columns[0] != str(expected):
+      if len(line.columns) < 3:
         return False
-      expected, words = expected + 1, words + 1
+      if _NO_WORD.fullmatch(line.columns[0]):
+        continue
+      if line.columns[0] not in expected:
+        return False
+      expected, words = {str(int(line.columns[0]) + 1)}, words + 1
   return words > 1
 
 

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from xml.parsers import expat
 
 from fedmedjax.data.formats.faults import Faults
+from fedmedjax.data.formats.part_names import named_papers, named_parts
 from fedmedjax.types import Document, InputError
 
 # At most nine digits: Python refuses to convert absurdly long ones, with an untyped error.
 INT = '[0-9]{1,9}'
+_PACKED = ('.gz', '.zip', '.tgz', '.tar', '.bz2', '.xz', '.7z')
 Place = tuple[Path, int]  # a file and a line in it, from 1
 
 
@@ -40,9 +42,12 @@ def read_text(path: Path, mark: bool = False) -> str:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-  """Yields (number from 1, line), cut at line feeds only, without carriage return."""
+  """Yields (number from 1, line), cut at line feeds only, without carriage return.
+
+  A byte-order mark before a line is left out: files with one are put after another.
+  """
   for number, line in enumerate(read_text(path).split('\n'), 1):
-    yield number, line.removesuffix('\r')
+    yield number, line.removeprefix('\ufeff').removesuffix('\r')
 
 
 def malformed(path: Path, number: int, form: str) -> InputError:
@@ -52,13 +57,20 @@ def malformed(path: Path, number: int, form: str) -> InputError:
 
 def hint(folder: Path, endings: Sequence[str]) -> str:
   """Where files of these endings are, for the error that a folder has none; '' = nowhere."""
-  found = next((path for path in sorted(folder.rglob('[!.]*'))
-                if path.suffix.lower() in endings and path.is_file()), None)
-  if found is None:
-    return ''
-  if found.parent == folder:
-    return f'; {found.name} is there: rename it, endings are read in small letters'
-  return f'; there are some in {found.parent}: give that folder'
+  files = [path for path in sorted(folder.rglob('[!.]*')) if path.is_file()]
+  found = [path for path in files
+           if path.suffix.lower() in endings and not named_papers(path.stem)]
+  if not found:
+    packed = next((path for path in files if path.suffix.lower() in _PACKED), None)
+    return f'; unpack {packed}' if packed else ''
+  if found[0].parent == folder:
+    return f'; {found[0].name} is there: rename it, endings are read in small letters'
+  places = list(dict.fromkeys(
+    path.parent.parent if named_parts(path.parent.name) else path.parent for path in found))
+  if len(places) > 1:
+    return (f'; there are some in {places[0]} and {len(places) - 1} other folders: '
+            'put them into one')
+  return f'; there are some in {places[0]}: give that folder'
 
 
 def with_own_names(documents: Sequence[Document], counts: Counter) -> list[Document]:
@@ -207,8 +219,13 @@ def read_xml(path: Path) -> Element:
 
 
 def text_field(place: Place, record: dict, key: str, form: str, default: str | None = None) -> str:
-  """A record's string `key`; raises InputError, naming the place, where it is no UTF-8 text."""
+  """A record's string `key`; raises InputError, naming the place, where it is no UTF-8 text.
+
+  An id may be a number, too.
+  """
   value = record.get(key, default)
+  if type(value) is int and key.endswith('id'):
+    value = str(value)
   try:
     value.encode()
   except (AttributeError, UnicodeEncodeError) as error:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,7 +31,7 @@ _READINGS = tuple(
 _FORMS = {'con': 'i2b2 concept', 'ast': 'i2b2 assertion', 'rel': 'i2b2 relation'}
 
 
-def read_i2b2(folder: str | Path) -> tuple[list[Document], Counter]:
+def read_i2b2(folder: str | Path, *others: str | Path) -> tuple[list[Document], Counter]:
   """Reads every NAME.txt of a folder with its NAME.con and, where there are, NAME.ast, NAME.rel.
 
   The files may lie side by side or in folders below (txt/, concept/, ast/, rel/). A place is
@@ -40,21 +41,23 @@ def read_i2b2(folder: str | Path) -> tuple[list[Document], Counter]:
 
   Args:
     folder: holds the notes; other files are ignored.
+    others: folders with files of the same notes, as where the concepts lie apart from the texts.
 
   Returns:
     The documents, in the order of their names, and counts: documents, entities, relations,
     assertions, those of `settle` (words are compared whatever their case), unanchored (relations
     and assertions of a place that no concept has).
   """
-  folder = Path(folder)
-  if not folder.is_dir():
-    raise InputError(f'i2b2 folder not found: {folder}')
-  files = {kind: _by_name(folder, kind) for kind in ('txt', *_LINES)}
+  folders = [*map(Path, (folder, *others))]
+  for one in folders:
+    if not one.is_dir():
+      raise InputError(f'i2b2 folder not found: {one}')
+  files = {kind: _by_name(folders, kind) for kind in ('txt', *_LINES)}
   if not files['txt']:
-    raise InputError(f'no .txt files in i2b2 folder {folder}{hint(folder, (".txt",))}')
+    raise InputError(f'no .txt files in i2b2 folder {folders[0]}{hint(folders[0], (".txt",))}')
   for name in sorted(files['txt'].keys() ^ files['con'].keys()):
     there, absent = ('.txt', '.con') if name in files['txt'] else ('.con', '.txt')
-    raise InputError(f'{folder}: {name}{there} has no {name}{absent} beside it')
+    raise InputError(f'{folders[0]}: {name}{there} has no {name}{absent} beside it')
   counts, faults, drafts = Counter(), Faults(), []
   for name in sorted(files['txt']):
     with faults:
@@ -64,10 +67,10 @@ def read_i2b2(folder: str | Path) -> tuple[list[Document], Counter]:
   return settle(drafts, counts, (PLAIN,), cased=False), counts
 
 
-def _by_name(folder: Path, kind: str) -> dict[str, Path]:
+def _by_name(folders: Sequence[Path], kind: str) -> dict[str, Path]:
   """{name: file} of the files NAME.kind; raises InputError where two have one name."""
   files = {}
-  for path in sorted(folder.rglob(f'[!.]*.{kind}')):
+  for path in sorted(path for folder in folders for path in folder.rglob(f'[!.]*.{kind}')):
     if path.stem in files:
       raise InputError(f'{path}: a note of this name is in {files[path.stem]} too')
     files[path.stem] = path

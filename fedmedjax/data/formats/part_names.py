@@ -16,6 +16,8 @@ _WORD = re.compile(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+')
 _LETTERS = re.compile(r'[A-Za-z]+')
 # Up to so many files are a corpus in pieces; more are notes, whose names may say anything.
 _PIECES = 5
+# One division of the notes of several.
+_DIVISION = re.compile(r'(?:fold|split|cv)[-_. ]?(\d+)', re.IGNORECASE)
 _PAPERS = {'readme', 'license', 'licence', 'changelog', 'source', 'guidelines'}
 
 
@@ -48,6 +50,10 @@ def parts_by_name(names: Sequence[str], where: str) -> dict[str, list[str]]:
   several = [name for name in names if len(of[name]) > 1]
   without = [name for name in names if not of[name] and not named_papers(name)]
   few = len(names) <= _PIECES
+  divisions = {match[1]: name for name in names if of[name] and (match := _DIVISION.search(name))}
+  if len(divisions) > 1 and found.keys() >= {'train', 'test'}:
+    raise InputError(f'{where}: {" and ".join([*divisions.values()][:2])} are of two divisions of '
+                     'the same notes, by their names; leave the files of one there')
   if several and (few or found.keys() >= {'train', 'test'}):
     raise InputError(f'{where}: {several[0]} names {" and ".join(sorted(of[several[0]]))}; '
                      'one of train, dev, test is allowed in a name')

@@ -3,6 +3,11 @@
 import re
 import unicodedata
 
+# Signs that tools write in the place of others.
+_SIGNS = str.maketrans({sign: plain for plain, signs in {
+  "'": '\u2018\u2019\u201b\u2032\xb4`', '"': '\u201c\u201d\u201e\u2033',
+  '-': '\u2010\u2011\u2012\u2013\u2014\u2212\xad'}.items() for sign in signs})
+
 
 def spaced(words: str) -> str:
   """Words with one blank between any two."""
@@ -10,8 +15,10 @@ def spaced(words: str) -> str:
 
 
 def folded(words: str) -> str:
-  """Words as they are compared: whatever white space, capitals and composed letters they have."""
-  words = spaced(words)
+  """Words as they are compared, whatever white space, capitals, composed letters, quotation marks
+  and hyphens they have.
+  """
+  words = spaced(words).translate(_SIGNS)
   return (words if words.isascii() else unicodedata.normalize('NFKC', words)).casefold()
 
 
@@ -21,6 +28,7 @@ def occurrences(text: str, words: str) -> list[tuple[int, int]]:
   Capital letters count unless the words stand nowhere with theirs. In a script that writes words
   apart, a part of a longer word is no occurrence.
   """
+  text, words = text.translate(_SIGNS), words.translate(_SIGNS)
   forms = dict.fromkeys((words, *(unicodedata.normalize(form, words) for form in ('NFC', 'NFD'))))
   pattern = '|'.join(r'\s+'.join(map(re.escape, form.split())) for form in forms)
   if not words.split():

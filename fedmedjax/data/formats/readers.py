@@ -9,7 +9,7 @@ and the line.
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,15 +33,17 @@ class Format(NamedTuple):
 
   read: Callable[[Path], tuple[list[Document], Counter]]
   suffixes: tuple[str, ...] = ()  # of its files; () where a folder is read as a whole
+  together: bool = False  # whether the files of a note may lie in several folders of a part
 
 
 FORMATS = {
   'brat': Format(read_brat),
-  'i2b2': Format(read_i2b2),
+  'i2b2': Format(read_i2b2, together=True),
   'bioc': Format(read_bioc, ('.xml', '.json')),
   'pubtator': Format(read_pubtator, ('.txt', '.pubtator')),
   'phee': Format(read_phee, ('.json', '.jsonl')),
-  'conll': Format(read_conll, ('.conll', '.bio', '.iob', '.tsv', '.txt')),
+  'conll': Format(read_conll, (
+    '.conll', '.conllu', '.bio', '.bioes', '.bmes', '.iob', '.iob2', '.tsv', '.txt')),
   'reference': Format(read_reference, ('.json', '.jsonl')),
   'bigbio_kb': Format(read_bigbio, ('.jsonl', '.json')),
   'datasets': Format(read_datasets, ('.parquet',)),
@@ -78,6 +80,7 @@ def read_notes(path: str | Path, form: Format) -> tuple[list[Document], Counter]
   if not files:
     raise InputError(
       f'no file ending in {", ".join(form.suffixes)} in {path}{hint(path, form.suffixes)}')
+  _check_forms(files)
   documents, total, faults = [], Counter(), Faults()
   for file in files:
     with faults:
@@ -100,6 +103,7 @@ def find_parts(path: Path, form: Format) -> dict[str, list[Path]]:
   # Folders that are named for none are not read by formats of files, and may be parts of others.
   asked = [names[entry] for entry in entries if named_parts(names[entry]) or not entry.is_dir()]
   parts = parts_by_name(list(dict.fromkeys(asked)), str(path))
+  _check_forms([entry for entry in entries if parts and not entry.is_dir()])
   return {part: [entry for entry in entries if names[entry] in parts[part]] for part in parts}
 
 
@@ -108,25 +112,34 @@ def read_parts(path: Path, form: Format) -> tuple[Parts | list[Document], Counte
   entries_of = find_parts(Path(path), form)
   if not entries_of:
     documents, counts = read_notes(path, form)
-    # Notes of a format that has one in each file.
-    named = {} if form.suffixes else {
-      document.name: named_parts(document.name) for document in documents}
-    if all(len(parts) == 1 for parts in named.values()) and {
-        part for parts in named.values() for part in parts} >= {'train', 'test'}:
-      return Parts(*([d for d in documents if named[d.name] == {part}] for part in Parts._fields)
-                   ), counts
+    # Notes of a format that has one in each file, or records that say their part.
+    named = {document.name: named_parts(document.name) for document in documents}
+    if {part for parts in named.values() if len(parts) == 1 for part in parts} >= {'train', 'test'}:
+      parts = parts_by_name(list(named), str(path))
+      return Parts(*([d for d in documents if d.name in parts.get(part, ())]
+                     for part in Parts._fields)), counts
     return documents, counts
   parts, total, faults = {}, Counter(), Faults()
   for part, entries in entries_of.items():
     documents = []
-    for entry in entries:
+    for group in [entries] if form.together else zip(entries):
       with faults:
-        read, counts = read_notes(entry, form)
+        read, counts = form.read(*group) if form.together else read_notes(*group, form)
         documents += read
         total.update(counts)
     parts[part] = with_own_names(documents, total)
   faults.tell()
   return Parts(*(parts.get(part, []) for part in Parts._fields)), total
+
+
+def _check_forms(files: Sequence[Path]) -> None:
+  """Raises InputError where two files have one name but for their ending, as notes in two forms."""
+  seen = {}
+  for file in files:
+    other = seen.setdefault(file.stem.casefold(), file)
+    if other is not file:
+      raise InputError(f'{file.parent}: {other.name} and {file.name} are the same notes in two '
+                       'forms, by their names; leave one of them there')
 
 
 def _saved(path: Path) -> bool:

@@ -14,11 +14,14 @@ from typing import NamedTuple
 from fedmedjax.data.formats.conll import tag_spans, word_places
 from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import Place, json_records, list_field, text_field
+from fedmedjax.data.formats.part_names import named_parts
 from fedmedjax.data.sources import stated
 from fedmedjax.types import Document, InputError, Relation, Span
 
 _FORM = "the reference's JSON (tokens and tags, html, or input and output)"
-_TAG = re.compile(r'<span\s+class\s*=\s*["\']?([^"\'<>\s]+)["\']?\s*>|</span\s*>')
+_TAG = re.compile(
+  r'<span\s(?:[^<>]*\s)?class\s*=\s*["\']?([^"\'<>\s]+)["\']?(?:\s[^<>]*)?>|</span\s*>',
+  re.IGNORECASE)
 _HEADING = re.compile(r'.*### Input Text:|### Output Text:.*', re.DOTALL)
 
 
@@ -29,14 +32,16 @@ class _Sentence(NamedTuple):
   spans: tuple[Span, ...]
   relations: tuple[Relation, ...] = ()
   source: str = ''
+  part: str = ''
 
 
 def read_reference(path: str | Path) -> tuple[list[Document], Counter]:
   """Reads one file: an array of records, or a record a line.
 
-  Neighbouring records of the same text are one document, as those of a sentence's main entities
-  are. A document is a sentence. Where records do not name their note (`sources.stated`), notes
-  cannot be told, and a split may put two sentences of a note on both sides.
+  Neighbouring records of the same text and note are one document, as those of a sentence's main
+  entities are; a key `split` that names a part becomes a word of its name. A document is a
+  sentence. Where records do not name their note (`sources.stated`), notes cannot be told, and a
+  split may put two sentences of a note on both sides.
 
   Args:
     path: the file.
@@ -77,14 +82,18 @@ def documents_of(
         if not (sentence and sentence.text.strip()):
           counts['empty_records'] += 1
           continue
-        if sentences and sentences[-1].text == sentence.text:
+        part = named_parts(str(record.get('split', '')))
+        if len(part) == 1:
+          sentence = sentence._replace(part=f'{part.pop()}_')
+        if sentences and (sentences[-1].text, *sentences[-1][3:]) == (
+            sentence.text, *sentence[3:]):
           counts['merged_records'] += 1
           sentence = _merged(sentences.pop(), sentence)
         sentences.append(sentence)
   faults.tell()
   documents = [
-    Document(f'{stem}_{i:06d}', *sentence, sentences=((0, len(sentence.text)),))
-    for i, sentence in enumerate(sentences, 1)]
+    Document(f'{stem}_{sentence.part}{i:06d}', *sentence[:-1],
+             sentences=((0, len(sentence.text)),)) for i, sentence in enumerate(sentences, 1)]
   for document in documents:
     counts.update(documents=1, entities=len(document.spans), relations=len(document.relations))
   return documents, counts
@@ -157,4 +166,4 @@ def _merged(first: _Sentence, second: _Sentence) -> _Sentence:
   spans = tuple(dict.fromkeys(first.spans + second.spans))
   relations = [Relation(link.type, *(spans.index(of.spans[end]) for end in (link.head, link.tail)))
                for of in (first, second) for link in of.relations]
-  return _Sentence(first.text, spans, tuple(dict.fromkeys(relations)), first.source)
+  return first._replace(spans=spans, relations=tuple(dict.fromkeys(relations)))

@@ -15,7 +15,7 @@ from fedmedjax.data.formats.corpora import (
   load_corpus,
   load_folder,
 )
-from fedmedjax.data.formats.readers import FORMATS, find_parts
+from fedmedjax.data.formats.readers import FORMATS, find_parts, read_parts
 from fedmedjax.data.leaks import unleaked
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.data.sources import source_of
@@ -148,7 +148,7 @@ def test_no_site_trains_on_what_another_is_tested_on(tmp_path):
   assert [[note.text for note in site.train] for site in found] == [['u', 'v'], ['v']]
   assert [site.report['leaked_documents'] for site in found] == [2, 4]
   assert [site.test for site in found] == [site.test for site in sites]
-  with pytest.raises(InputError, match="site 'b': each of its 4 training notes has the text or"):
+  with pytest.raises(InputError, match="site 'b': each of its 4 training notes has the source,"):
     unleaked(sites, [corpus('out', 'u', 'vz')])
 
 
@@ -224,6 +224,9 @@ def test_files_named_for_parts_and_a_folder_of_files(tmp_path):
   (('train_dev', 'test'), 'train_dev names dev and train'),
   (('train_set', 'dev_set'), 'has train_set but no test part'),
   (('train_set', 'gold'), 'has train_set but no test part'),
+  (('fold0_train', 'fold0_test', 'fold1_train', 'fold1_test'), 'are of two divisions'),
+  (('split1-train', 'cv2-test'), 'cv2-test and split1-train are of two divisions'),
+  (('fold3_train', 'fold3_test'), (1, 0, 1)),
   (('corpus_test', 'corpus'), 'corpus_test is named for the part test, and corpus for none'),
   (('a_train', 'a_test', 'b'), 'a_test is named for the part test, and b for none'),
 ])
@@ -257,6 +260,62 @@ def test_notes_of_a_folder_that_name_their_part(tmp_path):
   site = load_folder(described)
   assert [d.name for d in site.train] == ['1-train', '2-train']
   assert [d.name for d in site.test] == ['0-Test'] and site.report['dev_documents'] == 1
+  for ending in ('.txt', '.ann'):
+    (tmp_path / 'notes' / f'5{ending}').write_text('')
+  with pytest.raises(InputError, match='0-Test is named for the part test, and 5 for none'):
+    load_folder(described)
+
+
+@pytest.mark.parametrize(('parts', 'expected'), [
+  (('train', 'test', 'Validation', 'train'), (2, 1, 1)), (('train', None, 'test'), 'for none'),
+  (('a', 'b'), None), (('train', 'train'), None)])
+def test_records_that_name_their_part(tmp_path, parts, expected):
+  (tmp_path / 'a.json').write_text(json.dumps([
+    {'tokens': [f'w{i}'], 'tags': ['O'], 'split': part} for i, part in enumerate(parts)]))
+  if isinstance(expected, str):
+    with pytest.raises(InputError, match=expected):
+      read_parts(tmp_path, FORMATS['reference'])
+  else:
+    found, _ = read_parts(tmp_path, FORMATS['reference'])
+    assert (tuple(map(len, found)) if expected else len(found)) == (expected or 2)
+
+
+@pytest.mark.parametrize(('form', 'names'), [
+  ('bioc', ('Train.BioC.XML', 'Train.BioC.JSON', 'Test.BioC.JSON')),
+  ('conll', ('train.tsv', 'test.tsv', 'test.txt')), ('conll', ('notes.bio', 'Notes.txt')),
+  ('pubtator', ('a.pubtator', 'b.txt', 'a.txt'))])
+def test_notes_in_two_forms_are_not_read_twice(tmp_path, form, names):
+  for name in names:
+    (tmp_path / name).write_text('a O\n')
+  with pytest.raises(InputError, match='are the same notes in two forms'):
+    read_parts(tmp_path, FORMATS[form])
+
+
+def test_concepts_of_i2b2_that_lie_apart_from_their_texts(tmp_path):
+  """As the challenge ships them: the texts of its test notes are in a folder of their own."""
+  for folder, name, text in (
+      ('relation_training_data/beth/txt', 'a.txt', 'Fever.'), ('test_data', 'b.txt', 'No rash.'),
+      ('relation_training_data/beth/concept', 'a.con', 'c="fever" 1:0 1:0||t="problem"'),
+      ('reference_standard_for_test_data/concepts', 'b.con', 'c="rash" 1:1 1:1||t="problem"')):
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / folder / name).write_text(text)
+  parts, counts = read_parts(tmp_path, FORMATS['i2b2'])
+  assert [[d.name for d in part] for part in parts] == [['a'], [], ['b']]
+  assert counts['entities'] == 2
+
+
+@pytest.mark.parametrize(('files', 'said'), [
+  (('data/train/a.ann', 'data/test/a.ann'), 'there are some in .*/data: give that folder'),
+  (('p1/a.ann', 'p2/b.ann', 'p3/c.ann'), 'some in .*/p1 and 2 other folders: put them into one'),
+  (('notes.tar.gz', 'README.txt'), 'unpack .*/notes.tar.gz'),
+  (('a.ann', 'README.txt'), 'a.ann has no a.txt beside it'),
+  (('a.txt', 'b.ann'), r'a.txt has no a.ann beside it \(and 1 more error')])
+def test_what_a_brat_folder_lacks(tmp_path, files, said):
+  for file in files:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text('')
+  with pytest.raises(InputError, match=said):
+    read_parts(tmp_path, FORMATS['brat'])
 
 
 def test_folders_of_a_home_and_those_that_hold_nothing(tmp_path, monkeypatch):

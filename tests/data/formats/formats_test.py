@@ -325,10 +325,10 @@ def test_bigbio_passages_events_and_pieces(tmp_path):
 
 
 @pytest.mark.parametrize(('changes', 'said'), [
-  ({'document_id': 3}, 'document_id'), ({'passages': 'x'}, 'passages'),
+  ({'document_id': 3.5}, 'document_id'), ({'passages': 'x'}, 'passages'),
   ({'passages': [3]}, 'passages'), ({'passages': [{'text': ['a'], 'offsets': []}]}, 'one length'),
   ({'entities': [{'id': 'T1', 'type': 's', 'text': ['x'], 'offsets': [[0, True]]}]}, 'offsets'),
-  ({'entities': [{'id': 'T1', 'type': 's', 'text': [], 'offsets': []}]}, 'offsets'),
+  ({'entities': [{'id': 'T1', 'type': 's', 'text': ['x'], 'offsets': [[0]]}]}, 'offsets'),
   ({'entities': kb()['entities'] * 2}, "'T1' occurs twice"),
   ({'events': [{'id': 'E', 'trigger': None}]}, 'trigger'),
   ({'relations': [{'type': 'by', 'arg1_id': 'T1'}]}, 'arg2_id')])

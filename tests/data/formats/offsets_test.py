@@ -263,9 +263,21 @@ def test_mentions_without_a_character_or_behind_the_end_take_their_relations_alo
   ('Rash, rash', 'rash', [(6, 10)]), ('Rash; RASHES', 'rash', [(0, 4)]),
   ('chest\r\n  pain', 'chest pain', [(0, 13)]), ('5mg 15 mg', '5', [(0, 1)]),
   ('5mg', 'mg', [(1, 3)]), ('患者发热三天', '发热', [(2, 4)]),
+  ('no Crohn\u2019s', "Crohn's", [(3, 10)]), ("x-ray", 'x\u2013ray', [(0, 5)]),
   ('cafe\u0301', 'caf\xe9', [(0, 5)]), ('a.b', 'a*b', []), ('rash', ' ', [])])
 def test_where_words_stand(text, words, places):
   assert occurrences(text, words) == places
+
+
+def test_signs_that_a_tool_wrote_in_the_place_of_others(tmp_path):
+  """Three of four quotes have other marks than the text: offsets count, and marks are counted."""
+  text = 'Crohn\u2019s, x\u2013ray, \u201cflu\u201d and rash'
+  (tmp_path / 'n.txt').write_text(text)
+  (tmp_path / 'n.ann').write_text(
+    'T1\tx 0 7\tCrohn\'s\nT2\tx 9 14\tx-ray\nT3\tx 16 21\t"flu"\nT4\tx 26 30\trash\n')
+  (document,), counts = read_notes(tmp_path, FORMATS['brat'])
+  assert [span[:2] for span in document.spans] == [(0, 7), (9, 14), (16, 21), (26, 30)]
+  assert counts['text_mismatch'] == 3
 
 
 def test_errors_of_all_files_are_told_at_once(tmp_path):

@@ -171,6 +171,13 @@ def test_brat_blanks_for_tabs_and_lines_that_only_look_like_it(tmp_path):
   # Tokens without a character, columns and numbers.
   ('a\tB-x\n\tI-x\nb\tI-x\n', 1, ['a b']), ('a B-x\n O\nb B-x\n', 1, ['a', 'b']),
   ('a\tN\tB-x\n\u3000\tN\tI-x\n\tN\tI-x\nb\tN\tI-x\n', 1, ['a b']),
+  ('0\ta\tB-x\n1\tb\tI-x\n\n0\tc\tB-x\n', 1, ['a b', 'c']),
+  ('1\ta\tB-x\n2\tb\tI-x\n\n3\tc\tB-x\n', 1, ['a b', 'c']),
+  ('1-2\tab\t_\tO\n1\ta\t_\tB-x\n2\tb\t_\tI-x\n2.1\tz\t_\tO\n', 1, ['a b']),
+  ('1 CD B-x\n2 CD I-x\n\na NN B-x\n', 1, ['1 2', 'a']),
+  ('10\xa0mg B-x\na\xa0b I-x\n\nc\xa0B-x\n', 1, ['10\xa0mg a\xa0b', 'c']),
+  # Two files after one another, each with a byte-order mark.
+  ('\ufeff-DOCSTART- O\n\na B-x\n\n\ufeff-DOCSTART- O\n\nb B-x\n', 2, ['a', 'b']),
   ('\ta\tB-x\n\tb\tI-x\n', 1, ['a b']), ('1\ta\tB-x\n2\tb\tI-x\n\n1\tc\tB-x\n', 1, ['a b', 'c']),
 ])
 def test_conll_variants(tmp_path, text, documents, found):
@@ -184,6 +191,46 @@ def test_conll_variants(tmp_path, text, documents, found):
 def test_conll_lines_that_are_neither_are_refused(tmp_path, text):
   with pytest.raises(InputError, match=r'a\.conll(:2: malformed|$)'):
     read_conll(written(tmp_path, 'a.conll', text))
+
+
+# --- JSON ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('text', [
+  '<span class="x">b</span> c', '<SPAN CLASS=x>b</SPAN> c', "<span id='1' class='x' >b</span> c",
+  '<span class="x" title="class of b">b</span> c'])
+def test_tags_of_html_as_tools_write_them(tmp_path, text):
+  path = written(tmp_path, 'a.json', json.dumps([{'html': text}]))
+  (document,), _ = read_notes(path, FORMATS['reference'])
+  assert (document.text, entities(document)) == ('b c', [('b', 'x')])
+
+
+def test_the_same_sentence_of_two_notes_is_two_documents(tmp_path):
+  rows = [{'tokens': ['b'], 'tags': ['B-x'], 'pmid': pmid} for pmid in (1, 2, 2)]
+  documents, counts = read_notes(
+    written(tmp_path, 'a.json', json.dumps(rows)), FORMATS['reference'])
+  assert [d.source for d in documents] == ['1', '2'] and counts['merged_records'] == 1
+
+
+def test_bioc_a_document_a_line_and_ids_that_are_numbers(tmp_path):
+  lines = [bioc().replace('"7"', '7').replace('"1"', '1'), json.dumps(
+    json.loads(bioc(({}, '31')))['documents'][0])]
+  for text in ('\n'.join(lines) + '\n', f'[{lines[0]},\n{lines[1]}]'):
+    documents, counts = read_bioc(written(tmp_path, 'a.json', text))
+    assert [d.name for d in documents] == ['7', '7_2'] and counts['entities'] == 6
+    assert [len(d.relations) for d in documents] == [0, 1]
+
+
+def test_bigbio_ids_that_are_numbers_and_entities_without_a_place(tmp_path):
+  record = {'document_id': 7, 'passages': [{'text': ['Rash now.'], 'offsets': [[0, 9]]}],
+            'entities': [{'id': 1, 'type': 'x', 'text': ['Rash'], 'offsets': [[0, 4]]},
+                         {'id': 2, 'type': 'x', 'text': [], 'offsets': []}],
+            'events': [{'id': 3, 'type': 'y', 'trigger': {'text': ['now'], 'offsets': [[5, 8]]},
+                        'arguments': [{'role': 'of', 'ref_id': 1}]}]}
+  path = written(tmp_path, 'a.jsonl', json.dumps(record))
+  (document,), counts = read_notes(path, FORMATS['bigbio_kb'])
+  assert document.name == '7' and links(document) == [('of', 'now', 'Rash')]
+  assert entities(document) == [('Rash', 'x'), ('now', 'y')] and counts['out_of_range'] == 1
 
 
 # --- rows without text --------------------------------------------------------------------------
