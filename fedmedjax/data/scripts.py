@@ -14,6 +14,10 @@ import regex
 _BOUNDARY = regex.compile(r'\b', regex.WORD)  # of words, by annex 29
 _TOKEN = re.compile(r'\w+|[^\w\s]')
 _GRAPHEME = regex.compile(r'\X')
+# Letters of alphabets without case and their signs, from Hebrew to Burmese, with dots between them.
+_LETTERS = re.compile(r'(["\'״׳]?)([\u0590-\u109f](?:[\u0590-\u109f.]*[\u0590-\u109f])?)$')
+_THAI = re.compile('[\u0e01-\u0e2e]{1,4}')
+_JOINERS = '\u200c\u200d'  # which stand within words of Persian and Hindi
 
 
 def _of_class(name: str) -> str:
@@ -34,10 +38,10 @@ OPENERS = '「『（［｛【〈《〖〘〚｢〔'
 
 
 def caseless(text: str) -> bool:
-  """Whether a text is one letter that has no capital, or the vowel sign of one."""
+  """Whether a text is one letter that has no capital, or the vowel sign or joiner of one."""
   return len(text) == 1 and not text.isascii() and (
     text.isalpha() and not (text.isupper() or text.islower() or text.istitle())
-    or unicodedata.category(text) in ('Mn', 'Mc'))
+    or unicodedata.category(text) in ('Mn', 'Mc') or text in _JOINERS)
 
 
 def last_run(word: str) -> str:
@@ -46,6 +50,26 @@ def last_run(word: str) -> str:
   while at and caseless(word[at - 1]) == caseless(word[-1]):
     at -= 1
   return word[at:]
+
+
+def abbreviated(word: str, joined: bool) -> bool:
+  """Whether a word of an alphabet without case that a dot follows is short for another one.
+
+  It is where it is a single letter, or letters with dots between them (मि.ग्रा), or consonants of
+  Thai (มก), where dots end no sentence.
+
+  Args:
+    word: what stands before the dot, without blanks.
+    joined: no blank follows the dot; then a letter may have signs, too.
+  """
+  found = _LETTERS.search(word)
+  if found is None or found[1]:  # behind a quotation mark, as in Hebrew's מ"ג, it is a whole word
+    return False
+  parts = found[2].split('.')
+  sizes = [len(_GRAPHEME.findall(part)) for part in parts]
+  if len(parts) > 1:
+    return all(1 <= size <= 2 for size in sizes)
+  return len(found[2]) == 1 or joined and sizes == [1] or _THAI.fullmatch(found[2]) is not None
 
 
 def first_word(text: str) -> str:

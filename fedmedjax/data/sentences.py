@@ -18,6 +18,7 @@ from fedmedjax.data.scripts import (
   DOTS,
   OPENERS,
   STOPS,
+  abbreviated,
   caseless,
   columns,
   first_word,
@@ -42,12 +43,14 @@ _AFTER = re.compile(rf'\s*([("\'“‘«\[{{{OPENERS}]*)\s?(\S)')
 _MARKER = re.compile(r'[(\[]?(?:\d{1,2}(?:\.\d{1,2})*|[A-Za-z]|[ivxIVX]{1,4})[)\]]?')
 _BRACKET = re.compile(r'[(\[{)\]}（［｛【〔）］｝】〕]')
 _OPENER = {')': '(', ']': '[', '}': '{', '）': '（', '］': '［', '｝': '｛', '】': '【', '〕': '〔'}
+# Marks of East Asia behind which another word begins.
+_WIDE = re.compile(r'[：，、；（「『](?=[^：，、；（「『])')
 _BULLETS = frozenset('-–—*•·▪●○◦‣■□')
 
 # Abbreviations that never end a sentence, whatever the case of the word that follows.
 _NEVER_LAST = frozenset(
   'dr drs mr mrs ms prof st mt vs e.g eg i.e ie viz cf ca approx esp incl excl fig figs '
-  'डॉ डा प्रो श्री د أ'.split()
+  'डॉ डा प्रो श्री د أ ডা ডঃ ড ਡਾ ડૉ ડો డా ಡಾ ഡോ'.split()
 )
 # Abbreviations that do not end a sentence when a number follows.
 _BEFORE_NUMBER = frozenset(
@@ -225,7 +228,9 @@ def _cuts(text: str, start: int, end: int) -> Iterator[int]:
       continue
     is_marker = (mark.start() - start <= _LOOK_BEHIND
                  and _MARKER.fullmatch(text[start:mark.start()].strip()))
-    if before and not is_marker and _ends(before[-1], mark[0], opener, following):
+    if (before and not is_marker
+        and not ('.' in mark[0] and abbreviated(before[-1], mark['joined'] is not None))
+        and _ends(before[-1], mark[0], opener, following)):
       yield cut
       start = cut
 
@@ -245,7 +250,9 @@ def _is_joined(before: Sequence[str], mark: str, following: str) -> bool:
 
 def _ends(word: str, mark: str, opener: str, following: str) -> bool:
   """Whether a sentence ends between `word` + `mark` and `opener` + `following`."""
-  word = word.lstrip('([{"\'“‘')
+  word = _WIDE.split(word.lstrip('([{"\'“‘'))[-1]
+  if any(map(caseless, word)):
+    word = last_run(word)
   plain, dotted = word.lower(), '.' in word
   if following in _BULLETS:
     return not opener
@@ -255,7 +262,7 @@ def _ends(word: str, mark: str, opener: str, following: str) -> bool:
   if plain in _NEVER_LAST:
     return False
   if caseless(following):
-    return not _is_abbreviation(last_run(word))
+    return not _is_abbreviation(word)
   if following.islower():
     return (mark == '.' and len(word) > 3 and word.isalpha() and word.islower()
             and plain not in _LOOKS_LIKE_WORD)
@@ -271,10 +278,10 @@ def _is_abbreviation(word: str) -> bool:
   plain = word.lower()
   if plain in _NEVER_LAST or plain in _LOOKS_LIKE_WORD:
     return True
-  if word.isascii():  # q.d, U.S, the initial of a name
-    return word[:1].isalpha() and all(len(part) < 3 for part in word.split('.')) and (
+  # q.d, U.S, the initial of a name
+  return word.isascii() and word[:1].isalpha() and all(
+    len(part) < 3 for part in word.split('.')) and (
       '.' in word or len(word) == 1 and word.isupper())
-  return len(word) == 1 and '\u0590' <= word <= '\u08ff'  # a letter of an alphabet, no syllable
 
 
 def _closed_brackets(text: str, start: int, end: int) -> list[tuple[int, int]]:

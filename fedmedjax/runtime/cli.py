@@ -12,6 +12,7 @@ import platform
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -116,6 +117,12 @@ def _version(name: str) -> str:
     return str(getattr(importlib.import_module(name), '__version__', 'unknown'))
 
 
+def _of_jax_settings(error: Exception) -> bool:
+  """Whether JAX raised this while it read its settings, which it does where it is imported."""
+  frames = [frame.f_globals.get('__name__') for frame, _ in traceback.walk_tb(error.__traceback__)]
+  return frames[-1] == 'jax._src.config'
+
+
 def guarded(body: Callable[[], None]) -> int:
   """Runs `body` -> exit status.
 
@@ -126,6 +133,11 @@ def guarded(body: Callable[[], None]) -> int:
       body()
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
+    return 2
+  except ValueError as error:
+    if not _of_jax_settings(error):
+      raise
+    print(f"error: JAX's settings in the environment (JAX_*): {error}", file=sys.stderr)
     return 2
   except (RuntimeError, OSError, MemoryError) as error:
     # XLA adds pages on its memory to the line that says it is full.

@@ -9,29 +9,38 @@ import jax
 
 from fedmedjax.types import InputError
 
-# Settings of JAX that change its arithmetic: the value that everything here is written for, and
-# that value as the environment has it.
-_NEEDED = {'jax_enable_x64': (False, '0'), 'jax_numpy_dtype_promotion': ('standard', 'standard')}
+# Settings of JAX that change its arithmetic: the value that nothing here is written for, another
+# one, and that one as the environment has it.
+_REFUSED = {
+  'jax_enable_x64': (True, False, '0'),
+  'jax_numpy_dtype_promotion': ('strict', 'standard', 'standard'),
+}
+# Those that name devices, the first that is set.
+_DEVICES = ('JAX_DEFAULT_DEVICE', 'JAX_PLATFORMS', 'JAX_PLATFORM_NAME')
 
 
 def check() -> None:
   """Starts JAX's devices; raises InputError where its settings ask for what is not there."""
-  for name, (needed, written) in _NEEDED.items():
+  for name, (refused, needed, written) in _REFUSED.items():
     value = getattr(jax.config, name)
-    if value != needed:
+    if value == refused:
       setting = name.upper()
       raise InputError(
         f'{setting}={os.environ.get(setting, value)}: only {needed!r} is supported; leave it out, '
         f'or start the same command behind {setting}={written}')
   try:
     jax.devices()
+    if isinstance(jax.config.jax_default_device, str):
+      jax.devices(jax.config.jax_default_device)
   except Exception as error:  # JAX raises what the plug-in of a device hits, also bare assertions
     line = (str(error).splitlines() or [''])[0]
-    platforms = jax.config.jax_platforms
+    values = {name: getattr(jax.config, name.lower(), None) or os.environ.get(name)
+              for name in _DEVICES}
+    setting = next((name for name in _DEVICES if values[name]), 'JAX_PLATFORMS')
     raise InputError(
-      f'JAX_PLATFORMS={platforms or ""}: JAX finds no such device here'
-      f'{f" ({line})" if line else ""}; without JAX_PLATFORMS it takes what there is, with '
-      'JAX_PLATFORMS=cpu the processor') from None
+      f'{setting}={values[setting] or ""}: JAX finds no such device here'
+      f'{f" ({line})" if line else ""}; without {setting} it takes what there is, with '
+      f'{setting}=cpu the processor') from None
 
 
 def limit() -> int:

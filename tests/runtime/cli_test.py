@@ -40,10 +40,26 @@ def test_64_bits_are_refused_in_a_line(value, monkeypatch, capsys):
   assert error.startswith(f'error: JAX_ENABLE_X64={value or True}: ') and error.count('\n') == 1
 
 
-def test_promotion_that_code_is_not_written_for_is_refused(capsys):
-  with jax.numpy_dtype_promotion('strict'):
+@pytest.mark.parametrize('setting, message', [
+  (lambda: jax.numpy_dtype_promotion('strict'), 'JAX_NUMPY_DTYPE_PROMOTION=strict: '),
+  (lambda: jax.default_device('gpu'), 'JAX_DEFAULT_DEVICE=gpu: JAX finds no such device'),
+])
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='a device is there')
+def test_settings_that_code_is_not_written_for_are_refused(setting, message, capsys):
+  with setting():
     assert cli.guarded(cli.set_up) == 2
-  assert capsys.readouterr().err.startswith('error: JAX_NUMPY_DTYPE_PROMOTION=strict: ')
+  error = capsys.readouterr().err
+  assert error.startswith(f'error: {message}') and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('name', ['jax_numpy_rank_promotion', 'jax_default_device'])
+def test_a_value_that_jax_refuses_is_one_line(name, capsys):
+  """JAX raises it where it is imported; any other ValueError is a fault of the program."""
+  assert cli.guarded(lambda: jax.config.update(name, 'bogus')) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: JAX's settings") and 'bogus' in error and error.count('\n') == 1
+  with pytest.raises(ValueError, match='invalid literal'):
+    cli.guarded(lambda: int('x'))
 
 
 @pytest.mark.parametrize('raised', [

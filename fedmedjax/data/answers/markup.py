@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmedjax.data.answers.align import align, fold
-from fedmedjax.data.answers.thought import answer_of
+from fedmedjax.data.answers.thought import answer_of, guarded
 from fedmedjax.data.scripts import inside_word
 from fedmedjax.types import Parse, Span
 
@@ -24,8 +24,7 @@ from fedmedjax.types import Parse, Span
 # the look-alike, so writing one never makes a tag of what stands before it ('<span</span>').
 _LOOK_ALIKE = '\u2039'
 _TAG = re.compile(rf'<(/?)\s*span\b([^<>{_LOOK_ALIKE}]*)>', re.IGNORECASE)
-_GUARDED = re.compile(
-  rf'<(?=/?\s*(?:span\b[^<>{_LOOK_ALIKE}]*|think(?:ing)?\s*)>)', re.IGNORECASE)
+_GUARDED = re.compile(rf'<(?=/?\s*span\b[^<>{_LOOK_ALIKE}]*>)', re.IGNORECASE)
 _CUT_TAG = re.compile(rf'</?\s*(?:s|sp|spa|span\b[^<>{_LOOK_ALIKE}]*)?\Z', re.IGNORECASE)
 _CLASS = re.compile(r'class\W*([\w-]+)', re.IGNORECASE)
 
@@ -121,8 +120,8 @@ def parse(
 
 
 def guard(text: str) -> str:
-  """The text with a look-alike for the '<' of every tag of a span or a thought."""
-  return _GUARDED.sub(_LOOK_ALIKE, text)
+  """The text with a look-alike for the first character of every tag of a span or a thought."""
+  return guarded(_GUARDED.sub(_LOOK_ALIKE, text))
 
 
 def _strip_tags(generated: str, types: Sequence[str]) -> tuple[str, list[_Mark], bool]:

@@ -66,6 +66,14 @@ def check_pointer(file: Path) -> None:
       f"git -C '{file.parent}' lfs pull")
 
 
+def check_dtype(file: Path, name: str, view: Any) -> None:
+  """Raises InputError unless a tensor of a safetensors file, as opened, is of plain floats."""
+  if view.get_dtype() not in _DTYPES:
+    raise InputError(
+      f'{file}: tensor {name!r} is of type {view.get_dtype()}; {", ".join(_DTYPES)} are read; use '
+      'the unquantised weights')
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
   """The content of a model folder's config.json; raises InputError when it cannot be read."""
   check_pointer(folder / 'config.json')
@@ -73,6 +81,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     raise InputError(
       f'{folder}: is an adapter (adapter_config.json), not a model; name its base, and the adapter '
       'as config.lora.start')
+  if (folder / 'adapter_config.json').exists():
+    raise InputError(
+      f'{folder}: holds a model and an adapter (adapter_config.json), and transformers would apply '
+      'the one to the other; put them into two folders, and name the adapter as config.lora.start')
   if not (folder / 'config.json').exists() and any(folder.glob('*.gguf')):
     raise InputError(f'{folder}: no config.json; name the .gguf file in it, not the folder')
   try:
@@ -136,7 +148,9 @@ def stored_tensors(
 
   for file in weight_files(folder, model):
     if not file.is_file():
-      raise InputError(f'{folder}: {file.name}, named by {INDEX}, is missing')
+      raise InputError(
+        f'{folder}: {file.name}, named by {INDEX}, is missing' if not file.is_symlink() else
+        f'{file}: is a link to {file.readlink()}, which is not there')
     check_pointer(file)
     try:
       with safetensors.safe_open(file, 'np') as archive:
@@ -144,10 +158,7 @@ def stored_tensors(
           if _NOT_WEIGHTS.fullmatch(name):
             continue
           view = archive.get_slice(name)
-          if view.get_dtype() not in _DTYPES:
-            raise InputError(
-              f'{file}: tensor {name!r} is of type {view.get_dtype()}; {", ".join(_DTYPES)} are '
-              'read; use the unquantised weights')
+          check_dtype(file, name, view)
           if name in tensors and not (folder / INDEX).is_file():
             raise InputError(
               f'{folder}: tensor {name!r} occurs twice, in {home[name]} and {file.name}, '

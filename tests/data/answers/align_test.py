@@ -35,7 +35,7 @@ def test_where_characters_go(text, copy, expected):
 
 @pytest.mark.parametrize('words', [
   '患|者|发|热', 'アスピリン|を|投|与', '환자는| |열이', 'बुखार| |है', 'حمى| |شديدة',
-  '给|予|aspirin|治', 'cm²| |a_1',
+  '给|予|aspirin|治', 'cm²| |a_1', 'می\u200cخواهم| |درد', 'क्\u200dष',  # joiners within words
 ])
 def test_words_hold_together_and_characters_without_blanks_do_not(words):
   """A boundary is inside a word where no '|' stands: by Unicode's annex 29, of letters only."""

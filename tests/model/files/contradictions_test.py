@@ -80,7 +80,8 @@ def alone(tensors):
   lambda t: t.update({HEAD: t[EMBEDDING] + torch.eye(*t[EMBEDDING].shape)}),
   lambda t: t.update({HEAD: t[EMBEDDING].clone()}),
   alone,
-], ids=['a head of its own', 'a few values of its own', 'a copy', 'only the head'])
+  lambda t: [t.update({name.removeprefix('model.'): t.pop(name)}) for name in list(t)],
+], ids=['a head of its own', 'a few values of its own', 'a copy', 'only the head', 'without one'])
 def test_heads_of_tied_models(tied, change, tmp_path):
   same_as_transformers(changed(tied, tmp_path / 'model', change))
 
@@ -92,6 +93,35 @@ def test_heads_of_tied_models(tied, change, tmp_path):
 def test_heads_that_fit_nothing_are_named(tied, change, message, tmp_path):
   with pytest.raises(InputError, match=message):
     load_model(changed(tied, tmp_path / 'model', change))
+
+
+def with_settings(folder, **values):
+  file = folder / 'config.json'
+  file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def beside(folder):
+  (folder / 'adapter_config.json').write_text('{"peft_type": "LORA"}')
+
+
+def linked(folder):
+  (folder / 'model.safetensors').unlink()
+  (folder / 'model.safetensors').symlink_to('../blobs/4d7a')
+
+
+@pytest.mark.parametrize('change, message', [
+  (beside, 'holds a model and an adapter'),
+  (lambda f: with_settings(f, quantization_config={'quant_method': 'awq'}), "config='awq'"),
+  (lambda f: with_settings(f, quantization_config={'load_in_4bit': True}), 'quantization_config='),
+  (linked, r'is a link to \.\./blobs/4d7a'),
+], ids=['adapter', 'awq', 'bitsandbytes', 'link'])
+def test_folders_that_mean_something_else_are_named(whole, change, message, tmp_path):
+  folder = shutil.copytree(whole, tmp_path / 'model')
+  change(folder)
+  with pytest.raises(InputError, match=message):
+    load_model(folder)
+  with pytest.raises(InputError, match='name the folder of the model'):
+    load_model(folder / 'config.json')
 
 
 def test_an_untied_model_without_its_head_is_refused(whole, tmp_path):
@@ -208,6 +238,50 @@ def test_a_split_gguf_is_read_whole_from_any_of_its_files(whole, tmp_path):
     load_model(files[0].rename(tmp_path / 'renamed.gguf'))
 
 
+def replaced(key, add, *values):
+  """A change of a GGUF writer: another value of a key, or none."""
+  def change(writer):
+    writer.kv_data[0].pop(key, None)
+    if add:
+      add(writer, *values)
+  return change
+
+
+_W, _KV, _EOS = gguf.gguf.GGUFWriter, 'llama.attention.head_count_kv', 'tokenizer.ggml.eos_token_id'
+
+
+@pytest.mark.parametrize('change, extra, message', [
+  (replaced(_KV, _W.add_head_count_kv, [4, 4, 4]), {}, None),  # one number for each layer
+  (replaced(_KV, _W.add_head_count_kv, [4, 2, 4]), {}, r'head_count_kv=\[4, 2, 4\]: the same for'),
+  (replaced('', _W.add_pad_token_id, 2**32 - 1), {}, None),     # none
+  (replaced(_EOS, _W.add_eos_token_id, 2**32 - 1), {}, 'names no end token'),
+  (replaced(_EOS, _W.add_eos_token_id, 500), {}, 'eos_token_id=500: there are 97 tokens'),
+  (replaced('tokenizer.ggml.token_type', _W.add_token_types, [1]), {}, 'has 1 entries for 97'),
+  (replaced('', None), {'rope_freqs.weight': np.ones(7, np.float32)}, '3 finite numbers > 0'),
+  (replaced('', None), {'rope_freqs.weight': np.zeros(3, np.float32)}, '3 finite numbers > 0'),
+])
+def test_odd_fields_of_a_gguf(gguf_folder, change, extra, message, tmp_path):
+  path = write_gguf(tmp_path / 'm.GGUF', gguf_folder, change=change, extra=extra)
+  with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+    found = load_model(path)
+    assert found.config.num_kv_heads == 4 and found.tokenizer.pad_token is None
+
+
+@pytest.fixture(scope='module')
+def gguf_folder(tmp_path_factory):
+  return save(build(FAMILIES['llama2']), tmp_path_factory.mktemp('of_gguf'))
+
+
+@pytest.mark.parametrize('kind', [3, 4])
+def test_words_of_a_gguf_that_are_taken_whole(gguf_folder, kind, tmp_path):
+  """Control tokens and those that the model's author defined, as llama.cpp takes both."""
+  path = write_gguf(tmp_path / 'm.gguf', gguf_folder, words=['<tool_call>'], change=replaced(
+    'tokenizer.ggml.token_type', _W.add_token_types, [1] * 96 + [kind]))
+  tokenizer = load_model(path).tokenizer
+  assert tokenizer('w1<tool_call>w1')['input_ids'] == [2, 96, 2]
+  assert tokenizer.decode([2, 96, 2]) == 'w1<tool_call>w1'
+
+
 @pytest.mark.parametrize('architecture, words, split', [
   ('llama', ['<|begin_of_text|>'], 'llama-bpe'), ('llama', ['<reponame>'], 'smollm'),
   ('qwen2', ['<|im_start|>'], 'qwen2'),
@@ -251,9 +325,19 @@ def renamed(adapter, to, name):
   return to
 
 
-@pytest.mark.parametrize('name', ['default', 'site_3', 'icu'])
-def test_keys_of_a_state_dict_name_the_adapter(adapter, name, tmp_path):
-  folder = renamed(adapter, tmp_path / 'a', lambda key: key.replace('.weight', f'.{name}.weight'))
+def around(name):
+  return lambda key: name + key.removeprefix('base_model.model.')
+
+
+@pytest.mark.parametrize('name', [
+  lambda key: key.replace('.weight', '.default.weight'),
+  lambda key: key.replace('.weight', '.site_3.weight'),
+  lambda key: key.replace('.weight', '.my-adapter.weight'),
+  around(''), around('base_model.model._orig_mod.'), around('module.base_model.model.'),
+  lambda key: key.replace('model.model.model.', 'model.model.'),
+], ids=['default', 'site_3', 'my-adapter', 'bare', 'compiled', 'parallel', 'without a head'])
+def test_keys_of_a_state_dict_name_the_adapter_or_what_is_around(adapter, name, tmp_path):
+  folder = renamed(adapter, tmp_path / 'a', name)
   found, _ = load_peft(folder, adapter[1])
   for target, factors in adapter[2]['layers'].items():
     for factor, values in factors.items():
@@ -264,6 +348,10 @@ def test_keys_of_several_adapters_are_refused(adapter, tmp_path):
   folder = renamed(adapter, tmp_path / 'a', lambda key: key.replace(
     '.weight', '.one.weight' if '.layers.0.' in key else '.two.weight'))
   with pytest.raises(InputError, match="several adapters, named 'one', 'two'"):
+    load_peft(folder, adapter[1])
+  folder = renamed(
+    adapter, tmp_path / 'b', lambda key: 'module.' + key if '.layers.0.' in key else key)
+  with pytest.raises(InputError, match="of models named 'base_model.model.model.', 'module.base"):
     load_peft(folder, adapter[1])
 
 

@@ -35,12 +35,12 @@ def wide_folder(tmp_path_factory):
 
 
 def write_gguf(path, folder, architecture='llama', kind=TYPES.F32, extra=None, raw=None,
-               pre='default', words=(), **options):
+               pre='default', words=(), change=lambda writer: None, **options):
   """The safetensors model of `folder` as GGUF, its matrices in the format `kind`.
 
   q and k rows are interleaved for the architecture llama, as converters do: row 2i + j of a head
   is row i of half j. `raw` gives a matrix's blocks instead of quantising it, `words` are the last
-  ones of the vocabulary, `options` are the writer's.
+  ones of the vocabulary, `change` is applied to the writer, `options` are its own.
   """
   loaded = load_model(folder)
   config = loaded.config
@@ -80,6 +80,7 @@ def write_gguf(path, folder, architecture='llama', kind=TYPES.F32, extra=None, r
       writer.add_tensor(theirs, gguf.quantize(values, kind), raw_dtype=kind)
   for name, values in (extra or {}).items():
     writer.add_tensor(name, values)
+  change(writer)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()

@@ -156,6 +156,8 @@ KEY = 'base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight'
   (lambda t: t.update({KEY.replace('self_attn', 'mlp'): t[KEY]}), 'unknown tensor .*mlp.v_proj'),
   (lambda t: t.update({KEY.replace('lora_B.weight', 'lora_magnitude_vector'): t[KEY]}), 'unknown'),
   (lambda t: t.clear(), 'holds no tensor'),
+  (lambda t: t.update({KEY: t[KEY].astype(np.int8)}), 'is of type I8; F64'),
+  (lambda t: t.update({KEY.replace('_B', '_A'): np.array(1.0, np.float32)}), r'has shape \(\)'),
 ])
 def test_damaged_adapter_files_are_refused(tmp_path, change, message):
   import safetensors.numpy
