@@ -23,7 +23,7 @@ def test_the_table_of_methods(tmp_path):
   assert 'step 50/50' in said
   command = (
     'ablation.py', '--config=configs/ablation_tiny.py', f'--config.model.path={tmp_path / "tiny"}',
-    '--config.fed.rounds=1', '--config.fed.local_steps=2', '--config.data.synthetic_notes=8',
+    '--config.fed.rounds=1', '--config.fed.local_steps=8', '--config.data.synthetic_notes=8',
     '--config.data.max_length=96', f'--output={tmp_path / "out"}', '--presets=krum',
     '--settings=sizes,ranks', '--seeds=0')
   script(*command)
