@@ -36,7 +36,7 @@ _BY_ROUND = ('round', 'step_norm', 'step_cosine', 'product_gap', 'seconds')
 # Keys beside config.data that decide what `load_data` gives.
 _OF_DATA = (
   'seed', 'model.path', 'model.dtype', 'model.quantization', 'fed.learner', 'bert.path',
-  'eval.max_examples', 'eval.max_external')
+  'bert.max_length', 'eval.max_examples', 'eval.max_external')
 
 
 class Results(NamedTuple):

@@ -142,6 +142,8 @@ def test_mistakes_are_one_line(config, data, tmp_path):
       (lambda: fm.run(config, tmp_path, data=data, aggregator=5), 'aggregator=5: a builder'),
       (lambda: fm.run(other, tmp_path, data=data),
        'data=...: loaded with config.data.max_train_notes=0, and this run has 7; give'),
+      (lambda: fm.run(config, tmp_path, data=data._replace(
+        settings=data.settings | {'bert.max_length': 7})), 'loaded with config.bert.max_length=7'),
       (lambda: fm.run(config, tmp_path, data=data, partition=len), 'are dealt out already'),
       (lambda: fm.load_results(tmp_path), 'summary.json')):
     with pytest.raises(fm.InputError, match=message) as error:
