@@ -14,8 +14,9 @@ from fedmedjax.eval.endpoint import endpoint_from
 from fedmedjax.experiment.command_line import choose_preset
 from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.defaults import METHOD_DEFAULTS, PRESETS, get_config
-from fedmedjax.experiment.methods import adds_to_base, harmless_keys
-from fedmedjax.experiment.own_parts import is_own
+from fedmedjax.experiment.methods import adds_to_base, harmless_keys, method
+from fedmedjax.experiment.own_parts import is_own, own_parts
+from fedmedjax.experiment.traits import traits
 from fedmedjax.store import files
 from fedmedjax.train.run import run
 from fedmedjax.types import InputError
@@ -119,6 +120,8 @@ def leaves_adapter(config: ConfigDict, regime: str) -> bool:
   if regime.partition(':')[0] == 'api':
     return False
   values = leaves(get_config(preset_of(config, regime)).to_dict())
-  return (
-    values['fed.train'] and values['fed.learner'] == 'lora'
-    and values['fed.sharing'] not in ('nothing', 'only_a') and not adds_to_base(values))
+  if not values['fed.train'] or values['fed.learner'] != 'lora' or adds_to_base(values):
+    return False
+  own = own_parts(values)
+  # A sharing is asked what it shares: no factor may stay at its site.
+  return {'shared_leaves', 'whole_pairs'} <= traits(values, own, method(values, own)).gives

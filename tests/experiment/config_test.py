@@ -105,7 +105,16 @@ def test_parts_of_ones_own_are_regimes_beside_the_presets(tmp_path):
   assert [fed.aggregator for fed in chosen] == ['mean', own, 'median']
   assert [fed.size_power for fed in chosen] == [1.0, 1.0, 0.5]
   assert all(leaves_adapter(start, name) for name in study.regimes)
-  assert not leaves_adapter(start, 'single_site')
+  # Without one adapter for all: private leaves, also by a sharing of one's own; a changed base.
+  mine = tmp_path / 'mine.py'
+  mine.write_text(
+    'from fedmedjax.fed.sharing import only_a\n\n'
+    'def private(paths):\n  return only_a(paths=paths)\n')
+  apply_preset(start, {'name': 'private', 'sharing': f'{mine}:private'})
+  for name in ('single_site', 'fedsa_lora', 'own:private', 'flora', 'zero_shot', 'fed_bert', 'api'):
+    assert not leaves_adapter(start, name), name
+  assert leaves_adapter(start, 'ffa_lora') and leaves_adapter(start, 'rolora')
+  apply_preset(start, {'name': 'mine', 'aggregator': 'median', 'size_power': 0.5})
   for regimes, message in (
       (('own:other',), r"--regimes: 'own:other' is not one of .*own:mine, FILE.py:FUNCTION"),
       (('nothing.py:f',), 'nothing.py cannot be read'),

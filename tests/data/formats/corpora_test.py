@@ -152,28 +152,27 @@ def test_no_site_trains_on_what_another_is_tested_on(tmp_path):
     unleaked(sites, [corpus('out', 'u', 'vz')])
 
 
-def test_a_study_leaves_out_what_its_sites_are_tested_on():
-  """An external cohort is tested on thirty of a site's training notes: the site trains without."""
+def study_with(external: SiteCorpus):
+  """The corpora of the default study, with an external cohort that is read in place of Chia."""
   config = get_config('fed_medlora')
   config.data.external = ('chia',)
   with pytest.MonkeyPatch.context() as patch:
-    train = generate_cohort('synthetic_icu')
-    patch.setattr(notes, 'load_corpus', lambda *_: train._replace(
-      name='chia', train=(), test=train.train[:30]))
-    found = load_corpora(config)
+    patch.setattr(notes, 'load_corpus', lambda *_: external._replace(name='chia'))
+    return load_corpora(config)
+
+
+def test_a_study_leaves_out_what_its_sites_are_tested_on():
+  """An external cohort is tested on thirty of a site's training notes: the site trains without."""
+  train = generate_cohort('synthetic_icu')
+  found = study_with(train._replace(train=(), test=train.train[:30]))
   icu = next(site for site in found.sites if site.name == 'synthetic_icu')
   assert len(icu.train) == len(train.train) - 30 and icu.report['leaked_documents'] == 30
 
 
 def test_an_external_cohort_of_a_study_is_asked_as_its_sites_are():
   """Its own notes know one pair; the prompt is that of the site that asks for most all the same."""
-  config = get_config('fed_medlora')
-  config.data.external = ('chia',)
-  with pytest.MonkeyPatch.context() as patch:
-    cohort = generate_cohort('synthetic_external')
-    patch.setattr(notes, 'load_corpus', lambda *_: cohort._replace(
-      name='chia', modifiers={'drug': ('route',)}))
-    found = load_corpora(config)
+  found = study_with(
+    generate_cohort('synthetic_external')._replace(modifiers={'drug': ('route',)}))
   trained = max((ask('re', site) for site in found.sites), key=lambda asked: sum(
     map(len, asked.asked.values())))
   outside = ask('re', found.external[0])
