@@ -12,8 +12,8 @@ from fedmedjax.types import InputError
 # values below. Papers and provenance: docs/methods.md, section 9.
 METHOD_DEFAULTS = dict(
   size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
-  pooled=False, train=True, learner='lora', server_optimizer='fedavg', server_learning_rate=1.0,
-  server_momentum=0.9, rule='plain', rule_strength=0.0, local_optimizer='adamw',
+  pooled=False, train=True, server_optimizer='fedavg', server_learning_rate=1.0, server_momentum=0.9,
+  rule='plain', rule_strength=0.0, local_optimizer='adamw',
   signal='loss', aggregator='mean', residual_rank=0, kept=1)
 PRESETS = {
   # Fed-MedLoRA, arXiv:2601.22124: factors averaged by number of examples.
@@ -82,6 +82,9 @@ PRESETS = {
 def apply_preset(config: ConfigDict, preset: str | Mapping[str, Any]) -> None:
   """Writes a row of PRESETS into config.fed, and the defaults of what it does not name.
 
+  What is trained, config.fed.learner, is left as it is by rows that do not name it. Where a row
+  that names it was in force, as fed_bert, it goes back to 'lora'.
+
   Args:
     config: all keys.
     preset: a name of PRESETS, or a row of your own, {'name': 'mine', 'aggregator':
@@ -106,4 +109,5 @@ def apply_preset(config: ConfigDict, preset: str | Mapping[str, Any]) -> None:
       raise InputError(
         f'preset {name!r}: config.fed has no key {unknown[0]!r}; allowed are '
         f'{", ".join(sorted(config.fed.keys()))}')
-  config.fed.update(METHOD_DEFAULTS | row | {'preset': name})
+  undone = {'learner': 'lora'} if 'learner' in PRESETS.get(config.fed.preset, {}) else {}
+  config.fed.update(METHOD_DEFAULTS | undone | row | {'preset': name})
