@@ -1,17 +1,18 @@
 """A word tagger with LoRA: a frozen random network of two layers, adapted by low-rank factors.
 
 It is no language model: nothing of it is pretrained, and it knows of a word only its hashed
-features and its two neighbours. It is there so that ways to aggregate adapters can be compared in
-seconds a run; docs/models.md says what such a comparison can tell. Random features that stay as
-they are drawn, with a trained readout: Rahimi & Recht, "Random Features for Large-Scale Kernel
-Machines", NIPS 2007; here readout and layer learn through LoRA (Hu et al., arXiv:2106.09685), as
-the projections of a LLaMA do.
+features and those of its two neighbours. It is there so that ways to aggregate adapters can be
+compared in seconds a run; docs/models.md says what such a comparison can tell. Random features that
+stay as they are drawn, with a trained readout: Rahimi & Recht, "Random Features for Large-Scale
+Kernel Machines", NIPS 2007; here layer and readout learn through LoRA (Hu et al.,
+arXiv:2106.09685), as the projections of a LLaMA do.
 
-A word's vector is the sum of its features' rows over sqrt(F); it is joined with those of the words
-before and behind it, x [3 D]. Then h = relu(x W + s (x A_1) B_1) [D] and
-logits = h V + s (h A_2) B_2 [Y], with s = alpha / rank.
+The input x [3 N] of a word counts the features of the word before, of the word itself and of the
+word behind in N buckets each, times sqrt(N / F): like an activation of a LLaMA behind its norm, x
+has a mean square of 1. Then h = relu(x W + s (x A_1) B_1) [D] and logits = h V + s (h A_2) B_2 [Y],
+with s = alpha / rank. Since x is nearly all zeros, x W and x A_1 are sums of rows.
 
-Letters: B windows of text, T words of a window, F features of a word, D width, Y labels.
+Letters: B windows of text, T words of a window, F features of a word, N buckets, D width, Y labels.
 """
 
 from functools import cache
@@ -37,28 +38,22 @@ class TaggerConfig(NamedTuple):
 
   num_labels: int    # Y
   width: int         # D
-  buckets: int       # rows of the table of features
+  buckets: int       # N
   lora_scale: float  # alpha / rank
 
   @property
   def shapes(self) -> dict[str, tuple[int, int]]:
     """(D_in, D_out) of the adapted layers."""
-    return {'hidden': (_WORDS * self.width, self.width), 'output': (self.width, self.num_labels)}
+    return {'hidden': (_WORDS * self.buckets, self.width), 'output': (self.width, self.num_labels)}
 
 
 @cache
 def frozen_weights(config: TaggerConfig) -> dict[str, Array]:
-  """{'embedding': f32[buckets, D], 'hidden': f32[3 D, D], 'output': f32[D, Y]}, random.
-
-  Rows of the table have entries of variance 1; sums over D_in keep the size of what they sum.
-  """
+  """{'hidden': W f32[3 N, D], 'output': V f32[D, Y]}, random, of variance 1 / D_in."""
   rng = np.random.default_rng(_SEED)
-
-  def draw(rows: int, columns: int, deviation: float) -> Array:
-    return jnp.asarray(deviation * rng.standard_normal((rows, columns)), jnp.float32)
-
-  return {'embedding': draw(config.buckets, config.width, 1.0)} | {
-    name: draw(*shape, shape[0]**-0.5) for name, shape in config.shapes.items()}
+  return {
+    name: jnp.asarray(shape[0]**-0.5 * rng.standard_normal(shape), jnp.float32)
+    for name, shape in config.shapes.items()}
 
 
 def init_adapter(key: Array, config: TaggerConfig, rank: int) -> dict:
@@ -78,6 +73,16 @@ def init_adapter(key: Array, config: TaggerConfig, rank: int) -> dict:
   return {'layers': layers}
 
 
+def input_rows(config: TaggerConfig, batch: LabelBatch) -> Array:
+  """Which entries of x are counted, i32[B, T, 3 F]; 3 N where a neighbour is missing."""
+  number = config.buckets
+  tokens = jnp.where(batch.valid[..., None], batch.tokens, _WORDS * number)
+  around = jnp.pad(tokens, ((0, 0), (1, 1), (0, 0)), constant_values=_WORDS * number)
+  last = tokens.shape[1]
+  return jnp.concatenate([
+    around[:, place:place + last] + place * number for place in range(_WORDS)], axis=-1)
+
+
 def word_logits(config: TaggerConfig, adapter: dict, base: dict, batch: LabelBatch) -> Array:
   """Logits f32[B, T, Y], with -inf for the labels that the batch's site does not annotate.
 
@@ -85,19 +90,21 @@ def word_logits(config: TaggerConfig, adapter: dict, base: dict, batch: LabelBat
     config: of the tagger.
     adapter: from `init_adapter`, of any rank.
     base: from `frozen_weights`.
-    batch: tokens are i32[B, T, F], rows of the table.
+    batch: tokens are i32[B, T, F], each in [0, N).
   """
+  rows, layers = input_rows(config, batch), adapter['layers']
+  scale = (config.buckets / batch.tokens.shape[-1])**0.5
 
-  def layer(name: str, x: Array) -> Array:
-    pair = adapter['layers'][name]
-    return x @ base[name] + config.lora_scale * ((x @ pair['a'][0]) @ pair['b'][0])
+  def counted(table: Array) -> Array:
+    return scale * table.at[rows].get(mode='fill', fill_value=0.0).sum(axis=-2)
 
-  number = batch.tokens.shape[-1]
-  words = base['embedding'][batch.tokens].sum(axis=-2) * number**-0.5
-  words = jnp.where(batch.valid[..., None], words, 0.0)
-  around = jnp.pad(words, ((0, 0), (1, 1), (0, 0)))
-  x = jnp.concatenate([around[:, :-2], words, around[:, 2:]], axis=-1)
-  return of_annotated(layer('output', jax.nn.relu(layer('hidden', x))), batch)
+  def adapted(frozen: Array, inner: Array, b: Array) -> Array:
+    return frozen + config.lora_scale * (inner @ b[0])
+
+  h = jax.nn.relu(adapted(
+    counted(base['hidden']), counted(layers['hidden']['a'][0]), layers['hidden']['b']))
+  return of_annotated(
+    adapted(h @ base['output'], h @ layers['output']['a'][0], layers['output']['b']), batch)
 
 
 def word_loss(config: TaggerConfig, adapter: dict, base: dict, batch: LabelBatch):
@@ -110,5 +117,5 @@ def word_loss(config: TaggerConfig, adapter: dict, base: dict, batch: LabelBatch
 
 
 def working_bytes(config: TaggerConfig, rows: int, width: int, features: int) -> int:
-  """Bytes of the vectors of a batch [rows, width]: of all features, of x, and of a layer."""
-  return 4 * rows * width * config.width * (features + _WORDS + 1)
+  """Bytes of what a batch [rows, width] reads of W before it is summed."""
+  return 4 * rows * width * _WORDS * features * config.width
