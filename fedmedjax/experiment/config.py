@@ -32,7 +32,7 @@ from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
 from fedmedjax.experiment.partitions import PARTITION, check_partition
 from fedmedjax.experiment.refusals import check_method
-from fedmedjax.fed.aggregators import AGGREGATORS, UTILITIES
+from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.participation import SAMPLERS
 from fedmedjax.fed.rules import RULES
@@ -99,7 +99,7 @@ CHECKS = {
   'fed.sharing': one_of_or_own(SHARINGS), 'fed.pooled': BOOLEAN, 'fed.train': BOOLEAN,
   'fed.learner': one_of(LEARNERS),
   'fed.floor': BELOW_ONE, 'fed.ema': BELOW_ONE,
-  'fed.signal': one_of(tuple(UTILITIES)), 'fed.aggregator': one_of_or_own(AGGREGATORS),
+  'fed.signal': one_of(tuple(SIGNALS)), 'fed.aggregator': one_of_or_own(AGGREGATORS),
   'fed.residual_rank': integer(0), 'fed.fair_penalty': POSITIVE,
   'fed.trim': number(lambda v: 0 <= v < 0.5, 'a number in [0, 0.5)'),
   'fed.faulty': integer(0), 'fed.kept': integer(1), 'fed.norm_limit': POSITIVE,
