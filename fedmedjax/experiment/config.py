@@ -202,8 +202,8 @@ def _check_learner(values: dict[str, Any]) -> None:
       "only; use ('ner',)")
   if learner == 'tagger' and values['lora.start']:
     raise InputError(
-      f"config.lora.start={values['lora.start']!r}: config.fed.learner='tagger' starts from a fresh "
-      "adapter; use ''")
+      f"config.lora.start={values['lora.start']!r}: config.fed.learner='tagger' starts from a "
+      "fresh adapter; use ''")
 
 
 def _check_tasks(values: dict[str, Any]) -> None:
