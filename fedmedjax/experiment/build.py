@@ -18,6 +18,7 @@ from fedmedjax.experiment.methods import Own
 from fedmedjax.experiment.notes import load_corpora
 from fedmedjax.experiment.own_parts import OWN_KEYS, is_own, own_parts
 from fedmedjax.experiment.refusals import check_method
+from fedmedjax.experiment.tagger import load_tagger_data, tagger_parts, tagger_sizes
 from fedmedjax.experiment.types import Data, Options, Study, TrainableKind
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import fitted_map
@@ -59,7 +60,8 @@ def options(config: ConfigDict) -> Options:
 
 LEARNERS = {
   'lora': TrainableKind(load_lora_data, lora_sizes, lora_parts),
-  'bert': TrainableKind(load_bert_data, bert_sizes, bert_parts)}
+  'bert': TrainableKind(load_bert_data, bert_sizes, bert_parts),
+  'tagger': TrainableKind(load_tagger_data, tagger_sizes, tagger_parts)}
 
 
 def prepare(

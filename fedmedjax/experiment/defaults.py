@@ -25,6 +25,7 @@ def get_config(preset: str | Mapping[str, Any] = 'fed_medlora_plus') -> ConfigDi
   config.mesh = _mesh()
   config.lora = _lora()
   config.bert = _bert()
+  config.tagger = _tagger()
   config.data = _data()
   config.fed = ConfigDict()
   for section in (
@@ -109,6 +110,18 @@ def _bert() -> ConfigDict:
   # Peak learning rate of the sites' AdamW, of which everything else is in config.optim.
   bert.learning_rate = 2e-4
   return bert
+
+
+def _tagger() -> ConfigDict:
+  """Used by the learner 'tagger' only, which of config.lora takes rank and alpha."""
+  tagger = ConfigDict()
+  # D: numbers in a word's vector, and in the hidden layer.
+  tagger.width = 64
+  # Rows of the frozen table that features of words are hashed to.
+  tagger.buckets = 8192
+  # Longest window in words; longer sentences are cut.
+  tagger.max_length = 48
+  return tagger
 
 
 def _data() -> ConfigDict:

@@ -15,15 +15,13 @@ from fedmedjax.experiment.methods import Method
 from fedmedjax.experiment.own_parts import OwnPart
 from fedmedjax.fed.sites import SiteMap
 from fedmedjax.fed.types import FederatedAlgorithm, LocalOptimizer, LossFn, Sharing, Validation
-from fedmedjax.model.files.bert import Bert
-from fedmedjax.model.files.convert import BaseModel
 from fedmedjax.types import Skew
 
 
 class Data(NamedTuple):
   """The model and every site's tokenised notes: what all regimes with one trainable share."""
 
-  base: BaseModel | Bert
+  base: Any                        # a BaseModel, a Bert or a WordTagger
   sites: tuple[SiteData, ...]      # that train
   tested: tuple[SiteData, ...]     # in-domain: the same, or those whose notes were dealt out
   external: tuple[SiteData, ...]   # tested, too, and never trained on
