@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,9 @@ from fedmedjax.experiment.types import Data
 from fedmedjax.fed.builders import build
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError, SiteCorpus, Skew
+
+# Most sites whose held-out sentences are answered while training (config.eval.every).
+_WATCHED_SITES = 12
 
 
 def data_root(path: str) -> Path:
@@ -127,3 +130,17 @@ def encode_sites(
     external = encoded(corpora.external, partial(
       encode, trains=False, max_test=scored.max_external or scored.max_examples))
   return Data(base, parts or sites, sites, external, corpora.skew)
+
+
+def watched_sites(sites: Sequence[SiteData]) -> tuple[SiteData, ...]:
+  """The first sites that have held-out sentences to watch, with these as their test examples.
+
+  Each has one task: its first, which finds entities wherever the site annotates them.
+  """
+  out = []
+  for site in sites:
+    part = next((part for part in site.tasks if part.watched), None)
+    if part and len(out) < _WATCHED_SITES:
+      out.append(site._replace(
+        tasks=(part._replace(test=part.watched, test_tokens=part.watched_tokens),)))
+  return tuple(out)

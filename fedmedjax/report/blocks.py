@@ -43,7 +43,8 @@ class Chart(NamedTuple):
   title: str
   note: str
   drawing: Markup
-  legend: Sequence[tuple[int, str]] = ()  # (place in the palette, name)
+  # (place in the palette, or an entity type, which has a colour of its own; name)
+  legend: Sequence[tuple[int | str, str]] = ()
   marks: bool = True              # the legend shows marks of lines and dots; False = swatches
 
 
@@ -95,6 +96,14 @@ class Excerpts(NamedTuple):
   kind = 'excerpts'
 
 
+class Folded(NamedTuple):
+  """Blocks, hidden until they are clicked."""
+
+  title: str
+  blocks: Sequence[Any]
+  kind = 'folded'
+
+
 class Settings(NamedTuple):
   """Keys with their values, hidden until clicked."""
 
@@ -110,3 +119,4 @@ class Section(NamedTuple):
   title: str
   lead: str                       # the paragraph
   blocks: Sequence[Any]
+  folded: bool = True             # hidden until it is clicked

@@ -172,14 +172,18 @@ def _rgb(colour: str) -> tuple[float, ...]:
 
 
 def shares(
-  key: str, description: str, groups: Sequence[str], values: np.ndarray
+  key: str, description: str, groups: Sequence[str], values: np.ndarray, colours: Sequence[str]
 ) -> Markup:
-  """A stacked bar for each group: `values` f[G, series], whose rows add up to 1, or to 0."""
+  """A stacked bar for each group: `values` f[G, series], whose rows add up to 1, or to 0.
+
+  `colours` are those of the series; pale ones have an outline.
+  """
   laid = _laid_out(values[:, :1], 15)
   with canvas(laid.height + 8, bottom=4) as axes:
     start = np.zeros(len(groups))
     for i, widths in enumerate(values.T):
-      axes.barh(laid.rows[:, 0], widths, 14, left=start, color=SERIES[i], linewidth=0)
+      axes.barh(
+        laid.rows[:, 0], widths, 14, left=start, color=colours[i], edgecolor=MUTED, linewidth=0.6)
       start = start + widths
     _name(axes, laid, groups)
     axes.set(xlim=(0, 1), xticks=[])

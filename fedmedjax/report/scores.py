@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmedjax.report import charts
-from fedmedjax.report.blocks import Cell, Chart, Charts, Section, Table
+from fedmedjax.report.blocks import Cell, Chart, Charts, Folded, Section, Table
 from fedmedjax.report.runs import Run, is_external, tested
 from fedmedjax.report.svg import SERIES, clean
-from fedmedjax.report.terminal import few_sources
+from fedmedjax.report.terminal import MARKED, few_sources, marked
+from fedmedjax.report.warnings import is_unreadable
 
 NONE = '\N{EN DASH}'
 # Up to so many runs a table has a row for each site; with more, a row for each run.
@@ -93,6 +94,8 @@ def score_section(runs: Sequence[Run]) -> Section:
     drawn = [_dots(runs, measure, inside, outside, few), *([] if few else [_means(runs, measure)])]
     blocks += [make(runs, measure, inside, outside), Charts(drawn, note=left_out(
       (len(inside) + len(outside), _DRAWN, 'sites'), (len(runs), len(SERIES), 'rows')))]
+  # Open are the scores of the first measure; drawings and other measures unfold.
+  blocks = [*blocks[:1], *([Folded('Charts, and other scores', blocks[1:])] if blocks else [])]
   return Section(
     'scores', 'Scores',
     'F1 joins precision and recall in one number from 0 to 1. Strict counts a span as right '
@@ -101,7 +104,9 @@ def score_section(runs: Sequence[Run]) -> Section:
     '(articles, trials, patients, or just notes) of one seed: how training varies is left out. '
     'Where there is none, there was a single source, or nothing varied.'
     + (f' Of few sources they say little: {", ".join(said)}.' if said else '')
-    + ' External sites were never trained on.', blocks)
+    + ' External sites were never trained on.'
+    + f' {MARKED}' * (not few and any(is_unreadable(run.summary) for run in runs)), blocks,
+    folded=False)
 
 
 def _by_site(
@@ -132,8 +137,8 @@ def _by_run(
     values = [f1(run, site, measure) for site in inside]
     known = [value for value in values if np.isfinite(value)]
     rows.append([
-      run.name, number(mean_f1(run, measure)), number(min(known, default=np.nan)),
-      number(mean_f1(run, measure, 'lenient')),
+      marked(run.name, run.summary), number(mean_f1(run, measure)),
+      number(min(known, default=np.nan)), number(mean_f1(run, measure, 'lenient')),
       *(_cell(run, site, measure, 'strict') for site in (*inside, *outside))])
   return Table(
     f'{measure.title}: strict F1 by regime',
