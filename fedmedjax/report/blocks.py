@@ -43,7 +43,7 @@ class Chart(NamedTuple):
   title: str
   note: str
   drawing: Markup
-  # (place in the palette, or an entity type, which has a colour of its own; name)
+  # (place, see `charts.py`, or an entity type, which has a colour of its own; name)
   legend: Sequence[tuple[int | str, str]] = ()
   marks: bool = True              # the legend shows marks of lines and dots; False = swatches
 
@@ -52,7 +52,7 @@ class Charts(NamedTuple):
   """Drawings side by side, which may have one legend in common."""
 
   charts: Sequence[Chart]
-  legend: Sequence[tuple[int, str]] = ()  # (place in the palette, name)
+  legend: Sequence[tuple[int | str, str]] = ()  # (place, name)
   note: str = ''                  # what is left out of the drawings
   kind = 'charts'
 

@@ -65,7 +65,10 @@ def _watched(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 def _f1_for_bytes(runs: Sequence[Run]) -> Chart:
   """F1 while training against what had been sent by then; a run that sends nothing has no line."""
-  series = [(place, *_watched(run)) for place, run in enumerate(runs[:len(SERIES)])
+  # Of a single run it has no colour, as colours mean sites then.
+  alone = sum(run.own for run in runs) == 1
+  series = [(None if alone else place, *_watched(run))
+            for place, run in enumerate(runs[:len(SERIES)])
             if run.lines and megabytes(run.summary) and _watched(run)[1].size]
   return Chart(
     'F1 while training, for the bytes sent', 'Mean strict F1 on a few held-out sentences of the '
@@ -99,8 +102,9 @@ def _bytes_both_ways(run: Run) -> Chart:
     'Megabytes sent so far', 'Where one line hides the other, as much came down as went up.',
     charts.lines(
       'cost-bytes', 'Megabytes sent up to each round',
-      [(0, *_so_far(run, 'bytes_up')), (1, *_so_far(run, 'bytes_down'))], 'round', zero=True),
-    [(0, 'up, from the sites'), (1, 'down, to the sites')])
+      [('n0', *_so_far(run, 'bytes_up')), ('n1', *_so_far(run, 'bytes_down'))], 'round',
+      zero=True),
+    [('n0', 'up, from the sites'), ('n1', 'down, to the sites')])
 
 
 _COLUMNS = ('rounds', 'local steps', 'MB up', 'MB down', 'MB as whole model', 'saved',

@@ -38,10 +38,10 @@ def headline(run: Run) -> str:
   on = _tested_on(run, sites)
   own, gained = _estimates(run, measure, sites)
   if gained is None:
-    interval = '' if own is None or own.low is None else f' [{own.low:.3f}, {own.high:.3f}]'
+    interval = '' if own is None or own.low is None else f' [95 %: {own.low:.3f} to {own.high:.3f}]'
     return f'{begin}{mean:.3f}{interval} on {on}, seed {summary["seed"]}.'
   told = f'{abs(gained.value):.3f}' + (
-    '' if gained.low is None else f' [{gained.low:+.3f}, {gained.high:+.3f}]')
+    '' if gained.low is None else f' [95 %: {gained.low:+.3f} to {gained.high:+.3f}]')
   if gained.low is not None and gained.low <= 0 <= gained.high:
     return (f'{begin}{mean:.3f} on {on}, which is not told apart from the untrained model '
             f'({gained}), seed {summary["seed"]}.')

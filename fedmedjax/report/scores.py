@@ -151,18 +151,21 @@ def _dots(
   runs: Sequence[Run], measure: Measure, inside: Sequence[str], outside: Sequence[str], few: bool
 ) -> Chart:
   sites = [*inside, *outside][:_DRAWN]
-  # With few rows there is room for the lenient scores.
-  kinds = ('strict', 'lenient') if few else ('strict',)
+  # A colour means a run where there are several, else a site: of a single run there is none here,
+  # and room for the lenient scores.
+  alone = few and sum(run.own for run in runs) == 1
+  kinds = ('strict', 'lenient') if alone else ('strict',)
   rows = [(run, kind) for run in runs for kind in kinds][:len(SERIES)]
   values = np.array([[f1(run, site, measure, kind) for run, kind in rows] for site in sites])
   bounds = np.array([[_bounds(run, site, measure, kind) for run, kind in rows] for site in sites])
-  names = [_row_name(run, runs, kind) if few else run.name for run, kind in rows]
+  names = [_row_name(run, runs, kind) if alone else run.name for run, kind in rows]
+  places = charts.neutral(len(rows)) if alone else range(len(rows))
   return Chart(
-    f'{measure.title}: {"" if few else "strict "}F1 by site', 'Lines are 95 % intervals.',
+    f'{measure.title}: {"" if alone else "strict "}F1 by site', 'Lines are 95 % intervals.',
     charts.dots(
       f'dots-{measure.key}', f'{measure.title}: F1 of each site, see the table before',
-      [label(site, outside) for site in sites], values, 'typed F1', bounds),
-    list(enumerate(names)))
+      [label(site, outside) for site in sites], values, 'typed F1', bounds, places),
+    list(zip(places, names, strict=True)))
 
 
 def _means(runs: Sequence[Run], measure: Measure) -> Chart:
