@@ -48,6 +48,7 @@ class Options(NamedTuple):
   cross_site: bool
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
   memory: int            # bytes that a run may count on; 0 = what the device says
+  every: int             # rounds between two scores of the held-out sentences; 0 = never
 
 
 class Trainable(NamedTuple):
@@ -84,6 +85,8 @@ class Study(NamedTuple):
   algorithm_with: Callable[[Execution], FederatedAlgorithm]
   groups: int                            # of devices, each with sites of its own
   own: Mapping[str, OwnPart] = {}        # the user's own parts, by key of the configuration
+  # Sites whose test examples are held-out sentences, answered every `options.every` rounds.
+  watched: tuple[SiteData, ...] = ()
 
 
 class TrainableKind(NamedTuple):

@@ -33,6 +33,8 @@ def _general(path: tuple[str, ...]) -> str:
   head, *rest = path
   if head in ('zero_shot', 'global') and rest:
     return f'{head}.{rest[0]}'
+  if head == 'answers':
+    return '.'.join((head, 'SITE', *rest[1:]))
   if head == 'cross_site' or head not in ('scores', 'instructions'):
     return '.'.join((head, *rest) if head != 'cross_site' else (head,))
   _, _, *rest = rest
