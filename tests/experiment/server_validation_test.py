@@ -70,7 +70,7 @@ def test_it_is_asked_for_what_sites_train():
     'drug': ('route', 'duration'), 'test': ('labvalue',)})
   server, = load_corpora(configured(), given=given(v=mixed)).server
   assert server.types == ('drug',)
-  assert server.prompted == {'drug': ('route', 'dosage')}
+  assert server.prompted == {'drug': ('dosage', 'route')}
   assert server.modifiers['drug'] == ('route',)
 
 
