@@ -42,7 +42,8 @@ def test_words_come_back_as_the_spans_they_were(longest, cuts):
   assert spans(tags, words) == ENTITIES
   for window in windows[0]:
     assert window.tokens.shape == (len(window.labels), len(FEATURES)) and len(window.labels)
-    assert window.places.tolist() == list(range(len(window.labels))) and len(window.labels) <= longest
+    assert window.places.tolist() == list(range(len(window.labels)))
+    assert len(window.labels) <= longest
 
 
 def test_texts_without_words_and_words_that_two_entities_share():
