@@ -12,8 +12,8 @@ from fedmedjax.types import InputError
 # values below. Papers and provenance: docs/methods.md, section 9.
 METHOD_DEFAULTS = dict(
   size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
-  pooled=False, train=True, server_optimizer='fedavg', server_learning_rate=1.0, server_momentum=0.9,
-  rule='plain', rule_strength=0.0, local_optimizer='adamw',
+  pooled=False, train=True, server_optimizer='fedavg', server_learning_rate=1.0,
+  server_momentum=0.9, rule='plain', rule_strength=0.0, local_optimizer='adamw',
   signal='loss', aggregator='mean', residual_rank=0, kept=1)
 PRESETS = {
   # Fed-MedLoRA, arXiv:2601.22124: factors averaged by number of examples.
