@@ -7,63 +7,60 @@ five whose types are mixed up; the run's page then shows their differences with 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from fedmedjax import report
 from fedmedjax.compare import ablation
 from fedmedjax.compare.tables import terminal_table
 from fedmedjax.eval import intervals
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.experiment.shipped.ablation import get_config
-from fedmedjax.report import CLAIMS, Cell, Table
+from fedmedjax.report import Cell, Table, write_claims
+from fedmedjax.report.claims import CLAIMS
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import files
-
-FOLDER = 'ablation'
+from fedmedjax.store.lock import locked
 
 
-class Claims(NamedTuple):
-  """What a small ablation says."""
-
-  sentences: tuple[str, ...]
-  table: Table
-
-
-def first_claims(workdir: Path, reporter: Reporter) -> Claims:
-  """Runs the small ablation, or what is left of it, and writes what it says for the run's page.
+def first_claims(workdir: Path, examples: int, reporter: Reporter) -> None:
+  """Runs the small ablation, or what is left of it, and shows what it says; the page gets it, too.
 
   Args:
-    workdir: of a run; the ablation's files are in its folder FOLDER.
-    reporter: is told how far it is, and what came of it.
+    workdir: of a finished run; the ablation's files are in WORKDIR/ablation.
+    examples: sentences of each site that the page shows.
+    reporter: is told how far it is.
 
   Raises:
-    InputError: the folder holds an ablation of another version.
+    InputError: there is an ablation of another version, or another process is in the folder.
   """
-  presets, settings, seeds = ablation.SMALL
-  folder = workdir / FOLDER
-  with reporter.live():
-    rows = ablation.ablation(
-      get_config(ablation.BASELINE), folder, presets, settings, tuple(seeds), reporter)
-  ablation.write_tables(folder, rows, [(presets, settings)])
-  claims = Claims(tuple(sentences(rows, presets, settings)), table(rows, presets, settings))
-  files.write_json(folder / CLAIMS, files.plain(
-    {'sentences': claims.sentences, 'table': claims.table._asdict()}))
-  reporter.say(terminal_table(claims.table))
-  for sentence in claims.sentences:
+  (presets, settings, seeds), folder = ablation.SMALL, workdir / CLAIMS.parent
+  with locked(workdir, reporter.warn):
+    with reporter.live():
+      rows = ablation.ablation(
+        get_config(ablation.BASELINE), folder, presets, settings, tuple(seeds), reporter)
+    ablation.write_tables(folder, rows, [(presets, settings)])
+    shown, said = table(rows, presets, settings), sentences(rows, presets, settings)
+    write_claims(workdir, lead(rows), said, shown)
+    report.freshen(workdir, examples)
+  reporter.say(lead(rows))
+  reporter.say(terminal_table(shown))
+  for sentence in said:
     reporter.say(sentence)
-  return claims
+
+
+def lead(rows: Sequence[dict]) -> str:
+  """What the rows of an ablation are."""
+  return (
+    'On a small word tagger, which is not the model of this run: five sites dealt out of two '
+    f'invented hospitals, {len({row["seed"] for row in rows})} seeds, typed strict F1; brackets '
+    'are 95 % t intervals of differences, paired by seed.')
 
 
 def sentences(
   rows: Sequence[dict], presets: Sequence[str], settings: Sequence[str]
 ) -> list[str]:
-  """What the rows of an ablation are, then a sentence for every difference to the baseline."""
-  seeds = len({row['seed'] for row in rows})
-  said = [
-    f'Methods beside each other, on a small word tagger (not the model of this run): five sites '
-    f'dealt out of two invented hospitals, {seeds} seeds, typed strict F1. Brackets are 95 % t '
-    'intervals of differences, paired by seed.']
+  """A sentence for every difference to the baseline, from the rows of an ablation."""
+  said = []
   for setting in settings:
     for preset in presets:
       if preset != ablation.BASELINE:
