@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
+from chromium import looked_at
 from documented import undocumented
 from rich.console import Console
 from shared_runs import shared_folder
@@ -319,6 +320,31 @@ def test_stopped_after_round_one_it_resumes_at_round_two(
   assert rounds == [1, 2]
   # As many points for TensorBoard, whose file grew in two runs; only the seconds differ.
   assert len({(f / tensorboard.FILE).stat().st_size for f in (workdir, finished)}) == 1
+
+
+def test_f1_while_training_goes_on_as_if_undisturbed(command, tmp_path, stop_after_a_round):
+  """Stopped after the first round, the lines of both are those of an undisturbed run."""
+  lines = {}
+  for name in ('whole', 'stopped'):
+    argv = command(tmp_path / name, *LEAN, '--config.eval.every=1')
+    if name == 'stopped':
+      stop_after_a_round(argv)
+    assert main.main(argv) == 0
+    rounds = map(json.loads, (tmp_path / name / 'metrics.jsonl').read_text().splitlines())
+    lines[name] = [{k: v for k, v in one.items() if k != 'seconds'} for one in rounds]
+  assert lines['stopped'] == lines['whole'] and len(lines['whole']) == 2
+  for one in lines['whole']:
+    assert one['validation_f1_sites'].keys() == set(one['sites'])
+    assert one['validation_f1'] == np.mean(list(one['validation_f1_sites'].values()))
+  assert not undocumented(tmp_path / 'whole')
+  assert 'F1 while training' in (tmp_path / 'whole' / 'report.html').read_text()
+
+
+def test_the_report_of_a_run_fits_on_a_phone(finished, browser, tmp_path):
+  page = shutil.copy(finished / 'report.html', tmp_path / 'report.html')
+  found, console = looked_at(browser, tmp_path / 'home', 'light', page)
+  assert console == [] and found['390']['narrow'] == [] and found['390']['pale'] == []
+  assert found['390']['folded'][0] <= 390 and found['390']['folded'][1] <= 4000
 
 
 @pytest.mark.slow
