@@ -186,7 +186,7 @@ def test_a_new_sites_curve():
     'fed_medlora + n − fed_medlora as it was: +0.200']
   assert '(no interval) (entities, n = all, new, 3 sources; one seed' in str(found[1])
   curve = tables.curve(parts, 'ner', DRAWS)
-  assert shown(tables.curve_table('A new site', '', list(parts), curve, 'ner')) == {
+  assert shown(tables.curve_table('A new site', '', parts, curve, 'ner')) == {
     LOCAL: ['0.000', '0.500'], 'fed_medlora': ['0.400', '0.600']}
   x = {'n = 0': 0.0, 'n = all': 9.0}
   plot = tables.curve_plot('A new site', 'sentences', x, curve, 'ner')
@@ -241,3 +241,19 @@ def test_the_first_sentence_of_a_report(rows):
   alone = {'fed_medlora': runs(answers(a=[6, 8], out=[4, 2]))}
   assert headline(alone, '', DRAWS, external=True).startswith(
     'fed_medlora reaches a mean strict F1 of entities of 0.300 [95 %: ')
+
+
+def test_a_regime_whose_answers_are_unreadable_is_marked(rows):
+  """21 of 100 answers of one of two seeds; 20 of 100 are not enough."""
+  def seed(unreadable):
+    held = runs(answers(a=[5, 6], b=[6, 7])).summaries[0]
+    return held | {'answers': {'a': {'asked': 100, 'copied': 100, 'unreadable': unreadable}}}
+
+  two = [runs(*[answers(a=[5, 6], b=[6, 7])] * 2)._replace(summaries=(seed(0), seed(number)))
+         for number in (20, 21)]
+  given = {'good': two[0], 'bad': two[1]}
+  for table in (tables.seeds_table(given, 'ner', DRAWS), tables.spread_table(given, 'ner', DRAWS),
+                tables.curve_table('t', '', {'1': given}, tables.curve(
+                  {'1': given}, 'ner', DRAWS), 'ner')):
+    assert [row[0] for row in table.rows] == ['good', 'bad †'] and '† more than 20%' in table.note
+  assert '†' not in tables.spread_table(rows, 'ner', DRAWS).note
