@@ -65,9 +65,11 @@ def unreadable(summary: Summary) -> Iterator[str]:
 
 
 def uncopied(summary: Summary) -> Iterator[str]:
-  """Too few answers copy their sentence."""
+  """Too few answers copy their sentence; of an untrained model it is enough that they are
+  unreadable."""
   for where, found in _places(summary):
-    if found.copy_share < COPIED:
+    known = not summary.get('local_steps') and found.unreadable_share > UNREADABLE
+    if found.copy_share < COPIED and not known:
       yield (
         f'only {found.copied:,.10g} of {found.asked:,.10g} answers at {where} copy the words of '
         f'their sentence exactly ({found.copy_share:.0%}), so that entities are placed by guess')

@@ -20,7 +20,7 @@ SHRINK = [
   '--config.fed.preset=fed_bert', '--config.fed.rounds=2', '--config.fed.local_steps=40',
   '--config.fed.batch_size=16', '--config.bert.learning_rate=1e-2', '--config.bert.max_length=64',
   '--config.eval.max_examples=40', '--config.eval.bootstrap_samples=20',
-  '--config.data.validation_examples=3', '--config.log.steps=False']
+  '--config.data.validation_examples=3', '--config.log.steps=False', '--config.eval.every=2']
 
 
 @pytest.fixture(scope='module')
