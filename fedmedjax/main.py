@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       return
     workdir = Path(values.workdir)
     summary = run(config, workdir, reporter)
+    if config.report.ablation:
+      from fedmedjax.compare.first_claims import first_claims
+      first_claims(workdir, config.report.examples, reporter)
     for line in next_steps(
         workdir, summary, config.fed.learner, config_arguments(argv, overrides)):
       reporter.say_unwrapped(line)

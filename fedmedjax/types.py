@@ -14,6 +14,9 @@ from math import isnan, nan
 from statistics import median
 from typing import Any, NamedTuple
 
+# Stands for the number of a site: the server, where it holds validation notes of its own.
+SERVER = -1
+
 ENTITY_TYPES = ('problem', 'treatment', 'test', 'drug')
 
 # docs/methods.md, section 5: the 22 valid (entity, modifier) pairs of the paper's relation task.
@@ -184,7 +187,7 @@ class LabelBatch(NamedTuple):
   `B` are rows, `T` tokens of a row, `Y` labels; label 0 is 'O' and always allowed.
   """
 
-  tokens: Any   # i32[B, T]
+  tokens: Any   # i32[B, T], or i32[B, T, F]: F features of each word
   valid: Any    # bool[B, T]  False = padding
   labels: Any   # i32[B, T]   0 where nothing is supervised
   weight: Any   # f32[B, T]   1 at the first sub-token of a word of the text, else 0

@@ -119,8 +119,10 @@ def leaves_adapter(config: ConfigDict, regime: str) -> bool:
   """Whether a regime of a study ends with one adapter for all, of config.lora's shape."""
   if regime.partition(':')[0] == 'api':
     return False
-  values = leaves(get_config(preset_of(config, regime)).to_dict())
-  if not values['fed.train'] or values['fed.learner'] != 'lora' or adds_to_base(values):
+  chosen, preset = copy.deepcopy(config), preset_of(config, regime)
+  choose_preset(chosen, preset)
+  values = leaves(get_config(preset).to_dict())
+  if not values['fed.train'] or chosen.fed.learner != 'lora' or adds_to_base(values):
     return False
   own = own_parts(values)
   # A sharing is asked what it shares: no factor may stay at its site.

@@ -141,6 +141,8 @@ class SiteScores(NamedTuple):
   copied: int                    # of them, those that copy their sentence
   unreadable: int                # of them, those that had to be repaired
   dropped: int                   # entities written that stand nowhere in their sentence
+  # The scores of those sentences that were answered before training, too; None = of all of them.
+  few: 'SiteScores | None' = None
 
   @property
   def copy_rate(self) -> float:

@@ -18,6 +18,7 @@ from fedmedjax.experiment.methods import Own
 from fedmedjax.experiment.notes import load_corpora, watched_sites
 from fedmedjax.experiment.own_parts import OWN_KEYS, is_own, own_parts
 from fedmedjax.experiment.refusals import check_method
+from fedmedjax.experiment.tagger import load_tagger_data, tagger_parts, tagger_sizes
 from fedmedjax.experiment.types import Data, Options, Study, TrainableKind
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import fitted_map
@@ -51,15 +52,17 @@ def options(config: ConfigDict) -> Options:
   return Options(
     fed.preset, [f'{key}={values[key]}' for key in OWN_KEYS if is_own(values[key])], config.seed,
     f'config.{methods.rate_key(values)}', fed.rounds if fed.train else 0,
-    fed.pooled, config.eval.zero_shot, config.eval.bootstrap_samples, config.checkpoint.keep,
+    fed.pooled, config.eval.zero_shot, config.eval.max_zero_shot,
+    config.eval.bootstrap_samples, config.checkpoint.keep,
     config.checkpoint.keep_best, fed.max_bad_rounds, methods.adds_aggregate(values),
     config.eval.cross_site, fed.size_power, int(fed.memory_gib * 2**30),
-    config.eval.every if fed.train else 0)
+    config.eval.every if fed.train else 0, fed.signal if fed.loss_power else '')
 
 
 LEARNERS = {
   'lora': TrainableKind(load_lora_data, lora_sizes, lora_parts),
-  'bert': TrainableKind(load_bert_data, bert_sizes, bert_parts)}
+  'bert': TrainableKind(load_bert_data, bert_sizes, bert_parts),
+  'tagger': TrainableKind(load_tagger_data, tagger_sizes, tagger_parts)}
 
 
 def prepare(
@@ -91,7 +94,8 @@ def prepare(
     config, data, sizes, rounds=fed.rounds, local_steps=fed.local_steps,
     local_epochs=fed.local_epochs, round_steps=fed.round_steps, batch_size=fed.batch_size,
     seed=config.seed, pooled=fed.pooled, cohorts=communication.cohorts(sampler, fed.rounds))
-  validation = schedules.validation_arrays(schedule)
+  arrays = schedules.validation_arrays(schedule)
+  validation = arrays and Validation(*arrays)
   if validation is None and methods.needs_validation(values):
     raise InputError(
       f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
@@ -108,7 +112,9 @@ def prepare(
   check_own_parts(
     own, parts, sharing, trainable.adapter, len(schedule.weights),
     1 if fed.pooled else sampler.size, validation is not None)
-  plan = communication.plan_communication(config, sampler, parts, trainable.adapter, sharing)
+  judges = set(validation.group_site.tolist()) if validation and 'peers' in parts.needs else ()
+  plan = communication.plan_communication(
+    config, sampler, parts, trainable.adapter, sharing, judges)
   layout, ranks = meshes.round_layout(config), methods.ranks(values)
   optimizer = methods.local_optimizer(values)
   site_map = partial(
@@ -129,5 +135,5 @@ def prepare(
     layout.groups)
   return Study(
     data, options(config), trainable, parts, sharing, schedule, plan,
-    validation and Validation(*validation), algorithm_with(order[0]), optimizer, order, site_map,
-    algorithm_with, layout.groups, own, watched)
+    validation, algorithm_with(order[0]), optimizer, order, site_map, algorithm_with,
+    layout.groups, own, watched)

@@ -30,8 +30,9 @@ from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
 from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
+from fedmedjax.experiment.partitions import PARTITION, check_partition
 from fedmedjax.experiment.refusals import check_method
-from fedmedjax.fed.aggregators import AGGREGATORS, UTILITIES
+from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.participation import SAMPLERS
 from fedmedjax.fed.rules import RULES
@@ -44,7 +45,7 @@ from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import ENTITY_TYPES, InputError
 
 # build.py maps these names to values and imports too much for here; a test holds both together.
-LEARNERS = ('lora', 'bert')
+LEARNERS = ('lora', 'bert', 'tagger')
 TASK_SETS = (('ner',), ('re',), ('ner', 're'))
 
 def one_of_or_own(names: Iterable[str]) -> Check:
@@ -66,9 +67,13 @@ CHECKS = {
   'lora.start': TEXT,
   'bert.path': TEXT, 'bert.task': one_of(tuple(TASKS)), 'bert.max_length': integer(16),
   'bert.learning_rate': POSITIVE,
+  'tagger.width': integer(1, 65_536), 'tagger.buckets': integer(1, 2**24),
+  'tagger.max_length': integer(1, 65_536),
   'data.folders': Check(
     lambda v: isinstance(v, tuple) and all(isinstance(site, Mapping) for site in v),
     "a tuple of dict(name='st_mary', path='notes/st_mary', format='brat', mapping='schema')"),
+  'data.seed': Check(
+    lambda v: type(v) is int and -1 <= v < 2**32, f'an integer >= -1 and <= {2**32 - 1}'),
   'data.root': TEXT, 'data.sites': names(1), 'data.external': names(0),
   'data.tasks': Check(lambda v: v in TASK_SETS, "('ner',), ('re',) or ('ner', 're')"),
   'data.site_tasks': Check(
@@ -78,12 +83,9 @@ CHECKS = {
   'data.synthetic_notes': integer(0, 100_000), 'data.max_train_notes': integer(0),
   'data.max_train_sentences': integer(0),
   'data.max_length': integer(8),
-  'data.partition.kind': one_of_or_own(('', *partition.KINDS)),
-  'data.partition.sites': integer(1, 100_000),
-  'data.partition.unit': one_of(tuple(partition.UNITS)), 'data.partition.strength': POSITIVE,
-  'data.partition.corrupted': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
+  'data.partition.kind': one_of_or_own(('', *partition.KINDS)), **PARTITION,
   'data.validation_share': number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
-  'data.validation_examples': integer(0),
+  'data.validation_examples': integer(0), 'data.server_validation': TEXT,
   'fed.preset': Check(
     lambda v: v in PRESETS or isinstance(v, str) and bool(re.fullmatch(r'own:[\w-]+', v)),
     f'one of {", ".join(PRESETS)}, or own:NAME of a row of your own,'),
@@ -97,7 +99,7 @@ CHECKS = {
   'fed.sharing': one_of_or_own(SHARINGS), 'fed.pooled': BOOLEAN, 'fed.train': BOOLEAN,
   'fed.learner': one_of(LEARNERS),
   'fed.floor': BELOW_ONE, 'fed.ema': BELOW_ONE,
-  'fed.signal': one_of(tuple(UTILITIES)), 'fed.aggregator': one_of_or_own(AGGREGATORS),
+  'fed.signal': one_of(tuple(SIGNALS)), 'fed.aggregator': one_of_or_own(AGGREGATORS),
   'fed.residual_rank': integer(0), 'fed.fair_penalty': POSITIVE,
   'fed.trim': number(lambda v: 0 <= v < 0.5, 'a number in [0, 0.5)'),
   'fed.faulty': integer(0), 'fed.kept': integer(1), 'fed.norm_limit': POSITIVE,
@@ -121,7 +123,7 @@ CHECKS = {
   'optim.learning_rate': POSITIVE, 'optim.b1': BELOW_ONE, 'optim.b2': BELOW_ONE,
   'optim.eps': POSITIVE, 'optim.weight_decay': NOT_NEGATIVE,
   'optim.clip_norm': NOT_NEGATIVE, 'optim.warmup_share': BELOW_ONE,
-  'eval.zero_shot': BOOLEAN, 'eval.max_examples': integer(0),
+  'eval.zero_shot': BOOLEAN, 'eval.max_zero_shot': integer(0), 'eval.max_examples': integer(0),
   'eval.max_external': integer(0), 'eval.batch_size': integer(1),
   'eval.max_new_ratio': number(lambda v: 0 < v <= 1000, 'a number in (0, 1000]'),
   'eval.bootstrap_samples': integer(1, 100_000),
@@ -130,7 +132,7 @@ CHECKS = {
   'api.shots': integer(0), 'api.concurrency': integer(1, 1000), 'api.max_attempts': integer(1),
   'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
   'api.cache': TEXT,
-  'log.steps': BOOLEAN, 'report.examples': integer(0),
+  'log.steps': BOOLEAN, 'report.examples': integer(0), 'report.ablation': BOOLEAN,
   'checkpoint.keep': integer(1), 'checkpoint.keep_best': integer(0),
 }
 
@@ -162,29 +164,61 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
   if both:
     raise InputError(
       f'config.data.external={sorted(both)[0]!r}: a site that trains is no external cohort')
+  _check_server(values)
   if needs_validation(values) and not values['data.validation_examples']:
     raise InputError(
       f"config.data.validation_examples=0: preset {values['fed.preset']!r} weighs sites by their "
       'validation loss; allow at least 1')
   if values['checkpoint.keep_best'] and (
-      not needs_validation(values) or values['fed.signal'] != 'loss'):
+      not needs_validation(values) or values['fed.signal'] not in ('loss', 'answer')):
     raise InputError(
       f"config.checkpoint.keep_best={values['checkpoint.keep_best']}: the best checkpoint is that "
       f"of least validation loss, which preset {values['fed.preset']!r} does not compute; use 0")
-  if values['fed.learner'] == 'bert' and not values['fed.train']:
-    raise InputError("config.fed.train=False: an untrained classifier has no answers; use True")
-  if values['fed.learner'] == 'bert' and values['fed.loss_on'] != 'completion':
+  _check_learner(values)
+  check_partition(values)
+  _check_tasks(values)
+  _check_participation(values)
+  check_method(values, own_parts(values, given))
+
+
+def _check_learner(values: dict[str, Any]) -> None:
+  """What a token classifier cannot do, be it a BERT or a tagger."""
+  learner = values['fed.learner']
+  if learner == 'lora':
+    return
+  if not values['fed.train']:
+    raise InputError(
+      f'config.fed.train=False: an untrained classifier (config.fed.learner={learner!r}) has no '
+      'answers; use True')
+  if learner == 'bert' and values['fed.loss_on'] != 'completion':
     raise InputError(
       f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
       "'completion'")
   for key in ('mesh.fsdp', 'mesh.tensor'):
-    if values['fed.learner'] == 'bert' and values[key] != 1:
+    if values[key] != 1:
       raise InputError(
         f'config.{key}={values[key]}: a classifier is not split, its sites are spread only; use 1')
-  _check_partition(values)
-  _check_tasks(values)
-  _check_participation(values)
-  check_method(values, own_parts(values, given))
+  if learner == 'tagger' and values['data.tasks'] != ('ner',):
+    raise InputError(
+      f"config.data.tasks={values['data.tasks']!r}: config.fed.learner='tagger' labels entities "
+      "only; use ('ner',)")
+  if learner == 'tagger' and values['lora.start']:
+    raise InputError(
+      f"config.lora.start={values['lora.start']!r}: config.fed.learner='tagger' starts from a "
+      "fresh adapter; use ''")
+
+
+def _check_server(values: dict[str, Any]) -> None:
+  name = values['data.server_validation']
+  for key, use in (('data.sites', 'trains'), ('data.external', 'is tested')):
+    if name in values[key]:
+      raise InputError(
+        f"config.data.server_validation={name!r}: a site that {use} (config.{key}) does not hold "
+        "the server's validation set, too; name another one, or '' for V from the sites")
+  if name and not values['data.validation_examples']:
+    raise InputError(
+      'config.data.validation_examples=0: leaves nothing of '
+      f'config.data.server_validation={name!r}; allow at least 1')
 
 
 def _check_tasks(values: dict[str, Any]) -> None:
@@ -247,17 +281,6 @@ def _check_folders(folders: Sequence[Mapping]) -> None:
   for i, name in enumerate(used):
     if name in used[:i]:
       raise InputError(f'config.data.folders[{i}].name={name!r}: another folder has this name')
-
-
-def _check_partition(values: dict[str, Any]) -> None:
-  kind, strength = values['data.partition.kind'], values['data.partition.strength']
-  if kind in partition.SHARES and strength > 1:
-    raise InputError(
-      f'config.data.partition.strength={strength}: a share in (0, 1] for kind {kind!r}')
-  if values['data.partition.corrupted'] and not kind:
-    raise InputError(
-      f"config.data.partition.corrupted={values['data.partition.corrupted']}: corrupts sites of a "
-      "partition; set config.data.partition.kind, such as 'iid'")
 
 
 def _check_participation(values: dict[str, Any]) -> None:

@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from fedmedjax.data.damage import Damage
 from fedmedjax.data.formats.corpora import CORPORA, SiteFolder, load_corpus, load_folder
-from fedmedjax.data.leaks import unleaked
+from fedmedjax.data.leaks import unjudged, unleaked
 from fedmedjax.data.partition import asked_alike, partition
 from fedmedjax.data.pieces import drawable
-from fedmedjax.data.relations import asked_like
+from fedmedjax.data.relations import asked_like, asked_of_trained
+from fedmedjax.data.shares import apportioned
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
@@ -26,11 +28,18 @@ from fedmedjax.types import InputError, SiteCorpus, Skew
 
 # Most sites whose held-out sentences are answered while training (config.eval.every).
 _WATCHED_SITES = 12
+# Of a folder's notes that are not parted yet, by the key that names it.
+_TEST_SHARES = {'external': {'test_share': 1.0}, 'server_validation': {'test_share': 0.0}}
 
 
 def data_root(path: str) -> Path:
   """config.data.root, else FEDMEDJAX_DATA, else ../shared/data."""
   return Path(os.path.expanduser(path or os.environ.get('FEDMEDJAX_DATA') or '../shared/data'))
+
+
+def data_seed(config: ConfigDict) -> int:
+  """The seed of all draws of notes and of their damage: config.data.seed, or config.seed."""
+  return config.seed if config.data.seed < 0 else config.data.seed
 
 
 class Corpora(NamedTuple):
@@ -40,6 +49,7 @@ class Corpora(NamedTuple):
   external: list[SiteCorpus]   # config.data.external
   parts: list[SiteCorpus]      # what the sites' training notes were dealt out to, if they were
   skew: Skew | None
+  server: list[SiteCorpus] = []  # config.data.server_validation: its training notes alone
 
 
 def load_corpora(
@@ -60,12 +70,13 @@ def load_corpora(
       return _drawable(given[name])
     if name in COHORTS:
       wanted = config.data.synthetic_notes if key == 'sites' else 0
-      return generate_cohort(name, seed=config.seed, train_notes=wanted or None)
+      return generate_cohort(name, seed=data_seed(config), train_notes=wanted or None)
     if name in CORPORA:
       return load_corpus(name, data_root(config.data.root))
     if name in folders:
-      # A site that never trains is tested on all of its notes, unless its entry says otherwise.
-      share = {'test_share': 1.0} if key == 'external' else {}
+      # A site that never trains is tested on all of its notes, and V is all of them, unless the
+      # entry says otherwise.
+      share = _TEST_SHARES.get(key, {})
       return load_folder(SiteFolder(**(share | folders[name])))
     raise InputError(
       f'config.data.{key}: unknown site {name!r}; allowed are '
@@ -73,14 +84,19 @@ def load_corpora(
 
   sites, external = (
     [load(key, name) for name in config.data[key]] for key in ('sites', 'external'))
-  sites, chosen = unleaked(sites, external), config.data.partition
+  name, chosen = config.data.server_validation, config.data.partition
+  server = [unjudged(load('server_validation', name), [*sites, *external])] if name else []
+  sites = unleaked(sites, external, server)
   mine = own_parts({'data.partition.kind': chosen.kind}, own).get('data.partition.kind')
   parts, skew = partition(
     sites, chosen.kind, unit=chosen.unit, sites=chosen.sites, strength=chosen.strength,
-    corrupted=chosen.corrupted, seed=config.seed,
+    seed=data_seed(config), sizes=chosen.sizes, damage=Damage(
+      chosen.corrupted, chosen.corrupted_sites, chosen.corruption, chosen.missing,
+      chosen.missing_sites),
     deal=mine and partial(build_deal, mine)) if chosen.kind else ([], None)
   external = [asked_like(cohort, parts or sites) for cohort in external]
-  return Corpora(asked_alike(sites) if parts else sites, external, parts, skew)
+  server = [asked_of_trained(corpus, parts or sites) for corpus in server]
+  return Corpora(asked_alike(sites) if parts else sites, external, parts, skew, server)
 
 
 def _drawable(site: SiteCorpus) -> SiteCorpus:
@@ -112,24 +128,47 @@ def encode_sites(
   """Sites that train are tested, too, unless their notes were dealt out."""
   data, scored = config.data, config.eval
   training = partial(
-    encode, max_test=scored.max_examples, max_train_notes=data.max_train_notes,
-    max_train_sentences=data.max_train_sentences, seed=config.seed,
-    validation_share=data.validation_share, validation_examples=data.validation_examples)
-  with reporter.task('tokenising', sum(map(len, corpora[:3]))) as advance:
+    encode, max_test=scored.max_examples, seed=data_seed(config),
+    validation_share=data.validation_share,
+    # With a V of the server's own sites keep all their notes to train on.
+    validation_examples=0 if corpora.server else data.validation_examples)
+  counts = map(len, (corpora.sites, corpora.external, corpora.parts, corpora.server))
+  with reporter.task('tokenising', sum(counts)) as advance:
 
-    def encoded(notes: list[SiteCorpus], how: Callable[..., SiteData]) -> tuple[SiteData, ...]:
+    def encoded(
+      notes: list[SiteCorpus], how: Callable[..., SiteData], limits: Sequence[dict[str, int]] = ()
+    ) -> tuple[SiteData, ...]:
       found = []
-      for corpus in notes:
-        found.append(how(corpus))
+      for corpus, limit in zip(notes, limits or [{}] * len(notes), strict=True):
+        found.append(how(corpus, **limit))
         advance()
       return tuple(found)
 
-    parts = encoded(corpora.parts, partial(training, tests=False))
-    sites = encoded(corpora.sites, partial(
-      encode, trains=False, max_test=scored.max_examples) if parts else training)
+    limits = _limits(config, len(corpora.parts or corpora.sites))
+    tested = partial(encode, trains=False)
+    parts = encoded(corpora.parts, partial(training, tests=False), limits) if corpora.parts else ()
+    sites = encoded(corpora.sites, partial(tested, max_test=scored.max_examples)) if (
+      parts) else encoded(corpora.sites, training, limits)
     external = encoded(corpora.external, partial(
-      encode, trains=False, max_test=scored.max_external or scored.max_examples))
-  return Data(base, parts or sites, sites, external, corpora.skew)
+      tested, max_test=scored.max_external or scored.max_examples))
+    server = encoded(corpora.server, partial(
+      encode, tests=False, validates=True, validation_examples=data.validation_examples))
+  return Data(base, parts or sites, sites, external, corpora.skew, server=server)
+
+
+def _limits(config: ConfigDict, sites: int) -> list[dict[str, int]]:
+  """The most notes and sentences that each site trains on, as `read_site` takes them.
+
+  Where config.data.partition.sizes are set, config.data says those of the mean site.
+  """
+  limits: list[dict[str, int]] = [{} for _ in range(sites)]
+  for key in ('max_train_notes', 'max_train_sentences'):
+    most, sizes = config.data[key], config.data.partition.sizes
+    # A site without any could not train, and 0 = all.
+    by_site = np.maximum(apportioned(sizes, most * sites), 1) if most and sizes else [most] * sites
+    for limit, own in zip(limits, by_site, strict=True):
+      limit[key] = int(own)
+  return limits
 
 
 def watched_sites(sites: Sequence[SiteData]) -> tuple[SiteData, ...]:

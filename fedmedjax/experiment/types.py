@@ -15,20 +15,19 @@ from fedmedjax.experiment.methods import Method
 from fedmedjax.experiment.own_parts import OwnPart
 from fedmedjax.fed.sites import SiteMap
 from fedmedjax.fed.types import FederatedAlgorithm, LocalOptimizer, LossFn, Sharing, Validation
-from fedmedjax.model.files.bert import Bert
-from fedmedjax.model.files.convert import BaseModel
 from fedmedjax.types import Skew
 
 
 class Data(NamedTuple):
   """The model and every site's tokenised notes: what all regimes with one trainable share."""
 
-  base: BaseModel | Bert
+  base: Any                        # a BaseModel, a Bert or a WordTagger
   sites: tuple[SiteData, ...]      # that train
   tested: tuple[SiteData, ...]     # in-domain: the same, or those whose notes were dealt out
   external: tuple[SiteData, ...]   # tested, too, and never trained on
   skew: Skew | None = None         # of the notes dealt out
   settings: dict[str, Any] = {}    # flat keys that they were loaded with; {} = not known
+  server: tuple[SiteData, ...] = ()  # whose notes are the server's V; () = V is from the sites
 
 
 class Options(NamedTuple):
@@ -41,6 +40,7 @@ class Options(NamedTuple):
   rounds: int            # 0 when nothing is trained
   pooled: bool
   zero_shot: bool
+  max_zero_shot: int     # sentences of each site that are answered before training; 0 = all
   bootstrap_samples: int
   keep: int              # newest checkpoints
   keep_best: int
@@ -50,6 +50,7 @@ class Options(NamedTuple):
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
   memory: int            # bytes that a run may count on; 0 = what the device says
   every: int             # rounds between two scores of the held-out sentences; 0 = never
+  signal: str = ''       # what weighs a site beside its size; '' = nothing
 
 
 class Trainable(NamedTuple):

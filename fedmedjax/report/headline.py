@@ -43,10 +43,16 @@ def headline(run: Run) -> str:
   told = f'{abs(gained.value):.3f}' + (
     '' if gained.low is None else f' [95 %: {gained.low:+.3f} to {gained.high:+.3f}]')
   if gained.low is not None and gained.low <= 0 <= gained.high:
-    return (f'{begin}{mean:.3f} on {on}, which is not told apart from the untrained model '
-            f'({gained}), seed {summary["seed"]}.')
+    return (f'{begin}{mean:.3f} on {on}, which is not told apart from the untrained '
+            f'model{_asked_of(summary)} ({gained}), seed {summary["seed"]}.')
   return (f'{begin}{mean:.3f} on {on}, {told} {"above" if gained.value > 0 else "below"} the '
-          f'untrained model, seed {summary["seed"]}.')
+          f'untrained model{_asked_of(summary)}, seed {summary["seed"]}.')
+
+
+def _asked_of(summary: dict) -> str:
+  """On what a run is set against the untrained model, where that answered fewer sentences."""
+  few = summary['zero_shot'].get('sentences')
+  return f' (on {max(few.values())} sentences of each)' if few else ''
 
 
 def _estimates(
@@ -66,7 +72,8 @@ def _estimates(
   shown = before and not zero_shot_left_out(run.summary) and (
     paired.having([before], sites, score) == list(sites))
   return own, paired.difference(
-    [answers['scores']], [before], sites, score, **draws) if shown else None
+    [answers['beside_zero_shot'] or answers['scores']], [before], sites, score, **draws) if (
+      shown) else None
 
 
 def _tested_on(run: Run, sites: Sequence[str]) -> str:

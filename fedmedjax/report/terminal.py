@@ -1,7 +1,7 @@
 """Tables for the terminal."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
@@ -18,26 +18,30 @@ _LISTED = 12
 
 
 def site_table(
-  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData]
+  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData],
+  server: Sequence[SiteData] = (),
 ) -> Table:
   """What each site holds, and what reading it set aside.
 
   Args:
     sites: that train; when they are not the `tested` ones, their notes are those of `tested`.
     external: tested, too.
+    server: whose notes are the server's validation set.
   """
   table = Table(title='Sites')
   for name in ('site', 'types', 'train', 'validation', 'test', 'in no training note', 'set aside'):
     table.add_column(name, justify='right' if name in ('train', 'validation', 'test') else 'left')
   dealt_out = [] if sites == tested else sites
-  for site in (*dealt_out[:_LISTED], *tested, *external):
+  roles = {site.name: ' (external)' for site in external} | {
+    site.name: " (the server's)" for site in server}
+  for site in (*dealt_out[:_LISTED], *tested, *external, *server):
     report = site.report
     unseen = report.get('held_out_test_entities_percent')
     counts = (
       ' + '.join(str(len(getattr(part, key))) for part in site.tasks)
       for key in ('train', 'validation', 'test'))
     table.add_row(
-      site.name + (' (external)' if site in external else ''), _asked(site), *counts,
+      site.name + roles.get(site.name, ''), _asked(site), *counts,
       '-' if unseen is None else f'{unseen} %', set_aside(report) or '-')
   if len(dealt_out) > _LISTED:
     table.caption = f'the first {_LISTED} of {len(dealt_out)} sites that train, then what is tested'
@@ -66,7 +70,7 @@ def score_table(summary: dict) -> Table:
   have their own, and zero-shot, where it followed the format of answers."""
   table = Table(
     title=f'Typed F1, {method_name(summary)}, seed {summary["seed"]} [95 % by source]',
-    caption=_caption(summary))
+    caption=_caption(summary, lambda scores, sites: mean_f1(scores, sites, 'strict')))
   zero, everyone = _zero_shot(summary), (summary.get('global') or {}).get('scores', {})
   kinds = ('strict', 'lenient')
   others = [('global', everyone)] * bool(everyone) + [('zero-shot', zero)] * bool(zero)
@@ -100,7 +104,8 @@ def relation_table(summary: dict) -> Table:
   """Typed F1 of every site's relations, beside the zero-shot modifiers."""
   table = Table(title=(
     f'Typed F1 of relations, {method_name(summary)}, seed {summary["seed"]} [95 % by source]'),
-    caption=_caption(summary))
+    caption=_caption(summary, lambda scores, sites: mean_link_f1(
+      scores, sites, 'modifier', 'strict')))
   zero = _zero_shot(summary)
   columns = [
     (f'{word} {kind}', summary['scores'], name, kind)
@@ -129,12 +134,23 @@ def few_sources(summary: dict) -> list[str]:
           if number < FEW_SOURCES]
 
 
-def _caption(summary: dict) -> str:
-  """What the intervals of a run leave out, and the sites of which too little was tested."""
-  few = few_sources(summary)
-  return 'Intervals are of one seed: how training varies is left out.' * (
-    len(summary.get('seeds', ())) < 2) + (
-    f' Of few sources they say little: {", ".join(few)}.' if few else '')
+def _caption(summary: dict, mean: Callable[[dict, list[str]], str]) -> str:
+  """What the intervals of a run leave out, and the sites of which too little was tested.
+
+  Where fewer sentences were answered before training, how many, and what the run has on them by
+  `mean`, of (scores, sites).
+  """
+  few, zero = few_sources(summary), summary['zero_shot'] if _zero_shot(summary) else {}
+  said = ['Intervals are of one seed: how training varies is left out.'] * (
+    len(summary.get('seeds', ())) < 2)
+  if few:
+    said.append(f'Of few sources they say little: {", ".join(few)}.')
+  if 'sentences' in zero:
+    inside = [site for site in zero['trained'] if site not in summary['external']]
+    said.append(
+      f'Zero-shot is of {max(zero["sentences"].values())} sentences a cohort, on which the run has '
+      f'a strict mean of {mean(zero["trained"], inside)}.')
+  return ' '.join(said)
 
 
 def _label(site: str, summary: dict) -> str:

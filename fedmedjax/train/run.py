@@ -82,7 +82,7 @@ def run(
     data = data or load_data(config, reporter, own=mine)
     display = StepDisplay()
     study = prepare(config, data, display, mine)
-    reporter.say(site_table(data.sites, data.tested, data.external))
+    reporter.say(site_table(data.sites, data.tested, data.external, data.server))
     if data.skew:
       reporter.say(f'sites dealt out: {data.skew}')
     inputs = fingerprint(config, data, mine)
@@ -141,14 +141,14 @@ def _carried_out(
   for name in ('summary.json', report.FILE):
     (workdir / name).unlink(missing_ok=True)
   files.write_json(workdir / report.SITES, used(
-    study.data.sites, study.data.tested, study.data.external))
+    study.data.sites, study.data.tested, study.data.external, study.data.server))
   rounds = study.options.rounds
   with reporter.live():
-    zero_shot = None
+    zero_shot, few = None, study.options.max_zero_shot
     if study.options.zero_shot and rounds and study.trainable.untrained is not None:
       zero_shot, _ = score_all(
         study, scoring.adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
-        trained=False)
+        trained=False, only=few)
     trained = Trained(None, [], 0.0, 0.0, None)
     if rounds:
       trained = train(study, workdir, reporter, display, plan)
@@ -158,7 +158,7 @@ def _carried_out(
       study.trainable.save(adapter, workdir / study.trainable.folder / name)
     scores, crossed = score_all(
       study, adapters, workdir / 'predictions', reporter, trained=rounds > 0,
-      cross=study.options.cross_site and len(adapters) > 1)
+      cross=study.options.cross_site and len(adapters) > 1, beside=few if zero_shot else 0)
     global_scores = None
     if averaged:
       global_scores, _ = score_all(study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
@@ -167,6 +167,8 @@ def _carried_out(
     'cross_site': {name: evaluate.source_counts(row) for name, row in crossed.items()},
     'global': evaluate.source_counts(global_scores or {}),
     'zero_shot': evaluate.source_counts(zero_shot or {}),
+    'beside_zero_shot': evaluate.source_counts(
+      {name: site.few or site for name, site in scores.items()} if zero_shot else {}),
     'validation': validation_losses(study, adapters) if crossed else {}}))
   summary = run_summary(study, lines, scores, zero_shot, global_scores) | {
     'cross_site': files.plain({

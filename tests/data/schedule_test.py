@@ -140,10 +140,26 @@ def test_weights_count_examples_or_supervised_tokens():
 
 def test_validation_is_grouped_by_site():
   """3, 3 and 6 examples in steps of at most 4: one, one and two steps."""
-  batches, group = schedules.validation_arrays(plan())
+  batches, group, answers, group_site = schedules.validation_arrays(plan())
   assert group.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
+  assert answers.tolist() == [3, 3, 3, 3] and group_site.tolist() == [0, 1, 2]
   ids = {int(x) for x in np.unique(batches.tokens)} - {0}
   assert ids == {*range(110, 113), *range(205, 208), *range(303, 309)}
+
+
+def test_the_servers_own_notes_have_no_site():
+  """Five examples in two steps, of a longer instruction and longer than any of the sites'."""
+  alone = [one._replace(tasks=tuple(part._replace(validation=()) for part in one.tasks))
+           for one in SITES]
+  long = task(0, 400, prefix=50, validation=5)
+  long = long._replace(validation=(
+    *long.validation[:4], TokenExample(np.full(60, 404, np.int32), 2)))
+  assert schedules.validation_arrays(plan(alone)) is None
+  batches, group, answers, group_site = schedules.validation_arrays(
+    plan(alone, server=(site('v', long),)))
+  assert group.tolist() == [[1], [1]] and sorted(answers) == [2, 3] and group_site.tolist() == [-1]
+  assert {int(x) for x in np.unique(batches.tokens)} - {0} == {*range(400, 405)}
+  assert (batches.tokens == 404).sum() == 60 and (batches.prefix[0] >= 0).sum() == 50
 
 
 BOTH = site('d', task(12, 100), task(30, 200, name='re', prefix=40))
@@ -192,8 +208,9 @@ def test_epochs_of_two_tasks_visit_every_example_of_both():
 
 def test_validation_is_grouped_by_site_and_task():
   """One step each: the plain mean (docs/methods.md) over (site, task) groups."""
-  _, group = schedules.validation_arrays(plan((BOTH, SITES[1])))
+  _, group, answers, group_site = schedules.validation_arrays(plan((BOTH, SITES[1])))
   assert group.tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+  assert answers.tolist() == [3, 3, 3] and group_site.tolist() == [1, 0, 0]
 
 
 def test_rounds_do_not_depend_on_how_many_are_planned():
@@ -286,7 +303,7 @@ def test_work_and_validation_by_hand():
   3 instructions without their last token."""
   part = task(10, 100, validation=8)
   schedule = plan((site('a', part),), rounds=1)
-  batches, groups = schedules.validation_arrays(schedule)
+  batches, groups, *_ = schedules.validation_arrays(schedule)
   assert len(groups) == 2 and [int(np.sum(step > 0)) for step in batches.segments] == [
     sum(len(part.validation[i].tokens) for i in members) for members in pack.site_steps(
       np.asarray([len(example.tokens) for example in part.validation]), 4, schedules.SPLIT_SEED,
