@@ -110,7 +110,9 @@ def diverging(lines: Lines) -> Iterator[str]:
 
 
 def too_long(summary: Summary) -> Iterator[str]:
-  """Examples that were left out of training for their length."""
+  """Examples that were left out for their length of a run that trained."""
+  if not summary.get('local_steps'):
+    return
   held = summary.get('too_long') or {}
   lost = [(held.get(key, 0), held.get(f'of_{key}', 0)) for key in ('examples', 'entities')]
   if any(part > LOST * whole for part, whole in lost):

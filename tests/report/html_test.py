@@ -166,7 +166,10 @@ def test_rates_have_what_they_are_rates_of_and_external_cohorts_are_apart(tmp_pa
   # Of `entry`: 4 annotated and 3 found of a type at each site.
   assert re.search('problem 0.500 0.750 8 6 2 4 3', ' '.join(made.split()))
   assert 'F1 while training, for the bytes sent' in made
+  held = json.loads((run / 'summary.json').read_text())
+  write(run / 'summary.json', held | {'warnings': ['all is lost']})
   several = page(tmp_path / 'several.html', {'a': run, 'b': run}).text
+  assert 'a, b: all is lost' in several
   assert 'F1 while training, for the bytes sent' in several and 'copied, external' in several
   silent = invent(tmp_path / 'silent')
   assert 'F1 while training' not in page(tmp_path / 'silent.html', {'a': silent}).text

@@ -68,6 +68,7 @@ def zero_shot(f1: float, unreadable: int) -> dict:
   (summary(), [LEARNT[0] | {'quarantined': ['icu']}, LEARNT[1]], ['left out icu (round 1)']),
   # 1 % of 1,000 examples, of 500 entities.
   (summary(**lost(10, 5)), LEARNT, []),
+  (summary(**lost(900, 400), local_steps=0), [], []),  # nothing was trained
   (summary(**lost(11, 5)), LEARNT, ['11 of 1,000 examples (1.1%) of the']),
   (summary(**lost(10, 6)), LEARNT, ['6 of 500 entities (1.2%); raise config.data.max_length']),
   # Of F1 0 for another reason nothing is said; nor of F1 above it, however it was answered.
