@@ -53,7 +53,7 @@ def options(config: ConfigDict) -> Options:
     f'config.{methods.rate_key(values)}', fed.rounds if fed.train else 0,
     fed.pooled, config.eval.zero_shot, config.eval.bootstrap_samples, config.checkpoint.keep,
     config.checkpoint.keep_best, fed.max_bad_rounds, methods.adds_aggregate(values),
-    config.eval.cross_site, fed.size_power, int(fed.memory_gib * 2**30))
+    config.eval.cross_site, config.eval.teacher_forced, fed.size_power, int(fed.memory_gib * 2**30))
 
 
 LEARNERS = {

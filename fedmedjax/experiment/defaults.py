@@ -190,6 +190,9 @@ def _eval() -> ConfigDict:
   evaluation.guesses = 2
   # Where sites have adapters of their own: score each of them on every site, not only on its own.
   evaluation.cross_site = False
+  # Score entities by teacher forcing, too: a cheap upper bound in kind, not what a user gets
+  # (docs/methods.md, section 7). Answers must be markup.
+  evaluation.teacher_forced = False
   # Resamples of the bootstrap by source behind every 95 % interval.
   evaluation.bootstrap_samples = 1000
   return evaluation

@@ -33,8 +33,10 @@ def _general(path: tuple[str, ...]) -> str:
   head, *rest = path
   if head in ('zero_shot', 'global') and rest:
     return f'{head}.scores'
-  if head == 'cross_site' or head not in ('scores', 'instructions'):
-    return '.'.join((head, *rest) if head != 'cross_site' else (head,))
+  if head in ('cross_site', 'teacher_forced'):
+    return head
+  if head not in ('scores', 'instructions'):
+    return '.'.join((head, *rest))
   _, _, *rest = rest
   out = [head, 'SITE', 'TASK']
   if rest and rest[0] == 'per_type':
