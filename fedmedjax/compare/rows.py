@@ -21,7 +21,6 @@ from fedmedjax.store import files
 from fedmedjax.train.run import run
 from fedmedjax.types import InputError
 
-
 # The baseline centralised with as many steps as one site takes, not as all sites together.
 DEPTH = 'centralised_depth'
 

@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from fedmedjax.compare.rows import Row, Study, leaves_adapter, regime_row, taking_part
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.methods import num_sites
