@@ -14,6 +14,7 @@ from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import build
 from fedmedjax.experiment.command_line import choose_preset, parse
 from fedmedjax.experiment.config import SITE_NAME, leaves, validate
+from fedmedjax.experiment.notes import data_seed
 from fedmedjax.experiment.own_parts import OWN_KEYS, OwnPart, from_python
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.runtime.cli import set_up
@@ -35,7 +36,7 @@ _BY_ROUND = ('round', 'step_norm', 'step_cosine', 'product_gap', 'seconds')
 
 # Keys beside config.data that decide what `load_data` gives.
 _OF_DATA = (
-  'seed', 'model.path', 'model.dtype', 'model.quantization', 'fed.learner', 'bert.path',
+  'model.path', 'model.dtype', 'model.quantization', 'fed.learner', 'bert.path',
   'bert.max_length', 'eval.max_examples', 'eval.max_external')
 
 
@@ -95,18 +96,21 @@ def load_data(
 
 
 def _loaded_with(config: ConfigDict) -> dict[str, Any]:
-  """The values that decide what `load_data` gives, by flat key."""
-  return {key: value for key, value in plain(leaves(config.to_dict())).items()
-          if key.startswith('data.') or key in _OF_DATA}
+  """The values that decide what `load_data` gives, by flat key; 'data.seed' as it is in force."""
+  values = plain(leaves(config.to_dict()))
+  used = {key: value for key, value in values.items()
+          if key.startswith('data.') or key in _OF_DATA} | {'data.seed': data_seed(config)}
+  # The head of a classifier is drawn when it is loaded.
+  return used | {'seed': config.seed} if config.fed.learner == 'bert' else used
 
 
 def _check_loaded(config: ConfigDict, data: Data) -> None:
   """Raises InputError when a run's configuration would load other data."""
   wanted = _loaded_with(config)
   for key, value in data.settings.items():
-    if wanted[key] != value:
+    if (own := wanted.get(key)) != value:
       raise InputError(
-        f'data=...: loaded with config.{key}={value!r}, and this run has {wanted[key]!r}; give the '
+        f'data=...: loaded with config.{key}={value!r}, and this run has {own!r}; give the '
         'data of fedmedjax.load_data(config), or leave out data=')
 
 
@@ -143,7 +147,7 @@ def run(
   Args:
     config: of `load_config`.
     workdir: the run's folder.
-    data: of `load_data`, to share it between runs of one config.data, model and seed.
+    data: of `load_data`, to share it between runs of one model, config.data and seed of data.
     reporter: shows progress; None = on the terminal or in the notebook.
     parts: parts of your own, by keyword: aggregator, rule, sharing, server_optimizer, partition;
       each is a value, such as `Aggregator`, or a builder that is called with those

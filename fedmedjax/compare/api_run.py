@@ -22,6 +22,7 @@ from fedmedjax.eval.evaluate import SiteScores
 from fedmedjax.eval.generation import most_new_tokens
 from fedmedjax.eval.prompt import Prompt, make_prompt, messages
 from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.notes import data_seed
 from fedmedjax.experiment.types import Data
 from fedmedjax.report.description import used
 from fedmedjax.report.terminal import show
@@ -58,7 +59,7 @@ def plan(config: ConfigDict, data: Data) -> dict[str, dict[str, Prompt]]:
   """{site: {task: prompt}}; raises InputError when a site has too few sentences to show."""
   return {
     site.name: {
-      part.ask.task: make_prompt(site, part, data.sites, config.api.shots, config.seed)
+      part.ask.task: make_prompt(site, part, data.sites, config.api.shots, data_seed(config))
       for part in site.tasks if part.test}
     for site in (*data.tested, *data.external)}
 

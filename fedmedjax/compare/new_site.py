@@ -7,6 +7,7 @@ from fedmedjax.data.leaks import TextIndex
 from fedmedjax.data.sentences import note_sentences
 from fedmedjax.data.site import drawn_sentences
 from fedmedjax.data.tasks import ask
+from fedmedjax.experiment.notes import data_seed
 from fedmedjax.types import InputError, SiteCorpus
 
 
@@ -43,7 +44,7 @@ def check_new_site(
     raise InputError(
       f'--sentences={number}: the training notes of {site.name!r} have {available}; fewer, or all, '
       'are allowed')
-  chosen = drawn_sentences(site.name, notes, number, config.seed)
+  chosen = drawn_sentences(site.name, notes, number, data_seed(config))
   for task in config.data.tasks:
     asked = ask(task, site)
     examples = [
@@ -52,5 +53,5 @@ def check_new_site(
     if any(example.entities for example in examples) and not any(
         (example.document, example.start) in chosen for example in examples):
       raise InputError(
-        f'--sentences={number}: those drawn of {site.name!r} with seed {config.seed} hold no '
+        f'--sentences={number}: those drawn of {site.name!r} with seed {data_seed(config)} hold no '
         f'example of task {task!r}; allow more')

@@ -23,6 +23,11 @@ from fedmedjax.types import InputError
 
 # The row of the adapter that is trained on the new site's sentences alone.
 LOCAL = 'local only'
+# Notes that stay at the site that they came from.
+_NOT_DEALT_OUT = {
+  'data.partition.kind': '', 'data.partition.sizes': (), 'data.partition.corrupted': 0.0,
+  'data.partition.corrupted_sites': (), 'data.partition.missing': 0.0,
+  'data.partition.missing_sites': ()}
 
 
 class Part(NamedTuple):
@@ -92,7 +97,8 @@ def scaling(study: Study) -> list[Part]:
   The sites of a round together take as many local steps as the configuration's own sites would.
 
   Raises:
-    InputError: the number of steps depends on epochs, or a number of sites exceeds it.
+    InputError: the number of steps depends on epochs, a number of sites exceeds it, or sites have
+      sizes of their own.
   """
   config = study.config
   if not (config.fed.local_steps or config.fed.round_steps):
@@ -100,6 +106,10 @@ def scaling(study: Study) -> list[Part]:
       '--settings=scaling: config.fed.local_steps=0: a number >= 1 is needed, so that all numbers '
       'of sites take equal steps')
   dealt = config.data.partition
+  if dealt.sizes:
+    raise InputError(
+      f'--settings=scaling: config.data.partition.sizes={dealt.sizes}: has an entry for each site, '
+      'and their number varies; () is allowed')
   total = config.fed.round_steps or config.fed.local_steps * taking_part(config)
   if any(size < 1 or size > total for size in study.scaling):
     raise InputError(
@@ -145,7 +155,7 @@ def new_site(study: Study) -> list[Part]:
     steps = most if number < 0 else min(most, math.ceil(study.epochs * number / batch))
     changes = {
       'data.sites': (name,), 'data.external': (), 'data.max_train_sentences': max(number, 0),
-      'data.validation_examples': 0, 'data.site_tasks': (), 'data.partition.kind': '',
+      'data.validation_examples': 0, 'data.site_tasks': (), **_NOT_DEALT_OUT,
       'fed.rounds': 1, 'fed.local_steps': max(steps, 1), 'fed.round_steps': 0, 'fed.ranks': (),
       'fed.cohort_size': 0,
       'simulation.failure': 0.0, 'simulation.deadline': 0.0, 'eval.cross_site': False}

@@ -7,12 +7,14 @@ notes of the pool, so that runs with unlike partitions are scored alike. Letters
 T entity types.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fedmedjax.data.damage import CLEAN, CORRUPTIONS, Damage, corrupted_sites, incomplete
 from fedmedjax.data.pieces import sentences_of
 from fedmedjax.data.relations import annotated_by_all
+from fedmedjax.data.shares import apportioned, in_turn
 from fedmedjax.data.sources import registered, source_of
 from fedmedjax.data.statistics import divergence, word_divergence
 from fedmedjax.data.styles import by_style
@@ -20,13 +22,16 @@ from fedmedjax.data.type_mixes import by_types, type_counts
 from fedmedjax.types import Document, InputError, SiteCorpus, Skew
 
 
-def iid(notes, types, sites, strength, rng) -> np.ndarray:
-  """Sites alike: notes stratified by their most frequent entity type are dealt out in turn."""
+def iid(notes, types, sites, strength, rng, room=None) -> np.ndarray:
+  """Sites alike: notes stratified by their most frequent entity type are dealt out in turn.
+
+  `room` is how many each site gets, i[S]; None = equally many.
+  """
   del strength
   stratum = type_counts(notes, types).argmax(1)
   order = np.lexsort((rng.random(len(notes)), stratum))
   dealt = np.empty(len(notes), int)
-  dealt[order] = np.arange(len(notes)) % sites
+  dealt[order] = np.arange(len(notes)) % sites if room is None else in_turn(room)
   return dealt
 
 
@@ -37,10 +42,7 @@ def by_quantity(notes, types, sites, strength, rng) -> np.ndarray:
   """
   del types
   shares = np.arange(1, sites + 1, dtype=float) ** -strength
-  extra = shares / shares.sum() * (len(notes) - sites)
-  sizes = 1 + extra.astype(int)
-  # Largest remainders take what rounding down left over.
-  sizes[np.argsort(extra.astype(int) - extra, kind='stable')[:len(notes) - sizes.sum()]] += 1
+  sizes = 1 + apportioned(shares, len(notes) - sites)
   return rng.permutation(np.repeat(rng.permutation(sites), sizes))
 
 
@@ -111,21 +113,6 @@ def annotating(corpus: SiteCorpus, types: Sequence[str]) -> SiteCorpus:
     test=tuple(_restricted(note, types) for note in corpus.test))
 
 
-def mislabelled(note: Document, called: Mapping[str, str]) -> Document:
-  """The note as a site has it that mixes up types.
-
-  Modifiers are dropped, since their pairs with the wrong entity would be invalid.
-
-  Args:
-    note: with the right types.
-    called: {an entity's type: the type that the site calls it}; other entities are dropped.
-  """
-  return note._replace(
-    spans=tuple(
-      span._replace(type=called[span.type]) for span in note.spans if span.type in called),
-    relations=())
-
-
 def _by_source(pool: Sequence[Sequence[Document]]) -> list[list[Document]]:
   """The notes of each source, in order; of several corpora where its name is a registered one."""
   groups: dict[tuple[int, str], list[Document]] = {}
@@ -161,6 +148,8 @@ KINDS: dict[str, Callable] = {
   'iid': iid, 'types': by_types, 'quantity': by_quantity, 'style': by_style, 'labels': iid}
 # Kinds whose `strength` is a share, 0 to 1.
 SHARES = ('style', 'labels')
+# Kinds that deal as many notes to each site as they are told to; others have sizes of their own.
+SIZED = ('iid', 'types', 'labels')
 
 
 def partition(
@@ -170,8 +159,9 @@ def partition(
   unit: str,
   sites: int,
   strength: float,
-  corrupted: float,
   seed: int,
+  sizes: Sequence[float] = (),
+  damage: Damage = CLEAN,
   deal: Callable | None = None,
 ) -> tuple[list[SiteCorpus], Skew]:
   """Deals the training notes of all sources out to sites 'part_001', ..., without test notes.
@@ -182,9 +172,10 @@ def partition(
     kind, unit: keys of `KINDS` and `UNITS`. Sentences of a source may come to several sites.
     sites: S.
     strength: of the skew, see the partitioners.
-    corrupted: share of the sites, rounded, that call each entity by the pool's next type, see
-      `mislabelled`; of the renamed entities such a site keeps those of types that it annotates.
     seed: of all draws.
+    sizes: share of the units that each site gets, f[S], of a kind in SIZED; () = by the kind.
+    damage: the sites whose annotation is wrong; it does not change which note goes where, but that
+      every site has an entity of a type that it annotates.
     deal: a partitioner in place of that of `kind`; what it deals is checked.
 
   Raises:
@@ -195,22 +186,15 @@ def partition(
   types, modifiers = sources[0].types, annotated_by_all(sources)
   units = UNITS[unit]([source.train for source in sources])
   notes = [_together(own) for own in units]
-  if len(notes) < sites:
-    joined = ' (those of a source counted once)' * (sum(map(len, units)) > len(units))
-    raise InputError(
-      f'config.data.partition.sites={sites}: there are {len(notes)} {unit}s of training notes'
-      f'{joined} to deal out')
-  if corrupted and len(types) == 1:
-    raise InputError(
-      f'config.data.partition.corrupted={corrupted}: the pooled sites annotate only {types[0]}; '
-      'there is no other name to mix it up with')
-  rng = np.random.default_rng((seed, 0))
-  dealt = KINDS[kind](notes, types, sites, strength, rng) if deal is None else _checked_deal(
-    deal(notes, types, sites, strength, rng), len(notes), sites, kind)
+  _check_number(len(notes), sum(map(len, units)), unit, sites)
+  rng, corruption = np.random.default_rng((seed, 0)), CORRUPTIONS[damage.corruption]
+  room = {'room': _room(sizes, len(notes), unit)} if sizes else {}
+  dealt = KINDS[kind](notes, types, sites, strength, rng, **room) if deal is None else (
+    _checked_deal(deal(notes, types, sites, strength, rng), len(notes), sites, kind))
   asked = annotated_types(types, sites, strength, rng) if kind == 'labels' else [types] * sites
-  broken = set(rng.permutation(sites)[:round(corrupted * sites)].tolist()) if corrupted else set()
+  broken = corrupted_sites(damage, types, sites, rng)
   called = [
-    dict(zip(types, (*types[1:], *types[:1]) if site in broken else types, strict=True))
+    dict(zip(types, corruption.called(types) if site in broken else types, strict=True))
     for site in range(sites)]
   holds = np.stack([
     [names[t] in own for t in types] for names, own in zip(called, asked, strict=True)
@@ -221,22 +205,59 @@ def partition(
   for site in range(sites):
     own = [note for i in np.flatnonzero(dealt == site) for note in units[i]]
     if site in broken:
-      own = [mislabelled(note, called[site]) for note in own]
+      own = [corruption.change(note, called[site]) for note in own]
     own = [_restricted(note, asked[site]) for note in own]
+    report = {'documents': len(own), 'corrupted': int(site in broken)}
+    if site in damage.missing_sites:
+      own, report['left_unannotated'] = _incomplete(
+        own, asked[site], damage.missing, (seed, 1, site))
     parts.append(SiteCorpus(
-      f'part_{site + 1:0{digits}}', asked[site], tuple(own), (), {
-        'documents': len(own), 'corrupted': int(site in broken),
-        'entities': sum(span.type in types for note in own for span in note.spans)},
+      f'part_{site + 1:0{digits}}', asked[site], tuple(own), (),
+      report | {'entities': _entities(own, types)},
       # Mixed-up notes have lost their modifiers: asking for them would teach that there are none.
-      {} if site in broken else modifiers, sources[0].definitions))
+      modifiers if site not in broken or corruption.keeps_modifiers else {},
+      sources[0].definitions))
   counts = np.stack([type_counts(part.train, types).sum(0) for part in parts])
-  whole, cut = (
-    type_counts(some, types).sum()
-    for some in ([note for source in sources for note in source.train], notes))
+  whole = sum(_entities(source.train, types) for source in sources)
   return parts, Skew(
     tuple(len(part.train) for part in parts), divergence(counts),
     sum(map(len, asked)) / (sites * len(types)),
-    word_divergence([[note.text for note in part.train] for part in parts]), int(whole - cut))
+    word_divergence([[note.text for note in part.train] for part in parts]),
+    whole - _entities(notes, types))
+
+
+def _entities(notes: Sequence[Document], types: Sequence[str]) -> int:
+  """The number of entities of these types."""
+  return sum(span.type in types for note in notes for span in note.spans)
+
+
+def _incomplete(
+  notes: list[Document], types: Sequence[str], share: float, seed: tuple[int, ...]
+) -> tuple[list[Document], int]:
+  """(the notes without a share of their entities and the modifiers of these, how many they are)."""
+  left = [_restricted(note, types) for note in incomplete(
+    notes, types, share, np.random.default_rng(seed))]
+  return left, _entities(notes, types) - _entities(left, types)
+
+
+def _check_number(units: int, notes: int, unit: str, sites: int) -> None:
+  """Raises InputError when there are fewer units to deal out than sites."""
+  if units < sites:
+    joined = ' (those of a source counted once)' * (notes > units)
+    raise InputError(
+      f'config.data.partition.sites={sites}: there are {units} {unit}s of training notes'
+      f'{joined} to deal out')
+
+
+def _room(sizes: Sequence[float], units: int, unit: str) -> np.ndarray:
+  """How many of the units each site gets, i[S]; InputError when one gets none."""
+  room = apportioned(sizes, units)
+  if not room.all():
+    share = sizes[int(room.argmin())]
+    raise InputError(
+      f'config.data.partition.sizes={tuple(sizes)}: {share} of the {units} {unit}s that are dealt '
+      'out is none; larger shares, or fewer sites, are allowed')
+  return room
 
 
 def _checked_deal(dealt, notes: int, sites: int, kind: str) -> np.ndarray:

@@ -16,8 +16,10 @@ def type_counts(notes: Sequence[Document], types: Sequence[str]) -> np.ndarray:
   return np.asarray(counts).reshape(len(notes), len(types))
 
 
-def by_types(notes, types, sites, strength, rng) -> np.ndarray:
+def by_types(notes, types, sites, strength, rng, room=None) -> np.ndarray:
   """Sites of unlike mixes of entity types and equally many notes, as unlike as `strength` says.
+
+  `room` is how many notes each site gets, i[S], where they are not equally many.
 
   Where an example has one label and sites draw their mixes from a Dirichlet distribution of
   concentration `strength` (Hsu, Qi and Brown, arXiv:1909.06335), the labels of two examples of a
@@ -29,10 +31,13 @@ def by_types(notes, types, sites, strength, rng) -> np.ndarray:
   are more alike.
   """
   counts = type_counts(notes, types)
-  groups, order = _unlike(counts, sites, rng), rng.permutation(len(notes))
+  # The sites of the groups; where sizes are given, a group has that of its site.
+  owners = None if room is None else rng.permutation(sites)
+  groups = _unlike(counts, sites, rng, None if room is None else room[owners])
+  order = rng.permutation(len(notes))
   # Fisher and Yates: a prefix of the swaps shuffles a part, all of them everything.
   others = rng.integers(np.arange(len(notes)), len(notes))
-  stages, dealt = [], rng.permutation(sites)[groups]
+  stages, dealt = [], (rng.permutation(sites) if owners is None else owners)[groups]
   pause = max(1, len(notes) // _STAGES)
   for done, (note, other) in enumerate(zip(order, order[others], strict=True)):
     if done % pause == 0:
@@ -51,7 +56,9 @@ def _totals(counts: np.ndarray, dealt: np.ndarray, sites: int) -> np.ndarray:
   return totals
 
 
-def _unlike(counts: np.ndarray, groups: int, rng: np.random.Generator) -> np.ndarray:
+def _unlike(
+  counts: np.ndarray, groups: int, rng: np.random.Generator, room: np.ndarray | None = None
+) -> np.ndarray:
   """Groups of notes whose mixes are alike within a group, i[D]; their sizes differ by one at most.
 
   The notes with entities are cut in two where they differ most: along the share of the type that
@@ -62,10 +69,12 @@ def _unlike(counts: np.ndarray, groups: int, rng: np.random.Generator) -> np.nda
     counts: i[D, T], entities of each type in each note.
     groups: how many.
     rng: orders notes of equal shares.
+    room: i[groups], other sizes of the groups, D together.
   """
   sizes = counts.sum(1)
   shares, some = counts / np.maximum(sizes, 1)[:, None], np.flatnonzero(sizes)
   found, tie = np.zeros(len(counts), int), rng.random(len(counts))
+  weight = np.ones(groups, int) if room is None else room
   parts = [(some, 0, groups)]
   while parts:
     inside, first, number = parts.pop()
@@ -77,10 +86,14 @@ def _unlike(counts: np.ndarray, groups: int, rng: np.random.Generator) -> np.nda
     axis = (weights @ (shares[inside] - mean) ** 2).argmax()
     ordered = inside[np.lexsort((tie[inside], shares[inside, axis]))]
     left = number // 2
-    cut = round(len(ordered) * left / number)
+    ours, whole = weight[first:first + left].sum(), weight[first:first + number].sum()
+    cut = round(len(ordered) * ours / whole)
+    if room is not None:  # rounding must not give a side more notes than it has room for
+      cut = min(max(cut, len(ordered) - (whole - ours)), ours)
     parts += [(ordered[:cut], first, left), (ordered[cut:], first + left, number - left)]
   held = np.bincount(found[some], minlength=groups)
-  room = np.full(groups, len(counts) // groups)
-  room[np.argsort(-held, kind='stable')[:len(counts) % groups]] += 1
+  if room is None:
+    room = np.full(groups, len(counts) // groups)
+    room[np.argsort(-held, kind='stable')[:len(counts) % groups]] += 1
   found[rng.permutation(np.flatnonzero(sizes == 0))] = np.repeat(np.arange(groups), room - held)
   return found

@@ -140,6 +140,8 @@ class SiteScores(NamedTuple):
   copy_rate: float
   parse_failure_rate: float
   dropped: int                   # entities written that stand nowhere in their sentence
+  # The scores of those sentences that were answered before training, too; None = of all of them.
+  few: 'SiteScores | None' = None
 
 
 def score(

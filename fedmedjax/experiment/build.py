@@ -51,7 +51,8 @@ def options(config: ConfigDict) -> Options:
   return Options(
     fed.preset, [f'{key}={values[key]}' for key in OWN_KEYS if is_own(values[key])], config.seed,
     f'config.{methods.rate_key(values)}', fed.rounds if fed.train else 0,
-    fed.pooled, config.eval.zero_shot, config.eval.bootstrap_samples, config.checkpoint.keep,
+    fed.pooled, config.eval.zero_shot, config.eval.max_zero_shot,
+    config.eval.bootstrap_samples, config.checkpoint.keep,
     config.checkpoint.keep_best, fed.max_bad_rounds, methods.adds_aggregate(values),
     config.eval.cross_site, config.eval.teacher_forced, fed.size_power, int(fed.memory_gib * 2**30))
 

@@ -27,7 +27,7 @@ COMMON_KEYS = {
   'data.tasks': "('ner',) entities, ('re',) modifiers of a marked entity, ('ner', 're') both.",
   'data.max_train_notes': 'Training notes used of each site; 0 = all.',
   'eval.max_examples': 'Test sentences of each site; 0 = all.',
-  'seed': 'Seed of data order, adapters, splits and synthetic notes.',
+  'seed': 'Seed of adapters, data order and, unless data.seed is set, of drawn notes.',
 }
 
 

@@ -30,6 +30,7 @@ from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
 from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
+from fedmedjax.experiment.partitions import PARTITION, check_partition
 from fedmedjax.experiment.refusals import check_method
 from fedmedjax.fed.aggregators import AGGREGATORS, UTILITIES
 from fedmedjax.fed.compression import CODECS
@@ -69,6 +70,8 @@ CHECKS = {
   'data.folders': Check(
     lambda v: isinstance(v, tuple) and all(isinstance(site, Mapping) for site in v),
     "a tuple of dict(name='st_mary', path='notes/st_mary', format='brat', mapping='schema')"),
+  'data.seed': Check(
+    lambda v: type(v) is int and -1 <= v < 2**32, f'an integer >= -1 and <= {2**32 - 1}'),
   'data.root': TEXT, 'data.sites': names(1), 'data.external': names(0),
   'data.tasks': Check(lambda v: v in TASK_SETS, "('ner',), ('re',) or ('ner', 're')"),
   'data.site_tasks': Check(
@@ -78,10 +81,7 @@ CHECKS = {
   'data.synthetic_notes': integer(0, 100_000), 'data.max_train_notes': integer(0),
   'data.max_train_sentences': integer(0),
   'data.max_length': integer(8),
-  'data.partition.kind': one_of_or_own(('', *partition.KINDS)),
-  'data.partition.sites': integer(1, 100_000),
-  'data.partition.unit': one_of(tuple(partition.UNITS)), 'data.partition.strength': POSITIVE,
-  'data.partition.corrupted': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
+  'data.partition.kind': one_of_or_own(('', *partition.KINDS)), **PARTITION,
   'data.validation_share': number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
   'data.validation_examples': integer(0),
   'fed.preset': Check(
@@ -121,7 +121,7 @@ CHECKS = {
   'optim.learning_rate': POSITIVE, 'optim.b1': BELOW_ONE, 'optim.b2': BELOW_ONE,
   'optim.eps': POSITIVE, 'optim.weight_decay': NOT_NEGATIVE,
   'optim.clip_norm': NOT_NEGATIVE, 'optim.warmup_share': BELOW_ONE,
-  'eval.zero_shot': BOOLEAN, 'eval.max_examples': integer(0),
+  'eval.zero_shot': BOOLEAN, 'eval.max_zero_shot': integer(0), 'eval.max_examples': integer(0),
   'eval.max_external': integer(0), 'eval.batch_size': integer(1),
   'eval.max_new_ratio': number(lambda v: 0 < v <= 1000, 'a number in (0, 1000]'),
   'eval.bootstrap_samples': integer(1, 100_000),
@@ -181,7 +181,7 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
     if values['fed.learner'] == 'bert' and values[key] != 1:
       raise InputError(
         f'config.{key}={values[key]}: a classifier is not split, its sites are spread only; use 1')
-  _check_partition(values)
+  check_partition(values)
   _check_tasks(values)
   _check_participation(values)
   check_method(values, own_parts(values, given))
@@ -253,17 +253,6 @@ def _check_folders(folders: Sequence[Mapping]) -> None:
   for i, name in enumerate(used):
     if name in used[:i]:
       raise InputError(f'config.data.folders[{i}].name={name!r}: another folder has this name')
-
-
-def _check_partition(values: dict[str, Any]) -> None:
-  kind, strength = values['data.partition.kind'], values['data.partition.strength']
-  if kind in partition.SHARES and strength > 1:
-    raise InputError(
-      f'config.data.partition.strength={strength}: a share in (0, 1] for kind {kind!r}')
-  if values['data.partition.corrupted'] and not kind:
-    raise InputError(
-      f"config.data.partition.corrupted={values['data.partition.corrupted']}: corrupts sites of a "
-      "partition; set config.data.partition.kind, such as 'iid'")
 
 
 def _check_participation(values: dict[str, Any]) -> None:

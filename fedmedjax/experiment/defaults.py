@@ -18,7 +18,8 @@ __all__ = ['METHOD_DEFAULTS', 'PRESETS', 'apply_preset', 'get_config']
 def get_config(preset: str | Mapping[str, Any] = 'fed_medlora_plus') -> ConfigDict:
   """All keys; the reference's hyper-parameters, where it has them: docs/methods.md, section 6."""
   config = ConfigDict()
-  # Seed of data order, adapter initialisation, splits, synthetic notes; an integer below 2^32.
+  # Seed of adapter initialisation, data order and participation, and, unless data.seed is set, of
+  # the data; an integer below 2^32.
   config.seed = 42
   config.model = _model()
   config.mesh = _mesh()
@@ -113,6 +114,10 @@ def _bert() -> ConfigDict:
 def _data() -> ConfigDict:
   """Notes, tasks and how they are split."""
   data = ConfigDict()
+  # Seed of invented notes, of dealing out and damaging them, of the sentences drawn for training
+  # and shown to endpoints: one for all seeds of a study lets weights and order alone vary; -1 =
+  # seed. Test sentences and V are the same for every seed.
+  data.seed = -1
   # Folder that holds the public corpora's folders; '' = the environment variable
   # FEDMEDJAX_DATA, else ../shared/data. Synthetic cohorts need none.
   data.root = ''
@@ -166,8 +171,20 @@ def _data() -> ConfigDict:
   # exponent of the power law, 0 = alike. 'style': share of notes at their style's site. 'labels':
   # chance that a site leaves a type unannotated. 'iid': not used.
   partition.strength = 1.0
-  # Share of the sites whose annotation is corrupted: each entity is called another type.
+  # Share of the notes or sentences that each site gets, such as (.4, .2, .2, .2), for 'iid',
+  # 'types' and 'labels'; max_train_notes and max_train_sentences then are those of the mean site,
+  # and each site has its share of them. () = equal ones.
+  partition.sizes = ()
+  # Sites whose annotation is corrupted, for training and in V: a share of them, drawn, or these, by
+  # number from 0.
   partition.corrupted = 0.0
+  partition.corrupted_sites = ()
+  # How: 'mislabel' (each entity is called another type) or 'shift' (each entity is one word off).
+  partition.corruption = 'mislabel'
+  # Share of the entities that missing_sites leave unannotated, with their modifiers, for training
+  # and in V; their numbers from 0.
+  partition.missing = 0.0
+  partition.missing_sites = ()
   return data
 
 
@@ -176,8 +193,10 @@ def _eval() -> ConfigDict:
   evaluation = ConfigDict()
   # Score what answers before training, too: the untouched base model, or lora.start on it.
   evaluation.zero_shot = True
+  # Sentences of each cohort that it answers, drawn of those tested; 0 = all of these.
+  evaluation.max_zero_shot = 0
   # Test sentences of each site, drawn from all of its test notes with all examples in them, the
-  # same for every seed (invented cohorts have other notes for another seed); 0 = all.
+  # same for every seed (invented cohorts have other notes for another data.seed); 0 = all.
   evaluation.max_examples = 0
   # The same of each external cohort; 0 = as many.
   evaluation.max_external = 0

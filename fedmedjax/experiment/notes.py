@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from fedmedjax.data.damage import Damage
 from fedmedjax.data.formats.corpora import CORPORA, SiteFolder, load_corpus, load_folder
 from fedmedjax.data.leaks import unleaked
 from fedmedjax.data.partition import asked_alike, partition
 from fedmedjax.data.pieces import drawable
 from fedmedjax.data.relations import asked_like
+from fedmedjax.data.shares import apportioned
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
@@ -28,6 +30,11 @@ from fedmedjax.types import InputError, SiteCorpus, Skew
 def data_root(path: str) -> Path:
   """config.data.root, else FEDMEDJAX_DATA, else ../shared/data."""
   return Path(os.path.expanduser(path or os.environ.get('FEDMEDJAX_DATA') or '../shared/data'))
+
+
+def data_seed(config: ConfigDict) -> int:
+  """The seed of all draws of notes and of their damage: config.data.seed, or config.seed."""
+  return config.seed if config.data.seed < 0 else config.data.seed
 
 
 class Corpora(NamedTuple):
@@ -57,7 +64,7 @@ def load_corpora(
       return _drawable(given[name])
     if name in COHORTS:
       wanted = config.data.synthetic_notes if key == 'sites' else 0
-      return generate_cohort(name, seed=config.seed, train_notes=wanted or None)
+      return generate_cohort(name, seed=data_seed(config), train_notes=wanted or None)
     if name in CORPORA:
       return load_corpus(name, data_root(config.data.root))
     if name in folders:
@@ -74,7 +81,9 @@ def load_corpora(
   mine = own_parts({'data.partition.kind': chosen.kind}, own).get('data.partition.kind')
   parts, skew = partition(
     sites, chosen.kind, unit=chosen.unit, sites=chosen.sites, strength=chosen.strength,
-    corrupted=chosen.corrupted, seed=config.seed,
+    seed=data_seed(config), sizes=chosen.sizes, damage=Damage(
+      chosen.corrupted, chosen.corrupted_sites, chosen.corruption, chosen.missing,
+      chosen.missing_sites),
     deal=mine and partial(build_deal, mine)) if chosen.kind else ([], None)
   external = [asked_like(cohort, parts or sites) for cohort in external]
   return Corpora(asked_alike(sites) if parts else sites, external, parts, skew)
@@ -109,21 +118,39 @@ def encode_sites(
   """Sites that train are tested, too, unless their notes were dealt out."""
   data, scored = config.data, config.eval
   training = partial(
-    encode, max_test=scored.max_examples, max_train_notes=data.max_train_notes,
-    max_train_sentences=data.max_train_sentences, seed=config.seed,
+    encode, max_test=scored.max_examples, seed=data_seed(config),
     validation_share=data.validation_share, validation_examples=data.validation_examples)
   with reporter.task('tokenising', sum(map(len, corpora[:3]))) as advance:
 
-    def encoded(notes: list[SiteCorpus], how: Callable[..., SiteData]) -> tuple[SiteData, ...]:
+    def encoded(
+      notes: list[SiteCorpus], how: Callable[..., SiteData], limits: Sequence[dict[str, int]] = ()
+    ) -> tuple[SiteData, ...]:
       found = []
-      for corpus in notes:
-        found.append(how(corpus))
+      for corpus, limit in zip(notes, limits or [{}] * len(notes), strict=True):
+        found.append(how(corpus, **limit))
         advance()
       return tuple(found)
 
-    parts = encoded(corpora.parts, partial(training, tests=False))
-    sites = encoded(corpora.sites, partial(
-      encode, trains=False, max_test=scored.max_examples) if parts else training)
+    limits = _limits(config, len(corpora.parts or corpora.sites))
+    tested = partial(encode, trains=False)
+    parts = encoded(corpora.parts, partial(training, tests=False), limits) if corpora.parts else ()
+    sites = encoded(corpora.sites, partial(tested, max_test=scored.max_examples)) if (
+      parts) else encoded(corpora.sites, training, limits)
     external = encoded(corpora.external, partial(
-      encode, trains=False, max_test=scored.max_external or scored.max_examples))
+      tested, max_test=scored.max_external or scored.max_examples))
   return Data(base, parts or sites, sites, external, corpora.skew)
+
+
+def _limits(config: ConfigDict, sites: int) -> list[dict[str, int]]:
+  """The most notes and sentences that each site trains on, as `read_site` takes them.
+
+  Where config.data.partition.sizes are set, config.data says those of the mean site.
+  """
+  limits: list[dict[str, int]] = [{} for _ in range(sites)]
+  for key in ('max_train_notes', 'max_train_sentences'):
+    most, sizes = config.data[key], config.data.partition.sizes
+    # A site without any could not train, and 0 = all.
+    by_site = np.maximum(apportioned(sizes, most * sites), 1) if most and sizes else [most] * sites
+    for limit, own in zip(limits, by_site, strict=True):
+      limit[key] = int(own)
+  return limits

@@ -41,6 +41,7 @@ class Options(NamedTuple):
   rounds: int            # 0 when nothing is trained
   pooled: bool
   zero_shot: bool
+  max_zero_shot: int     # sentences of each site that are answered before training; 0 = all
   bootstrap_samples: int
   keep: int              # newest checkpoints
   keep_best: int

@@ -45,6 +45,12 @@ def method_name(summary: Mapping[str, Any]) -> str:
   return f'{summary["preset"]} with {", ".join(parts)}' if parts else summary['preset']
 
 
+def zero_shot_name(summary: Mapping[str, Any]) -> str:
+  """'zero-shot', with the number of sentences where it answered fewer than the run."""
+  sentences = (summary.get('zero_shot') or {}).get('sentences')
+  return f'zero-shot ({max(sentences.values())} sentences)' if sentences else 'zero-shot'
+
+
 def read_runs(folders: Mapping[str, Path]) -> list[Run]:
   """A row for each run, followed by rows for its other answers, see `Run`.
 
@@ -61,7 +67,8 @@ def read_runs(folders: Mapping[str, Path]) -> list[Run]:
       files.read_lines(folder / 'metrics.jsonl'), folder / PREDICTIONS,
       files.read_json(folder / SITES) if (folder / SITES).exists() else {})
     rows.append(run)
-    for key, beside in (('global', f'{name} (global)'), ('zero_shot', 'zero-shot')):
+    for key, beside in (
+        ('global', f'{name} (global)'), ('zero_shot', zero_shot_name(run.summary))):
       if run.summary.get(key):
         rows.append(run._replace(
           name=beside, summary=run.summary | run.summary[key] | {'cross_site': None}, lines=[],

@@ -1,7 +1,7 @@
 """Tables for the terminal."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
@@ -64,7 +64,7 @@ def score_table(summary: dict) -> Table:
   have their own, and zero-shot."""
   table = Table(
     title=f'Typed F1, {method_name(summary)}, seed {summary["seed"]} [95 % by source]',
-    caption=_caption(summary))
+    caption=_caption(summary, lambda scores, sites: mean_f1(scores, sites, 'strict')))
   zero, everyone = (
     (summary.get(key) or {}).get('scores', {}) for key in ('zero_shot', 'global'))
   kinds = ('strict', 'lenient')
@@ -94,7 +94,8 @@ def relation_table(summary: dict) -> Table:
   """Typed F1 of every site's relations, beside the zero-shot modifiers."""
   table = Table(title=(
     f'Typed F1 of relations, {method_name(summary)}, seed {summary["seed"]} [95 % by source]'),
-    caption=_caption(summary))
+    caption=_caption(summary, lambda scores, sites: mean_link_f1(
+      scores, sites, 'modifier', 'strict')))
   zero = (summary.get('zero_shot') or {}).get('scores', {})
   columns = [
     (f'{word} {kind}', summary['scores'], name, kind)
@@ -123,12 +124,23 @@ def few_sources(summary: dict) -> list[str]:
           if number < FEW_SOURCES]
 
 
-def _caption(summary: dict) -> str:
-  """What the intervals of a run leave out, and the sites of which too little was tested."""
-  few = few_sources(summary)
-  return 'Intervals are of one seed: how training varies is left out.' * (
-    len(summary.get('seeds', ())) < 2) + (
-    f' Of few sources they say little: {", ".join(few)}.' if few else '')
+def _caption(summary: dict, mean: Callable[[dict, list[str]], str]) -> str:
+  """What the intervals of a run leave out, and the sites of which too little was tested.
+
+  Where fewer sentences were answered before training, how many, and what the run has on them by
+  `mean`, of (scores, sites).
+  """
+  few, zero = few_sources(summary), summary.get('zero_shot') or {}
+  said = ['Intervals are of one seed: how training varies is left out.'] * (
+    len(summary.get('seeds', ())) < 2)
+  if few:
+    said.append(f'Of few sources they say little: {", ".join(few)}.')
+  if 'sentences' in zero:
+    inside = [site for site in zero['trained'] if site not in summary['external']]
+    said.append(
+      f'Zero-shot is of {max(zero["sentences"].values())} sentences a cohort, on which the run has '
+      f'a strict mean of {mean(zero["trained"], inside)}.')
+  return ' '.join(said)
 
 
 def _label(site: str, summary: dict) -> str:

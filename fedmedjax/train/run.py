@@ -150,11 +150,11 @@ def _carried_out(
     study.data.sites, study.data.tested, study.data.external))
   rounds = study.options.rounds
   with reporter.live():
-    zero_shot = None
+    zero_shot, few = None, study.options.max_zero_shot
     if study.options.zero_shot and rounds and study.trainable.untrained is not None:
       zero_shot, _ = score_all(
         study, _adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
-        trained=False)
+        trained=False, only=few)
     trained = Trained(None, [], 0.0, 0.0, None)
     if rounds:
       trained = train(study, workdir, reporter, display, plan)
@@ -164,7 +164,7 @@ def _carried_out(
       study.trainable.save(adapter, workdir / study.trainable.folder / name)
     scores, crossed = score_all(
       study, adapters, workdir / 'predictions', reporter, trained=rounds > 0,
-      cross=study.options.cross_site and len(adapters) > 1)
+      cross=study.options.cross_site and len(adapters) > 1, beside=few if zero_shot else 0)
     forced = forced_all(study, adapters, reporter, cross=bool(crossed))
     global_scores = None
     if averaged:

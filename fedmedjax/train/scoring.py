@@ -1,11 +1,14 @@
 """Scores of a run: every site's test set answered and scored, and what summary.json says of it."""
 
+import zlib
 from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from fedmedjax import tree
+from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
 from fedmedjax.eval import evaluate, metrics
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.local import mean_loss
@@ -13,9 +16,36 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files
 
 
+def fewer(site: SiteData, number: int) -> SiteData:
+  """The site with `number` of its test sentences, the same for every seed, and all their examples.
+
+  A smaller number draws a subset of a larger one's; 0, or more than there are, = all.
+  """
+  places = _places(site)
+  if not 0 < number < len(places):
+    return site
+  order = np.random.default_rng((SPLIT_SEED, zlib.crc32(site.name.encode()), 3)).permutation(
+    len(places))
+  kept = {places[i] for i in order[:number]}
+
+  def cut(part: TaskData) -> TaskData:
+    chosen = [
+      i for i, example in enumerate(part.test) if (example.document, example.start) in kept]
+    return part._replace(
+      test=tuple(part.test[i] for i in chosen),
+      test_tokens=tuple(part.test_tokens[i] for i in chosen))
+
+  return site._replace(tasks=tuple(map(cut, site.tasks)))
+
+
+def _places(site: SiteData) -> list[tuple[str, int]]:
+  """(document, start) of each test sentence."""
+  return list(dict.fromkeys((example.document, example.start) for example in site.test))
+
+
 def score_all(
   study: Study, adapters: dict[str, dict], folder: Path, reporter: Reporter, *,
-  trained: bool = True, cross: bool = False,
+  trained: bool = True, cross: bool = False, only: int = 0, beside: int = 0,
 ) -> tuple[dict[str, evaluate.SiteScores], dict[str, dict[str, evaluate.SiteScores]]]:
   """Decodes and scores every site's test set -> (scores, cross-site scores by adapter and site).
 
@@ -27,10 +57,12 @@ def score_all(
     folder: of the predictions; those across sites are in cross_site/ADAPTER/ there.
     trained: False = answers on disk are used again, since no round has changed them.
     cross: True = every adapter is also scored alone on every site.
+    only: sentences of each site that are answered, see `fewer`; 0 = all.
+    beside: sentences of each site that are also scored without the others (`SiteScores.few`).
   """
   scores, crossed = {}, {name: {} for name in adapters if cross}
   seed, samples = study.options.seed, study.options.bootstrap_samples
-  for site in (*study.data.tested, *study.data.external):
+  for site in (fewer(site, only) for site in (*study.data.tested, *study.data.external)):
     path = folder / f'{site.name}.jsonl'
     own = [site.name] if site.name in adapters else list(adapters)
     answers = {} if trained else {name: files.read_lines(path) for name in own}
@@ -42,10 +74,20 @@ def score_all(
           name: study.trainable.answer(adapters[name], site, advance) for name in answering}
       files.write_lines(path, (record for name in own for record in answers[name]))
     scores[site.name] = evaluate.score(site, [answers[name] for name in own], seed, samples)
+    if (part := fewer(site, beside)) is not site:
+      scores[site.name] = scores[site.name]._replace(few=evaluate.score(
+        part, [_about(part, answers[name]) for name in own], seed, samples))
     for name, row in crossed.items():
       files.write_lines(folder / 'cross_site' / name / path.name, answers[name])
       row[site.name] = evaluate.score(site, [answers[name]], seed, samples)
   return scores, crossed
+
+
+def _about(site: SiteData, records: list[dict]) -> list[dict]:
+  """The records about the site's test sentences."""
+  places = set(_places(site))
+  return [
+    record for record in records if (record['document'], record['sentence_start']) in places]
 
 
 def forced_all(
@@ -127,6 +169,22 @@ def shown(scores: dict[str, evaluate.SiteScores]) -> dict[str, dict]:
   return {name: site.scores for name, site in scores.items()}
 
 
+def _untrained(study: Study, zero_shot: dict, scores: dict) -> dict:
+  """The key `zero_shot` of summary.json, from {site: SiteScores} before and after training.
+
+  Where only a part of the sentences was answered before training, `sentences` says how many at each
+  site, and `trained` are the run's scores of just these.
+  """
+  if not any(site.few for site in scores.values()):
+    return {'scores': shown(zero_shot)}
+  few = [fewer(site, study.options.max_zero_shot)
+         for site in (*study.data.tested, *study.data.external)]
+  return {
+    'scores': shown(zero_shot), 'trained': {
+      name: (site.few or site).scores for name, site in scores.items()},
+    'sentences': {site.name: len(_places(site)) for site in few}}
+
+
 def run_summary(
   study: Study, lines: list[dict], scores: dict, zero_shot: dict | None,
   global_scores: dict | None,
@@ -165,7 +223,7 @@ def run_summary(
     'site_weights': [line['weights'] for line in lines],
     'cohorts': [line['sites'] for line in lines],
     'simulated_seconds': total('simulated_seconds'),
-    'zero_shot': zero_shot and {'scores': shown(zero_shot)},
+    'zero_shot': zero_shot and _untrained(study, zero_shot, scores),
     'global': {'scores': shown(global_scores)} if global_scores else None,
     **trainable.summary,
   })

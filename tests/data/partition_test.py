@@ -1,12 +1,16 @@
 """Dealing pooled notes out: every note once, skews that go the right way, hand-worked numbers."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from real_data import real_data
 
+from fedmedjax.data.damage import Damage
 from fedmedjax.data.formats.corpora import load_corpus
 from fedmedjax.data.partition import (
   KINDS,
+  SIZED,
   UNITS,
   annotated_types,
   annotating,
@@ -17,6 +21,7 @@ from fedmedjax.data.partition import (
 )
 from fedmedjax.data.pieces import sentences_of
 from fedmedjax.data.relations import annotated
+from fedmedjax.data.shares import apportioned, in_turn
 from fedmedjax.data.statistics import divergence, word_divergence
 from fedmedjax.data.styles import by_style
 from fedmedjax.data.synthetic.cohorts import generate_cohort
@@ -31,10 +36,10 @@ def sources():
   return [generate_cohort(f'synthetic_{name}', train_notes=40) for name in ('icu', 'dictation')]
 
 
-def deal(sources, kind, strength=None, corrupted=0.0, seed=1, sites=8, unit='note'):
+def deal(sources, kind, strength=None, seed=1, sites=8, unit='note', sizes=(), **damage):
   return partition(
-    sources, kind, unit=unit, sites=sites, strength=strength or STRENGTH[kind],
-    corrupted=corrupted, seed=seed)
+    sources, kind, unit=unit, sites=sites, strength=strength or STRENGTH[kind], seed=seed,
+    sizes=sizes, damage=Damage(**damage))
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -272,3 +277,68 @@ def test_what_cannot_be_dealt_out(sources):
     deal(sources, 'iid', sites=500)
   with pytest.raises(InputError, match='synthetic_clinic problem, test, drug'):
     deal([*sources, generate_cohort('synthetic_clinic')], 'iid')
+
+
+@pytest.mark.parametrize(('shares', 'total', 'wanted'), [
+  ((0.4, 0.2, 0.2, 0.2), 200, [80, 40, 40, 40]), ((0.29, 0.71), 100, [29, 71]),
+  # 3.3 each: the unit that is left goes to the first of equal remainders.
+  ((1 / 3, 1 / 3, 1 / 3), 10, [4, 3, 3]),
+  # 1.8, 2.7, 4.5 of 9: 1 + 2 + 4 leave two, for remainders 0.8 and 0.7.
+  ((0.2, 0.3, 0.5), 9, [2, 3, 4]), ((2, 1, 1), 4, [2, 1, 1]), ((1.0,), 7, [7])])
+def test_whole_numbers_by_shares(shares, total, wanted):
+  assert apportioned(shares, total).tolist() == wanted
+
+
+def test_in_turn_by_hand():
+  """Places (k + 1/2) / n: of 4 at 1/8, 3/8, 5/8, 7/8, of 2 at 1/4, 3/4; equal ones in their order.
+  """
+  assert in_turn(np.array([4, 2])).tolist() == [0, 1, 0, 0, 1, 0]
+  assert in_turn(np.array([2, 2, 2])).tolist() == [0, 1, 2] * 2
+  assert in_turn(np.array([0, 2])).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize('kind', SIZED)
+@pytest.mark.parametrize('unit', UNITS)
+def test_sites_get_their_shares(sources, kind, unit):
+  """To the unit, by the largest remainders, however unlike the sites are, and nothing is lost."""
+  shares = (0.4, 0.3, 0.2, 0.1)
+  parts, skew = deal(sources, kind, sites=4, unit=unit, sizes=shares)
+  names = [note.name for part in parts for note in part.train]
+  total = len(names)
+  assert len(set(names)) == total and skew.sizes == tuple(apportioned(shares, total))
+  if unit == 'note':
+    assert skew.sizes == (32, 24, 16, 8)
+  again, _ = deal(sources, kind, sites=4, unit=unit, sizes=shares)
+  assert parts == again
+
+
+def test_sizes_leave_the_dial_of_types(sources):
+  """Unlike mixes at sites of unlike size, and the smaller the strength the more unlike; sites of
+  one mix are as alike as chance has it."""
+  sizes = (0.4, 0.2, 0.2, 0.2)
+  found = [deal(sources, 'types', strength, sites=4, unit='sentence', sizes=sizes)[1]
+           for strength in (0.01, 0.3, 3, 30)]
+  assert [skew.sizes for skew in found] == [found[0].sizes] * 4
+  left = [skew.type_divergence for skew in found]
+  assert left == sorted(left, reverse=True) and left[0] > 3 * left[-1]
+  even = deal(sources, 'iid', sites=4, unit='sentence', sizes=sizes)[1]
+  assert left[1] > 4 * even.type_divergence
+  # Each stratum is shared out by the shares: the large site has its part of every type.
+  counts = np.array([Counter(s.type for note in part.train for s in note.spans)['problem']
+                     for part in deal(sources, 'iid', sites=4, unit='sentence', sizes=sizes)[0]])
+  assert counts / counts.sum() == pytest.approx(sizes, abs=0.05)
+
+
+@pytest.mark.parametrize('room', [(7, 1, 1), (1, 7, 1), (1, 1, 1, 6), (3, 3, 3)])
+@pytest.mark.parametrize('blank', [0, 2, 8])
+def test_groups_fill_their_room_exactly(room, blank):
+  """Also where all notes have entities, so that rounding has nowhere to go, and where few have."""
+  rng = np.random.default_rng(5)
+  counts = rng.integers(1, 5, (9, 3)) * (np.arange(9) >= blank)[:, None]
+  found = _unlike(counts, len(room), rng, np.array(room))
+  assert np.bincount(found, minlength=len(room)).tolist() == list(room)
+
+
+def test_a_share_that_is_no_note_is_refused(sources):
+  with pytest.raises(InputError, match='0.001 of the 80 notes that are dealt out is none'):
+    deal(sources, 'iid', sites=2, sizes=(0.999, 0.001))

@@ -101,7 +101,7 @@ def test_records_of_an_article_stay_on_one_side(tmp_path, form, changes):
   kept, v = ({example.source for example in found} for found in held[:2])
   assert len(kept) == 9 and len(v) == 1 and not kept & v
   assert len({example.source for example in data.test}) == 2
-  parts, _ = partition([site], 'iid', unit='note', sites=5, strength=1.0, corrupted=0.0, seed=0)
+  parts, _ = partition([site], 'iid', unit='note', sites=5, strength=1.0, seed=0)
   dealt = [{source_of(note) for note in part.train} for part in parts]
   assert sum(map(len, dealt)) == 10 and [len(own) for own in dealt] == [2] * 5
 
@@ -222,7 +222,7 @@ def test_an_article_in_two_pooled_corpora_is_dealt_out_once():
       Document(note, f'Fever {name}.', (Span(0, 5, 'drug'),), ()) for note in ('8908396', '1')))
 
   parts, _ = partition([pool('a'), pool('b')], 'iid', unit='note', sites=3, strength=1.0,
-                       corrupted=0.0, seed=0)
+                       seed=0)
   assert sorted([note.name for note in part.train] for part in parts) == [
     ['1'], ['1'], ['8908396', '8908396']]
 

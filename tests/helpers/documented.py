@@ -32,7 +32,7 @@ def _general(path: tuple[str, ...]) -> str:
   """A path of summary.json with SITE, TASK, MATCH, MEAN and TYPE in the place of names."""
   head, *rest = path
   if head in ('zero_shot', 'global') and rest:
-    return f'{head}.scores'
+    return f'{head}.{rest[0]}'
   if head in ('cross_site', 'teacher_forced'):
     return head
   if head not in ('scores', 'instructions'):
