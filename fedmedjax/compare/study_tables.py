@@ -6,16 +6,28 @@ table lacks it says; units that have not run yet are in none. Figures are means 
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedmedjax.compare import study_claims
 from fedmedjax.compare.rows import DEPTH
 from fedmedjax.compare.study import Paths, done, read_rows
+from fedmedjax.compare.study_figures import (
+  Row,
+  Rows,
+  chosen,
+  commits,
+  difference,
+  figure,
+  markdown,
+  mean,
+  origin,
+  saved,
+  signed,
+  usual_commit,
+)
 from fedmedjax.compare.study_units import (
   ADDED,
   EXTERNAL,
@@ -23,24 +35,9 @@ from fedmedjax.compare.study_units import (
   POOL,
   STUDIES,
   V_OF,
-  Unit,
   units,
 )
-from fedmedjax.eval import paired
-from fedmedjax.eval.intervals import Estimate
-from fedmedjax.eval.paired import Answers, NoteCounts
 from fedmedjax.types import InputError
-
-NOT_RUN = 'not run yet'
-# Draws of every interval.
-_DRAWS = dict(seed=0, samples=1000)
-_PLACE = '<!-- table: {} -->\n{}<!-- /table: {} -->'
-# The mark of rows of other commits than most of their table.
-_OTHER = '†'
-
-Row = dict[str, Any]
-# The rows of each study that has some.
-Rows = Mapping[str, list[Row]]
 
 
 def current_rows(results: Path) -> dict[str, list[Row]]:
@@ -75,113 +72,12 @@ def filled(page: str, results: Path) -> str:
   return page
 
 
-def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-  """A Markdown table."""
-  table = [head, ['---'] * len(head), *lines]
-  return ''.join('| ' + ' | '.join(line) + ' |\n' for line in table)
-
-
-# Rows to figures.
-
-
-def chosen(rows: Iterable[Row], **name) -> dict[tuple, Row]:
-  """{(data seed, seed): row} of the rows whose unit has these values."""
-  return {
-    (row['data_seed'], row['seed']): row for row in rows
-    if all(row['unit'].get(key) == value for key, value in name.items())}
-
-
-def answers(row: Row, kind: str = 'decoding', *, best: bool = False) -> Answers:
-  """A row's counts as comparisons take them.
-
-  Args:
-    row: of a run.
-    kind: 'decoding' or 'teacher_forced'.
-    best: those of the single site whose adapter V chooses, not of all sites' adapters.
-  """
-  out = {}
-  for cohort, held in (row['best'] if best else row)['scores'].items():
-    if kind in held:
-      # All types are one; the entry of all types merged is not kept.
-      counts = np.array(held[kind], np.int64).reshape(len(held['sources']), 2, 1, 3)
-      out[cohort] = {'ner': NoteCounts(
-        tuple(held['sources']), np.concatenate([counts, np.zeros_like(counts)], axis=2))}
-  return out
-
-
-def mean(
-  rows: Mapping[tuple, Row], cohorts: Sequence[str], kind: str = 'decoding',
-  match: str = 'strict', *, best: bool = False,
-) -> Estimate | None:
-  """Typed F1, mean over seeds and cohorts; None without a row or without such counts."""
-  runs = [answers(row, kind, best=best) for row in rows.values()]
-  if not runs or len(paired.having(runs, cohorts, 'ner')) < len(cohorts):
-    return None
-  return paired.mean_f1(runs, cohorts, 'ner', kind=match, **_DRAWS)
-
-
-def difference(
-  ours: Mapping[tuple, Row], theirs: Mapping[tuple, Row], cohorts: Sequence[str],
-  kind: str = 'decoding', match: str = 'strict', *, best: bool = False,
-) -> Estimate | None:
-  """`mean` of ours minus theirs, over the seeds that both have; None without any.
-
-  Where theirs is a single run that no seed changes (the base alone), it stands for every seed.
-  """
-  if len(theirs) == 1 and 'zero_shot' in [row['unit'].get('regime') for row in theirs.values()]:
-    theirs = dict.fromkeys(ours, *theirs.values())
-  both = [seed for seed in ours if seed in theirs]
-  pair = ([answers(ours[seed], kind) for seed in both],
-          [answers(theirs[seed], kind, best=best) for seed in both])
-  if not both or any(
-      len(paired.having(side, cohorts, 'ner')) < len(cohorts) for side in pair):
-    return None
-  return paired.difference(*pair, cohorts, 'ner', kind=match, **_DRAWS)
-
-
-def figure(estimate: Estimate | None) -> str:
-  """'0.512 [0.49, 0.53]'."""
-  if estimate is None:
-    return '-'
-  value, low, high, _ = estimate
-  return f'{value:.3f}' + ('' if low is None else f' [{low:.2f}, {high:.2f}]')
-
-
-def signed(estimate: Estimate | None) -> str:
-  """'+0.051 [+0.012, +0.090]'."""
-  return '-' if estimate is None else str(estimate).replace('(no interval)', '').strip()
-
-
-def commits(rows: Iterable[Row], usual: str = '') -> str:
-  """The commits of rows, with a mark where one is not the usual one."""
-  found = dict.fromkeys(row['commit'] for row in rows)
-  return ', '.join(name + (_OTHER if usual and name != usual else '') for name in found)
-
-
-def usual_commit(rows: Sequence[Row]) -> str:
-  """The commit of most rows."""
-  return Counter(row['commit'] for row in rows).most_common(1)[0][0]
-
-
-def origin(study: str, rows: Sequence[Row], planned: Sequence[Unit]) -> str:
-  """A sentence on where a table's rows come from: how many, hours, processors, commits."""
-  if not rows:
-    return f'{NOT_RUN}: `bash scripts/reproduce.sh {study}`.\n'
-  hours = sum(row['seconds'] for row in rows) / 3600
-  machines = ', '.join(dict.fromkeys(row['processor'] for row in rows))
-  others = {row['commit'] for row in rows} - {usual_commit(rows)}
-  marked = f' {_OTHER} marks rows of other commits than most.' if others else ''
-  changed = ' A + behind a commit: with changes that were not committed.' if any(
-    '+' in row['commit'] for row in rows) else ''
-  return (f'`bash scripts/reproduce.sh {study}`: {len(rows)} of {len(planned)} units, {hours:.1f} '
-          f'hours; {machines}.{marked}{changed}\n')
-
-
 # The tables.
 
 # Rows of R1 and R3: name in the table, regime, whether of the best single site.
 _REGIMES = (
-  ('zero_shot', 'zero_shot', False), ('single_site, all adapters, counts added', 'single_site', False),
+  ('zero_shot', 'zero_shot', False),
+  ('single_site, all adapters, counts added', 'single_site', False),
   ('best single site, chosen on V', 'single_site', True),
   ('centralised, equal steps', 'centralised', False), ('centralised, equal depth', DEPTH, False),
   ('fed_medlora', 'fed_medlora', False))
@@ -190,7 +86,7 @@ _REGIMES = (
 def _pool_table(rows: Rows, cohorts: Sequence[str], study: str) -> str:
   """R1's regimes on some cohorts, and fed_medlora's differences to the others."""
   own = rows['r1']
-  text = origin(study, own, units('r1', Path('runs')))
+  text = origin(study, own, STUDIES['r1'])
   if not own:
     return text
   usual, lines, compared = usual_commit(own), [], []
@@ -232,7 +128,7 @@ def r3(rows: Rows) -> str:
 def r2(rows: Rows) -> str:
   """Methods where the largest site mislabels, by whose notes V is of."""
   own = rows['r2']
-  text = origin('r2', own, units('r2', Path('runs')))
+  text = origin('r2', own, STUDIES['r2'])
   if not own:
     return text
   usual, lines = usual_commit(own), []
@@ -255,7 +151,7 @@ def r2(rows: Rows) -> str:
 def r4(rows: Rows) -> str:
   """A new site of n sentences, on the federation's adapter and from the base."""
   own = rows['r4']
-  text = origin('r4', own, units('r4', Path('runs')))
+  text = origin('r4', own, STUDIES['r4'])
   if not own:
     return text
   arms = {'base': 'from the base', 'federated': "on the federation's adapter"}
@@ -272,15 +168,10 @@ def r4(rows: Rows) -> str:
   return text + '\n' + markdown(['arm', *(f'n = {n}' for n in ADDED)], lines)
 
 
-def saved(row: Row) -> float:
-  """The share of bytes that an adapter's exchange saves against the model's, both ways."""
-  return 1 - (row['bytes_down'] + row['bytes_up']) / (2 * row['bytes_model'])
-
-
 def r5(rows: Rows) -> str:
   """Bytes of larger models' adapters, of a site and round."""
   own = rows['r5']
-  text = origin('r5', own, units('r5', Path('runs')))
+  text = origin('r5', own, STUDIES['r5'])
   return text + ('\n' + markdown(
     ['model', 'adapted projections', 'parameters', 'of the adapter', 'MB down and up',
      'MB of the model in bfloat16, both ways', 'less', 'commit'],
@@ -298,7 +189,7 @@ FEDNLP = (('BlueBERT', 0.824, 0.899), ('GPT-2', 0.784, 0.840), ('GPT-4, prompted
 def ncbi(rows: Rows) -> str:
   """Ours on NCBI disease beside a federated study of others."""
   own = rows['ncbi']
-  text = origin('ncbi', own, units('ncbi', Path('runs')))
+  text = origin('ncbi', own, STUDIES['ncbi'])
   lines = [[name, 'FedNLP, as published', f'{strict:.3f}', f'{lenient:.3f}', '-', '-']
            for name, strict, lenient in FEDNLP]
   if held := chosen(own, regime='fed_medlora'):
