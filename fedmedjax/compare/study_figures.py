@@ -118,8 +118,8 @@ def origin(study: str, rows: Sequence[Row], planned: Callable[[Path], Sequence[U
   marked = f' {_OTHER} marks rows of other commits than most.' if others else ''
   changed = ' A + behind a commit: with changes that were not committed.' if any(
     '+' in row['commit'] for row in rows) else ''
-  return (f'`bash scripts/reproduce.sh {study}`: {len(rows)} of {len(planned(Path()))} units, {hours:.1f} '
-          f'hours; {machines}.{marked}{changed}\n')
+  return (f'`bash scripts/reproduce.sh {study}`: {len(rows)} of {len(planned(Path()))} units, '
+          f'{hours:.1f} hours; {machines}.{marked}{changed}\n')
 
 
 def saved(row: Row) -> float:
