@@ -24,6 +24,7 @@ from fedmedjax.train import run as training
 from fedmedjax.types import InputError, SiteCorpus
 
 _FACTOR = re.compile(r'.*\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight')
+_PATH = re.compile(r'layers/(\w+)/([ab])')
 # Of a line of metrics.jsonl, lists with an entry for each site of the round, and their column.
 _BY_SITE = {
   'sites': 'site', 'steps': 'steps', 'weights': 'weight', 'train_loss': 'train_loss',
@@ -37,7 +38,8 @@ _BY_ROUND = ('round', 'step_norm', 'step_cosine', 'product_gap', 'seconds')
 # Keys beside config.data that decide what `load_data` gives.
 _OF_DATA = (
   'model.path', 'model.dtype', 'model.quantization', 'fed.learner', 'bert.path',
-  'bert.max_length', 'eval.max_examples', 'eval.max_external')
+  'bert.max_length', 'tagger.width', 'tagger.buckets', 'tagger.max_length', 'eval.max_examples',
+  'eval.max_external')
 
 
 class Results(NamedTuple):
@@ -228,9 +230,15 @@ def _adapters(folder: Path) -> dict | None:
 
 
 def _factors(path: Path) -> dict:
-  """PEFT's tensors as {'layers': {name: {'a': f32[L, D_in, r], 'b': f32[L, r, D_out]}}}."""
+  """The tensors as {'layers': {name: {'a': f32[L, D_in, r], 'b': f32[L, r, D_out]}}}.
+
+  They are PEFT's, or those of a tagger, which are named by their paths in this tree.
+  """
   matrices: dict[str, dict[str, dict[int, np.ndarray]]] = {}
   for key, tensor in safetensors.numpy.load_file(path).items():
+    if path := _PATH.fullmatch(key):
+      matrices.setdefault(path[1], {}).setdefault(path[2], {}).update(enumerate(tensor))
+      continue
     match = _FACTOR.fullmatch(key)
     if match is None:
       raise InputError(f'{path}: {key!r} is no factor of a LoRA adapter')

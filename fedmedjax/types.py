@@ -184,7 +184,7 @@ class LabelBatch(NamedTuple):
   `B` are rows, `T` tokens of a row, `Y` labels; label 0 is 'O' and always allowed.
   """
 
-  tokens: Any   # i32[B, T]
+  tokens: Any   # i32[B, T], or i32[B, T, F]: F features of each word
   valid: Any    # bool[B, T]  False = padding
   labels: Any   # i32[B, T]   0 where nothing is supervised
   weight: Any   # f32[B, T]   1 at the first sub-token of a word of the text, else 0

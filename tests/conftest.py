@@ -22,6 +22,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from chromium import find_browser  # noqa: E402
 from real_data import real_data  # noqa: E402
 from shared_runs import shared_folder  # noqa: E402
 
@@ -110,6 +111,12 @@ def real_sentences(data_folder):
       for start, end in split_sentences(note.text))
     found += [next(texts) for _ in range(count)]
   return found
+
+
+@pytest.fixture(scope='session')
+def browser() -> str:
+  """Chromium, or a skip."""
+  return find_browser()
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from fedmedjax.experiment.notes import data_seed
 from fedmedjax.experiment.types import Data
 from fedmedjax.report.description import used
 from fedmedjax.report.terminal import show
+from fedmedjax.report.warnings import warnings
 from fedmedjax.runtime.cli import versions
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, tensorboard
@@ -126,6 +127,7 @@ def run_api(
   summary = _summary(config, data, endpoint.model, scores) | {
     'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started,
     'versions': versions()}
+  summary['warnings'] = warnings(summary, [])
   tensorboard.finish(workdir, [], summary)
   files.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
@@ -196,6 +198,6 @@ def _summary(
     'scores': {site: entry.scores for site, entry in scores.items()},
     'test_sources': [len(entry.sources) for entry in scores.values()],
     'bytes_up': 0, 'bytes_down': 0, 'bytes_full_model': 0, 'local_steps': 0,
-    **evaluate.rates(scores.values()),
+    **evaluate.rates(scores.values()), 'answers': evaluate.answer_counts(scores),
     'site_weights': [], 'zero_shot': None, 'instructions': evaluate.instructions(sites),
   })

@@ -103,7 +103,9 @@ def merged(runs: Runs, draws: Draws) -> dict:
   if len(runs.summaries) == 1:
     return runs.summaries[0]
   out = _mean(runs.summaries) | {
-    'seed': runs.summaries[0]['seed'], 'seeds': [summary['seed'] for summary in runs.summaries]}
+    'seed': runs.summaries[0]['seed'], 'seeds': [summary['seed'] for summary in runs.summaries],
+    'warnings': [f'seed {summary["seed"]}: {warning}' for summary in runs.summaries
+                 for warning in summary.get('warnings', ())]}
   for scores, answers in (
       (out['scores'], runs.scores), ((out.get('global') or {}).get('scores', {}), runs.everyone)):
     for site, tasks in scores.items():

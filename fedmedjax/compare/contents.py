@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from fedmedjax.compare import comparisons, tables
 from fedmedjax.compare.comparisons import Comparison, Draws, Runs
+from fedmedjax.compare.headline import headline
 from fedmedjax.report.blocks import Plot, Table
 
 
@@ -15,6 +16,7 @@ class Contents(NamedTuple):
   plots: list[Plot]
   comparisons: list[Comparison]
   missing: Sequence[str] = ()  # sentences: what was not compared, and why
+  first: str = ''              # the sentence that the report begins with
 
 
 def contents_of(
@@ -40,7 +42,8 @@ def _regimes(rows: dict[str, Runs], draws: Draws) -> Contents:
     build(rows, score, draws) for score in comparisons.scores_of(rows.values()) for build in builds]
   return Contents(
     [table for table in shown if table], [],
-    comparisons.corrected(comparisons.comparisons(rows, 'in_domain', '', draws)), _missing(rows))
+    comparisons.corrected(comparisons.comparisons(rows, 'in_domain', '', draws)), _missing(rows),
+    headline(rows, '', draws))
 
 
 def _missing(rows: dict[str, Runs]) -> list[str]:
@@ -96,7 +99,11 @@ def _curves(scenario: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -
   if scenario == 'scaling' and len(by_label) > 1:
     contents.comparisons.extend(comparisons.scaling_comparisons(
       {int(label): rows for label, rows in by_label.items()}, draws))
-  return contents._replace(comparisons=comparisons.corrected(contents.comparisons))
+  # Every part says as much; of the last one most is known, or most sites trained.
+  label, rows = list(by_words.items())[-1]
+  return contents._replace(
+    comparisons=comparisons.corrected(contents.comparisons),
+    first=headline(rows, label, draws, external=tested == 'external'))
 
 
 def _place(label: str, rows: dict[str, Runs]) -> float:

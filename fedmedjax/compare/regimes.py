@@ -165,7 +165,7 @@ def _report(
   for table in contents.tables:
     reporter.say(tables.terminal_table(table))
   sentences = [*map(str, contents.comparisons), *contents.missing]
-  for sentence in sentences:
+  for sentence in (*sentences, contents.first):
     reporter.say(sentence)
   files.write_json(folder / 'findings.json', [entry.record() for entry in contents.comparisons])
   # The report shows single runs of the first seed and of its last part only.
@@ -177,4 +177,4 @@ def _report(
     folder / report.FILE, study.folder.resolve().name + (
       '' if scenario == 'in_domain' else f': {scenario.replace("_", " ")}'),
     {name: row.folder for name, row in part.rows.items()}, examples=study.config.report.examples,
-    sentences=sentences, tables=contents.tables, plots=contents.plots)
+    sentences=sentences, tables=contents.tables, plots=contents.plots, first=contents.first)

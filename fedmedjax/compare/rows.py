@@ -149,8 +149,10 @@ def leaves_adapter(config: ConfigDict, regime: str) -> bool:
   if regime.partition(':')[0] == 'api':
     return False
   regime = 'centralised' if regime == DEPTH else regime
-  values = leaves(get_config(preset_of(config, regime)).to_dict())
-  if not values['fed.train'] or values['fed.learner'] != 'lora' or adds_to_base(values):
+  chosen, preset = copy.deepcopy(config), preset_of(config, regime)
+  choose_preset(chosen, preset)
+  values = leaves(get_config(preset).to_dict())
+  if not values['fed.train'] or chosen.fed.learner != 'lora' or adds_to_base(values):
     return False
   own = own_parts(values)
   # A sharing is asked what it shares: no factor may stay at its site.

@@ -1,4 +1,4 @@
-"""A BERT's sites and steps: one task, batches of fixed shape.
+"""A token classifier's sites and steps: one task, batches of fixed shape.
 
 Sites and rounds are planned by `schedule.py` as for a language model; what differs is how
 notes become examples and how a step's examples become arrays.
@@ -55,12 +55,12 @@ def encode_label_site(
 
 def label_schedule(
   sites: Sequence[SiteData], sizes: np.ndarray, *, labels: Sequence[str], max_length: int,
-  batch_size: int, **plan,
+  batch_size: int, features: int = 0, **plan,
 ) -> Schedule:
   """Plans all steps of all rounds, and the shape [B, T] they share.
 
   Args:
-    sites: from `encode_label_site`.
+    sites: from `encode_label_site` or `hashed_words.encode_word_site`.
     labels, max_length: as the sites were encoded.
     batch_size: examples of a step.
     sizes: f32[S] n_k, of `schedule.site_sizes`; labelled words where they count tokens.
@@ -74,14 +74,14 @@ def label_schedule(
   width = min(round_up(longest, 16), max_length)
 
   def pack(part: TaskData, examples: Sequence[LabelExample]) -> LabelBatch:
-    return label_batch(examples, rows, width, allowed_labels(labels, part.ask.types))
+    return label_batch(examples, rows, width, allowed_labels(labels, part.ask.types), features)
 
-  blank = label_batch((), rows, width, allowed_labels(labels, ()))
+  blank = label_batch((), rows, width, allowed_labels(labels, ()), features)
   return Schedule(sites, rounds, weights, Layout(pack, blank), batch_size)
 
 
 def label_batch(
-  examples: Sequence[LabelExample], rows: int, width: int, allowed: np.ndarray
+  examples: Sequence[LabelExample], rows: int, width: int, allowed: np.ndarray, features: int = 0
 ) -> LabelBatch:
   """Examples as arrays [B, T] = [rows, width], the first rows filled; see `types.LabelBatch`.
 
@@ -89,8 +89,10 @@ def label_batch(
     examples: at most `rows` windows of at most `width` tokens.
     rows, width: B and T.
     allowed: bool[Y], labels that the site annotates.
+    features: F; tokens are then [B, T, F]. 0 = they are [B, T].
   """
-  tokens, labels = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.int32)
+  labels = np.zeros((rows, width), np.int32)
+  tokens = np.zeros((rows, width, features) if features else (rows, width), np.int32)
   valid, weight = np.zeros((rows, width), bool), np.zeros((rows, width), np.float32)
   for row, example in enumerate(examples):
     tokens[row, :len(example.tokens)] = example.tokens

@@ -31,7 +31,8 @@ OUTSIDE = 'O'
 class LabelExample(NamedTuple):
   """One window of one example, with W labelled words."""
 
-  tokens: np.ndarray  # i32[T]     with the tokenizer's first and last special token
+  # i32[T] with the tokenizer's first and last special token, or i32[T, F]: F features of each word
+  tokens: np.ndarray
   places: np.ndarray  # i32[W]     first sub-token of each labelled word
   labels: np.ndarray  # i32[W]     index into the label names
   words: np.ndarray   # i32[W, 2]  its characters [start, end) in the example's text
@@ -97,10 +98,10 @@ def encode_labels(
       words += _words(
         read['input_ids'][piece], read.word_ids(piece), read['offset_mapping'][piece], origin)
       piece += 1
-    tags = _tags(words, example.entities, labels)
+    tags = word_labels(words, example.entities, labels)
     # More sub-tokens of one word than a window holds say nothing more.
     sizes = [min(len(word.tokens), room) for word in words]
-    ranges = _consecutive(sizes, room) if example.main is None else _around(sizes, words, room)
+    ranges = consecutive(sizes, room) if example.main is None else _around(sizes, words, room)
     windows = tuple(_window(tokenizer, words[a:b], tags[a:b], room) for a, b in ranges)
     out.append(windows)
     begun = sum(labels[tag].startswith('B') for window in windows for tag in window.labels)
@@ -123,8 +124,14 @@ def _words(ids, word_ids, offsets, origin: int | None) -> list[_Word]:
   return words
 
 
-def _tags(words: Sequence[_Word], entities: Sequence[Span], labels: Sequence[str]) -> list[int]:
-  """The label of every word, as an index; a word that two entities share goes to the first."""
+def word_labels(words: Sequence, entities: Sequence[Span], labels: Sequence[str]) -> list[int]:
+  """The label of every word, as an index; a word that two entities share goes to the first.
+
+  Args:
+    words: in order, each with its characters [start, end).
+    entities: flat, of types that `labels` names.
+    labels: the Y label names, from `label_names`.
+  """
   names = {name: index for index, name in enumerate(labels)}
   tags = [0] * len(words)
   for span in entities:
@@ -136,7 +143,7 @@ def _tags(words: Sequence[_Word], entities: Sequence[Span], labels: Sequence[str
   return tags
 
 
-def _consecutive(sizes: Sequence[int], room: int) -> list[tuple[int, int]]:
+def consecutive(sizes: Sequence[int], room: int) -> list[tuple[int, int]]:
   """As few ranges of words as possible that hold at most `room` tokens each."""
   ranges, start, filled = [], 0, 0
   for i, size in enumerate(sizes):

@@ -19,6 +19,9 @@ from fedmedjax.types import Document, Example, InputError, SiteCorpus
 # The validation set V is held out by source with this seed, whatever the seed of the run
 # (docs/methods.md).
 SPLIT_SEED = 42
+# Most held-out sentences of a site that are answered while it trains (config.eval.every): answering
+# eight takes as long as a step or two of training.
+_WATCHED = 8
 
 
 class TaskData(NamedTuple):
@@ -35,6 +38,8 @@ class TaskData(NamedTuple):
   test: tuple[Example, ...]
   test_tokens: tuple       # the token sequences of `test`
   solved: tuple[Example, ...] = ()  # the examples behind `train`, also those too long for training
+  watched: tuple[Example, ...] = ()  # of the held-out notes: a few to answer while training
+  watched_tokens: tuple = ()         # their token sequences, as those of `test`
 
 
 class SiteData(NamedTuple):
@@ -91,12 +96,19 @@ def encode_site(
 
     def fitting(examples: list[Example]):
       encoded = encode(examples)
-      kept = [example for example in encoded if len(example.tokens) <= max_length]
-      return kept, {'too_long': len(encoded) - len(kept)}
+      fits = [len(example.tokens) <= max_length for example in encoded]
+      lost = [example for example, short in zip(examples, fits, strict=True) if not short]
+      return [example for example, short in zip(encoded, fits, strict=True) if short], {
+        'too_long': len(lost), 'too_long_entities': _entities(lost),
+        'measured_examples': len(examples), 'measured_entities': _entities(examples)}
 
     return Form(asked, instruction, fitting, encode, f'config.data.max_length={max_length}')
 
   return read_site(corpus, [form(ask(task, corpus, style)) for task in tasks], **split)
+
+
+def _entities(examples: Sequence[Example]) -> int:
+  return sum(len(example.entities) for example in examples)
 
 
 def read_site(
@@ -242,13 +254,25 @@ def _read_task(
     report.update(counts)
     return kept
 
-  solved = examples(split.train, split.trained)
-  train, validation = encoded(solved), encoded(examples(split.validation))
+  solved, held_out = examples(split.train, split.trained), examples(split.validation)
+  train, validation = encoded(solved), encoded(held_out)
+  watched = _watched(form, held_out, min(_WATCHED, validation_examples))
   chosen = np.sort(rng.permutation(len(validation))[:validation_examples])
   test = examples(split.test, split.tested)
   return TaskData(
     form.ask, form.instruction, tuple(train), tuple(validation[i] for i in chosen), tuple(test),
-    tuple(form.encode_test(test)), tuple(solved))
+    tuple(form.encode_test(test)), tuple(solved), tuple(watched),
+    tuple(form.encode_test(watched)))
+
+
+def _watched(form: Form, held_out: Sequence[Example], number: int) -> list[Example]:
+  """At most `number` of the held-out examples, the same for every seed, none of them too long."""
+  chosen: list[int] = []
+  for place in np.random.default_rng((SPLIT_SEED, 3)).permutation(len(held_out)):
+    if len(chosen) == number:
+      break
+    chosen += [place] if form.encode([held_out[place]])[0] else []
+  return [held_out[place] for place in sorted(chosen)]
 
 
 def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[Form]:

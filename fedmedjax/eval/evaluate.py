@@ -137,11 +137,20 @@ class SiteScores(NamedTuple):
   scores: dict                   # {'ner': ..., 're': {'modifier': ..., 'triple': ..., ...}}
   sources: tuple[str, ...]       # N tested sources: articles, trials, patients or just notes
   counts: dict[str, np.ndarray]  # 'ner', 're.modifier', ...: i64[N, 2, T + 1, 3]
-  copy_rate: float
-  parse_failure_rate: float
+  asked: int                     # answers that were read
+  copied: int                    # of them, those that copy their sentence
+  unreadable: int                # of them, those that had to be repaired
   dropped: int                   # entities written that stand nowhere in their sentence
   # The scores of those sentences that were answered before training, too; None = of all of them.
   few: 'SiteScores | None' = None
+
+  @property
+  def copy_rate(self) -> float:
+    return self.copied / self.asked
+
+  @property
+  def parse_failure_rate(self) -> float:
+    return self.unreadable / self.asked
 
 
 def score(
@@ -190,9 +199,8 @@ def score(
   records = [record for adapter_records in answers for record in _asked_once(adapter_records)]
   return SiteScores(
     scores, tuple(dict.fromkeys(source_of.values())), counts,
-    float(np.mean([record['copied'] for record in records])),
-    float(np.mean([record['parse_failed'] for record in records])),
-    sum(record['dropped'] for record in records))
+    len(records), *(sum(record[key] for record in records)
+                    for key in ('copied', 'parse_failed', 'dropped')))
 
 
 def _asked_once(records: Sequence[dict]) -> list[dict]:
@@ -209,6 +217,12 @@ def _asked_once(records: Sequence[dict]) -> list[dict]:
 def source_counts(scores: dict[str, SiteScores]) -> dict[str, dict]:
   """The content of the file COUNTS for these sites: enough to compare runs source by source."""
   return {name: {'sources': site.sources, **site.counts} for name, site in scores.items()}
+
+
+def answer_counts(scores: dict[str, SiteScores]) -> dict[str, dict[str, int]]:
+  """{site: how many answers were asked for, copied, unreadable}, as summary.json holds them."""
+  return {name: {key: getattr(site, key) for key in ('asked', 'copied', 'unreadable')}
+          for name, site in scores.items()}
 
 
 def rates(scores: Iterable[SiteScores]) -> dict[str, float]:

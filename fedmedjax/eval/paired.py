@@ -43,9 +43,10 @@ def read_answers(predictions: Path) -> dict[str, Any]:
     predictions: the folder of its predictions.
 
   Returns:
-    {'scores': Answers, 'global': Answers, 'cross_site': {adapter: Answers}, 'validation': {adapter:
-    its loss on the validation set V}, 'teacher_forced': Answers, 'teacher_forced_cross_site':
-    {adapter: Answers}}; all but the first are empty where there are none.
+    {'scores': Answers, 'global': Answers, 'zero_shot': Answers, 'beside_zero_shot': Answers of the
+    run to the sentences of zero-shot, 'cross_site': {adapter: Answers}, 'validation': {adapter: its
+    loss on the validation set V}, 'teacher_forced': Answers, 'teacher_forced_cross_site': {adapter:
+    Answers}}; all but the first are empty where there are none.
 
   Raises:
     InputError: the file is absent or is none of ours.
@@ -55,6 +56,8 @@ def read_answers(predictions: Path) -> dict[str, Any]:
     stored = json.loads(path.read_text(encoding='utf-8-sig'))
     return {
       'scores': _answers(stored['scores']), 'global': _answers(stored.get('global', {})),
+      'zero_shot': _answers(stored.get('zero_shot', {})),
+      'beside_zero_shot': _answers(stored.get('beside_zero_shot', {})),
       'cross_site': {name: _answers(row) for name, row in stored.get('cross_site', {}).items()},
       # None = a loss that was no number.
       'validation': {name: np.inf if loss is None else float(loss)

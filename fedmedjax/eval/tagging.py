@@ -1,6 +1,6 @@
 """A token classifier's answers for a site's test examples, as prediction records."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from fedmedjax.data.labels import allowed_labels, marked_text, spans
 from fedmedjax.data.pack import round_up
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tasks import judged
-from fedmedjax.model.bert import BertTagger, label_logits
+from fedmedjax.model import bert
 from fedmedjax.types import Example, Program, Span
 
 # Windows are padded to a multiple of this many tokens: one compilation each.
@@ -24,17 +24,21 @@ _WIDTH_BUCKET = 32
 class Tagger(NamedTuple):
   """A token classifier and how test examples are fed to it; compiled once per width of windows."""
 
-  model: BertTagger
+  model: Hashable           # what `logits` is given first, such as a `bert.BertTagger`
   labels: tuple[str, ...]   # names of the classifier's outputs
   max_length: int           # of a window, in tokens
   batch_size: int           # windows classified at once
+  features: int = 0         # F of a token; 0 = a token is one number
+  # (model, adapter, base, batch) -> f32[B, T, Y], -inf for labels that are not annotated
+  logits: Callable = bert.label_logits
+  working: Callable = bert.working_bytes   # (model, rows, width) -> bytes of what is kept at least
 
 
 @cache
-def _classifier(model: BertTagger):
+def _classifier(model: Hashable, logits: Callable):
   """Jitted (adapter, base, batch) -> i32[B, T], the likeliest allowed label of every token."""
   return jax.jit(lambda adapter, base, batch: jnp.argmax(
-    label_logits(model, adapter, base, batch), axis=-1))
+    logits(model, adapter, base, batch), axis=-1))
 
 
 def tag(
@@ -48,7 +52,7 @@ def tag(
 
   Args:
     tagger: see above.
-    adapter, base: from `bert.split_frozen`.
+    adapter, base: as `Tagger.logits` takes them.
     part: the site's task, whose `test_tokens` are classified; words get only labels that the site
       annotates.
     advance: called with the number of examples done since the last call.
@@ -61,8 +65,9 @@ def tag(
   for start in range(0, len(order), tagger.batch_size):
     chosen = order[start:start + tagger.batch_size]
     width = min(round_up(len(windows[chosen[0]][1].tokens), _WIDTH_BUCKET), tagger.max_length)
-    batch = label_batch([windows[i][1] for i in chosen], tagger.batch_size, width, allowed)
-    best = np.asarray(_classifier(tagger.model)(adapter, base, batch))
+    batch = label_batch(
+      [windows[i][1] for i in chosen], tagger.batch_size, width, allowed, tagger.features)
+    best = np.asarray(_classifier(tagger.model, tagger.logits)(adapter, base, batch))
     for row, i in enumerate(chosen):
       tags[i] = [tagger.labels[label] for label in best[row, windows[i][1].places]]
     before, after = (n * len(part.test) // len(windows) for n in (start, start + len(chosen)))
@@ -87,12 +92,10 @@ def largest_call(
     len(window.tokens) for site in sites for part in site.tasks for example in part.test_tokens
     for window in example)
   rows, width = tagger.batch_size, min(round_up(longest, _WIDTH_BUCKET), tagger.max_length)
-  config = tagger.model.config
-  # Of one layer, in float32: the intermediate states, and every head's attention.
-  working = 4 * rows * width * (config.intermediate_size + config.num_heads * width)
-  batch = label_batch((), rows, width, allowed_labels(tagger.labels, ()))
+  batch = label_batch((), rows, width, allowed_labels(tagger.labels, ()), tagger.features)
   return Program(
-    _classifier(tagger.model), (adapter, base, batch), tree.num_bytes((adapter, batch)), working)
+    _classifier(tagger.model, tagger.logits), (adapter, base, batch),
+    tree.num_bytes((adapter, batch)), tagger.working(tagger.model, rows, width))
 
 
 def answer(

@@ -15,9 +15,10 @@ from fedmedjax.experiment.contracts import check_own_parts
 from fedmedjax.experiment.execution import Execution, executions, sites_at_once
 from fedmedjax.experiment.lora import load_lora_data, lora_parts, lora_sizes
 from fedmedjax.experiment.methods import Own
-from fedmedjax.experiment.notes import load_corpora
+from fedmedjax.experiment.notes import load_corpora, watched_sites
 from fedmedjax.experiment.own_parts import OWN_KEYS, is_own, own_parts
 from fedmedjax.experiment.refusals import check_method
+from fedmedjax.experiment.tagger import load_tagger_data, tagger_parts, tagger_sizes
 from fedmedjax.experiment.types import Data, Options, Study, TrainableKind
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import fitted_map
@@ -54,12 +55,14 @@ def options(config: ConfigDict) -> Options:
     fed.pooled, config.eval.zero_shot, config.eval.max_zero_shot,
     config.eval.bootstrap_samples, config.checkpoint.keep,
     config.checkpoint.keep_best, fed.max_bad_rounds, methods.adds_aggregate(values),
-    config.eval.cross_site, config.eval.teacher_forced, fed.size_power, int(fed.memory_gib * 2**30))
+    config.eval.cross_site, config.eval.teacher_forced, fed.size_power, int(fed.memory_gib * 2**30),
+    config.eval.every if fed.train else 0)
 
 
 LEARNERS = {
   'lora': TrainableKind(load_lora_data, lora_sizes, lora_parts),
-  'bert': TrainableKind(load_bert_data, bert_sizes, bert_parts)}
+  'bert': TrainableKind(load_bert_data, bert_sizes, bert_parts),
+  'tagger': TrainableKind(load_tagger_data, tagger_sizes, tagger_parts)}
 
 
 def prepare(
@@ -96,6 +99,12 @@ def prepare(
     raise InputError(
       f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
       f'for validation, and preset {fed.preset!r} weighs sites by their validation loss')
+  watched = watched_sites(data.sites) if config.eval.every and fed.train else ()
+  if config.eval.every and fed.train and not watched:
+    raise InputError(
+      f'config.eval.every={config.eval.every}: no site has a held-out sentence to answer while '
+      f'training (config.data.validation_examples={config.data.validation_examples}, '
+      f'validation_share={config.data.validation_share}); 0 = never')
   sharing = methods.sharing(values, own, tree.paths(trainable.adapter))
   if own:
     check_method(values, own, tree.paths(trainable.adapter))
@@ -124,4 +133,4 @@ def prepare(
   return Study(
     data, options(config), trainable, parts, sharing, schedule, plan,
     validation and Validation(*validation), algorithm_with(order[0]), optimizer, order, site_map,
-    algorithm_with, layout.groups, own)
+    algorithm_with, layout.groups, own, watched)

@@ -32,7 +32,7 @@ from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
 from fedmedjax.experiment.partitions import PARTITION, check_partition
 from fedmedjax.experiment.refusals import check_method
-from fedmedjax.fed.aggregators import AGGREGATORS, UTILITIES
+from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.participation import SAMPLERS
 from fedmedjax.fed.rules import RULES
@@ -45,7 +45,7 @@ from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import ENTITY_TYPES, InputError
 
 # build.py maps these names to values and imports too much for here; a test holds both together.
-LEARNERS = ('lora', 'bert')
+LEARNERS = ('lora', 'bert', 'tagger')
 TASK_SETS = (('ner',), ('re',), ('ner', 're'))
 
 def one_of_or_own(names: Iterable[str]) -> Check:
@@ -67,6 +67,8 @@ CHECKS = {
   'lora.start': TEXT,
   'bert.path': TEXT, 'bert.task': one_of(tuple(TASKS)), 'bert.max_length': integer(16),
   'bert.learning_rate': POSITIVE,
+  'tagger.width': integer(1, 65_536), 'tagger.buckets': integer(1, 2**24),
+  'tagger.max_length': integer(1, 65_536),
   'data.folders': Check(
     lambda v: isinstance(v, tuple) and all(isinstance(site, Mapping) for site in v),
     "a tuple of dict(name='st_mary', path='notes/st_mary', format='brat', mapping='schema')"),
@@ -97,7 +99,7 @@ CHECKS = {
   'fed.sharing': one_of_or_own(SHARINGS), 'fed.pooled': BOOLEAN, 'fed.train': BOOLEAN,
   'fed.learner': one_of(LEARNERS),
   'fed.floor': BELOW_ONE, 'fed.ema': BELOW_ONE,
-  'fed.signal': one_of(tuple(UTILITIES)), 'fed.aggregator': one_of_or_own(AGGREGATORS),
+  'fed.signal': one_of(tuple(SIGNALS)), 'fed.aggregator': one_of_or_own(AGGREGATORS),
   'fed.residual_rank': integer(0), 'fed.fair_penalty': POSITIVE,
   'fed.trim': number(lambda v: 0 <= v < 0.5, 'a number in [0, 0.5)'),
   'fed.faulty': integer(0), 'fed.kept': integer(1), 'fed.norm_limit': POSITIVE,
@@ -126,7 +128,7 @@ CHECKS = {
   'eval.max_new_ratio': number(lambda v: 0 < v <= 1000, 'a number in (0, 1000]'),
   'eval.bootstrap_samples': integer(1, 100_000),
   'eval.guesses': integer(0, 100), 'eval.cross_site': BOOLEAN,
-  'eval.teacher_forced': BOOLEAN,
+  'eval.teacher_forced': BOOLEAN, 'eval.every': integer(0),
   'api.shots': integer(0), 'api.concurrency': integer(1, 1000), 'api.max_attempts': integer(1),
   'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
   'api.cache': TEXT,
@@ -171,20 +173,38 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
     raise InputError(
       f"config.checkpoint.keep_best={values['checkpoint.keep_best']}: the best checkpoint is that "
       f"of least validation loss, which preset {values['fed.preset']!r} does not compute; use 0")
-  if values['fed.learner'] == 'bert' and not values['fed.train']:
-    raise InputError("config.fed.train=False: an untrained classifier has no answers; use True")
-  if values['fed.learner'] == 'bert' and values['fed.loss_on'] != 'completion':
-    raise InputError(
-      f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
-      "'completion'")
-  for key in ('mesh.fsdp', 'mesh.tensor'):
-    if values['fed.learner'] == 'bert' and values[key] != 1:
-      raise InputError(
-        f'config.{key}={values[key]}: a classifier is not split, its sites are spread only; use 1')
+  _check_learner(values)
   check_partition(values)
   _check_tasks(values)
   _check_participation(values)
   check_method(values, own_parts(values, given))
+
+
+def _check_learner(values: dict[str, Any]) -> None:
+  """What a token classifier cannot do, be it a BERT or a tagger."""
+  learner = values['fed.learner']
+  if learner == 'lora':
+    return
+  if not values['fed.train']:
+    raise InputError(
+      f'config.fed.train=False: an untrained classifier (config.fed.learner={learner!r}) has no '
+      'answers; use True')
+  if learner == 'bert' and values['fed.loss_on'] != 'completion':
+    raise InputError(
+      f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
+      "'completion'")
+  for key in ('mesh.fsdp', 'mesh.tensor'):
+    if values[key] != 1:
+      raise InputError(
+        f'config.{key}={values[key]}: a classifier is not split, its sites are spread only; use 1')
+  if learner == 'tagger' and values['data.tasks'] != ('ner',):
+    raise InputError(
+      f"config.data.tasks={values['data.tasks']!r}: config.fed.learner='tagger' labels entities "
+      "only; use ('ner',)")
+  if learner == 'tagger' and values['lora.start']:
+    raise InputError(
+      f"config.lora.start={values['lora.start']!r}: config.fed.learner='tagger' starts from a "
+      "fresh adapter; use ''")
 
 
 def _check_tasks(values: dict[str, Any]) -> None:

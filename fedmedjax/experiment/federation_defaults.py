@@ -69,8 +69,9 @@ def weights(fed: ConfigDict) -> None:
   fed.pooled = False
   # False = no training at all (zero-shot). From the preset.
   fed.train = True
-  # What is trained: 'lora' (adapters of config.model) or 'bert' (all of config.bert but its
-  # embeddings). From the preset.
+  # What is trained: 'lora' (adapters of config.model), 'bert' (all of config.bert but its
+  # embeddings; the preset fed_bert sets it) or 'tagger' (adapters of config.tagger, a small network
+  # of random weights that needs no file, to compare methods in seconds).
   fed.learner = 'lora'
   # epsilon: share of the weight that is spread evenly, in [0, 1).
   fed.floor = 0.0

@@ -18,7 +18,7 @@ from fedmedjax.eval import evaluate, generation
 from fedmedjax.eval import teacher_forced as forcing
 from fedmedjax.eval.generation import check_context
 from fedmedjax.experiment import meshes
-from fedmedjax.experiment.notes import Corpora, encode_sites
+from fedmedjax.experiment.notes import Corpora, encode_sites, watched_sites
 from fedmedjax.experiment.types import Data, Trainable
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.dtypes import DTYPES
@@ -61,7 +61,9 @@ def load_lora_data(
   data = encode_sites(base, encode, config, corpora, reporter)
   _check_tasks(config.data.tasks, data.sites)
   check_context(
-    base, {site.name: site for site in (*data.sites, *data.tested, *data.external)}.values(),
+    base, (
+      *{site.name: site for site in (*data.sites, *data.tested, *data.external)}.values(),
+      *(watched_sites(data.sites) if config.eval.every else ())),
     config.data.max_length, config.eval.max_new_ratio)
   return data
 

@@ -26,6 +26,9 @@ from fedmedjax.fed.builders import build
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError, SiteCorpus, Skew
 
+# Most sites whose held-out sentences are answered while training (config.eval.every).
+_WATCHED_SITES = 12
+
 
 def data_root(path: str) -> Path:
   """config.data.root, else FEDMEDJAX_DATA, else ../shared/data."""
@@ -154,3 +157,17 @@ def _limits(config: ConfigDict, sites: int) -> list[dict[str, int]]:
     for limit, own in zip(limits, by_site, strict=True):
       limit[key] = int(own)
   return limits
+
+
+def watched_sites(sites: Sequence[SiteData]) -> tuple[SiteData, ...]:
+  """The first sites that have held-out sentences to watch, with these as their test examples.
+
+  Each has one task: its first, which finds entities wherever the site annotates them.
+  """
+  out = []
+  for site in sites:
+    part = next((part for part in site.tasks if part.watched), None)
+    if part and len(out) < _WATCHED_SITES:
+      out.append(site._replace(
+        tasks=(part._replace(test=part.watched, test_tokens=part.watched_tokens),)))
+  return tuple(out)

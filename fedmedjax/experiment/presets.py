@@ -12,7 +12,7 @@ from fedmedjax.types import InputError
 # values below. Papers and provenance: docs/methods.md, section 9.
 METHOD_DEFAULTS = dict(
   size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
-  pooled=False, train=True, learner='lora', server_optimizer='fedavg', server_learning_rate=1.0,
+  pooled=False, train=True, server_optimizer='fedavg', server_learning_rate=1.0,
   server_momentum=0.9, rule='plain', rule_strength=0.0, local_optimizer='adamw',
   signal='loss', aggregator='mean', residual_rank=0, kept=1)
 PRESETS = {
@@ -25,10 +25,14 @@ PRESETS = {
   # Fed-MedLoRA+ exactly as the authors' public code does it: softmax(-loss), size ignored, loss
   # over all tokens, the instruction included.
   'fed_medlora_plus_code': dict(size_power=0.0, loss_power=1.0, loss_on='all'),
-  # Fed-MedLoRA+ with other signals, ours: what the average loses without a site, in units of 0.01
-  # nats per token, and how far an update goes down the validation loss's slope.
-  'fed_medlora_loo': dict(loss_power=1.0, signal='loo', temperature=0.01),
-  'fed_medlora_grad': dict(loss_power=1.0, signal='grad', temperature=0.01),
+  # Fed-MedLoRA+ with other signals, ours: nats per answer in place of nats per token, and the same
+  # by the other sites' judgement only, against each other's, with no number to tune.
+  'fed_medlora_answer': dict(loss_power=1.0, signal='answer'),
+  'fed_medlora_peer': dict(loss_power=1.0, signal='peer'),
+  # What the average loses without a site, and how far an update goes down the validation loss's
+  # slope: in nats per answer, or in standard deviations over the sites where these are larger.
+  'fed_medlora_loo': dict(loss_power=1.0, signal='loo'),
+  'fed_medlora_grad': dict(loss_power=1.0, signal='grad'),
   # Means of the products A B. FlexLoRA, arXiv:2402.11505, and HLoRA, arXiv:2503.00813: cut to the
   # rank by SVD. FLoRA, arXiv:2409.05976: stacked into the base. FedEx-LoRA, arXiv:2410.09432: the
   # residual goes into the base, whole or cut to a rank. LoRA-FAIR, arXiv:2411.14961: B corrected.
@@ -82,6 +86,9 @@ PRESETS = {
 def apply_preset(config: ConfigDict, preset: str | Mapping[str, Any]) -> None:
   """Writes a row of PRESETS into config.fed, and the defaults of what it does not name.
 
+  What is trained, config.fed.learner, is left as it is by rows that do not name it. Where a row
+  that names it was in force, as fed_bert, it goes back to 'lora'.
+
   Args:
     config: all keys.
     preset: a name of PRESETS, or a row of your own, {'name': 'mine', 'aggregator':
@@ -106,4 +113,5 @@ def apply_preset(config: ConfigDict, preset: str | Mapping[str, Any]) -> None:
       raise InputError(
         f'preset {name!r}: config.fed has no key {unknown[0]!r}; allowed are '
         f'{", ".join(sorted(config.fed.keys()))}')
-  config.fed.update(METHOD_DEFAULTS | row | {'preset': name})
+  undone = {'learner': 'lora'} if 'learner' in PRESETS.get(config.fed.preset, {}) else {}
+  config.fed.update(METHOD_DEFAULTS | undone | row | {'preset': name})

@@ -15,15 +15,13 @@ from fedmedjax.experiment.methods import Method
 from fedmedjax.experiment.own_parts import OwnPart
 from fedmedjax.fed.sites import SiteMap
 from fedmedjax.fed.types import FederatedAlgorithm, LocalOptimizer, LossFn, Sharing, Validation
-from fedmedjax.model.files.bert import Bert
-from fedmedjax.model.files.convert import BaseModel
 from fedmedjax.types import Skew
 
 
 class Data(NamedTuple):
   """The model and every site's tokenised notes: what all regimes with one trainable share."""
 
-  base: BaseModel | Bert
+  base: Any                        # a BaseModel, a Bert or a WordTagger
   sites: tuple[SiteData, ...]      # that train
   tested: tuple[SiteData, ...]     # in-domain: the same, or those whose notes were dealt out
   external: tuple[SiteData, ...]   # tested, too, and never trained on
@@ -51,6 +49,7 @@ class Options(NamedTuple):
   teacher_forced: bool
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
   memory: int            # bytes that a run may count on; 0 = what the device says
+  every: int             # rounds between two scores of the held-out sentences; 0 = never
 
 
 class Trainable(NamedTuple):
@@ -89,6 +88,8 @@ class Study(NamedTuple):
   algorithm_with: Callable[[Execution], FederatedAlgorithm]
   groups: int                            # of devices, each with sites of its own
   own: Mapping[str, OwnPart] = {}        # the user's own parts, by key of the configuration
+  # Sites whose test examples are held-out sentences, answered every `options.every` rounds.
+  watched: tuple[SiteData, ...] = ()
 
 
 class TrainableKind(NamedTuple):

@@ -21,6 +21,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from fedmedjax.model.attention import SAVED
+from fedmedjax.model.label_loss import label_nats, of_annotated
 from fedmedjax.model.llama import REMAT
 from fedmedjax.types import LabelBatch
 
@@ -129,8 +130,8 @@ def split_frozen(params: dict) -> tuple[dict, dict]:
 
 def label_logits(model: BertTagger, adapter: dict, base: dict, batch: LabelBatch) -> Array:
   """Logits f32[B, T, Y], with -inf for the labels that the batch's site does not annotate."""
-  logits = model.apply({'params': {**base, **adapter}}, batch.tokens, batch.valid)
-  return jnp.where(batch.allowed[None, None], logits, -jnp.inf)
+  return of_annotated(
+    model.apply({'params': {**base, **adapter}}, batch.tokens, batch.valid), batch)
 
 
 def label_loss(model: BertTagger, adapter: dict, base: dict, batch: LabelBatch):
@@ -144,7 +145,10 @@ def label_loss(model: BertTagger, adapter: dict, base: dict, batch: LabelBatch):
   Returns:
     (sum of nats f32[], sum of label weights f32[]).
   """
-  log_p = jax.nn.log_softmax(label_logits(model, adapter, base, batch))
-  chosen = jnp.take_along_axis(log_p, batch.labels[..., None], axis=-1)[..., 0]
-  # Padding has label 0, which is allowed everywhere: 0 * -inf cannot occur.
-  return -jnp.sum(chosen * batch.weight), batch.weight.sum()
+  return label_nats(label_logits(model, adapter, base, batch), batch)
+
+
+def working_bytes(model: BertTagger, rows: int, width: int) -> int:
+  """Bytes of a layer's float32 states [rows, width, ...]: intermediate, and attention of heads."""
+  config = model.config
+  return 4 * rows * width * (config.intermediate_size + config.num_heads * width)

@@ -76,7 +76,12 @@ def _find_adapter(folder: Path) -> Path:
     raise InputError(f'--adapter={folder}: holds {len(adapters)} adapters, choose one: '
                      f'{", ".join(map(str, adapters[:_LISTED]))}{more}')
   run = _find_run(folder)
-  if run and read_json(run / 'config.json').get('fed.learner') == 'bert':
+  learner = read_json(run / 'config.json').get('fed.learner') if run else None
+  if learner == 'tagger':
+    raise InputError(
+      f'--adapter={folder}: {run} trained a word tagger (config.fed.learner), which annotates no '
+      "new notes; train the learner 'lora'")
+  if learner == 'bert':
     raise InputError(
       f'--adapter={folder}: {run} trained a BERT classifier, which has no adapter; transformers '
       'loads its model/')

@@ -43,7 +43,8 @@ class Chart(NamedTuple):
   title: str
   note: str
   drawing: Markup
-  legend: Sequence[tuple[int, str]] = ()  # (place in the palette, name)
+  # (place, see `charts.py`, or an entity type, which has a colour of its own; name)
+  legend: Sequence[tuple[int | str, str]] = ()
   marks: bool = True              # the legend shows marks of lines and dots; False = swatches
 
 
@@ -51,7 +52,7 @@ class Charts(NamedTuple):
   """Drawings side by side, which may have one legend in common."""
 
   charts: Sequence[Chart]
-  legend: Sequence[tuple[int, str]] = ()  # (place in the palette, name)
+  legend: Sequence[tuple[int | str, str]] = ()  # (place, name)
   note: str = ''                  # what is left out of the drawings
   kind = 'charts'
 
@@ -95,6 +96,14 @@ class Excerpts(NamedTuple):
   kind = 'excerpts'
 
 
+class Folded(NamedTuple):
+  """Blocks, hidden until they are clicked."""
+
+  title: str
+  blocks: Sequence[Any]
+  kind = 'folded'
+
+
 class Settings(NamedTuple):
   """Keys with their values, hidden until clicked."""
 
@@ -110,3 +119,4 @@ class Section(NamedTuple):
   title: str
   lead: str                       # the paragraph
   blocks: Sequence[Any]
+  folded: bool = True             # hidden until it is clicked

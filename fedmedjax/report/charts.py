@@ -36,17 +36,34 @@ _STYLES = '-', (0, (4, 2.5))
 _DEEPEST = 0.5
 
 
+# Where a series is drawn: its place in the palette, or 'n0', 'n1', ... = without colour, told apart
+# by its mark, since on a page a colour means one thing only: a site, or a regime.
+Place = int | str
+
+
+def neutral(count: int) -> list[Place]:
+  """Places without colour for so many series."""
+  return [f'n{i}' for i in range(count)]
+
+
+def _look(place: Place) -> tuple[str, str, object]:
+  """(colour, mark, style of its line)."""
+  at = int(place[1:]) if isinstance(place, str) else place
+  colour = (INK, MUTED)[at % 2] if isinstance(place, str) else SERIES[at]
+  return colour, MARKERS[at], _STYLES[at % 2]
+
+
 def lines(
-  key: str, description: str, series: Sequence[tuple[int | None, np.ndarray, np.ndarray]],
+  key: str, description: str, series: Sequence[tuple[Place | None, np.ndarray, np.ndarray]],
   x_label: str,
-  *, bands: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = (), whole: bool = True,
+  *, bands: Sequence[tuple[Place, np.ndarray, np.ndarray, np.ndarray]] = (), whole: bool = True,
   zero: bool = False,
 ) -> Markup:
   """Curves.
 
   Args:
     key, description: see `svg.embed`.
-    series: (place in the palette, x f[N], y f[N]); place None = a curve outside the legend.
+    series: (place, x f[N], y f[N]); place None = a curve outside the legend.
     x_label: label of the x axis.
     bands: (place, x f[N], low f[N], high f[N]): a range around a curve.
     whole: x are whole numbers, such as rounds.
@@ -54,10 +71,9 @@ def lines(
   """
   with canvas(200, left=44, right=12, top=10, bottom=38) as axes:
     for place, x, low, high in bands:
-      axes.fill_between(x, low, high, color=SERIES[place], alpha=0.2, linewidth=0)
+      axes.fill_between(x, low, high, color=_look(place)[0], alpha=0.2, linewidth=0)
     for place, x, y in series:
-      colour, mark, style = (INK, '.', '-') if place is None else (
-        SERIES[place], MARKERS[place], _STYLES[place % 2])
+      colour, mark, style = (INK, '.', '-') if place is None else _look(place)
       axes.plot(x, y, color=colour, linewidth=1.8, markersize=5, linestyle=style,
                 marker=mark if len(x) <= _MARKED else '')
     axes.grid(axis='y', linewidth=0.8)
@@ -89,15 +105,18 @@ def _laid_out(values: np.ndarray, step: float) -> _Rows:
 
 def dots(
   key: str, description: str, groups: Sequence[str], values: np.ndarray, label: str,
-  bounds: np.ndarray,
+  bounds: np.ndarray, places: Sequence[Place],
 ) -> Markup:
-  """Dots in groups, `values` f[G, series] in [0, 1], with whiskers `bounds` f[G, series, 2]."""
+  """Dots in groups, `values` f[G, series] in [0, 1], with whiskers `bounds` f[G, series, 2].
+
+  `places` are those of the series.
+  """
   laid = _laid_out(values, 13)
   with canvas(laid.height + 46, bottom=38, right=36) as axes:
     for i, rows in enumerate(laid.rows.T):
-      axes.hlines(rows, *bounds[:, i].T, color=SERIES[i], linewidth=1.6, alpha=0.55)
-      axes.plot(values[:, i], rows, color=SERIES[i], marker=MARKERS[i], markersize=6.5,
-                linestyle='')
+      colour, mark, _ = _look(places[i])
+      axes.hlines(rows, *bounds[:, i].T, color=colour, linewidth=1.6, alpha=0.55)
+      axes.plot(values[:, i], rows, color=colour, marker=mark, markersize=6.5, linestyle='')
     _finish(axes, laid, groups, values, label)
     axes.set_xlim(-0.02, 1)
     return embed(axes, key, description)
@@ -172,14 +191,18 @@ def _rgb(colour: str) -> tuple[float, ...]:
 
 
 def shares(
-  key: str, description: str, groups: Sequence[str], values: np.ndarray
+  key: str, description: str, groups: Sequence[str], values: np.ndarray, colours: Sequence[str]
 ) -> Markup:
-  """A stacked bar for each group: `values` f[G, series], whose rows add up to 1, or to 0."""
+  """A stacked bar for each group: `values` f[G, series], whose rows add up to 1, or to 0.
+
+  `colours` are those of the series; pale ones have an outline.
+  """
   laid = _laid_out(values[:, :1], 15)
   with canvas(laid.height + 8, bottom=4) as axes:
     start = np.zeros(len(groups))
     for i, widths in enumerate(values.T):
-      axes.barh(laid.rows[:, 0], widths, 14, left=start, color=SERIES[i], linewidth=0)
+      axes.barh(
+        laid.rows[:, 0], widths, 14, left=start, color=colours[i], edgecolor=MUTED, linewidth=0.6)
       start = start + widths
     _name(axes, laid, groups)
     axes.set(xlim=(0, 1), xticks=[])

@@ -10,6 +10,7 @@ from fedmedjax.report.blocks import Chart, Charts, Section, Table
 from fedmedjax.report.runs import Run
 from fedmedjax.report.scores import NONE
 from fedmedjax.report.set_aside import set_aside
+from fedmedjax.report.svg import TYPE_COLOURS
 from fedmedjax.types import ENTITY_TYPES, Skew
 
 # Most sites of a chart.
@@ -92,6 +93,6 @@ def _charts(described: dict, divergences: dict) -> list[Charts]:
     for index, (name, values) in enumerate(divergences.items())] if len(names) > 1 else []
   shares = Chart(
     'Mix of entity types', 'Share of each type among a site\'s entities.', charts.shares(
-      'mix', 'Share of entity types of every site', names, mix),
-    list(enumerate(ENTITY_TYPES)), marks=False)
+      'mix', 'Share of entity types of every site', names, mix, list(TYPE_COLOURS.values())),
+    [(kind, kind) for kind in ENTITY_TYPES], marks=False)
   return [Charts([shares, *drawn], note=note)]

@@ -6,6 +6,7 @@ import numpy as np
 
 from fedmedjax.report import charts
 from fedmedjax.report.blocks import Chart, Charts, Figures, Section, Table
+from fedmedjax.report.rates import rates
 from fedmedjax.report.runs import Run, tested
 from fedmedjax.report.scores import NONE, f1, mean_f1, measured, number
 from fedmedjax.report.svg import SERIES
@@ -33,12 +34,13 @@ def cost_section(runs: Sequence[Run]) -> Section:
   if paid:
     blocks.append(_api_table(paid))
   sent = [run for run in own if megabytes(run.summary)]
+  learnt = [_f1_for_bytes(runs)] if any(_watched(run)[1].size for run in sent) else []
   if len(own) > 1 and sent:
     drawn = [_points(runs)] if measured(own) else []
-    blocks.append(Charts([*drawn, _bytes_of(runs)], [
+    blocks.append(Charts([*drawn, *learnt, _bytes_of(runs)], [
       (place, run.name) for place, run in enumerate(runs[:len(SERIES)]) if run.own]))
   elif sent:
-    blocks.append(Charts([_bytes_both_ways(sent[0])]))
+    blocks.append(Charts([*learnt, _bytes_both_ways(sent[0])]))
   return Section(
     'cost', 'What was sent, and what it cost',
     'Bytes are exact: every message of every round, headers included. The whole model in the same '
@@ -50,6 +52,29 @@ def _so_far(run: Run, *keys: str) -> tuple[np.ndarray, np.ndarray]:
   return (
     np.array([line['round'] for line in run.lines]),
     np.cumsum([sum(line[key] for key in keys) for line in run.lines]) / 1e6)
+
+
+def _watched(run: Run) -> tuple[np.ndarray, np.ndarray]:
+  """(megabytes sent so far, mean F1 on held-out sentences) of the rounds that have such an F1."""
+  _, sent = _so_far(run, 'bytes_up', 'bytes_down')
+  pairs = [(x, line['validation_f1']) for x, line in zip(sent, run.lines, strict=True)
+           if line.get('validation_f1') is not None]
+  x, y = np.array(pairs, float).reshape(-1, 2).T
+  return x, y
+
+
+def _f1_for_bytes(runs: Sequence[Run]) -> Chart:
+  """F1 while training against what had been sent by then; a run that sends nothing has no line."""
+  # Of a single run it has no colour, as colours mean sites then.
+  alone = sum(run.own for run in runs) == 1
+  series = [(None if alone else place, *_watched(run))
+            for place, run in enumerate(runs[:len(SERIES)])
+            if run.lines and megabytes(run.summary) and _watched(run)[1].size]
+  return Chart(
+    'F1 while training, for the bytes sent', 'Mean strict F1 on a few held-out sentences of the '
+    'sites (config.eval.every), not on test notes. What sends nothing is left out.', charts.lines(
+      'cost-learnt', 'F1 on held-out sentences against the megabytes sent by then', series,
+      'MB sent so far', whole=False, zero=True))
 
 
 def _points(runs: Sequence[Run]) -> Chart:
@@ -77,8 +102,9 @@ def _bytes_both_ways(run: Run) -> Chart:
     'Megabytes sent so far', 'Where one line hides the other, as much came down as went up.',
     charts.lines(
       'cost-bytes', 'Megabytes sent up to each round',
-      [(0, *_so_far(run, 'bytes_up')), (1, *_so_far(run, 'bytes_down'))], 'round', zero=True),
-    [(0, 'up, from the sites'), (1, 'down, to the sites')])
+      [('n0', *_so_far(run, 'bytes_up')), ('n1', *_so_far(run, 'bytes_down'))], 'round',
+      zero=True),
+    [('n0', 'up, from the sites'), ('n1', 'down, to the sites')])
 
 
 _COLUMNS = ('rounds', 'local steps', 'MB up', 'MB down', 'MB as whole model', 'saved',
@@ -142,6 +168,11 @@ def key_figures(run: Run) -> Figures:
     entries += [(number(known[site]), f'at {site}, external') for site in outside[:1]
                 if site in known]
   s = run.summary
+  if answered := rates(s, inside):
+    entries += [
+      (f'{count / answered.asked:.2f}', f'of answers {what} ({count:,} of {answered.asked:,})')
+      for count, what in ((answered.copied, 'copy their sentence'),
+                          (answered.unreadable, 'unreadable'))]
   if s['bytes_full_model']:
     entries.append((f'{megabytes(s):,.1f} MB', 'sent in all, ' + format(
       1 - megabytes(s) * 1e6 / s['bytes_full_model'], '.2%') + ' less than the whole model'))

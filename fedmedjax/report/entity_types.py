@@ -51,15 +51,23 @@ def _mean(run: Run, entries: dict, kind: str, which: str) -> float:
 def _by_site(run: Run, measure: Measure) -> list:
   entries = _entries(run, measure)
   types, sites = _types([entries]), list(entries)[:len(SERIES)]
-  rows = []
-  for kind in types:
-    of = [by_type[kind] for by_type in entries.values() if kind in by_type]
-    rows.append([
-      kind, *(f'{sum(entry[key] for entry in of):,}' for key in ('gold', 'predicted')),
-      *(number(_mean(run, entries, kind, which)) for which in ('strict', 'lenient')), str(len(of))])
+  outside = [site for site in entries if is_external(run, site)]
+  inside = [site for site in entries if site not in outside]
+
+  def counts(kind: str, where: Sequence[str]) -> list[str]:
+    of = [entries[site][kind] for site in where if kind in entries[site]]
+    return [f'{sum(entry[key] for entry in of):,}' for key in ('gold', 'predicted')] + [
+      str(len(of))]
+
+  rows = [[
+    kind, *(number(_mean(run, entries, kind, which)) for which in ('strict', 'lenient')),
+    *counts(kind, inside), *(counts(kind, outside)[:2] if outside else ())] for kind in types]
+  columns = ('type', 'mean strict F1', 'mean lenient F1', 'annotated', 'found', 'sites')
   table = Table(
-    f'{measure.title} by type', 'Annotated and found are counts over all test sentences.',
-    ('type', 'annotated', 'found', 'mean strict F1', 'mean lenient F1', 'sites'), rows, beside=True)
+    f'{measure.title} by type', 'Annotated and found are counts over the test sentences of the '
+    'in-domain sites' + ', then of the external ones, which are in no mean.' * bool(outside)
+    + '.' * (not outside), columns + (
+      ('annotated, external', 'found, external') if outside else ()), rows, beside=True)
   strict, lenient = (
     np.array([[_f1(entries[site], kind, which) for site in sites] for kind in types])
     for which in ('strict', 'lenient'))

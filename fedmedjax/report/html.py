@@ -13,12 +13,22 @@ import jinja2
 from markupsafe import Markup, escape
 
 from fedmedjax.report import examples as errors
-from fedmedjax.report.blocks import Excerpts, Plot, Section, Sentences, Settings, Table
+from fedmedjax.report.answers import answer_table
+from fedmedjax.report.blocks import (
+  Excerpts,
+  Folded,
+  Plot,
+  Section,
+  Sentences,
+  Settings,
+  Table,
+)
 from fedmedjax.report.corpus import corpus_section
 from fedmedjax.report.cost import cost_section, key_figures
 from fedmedjax.report.entity_types import type_section
+from fedmedjax.report.headline import headline
 from fedmedjax.report.runs import Run, method_name, read_answers, read_runs, tested
-from fedmedjax.report.scores import cross_section, score_section
+from fedmedjax.report.scores import cross_section, label, score_section
 from fedmedjax.report.training_curves import plot_section, training_section
 from fedmedjax.store import files
 
@@ -33,6 +43,7 @@ _HEAD = 2000  # characters of a page in which that tag is looked for
 def write_report(
   path: Path, title: str, runs: Mapping[str, Path], *, examples: int,
   sentences: Sequence[str] = (), tables: Sequence[Table] = (), plots: Sequence[Plot] = (),
+  first: str = '',
 ) -> None:
   """Writes the page, through a temporary file.
 
@@ -44,22 +55,33 @@ def write_report(
       is on the page.
     sentences, tables, plots: comparisons of runs, which are not in the files of single runs; shown
       first.
+    first: the sentence that the page begins with; '' = of a single run its own, see `headline`.
 
   Raises:
     InputError: a file of a run cannot be read.
   """
   rows = read_runs(runs)
   own = [run for run in rows if run.own]
+  scores = score_section(rows)
   sections = [
+    scores._replace(blocks=[*scores.blocks[:1], answer_table(own), *scores.blocks[1:]]),
     Section('comparisons', 'Comparisons', '', [
       Sentences(sentences), *tables, *plot_section(plots)]),
-    score_section(rows), training_section(rows), type_section(rows), cross_section(rows),
+    training_section(rows), type_section(rows), cross_section(rows),
     cost_section(rows), corpus_section(own), _example_section(own, examples),
     _settings_section(own)]
   files.write_text(path, _environment().get_template('report.html').render(
     title=title, head=_MADE_WITH.format(examples), lead=_lead(own),
+    first=first or (headline(own[0]) if len(own) == 1 else ''), warnings=_warnings(own),
     figures=key_figures(own[0]) if len(own) == 1 else None,
     sections=[filled for section in sections if (filled := _filled(section)).blocks]))
+
+
+def _warnings(runs: Sequence[Run]) -> list[str]:
+  """The warnings of all runs; of several, each with the run's name."""
+  return [
+    f'{run.name}: {warning}' if len(runs) > 1 else warning
+    for run in runs for warning in run.summary.get('warnings', ())]
 
 
 def freshen(workdir: Path, examples: int) -> None:
@@ -89,9 +111,16 @@ def _filled(section: Section) -> Section:
   A block is empty when its rows (of a table), its entries, or else its first field are.
   """
   return section._replace(blocks=[
-    block for block in section.blocks
-    if (block.rows if isinstance(block, Table) else
-        block.entries if isinstance(block, Excerpts | Settings) else block[0])])
+    block._replace(blocks=[*filter(_has_something, block.blocks)])
+    if isinstance(block, Folded) else block
+    for block in section.blocks if _has_something(block)])
+
+
+def _has_something(block) -> bool:
+  if isinstance(block, Folded):
+    return any(map(_has_something, block.blocks))
+  return bool(block.rows if isinstance(block, Table) else
+              block.entries if isinstance(block, Excerpts | Settings) else block[0])
 
 
 def _lead(runs: Sequence[Run]) -> str:
@@ -108,13 +137,14 @@ def _lead(runs: Sequence[Run]) -> str:
 
 
 def _example_section(runs: Sequence[Run], count: int) -> Section:
-  shown = runs[-_ANSWERS:]
+  shown, outside = runs[-_ANSWERS:], tested(runs)[1]
   answers = {site: {run.name: records for run in shown if (records := read_answers(run, site))}
              for site in sum(tested(shown), [])}
   totals = {site: {name: errors.totals(records) for name, records in by_run.items()}
             for site, by_run in answers.items()}
   if len(shown) == 1:
-    rows = [(site, total) for site, by_run in totals.items() for total in by_run.values()]
+    rows = [(label(site, outside), total)
+            for site, by_run in totals.items() for total in by_run.values()]
     first, where = 'site', 'all test sentences'
   else:
     inside, _ = tested(shown)

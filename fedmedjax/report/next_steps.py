@@ -23,6 +23,10 @@ def next_steps(workdir: Path, summary: dict, learner: str, arguments: Sequence[s
     lines += [
       ('model', f'{workdir / "model"}, which transformers loads; fedmedjax.predict reads adapters')]
     compare.append('--regimes=fed_bert,zero_shot')
+  elif learner == 'tagger':
+    lines += [('adapter', f'{workdir / "adapter"}, of a word tagger; fedmedjax.predict reads those '
+                          'of language models')]
+    compare.append('--regimes=single_site,centralised,fed_medlora,fed_medlora_plus')
   elif not summary['rounds']:
     lines += [
       ('adapter', 'none: nothing was trained'),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedmedjax.report.warnings import zero_shot_left_out
 from fedmedjax.store import files
 
 SITES = 'sites.json'
@@ -14,7 +15,7 @@ class Run(NamedTuple):
   """One row of the tables: a run, or other answers of the run that have scores of their own.
 
   Other answers are those of the adapter averaged for all sites ('global') and of the untrained
-  model ('zero_shot').
+  model ('zero_shot'), which is left out where it did not follow the format of answers.
   """
 
   name: str
@@ -69,7 +70,7 @@ def read_runs(folders: Mapping[str, Path]) -> list[Run]:
     rows.append(run)
     for key, beside in (
         ('global', f'{name} (global)'), ('zero_shot', zero_shot_name(run.summary))):
-      if run.summary.get(key):
+      if run.summary.get(key) and not (key == 'zero_shot' and zero_shot_left_out(run.summary)):
         rows.append(run._replace(
           name=beside, summary=run.summary | run.summary[key] | {'cross_site': None}, lines=[],
           answers=run.answers / key))

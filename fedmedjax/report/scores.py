@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmedjax.report import charts
-from fedmedjax.report.blocks import Cell, Chart, Charts, Section, Table
+from fedmedjax.report.blocks import Cell, Chart, Charts, Folded, Section, Table
 from fedmedjax.report.runs import Run, is_external, tested
 from fedmedjax.report.svg import SERIES, clean
-from fedmedjax.report.terminal import few_sources
+from fedmedjax.report.terminal import MARKED, few_sources, marked
+from fedmedjax.report.warnings import is_unreadable
 
 NONE = '\N{EN DASH}'
 # Up to so many runs a table has a row for each site; with more, a row for each run.
@@ -93,6 +94,8 @@ def score_section(runs: Sequence[Run]) -> Section:
     drawn = [_dots(runs, measure, inside, outside, few), *([] if few else [_means(runs, measure)])]
     blocks += [make(runs, measure, inside, outside), Charts(drawn, note=left_out(
       (len(inside) + len(outside), _DRAWN, 'sites'), (len(runs), len(SERIES), 'rows')))]
+  # Open are the scores of the first measure; drawings and other measures unfold.
+  blocks = [*blocks[:1], *([Folded('Charts, and other scores', blocks[1:])] if blocks else [])]
   return Section(
     'scores', 'Scores',
     'F1 joins precision and recall in one number from 0 to 1. Strict counts a span as right '
@@ -101,7 +104,9 @@ def score_section(runs: Sequence[Run]) -> Section:
     '(articles, trials, patients, or just notes) of one seed: how training varies is left out. '
     'Where there is none, there was a single source, or nothing varied.'
     + (f' Of few sources they say little: {", ".join(said)}.' if said else '')
-    + ' External sites were never trained on.', blocks)
+    + ' External sites were never trained on.'
+    + f' {MARKED}' * (not few and any(is_unreadable(run.summary) for run in runs)), blocks,
+    folded=False)
 
 
 def _by_site(
@@ -132,8 +137,8 @@ def _by_run(
     values = [f1(run, site, measure) for site in inside]
     known = [value for value in values if np.isfinite(value)]
     rows.append([
-      run.name, number(mean_f1(run, measure)), number(min(known, default=np.nan)),
-      number(mean_f1(run, measure, 'lenient')),
+      marked(run.name, run.summary), number(mean_f1(run, measure)),
+      number(min(known, default=np.nan)), number(mean_f1(run, measure, 'lenient')),
       *(_cell(run, site, measure, 'strict') for site in (*inside, *outside))])
   return Table(
     f'{measure.title}: strict F1 by regime',
@@ -146,18 +151,21 @@ def _dots(
   runs: Sequence[Run], measure: Measure, inside: Sequence[str], outside: Sequence[str], few: bool
 ) -> Chart:
   sites = [*inside, *outside][:_DRAWN]
-  # With few rows there is room for the lenient scores.
-  kinds = ('strict', 'lenient') if few else ('strict',)
+  # A colour means a run where there are several, else a site: of a single run there is none here,
+  # and room for the lenient scores.
+  alone = few and sum(run.own for run in runs) == 1
+  kinds = ('strict', 'lenient') if alone else ('strict',)
   rows = [(run, kind) for run in runs for kind in kinds][:len(SERIES)]
   values = np.array([[f1(run, site, measure, kind) for run, kind in rows] for site in sites])
   bounds = np.array([[_bounds(run, site, measure, kind) for run, kind in rows] for site in sites])
-  names = [_row_name(run, runs, kind) if few else run.name for run, kind in rows]
+  names = [_row_name(run, runs, kind) if alone else run.name for run, kind in rows]
+  places = charts.neutral(len(rows)) if alone else range(len(rows))
   return Chart(
-    f'{measure.title}: {"" if few else "strict "}F1 by site', 'Lines are 95 % intervals.',
+    f'{measure.title}: {"" if alone else "strict "}F1 by site', 'Lines are 95 % intervals.',
     charts.dots(
       f'dots-{measure.key}', f'{measure.title}: F1 of each site, see the table before',
-      [label(site, outside) for site in sites], values, 'typed F1', bounds),
-    list(enumerate(names)))
+      [label(site, outside) for site in sites], values, 'typed F1', bounds, places),
+    list(zip(places, names, strict=True)))
 
 
 def _means(runs: Sequence[Run], measure: Measure) -> Chart:

@@ -5,6 +5,7 @@ import re
 # What a reading can report having set aside: key -> how the table calls it.
 _DROPPED = {
   'used_nested': 'nested', 'used_crossing': 'crossing sentences', 'too_long': 'too long',
+  'too_long_entities': 'entities of them',
   'used_invalid_pairs': 'modifiers of a wrong type', 'invalid_pairs': 'modifiers of a wrong type',
   'unmapped': 'of other types', 'unmapped_relations': 'other relations',
   'unmapped_attributes': 'other attributes', 'attributes_without_cue': 'negations without a cue',
@@ -45,7 +46,7 @@ _DROPPED = {
 _HOLDS = re.compile(
   r'(raw|mapped)_.*|(used_)?(sentences|entities|mains|modifiers)|'
   r'relations|events|assertions|records|attributes|corrupted|'
-  r'((train|dev|test|validation)_)?(documents|sentences)|(held_out|unseen)_test_.*')
+  r'measured_(examples|entities)|((train|dev|test|validation)_)?(documents|sentences)|(held_out|unseen)_test_.*')
 
 
 def set_aside(report: dict[str, int]) -> str:

@@ -16,14 +16,19 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedmedjax.types import ENTITY_TYPES
+
 WIDTH = 340
 # The palette: each series has a colour and a mark of its own, which the page's legend shows.
 MARKERS = 'os^DvPX*'
 SERIES = tuple(f'#0100a{i}' for i in range(1, len(MARKERS) + 1))
+# Entity types have colours of their own, which mean nothing else on a page (templates/types.css).
+TYPE_COLOURS = {kind: f'#0100b{i}' for i, kind in enumerate(ENTITY_TYPES, 1)}
 INK, MUTED, LINE, HEAT = '#010001', '#010002', '#010003', '#010004'
 _VARIABLES = {
   INK: 'var(--ink)', MUTED: 'var(--muted)', LINE: 'var(--line)', HEAT: 'var(--heat)',
-  **{colour: f'var(--s{i})' for i, colour in enumerate(SERIES, 1)}}
+  **{colour: f'var(--s{i})' for i, colour in enumerate(SERIES, 1)},
+  **{colour: f'var(--{kind})' for kind, colour in TYPE_COLOURS.items()}}
 _COLOUR = re.compile('|'.join(_VARIABLES))
 _SVG = 'http://www.w3.org/2000/svg'
 _HREF = '{http://www.w3.org/1999/xlink}href'

@@ -7,8 +7,10 @@ from rich.table import Table
 
 from fedmedjax.data.site import SiteData
 from fedmedjax.eval.intervals import FEW_SOURCES
+from fedmedjax.report.rates import groups, out_of, rates
 from fedmedjax.report.runs import method_name
 from fedmedjax.report.set_aside import set_aside
+from fedmedjax.report.warnings import UNREADABLE, is_unreadable, zero_shot_left_out
 from fedmedjax.runtime.progress import Reporter
 
 # Sites of a partition that the table lists.
@@ -61,14 +63,13 @@ def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
 
 def score_table(summary: dict) -> Table:
   """Typed F1 of every site, strict and lenient, beside that of the adapter for all, where sites
-  have their own, and zero-shot."""
+  have their own, and zero-shot, where it followed the format of answers."""
   table = Table(
     title=f'Typed F1, {method_name(summary)}, seed {summary["seed"]} [95 % by source]',
     caption=_caption(summary, lambda scores, sites: mean_f1(scores, sites, 'strict')))
-  zero, everyone = (
-    (summary.get(key) or {}).get('scores', {}) for key in ('zero_shot', 'global'))
+  zero, everyone = _zero_shot(summary), (summary.get('global') or {}).get('scores', {})
   kinds = ('strict', 'lenient')
-  others = [('global', everyone)] * bool(everyone) + [('zero-shot', zero)]
+  others = [('global', everyone)] * bool(everyone) + [('zero-shot', zero)] * bool(zero)
   for name in ('site', *kinds, *(f'{name} {kind}' for name, _ in others for kind in kinds)):
     table.add_column(
       name, justify='left' if name == 'site' else 'right', no_wrap=name == 'site')
@@ -86,6 +87,11 @@ def score_table(summary: dict) -> Table:
   return table
 
 
+def _zero_shot(summary: dict) -> dict:
+  """The scores of the untrained model that tables show, {} where there are none."""
+  return {} if zero_shot_left_out(summary) else (summary.get('zero_shot') or {}).get('scores', {})
+
+
 # Scores of relations, as the tables call them; see `evaluate.score`.
 _LINKS = {'modifier': 'modifiers', 'triple': 'triples', 'end_to_end': 'end to end'}
 
@@ -96,11 +102,11 @@ def relation_table(summary: dict) -> Table:
     f'Typed F1 of relations, {method_name(summary)}, seed {summary["seed"]} [95 % by source]'),
     caption=_caption(summary, lambda scores, sites: mean_link_f1(
       scores, sites, 'modifier', 'strict')))
-  zero = (summary.get('zero_shot') or {}).get('scores', {})
+  zero = _zero_shot(summary)
   columns = [
     (f'{word} {kind}', summary['scores'], name, kind)
     for name, word in _LINKS.items() for kind in ('strict', 'lenient')
-  ] + [('zero-shot modifiers strict', zero, 'modifier', 'strict')]
+  ] + [('zero-shot modifiers strict', zero, 'modifier', 'strict')] * bool(zero)
   table.add_column('site', no_wrap=True)
   for title, *_ in columns:
     table.add_column(title, justify='right', min_width=11)
@@ -130,7 +136,7 @@ def _caption(summary: dict, mean: Callable[[dict, list[str]], str]) -> str:
   Where fewer sentences were answered before training, how many, and what the run has on them by
   `mean`, of (scores, sites).
   """
-  few, zero = few_sources(summary), summary.get('zero_shot') or {}
+  few, zero = few_sources(summary), summary['zero_shot'] if _zero_shot(summary) else {}
   said = ['Intervals are of one seed: how training varies is left out.'] * (
     len(summary.get('seeds', ())) < 2)
   if few:
@@ -179,9 +185,7 @@ def cost_lines(summary: dict) -> list[str]:
       f'{1 - sent / full:.2%} less')
   if summary['simulated_seconds']:
     lines.append(f'{summary["simulated_seconds"]:,.0f} s in all on the simulated sites')
-  lines.append(
-    f'exact copies {summary["copy_rate"]:.1%}, unreadable outputs '
-    f'{summary["parse_failure_rate"]:.1%}')
+  lines.append(_answers(summary))
   speed, predicted = summary['examples_per_second'], summary.get('predicted_peak_bytes')
   lines.append(
     f'{summary["wall_seconds"]:.0f} s in all, {summary["compile_seconds"]:.0f} s of it compiling'
@@ -189,6 +193,20 @@ def cost_lines(summary: dict) -> list[str]:
     + f', peak memory {summary["peak_memory_bytes"] / 2**30:.1f} GiB'
     + (f' ({predicted / 2**30:.1f} predicted)' if predicted else ''))
   return lines
+
+
+def _answers(summary: dict) -> str:
+  """How many answers copy their sentence and cannot be read, the external cohorts apart."""
+  said = []
+  for where, sites in zip(('', ' of external cohorts'), groups(summary), strict=True):
+    if found := rates(summary, sites):
+      said.append(
+        f'exact copies{where} {out_of(found.copied, found.asked)}, unreadable outputs '
+        f'{out_of(found.unreadable, found.asked)}')
+  # Older runs have means over sites only.
+  return '; '.join(said) or (
+    f'exact copies {summary["copy_rate"]:.1%}, unreadable outputs '
+    f'{summary["parse_failure_rate"]:.1%}')
 
 
 def api_lines(summary: dict) -> list[str]:
@@ -202,8 +220,7 @@ def api_lines(summary: dict) -> list[str]:
     f'{read} tokens read, {written} written'
     + ('' if api['usd'] is None else f': {api["usd"]:.4f} USD')
     + ('; the endpoint did not count them all' if '?' in (read, written) else ''),
-    f'exact copies {summary["copy_rate"]:.1%}, unreadable outputs '
-    f'{summary["parse_failure_rate"]:.1%}; {summary["wall_seconds"]:.0f} s']
+    f'{_answers(summary)}; {summary["wall_seconds"]:.0f} s']
   if api['failed']:
     lines.append(
       f'warning: {api["failed"]} questions have no answer and score nothing, the first for: '
@@ -212,13 +229,27 @@ def api_lines(summary: dict) -> list[str]:
 
 
 def show(summary: dict, reporter: Reporter) -> None:
-  """The end of a run on the terminal."""
+  """The end of a run on the terminal, and its warnings, which are said again in the last lines."""
   if any('ner' in tasks for tasks in summary['scores'].values()):
     reporter.say(score_table(summary))
   if has_relations(summary['scores']):
     reporter.say(relation_table(summary))
   for line in (api_lines if 'api' in summary else cost_lines)(summary):
     reporter.say(line)
+  for warning in summary.get('warnings', ()):
+    reporter.warn(f'{method_name(summary)}, seed {summary["seed"]}: {warning}')
+
+
+# The mark of a regime whose answers are unreadable, and what tables say of it.
+MARK = ' \N{DAGGER}'
+MARKED = (
+  f'{MARK.strip()} more than {UNREADABLE:.0%} of its answers are unreadable: its scores say more '
+  'of their form than of what was found.')
+
+
+def marked(name: str, summary: dict) -> str:
+  """A regime's name in tables, with a mark where its answers are unreadable."""
+  return name + MARK * is_unreadable(summary)
 
 
 def with_global(rows: dict[str, dict]) -> dict[str, dict]:
@@ -234,7 +265,9 @@ def with_global(rows: dict[str, dict]) -> dict[str, dict]:
 
 def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]) -> Table:
   """Regime x site: typed strict F1, the mean over sites, and what was sent."""
-  table = Table(title='Typed strict F1 by regime [95 % by source]')
+  table = Table(
+    title='Typed strict F1 by regime [95 % by source]',
+    caption=MARKED if any(map(is_unreadable, rows.values())) else None)
   table.add_column('regime', no_wrap=True)
   # Blanks, so that long names wrap between words.
   inside, outside = ([name.replace('_', ' ') for name in names] for names in (sites, external))
@@ -245,7 +278,8 @@ def compare_table(rows: dict[str, dict], sites: Sequence[str], external: Sequenc
   for regime, row in rows.items():
     scores = row['scores']
     table.add_row(
-      folded(regime), *(_f1(scores[site].get('ner'), 'strict', '\n') for site in sites),
+      folded(marked(regime, row)),
+      *(_f1(scores[site].get('ner'), 'strict', '\n') for site in sites),
       mean_f1(scores, sites, 'strict'),
       *(_f1(scores[site].get('ner'), 'strict', '\n') for site in external),
       mean_f1(scores, sites, 'lenient'), str(row['local_steps']),
@@ -259,7 +293,7 @@ def relation_tables(
   """Regime x site for each score of relations: typed strict F1, for the regimes that have it."""
   tables = []
   for name, word in _LINKS.items():
-    having = {regime: row['scores'] for regime, row in rows.items()
+    having = {marked(regime, row): row['scores'] for regime, row in rows.items()
               if has_relations(row['scores'], name)}
     table = Table(title=f'Typed strict F1 of {word} [95 % by source]')
     table.add_column('regime', no_wrap=True)

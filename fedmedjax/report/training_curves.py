@@ -91,18 +91,25 @@ def _incidents(runs: Sequence[Run]) -> list[str]:
   return sentences
 
 
-def _drawing(key: str, curve: Curve, curves: dict) -> tuple[Chart, bool]:
-  """(chart of all sites, whether they are too many for a line each)."""
+def _drawing(
+  key: str, curve: Curve, curves: dict, coloured: bool = True
+) -> tuple[Chart, bool]:
+  """(chart of all sites, whether they are too many for a line each).
+
+  `coloured`: whether a colour means a site on the page; otherwise it means a regime.
+  """
   many = len(curves) > len(SERIES)
   if many:
     rounds, low, middle, high = spread(curves)
+    place = 0 if coloured else 'n0'
     drawing = charts.lines(
-      key, f'{curve.title} by round, median over sites', [(0, rounds, middle)], 'round',
-      bands=[(0, rounds, low, high)], zero=curve.zero)
+      key, f'{curve.title} by round, median over sites', [(place, rounds, middle)], 'round',
+      bands=[(place, rounds, low, high)], zero=curve.zero)
   else:
+    places = range(len(curves)) if coloured else charts.neutral(len(curves))
     drawing = charts.lines(
       key, f'{curve.title} by round, a line for each of {", ".join(curves)}',
-      [(place, *values) for place, values in enumerate(curves.values())], 'round',
+      [(place, *values) for place, values in zip(places, curves.values(), strict=True)], 'round',
       zero=curve.zero)
   return Chart(curve.title, curve.note, drawing), many
 
@@ -168,14 +175,15 @@ def _weights(runs: Sequence[Run]) -> Charts:
   for index, run in enumerate(several[:_WEIGHED]):
     names |= dict.fromkeys(site for line in run.lines for site in line['sites'])
     curves = by_site(run.lines, curve.key)
-    chart, many = _drawing(f'weights-{index}', curve, _ordered(curves, names))
+    chart, many = _drawing(f'weights-{index}', curve, _ordered(curves, names), coloured=False)
     drawn.append(chart._replace(title=f'Weights of {run.name}'))
     banded |= many
   note = 'A line is the median over the sites of a round, the band leaves out a tenth on either ' \
          'side.' if banded else ''
   if len(several) > _WEIGHED:
     note += f' Drawn are the first {_WEIGHED} of {len(several)} regimes.'
-  return Charts(drawn, [] if banded else list(enumerate(names)), note=note.strip())
+  return Charts(drawn, [] if banded else list(
+    zip(charts.neutral(len(names)), names, strict=True)), note=note.strip())
 
 
 def _ordered(curves: dict, names: Iterable[str]) -> dict:

@@ -20,7 +20,7 @@ _SITES = 50
 # Keys of a round's line: those with one number, and those with a number for each site.
 _NUMBERS = (
   'seconds', 'simulated_seconds', 'local_steps', 'examples', 'tokens', 'bytes_up', 'bytes_down',
-  'useful_step_share', 'step_norm', 'product_gap')
+  'useful_step_share', 'step_norm', 'product_gap', 'validation_f1')
 _OF_SITES = ('train_loss', 'validation_loss', 'weights', 'update_norm', 'cosine')
 
 # Table of CRC-32C (Castagnoli, RFC 3720), reflected, for each value of a byte.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax.data.site import SiteData
@@ -29,10 +30,18 @@ def fingerprint(
   notes may move to other files. Those of the model, and of the adapter that training starts from,
   are of their files.
   """
-  path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
   sites = (*data.sites, *data.tested, *data.external)
   return {f'notes of site {site.name}': _notes(site) for site in sites} | {
-    'model': file_checksums(*model_files(path))} | starting_adapter(config) | own_checksums(own)
+    'model': _model(config, data)} | starting_adapter(config) | own_checksums(own)
+
+
+def _model(config: ConfigDict, data: Data) -> dict[str, str]:
+  """Checksums of the model's files; of a tagger, which has none, those of its frozen weights."""
+  if config.fed.learner == 'tagger':
+    return {name: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()[:CHECKSUM_DIGITS]
+            for name, leaf in data.base.params.items()}
+  path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
+  return file_checksums(*model_files(path))
 
 
 def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:

@@ -19,7 +19,14 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import checkpoint, files, lock, tensorboard
 from fedmedjax.train import memory
 from fedmedjax.train.memory import Plan
-from fedmedjax.train.round_log import check_round, metrics_line, participant_names, round_sentence
+from fedmedjax.train.round_log import (
+  check_round,
+  metrics_line,
+  participant_names,
+  rising,
+  round_sentence,
+)
+from fedmedjax.train.scoring import watched_f1
 
 CHECKPOINTS, METRICS = 'checkpoints', 'metrics.jsonl'
 
@@ -228,6 +235,10 @@ def _played(
     jax.effects_barrier()
   line |= metrics_line(study, plan.execution, participation, metrics) | {
     'seconds': time.monotonic() - begun} | plan.execution._asdict()
+  if study.options.every and line['round'] % study.options.every == 0:
+    line |= watched_f1(study, state, reporter)
+  if risen := rising(line, lines, metrics.train_loss[participation.cohort.present]):
+    line['rising'] = [name for name, *_ in risen]
   for warning in check_round(study, line, participation, metrics, lines):
     reporter.warn(warning)
   return state, files.plain(line)

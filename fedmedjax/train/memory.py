@@ -179,7 +179,8 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
     InputError: decoding does not fit.
   """
   adapter = jax.eval_shape(lambda state: site_adapter(state, study.sharing, 0), inputs[0])
-  program = study.trainable.largest_answer(adapter, (*study.data.tested, *study.data.external))
+  program = study.trainable.largest_answer(adapter, (
+    *study.data.tested, *study.data.external, *study.watched))
   needed = device.held() + program.brought
   if needed + 2 * program.working <= training:
     return needed + program.working

@@ -1,7 +1,7 @@
 """A finished round on the host: its line in metrics.jsonl, checks of it, and its sentence."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -115,7 +115,7 @@ def check_round(
 
 def rising(
   line: dict, lines: Sequence[dict], losses: np.ndarray
-) -> Iterator[tuple[str, float, float]]:
+) -> list[tuple[str, float, float]]:
   """Sites whose training loss has left its start upwards, as (site, loss at the start, loss now).
 
   In a site's first round the mean of its first quarter of steps is compared with that of its last
@@ -137,6 +137,7 @@ def rising(
       if name in started and _has_risen(*started[name], mean, count):
         named.add(name)
       started.setdefault(name, (mean, count))
+  out = []
   for name, count, own in zip(line['sites'], line['steps'], losses, strict=True):
     own = own[:count]
     if name in named or not count or not np.isfinite(own).all():
@@ -145,7 +146,8 @@ def rising(
     first, before, now, after = (*started[name], own.mean(), count) if name in started else (
       own[:quarter].mean(), quarter, own[-quarter:].mean(), quarter)
     if _has_risen(first, before, now, after):
-      yield name, float(first), float(now)
+      out.append((name, float(first), float(now)))
+  return out
 
 
 def _has_risen(first: float, before: int, now: float, after: int) -> bool:

@@ -15,17 +15,18 @@ from fedmedjax.experiment.methods import Own, harmless_keys, unread_weights
 from fedmedjax.experiment.own_parts import own_parts
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_weights
-from fedmedjax.fed.round import global_adapter, site_adapter
-from fedmedjax.fed.sharing import shares_all
+from fedmedjax.fed.round import global_adapter
 from fedmedjax.fed.types import FedState
 from fedmedjax.report.description import used
 from fedmedjax.report.terminal import show, site_table
+from fedmedjax.report.warnings import warnings
 from fedmedjax.runtime import device
 from fedmedjax.runtime.cli import versions
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, tensorboard
 from fedmedjax.store.checkpoint import latest_round
 from fedmedjax.store.lock import check_free, locked
+from fedmedjax.train import scoring
 from fedmedjax.train.fingerprint import (
   check_inputs,
   compare_inputs,
@@ -153,13 +154,13 @@ def _carried_out(
     zero_shot, few = None, study.options.max_zero_shot
     if study.options.zero_shot and rounds and study.trainable.untrained is not None:
       zero_shot, _ = score_all(
-        study, _adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
+        study, scoring.adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
         trained=False, only=few)
     trained = Trained(None, [], 0.0, 0.0, None)
     if rounds:
       trained = train(study, workdir, reporter, display, plan)
     state, lines = trained.state, trained.lines
-    adapters, averaged = _adapters(study, state), _averaged(study, state, lines)
+    adapters, averaged = scoring.adapters(study, state), _averaged(study, state, lines)
     for name, adapter in (adapters | averaged).items() if rounds else ():
       study.trainable.save(adapter, workdir / study.trainable.folder / name)
     scores, crossed = score_all(
@@ -170,7 +171,7 @@ def _carried_out(
     if averaged:
       global_scores, _ = score_all(study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
   files.write_json(workdir / 'predictions' / evaluate.COUNTS, counted(
-    study, adapters, scores, crossed, global_scores, forced))
+    study, adapters, scores, crossed, global_scores, zero_shot, forced))
   summary = run_summary(study, lines, scores, zero_shot, global_scores) | {
     'cross_site': files.plain({
       name: shown(row) for name, row in crossed.items()}) or None,
@@ -185,25 +186,12 @@ def _carried_out(
     # None = nothing was trained now.
     'predicted_peak_bytes': trained.plan.peak if trained.plan else None, 'versions': versions(),
   }
+  summary['warnings'] = warnings(summary, lines)
   files.write_text(workdir / 'ledger.csv', communication.ledger_csv(study.communication, lines))
   tensorboard.finish(workdir, lines, summary)
   files.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
   return summary
-
-
-def _adapters(study: Study, state: FedState | None) -> dict[str, dict]:
-  """{'': the adapter of all sites}, or {site: its adapter} when sites keep leaves to themselves.
-
-  Without a state, the adapter before training.
-  """
-  if state is None:
-    return {'': study.trainable.untrained}
-  if shares_all(study.sharing, study.trainable.adapter):
-    return {'': site_adapter(state, study.sharing, 0)}
-  return {
-    name: site_adapter(state, study.sharing, index)
-    for index, name in enumerate(participant_names(study))}
 
 
 def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[str, dict]:

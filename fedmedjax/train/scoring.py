@@ -1,6 +1,7 @@
 """Scores of a run: every site's test set answered and scored, and what summary.json says of it."""
 
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +13,45 @@ from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
 from fedmedjax.eval import evaluate, metrics
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.local import mean_loss
+from fedmedjax.fed.round import site_adapter
+from fedmedjax.fed.sharing import shares_all
+from fedmedjax.fed.types import FedState
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files
+from fedmedjax.train.round_log import participant_names
+
+
+def adapters(study: Study, state: FedState | None) -> dict[str, dict]:
+  """{'': the adapter of all sites}, or {site: its adapter} when sites keep leaves to themselves.
+
+  Without a state, the adapter before training.
+  """
+  if state is None:
+    return {'': study.trainable.untrained}
+  if shares_all(study.sharing, study.trainable.adapter):
+    return {'': site_adapter(state, study.sharing, 0)}
+  return {
+    name: site_adapter(state, study.sharing, index)
+    for index, name in enumerate(participant_names(study))}
+
+
+def watched_f1(study: Study, state: FedState, reporter: Reporter) -> dict:
+  """The keys of a round's line that say how the held-out sentences are answered after it.
+
+  `validation_f1_sites` is {site: typed strict F1} of entities, or of modifiers where a site has no
+  entities, `validation_f1` their plain mean. A site's own adapter answers where it has one.
+  """
+  answering, found = adapters(study, state), {}
+  count = sum(len(site.test) for site in study.watched)
+  with reporter.task('validation sentences', count) as advance:
+    for site in study.watched:
+      adapter = answering[site.name if site.name in answering else next(iter(answering))]
+      records = study.trainable.answer(adapter, site, advance)
+      scores = evaluate.score(site, [records], study.options.seed, 1).scores
+      entry = scores['ner'] if 'ner' in scores else scores['re']['modifier']
+      found[site.name] = entry['strict']['typed']['f1']
+  return {
+    'validation_f1': float(np.mean(list(found.values()))), 'validation_f1_sites': found}
 
 
 def fewer(site: SiteData, number: int) -> SiteData:
@@ -127,7 +165,7 @@ def forced_shown(scores: dict[str, evaluate.SiteScores]) -> dict[str, dict]:
 
 def counted(
   study: Study, adapters: dict[str, dict], scores: dict, crossed: dict, global_scores: dict | None,
-  forced: tuple[dict, dict],
+  zero_shot: dict | None, forced: tuple[dict, dict],
 ) -> dict:
   """The file `evaluate.COUNTS`: what scores add up from, and each adapter's loss on V if crossed.
 
@@ -135,6 +173,7 @@ def counted(
     adapters: {name: adapter [*p]}.
     scores, crossed: of `score_all`.
     global_scores: of the adapter averaged for all sites, if there is one.
+    zero_shot: before training, where that was asked for.
     forced: of `forced_all`.
   """
   def by_adapter(rows):
@@ -143,6 +182,9 @@ def counted(
   return files.plain({
     'scores': evaluate.source_counts(scores), 'cross_site': by_adapter(crossed),
     'global': evaluate.source_counts(global_scores or {}),
+    'zero_shot': evaluate.source_counts(zero_shot or {}),
+    'beside_zero_shot': evaluate.source_counts(
+      {name: site.few or site for name, site in scores.items()} if zero_shot else {}),
     'validation': validation_losses(study, adapters) if crossed else {}} | ({
       'teacher_forced': evaluate.source_counts(forced[0]),
       'teacher_forced_cross_site': by_adapter(forced[1])} if study.options.teacher_forced else {}))
@@ -169,18 +211,29 @@ def shown(scores: dict[str, evaluate.SiteScores]) -> dict[str, dict]:
   return {name: site.scores for name, site in scores.items()}
 
 
+def too_long(sites: Sequence[SiteData]) -> dict[str, int]:
+  """What training and validation notes lost to config.data.max_length, with what they had."""
+  def total(key: str) -> int:
+    return sum(site.report.get(key, 0) for site in sites)
+
+  return {
+    'examples': total('too_long'), 'of_examples': total('measured_examples'),
+    'entities': total('too_long_entities'), 'of_entities': total('measured_entities')}
+
+
 def _untrained(study: Study, zero_shot: dict, scores: dict) -> dict:
   """The key `zero_shot` of summary.json, from {site: SiteScores} before and after training.
 
   Where only a part of the sentences was answered before training, `sentences` says how many at each
   site, and `trained` are the run's scores of just these.
   """
+  found = {'scores': shown(zero_shot), 'answers': evaluate.answer_counts(zero_shot)}
   if not any(site.few for site in scores.values()):
-    return {'scores': shown(zero_shot)}
+    return found
   few = [fewer(site, study.options.max_zero_shot)
          for site in (*study.data.tested, *study.data.external)]
-  return {
-    'scores': shown(zero_shot), 'trained': {
+  return found | {
+    'trained': {
       name: (site.few or site).scores for name, site in scores.items()},
     'sentences': {site.name: len(_places(site)) for site in few}}
 
@@ -219,11 +272,14 @@ def run_summary(
     'local_steps': total('local_steps'),
     'tokens_per_second': total('tokens') / seconds if seconds else 0.0,
     'examples_per_second': total('examples') / seconds if seconds else 0.0,
-    **evaluate.rates(scores.values()),
+    **evaluate.rates(scores.values()), 'answers': evaluate.answer_counts(scores),
+    'too_long': too_long(study.data.sites),
     'site_weights': [line['weights'] for line in lines],
     'cohorts': [line['sites'] for line in lines],
     'simulated_seconds': total('simulated_seconds'),
     'zero_shot': zero_shot and _untrained(study, zero_shot, scores),
-    'global': {'scores': shown(global_scores)} if global_scores else None,
+    'global': {
+      'scores': shown(global_scores), 'answers': evaluate.answer_counts(global_scores),
+    } if global_scores else None,
     **trainable.summary,
   })

@@ -10,6 +10,7 @@ from fedmedjax.compare.new_site import check_new_site
 from fedmedjax.compare.scenarios import LOCAL, parts
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.experiment.command_line import parse
+from fedmedjax.experiment.notes import data_seed
 from fedmedjax.types import InputError
 
 SITES = ('synthetic_icu', 'synthetic_dictation')
@@ -105,6 +106,26 @@ def test_other_seeds_have_folders_of_their_own():
   assert last.lora.start == 'runs/study/seed_7/fed_medlora/adapter'
 
 
+def test_all_seeds_may_meet_the_same_data():
+  """config.data.seed follows each seed unless it is set; then weights and order alone vary."""
+  for flags, wanted in (([], [1, 2]), (['--config.data.seed=9'], [9, 9])):
+    found = rows(planned('--regimes=fed_medlora', *flags, settings=['in_domain'], seeds=(1, 2)))
+    assert [config.seed for config in found.values()] == [1, 2]
+    assert [data_seed(config) for config in found.values()] == wanted
+
+
+def test_a_new_sites_own_notes_are_neither_dealt_out_nor_damaged():
+  found = rows(planned(
+    '--regimes=fed_medlora', '--sentences=10', '--config.data.partition.kind=iid',
+    '--config.data.partition.sites=2', '--config.data.partition.sizes=(.6, .4)',
+    '--config.data.partition.corrupted_sites=(0,)', '--config.data.partition.missing=0.5',
+    '--config.data.partition.missing_sites=(1,)', settings=['new_site']))
+  federation, *new = (config.data.partition for config in found.values())
+  assert federation.kind == 'iid' and federation.corrupted_sites == (0,)
+  assert [(own.kind, own.sizes, own.corrupted_sites, own.missing) for own in new] == [
+    ('', (), (), 0.0)] * 2
+
+
 def test_a_setting_goes_before_the_command_line():
   """What makes a part itself is not undone by a flag that names the same key."""
   out = rows(planned('--regimes=fed_medlora', "--config.data.external=('synthetic_clinic',)",
@@ -133,6 +154,8 @@ def test_a_setting_goes_before_the_command_line():
   (['--settings=leave_one_out', "--config.data.sites=('synthetic_icu',)"], 'two sites or more'),
   (['--settings=leave_one_out', '--config.fed.ranks=(4, 8)'], 'config.fed.ranks'),
   (['--settings=in_domain', '--epochs=0'], 'epochs'),
+  (['--settings=scaling', '--config.data.partition.kind=iid', '--config.data.partition.sites=2',
+    '--config.data.partition.sizes=(.6, .4)'], 'sizes=(0.6, 0.4): has an entry for each site'),
 ])
 def test_what_is_refused(flags, message, tmp_path, capsys):
   # A tuple that is named twice would be joined.

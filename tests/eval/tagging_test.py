@@ -36,7 +36,7 @@ def planted(monkeypatch):
   """Labels of tokens 0 to 3: B-problem, I-problem, O, B-drug. Gives the batches that were asked."""
   asked = []
 
-  def classifier(model):
+  def classifier(model, logits):
     def best(adapter, base, batch):
       asked.append(batch)
       return np.asarray([1, 2, 0, 3, *[0] * 96])[batch.tokens]

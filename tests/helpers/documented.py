@@ -33,6 +33,8 @@ def _general(path: tuple[str, ...]) -> str:
   head, *rest = path
   if head in ('zero_shot', 'global') and rest:
     return f'{head}.{rest[0]}'
+  if head == 'answers':
+    return '.'.join((head, 'SITE', *rest[1:]))
   if head in ('cross_site', 'teacher_forced'):
     return head
   if head not in ('scores', 'instructions'):

@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 import fedmedjax as fm
-from fedmedjax import main
+from fedmedjax import api, main
 from fedmedjax.data.synthetic.cohorts import generate_cohort
+from fedmedjax.experiment.types import Data
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.train.fingerprint import FILE as INPUTS
 
@@ -149,6 +150,29 @@ def test_mistakes_are_one_line(config, data, tmp_path):
     with pytest.raises(fm.InputError, match=message) as error:
       call()
     assert '\n' not in str(error.value)
+
+
+def test_data_are_those_of_their_own_seed():
+  """A run of another seed may share them where data.seed is set, and not where it follows; the head
+  of a BERT is drawn by the run's seed."""
+  def settings(**keys):
+    return fm.load_config(
+      'fedmedjax:quickstart:fed_medlora', {key.replace('__', '.'): v for key, v in keys.items()})
+
+  def held(config):
+    return Data(None, (), (), (), settings=api._loaded_with(config))
+
+  api._check_loaded(settings(seed=2, data__seed=5), held(settings(seed=1, data__seed=5)))
+  api._check_loaded(settings(seed=2, data__seed=5), held(settings(seed=5)))
+  bert = {'fed__learner': 'bert', 'bert__path': '/nowhere'}
+  for own, other, message in (
+      (settings(seed=2), settings(seed=1), 'config.data.seed=1, and this run has 2; give'),
+      (settings(data__seed=2), settings(data__seed=1), 'config.data.seed=1, and this run has 2'),
+      (settings(seed=2, data__seed=5, **bert), settings(seed=1, data__seed=5, **bert),
+       'config.seed=1, and this run has 2'),
+      (settings(seed=2), settings(seed=1, **bert), "config.bert.path='/nowhere', and this")):
+    with pytest.raises(fm.InputError, match=message):
+      api._check_loaded(own, held(other))
 
 
 def test_the_example_of_an_own_model_learns():

@@ -1,0 +1,263 @@
+"""Methods against each other on a word tagger, over settings and seeds: hundreds of runs a minute.
+
+`ablation` trains every preset in every setting for every seed and `tables` compares them, paired by
+the seed: in one setting, runs of one seed have the same notes, sites and damage. What such a
+comparison can tell and what not is in docs/models.md.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from fedmedjax.compare.rows import regime_config
+from fedmedjax.compare.together import Outcome, Program, outcomes, program
+from fedmedjax.eval import intervals
+from fedmedjax.eval.intervals import Estimate
+from fedmedjax.experiment.build import load_data, prepare
+from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.defaults import PRESETS
+from fedmedjax.experiment.methods import num_sites
+from fedmedjax.experiment.types import Data
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store.files import check_workdir, claim, plain, read_lines, write_lines, write_text
+from fedmedjax.types import InputError
+
+RESULTS, TABLE = 'results.jsonl', 'table.md'
+# What the differences of the tables are to.
+BASELINE = 'fed_medlora'
+
+
+class Setting(NamedTuple):
+  """A kind of heterogeneity, damage or size of a study."""
+
+  title: str
+  changes: Mapping[str, Any]  # flat keys of the configuration
+
+
+_SKEWED, _LARGE = (0.5, 0.2, 0.15, 0.1, 0.05), (0.4, 0.15, 0.15, 0.15, 0.15)
+# Of five sites.
+SETTINGS = {
+  'iid': Setting('IID', {}),
+  'types': Setting('types 0.3', {'data.partition.kind': 'types', 'data.partition.strength': 0.3}),
+  'sizes': Setting('size skew', {'data.partition.sizes': _SKEWED}),
+  'ranks': Setting('mixed ranks', {'fed.ranks': (2, 2, 4, 8, 8)}),
+  'wrong_1': Setting('20 % of sites wrong', {'data.partition.corrupted': 0.2}),
+  'wrong_2': Setting('40 % of sites wrong', {'data.partition.corrupted': 0.4}),
+  'wrong_largest': Setting(
+    'largest site wrong',
+    {'data.partition.sizes': _LARGE, 'data.partition.corrupted_sites': (0,)}),
+  'missing': Setting(
+    'two sites miss 90 % of entities',
+    {'data.partition.missing': 0.9, 'data.partition.missing_sites': (0, 1)}),
+}
+# Sentences of a site and numbers of sites, of which the columns above have 100 and 5.
+SCALES = {
+  f'n_{n}': Setting(f'{n} sentences a site', {'data.max_train_sentences': n})
+  for n in (25, 50, 100, 300)} | {
+  f'sites_{s}': Setting(f'{s} sites', {'data.partition.sites': s}) for s in (2, 3, 5, 10)}
+# Centralised training with as many sequential updates as one site takes, of all sites' examples.
+EQUAL_DEPTH = 'centralised_depth'
+SCALED = ('single_site', BASELINE, 'fed_medlora_peer', 'centralised', EQUAL_DEPTH)
+# What is shown first: how much joining is worth, and what one wrong site does to it.
+SMALL = (
+  ('single_site', BASELINE, 'centralised', 'fed_medlora_peer'), ('iid', 'wrong_1'), range(5))
+
+
+def trained_presets() -> tuple[str, ...]:
+  """The rows of PRESETS that train a LoRA, whatever config.fed.learner is."""
+  return tuple(
+    name for name, row in PRESETS.items() if row.get('train', True) and 'learner' not in row)
+
+
+def ablation(
+  config: ConfigDict, folder: Path, presets: Sequence[str], settings: Sequence[str],
+  seeds: Sequence[int], reporter: Reporter,
+) -> list[dict]:
+  """Runs what results.jsonl in `folder` does not hold yet -> all its rows that were asked for.
+
+  A row is a run: {'preset', 'setting', 'seed', 'f1' (mean over cohorts), 'cohorts' (F1 of each),
+  'loss', 'weights', 'seconds'}, or one of a combination that is refused: {..., 'refused': why}.
+
+  Args:
+    config: as of configs/ablation.py, its learner 'tagger'.
+    folder: made when absent.
+    presets: of `trained_presets`, or EQUAL_DEPTH.
+    settings: keys of SETTINGS or SCALES.
+    seeds: values of config.seed, and of config.data.seed where that is -1.
+    reporter: is told how far it is.
+
+  Raises:
+    InputError: another learner, an unknown name, or the folder of another configuration.
+  """
+  _check(config, presets, settings, seeds)
+  bound = plain({key: value for key, value in leaves(config.to_dict()).items()
+                 if key not in ('seed', 'fed.preset')})
+  check_workdir(folder, bound)
+  claim(folder, bound)
+  rows, programs = read_lines(folder / RESULTS), {}
+  done = {(row['preset'], row['setting'], row['seed']) for row in rows}
+  missing = {
+    (setting, preset): [seed for seed in seeds if (preset, setting, seed) not in done]
+    for setting in settings for preset in presets}
+
+  def add(row: dict) -> None:
+    rows.append(plain(row))
+    write_lines(folder / RESULTS, rows)
+
+  with reporter.task('ablation', sum(map(len, missing.values()))) as advance:
+    for setting in settings:
+      cells: dict[int, Data] = {}
+      for preset in presets:
+        wanted = missing[setting, preset]
+        _method(config, preset, setting, wanted, cells, programs, add)
+        advance(len(wanted), f'{preset}, {setting}')
+  asked = {(preset, setting, seed) for preset in presets for setting in settings for seed in seeds}
+  return [row for row in rows if (row['preset'], row['setting'], row['seed']) in asked]
+
+
+def _check(config: ConfigDict, presets, settings, seeds) -> None:
+  if config.fed.learner != 'tagger':
+    raise InputError(
+      f"config.fed.learner={config.fed.learner!r}: an ablation trains the learner 'tagger'")
+  if num_sites(leaves(config.to_dict())) != 5 or not config.data.partition.kind:
+    raise InputError(
+      f'config.data.partition: kind={config.data.partition.kind!r}, '
+      f'sites={config.data.partition.sites}: the settings of an ablation are for 5 sites that are '
+      'dealt out')
+  known = {'presets': (*trained_presets(), EQUAL_DEPTH), 'settings': (*SETTINGS, *SCALES)}
+  for flag, names in (('presets', presets), ('settings', settings)):
+    for name in names:
+      if name not in known[flag]:
+        raise InputError(f'--{flag}: {name!r} is not one of {", ".join(known[flag])}')
+  for flag, values in (('presets', presets), ('settings', settings), ('seeds', seeds)):
+    if not values or len(set(values)) < len(values):
+      raise InputError(
+        f'--{flag}={",".join(map(str, values))}: one or several, each once, are allowed')
+
+
+def run_config(config: ConfigDict, preset: str, setting: str, seed: int) -> ConfigDict:
+  """The configuration of one run of an ablation, as `main` would take it.
+
+  Raises:
+    InputError: the preset is refused in this setting.
+  """
+  chosen = config.copy_and_resolve_references()
+  changes = (SETTINGS | SCALES)[setting].changes
+  chosen.update_from_flattened_dict({**changes, 'seed': seed})
+  if preset != EQUAL_DEPTH:
+    return regime_config(chosen, preset, {})
+  sites = num_sites(leaves(chosen.to_dict()))
+  chosen.fed.update(
+    round_steps=chosen.fed.local_steps, batch_size=chosen.fed.batch_size * sites)
+  return regime_config(chosen, 'centralised', {})
+
+
+def _method(
+  config: ConfigDict, preset: str, setting: str, seeds: Sequence[int], cells: dict[int, Data],
+  programs: dict[str, Program], add: Callable[[dict], None],
+) -> None:
+  """One preset in one setting: its runs of these seeds.
+
+  Args:
+    cells: the data of the setting by seed, which is added to.
+    programs: those compiled before, by what they depend on, which is added to.
+    add: takes a row.
+  """
+  studies = {}
+  for seed in seeds:
+    row = {'preset': preset, 'setting': setting, 'seed': seed}
+    try:
+      chosen = run_config(config, preset, setting, seed)
+    except InputError as error:
+      add(row | {'refused': str(error).split(': ', 2)[-1]})
+      continue
+    if seed not in cells:
+      # Four lines for each of many data sets would hide the progress.
+      cells[seed] = load_data(chosen, Reporter(Console(quiet=True)))
+    studies[seed] = prepare(chosen, cells[seed])
+  if not studies:
+    return
+  values = {key: value for key, value in leaves(chosen.to_dict()).items()
+            if not key.startswith(('data.', 'eval.')) and key != 'seed'}
+  key = repr((values, len(studies[seeds[-1]].schedule.weights)))
+  if key not in programs:
+    programs[key] = program(studies[seeds[-1]])
+
+  def scored(seed: int, found: Outcome) -> None:
+    add({
+      'preset': preset, 'setting': setting, 'seed': seed, 'f1': np.mean(list(found.f1.values())),
+      'cohorts': found.f1, 'loss': found.loss, 'weights': found.weights,
+      'seconds': found.seconds})
+
+  outcomes(studies, programs[key], scored)
+
+
+def difference(rows: Iterable[dict], preset: str, setting: str) -> Estimate | None:
+  """F1 of a preset less that of BASELINE, paired by seed, with its t interval over seeds.
+
+  None where no seed has both.
+  """
+  by_seed: dict[str, dict[int, float]] = {preset: {}, BASELINE: {}}
+  for row in rows:
+    if row['setting'] == setting and row['preset'] in by_seed and 'f1' in row:
+      by_seed[row['preset']][row['seed']] = row['f1']
+  common = sorted(by_seed[preset].keys() & by_seed[BASELINE].keys())
+  if not common:
+    return None
+  apart = np.array([by_seed[preset][seed] - by_seed[BASELINE][seed] for seed in common])
+  return intervals.estimate(
+    float(apart.mean()), [intervals.of_seeds(apart)], (-1.0, 1.0), test=True)
+
+
+def _f1(rows: Iterable[dict], preset: str, setting: str) -> str:
+  """Mean F1 over seeds and its standard deviation, or why there is none."""
+  own = [row for row in rows if (row['preset'], row['setting']) == (preset, setting)]
+  found = [row['f1'] for row in own if 'f1' in row]
+  if not found:
+    return 'refused' if any('refused' in row for row in own) else '-'
+  spread = f' ± {np.std(found, ddof=1):.3f}' if len(found) > 1 else ''
+  return f'{np.mean(found):.3f}{spread}'
+
+
+def _points(estimate: Estimate | None, refused: str) -> str:
+  if estimate is None:
+    return refused if refused == 'refused' else '-'
+  if estimate.low is None:
+    return f'{100 * estimate.value:+.1f}'
+  low, high = 100 * estimate.low, 100 * estimate.high
+  return f'{100 * estimate.value:+.1f} [{low:+.1f}, {high:+.1f}]'
+
+
+def tables(rows: Sequence[dict], presets: Sequence[str], settings: Sequence[str]) -> str:
+  """Two tables in Markdown: F1, and differences to BASELINE in points with 95 % t intervals.
+
+  A row a preset, a column a setting; rows of other presets and settings are left out.
+  """
+  titles = [(SETTINGS | SCALES)[setting].title for setting in settings]
+
+  def table(what: str, cell: Callable[[str, str], str], names: Sequence[str]) -> str:
+    lines = [['method', *titles], ['---', *('---:' for _ in titles)], *(
+      [name, *(cell(name, setting) for setting in settings)] for name in names)]
+    return '\n'.join([what, '', *('| ' + ' | '.join(line) + ' |' for line in lines)]) + '\n'
+
+  number = len({row['seed'] for row in rows})
+  others = [name for name in presets if name != BASELINE]
+  return table(
+    f'Typed strict F1, mean over the cohorts and {number} seeds ± standard deviation over seeds.',
+    lambda name, setting: _f1(rows, name, setting), presets) + '\n' + table(
+      f'Difference to {BASELINE} in points of F1, paired by seed [95 % t interval over seeds].',
+      lambda name, setting: _points(
+        difference(rows, name, setting), _f1(rows, name, setting)), others)
+
+
+def write_tables(
+  folder: Path, rows: Sequence[dict], blocks: Sequence[tuple[Sequence[str], Sequence[str]]]
+) -> str:
+  """Writes table.md with the tables of each block (presets, settings) -> its text."""
+  text = '\n'.join(tables(rows, presets, settings) for presets, settings in blocks)
+  write_text(folder / TABLE, text)
+  return text
