@@ -14,7 +14,7 @@ import numpy as np
 from fedmedjax.data import pack
 from fedmedjax.data.layout import Layout, rows_layout
 from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
-from fedmedjax.types import InputError
+from fedmedjax.types import SERVER, InputError
 
 
 class Step(NamedTuple):
@@ -37,6 +37,7 @@ class Schedule(NamedTuple):
   weights: np.ndarray  # f32[S], the sizes n_k of the sites
   layout: Layout
   batch_size: int
+  server: tuple[SiteData, ...] = ()  # whose validation examples are the server's own
 
   @property
   def most_steps(self) -> int:
@@ -163,16 +164,18 @@ def _training_steps(sites: Sequence[SiteData], plan: Plan) -> list[tuple[TaskDat
   return [_step_examples(sites, step) for steps in plan for own in steps for step in own]
 
 
-def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[list]:
+def all_steps(
+  sites: Sequence[SiteData], plan: Plan, batch_size: int, server: Sequence[SiteData] = ()
+) -> list[list]:
   """The examples of every step of training and of validation, all of which one shape must hold."""
   return [examples for _, examples in _training_steps(sites, plan)] + [
-    examples for site in sites for part in site.tasks
+    examples for site in (*sites, *server) for part in site.tasks
     for examples in _validation_steps(part, batch_size)]
 
 
 def make_schedule(
   sites: Sequence[SiteData], sizes: np.ndarray, *, batch_size: int, loss_on: str, shapes: int = 1,
-  **plan,
+  server: Sequence[SiteData] = (), **plan,
 ) -> Schedule:
   """Plans all steps of all rounds of a language model, and the shapes they are packed in.
 
@@ -181,16 +184,18 @@ def make_schedule(
     sizes: f32[S] n_k, of `site_sizes`.
     loss_on: 'completion' or 'all'.
     shapes: the most shapes of training steps, see `pack.smaller_shapes`.
+    server: whose validation examples are the server's own.
     plan: see `plan_rounds`.
   """
-  sites = tuple(sites)
+  sites, server = tuple(sites), tuple(server)
   steps, weights = plan_rounds(sites, sizes, batch_size=batch_size, **plan)
-  prefix = max(len(part.instruction) for site in sites for part in site.tasks) - 1
-  whole = pack.plan_shape(all_steps(sites, steps, batch_size), prefix, loss_on)
+  prefix = max(
+    len(part.instruction) for site in (*sites, *server) for part in site.tasks) - 1
+  whole = pack.plan_shape(all_steps(sites, steps, batch_size, server), prefix, loss_on)
   parts, examples = zip(*_training_steps(sites, steps), strict=True)
   smaller = pack.smaller_shapes(
     examples, [len(part.instruction) - 1 for part in parts], whole, loss_on, shapes - 1)
-  return Schedule(sites, steps, weights, rows_layout(whole, loss_on, smaller), batch_size)
+  return Schedule(sites, steps, weights, rows_layout(whole, loss_on, smaller), batch_size, server)
 
 
 def _validation_steps(part: TaskData, batch_size: int) -> list[list]:
@@ -253,7 +258,8 @@ def validation_arrays(
     `fed.types.Validation`: Q steps, each of one of G groups, a group for every site and task.
   """
   batches, groups, answers = [], [], []
-  for number, site in enumerate(schedule.sites):
+  owned = (*enumerate(schedule.sites), *((SERVER, site) for site in schedule.server))
+  for number, site in owned:
     for part in site.tasks:
       for examples in _validation_steps(part, schedule.batch_size):
         batches.append(schedule.layout.pack(part, examples))

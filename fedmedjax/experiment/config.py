@@ -85,7 +85,7 @@ CHECKS = {
   'data.max_length': integer(8),
   'data.partition.kind': one_of_or_own(('', *partition.KINDS)), **PARTITION,
   'data.validation_share': number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
-  'data.validation_examples': integer(0),
+  'data.validation_examples': integer(0), 'data.server_validation': TEXT,
   'fed.preset': Check(
     lambda v: v in PRESETS or isinstance(v, str) and bool(re.fullmatch(r'own:[\w-]+', v)),
     f'one of {", ".join(PRESETS)}, or own:NAME of a row of your own,'),
@@ -164,12 +164,13 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
   if both:
     raise InputError(
       f'config.data.external={sorted(both)[0]!r}: a site that trains is no external cohort')
+  _check_server(values)
   if needs_validation(values) and not values['data.validation_examples']:
     raise InputError(
       f"config.data.validation_examples=0: preset {values['fed.preset']!r} weighs sites by their "
       'validation loss; allow at least 1')
   if values['checkpoint.keep_best'] and (
-      not needs_validation(values) or values['fed.signal'] != 'loss'):
+      not needs_validation(values) or values['fed.signal'] not in ('loss', 'answer')):
     raise InputError(
       f"config.checkpoint.keep_best={values['checkpoint.keep_best']}: the best checkpoint is that "
       f"of least validation loss, which preset {values['fed.preset']!r} does not compute; use 0")
@@ -205,6 +206,19 @@ def _check_learner(values: dict[str, Any]) -> None:
     raise InputError(
       f"config.lora.start={values['lora.start']!r}: config.fed.learner='tagger' starts from a "
       "fresh adapter; use ''")
+
+
+def _check_server(values: dict[str, Any]) -> None:
+  name = values['data.server_validation']
+  for key, use in (('data.sites', 'trains'), ('data.external', 'is tested')):
+    if name in values[key]:
+      raise InputError(
+        f"config.data.server_validation={name!r}: a site that {use} (config.{key}) does not hold "
+        "the server's validation set, too; name another one, or '' for V from the sites")
+  if name and not values['data.validation_examples']:
+    raise InputError(
+      'config.data.validation_examples=0: leaves nothing of '
+      f'config.data.server_validation={name!r}; allow at least 1')
 
 
 def _check_tasks(values: dict[str, Any]) -> None:

@@ -62,7 +62,8 @@ def load_lora_data(
   _check_tasks(config.data.tasks, data.sites)
   check_context(
     base, (
-      *{site.name: site for site in (*data.sites, *data.tested, *data.external)}.values(),
+      *{site.name: site for site in (
+        *data.sites, *data.tested, *data.external, *data.server)}.values(),
       *(watched_sites(data.sites) if config.eval.every else ())),
     config.data.max_length, config.eval.max_new_ratio)
   return data
@@ -102,7 +103,7 @@ def lora_parts(
   related = config.data.re_share
   schedule = schedules.make_schedule(
     data.sites, sizes, loss_on=config.fed.loss_on, shapes=config.fed.shapes,
-    shares={'ner': 1 - related, 're': related} if related else None, **plan)
+    shares={'ner': 1 - related, 're': related} if related else None, server=data.server, **plan)
   return trainable, schedule
 
 

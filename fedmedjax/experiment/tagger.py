@@ -73,7 +73,7 @@ def tagger_parts(
     mesh=meshes.mesh_of(config))
   schedule = label_schedule(
     data.sites, sizes, labels=data.base.labels, max_length=config.tagger.max_length,
-    features=len(FEATURES), **plan)
+    features=len(FEATURES), server=data.server, **plan)
   return trainable, schedule
 
 

@@ -27,6 +27,7 @@ class Data(NamedTuple):
   external: tuple[SiteData, ...]   # tested, too, and never trained on
   skew: Skew | None = None         # of the notes dealt out
   settings: dict[str, Any] = {}    # flat keys that they were loaded with; {} = not known
+  server: tuple[SiteData, ...] = ()  # whose notes are the server's V; () = V is from the sites
 
 
 class Options(NamedTuple):
@@ -50,6 +51,7 @@ class Options(NamedTuple):
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
   memory: int            # bytes that a run may count on; 0 = what the device says
   every: int             # rounds between two scores of the held-out sentences; 0 = never
+  signal: str = ''       # what weighs a site beside its size; '' = nothing
 
 
 class Trainable(NamedTuple):

@@ -30,7 +30,7 @@ def fingerprint(
   notes may move to other files. Those of the model, and of the adapter that training starts from,
   are of their files.
   """
-  sites = (*data.sites, *data.tested, *data.external)
+  sites = (*data.sites, *data.tested, *data.external, *data.server)
   return {f'notes of site {site.name}': _notes(site) for site in sites} | {
     'model': _model(config, data)} | starting_adapter(config) | own_checksums(own)
 

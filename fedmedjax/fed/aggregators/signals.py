@@ -14,9 +14,7 @@ import jax.numpy as jnp
 
 from fedmedjax import tree
 from fedmedjax.fed.types import Array, Tree
-
-# The number of the server among the judges: its own notes are nobody's.
-SERVER = -1
+from fedmedjax.types import SERVER
 
 
 class Utility(Protocol):
@@ -72,7 +70,7 @@ def peer_judgement(
     shares: f32[C], 0 = nothing arrived.
     cohort: i32[C], numbers of the sites.
     answer_loss: adapters [C, *p] -> f32[C, G], nats per answer of each group of V.
-    group_site: i32[G], the site of each group, or SERVER.
+    group_site: i32[G], the site of each group; -1 = the server, whose notes are nobody's own.
   """
   arrived = shares > 0
   judges = jnp.concatenate([cohort, jnp.full(1, SERVER, cohort.dtype)])
