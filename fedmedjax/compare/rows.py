@@ -21,7 +21,8 @@ from fedmedjax.store import files
 from fedmedjax.train.run import run
 from fedmedjax.types import InputError
 
-# The baseline centralised with as many steps as one site takes, not as all sites together.
+# The baseline centralised with as many steps as one site takes, each on as many examples as the
+# sites' steps are together.
 DEPTH = 'centralised_depth'
 
 
@@ -71,10 +72,7 @@ def regime_row(study: Study, regime: str, folder: Path, changes: dict[str, Any])
     return f'api:{endpoint.model}', Row(
       folder / api_run.folder_name(endpoint.model), chosen, api_run.settings(chosen),
       api_run.HARMLESS, partial(api_run.run_api, endpoint=endpoint))
-  if regime == DEPTH:
-    config.fed.round_steps, overrides = site_steps(config), {
-      key: value for key, value in overrides.items() if key != 'fed.round_steps'}
-  chosen = regime_config(config, 'centralised' if regime == DEPTH else regime, overrides)
+  chosen = regime_config(config, regime, overrides)
   name = DEPTH if regime == DEPTH else chosen.fed.preset
   settings = files.plain(leaves(chosen.to_dict()))
   return name, Row(
@@ -133,7 +131,14 @@ def regime_config(config: ConfigDict, regime: str, overrides: dict[str, Any]) ->
   Keys that the regime's row names are the row's. Of the other keys, those given on the command line
   take precedence over the defaults of methods.
   """
-  chosen, preset = copy.deepcopy(config), preset_of(config, regime)
+  chosen = copy.deepcopy(config)
+  if regime == DEPTH:
+    regime, sites = 'centralised', taking_part(config)
+    chosen.fed.update(
+      round_steps=site_steps(config), batch_size=config.fed.batch_size * sites)
+    overrides = {key: value for key, value in overrides.items()
+                 if key not in ('fed.round_steps', 'fed.batch_size')}
+  preset = preset_of(config, regime)
   choose_preset(chosen, preset)
   own = {'fed.preset', *(
     f'fed.{key}' for key in (PRESETS[preset] if isinstance(preset, str) else preset))}

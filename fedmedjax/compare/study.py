@@ -80,7 +80,7 @@ def identity(unit: Unit) -> dict[str, Any]:
   new key of the configuration leaves old rows valid, and another number of rounds does not.
   """
   if unit.run is None:
-    return {'unit': unit.name}
+    return files.plain({'unit': unit.name, 'config': unit.settings})
   config = unit.run.config
   values, usual = (leaves(one.to_dict()) for one in (config, defaults.get_config()))
   seed = values['seed']
@@ -141,7 +141,7 @@ def _row(unit: Unit, paths: Paths, reporter: Reporter, loaded: dict) -> dict[str
     if not done(unit.start, read_rows(paths.rows(unit.start.study))):
       append_row(paths.rows(unit.start.study), first)
   if unit.figures:
-    found = unit.figures()
+    found = unit.figures(reporter)
     seconds = time.monotonic() - begun
   else:
     commit = _all_commits(unit.run.folder, commit)
@@ -204,10 +204,10 @@ def _counts(decoded: Answers, forced: Answers) -> dict[str, dict[str, Any]]:
 
 def digest(unit: Unit) -> str:
   """A checksum of the unit's whole configuration, but for where things lie."""
-  settings = {} if unit.run is None else {
-    key: value for key, value in unit.run.settings.items() if key not in _PLACES[:2]}
-  whole = json.dumps([unit.study, unit.name, settings], sort_keys=True)
-  return hashlib.sha256(whole.encode()).hexdigest()[:files.CHECKSUM_DIGITS]
+  whole = unit.settings if unit.run is None else unit.run.settings
+  settings = {key: value for key, value in whole.items() if key not in _PLACES[:2]}
+  text = json.dumps(files.plain([unit.study, unit.name, settings]), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:files.CHECKSUM_DIGITS]
 
 
 def commit_of(root: Path) -> str:

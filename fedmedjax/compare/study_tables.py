@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmedjax.compare import study_claims
+from fedmedjax.compare import ablation, study_claims
 from fedmedjax.compare.rows import DEPTH
 from fedmedjax.compare.study import Paths, done, read_rows
 from fedmedjax.compare.study_figures import (
@@ -30,6 +30,7 @@ from fedmedjax.compare.study_figures import (
 )
 from fedmedjax.compare.study_units import (
   ADDED,
+  BLOCKS,
   EXTERNAL,
   JUDGES,
   POOL,
@@ -181,6 +182,15 @@ def r5(rows: Rows) -> str:
       commits([row], usual_commit(own))] for row in own]) if own else '')
 
 
+def r6(rows: Rows) -> str:
+  """The word tagger's methods in all settings, and with other sizes."""
+  own = rows['r6']
+  text = origin('r6', own, STUDIES['r6'])
+  for row in own:
+    text += '\n' + ablation.tables(row['runs'], *BLOCKS[row['unit']['block']])
+  return text
+
+
 # FedNLP, npj Digital Medicine 7, 127 (2024), doi 10.1038/s41746-024-01126-4: federated models, and
 # GPT-4 with examples in its prompt; strict and lenient F1 on NCBI disease.
 FEDNLP = (('BlueBERT', 0.824, 0.899), ('GPT-2', 0.784, 0.840), ('GPT-4, prompted', 0.722, 0.834))
@@ -208,4 +218,5 @@ def claims(rows: Rows) -> str:
 
 # {name of the place in docs/results.md: its table}
 TABLES: dict[str, Callable[[Rows], str]] = {
-  'claims': claims, 'r1': r1, 'r2': r2, 'r3': r3, 'r4': r4, 'r5': r5, 'ncbi': ncbi}
+  'claims': claims, 'r1': r1, 'r2': r2, 'r3': r3, 'r4': r4, 'r5': r5, 'r6': r6,
+  'ncbi': ncbi}

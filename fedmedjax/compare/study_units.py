@@ -15,8 +15,12 @@ import jax
 from ml_collections import ConfigDict
 
 from fedmedjax import tree
+from fedmedjax.compare import ablation
 from fedmedjax.compare.rows import DEPTH, Row, Study, regime_row, taking_part
 from fedmedjax.compare.scenarios import LOCAL, new_site
+from fedmedjax.experiment import defaults
+from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.shipped import ablation as shipped_ablation
 from fedmedjax.experiment.shipped import llama31_8b, llama32_1b, qwen3_4b, real_ner
 from fedmedjax.fed import ledger
 from fedmedjax.fed.compression import float32
@@ -24,6 +28,7 @@ from fedmedjax.fed.sharing import everything
 from fedmedjax.model.files.convert import parameter_count
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.model.lora import LoraConfig, init_adapter
+from fedmedjax.runtime.progress import Reporter
 
 SEEDS = (42, 43, 44, 45, 46)
 FEW_SEEDS = SEEDS[:3]  # of what asks for more runs a seed
@@ -45,7 +50,9 @@ class Unit(NamedTuple):
   hours: float               # about how long it takes on two quiet cores
   run: Row | None = None     # the run that it is
   start: 'Unit | None' = None  # the unit whose adapter the run starts from
-  figures: Callable[[], dict[str, Any]] | None = None  # what it computes where it is no run
+  # (reporter) -> what it computes where it is no run, and the settings of that.
+  figures: Callable[[Reporter], dict[str, Any]] | None = None
+  settings: dict[str, Any] = {}
 
   def __str__(self) -> str:
     return ' '.join([self.study, *(f'{key}={value}' for key, value in self.name.items())])
@@ -194,11 +201,12 @@ MODELS = {
 }
 
 
-def ledger_figures(model: str) -> dict[str, Any]:
+def ledger_figures(model: str, reporter: Reporter | None = None) -> dict[str, Any]:
   """What one site and round send of a model's adapter in float32, and of the model in bfloat16.
 
   Nothing is loaded: all of it follows from shapes.
   """
+  del reporter
   shipped, shapes = MODELS[model]
   chosen = shipped.get_config('fed_medlora').lora
   adapter = jax.eval_shape(
@@ -220,6 +228,35 @@ def r5(runs: Path) -> list[Unit]:
           for model in MODELS]
 
 
+# Blocks of R6: presets and settings.
+BLOCKS = {
+  'methods': (ablation.trained_presets(), tuple(ablation.SETTINGS)),
+  'sizes': (ablation.SCALED, tuple(ablation.SCALES))}
+_TAGGER_RUN = 0.7  # seconds, of R6
+
+
+def tagger_figures(block: str, runs: Path, reporter: Reporter) -> dict[str, Any]:
+  """The lines of an ablation, as its results.jsonl has them, without weights and cohorts."""
+  presets, settings = BLOCKS[block]
+  rows = ablation.ablation(
+    shipped_ablation.get_config(), runs / 'r6', presets, settings, range(10), reporter)
+  kept = ('preset', 'setting', 'seed', 'f1', 'refused')
+  return {'runs': [{key: row[key] if key != 'f1' else round(row[key], 6)
+                    for key in kept if key in row} for row in rows]}
+
+
+def r6(runs: Path) -> list[Unit]:
+  """The word tagger: every method in every setting, then four regimes with more and less data."""
+  values, usual = (leaves(one.to_dict()) for one in (
+    shipped_ablation.get_config(), defaults.get_config()))
+  changed = {key: value for key, value in values.items() if value != usual[key]}
+  return [
+    Unit('r6', {'block': block}, len(presets) * len(settings) * 10 * _TAGGER_RUN / 3600,
+         figures=partial(tagger_figures, block, runs), settings=changed | {
+           'presets': presets, 'settings': settings, 'seeds': tuple(range(10))})
+    for block, (presets, settings) in BLOCKS.items()]
+
+
 def ncbi(runs: Path) -> list[Unit]:
   """The NCBI disease corpus with its official splits over ten equal sites of random sentences."""
   config = _seeded(base_config(), SEEDS[0])
@@ -235,4 +272,4 @@ def ncbi(runs: Path) -> list[Unit]:
 
 # R3 is a table of R1's rows, which are tested on the external cohort, too.
 STUDIES: dict[str, Callable[[Path], Sequence[Unit]]] = {
-  'r1': r1, 'r2': r2, 'r3': r1, 'r4': r4, 'r5': r5, 'ncbi': ncbi}
+  'r1': r1, 'r2': r2, 'r3': r1, 'r4': r4, 'r5': r5, 'r6': r6, 'ncbi': ncbi}

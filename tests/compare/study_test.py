@@ -63,9 +63,10 @@ def test_the_runs_of_the_study(r1):
   assert fed.seed == 43 and fed.data.sites == POOL and fed.data.external == (EXTERNAL,)
   assert (fed.data.partition.kind, fed.data.partition.strength) == ('types', 0.3)
   assert (fed.fed.rounds, fed.fed.local_steps, fed.fed.batch_size) == (6, 10, 4)
-  # Equal steps: pooled, the 4 sites' 40 a round; equal depth: the 10 of one.
-  assert [found[regime, 43].config.fed.round_steps for regime in ('centralised', DEPTH)] == [0, 10]
-  assert found[DEPTH, 43].config.fed.pooled
+  # Equal steps: pooled, the 4 sites' 40 a round; equal depth: the 10 of one, of 4 x 4 examples.
+  pooled = [found[regime, 43].config.fed for regime in ('centralised', DEPTH)]
+  assert all(chosen.pooled for chosen in pooled)
+  assert [(chosen.round_steps, chosen.batch_size) for chosen in pooled] == [(0, 4), (10, 16)]
   assert all(unit.hours > 0 for unit in r1)
 
 
@@ -114,7 +115,8 @@ def test_units_are_skipped_appended_and_listed(tmp_path):
 
   def unit(number, **name):
     return study_units.Unit(
-      'r5', {'number': number} | name, 0.5, figures=lambda: made.append(number) or {'f': number})
+      'r5', {'number': number} | name, 0.5,
+      figures=lambda reporter: made.append(number) or {'f': number})
 
   paths, reporter = at(tmp_path), Silent()
   assert study.carry_out([unit(1)], paths, reporter) == 1
@@ -211,7 +213,8 @@ def test_tables_of_rows(tmp_path):
     row('fed_medlora', 1, 6), row('fed_medlora', 2, 8, commit='bbbbbbb'),
     row('single_site', 1, 5, best=7), row('single_site', 2, 6, best=7)]}
   table = study_tables.r1(rows)
-  assert table.startswith('`bash scripts/reproduce.sh r1`: 4 of 21 units, 2.0 hours; abacus, 2 cores')
+  assert table.startswith(
+    '`bash scripts/reproduce.sh r1`: 4 of 21 units, 2.0 hours; abacus, 2 cores')
   cells = {line.split(' | ')[0][2:]: line[2:-2].split(' | ') for line in table.splitlines()
            if line.startswith('| ')}
   assert cells['regime'][:5] == ['regime', 'seeds', *POOL, 'mean']
@@ -223,6 +226,26 @@ def test_tables_of_rows(tmp_path):
     '+0.150 [-0.485, +0.785]')
   assert 'zero_shot' not in cells and study_tables.r2(rows).startswith('not run yet: ')
   assert study_tables.r3(rows).count('0.700 [') == 2  # strict and lenient alike
+
+
+def test_tables_and_claims_of_the_word_tagger():
+  """fed_medlora 2 points below centralised with ten sites, seed by seed 1, 2 and 3: -0.02 +- 4.3027
+  x 0.01 / sqrt 3 = 0.0248, so not told apart from 0; were all seeds alike there is no interval."""
+  def block(apart):
+    return [{'unit': {'block': 'sizes'}, 'commit': 'aaaaaaa', 'processor': 'abacus', 'seconds': 1.0,
+             'runs': [{'preset': preset, 'setting': 'sites_10', 'seed': seed, 'f1': 0.5 - less}
+                      for seed, less in enumerate(apart)
+                      for preset, less in (('centralised', 0.0), ('fed_medlora', less))]}]
+
+  rows = dict.fromkeys(study_units.STUDIES, []) | {'r6': block((0.01, 0.02, 0.03))}
+  table = study_tables.r6(rows)
+  assert table.startswith('`bash scripts/reproduce.sh r6`: 1 of 2 units')
+  assert '| 0.480 ± 0.010 |' in table
+  claims = {line[0]: line[1:3] for line in study_claims.lines(rows)}
+  assert claims['about 2 points under centralised with 10 sites, equal steps'] == [
+    'word tagger: fed_medlora − centralised: -0.020 [-0.045, +0.005], 3 seeds',
+    'not told apart from 0']
+  assert claims['the same, equal depth'][1] == 'not run yet'
 
 
 @pytest.mark.parametrize('estimate, sizes, sign, said', [
