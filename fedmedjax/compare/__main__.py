@@ -35,8 +35,8 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string('workdir', None, 'Folder of the comparison.', flag_values=values)
   flags.DEFINE_list(
     'regimes', list(REGIMES),
-    'Rows of PRESETS in fedmedjax/experiment/presets.py, own:NAME or FILE.py:FUNCTION of your own, '
-    'or api:MODEL.', flag_values=values)
+    'Rows of PRESETS in fedmedjax/experiment/presets.py, centralised_depth (no more steps than one '
+    'site takes), own:NAME or FILE.py:FUNCTION of your own, or api:MODEL.', flag_values=values)
   flags.DEFINE_list(
     'settings', ['in_domain'], f'Scenarios to run, any of {", ".join(SCENARIOS)}.',
     flag_values=values)

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from fedmedjax.compare.rows import regime_config
+from fedmedjax.compare.rows import DEPTH, regime_config
 from fedmedjax.compare.together import Outcome, Program, outcomes, program
 from fedmedjax.eval import intervals
 from fedmedjax.eval.intervals import Estimate
@@ -59,9 +59,7 @@ SCALES = {
   f'n_{n}': Setting(f'{n} sentences a site', {'data.max_train_sentences': n})
   for n in (25, 50, 100, 300)} | {
   f'sites_{s}': Setting(f'{s} sites', {'data.partition.sites': s}) for s in (2, 3, 5, 10)}
-# Centralised training with as many sequential updates as one site takes, of all sites' examples.
-EQUAL_DEPTH = 'centralised_depth'
-SCALED = ('single_site', BASELINE, 'fed_medlora_peer', 'centralised', EQUAL_DEPTH)
+SCALED = ('single_site', BASELINE, 'fed_medlora_peer', 'centralised', DEPTH)
 # What is shown first: how much joining is worth, and what one wrong site does to it.
 SMALL = (
   ('single_site', BASELINE, 'centralised', 'fed_medlora_peer'), ('iid', 'wrong_1'), range(5))
@@ -85,7 +83,7 @@ def ablation(
   Args:
     config: as of configs/ablation.py, its learner 'tagger'.
     folder: made when absent.
-    presets: of `trained_presets`, or EQUAL_DEPTH.
+    presets: of `trained_presets`, or DEPTH.
     settings: keys of SETTINGS or SCALES.
     seeds: values of config.seed, and of config.data.seed where that is -1.
     reporter: is told how far it is.
@@ -136,7 +134,7 @@ def _check(config: ConfigDict, presets, settings, seeds) -> None:
   if not config.fed.local_steps:
     raise InputError(
       'config.fed.local_steps=0: a number >= 1 is needed, so that all runs take equal steps')
-  known = {'presets': (*trained_presets(), EQUAL_DEPTH), 'settings': (*SETTINGS, *SCALES)}
+  known = {'presets': (*trained_presets(), DEPTH), 'settings': (*SETTINGS, *SCALES)}
   for flag, names in (('presets', presets), ('settings', settings)):
     for name in names:
       if name not in known[flag]:
@@ -156,12 +154,7 @@ def run_config(config: ConfigDict, preset: str, setting: str, seed: int) -> Conf
   chosen = config.copy_and_resolve_references()
   changes = (SETTINGS | SCALES)[setting].changes
   chosen.update_from_flattened_dict({**changes, 'seed': seed})
-  if preset != EQUAL_DEPTH:
-    return regime_config(chosen, preset, {})
-  sites = num_sites(leaves(chosen.to_dict()))
-  chosen.fed.update(
-    round_steps=chosen.fed.local_steps, batch_size=chosen.fed.batch_size * sites)
-  return regime_config(chosen, 'centralised', {})
+  return regime_config(chosen, preset, {})
 
 
 def _method(

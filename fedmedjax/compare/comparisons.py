@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedmedjax.compare.rows import DEPTH
 from fedmedjax.compare.scenarios import LOCAL
 from fedmedjax.eval import intervals, metrics, paired
 from fedmedjax.eval.intervals import Estimate
@@ -15,7 +16,7 @@ WORDS = {
   'ner': 'entities', 're.modifier': 'modifiers', 're.triple': 'triples',
   're.end_to_end': 'relations end to end'}
 # Federated methods are compared with these, in this order, and with _REFERENCE.
-_BASELINES = ('zero_shot', 'single_site', 'centralised', 'fed_bert')
+_BASELINES = ('zero_shot', 'single_site', 'centralised', DEPTH, 'fed_bert')
 _REFERENCE = 'fed_medlora'
 
 

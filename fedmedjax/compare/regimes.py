@@ -11,7 +11,7 @@ from fedmedjax.compare import api_run, comparisons, tables
 from fedmedjax.compare.comparisons import Draws, Runs
 from fedmedjax.compare.contents import contents_of
 from fedmedjax.compare.new_site import check_new_site
-from fedmedjax.compare.rows import Row, Study, leaves_adapter
+from fedmedjax.compare.rows import DEPTH, Row, Study, leaves_adapter
 from fedmedjax.compare.scenarios import SCENARIOS, Part, parts
 from fedmedjax.eval.paired import read_answers
 from fedmedjax.experiment.build import load_data, options
@@ -45,7 +45,7 @@ def _check_budget(rows: Iterable[Row]) -> None:
 
 def _check_workdir(workdir: Path) -> None:
   """Raises InputError when the folder contains a file that no comparison writes."""
-  known = {*PRESETS, *SCENARIOS, *_FILES}
+  known = {*PRESETS, DEPTH, *SCENARIOS, *_FILES}
   foreign = sorted(
     path.name for path in (workdir.iterdir() if workdir.is_dir() else ())
     # A killed run may leave NAME.part, which will be overwritten; hidden files, such as .DS_Store,

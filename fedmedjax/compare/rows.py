@@ -14,12 +14,16 @@ from fedmedjax.eval.endpoint import endpoint_from
 from fedmedjax.experiment.command_line import choose_preset
 from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.defaults import METHOD_DEFAULTS, PRESETS, get_config
-from fedmedjax.experiment.methods import adds_to_base, harmless_keys, method
+from fedmedjax.experiment.methods import adds_to_base, harmless_keys, method, num_sites
 from fedmedjax.experiment.own_parts import is_own, own_parts
 from fedmedjax.experiment.traits import traits
 from fedmedjax.store import files
 from fedmedjax.train.run import run
 from fedmedjax.types import InputError
+
+# The baseline centralised with as many steps as one site takes, each on as many examples as the
+# sites' steps are together.
+DEPTH = 'centralised_depth'
 
 
 class Row(NamedTuple):
@@ -50,7 +54,7 @@ def regime_row(study: Study, regime: str, folder: Path, changes: dict[str, Any])
 
   Args:
     study: what the user asked for.
-    regime: as `preset_of`, or `api:MODEL`, or `api`.
+    regime: as `preset_of`, or DEPTH, or `api:MODEL`, or `api`.
     folder: the parent of the run's own folder.
     changes: flat keys that define the part; they take precedence over the command line.
 
@@ -69,9 +73,31 @@ def regime_row(study: Study, regime: str, folder: Path, changes: dict[str, Any])
       folder / api_run.folder_name(endpoint.model), chosen, api_run.settings(chosen),
       api_run.HARMLESS, partial(api_run.run_api, endpoint=endpoint))
   chosen = regime_config(config, regime, overrides)
-  name, settings = chosen.fed.preset, files.plain(leaves(chosen.to_dict()))
+  name = DEPTH if regime == DEPTH else chosen.fed.preset
+  settings = files.plain(leaves(chosen.to_dict()))
   return name, Row(
     folder / name.replace(':', '_'), chosen, settings, harmless_keys(settings), run)
+
+
+def site_steps(config: ConfigDict) -> int:
+  """The local steps of a site in a round that it takes part in, for the regime DEPTH.
+
+  Raises:
+    InputError: they depend on epochs, or are fewer than the sites that they would be dealt out to.
+  """
+  sites = taking_part(config)
+  steps = config.fed.round_steps // sites or config.fed.local_steps
+  if steps < sites:
+    raise InputError(
+      f'--regimes={DEPTH}: a site takes {steps or "a number of epochs"} steps a round; '
+      f'config.fed.local_steps >= {sites}, the number of sites of a round, is allowed')
+  return steps
+
+
+def taking_part(config: ConfigDict) -> int:
+  """The number of the configuration's sites that a round draws."""
+  sites = num_sites(leaves(config.to_dict()))
+  return min(config.fed.cohort_size or sites, sites)
 
 
 def preset_of(config: ConfigDict, regime: str) -> str | dict[str, Any]:
@@ -94,7 +120,8 @@ def preset_of(config: ConfigDict, regime: str) -> str | dict[str, Any]:
     return {'name': regime.rpartition(':')[2], 'aggregator': regime}
   mine = [config.fed.preset] if config.fed.preset.startswith('own:') else []
   raise InputError(
-    f'--regimes: {regime!r} is not one of {", ".join([*PRESETS, *mine])}, FILE.py:FUNCTION, api, '
+    f'--regimes: {regime!r} is not one of {", ".join([*PRESETS, DEPTH, *mine])}, '
+    'FILE.py:FUNCTION, api, '
     'api:MODEL')
 
 
@@ -104,7 +131,14 @@ def regime_config(config: ConfigDict, regime: str, overrides: dict[str, Any]) ->
   Keys that the regime's row names are the row's. Of the other keys, those given on the command line
   take precedence over the defaults of methods.
   """
-  chosen, preset = copy.deepcopy(config), preset_of(config, regime)
+  chosen = copy.deepcopy(config)
+  if regime == DEPTH:
+    regime, sites = 'centralised', taking_part(config)
+    chosen.fed.update(
+      round_steps=site_steps(config), batch_size=config.fed.batch_size * sites)
+    overrides = {key: value for key, value in overrides.items()
+                 if key not in ('fed.round_steps', 'fed.batch_size')}
+  preset = preset_of(config, regime)
   choose_preset(chosen, preset)
   own = {'fed.preset', *(
     f'fed.{key}' for key in (PRESETS[preset] if isinstance(preset, str) else preset))}
@@ -119,6 +153,7 @@ def leaves_adapter(config: ConfigDict, regime: str) -> bool:
   """Whether a regime of a study ends with one adapter for all, of config.lora's shape."""
   if regime.partition(':')[0] == 'api':
     return False
+  regime = 'centralised' if regime == DEPTH else regime
   chosen, preset = copy.deepcopy(config), preset_of(config, regime)
   choose_preset(chosen, preset)
   values = leaves(get_config(preset).to_dict())

@@ -16,9 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
-from fedmedjax.compare.rows import Row, Study, leaves_adapter, regime_row
+from fedmedjax.compare.rows import Row, Study, leaves_adapter, regime_row, taking_part
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.methods import num_sites
 from fedmedjax.types import InputError
@@ -112,7 +110,7 @@ def scaling(study: Study) -> list[Part]:
     raise InputError(
       f'--settings=scaling: config.data.partition.sizes={dealt.sizes}: has an entry for each site, '
       'and their number varies; () is allowed')
-  total = config.fed.round_steps or config.fed.local_steps * _taking_part(config)
+  total = config.fed.round_steps or config.fed.local_steps * taking_part(config)
   if any(size < 1 or size > total for size in study.scaling):
     raise InputError(
       f'--sizes={",".join(map(str, study.scaling))}: numbers of sites from 1 to the {total} local '
@@ -122,12 +120,6 @@ def scaling(study: Study) -> list[Part]:
       'data.partition.kind': dealt.kind or 'iid', 'data.partition.sites': size,
       'fed.round_steps': total, 'fed.ranks': (), 'data.site_tasks': ()})
     for size in study.scaling]
-
-
-def _taking_part(config: ConfigDict) -> int:
-  """The number of the configuration's sites that a round draws."""
-  sites = num_sites(leaves(config.to_dict()))
-  return min(config.fed.cohort_size or sites, sites)
 
 
 def new_site(study: Study) -> list[Part]:
@@ -155,7 +147,7 @@ def new_site(study: Study) -> list[Part]:
     raise InputError(
       f'--regimes={",".join(study.regimes)}: none leaves one adapter of config.lora, from which a '
       'new site could start')
-  each = config.fed.round_steps // _taking_part(config) or config.fed.local_steps
+  each = config.fed.round_steps // taking_part(config) or config.fed.local_steps
   most, batch = config.fed.rounds * each, config.fed.batch_size
   parts = [federation]
   for number in study.sentences:

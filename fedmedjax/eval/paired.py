@@ -45,7 +45,8 @@ def read_answers(predictions: Path) -> dict[str, Any]:
   Returns:
     {'scores': Answers, 'global': Answers, 'zero_shot': Answers, 'beside_zero_shot': Answers of the
     run to the sentences of zero-shot, 'cross_site': {adapter: Answers}, 'validation': {adapter: its
-    loss on the validation set V}}; all but the first are empty where there are none.
+    loss on the validation set V}, 'teacher_forced': Answers, 'teacher_forced_cross_site': {adapter:
+    Answers}}; all but the first are empty where there are none.
 
   Raises:
     InputError: the file is absent or is none of ours.
@@ -60,7 +61,11 @@ def read_answers(predictions: Path) -> dict[str, Any]:
       'cross_site': {name: _answers(row) for name, row in stored.get('cross_site', {}).items()},
       # None = a loss that was no number.
       'validation': {name: np.inf if loss is None else float(loss)
-                     for name, loss in stored.get('validation', {}).items()}}
+                     for name, loss in stored.get('validation', {}).items()},
+      'teacher_forced': _answers(stored.get('teacher_forced', {})),
+      'teacher_forced_cross_site': {
+        name: _answers(row)
+        for name, row in stored.get('teacher_forced_cross_site', {}).items()}}
   except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
     raise InputError(
       f'{path}: no counts by source ({error}); delete {predictions.parent / "summary.json"}, and '

@@ -128,7 +128,7 @@ CHECKS = {
   'eval.max_new_ratio': number(lambda v: 0 < v <= 1000, 'a number in (0, 1000]'),
   'eval.bootstrap_samples': integer(1, 100_000),
   'eval.guesses': integer(0, 100), 'eval.cross_site': BOOLEAN,
-  'eval.every': integer(0),
+  'eval.teacher_forced': BOOLEAN, 'eval.every': integer(0),
   'api.shots': integer(0), 'api.concurrency': integer(1, 1000), 'api.max_attempts': integer(1),
   'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
   'api.cache': TEXT,
@@ -235,6 +235,12 @@ def _check_tasks(values: dict[str, Any]) -> None:
     raise InputError(
       f"config.data.site_tasks={own!r}: the notes of config.data.sites are dealt out "
       f"(config.data.partition.kind={values['data.partition.kind']!r}); () is allowed")
+  if values['eval.teacher_forced'] and (
+      values['fed.learner'] != 'lora' or values['data.style'] != 'markup' or 'ner' not in tasks):
+    raise InputError(
+      f"config.eval.teacher_forced=True: entities that a LLaMA writes as markup are read only, not "
+      f"config.fed.learner={values['fed.learner']!r} with config.data.tasks={tasks!r} in "
+      f"config.data.style={values['data.style']!r}; use False")
   foreign = {name for one in own for name in one.split('+')} - set(tasks)
   if foreign:
     raise InputError(

@@ -225,6 +225,9 @@ def _eval() -> ConfigDict:
   evaluation.guesses = 2
   # Where sites have adapters of their own: score each of them on every site, not only on its own.
   evaluation.cross_site = False
+  # Score entities by teacher forcing, too: a cheap upper bound in kind, not what a user gets
+  # (docs/methods.md, section 7). Answers must be markup.
+  evaluation.teacher_forced = False
   # Rounds between two scores of F1 while training, on held-out sentences of the validation set's
   # notes: 8 of each site (fewer where data.validation_examples is less) of the first 12 sites, the
   # same every time, of test notes none; 0 = never.

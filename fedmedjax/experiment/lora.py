@@ -15,6 +15,7 @@ from fedmedjax.data import schedule as schedules
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
 from fedmedjax.eval import evaluate, generation
+from fedmedjax.eval import teacher_forced as forcing
 from fedmedjax.eval.generation import check_context
 from fedmedjax.experiment import meshes
 from fedmedjax.experiment.notes import Corpora, encode_sites, watched_sites
@@ -97,7 +98,8 @@ def lora_parts(
     start=config.lora.start, seed=config.seed,
     dtype=DTYPES[config.model.dtype], batch_size=config.eval.batch_size,
     max_new_ratio=config.eval.max_new_ratio, guesses=config.eval.guesses,
-    attention=config.model.attention, mesh=meshes.mesh_of(config))
+    attention=config.model.attention, teacher_forced=config.eval.teacher_forced,
+    mesh=meshes.mesh_of(config))
   related = config.data.re_share
   schedule = schedules.make_schedule(
     data.sites, sizes, loss_on=config.fed.loss_on, shapes=config.fed.shapes,
@@ -117,6 +119,7 @@ def lora_trainable(
   max_new_ratio: float,
   guesses: int,
   attention: str,
+  teacher_forced: bool = False,
   mesh: Mesh | None = None,
 ) -> Trainable:
   """A LLaMA whose LoRA adapter learns to write what is asked of sentences.
@@ -130,6 +133,7 @@ def lora_trainable(
     dtype: of the model.
     batch_size, max_new_ratio, guesses: of decoding, see `generation.Generator`.
     attention: a key of ATTENTIONS, of training.
+    teacher_forced: whether test sentences are scored by teacher forcing, too.
     mesh: that the base lies on, if it does.
 
   Raises:
@@ -142,6 +146,9 @@ def lora_trainable(
   parameters = parameter_count(base.config)
   packed = partial(packed_attention, attend=ATTENTIONS[attention](base.config, dtype, mesh))
   given = _starting_adapter(Path(start), base, lora) if start else {}
+  forcer = forcing.forcer(
+    llama(packed, fetch=fetch_on(mesh)), base.tokenizer, sites, batch_size) if (
+      teacher_forced) else None
   return Trainable(
     loss_fn=lambda remat: partial(
       packed_loss, llama(packed, remat=remat, fetch=fetch_on(mesh)),
@@ -153,7 +160,8 @@ def lora_trainable(
     largest_answer=partial(generation.largest_call, generator, base.params),
     save=lambda adapter, folder: save_peft(adapter, widened(lora, adapter), folder, base.name),
     folder='adapter',
-    summary={'instructions': evaluate.instructions(sites)})
+    summary={'instructions': evaluate.instructions(sites)},
+    forced=forcer and partial(forcing.forced_scores, forcer, base.params))
 
 
 def _starting_adapter(folder: Path, base: BaseModel, lora: LoraConfig) -> dict:

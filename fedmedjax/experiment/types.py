@@ -47,6 +47,7 @@ class Options(NamedTuple):
   max_bad_rounds: int
   adds_aggregate: bool   # the server's step must be the aggregate itself
   cross_site: bool
+  teacher_forced: bool
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
   memory: int            # bytes that a run may count on; 0 = what the device says
   every: int             # rounds between two scores of the held-out sentences; 0 = never
@@ -67,6 +68,8 @@ class Trainable(NamedTuple):
   save: Callable[[dict, Path], None]  # (adapter, folder): in the format of its ecosystem
   folder: str             # of what is saved, in the run's workdir
   summary: dict[str, Any]  # further entries of summary.json
+  # (adapter, site, advance) -> its scores by teacher forcing; None = it is not asked for
+  forced: Callable | None = None
 
 
 class Study(NamedTuple):

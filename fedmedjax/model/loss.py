@@ -17,6 +17,8 @@ from fedmedjax.types import Batch
 
 # Words per head product: 4,096 float32 logits are 16 KB for each supervised place.
 HEAD_BLOCK = 4096
+# Places whose whole logits are held at once where the likeliest token is asked for.
+_CHOICES_AT_ONCE = 64
 
 
 def packed_attention(q, k, v, cache, context, window=None, *, attend: Attend = attend):
@@ -72,14 +74,7 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch, *, head_p
   Returns:
     (sum of nats f32[], sum of target weights f32[]).
   """
-  length = batch.prefix.shape[0]
-  # Padding of the instruction (-1) sits at its end, so earlier positions are unaffected.
-  tokens = jnp.concatenate([jnp.maximum(batch.prefix, 0), batch.tokens.reshape(-1)])
-  positions = jnp.concatenate([jnp.arange(length), batch.positions.reshape(-1)])
-  hidden, _ = model.apply(
-    {'params': base, 'lora': adapter}, tokens, positions, None,
-    (batch.prefix >= 0, batch.segments))
-  places = hidden[length + batch.target_row * batch.tokens.shape[1] + batch.target_index]
+  hidden, places = _hidden(model, adapter, base, batch)
   supervised = batch.prefix_targets.shape[0]
   hidden = jnp.concatenate([hidden[:supervised], places])
   targets = jnp.concatenate([batch.prefix_targets, batch.targets])
@@ -88,6 +83,37 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch, *, head_p
   head = model.fetch('head', head_weight(base))
   total = weighted_nll(HEAD_BLOCK, head_parts, hidden, head, targets, weights)
   return total, weights.sum()
+
+
+def _hidden(model: Llama, adapter: dict, base: dict, batch: Batch):
+  """Final hidden states of a packed step: of all tokens [P + R*N, D], of the M targets [M, D]."""
+  length = batch.prefix.shape[0]
+  # Padding of the instruction (-1) sits at its end, so earlier positions are unaffected.
+  tokens = jnp.concatenate([jnp.maximum(batch.prefix, 0), batch.tokens.reshape(-1)])
+  positions = jnp.concatenate([jnp.arange(length), batch.positions.reshape(-1)])
+  hidden, _ = model.apply(
+    {'params': base, 'lora': adapter}, tokens, positions, None,
+    (batch.prefix >= 0, batch.segments))
+  return hidden, hidden[
+    length + batch.target_row * batch.tokens.shape[1] + batch.target_index]
+
+
+def packed_choices(model: Llama, adapter: dict, base: dict, batch: Batch):
+  """The most likely token at each supervised place of a packed step, i32[M].
+
+  Every choice is made after the right text: it is what greedy decoding would write next.
+
+  Args:
+    model, adapter, base: see `packed_loss`.
+    batch: M supervised targets in rows i32[R, N]; what stands at padding means nothing.
+  """
+  _, places = _hidden(model, adapter, base, batch)
+  head = model.fetch('head', head_weight(base))
+  wide = jnp.promote_types(places.dtype, jnp.float32)
+  # A few places at a time: logits of all of them would be hundreds of megabytes.
+  return jax.lax.map(
+    lambda place: jnp.argmax(jnp.einsum('d,vd->v', place, head, preferred_element_type=wide)),
+    places, batch_size=_CHOICES_AT_ONCE).astype(jnp.int32)
 
 
 def _over_vocabulary(most: int, parts: int, hidden, head, targets, gradient: bool):

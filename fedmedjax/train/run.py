@@ -38,7 +38,14 @@ from fedmedjax.train.fingerprint import (
 from fedmedjax.train.loop import CHECKPOINTS, StepDisplay, Trained, planned, train
 from fedmedjax.train.memory import Plan
 from fedmedjax.train.round_log import participant_names
-from fedmedjax.train.scoring import run_summary, score_all, shown, validation_losses
+from fedmedjax.train.scoring import (
+  counted,
+  forced_all,
+  forced_shown,
+  run_summary,
+  score_all,
+  shown,
+)
 from fedmedjax.types import InputError
 
 # Where sites have adapters of their own: the folder of the one that is averaged for all sites.
@@ -159,20 +166,16 @@ def _carried_out(
     scores, crossed = score_all(
       study, adapters, workdir / 'predictions', reporter, trained=rounds > 0,
       cross=study.options.cross_site and len(adapters) > 1, beside=few if zero_shot else 0)
+    forced = forced_all(study, adapters, reporter, cross=bool(crossed))
     global_scores = None
     if averaged:
       global_scores, _ = score_all(study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
-  files.write_json(workdir / 'predictions' / evaluate.COUNTS, files.plain({
-    'scores': evaluate.source_counts(scores),
-    'cross_site': {name: evaluate.source_counts(row) for name, row in crossed.items()},
-    'global': evaluate.source_counts(global_scores or {}),
-    'zero_shot': evaluate.source_counts(zero_shot or {}),
-    'beside_zero_shot': evaluate.source_counts(
-      {name: site.few or site for name, site in scores.items()} if zero_shot else {}),
-    'validation': validation_losses(study, adapters) if crossed else {}}))
+  files.write_json(workdir / 'predictions' / evaluate.COUNTS, counted(
+    study, adapters, scores, crossed, global_scores, zero_shot, forced))
   summary = run_summary(study, lines, scores, zero_shot, global_scores) | {
     'cross_site': files.plain({
       name: shown(row) for name, row in crossed.items()}) or None,
+    **({'teacher_forced': forced_shown(forced[0])} if study.options.teacher_forced else {}),
     'wall_seconds': trained.earlier + time.monotonic() - times[0],
     'compile_seconds': device.compile_seconds() - times[1],
     'checkpoint_seconds': trained.saving,

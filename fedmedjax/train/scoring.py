@@ -10,7 +10,7 @@ import numpy as np
 
 from fedmedjax import tree
 from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
-from fedmedjax.eval import evaluate
+from fedmedjax.eval import evaluate, metrics
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.local import mean_loss
 from fedmedjax.fed.round import site_adapter
@@ -129,6 +129,68 @@ def _about(site: SiteData, records: list[dict]) -> list[dict]:
   places = set(_places(site))
   return [
     record for record in records if (record['document'], record['sentence_start']) in places]
+
+
+def forced_all(
+  study: Study, adapters: dict[str, dict], reporter: Reporter, *, cross: bool = False
+) -> tuple[dict[str, evaluate.SiteScores], dict[str, dict[str, evaluate.SiteScores]]]:
+  """As `score_all`, by teacher forcing: nothing is decoded and nothing is written.
+
+  Two times {} where config.eval.teacher_forced does not ask for it. Tested sites without entities
+  are left out.
+  """
+  scores, crossed = {}, {name: {} for name in adapters if cross}
+  forced = study.trainable.forced
+  for site in (*study.data.tested, *study.data.external) if forced else ():
+    own = [site.name] if site.name in adapters else list(adapters)
+    answering = list(adapters) if cross else own
+    with reporter.task(f'teacher forcing {site.name}', len(site.test) * len(answering)) as advance:
+      found = {name: forced(adapters[name], site, advance) for name in answering}
+    if any(entry is None for entry in found.values()):
+      continue
+    counts = {key: sum(found[name].counts[key] for name in own) for key in found[own[0]].counts}
+    scores[site.name] = found[own[0]]._replace(counts=counts)
+    for name, row in crossed.items():
+      row[site.name] = found[name]
+  return scores, crossed if forced else {}
+
+
+def forced_shown(scores: dict[str, evaluate.SiteScores]) -> dict[str, dict]:
+  """{site: {task: {'strict': {'precision', 'recall', 'f1'}, 'lenient': ...}}}, over all types."""
+  return files.plain({
+    name: {task: {
+      kind: dict(zip(('precision', 'recall', 'f1'), values[metrics.AVERAGES.index('typed')],
+                     strict=True))
+      for kind, values in zip(metrics.KINDS, metrics.averages(counts.sum(axis=0)), strict=True)}
+      for task, counts in site.counts.items()}
+    for name, site in scores.items()})
+
+
+def counted(
+  study: Study, adapters: dict[str, dict], scores: dict, crossed: dict, global_scores: dict | None,
+  zero_shot: dict | None, forced: tuple[dict, dict],
+) -> dict:
+  """The file `evaluate.COUNTS`: what scores add up from, and each adapter's loss on V if crossed.
+
+  Args:
+    adapters: {name: adapter [*p]}.
+    scores, crossed: of `score_all`.
+    global_scores: of the adapter averaged for all sites, if there is one.
+    zero_shot: before training, where that was asked for.
+    forced: of `forced_all`.
+  """
+  def by_adapter(rows):
+    return {name: evaluate.source_counts(row) for name, row in rows.items()}
+
+  return files.plain({
+    'scores': evaluate.source_counts(scores), 'cross_site': by_adapter(crossed),
+    'global': evaluate.source_counts(global_scores or {}),
+    'zero_shot': evaluate.source_counts(zero_shot or {}),
+    'beside_zero_shot': evaluate.source_counts(
+      {name: site.few or site for name, site in scores.items()} if zero_shot else {}),
+    'validation': validation_losses(study, adapters) if crossed else {}} | ({
+      'teacher_forced': evaluate.source_counts(forced[0]),
+      'teacher_forced_cross_site': by_adapter(forced[1])} if study.options.teacher_forced else {}))
 
 
 def validation_losses(study: Study, adapters: dict[str, dict]) -> dict[str, float]:

@@ -121,7 +121,7 @@ def test_runs_of_unlike_validation_sets_are_padded_by_nothing():
 
 def test_equal_depth_sees_the_same_examples_in_as_many_updates_as_a_site():
   config = get_config()
-  chosen = ablation.run_config(config, ablation.EQUAL_DEPTH, 'sites_2', 5)
+  chosen = ablation.run_config(config, ablation.DEPTH, 'sites_2', 5)
   fed = chosen.fed
   assert (fed.preset, fed.pooled, fed.round_steps) == ('centralised', True, config.fed.local_steps)
   assert fed.batch_size == 2 * config.fed.batch_size and chosen.seed == 5

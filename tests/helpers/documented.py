@@ -35,8 +35,10 @@ def _general(path: tuple[str, ...]) -> str:
     return f'{head}.{rest[0]}'
   if head == 'answers':
     return '.'.join((head, 'SITE', *rest[1:]))
-  if head == 'cross_site' or head not in ('scores', 'instructions'):
-    return '.'.join((head, *rest) if head != 'cross_site' else (head,))
+  if head in ('cross_site', 'teacher_forced'):
+    return head
+  if head not in ('scores', 'instructions'):
+    return '.'.join((head, *rest))
   _, _, *rest = rest
   out = [head, 'SITE', 'TASK']
   if rest and rest[0] == 'per_type':

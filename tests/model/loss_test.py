@@ -10,9 +10,9 @@ from conftest import TINY
 
 from fedmedjax.data import pack
 from fedmedjax.data.tokenize import TokenExample
-from fedmedjax.model.llama import PROJECTIONS, Llama
+from fedmedjax.model.llama import PROJECTIONS, Llama, head_weight
 from fedmedjax.model.lora import LoraConfig, init_adapter
-from fedmedjax.model.loss import packed_attention, packed_loss, weighted_nll
+from fedmedjax.model.loss import packed_attention, packed_choices, packed_loss, weighted_nll
 from fedmedjax.types import Batch
 
 LORA = LoraConfig(4, 8.0, PROJECTIONS)
@@ -101,6 +101,31 @@ def test_a_planted_packing_error_is_seen(tiny_params, fault):
   }[fault]
   with pytest.raises(AssertionError):
     check_equal(loss_and_gradient(jnp.float32, tiny_params, broken), plain, 1e-5)
+
+
+def test_choices_are_the_likeliest_tokens_after_the_right_text(tiny_params):
+  """Of packed rows the same as of whole logits [tokens, V], one sequence at a time."""
+  rng = np.random.default_rng(1)
+  instruction = rng.integers(3, 97, 12).astype(np.int32)
+  members = examples(rng, instruction, [9, 17, 5, 30, 12])
+  shape = pack.plan_shape([members], 11, 'completion')
+  model = Llama(TINY, packed_attention)
+  chosen = iter(jax.jit(partial(packed_choices, model))(
+    {}, tiny_params, pack.pack(instruction, members, shape, 'completion')).tolist())
+
+  @jax.jit
+  def likeliest(tokens, segments):
+    hidden, _ = model.apply({'params': tiny_params, 'lora': {}}, tokens, np.arange(42), None, (
+      np.zeros(0, bool), segments))
+    return (hidden @ head_weight(tiny_params).T).argmax(-1)
+
+  for row in pack.fit_rows([len(member.tokens) for member in members], shape.width):
+    for member in (members[i] for i in row):
+      whole = np.concatenate([instruction[:-1], member.tokens])
+      padded = np.zeros((2, 42), np.int32)
+      padded[0, :len(whole)], padded[1, :len(whole)] = whole, 1
+      expected = likeliest(padded[0], padded[1:])[10 + member.prompt_length:len(whole) - 1]
+      assert expected.tolist() == [next(chosen) for _ in expected]
 
 
 @pytest.mark.slow

@@ -1,0 +1,275 @@
+"""The units of the study: every run that the tables of docs/results.md are made of.
+
+A unit is one run: one regime with one seed, or one arm of a new site. What it changes in the
+shipped configuration `real_ner` stands here, and nowhere else. `study.py` carries units out, and
+`study_tables.py` makes tables of their rows.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from fedmedjax import tree
+from fedmedjax.compare import ablation
+from fedmedjax.compare.rows import DEPTH, Row, Study, regime_row, taking_part
+from fedmedjax.compare.scenarios import LOCAL, new_site
+from fedmedjax.experiment import defaults
+from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.shipped import ablation as shipped_ablation
+from fedmedjax.experiment.shipped import llama31_8b, llama32_1b, qwen3_4b, real_ner
+from fedmedjax.fed import ledger
+from fedmedjax.fed.compression import float32
+from fedmedjax.fed.sharing import everything
+from fedmedjax.model.files.convert import parameter_count
+from fedmedjax.model.llama import LlamaConfig
+from fedmedjax.model.lora import LoraConfig, init_adapter
+from fedmedjax.runtime.progress import Reporter
+
+SEEDS = (42, 43, 44, 45, 46)
+FEW_SEEDS = SEEDS[:3]  # of what asks for more runs a seed
+POOL = ('maccrobat2020', 'chia')
+EXTERNAL = 'ncbi_disease'
+
+# Seconds on two quiet cores that multiply matrices at 340 GFLOP/s, for `Unit.hours`.
+_STEP = 1.75      # of training on 4 examples
+_SENTENCE = 0.45  # answered by a trained adapter
+_UNTUNED = 1.3    # answered by the base alone, which goes on until it is cut off
+_START = 60.0     # reading and compiling
+
+
+class Unit(NamedTuple):
+  """A unit of work that makes one row of docs/results/STUDY.jsonl."""
+
+  study: str                 # 'r1'
+  name: dict[str, Any]       # what tells it from the study's other units, {'regime': ..., ...}
+  hours: float               # about how long it takes on two quiet cores
+  run: Row | None = None     # the run that it is
+  start: 'Unit | None' = None  # the unit whose adapter the run starts from
+  # (reporter) -> what it computes where it is no run, and the settings of that.
+  figures: Callable[[Reporter], dict[str, Any]] | None = None
+  settings: dict[str, Any] = {}
+
+  def __str__(self) -> str:
+    return ' '.join([self.study, *(f'{key}={value}' for key, value in self.name.items())])
+
+
+def units(study: str, runs: Path) -> list[Unit]:
+  """The units of a study, in the order in which they are carried out.
+
+  Args:
+    study: a key of STUDIES.
+    runs: the folder of all runs.
+  """
+  return STUDIES[study](runs)
+
+
+def base_config() -> ConfigDict:
+  """What R1 to R4 share: four unlike sites of 50 sentences each, 6 rounds of 10 steps of 4."""
+  config = real_ner.get_config('fed_medlora')
+  config.data.update(
+    sites=POOL, external=(EXTERNAL,), max_train_sentences=50, validation_examples=8)
+  config.data.partition.update(kind='types', unit='sentence', sites=4, strength=0.3)
+  config.fed.update(rounds=6, local_steps=10, batch_size=4)
+  # 200 test sentences in all, and 200 of the cohort that nobody trains on.
+  config.eval.update(
+    zero_shot=False, max_examples=100, max_external=200, cross_site=True, teacher_forced=True)
+  # A round that calls the host is compiled anew in every process.
+  config.log.steps = False
+  return config
+
+
+def _seeded(config: ConfigDict, seed: int) -> ConfigDict:
+  config = copy.deepcopy(config)
+  config.seed = seed
+  return config
+
+
+def _unit(
+  study: str, name: dict[str, Any], config: ConfigDict, regime: str, folder: Path,
+  changes: dict[str, Any], start: Unit | None = None,
+) -> Unit:
+  """A unit that trains a regime; `changes` are flat keys."""
+  _, row = regime_row(Study(config, folder, (regime,)), regime, folder, changes)
+  return _of_row(study, name, row, start)
+
+
+def _of_row(study: str, name: dict[str, Any], row: Row, start: Unit | None = None) -> Unit:
+  return Unit(study, name, _hours(row.config), row, start)
+
+
+def _hours(config: ConfigDict) -> float:
+  """About how long a run takes, see the numbers above."""
+  fed = config.fed
+  steps = fed.rounds * (fed.round_steps or fed.local_steps * taking_part(config)) * fed.train
+  alone = taking_part(config) if fed.sharing == 'nothing' else 1
+  tested = (config.eval.max_examples or _ALL) * len(config.data.sites) + (
+    config.eval.max_external * len(config.data.external))
+  each = _SENTENCE if fed.train or config.lora.start else _UNTUNED
+  return (_START + steps * _STEP * fed.batch_size / 4 + alone * tested * each) / 3600
+
+
+# Sentences of the test notes of EXTERNAL, about.
+_ALL = 940
+
+
+def r1(runs: Path) -> list[Unit]:
+  """One site alone, the federation, and all notes in one place, at equal steps and equal depth."""
+  found = []
+  for seed in SEEDS:
+    for regime in ('fed_medlora', 'single_site', 'centralised', DEPTH):
+      found.append(_unit(
+        'r1', {'regime': regime, 'seed': seed}, _seeded(base_config(), seed), regime,
+        runs / 'r1' / f'seed_{seed}', {}))
+  # The base alone has no seed.
+  return [*found, _unit(
+    'r1', {'regime': 'zero_shot', 'seed': SEEDS[0]}, _seeded(base_config(), SEEDS[0]), 'zero_shot',
+    runs / 'r1' / f'seed_{SEEDS[0]}', {})]
+
+
+# Methods of R2 that judge sites on validation notes, beside fed_medlora, which does not.
+JUDGES = ('fed_medlora_plus', 'fed_medlora_answer', 'fed_medlora_peer')
+V_OF = ('sites', 'clean')
+
+
+def r2(runs: Path) -> list[Unit]:
+  """The largest of four sites calls every entity by another name; V of the sites, or clean."""
+  changes = {
+    'data.partition.sizes': (.4, .2, .2, .2), 'data.partition.corrupted_sites': (0,),
+    'data.partition.corruption': 'mislabel', 'data.external': (), 'eval.cross_site': False}
+  found = []
+  for seed in FEW_SEEDS:
+    config, folder = _seeded(base_config(), seed), runs / 'r2' / f'seed_{seed}'
+    found.append(_unit(
+      'r2', {'regime': 'fed_medlora', 'v': 'none', 'seed': seed}, config, 'fed_medlora', folder,
+      changes))
+    for held in V_OF:
+      own = {} if held == 'sites' else {'data.server_validation': CLEAN_V}
+      for regime in JUDGES:
+        found.append(_unit(
+          'r2', {'regime': regime, 'v': held, 'seed': seed}, config, regime, folder / f'v_{held}',
+          changes | own))
+  return found
+
+
+# The server's own notes of R2.
+CLEAN_V = 'bc5cdr'
+
+# Sentences that the new site of R4 adds.
+ADDED = (0, 25, 100)
+
+
+def r4(runs: Path) -> list[Unit]:
+  """A site that took no part and adds n sentences, from the federation's adapter and the base."""
+  federations = {unit.name['seed']: unit for unit in r1(runs) if
+                 unit.name['regime'] == 'fed_medlora'}
+  found = []
+  for seed in FEW_SEEDS:
+    config = _seeded(base_config(), seed)
+    config.eval.max_examples = 200
+    parts = new_site(Study(
+      config, runs / 'r1' / f'seed_{seed}', ('fed_medlora',), new_site=EXTERNAL,
+      sentences=ADDED))[1:]
+    for part in parts:
+      for arm, row in part.rows.items():
+        alone = arm == LOCAL
+        found.append(_of_row(
+          'r4', {'n': int(part.label), 'arm': 'base' if alone else 'federated', 'seed': seed}, row,
+          None if alone else federations[seed]))
+  return found
+
+
+# Published shapes, as each model's config.json has them.
+_LLAMA3 = dict(
+  vocab_size=128256, num_heads=32, num_kv_heads=8, rms_norm_eps=1e-5, rope_theta=5e5,
+  max_position_embeddings=131072)
+MODELS = {
+  'Llama-3.2-1B': (llama32_1b, LlamaConfig(
+    **_LLAMA3, hidden_size=2048, intermediate_size=8192, num_layers=16, head_dim=64,
+    tie_word_embeddings=True)),
+  'Llama-3.1-8B': (llama31_8b, LlamaConfig(
+    **_LLAMA3, hidden_size=4096, intermediate_size=14336, num_layers=32, head_dim=128,
+    tie_word_embeddings=False)),
+  'Qwen3-4B': (qwen3_4b, LlamaConfig(
+    vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_layers=36, num_heads=32,
+    num_kv_heads=8, head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6, max_position_embeddings=40960,
+    tie_word_embeddings=True, qk_norm=True)),
+}
+
+
+def ledger_figures(model: str, reporter: Reporter | None = None) -> dict[str, Any]:
+  """What one site and round send of a model's adapter in float32, and of the model in bfloat16.
+
+  Nothing is loaded: all of it follows from shapes.
+  """
+  del reporter
+  shipped, shapes = MODELS[model]
+  chosen = shipped.get_config('fed_medlora').lora
+  adapter = jax.eval_shape(
+    lambda key: init_adapter(
+      key, shapes, LoraConfig(chosen.rank, chosen.alpha, tuple(chosen.targets))),
+    jax.random.key(0))
+  sent = ledger.exchange(adapter, everything(), float32())
+  parameters = parameter_count(shapes)
+  return {
+    'rank': chosen.rank, 'targets': len(chosen.targets), 'adapter_parameters': tree.size(adapter),
+    'base_parameters': parameters, 'bytes_down': ledger.num_bytes(sent.down),
+    'bytes_up': ledger.num_bytes(sent.up), 'bytes_model': 2 * parameters}
+
+
+def r5(runs: Path) -> list[Unit]:
+  """Bytes of a round of larger models, from their shapes alone."""
+  del runs
+  return [Unit('r5', {'model': model}, 0.0, figures=partial(ledger_figures, model))
+          for model in MODELS]
+
+
+# Blocks of R6: presets and settings.
+BLOCKS = {
+  'methods': (ablation.trained_presets(), tuple(ablation.SETTINGS)),
+  'sizes': (ablation.SCALED, tuple(ablation.SCALES))}
+_TAGGER_RUN = 0.7  # seconds, of R6
+
+
+def tagger_figures(block: str, runs: Path, reporter: Reporter) -> dict[str, Any]:
+  """The lines of an ablation, as its results.jsonl has them, without weights and cohorts."""
+  presets, settings = BLOCKS[block]
+  rows = ablation.ablation(
+    shipped_ablation.get_config(), runs / 'r6', presets, settings, range(10), reporter)
+  kept = ('preset', 'setting', 'seed', 'f1', 'refused')
+  return {'runs': [{key: row[key] if key != 'f1' else round(row[key], 6)
+                    for key in kept if key in row} for row in rows]}
+
+
+def r6(runs: Path) -> list[Unit]:
+  """The word tagger: every method in every setting, then four regimes with more and less data."""
+  values, usual = (leaves(one.to_dict()) for one in (
+    shipped_ablation.get_config(), defaults.get_config()))
+  changed = {key: value for key, value in values.items() if value != usual[key]}
+  return [
+    Unit('r6', {'block': block}, len(presets) * len(settings) * 10 * _TAGGER_RUN / 3600,
+         figures=partial(tagger_figures, block, runs), settings=changed | {
+           'presets': presets, 'settings': settings, 'seeds': tuple(range(10))})
+    for block, (presets, settings) in BLOCKS.items()]
+
+
+def ncbi(runs: Path) -> list[Unit]:
+  """The NCBI disease corpus with its official splits over ten equal sites of random sentences."""
+  config = _seeded(base_config(), SEEDS[0])
+  config.data.update(
+    sites=(EXTERNAL,), external=(), max_train_sentences=0, validation_examples=0)
+  config.data.partition.update(kind='iid', sites=10, strength=1.0)
+  # Three epochs: 10 rounds of 40 steps of 4 of the 500 sentences of a site.
+  config.fed.update(rounds=10, local_steps=40)
+  config.eval.update(max_examples=0, cross_site=False)
+  return [_unit(
+    'ncbi', {'regime': 'fed_medlora', 'seed': SEEDS[0]}, config, 'fed_medlora', runs / 'ncbi', {})]
+
+
+# R3 is a table of R1's rows, which are tested on the external cohort, too.
+STUDIES: dict[str, Callable[[Path], Sequence[Unit]]] = {
+  'r1': r1, 'r2': r2, 'r3': r1, 'r4': r4, 'r5': r5, 'r6': r6, 'ncbi': ncbi}
