@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with reporter.task('reading notes'):
       corpora = load_corpora(config)
     shown = (corpora.parts or corpora.sites)[:SHOWN]
-    sites = [site_statistics(corpus) for corpus in (*shown, *corpora.external)]
+    sites = [site_statistics(corpus) for corpus in (*shown, *corpora.external, *corpora.server)]
     if corpora.skew:
       reporter.say(f'{config.data.partition.kind} partition: {corpora.skew}; the first '
                    f'{len(shown)} sites are shown')

@@ -14,6 +14,9 @@ from math import isnan, nan
 from statistics import median
 from typing import Any, NamedTuple
 
+# Stands for the number of a site: the server, where it holds validation notes of its own.
+SERVER = -1
+
 ENTITY_TYPES = ('problem', 'treatment', 'test', 'drug')
 
 # docs/methods.md, section 5: the 22 valid (entity, modifier) pairs of the paper's relation task.

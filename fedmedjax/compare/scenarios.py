@@ -153,7 +153,8 @@ def new_site(study: Study) -> list[Part]:
     steps = most if number < 0 else min(most, math.ceil(study.epochs * number / batch))
     changes = {
       'data.sites': (name,), 'data.external': (), 'data.max_train_sentences': max(number, 0),
-      'data.validation_examples': 0, 'data.site_tasks': (), 'data.partition.kind': '',
+      'data.validation_examples': 0, 'data.server_validation': '', 'data.site_tasks': (),
+      'data.partition.kind': '',
       'fed.rounds': 1, 'fed.local_steps': max(steps, 1), 'fed.round_steps': 0, 'fed.ranks': (),
       'fed.cohort_size': 0,
       'simulation.failure': 0.0, 'simulation.deadline': 0.0, 'eval.cross_site': False}

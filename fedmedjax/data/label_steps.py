@@ -55,7 +55,7 @@ def encode_label_site(
 
 def label_schedule(
   sites: Sequence[SiteData], sizes: np.ndarray, *, labels: Sequence[str], max_length: int,
-  batch_size: int, **plan,
+  batch_size: int, server: Sequence[SiteData] = (), **plan,
 ) -> Schedule:
   """Plans all steps of all rounds, and the shape [B, T] they share.
 
@@ -64,11 +64,12 @@ def label_schedule(
     labels, max_length: as the sites were encoded.
     batch_size: examples of a step.
     sizes: f32[S] n_k, of `schedule.site_sizes`; labelled words where they count tokens.
+    server: whose validation examples are the server's own.
     plan: see `schedule.plan_rounds`.
   """
-  sites = tuple(sites)
+  sites, server = tuple(sites), tuple(server)
   rounds, weights = schedules.plan_rounds(sites, sizes, batch_size=batch_size, **plan)
-  steps = schedules.all_steps(sites, rounds, batch_size)
+  steps = schedules.all_steps(sites, rounds, batch_size, server)
   rows = max(len(step) for step in steps)
   longest = max(len(example.tokens) for step in steps for example in step)
   width = min(round_up(longest, 16), max_length)
@@ -77,7 +78,7 @@ def label_schedule(
     return label_batch(examples, rows, width, allowed_labels(labels, part.ask.types))
 
   blank = label_batch((), rows, width, allowed_labels(labels, ()))
-  return Schedule(sites, rounds, weights, Layout(pack, blank), batch_size)
+  return Schedule(sites, rounds, weights, Layout(pack, blank), batch_size, server)
 
 
 def label_batch(

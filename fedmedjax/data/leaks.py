@@ -87,15 +87,38 @@ def without_texts(site: SiteCorpus, tested: TextIndex) -> SiteCorpus:
     site, [d for d in site.train if not tested.nearly_has(d)], 'near_duplicate_documents')
 
 
+def unjudged(server: SiteCorpus, tested: Sequence[SiteCorpus]) -> SiteCorpus:
+  """The training notes alone of the server's validation set, without those tested on anywhere.
+
+  Args:
+    server: as it was read.
+    tested: all sites and cohorts whose test notes are tested on.
+
+  Raises:
+    InputError: no note is left.
+  """
+  if not server.train:
+    raise InputError(
+      f'config.data.server_validation={server.name!r}: it has no training note, which the '
+      "server's validation set would be made of")
+  return unleaked([server._replace(test=())], tested)[0]
+
+
 def unleaked(
-  sites: Sequence[SiteCorpus], external: Sequence[SiteCorpus]
+  sites: Sequence[SiteCorpus], external: Sequence[SiteCorpus], server: Sequence[SiteCorpus] = ()
 ) -> list[SiteCorpus]:
   """The sites that train, without training notes that are tested on at any site or cohort.
+
+  Args:
+    sites: that train.
+    external: cohorts that are tested.
+    server: of `unjudged`; its notes are kept out of training like test notes.
 
   Raises:
     InputError: that leaves a site without training notes.
   """
   tests = [(corpus.name, document) for corpus in (*sites, *external) for document in corpus.test]
+  tests += [(corpus.name, document) for corpus in server for document in corpus.train]
   tested = TextIndex(document for _, document in tests)
   cleaned = []
   for site in sites:
@@ -108,7 +131,8 @@ def unleaked(
     if lost and not cleaned[-1].train:
       raise InputError(
         f'site {site.name!r}: each of its {lost} training notes has the source, the text'
-        ' or nearly the text of a test note, of it or of another site; leave one of the two out')
+        f' or nearly the text of a test note{" or a note of V" if server else ""}, of it or of'
+        ' another site; leave one of the two out')
   return cleaned
 
 

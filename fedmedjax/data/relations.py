@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from fedmedjax.data.sentences import flat, note_sentences, trimmed
 from fedmedjax.data.sources import source_of
-from fedmedjax.types import MODIFIER_TYPES, Document, Example, SiteCorpus, Span
+from fedmedjax.types import MODIFIER_TYPES, Document, Example, InputError, SiteCorpus, Span
 
 # Per type: an example, and a definition, short as in `tasks.py`.
 GUIDE = {
@@ -75,6 +75,23 @@ def asked_like(cohort: SiteCorpus, trained: Sequence[SiteCorpus]) -> SiteCorpus:
   return cohort._replace(prompted=prompted, modifiers={
     main: tuple(kind for kind in kinds if kind in prompted.get(main, ()))
     for main, kinds in annotated(cohort).items()})
+
+
+def asked_of_trained(server: SiteCorpus, trained: Sequence[SiteCorpus]) -> SiteCorpus:
+  """The server's validation notes, asked as an external cohort for what some site trains.
+
+  Types that no site annotated are left out: how an adapter answers for them says nothing of it.
+
+  Raises:
+    InputError: it annotates none of the types that are trained.
+  """
+  known = {name for site in trained for name in site.types}
+  types = tuple(name for name in server.types if name in known)
+  if not types:
+    raise InputError(
+      f'config.data.server_validation={server.name!r}: it annotates {", ".join(server.types)}, '
+      f'and the sites that train {", ".join(sorted(known))}; a common type is needed')
+  return asked_like(server._replace(types=types), trained)
 
 
 def relation_examples(

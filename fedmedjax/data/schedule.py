@@ -7,14 +7,14 @@ without iterator state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedmedjax.data import pack
+from fedmedjax.data.layout import Layout, rows_layout
 from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
-from fedmedjax.types import Batch, InputError
+from fedmedjax.types import SERVER, InputError
 
 
 class Step(NamedTuple):
@@ -23,24 +23,6 @@ class Step(NamedTuple):
   site: int            # number of the site that it comes from
   task: int            # number of its task among those of the site
   members: np.ndarray  # i[examples], indices of its examples in `TaskData.train`
-
-
-class ShapeBucket(NamedTuple):
-  """A smaller shape of a step's arrays, computed instead of the whole for steps that fit into it.
-
-  Both functions take the arrays of one step, numpy's or traced.
-  """
-
-  cut: Callable    # (arrays) -> their first rows, tokens and targets, in the smaller shape
-  holds: Callable  # (arrays) -> bool[]: whether nothing of the step is left out by `cut`
-
-
-class Layout(NamedTuple):
-  """How the examples of a step become arrays, of the same shapes for all steps."""
-
-  pack: Callable  # (TaskData, examples) -> arrays
-  blank: Any      # the arrays of a step without examples: weight zero everywhere
-  shape_buckets: tuple[ShapeBucket, ...] = ()  # that some steps are packed into, the cheapest first
 
 
 # plan[round][participant] are the steps of a participant in a round.
@@ -55,6 +37,7 @@ class Schedule(NamedTuple):
   weights: np.ndarray  # f32[S], the sizes n_k of the sites
   layout: Layout
   batch_size: int
+  server: tuple[SiteData, ...] = ()  # whose validation examples are the server's own
 
   @property
   def most_steps(self) -> int:
@@ -181,16 +164,18 @@ def _training_steps(sites: Sequence[SiteData], plan: Plan) -> list[tuple[TaskDat
   return [_step_examples(sites, step) for steps in plan for own in steps for step in own]
 
 
-def all_steps(sites: Sequence[SiteData], plan: Plan, batch_size: int) -> list[list]:
+def all_steps(
+  sites: Sequence[SiteData], plan: Plan, batch_size: int, server: Sequence[SiteData] = ()
+) -> list[list]:
   """The examples of every step of training and of validation, all of which one shape must hold."""
   return [examples for _, examples in _training_steps(sites, plan)] + [
-    examples for site in sites for part in site.tasks
+    examples for site in (*sites, *server) for part in site.tasks
     for examples in _validation_steps(part, batch_size)]
 
 
 def make_schedule(
   sites: Sequence[SiteData], sizes: np.ndarray, *, batch_size: int, loss_on: str, shapes: int,
-  **plan,
+  server: Sequence[SiteData] = (), **plan,
 ) -> Schedule:
   """Plans all steps of all rounds of a language model, and the shapes they are packed in.
 
@@ -199,37 +184,18 @@ def make_schedule(
     sizes: f32[S] n_k, of `site_sizes`.
     loss_on: 'completion' or 'all'.
     shapes: the most shapes of training steps, see `pack.smaller_shapes`.
+    server: whose validation examples are the server's own.
     plan: see `plan_rounds`.
   """
-  sites = tuple(sites)
+  sites, server = tuple(sites), tuple(server)
   steps, weights = plan_rounds(sites, sizes, batch_size=batch_size, **plan)
-  prefix = max(len(part.instruction) for site in sites for part in site.tasks) - 1
-  whole = pack.plan_shape(all_steps(sites, steps, batch_size), prefix, loss_on)
+  prefix = max(
+    len(part.instruction) for site in (*sites, *server) for part in site.tasks) - 1
+  whole = pack.plan_shape(all_steps(sites, steps, batch_size, server), prefix, loss_on)
   parts, examples = zip(*_training_steps(sites, steps), strict=True)
   smaller = pack.smaller_shapes(
     examples, [len(part.instruction) - 1 for part in parts], whole, loss_on, shapes - 1)
-  return Schedule(sites, steps, weights, rows_layout(whole, loss_on, smaller), batch_size)
-
-
-def rows_layout(
-  whole: pack.RowShape, loss_on: str, smaller: Sequence[pack.RowShape] = ()
-) -> Layout:
-  """A layout of rows [R, N] of one shape, with buckets of smaller shapes.
-
-  Args:
-    whole: the shape of all steps' arrays.
-    loss_on: 'completion' or 'all'.
-    smaller: shapes of the buckets, the cheapest first; a step is packed so that it fits the first
-      of them that can hold it.
-  """
-
-  def packed(part: TaskData, examples: Sequence) -> Batch:
-    shape = pack.first_shape(
-      examples, len(part.instruction) - 1, (*smaller, whole), loss_on)
-    return pack.pack(part.instruction, examples, whole, loss_on, shape.width)
-
-  return Layout(packed, pack.blank(whole, loss_on), tuple(
-    ShapeBucket(partial(pack.bucket, shape), partial(pack.in_bucket, shape)) for shape in smaller))
+  return Schedule(sites, steps, weights, rows_layout(whole, loss_on, smaller), batch_size, server)
 
 
 def _validation_steps(part: TaskData, batch_size: int) -> list[list]:
@@ -282,22 +248,30 @@ def round_arrays(
   return batches, mask
 
 
-def validation_arrays(schedule: Schedule) -> tuple[Any, np.ndarray] | None:
-  """The arrays of the validation set V: (batches [Q, ...], group f32[Q, G]); None when it is empty.
+def validation_arrays(
+  schedule: Schedule
+) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray] | None:
+  """The arrays of the validation set V; None when it is empty.
 
-  Q steps, each of one of G groups, a group for every site and task.
+  Returns:
+    (batches [Q, ...], group f32[Q, G], answers f32[Q], group_site i32[G]), see
+    `fed.types.Validation`: Q steps, each of one of G groups, a group for every site and task.
   """
-  batches, groups = [], []
-  for site in schedule.sites:
+  batches, groups, answers = [], [], []
+  owned = (*enumerate(schedule.sites), *((SERVER, site) for site in schedule.server))
+  for number, site in owned:
     for part in site.tasks:
       for examples in _validation_steps(part, schedule.batch_size):
         batches.append(schedule.layout.pack(part, examples))
-        groups.append((site.name, part.ask.task))
+        groups.append((site.name, part.ask.task, number))
+        answers.append(len(examples))
   if not batches:
     return None
   names = sorted(set(groups))
   one_hot = np.asarray([[name == group for name in names] for group in groups], np.float32)
-  return pack.stack(batches), one_hot
+  return (
+    pack.stack(batches), one_hot, np.asarray(answers, np.float32),
+    np.asarray([number for *_, number in names], np.int32))
 
 
 def round_work(

@@ -111,6 +111,7 @@ def read_site(
   max_test: int = 0,
   trains: bool = True,
   tests: bool = True,
+  validates: bool = False,
 ) -> SiteData:
   """Splits notes into examples, holds out the validation set V by source, and encodes them.
 
@@ -127,15 +128,16 @@ def read_site(
     max_test: test sentences used, at random among all of them, with all examples in them; 0 = all.
     trains: False for a site that is only tested (its training notes are not read).
     tests: False for a site that only trains.
+    validates: True for notes of the server's own: all training notes are V, and none trains.
 
   Raises:
     InputError: the site annotates nothing of any task, or has no example to test on or, when it
-      trains, to train on.
+      trains, to train on, or, when it validates, to validate on.
   """
   rng = np.random.default_rng((SPLIT_SEED, zlib.crc32(corpus.name.encode())))
   notes = corpus.train[:max_train_notes or None] if trains else ()
-  held_out = set()
-  if notes and validation_examples:
+  held_out = set(range(len(notes))) if validates else set()
+  if notes and validation_examples and not validates:
     drawn = _held_out(notes, validation_share, rng, dealt_out=not tests)
     held_out = {i for i, note in enumerate(notes) if source_of(note) in drawn}
   split = _Split(
@@ -147,9 +149,10 @@ def read_site(
     trained=drawn_sentences(corpus.name, split.train, max_train_sentences, seed),
     tested=_drawn(split.test, max_test, (SPLIT_SEED, zlib.crc32(corpus.name.encode()), 2)))
   report, parts = Counter(corpus.report), []
-  for form in _annotated(corpus, forms, trains) if tests else _trainable(forms, split.train):
+  whole = tests or validates
+  for form in _annotated(corpus, forms, trains) if whole else _trainable(forms, split.train):
     part = _read_task(form, split, validation_examples, rng, report)
-    if trains:
+    if trains and not validates:
       _check_training(corpus.name, len(notes), len(held_out), part, {
         'max_train_notes': max_train_notes, 'max_train_sentences': max_train_sentences,
         'validation_share': validation_share, 'limit': form.limit})
@@ -159,6 +162,10 @@ def read_site(
         f'site {corpus.name!r}: no validation example (config.data.validation_share='
         f'{validation_share}, {form.limit}); raise one of them')
     parts.append(part)
+  if validates and not any(part.validation for part in parts):
+    raise InputError(
+      f'site {corpus.name!r}: none of its {len(notes)} notes gives a validation example '
+      f'(config.data.server_validation, {form.limit}); raise it, or name another site')
   if tests and not any(part.test for part in parts):
     raise InputError(f'site {corpus.name!r}: no example to test on in the {max_test} sentences '
                      'drawn (config.eval.max_examples, max_external); raise it')

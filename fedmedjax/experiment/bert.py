@@ -63,7 +63,8 @@ def bert_parts(
     data.base, max_length=bert.max_length, batch_size=config.eval.batch_size,
     mesh=meshes.mesh_of(config))
   schedule = label_schedule(
-    data.sites, sizes, labels=data.base.labels, max_length=bert.max_length, **plan)
+    data.sites, sizes, labels=data.base.labels, max_length=bert.max_length,
+    server=data.server, **plan)
   return trainable, schedule
 
 

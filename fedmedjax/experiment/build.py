@@ -53,7 +53,8 @@ def options(config: ConfigDict) -> Options:
     f'config.{methods.rate_key(values)}', fed.rounds if fed.train else 0,
     fed.pooled, config.eval.zero_shot, config.eval.bootstrap_samples, config.checkpoint.keep,
     config.checkpoint.keep_best, fed.max_bad_rounds, methods.adds_aggregate(values),
-    config.eval.cross_site, fed.size_power, int(fed.memory_gib * 2**30))
+    config.eval.cross_site, fed.size_power, int(fed.memory_gib * 2**30),
+    fed.signal if fed.loss_power else '')
 
 
 LEARNERS = {
@@ -90,7 +91,8 @@ def prepare(
     config, data, sizes, rounds=fed.rounds, local_steps=fed.local_steps,
     local_epochs=fed.local_epochs, round_steps=fed.round_steps, batch_size=fed.batch_size,
     seed=config.seed, pooled=fed.pooled, cohorts=communication.cohorts(sampler, fed.rounds))
-  validation = schedules.validation_arrays(schedule)
+  arrays = schedules.validation_arrays(schedule)
+  validation = arrays and Validation(*arrays)
   if validation is None and methods.needs_validation(values):
     raise InputError(
       f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
@@ -101,7 +103,9 @@ def prepare(
   check_own_parts(
     own, parts, sharing, trainable.adapter, len(schedule.weights),
     1 if fed.pooled else sampler.size, validation is not None)
-  plan = communication.plan_communication(config, sampler, parts, trainable.adapter, sharing)
+  judges = set(validation.group_site.tolist()) if validation and 'peers' in parts.needs else ()
+  plan = communication.plan_communication(
+    config, sampler, parts, trainable.adapter, sharing, judges)
   layout, ranks = meshes.round_layout(config), methods.ranks(values)
   optimizer = methods.local_optimizer(values)
   site_map = partial(
@@ -122,5 +126,5 @@ def prepare(
     layout.groups)
   return Study(
     data, options(config), trainable, parts, sharing, schedule, plan,
-    validation and Validation(*validation), algorithm_with(order[0]), optimizer, order, site_map,
+    validation, algorithm_with(order[0]), optimizer, order, site_map,
     algorithm_with, layout.groups, own)

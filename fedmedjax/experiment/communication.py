@@ -1,6 +1,7 @@
 """Who meets in a round and what they send: from the configuration, and for a round's line."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, lru_cache, partial
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ class Communication(NamedTuple):
 
   sampler: Sampler
   fleet: Fleet
-  # (round from 0, earlier rounds that changed nothing) -> the messages of each site of the cohort
+  # (round from 0, earlier rounds that changed nothing, bool[C] who sent an update; None = all that
+  # are present) -> the messages of each site of the cohort
   exchange: Callable[..., tuple[Exchange, ...]]
 
 
@@ -58,7 +60,8 @@ def cohorts(sampler: Sampler, rounds: int) -> list[list[int]]:
 
 
 def plan_communication(
-  config: ConfigDict, sampler: Sampler, parts: Method, adapter: Tree, sharing: Sharing
+  config: ConfigDict, sampler: Sampler, parts: Method, adapter: Tree, sharing: Sharing,
+  judges: Collection[int] = (),
 ) -> Communication:
   """The `Communication` that config.fed and config.simulation ask for.
 
@@ -66,12 +69,13 @@ def plan_communication(
     sampler: of `site_sampler`; pooled, it is not looked at.
     parts: whose control variates and columns for the base travel.
     adapter, sharing: what one site's messages are made of; adapter is [*p].
+    judges: numbers of the sites that are sent the others' adapters and judge them.
   """
   fed, rank = config.fed, config.lora.rank
   if fed.pooled:
     return Communication(
       participation.uniform(1, 1, config.seed), participation.lognormal_fleet(1, config.seed),
-      lambda number, skipped=(): (Exchange((), ()),))
+      lambda number, skipped=(), sent=None: (Exchange((), ()),))
   num_sites = len(sampler.inclusion)
   fleet = participation.lognormal_fleet(num_sites, config.seed, **config.simulation.to_dict())
   ranks = fed.ranks or (rank,) * num_sites
@@ -81,7 +85,7 @@ def plan_communication(
 
   # Not all of them: a run has as many as rounds times sites.
   @lru_cache(1024)
-  def messages(site_rank, number, last, skipped):
+  def messages(site_rank, number, last, skipped, judged):
     one = cut(adapter, site_rank) if fed.ranks else adapter
     folded = sum(
       parts.aggregator.columns([ranks[site] for site in sampler.draw(past).sites])
@@ -94,14 +98,24 @@ def plan_communication(
       control=one if controlled else (),
       residual=jax.eval_shape(partial(room, columns=folded), adapter) if folded else (),
       masked=fed.secure_aggregation,
-      start_loss=names_argument(parts.aggregator.update, 'start_loss'))
+      start_loss=names_argument(parts.aggregator.update, 'start_loss'),
+      judged=[(cut(adapter, other) if fed.ranks else adapter, count) for other, count in judged])
 
-  def exchange(number, skipped=()):
+  def exchange(number, skipped=(), sent=None):
     last = participation.last_taken(sampler, number)
     before = tuple(past for past in skipped if past < number)
+    cohort = sampler.draw(number)
+    arrived = set(cohort.sites[cohort.present if sent is None else np.asarray(sent)].tolist())
+    by_rank = Counter(ranks[site] for site in arrived)
+
+    def judged(site):
+      if site not in judges or site not in arrived:
+        return ()
+      return tuple(sorted((by_rank - Counter([ranks[site]])).items()))
+
     return tuple(
-      messages(ranks[site], number, int(last[site]), before)
-      for site in sampler.draw(number).sites)
+      messages(ranks[site], number, int(last[site]), before, judged(site))
+      for site in cohort.sites.tolist())
 
   return Communication(sampler, fleet, exchange)
 
@@ -112,10 +126,11 @@ def skipped_rounds(lines: Iterable[dict]) -> tuple[int, ...]:
 
 
 def _lengths(
-  communication: Communication, number: int, skipped: Sequence[int]
+  communication: Communication, number: int, skipped: Sequence[int],
+  sent: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(bytes down, bytes up) i64[C] of the messages of the cohort's sites."""
-  exchanges = communication.exchange(number, skipped)
+  """(bytes down, bytes up) i64[C] of the messages of the cohort's sites; see `Communication`."""
+  exchanges = communication.exchange(number, skipped, sent)
   return (
     np.asarray([ledger.num_bytes(one.down) for one in exchanges]),
     np.asarray([ledger.num_bytes(one.up) for one in exchanges]))
@@ -143,7 +158,7 @@ def participation_line(
   """
   here, (sites, steps) = turn.cohort.present, (turn.cohort.sites, turn.steps)
   examples, tokens = schedules.round_work(schedule, number, sites, steps)
-  down, up = _lengths(communication, number, skipped)
+  down, up = _lengths(communication, number, skipped, steps > 0)
   down, up = down[here], np.where(steps > 0, up, 0)[here]
   return {
     'round': number + 1, 'sites': [names[site] for site in sites[here]], 'steps': steps[here],
@@ -158,12 +173,13 @@ def ledger_csv(communication: Communication, lines: Iterable[dict]) -> str:
   """The ledger of a run, a line a (round, site, tensor), from the rounds' lines."""
   lines = list(lines)
   skipped = skipped_rounds(lines)
-  # Those that are present come first in a cohort.
-  rounds = [
-    (line['round'], line['sites'],
-     communication.exchange(line['round'] - 1, skipped)[:len(line['sites'])],
-     [count > 0 for count in line['steps']])
-    for line in lines]
+  rounds = []
+  for line in lines:
+    sent = [count > 0 for count in line['steps']]
+    # Those that are present come first in a cohort.
+    absent = [False] * (communication.sampler.size - len(sent))
+    exchanges = communication.exchange(line['round'] - 1, skipped, [*sent, *absent])
+    rounds.append((line['round'], line['sites'], exchanges[:len(sent)], sent))
   rows = ledger.table(rounds)
   return '\n'.join(
     [','.join(ledger.Row._fields), *(','.join(map(str, row)) for row in rows)]) + '\n'

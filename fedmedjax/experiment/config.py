@@ -31,7 +31,7 @@ from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
 from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
 from fedmedjax.experiment.refusals import check_method
-from fedmedjax.fed.aggregators import AGGREGATORS, UTILITIES
+from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.participation import SAMPLERS
 from fedmedjax.fed.rules import RULES
@@ -83,7 +83,7 @@ CHECKS = {
   'data.partition.unit': one_of(tuple(partition.UNITS)), 'data.partition.strength': POSITIVE,
   'data.partition.corrupted': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
   'data.validation_share': number(lambda v: 0 < v < 1, 'a number between 0 and 1'),
-  'data.validation_examples': integer(0),
+  'data.validation_examples': integer(0), 'data.server_validation': TEXT,
   'fed.preset': Check(
     lambda v: v in PRESETS or isinstance(v, str) and bool(re.fullmatch(r'own:[\w-]+', v)),
     f'one of {", ".join(PRESETS)}, or own:NAME of a row of your own,'),
@@ -97,7 +97,7 @@ CHECKS = {
   'fed.sharing': one_of_or_own(SHARINGS), 'fed.pooled': BOOLEAN, 'fed.train': BOOLEAN,
   'fed.learner': one_of(LEARNERS),
   'fed.floor': BELOW_ONE, 'fed.ema': BELOW_ONE,
-  'fed.signal': one_of(tuple(UTILITIES)), 'fed.aggregator': one_of_or_own(AGGREGATORS),
+  'fed.signal': one_of(tuple(SIGNALS)), 'fed.aggregator': one_of_or_own(AGGREGATORS),
   'fed.residual_rank': integer(0), 'fed.fair_penalty': POSITIVE,
   'fed.trim': number(lambda v: 0 <= v < 0.5, 'a number in [0, 0.5)'),
   'fed.faulty': integer(0), 'fed.kept': integer(1), 'fed.norm_limit': POSITIVE,
@@ -161,12 +161,13 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
   if both:
     raise InputError(
       f'config.data.external={sorted(both)[0]!r}: a site that trains is no external cohort')
+  _check_server(values)
   if needs_validation(values) and not values['data.validation_examples']:
     raise InputError(
       f"config.data.validation_examples=0: preset {values['fed.preset']!r} weighs sites by their "
       'validation loss; allow at least 1')
   if values['checkpoint.keep_best'] and (
-      not needs_validation(values) or values['fed.signal'] != 'loss'):
+      not needs_validation(values) or values['fed.signal'] not in ('loss', 'answer')):
     raise InputError(
       f"config.checkpoint.keep_best={values['checkpoint.keep_best']}: the best checkpoint is that "
       f"of least validation loss, which preset {values['fed.preset']!r} does not compute; use 0")
@@ -184,6 +185,19 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
   _check_tasks(values)
   _check_participation(values)
   check_method(values, own_parts(values, given))
+
+
+def _check_server(values: dict[str, Any]) -> None:
+  name = values['data.server_validation']
+  for key, use in (('data.sites', 'trains'), ('data.external', 'is tested')):
+    if name in values[key]:
+      raise InputError(
+        f"config.data.server_validation={name!r}: a site that {use} (config.{key}) does not hold "
+        "the server's validation set, too; name another one, or '' for V from the sites")
+  if name and not values['data.validation_examples']:
+    raise InputError(
+      'config.data.validation_examples=0: leaves nothing of '
+      f'config.data.server_validation={name!r}; allow at least 1')
 
 
 def _check_tasks(values: dict[str, Any]) -> None:

@@ -97,7 +97,12 @@ def _arguments(adapter: Tree, has_validation: bool, whole_pairs: bool) -> dict[s
     validation_loss(jax.tree.map(lambda x: x[None], adapter))
     return jax.tree.map(jnp.zeros_like, adapter)
 
-  return {'validation_loss': validation_loss, 'validation_gradient': validation_gradient}
+  return {
+    'validation_loss': validation_loss, 'validation_gradient': validation_gradient,
+    # As if V were one group of the first site.
+    'answer_loss': lambda adapters: validation_loss(adapters)[:, None],
+    'answer_gradient': validation_gradient,
+    'group_site': jnp.zeros(1, jnp.int32) if has_validation else None}
 
 
 def _aggregator_fault(

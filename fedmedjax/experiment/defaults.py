@@ -149,7 +149,10 @@ def _data() -> ConfigDict:
   data.validation_share = 0.1
   # Examples of each site and task in V, at most; every adapter is run on all of V each round.
   data.validation_examples = 16
-
+  # V of the server's own in place of V from the sites, which then hold nothing out: a name as in
+  # data.sites, of a site that neither trains nor is tested, whose training notes are V (of a folder
+  # all, unless its test_share says otherwise). '' = V is from the sites.
+  data.server_validation = ''
   # Training notes of all of data.sites pooled and dealt out to sites of our own making; tested are
   # data.sites as before.
   data.partition = partition = ConfigDict()

@@ -60,7 +60,8 @@ def load_lora_data(
   data = encode_sites(base, encode, config, corpora, reporter)
   _check_tasks(config.data.tasks, data.sites)
   check_context(
-    base, {site.name: site for site in (*data.sites, *data.tested, *data.external)}.values(),
+    base, {site.name: site for site in (
+      *data.sites, *data.tested, *data.external, *data.server)}.values(),
     config.data.max_length, config.eval.max_new_ratio)
   return data
 
@@ -98,7 +99,7 @@ def lora_parts(
   related = config.data.re_share
   schedule = schedules.make_schedule(
     data.sites, sizes, loss_on=config.fed.loss_on, shapes=config.fed.shapes,
-    shares={'ner': 1 - related, 're': related} if related else None, **plan)
+    shares={'ner': 1 - related, 're': related} if related else None, server=data.server, **plan)
   return trainable, schedule
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax.data.formats.corpora import CORPORA, SiteFolder, load_corpus, load_folder
-from fedmedjax.data.leaks import unleaked
+from fedmedjax.data.leaks import unjudged, unleaked
 from fedmedjax.data.partition import asked_alike, partition
 from fedmedjax.data.pieces import drawable
-from fedmedjax.data.relations import asked_like
+from fedmedjax.data.relations import asked_like, asked_of_trained
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
@@ -23,6 +23,9 @@ from fedmedjax.experiment.types import Data
 from fedmedjax.fed.builders import build
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError, SiteCorpus, Skew
+
+# Of a folder's notes that are not parted yet, by the key that names it.
+_TEST_SHARES = {'external': {'test_share': 1.0}, 'server_validation': {'test_share': 0.0}}
 
 
 def data_root(path: str) -> Path:
@@ -37,6 +40,7 @@ class Corpora(NamedTuple):
   external: list[SiteCorpus]   # config.data.external
   parts: list[SiteCorpus]      # what the sites' training notes were dealt out to, if they were
   skew: Skew | None
+  server: list[SiteCorpus] = []  # config.data.server_validation: its training notes alone
 
 
 def load_corpora(
@@ -61,8 +65,9 @@ def load_corpora(
     if name in CORPORA:
       return load_corpus(name, data_root(config.data.root))
     if name in folders:
-      # A site that never trains is tested on all of its notes, unless its entry says otherwise.
-      share = {'test_share': 1.0} if key == 'external' else {}
+      # A site that never trains is tested on all of its notes, and V is all of them, unless the
+      # entry says otherwise.
+      share = _TEST_SHARES.get(key, {})
       return load_folder(SiteFolder(**(share | folders[name])))
     raise InputError(
       f'config.data.{key}: unknown site {name!r}; allowed are '
@@ -70,14 +75,17 @@ def load_corpora(
 
   sites, external = (
     [load(key, name) for name in config.data[key]] for key in ('sites', 'external'))
-  sites, chosen = unleaked(sites, external), config.data.partition
+  name, chosen = config.data.server_validation, config.data.partition
+  server = [unjudged(load('server_validation', name), [*sites, *external])] if name else []
+  sites = unleaked(sites, external, server)
   mine = own_parts({'data.partition.kind': chosen.kind}, own).get('data.partition.kind')
   parts, skew = partition(
     sites, chosen.kind, unit=chosen.unit, sites=chosen.sites, strength=chosen.strength,
     corrupted=chosen.corrupted, seed=config.seed,
     deal=mine and partial(build_deal, mine)) if chosen.kind else ([], None)
   external = [asked_like(cohort, parts or sites) for cohort in external]
-  return Corpora(asked_alike(sites) if parts else sites, external, parts, skew)
+  server = [asked_of_trained(corpus, parts or sites) for corpus in server]
+  return Corpora(asked_alike(sites) if parts else sites, external, parts, skew, server)
 
 
 def _drawable(site: SiteCorpus) -> SiteCorpus:
@@ -111,8 +119,11 @@ def encode_sites(
   training = partial(
     encode, max_test=scored.max_examples, max_train_notes=data.max_train_notes,
     max_train_sentences=data.max_train_sentences, seed=config.seed,
-    validation_share=data.validation_share, validation_examples=data.validation_examples)
-  with reporter.task('tokenising', sum(map(len, corpora[:3]))) as advance:
+    validation_share=data.validation_share,
+    # With a V of the server's own sites keep all their notes to train on.
+    validation_examples=0 if corpora.server else data.validation_examples)
+  counts = map(len, (corpora.sites, corpora.external, corpora.parts, corpora.server))
+  with reporter.task('tokenising', sum(counts)) as advance:
 
     def encoded(notes: list[SiteCorpus], how: Callable[..., SiteData]) -> tuple[SiteData, ...]:
       found = []
@@ -126,4 +137,6 @@ def encode_sites(
       encode, trains=False, max_test=scored.max_examples) if parts else training)
     external = encoded(corpora.external, partial(
       encode, trains=False, max_test=scored.max_external or scored.max_examples))
-  return Data(base, parts or sites, sites, external, corpora.skew)
+    server = encoded(corpora.server, partial(
+      encode, tests=False, validates=True, validation_examples=data.validation_examples))
+  return Data(base, parts or sites, sites, external, corpora.skew, server=server)

@@ -25,10 +25,14 @@ PRESETS = {
   # Fed-MedLoRA+ exactly as the authors' public code does it: softmax(-loss), size ignored, loss
   # over all tokens, the instruction included.
   'fed_medlora_plus_code': dict(size_power=0.0, loss_power=1.0, loss_on='all'),
-  # Fed-MedLoRA+ with other signals, ours: what the average loses without a site, in units of 0.01
-  # nats per token, and how far an update goes down the validation loss's slope.
-  'fed_medlora_loo': dict(loss_power=1.0, signal='loo', temperature=0.01),
-  'fed_medlora_grad': dict(loss_power=1.0, signal='grad', temperature=0.01),
+  # Fed-MedLoRA+ with other signals, ours: nats per answer in place of nats per token, and the same
+  # by the other sites' judgement only, against each other's, with no number to tune.
+  'fed_medlora_answer': dict(loss_power=1.0, signal='answer'),
+  'fed_medlora_peer': dict(loss_power=1.0, signal='peer'),
+  # What the average loses without a site, and how far an update goes down the validation loss's
+  # slope: in nats per answer, or in standard deviations over the sites where these are larger.
+  'fed_medlora_loo': dict(loss_power=1.0, signal='loo'),
+  'fed_medlora_grad': dict(loss_power=1.0, signal='grad'),
   # Means of the products A B. FlexLoRA, arXiv:2402.11505, and HLoRA, arXiv:2503.00813: cut to the
   # rank by SVD. FLoRA, arXiv:2409.05976: stacked into the base. FedEx-LoRA, arXiv:2410.09432: the
   # residual goes into the base, whole or cut to a rank. LoRA-FAIR, arXiv:2411.14961: B corrected.

@@ -33,6 +33,7 @@ NEEDS: Mapping[str, str] = {
   'shared_anchor': 'something that is shared',
   'whole_updates': 'updates that are sent whole, in float32',
   'clear_control': 'control variates that travel in the clear',
+  'peers': "several sites, which are sent each other's adapters and judge them on their V",
 }
 
 
@@ -78,11 +79,24 @@ _RULE = (
           "pooled training has one site; use 'everything'"),
 )
 
+_UNTUNED = "peers' judgement has no number to tune; use size_power, loss_power and temperature 1"
+_SIGNAL = (
+  Refusal(unsound.signal_without_power, 'fed.signal',
+          "loss_power 0 leaves it out of the weights; use loss_power 1, or signal 'loss'"),
+  Refusal(unsound.judged_alone, 'fed.signal',
+          "pooled training has one site, which nobody else can judge; use 'loss', loss_power 0"),
+  Refusal(unsound.judged_without_updates, 'fed.signal',
+          "nothing is sent, so that nobody could be judged; use 'loss', loss_power 0"),
+  *(Refusal(unsound.peers_tuned(key), key, _UNTUNED)
+    for key in ('fed.size_power', 'fed.loss_power', 'fed.temperature')),
+)
 _AGGREGATOR = (
   Refusal(unsound.too_few_for_krum, 'fed.faulty', 'Krum needs at least 2 f + 3 sites a round'),
   Refusal(unsound.krum_keeps_too_many, 'fed.kept', 'Multi-Krum keeps at most n - f sites'),
   Refusal(unsound.weights_twice, 'fed.aggregator',
           'robust aggregators choose their own weights; set loss_power, floor and ema to 0'),
+  Refusal(unsound.signal_without_weights, 'fed.signal',
+          "robust aggregators choose their own weights and read no signal; use 'loss'"),
   Refusal(unsound.votes_for_zero, 'fed.ranks',
           'columns that a site lacks would be votes for 0; robust aggregators need one rank'),
   Refusal(unsound.one_factor_missing, 'fed.sharing',
@@ -142,7 +156,7 @@ _SECURE = (
 )
 
 # The first that fails is the error.
-REFUSALS = (*_CLASSIFIER, *_RULE, *_AGGREGATOR, *_RANKS, *_SENDING, *_SECURE)
+REFUSALS = (*_CLASSIFIER, *_RULE, *_SIGNAL, *_AGGREGATOR, *_RANKS, *_SENDING, *_SECURE)
 
 
 def check_method(values: Values, own: Own, paths: Sequence[str] | None = None) -> None:

@@ -29,6 +29,7 @@ class Data(NamedTuple):
   external: tuple[SiteData, ...]   # tested, too, and never trained on
   skew: Skew | None = None         # of the notes dealt out
   settings: dict[str, Any] = {}    # flat keys that they were loaded with; {} = not known
+  server: tuple[SiteData, ...] = ()  # whose notes are the server's V; () = V is from the sites
 
 
 class Options(NamedTuple):
@@ -49,6 +50,7 @@ class Options(NamedTuple):
   cross_site: bool
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
   memory: int            # bytes that a run may count on; 0 = what the device says
+  signal: str = ''       # what weighs a site beside its size; '' = nothing
 
 
 class Trainable(NamedTuple):

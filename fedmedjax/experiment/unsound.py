@@ -3,6 +3,8 @@
 Each says whether the combination that it is named after is there; `refusals.py` has the reasons.
 """
 
+from collections.abc import Callable
+
 from fedmedjax.experiment.methods import Values, cohort_size, num_sites
 from fedmedjax.experiment.traits import Traits
 
@@ -64,6 +66,35 @@ def nothing_to_pull_to(v: Values, parts: Traits) -> bool:
 
 def alone_with_itself(v: Values, parts: Traits) -> bool:
   return v['fed.pooled'] and 'shared_leaves' not in parts.gives
+
+
+# Signals.
+
+
+def judged_without_updates(v: Values, parts: Traits) -> bool:
+  return _per_answer(v) and v['fed.loss_power'] > 0 and 'shared_leaves' not in parts.gives
+
+
+def judged_alone(v: Values, parts: Traits) -> bool:
+  return 'peers' in parts.needs and v['fed.pooled']
+
+
+def signal_without_power(v: Values, parts: Traits) -> bool:
+  return _per_answer(v) and not v['fed.loss_power'] and 'own_weights' not in parts.needs
+
+
+def signal_without_weights(v: Values, parts: Traits) -> bool:
+  return _per_answer(v) and not v['fed.loss_power'] and 'own_weights' in parts.needs
+
+
+def peers_tuned(key: str) -> Callable[[Values, Traits], bool]:
+  """Whether `key` of the weights, 1 in the method, is another number where peers judge."""
+  return lambda v, parts: (
+    'peers' in parts.needs and 'weighted_mean' in parts.gives and v[key] != 1)
+
+
+def _per_answer(v: Values) -> bool:
+  return v['fed.signal'] in ('answer', 'peer')
 
 
 # Aggregators.

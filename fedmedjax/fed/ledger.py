@@ -12,6 +12,10 @@ follows from shapes alone. The protocol that is counted sends a site what it doe
 - A site that breaks down or is late has received its message and is charged for it. Its update is
   lost.
 - Up, the update of the leaves that are trained and shared in this round.
+- Where sites judge each other, down also, in float32, the adapters of the other sites of the cohort
+  from which an update has arrived, to every one of these that holds validation notes; of each, the
+  leaves that were trained and are shared. Up, a number for each. What the server judges on notes
+  that it holds itself does not travel.
 - A site of rank r_k receives and sends r_k columns of A and rows of B, in the server's scale.
 Names, shapes, ranks and codecs are agreed once, before the first round, and are not charged.
 Messages after the last round are not charged either: the delivery of the final adapter, and the
@@ -44,6 +48,8 @@ HEADER_UP: Header = {
 HEADER_DOWN: Header = {'round': ((), 'int32'), 'key': ((2,), 'uint32')}
 # A site computes this for an aggregator that names it.
 START_UP: Header = {'start_loss': ((), 'float32')}
+# A judge sends nats per answer of each adapter that it was sent, f32[judged].
+PEER_LOSS = 'peer_loss'
 # Secure aggregation also sends in the clear (`aggregators/secure.py`): an update's largest
 # magnitude, and the server's answer. Public keys and secret shares are not simulated and not
 # counted.
@@ -54,7 +60,7 @@ MASKED_DOWN: Header = {'site_weight': ((), 'float32'), 'fixed_point_step': ((), 
 class Entry(NamedTuple):
   """One array of a message, such as the values f32[n] of a tensor, or its scales or codes."""
 
-  kind: str      # 'adapter', 'control', 'residual', 'header'
+  kind: str      # 'adapter', 'control', 'residual', 'judged', 'header'
   tensor: str    # path of the leaf, or the header's field
   codec: str
   part: str      # which of the codec's arrays: 'values', 'scales', 'codes', 'indices', 'mask'
@@ -114,6 +120,7 @@ def _arrays(codec: Codec, size: int) -> tuple[tuple[str, int], ...]:
 def exchange(
   adapter: Tree, sharing: Sharing, codec: Codec, number: int = 0, last: int = NEVER, *,
   control: Tree = (), residual: Tree = (), masked: bool = False, start_loss: bool = False,
+  judged: Sequence[tuple[Tree, int]] = (),
 ) -> Exchange:
   """One site's messages in a round: down the server's values in float32, up the update in `codec`.
 
@@ -129,6 +136,7 @@ def exchange(
     masked: with secure aggregation: an update takes 32 bits a value, and the fields MASKED_UP and
       MASKED_DOWN join the headers.
     start_loss: the aggregator names it, so that the fields START_UP join the header on the way up.
+    judged: (adapter [*p], number of such) of the other sites that this one judges, by their rank.
   """
   travels = lambda path: sharing.trained(path, number) and sharing.shared(path)  # noqa: E731
   if not entries('adapter', adapter, float32(), travels):
@@ -146,10 +154,21 @@ def exchange(
         for name, (shape, dtype) in header.items()))
 
   down = message(float32(), lacks, HEADER_DOWN | (MASKED_DOWN if masked else {}))
+  shown = tuple(entry._replace(bytes=count * entry.bytes)
+                for other, count in judged for entry in entries(
+    'judged', other, float32(),
+    # What was not trained in this round a judge has, but for columns that its own rank lacks.
+    travels if _same_shapes(other, adapter) else sharing.shared))
+  answers = {PEER_LOSS: ((sum(count for _, count in judged),), 'float32')} if judged else {}
   up = message(
     float32()._replace(name='masked') if masked else codec, travels,
-    HEADER_UP | (MASKED_UP if masked else {}) | (START_UP if start_loss else {}))
-  return Exchange(down + entries('residual', residual, float32()), up)
+    HEADER_UP | (MASKED_UP if masked else {}) | (START_UP if start_loss else {}) | answers)
+  return Exchange(down + entries('residual', residual, float32()) + shown, up)
+
+
+def _same_shapes(one: Tree, other: Tree) -> bool:
+  return all(x.shape == y.shape for x, y in zip(
+    jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
 def num_bytes(message: Iterable[Entry]) -> int:

@@ -224,6 +224,26 @@ def mean_loss(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Validation
     base: the frozen weights.
     validation: Q steps, leaves [Q, ...]; the sums are in the dtype of its `group` [Q, G].
   """
+  nats, tokens = _group_sums(loss_fn, adapter, base, validation)
+  return jnp.mean(nats / tokens)
+
+
+def answer_losses(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Validation) -> Array:
+  """Nats per answer of each group of V -> f32[G]: an answer's nats are the sum over its tokens.
+
+  Ours; see `mean_loss` for the arguments, adapter [*p] among them.
+
+  Raises:
+    ValueError: `validation` does not say how many answers its steps [Q] have.
+  """
+  if validation.answers is None:
+    raise ValueError('Validation.answers: f32[Q] is needed for nats per answer')
+  nats, _ = _group_sums(loss_fn, adapter, base, validation)
+  return nats / (validation.answers @ validation.group)
+
+
+def _group_sums(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Validation) -> Array:
+  """(nats, supervised tokens) of each group of V -> f32[2, G]."""
   groups, dtype = validation.group.shape[1], validation.group.dtype
 
   # Under differentiation, only one step's activations are in memory at a time.
@@ -235,4 +255,4 @@ def mean_loss(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Validation
 
   sums, _ = jax.lax.scan(
     body, jnp.zeros((2, groups), dtype), (validation.batches, validation.group))
-  return jnp.mean(sums[0] / sums[1])
+  return sums

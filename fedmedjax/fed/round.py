@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from fedmedjax import tree
-from fedmedjax.fed.aggregators.conventions import completed, names_argument
+from fedmedjax.fed.aggregation import aggregation_program
+from fedmedjax.fed.aggregators.conventions import completed
 from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, weighted_sum
 from fedmedjax.fed.factors import join, write_columns
 from fedmedjax.fed.gradient import mean_gradient
-from fedmedjax.fed.local import OnStep, ShapeBucket, local_training, mean_loss, sgd
+from fedmedjax.fed.local import OnStep, ShapeBucket, local_training, sgd
 from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.rules import plain
@@ -91,7 +92,7 @@ def federated_algorithm(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
   one_site = _site_program(loss_fn, gradient, training, rule, sharing, ranks, compression)
   server_step = _server_program(rule, sharing, server_optimizer)
-  aggregated = _aggregation_program(
+  aggregated = aggregation_program(
     loss_fn, aggregator, sharing, ranks, map_sites, num_sites)
   init = _init_program(
     rule, sharing, compression, completed(aggregator), server_optimizer, num_sites)
@@ -120,54 +121,6 @@ def federated_algorithm(
       losses, sound=sound, local_norm=local_norm, **metrics)
 
   return FederatedAlgorithm(jax.jit(lambda adapter: place(init(adapter))), round_fn)
-
-
-def _aggregation_program(loss_fn, aggregator, sharing, ranks, map_sites, num_sites: int):
-  """Calls the aggregator with all that `AggregatorUpdate` lists, each part as lazily as it says."""
-  starts = _start_program(loss_fn, sharing, ranks)
-  named = names_argument(aggregator.update, 'start_loss')
-  aggregator = completed(aggregator)
-
-  def aggregated(state, base, data, cohort, before, sent, local, sound, val, key) -> Aggregate:
-    def validation_loss(adapter):
-      return mean_loss(loss_fn, join(adapter, state.folded), base, val)
-
-    # A pass over all examples of the round, for those who name its result only.
-    more = {'start_loss': map_sites.every(starts(state, base))(
-      cohort, before, data.batches, data.step_mask)} if named else {}
-    return aggregator.update(
-      sent, state.aggregator, weights=jnp.where(sound, data.weight, 0), cohort=cohort,
-      anchor=state.adapter, local=local,
-      num_steps=data.step_mask.sum(axis=1).astype(jnp.float32),
-      validation_loss=map_sites.every(validation_loss),
-      validation_gradient=lambda: jax.grad(validation_loss)(state.adapter),
-      key=jax.random.fold_in(key, num_sites), **more)
-
-  return aggregated
-
-
-def _start_program(loss_fn: LossFn, sharing: Sharing, ranks: Ranks):
-  """The mean loss of a site's examples of the round at its anchor, in nats per supervised token.
-
-  (state, base) -> (site i32[], its state, batches [K, ...], step_mask bool[K]) -> f32[].
-  """
-
-  def starts(state, base):
-    def mean_start(site, site_state, batches, step_mask):
-      adapter = join(ranks.mask(
-        tree.choose(sharing.shared, state.adapter, site_state.adapter), site), state.folded)
-
-      def body(sums, inputs):
-        batch, active = inputs
-        terms = jnp.stack(loss_fn(adapter, base, batch)).astype(jnp.float32)
-        return sums + jnp.where(active, terms, 0), None
-
-      sums, _ = jax.lax.scan(body, jnp.zeros(2), (batches, step_mask))
-      return sums[0] / jnp.maximum(sums[1], 1e-30)
-
-    return mean_start
-
-  return starts
 
 
 def _last_steps(step_mask):

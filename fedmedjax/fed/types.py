@@ -50,10 +50,16 @@ class LocalData(NamedTuple):
 
 
 class Validation(NamedTuple):
-  """The server's validation set V (docs/methods.md, section 3): Q steps that belong to G groups."""
+  """The server's validation set V (docs/methods.md, section 3): Q steps that belong to G groups.
+
+  The last two are asked by signals per answer only.
+  """
 
   batches: Tree      # leaves [Q, ...]
   group: Array       # f32[Q, G]: one-hot (site, task) group of each step
+  answers: Array | None = None      # f32[Q], answers (examples) of each step
+  group_site: Array | None = None   # i32[G], whose notes a group's are: a site's number, or
+                                    # -1 = the server's own
 
 
 class LocalOptimizer(NamedTuple):
@@ -138,6 +144,9 @@ class AggregatorUpdate(Protocol):
         forward pass over those steps, for an update that names it; not passed to others.
       validation_loss: (adapters [Q, *p]) -> f32[Q]; evaluated only where it is called.
       validation_gradient: () -> [*p], at the anchor; likewise.
+      answer_loss: (adapters [Q, *p]) -> f32[Q, G], nats per answer of each group of V; likewise.
+      answer_gradient: () -> [*p], of its mean over groups, at the anchor; likewise.
+      group_site: i32[G], the number of the site whose notes a group's are; -1 = the server's own.
       key: a random key, another one every round.
     """
     ...
@@ -205,7 +214,7 @@ class RoundMetrics(NamedTuple):
   """What a round reports. Losses are nats per supervised token."""
 
   train_loss: Array        # f32[C, K], NaN at padded steps
-  validation_loss: Array   # f32[C], the weights' signal, see `Aggregate`
+  validation_loss: Array   # f32[C], the weights' signal, in its unit, see `Aggregate`
   weights: Array           # f32[C], sum 1; all 0 = no site could be used, nothing changed
   sound: Array             # bool[C], False = in quarantine, or absent
   local_norm: Array        # f32[C], of what each site learnt, sent or not

@@ -61,6 +61,9 @@ def _described(sites: dict) -> list:
                      for name in described)
   note = ('Examples by task where there are several (entities + modifiers). New test entities '
           'stand in no training note.') + f' {left} more sites train.' * (left > 0)
+  # Runs of older versions do not say.
+  for name, count in sites.get('server_validation', {}).items():
+    note += f' The validation set is the server\'s own: {count:,} examples of {name}.'
   columns = ('site', 'training', 'held out', 'test', 'words', 'words a sentence (median)',
              'entities', 'modifiers', 'new test entities')
   known = [any(row[i] not in ('0', NONE) for row in rows) for i in range(len(columns))]

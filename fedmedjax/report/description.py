@@ -129,7 +129,8 @@ def numbers(sites: Sequence[SiteStatistics], external: Sequence[str]) -> dict:
 
 
 def used(
-  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData]
+  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData],
+  server: Sequence[SiteData] = (),
 ) -> dict:
   """The contents of a run's sites.json: `numbers` of what it uses, and examples by task.
 
@@ -137,6 +138,7 @@ def used(
     sites: the sites that train; of sites dealt out of a pool only the first are described.
     tested: the in-domain sites that are tested: the same, or those whose notes were dealt out.
     external: the external cohorts.
+    server: whose notes are the server's validation set; of them only that many are told.
   """
   shown = (*(() if sites == tested else sites[:SHOWN]), *tested, *external)
   examples = {
@@ -145,7 +147,10 @@ def used(
       for part in site.tasks} for site in shown}
   described = numbers(
     [statistics.used_statistics(site) for site in shown], [site.name for site in external])
-  return files.plain(described | {'examples': examples, 'training_sites': len(sites)})
+  return files.plain(described | {
+    'examples': examples, 'training_sites': len(sites),
+    'server_validation': {
+      site.name: sum(len(part.validation) for part in site.tasks) for site in server}})
 
 
 def describe(

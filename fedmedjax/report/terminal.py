@@ -16,26 +16,30 @@ _LISTED = 12
 
 
 def site_table(
-  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData]
+  sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData],
+  server: Sequence[SiteData] = (),
 ) -> Table:
   """What each site holds, and what reading it set aside.
 
   Args:
     sites: that train; when they are not the `tested` ones, their notes are those of `tested`.
     external: tested, too.
+    server: whose notes are the server's validation set.
   """
   table = Table(title='Sites')
   for name in ('site', 'types', 'train', 'validation', 'test', 'in no training note', 'set aside'):
     table.add_column(name, justify='right' if name in ('train', 'validation', 'test') else 'left')
   dealt_out = [] if sites == tested else sites
-  for site in (*dealt_out[:_LISTED], *tested, *external):
+  roles = {site.name: ' (external)' for site in external} | {
+    site.name: " (the server's)" for site in server}
+  for site in (*dealt_out[:_LISTED], *tested, *external, *server):
     report = site.report
     unseen = report.get('held_out_test_entities_percent')
     counts = (
       ' + '.join(str(len(getattr(part, key))) for part in site.tasks)
       for key in ('train', 'validation', 'test'))
     table.add_row(
-      site.name + (' (external)' if site in external else ''), _asked(site), *counts,
+      site.name + roles.get(site.name, ''), _asked(site), *counts,
       '-' if unseen is None else f'{unseen} %', set_aside(report) or '-')
   if len(dealt_out) > _LISTED:
     table.caption = f'the first {_LISTED} of {len(dealt_out)} sites that train, then what is tested'

@@ -29,14 +29,43 @@ class Curve(NamedTuple):
 CURVES = (
   Curve('train_loss', 'Training loss',
         'Mean over the local steps of a round, in nats per target token. Less is better.'),
-  Curve('validation_loss', 'Validation loss',
-        'Of each site\'s adapter on the sentences held out, in nats per target token.'),
+  Curve('validation_loss', '', ''),  # see SIGNALS
   Curve('weights', 'Weight of a site', 'Its share in the average of the round.', zero=True),
   Curve('update_norm', 'Length of an update',
         'How far a site\'s adapter moved in the round (Euclidean norm).', zero=True),
   Curve('cosine', 'Agreement',
         'Cosine of the angle between a site\'s update and the server\'s step: 1 = same direction.'),
 )
+
+# Of 'validation_loss', by config.fed.signal: title and note.
+SIGNALS = {
+  'loss': ('Validation loss',
+           'Of each site\'s adapter on the sentences held out, in nats per target token.'),
+  'answer': ('Validation loss of an answer',
+             'Of each site\'s adapter on the sentences held out, in nats per answer.'),
+  'peer': ('Judgement by the other sites',
+           'How many nats per answer a site\'s adapter loses on the other sites\' held-out '
+           'sentences beyond the others\' mean, the median over these sites. Less is better.'),
+  'loo': ('Average with a site against without it',
+          'How many nats per answer the average loses beyond that of the other sites, on the '
+          'sentences held out. Below 0 the site helps.'),
+  'grad': ('Slope along an update',
+           'How far the loss on the sentences held out rises along a site\'s update, to first '
+           'order, in nats per answer. Below 0 the site helps.'),
+  'product_norm': ('Norm of a product', 'Minus the logarithm of the norm of a site\'s A B.'),
+}
+# Of these a mean over sites says something.
+_ABSOLUTE = ('loss', 'answer')
+
+
+def _signal(run: Run) -> str:
+  return run.config.get('fed.signal', 'loss')
+
+
+def _curves_of(run: Run) -> list[Curve]:
+  """CURVES, what the weights were made from by its name and unit."""
+  title, note = SIGNALS[_signal(run)]
+  return [curve if curve.title else curve._replace(title=title, note=note) for curve in CURVES]
 
 
 def by_site(lines: Iterable[dict], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -110,7 +139,7 @@ def _drawing(key: str, curve: Curve, curves: dict) -> tuple[Chart, bool]:
 def _site_curves(run: Run) -> Charts:
   names = list(dict.fromkeys(site for line in run.lines for site in line['sites']))
   drawn, banded = [], False
-  for curve in CURVES:
+  for curve in _curves_of(run):
     curves = by_site(run.lines, curve.key)
     if not curves:
       continue
@@ -140,10 +169,14 @@ def _server_curves(run: Run) -> list[Chart]:
 
 def _run_curves(runs: Sequence[Run]) -> Charts:
   """Losses, a line for each regime, in the colour that it has in all charts."""
-  drawn, places = [], set()
-  for curve in CURVES[:2]:
+  drawn, places, shown = [], set(), list(enumerate(runs[:len(SERIES)]))
+  # What is in another unit has a chart of its own.
+  alike = [(CURVES[0], '', shown)] + [
+    (_curves_of(some[0][1])[1], name, some) for name in _ABSOLUTE
+    if (some := [(place, run) for place, run in shown if _signal(run) == name])]
+  for curve, name, some in alike:
     series = []
-    for place, run in enumerate(runs[:len(SERIES)]):
+    for place, run in some:
       curves = by_site(run.lines, curve.key)
       if curves:
         rounds = sorted({n for ns, _ in curves.values() for n in ns})
@@ -154,7 +187,8 @@ def _run_curves(runs: Sequence[Run]) -> Charts:
     if series:
       drawn.append(Chart(
         curve.title, f'{curve.note} Plain mean over the sites of a round.', charts.lines(
-          f'runs-{curve.key}', f'{curve.title} of every regime by round', series, 'round')))
+          f'runs-{curve.key}-{name}'.rstrip('-'), f'{curve.title} of every regime by round',
+          series, 'round')))
   return Charts(drawn, [(i, runs[i].name) for i in sorted(places)], note=left_out(
     (len(runs), len(SERIES), 'rows')))
 

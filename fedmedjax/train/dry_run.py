@@ -34,7 +34,7 @@ def dry_run(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
     study = prepare(config, data)
   if workdir:
     compare_inputs(workdir, fingerprint(config, data, study.own))
-  reporter.say(site_table(data.sites, data.tested, data.external))
+  reporter.say(site_table(data.sites, data.tested, data.external, data.server))
   done = checkpoint.latest_round(workdir / CHECKPOINTS) if workdir else 0
   if study.options.rounds:
     reporter.say(_rounds_table(study, done))

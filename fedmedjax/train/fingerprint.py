@@ -30,7 +30,7 @@ def fingerprint(
   are of their files.
   """
   path = config.bert.path if config.fed.learner == 'bert' else model_path(config.model.path)
-  sites = (*data.sites, *data.tested, *data.external)
+  sites = (*data.sites, *data.tested, *data.external, *data.server)
   return {f'notes of site {site.name}': _notes(site) for site in sites} | {
     'model': file_checksums(*model_files(path))} | starting_adapter(config) | own_checksums(own)
 

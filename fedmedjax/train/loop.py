@@ -93,7 +93,7 @@ def train(
     files.write_lines(workdir / METRICS, lines)
     spent.append(time.monotonic() - begun)
     tensorboard.add(workdir, lines, display.names)
-    reporter.say(round_sentence(lines[-1], options.rounds))
+    reporter.say(round_sentence(lines[-1], options.rounds, options.signal))
 
   saving = Future()
   saving.set_result(None)

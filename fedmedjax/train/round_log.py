@@ -22,6 +22,10 @@ _RISE, _RISE_NATS = 0.25, 0.1
 # Steps of a few sentences, of unlike tasks, have losses whose standard deviation is about this
 # share of their mean; a rise of less than two standard errors of a mean of few steps is none.
 _SPREAD = 0.5
+# What a round's sentence says of a site's validation loss, by config.fed.signal.
+_SIGNALS = {
+  'answer': ', {:.2f} nats an answer', 'peer': ', judged {:+.2f} nats an answer',
+  'loo': ', {:+.2f} nats an answer', 'grad': ', {:+.2f} nats an answer'}
 
 
 def participant_names(study: Study) -> tuple[str, ...]:
@@ -154,15 +158,18 @@ def _has_risen(first: float, before: int, now: float, after: int) -> bool:
   return now > max((1 + max(_RISE, noise)) * first, first + _RISE_NATS)
 
 
-def round_sentence(line: dict, rounds: int) -> str:
-  """The sentence that is printed after a round."""
+def round_sentence(line: dict, rounds: int, signal: str = '') -> str:
+  """The sentence that is printed after a round; `signal` is that of `Options`."""
   head = f'round {line["round"]}/{rounds}'
   if line.get('skipped'):
     why = 'has a finite loss and update' if line.get('quarantined') else 'sent anything'
     return f'{head}: skipped, none of its {len(line["sites"])} sites {why}'
+  form = _SIGNALS.get(signal)
   parts = [
-    f'{name} sent nothing' if loss is None else f'{name} {loss:.3f} (weight {weight:.2f})'
-    for name, loss, weight in zip(line['sites'], line['train_loss'], line['weights'], strict=True)]
+    f'{name} sent nothing' if loss is None else f'{name} {loss:.3f} (weight {weight:.2f}' + (
+      '' if form is None or value is None else form.format(value)) + ')'
+    for name, loss, weight, value in zip(
+      line['sites'], line['train_loss'], line['weights'], line['validation_loss'], strict=True)]
   return f'{head}: mean training loss ' + _first_few(parts)
 
 

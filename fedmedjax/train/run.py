@@ -81,7 +81,7 @@ def run(
     data = data or load_data(config, reporter, own=mine)
     display = StepDisplay()
     study = prepare(config, data, display, mine)
-    reporter.say(site_table(data.sites, data.tested, data.external))
+    reporter.say(site_table(data.sites, data.tested, data.external, data.server))
     if data.skew:
       reporter.say(f'sites dealt out: {data.skew}')
     inputs = fingerprint(config, data, mine)
@@ -140,7 +140,7 @@ def _carried_out(
   for name in ('summary.json', report.FILE):
     (workdir / name).unlink(missing_ok=True)
   files.write_json(workdir / report.SITES, used(
-    study.data.sites, study.data.tested, study.data.external))
+    study.data.sites, study.data.tested, study.data.external, study.data.server))
   rounds = study.options.rounds
   with reporter.live():
     zero_shot = None

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
+from fedmedjax.data.layout import ShapeBucket
 from fedmedjax.experiment.build import prepare
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.gradient import mean_gradient
@@ -28,7 +29,7 @@ class Work(NamedTuple):
 
 
 def site_training(
-  config: ConfigDict, study: Study, shape_buckets: Sequence[schedules.ShapeBucket]
+  config: ConfigDict, study: Study, shape_buckets: Sequence[ShapeBucket]
 ) -> Callable:
   """`local_training` of a run from start to end, not compiled yet.
 

@@ -179,7 +179,7 @@ def test_sites_and_steps(tokenizer):
     # Nothing supervised is forbidden: an infinite loss.
     assert batches.allowed[c, 0][batches.labels[c]].all()
   assert not batches.weight[~mask].any()
-  validation, group = schedules.validation_arrays(schedule)
+  validation, group, *_ = schedules.validation_arrays(schedule)
   assert group.tolist() == [[0, 1], [1, 0]] and validation.tokens.shape[1:] == (
     batches.tokens.shape[2:])
   by_tokens = schedules.site_sizes(sites, 'tokens', lambda example: len(example.places))

@@ -140,8 +140,9 @@ def test_weights_count_examples_or_supervised_tokens():
 
 def test_validation_is_grouped_by_site():
   """3, 3 and 6 examples in steps of at most 4: one, one and two steps."""
-  batches, group = schedules.validation_arrays(plan())
+  batches, group, answers, group_site = schedules.validation_arrays(plan())
   assert group.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
+  assert answers.tolist() == [3, 3, 3, 3] and group_site.tolist() == [0, 1, 2]
   ids = {int(x) for x in np.unique(batches.tokens)} - {0}
   assert ids == {*range(110, 113), *range(205, 208), *range(303, 309)}
 
@@ -192,8 +193,9 @@ def test_epochs_of_two_tasks_visit_every_example_of_both():
 
 def test_validation_is_grouped_by_site_and_task():
   """One step each: the plain mean (docs/methods.md) over (site, task) groups."""
-  _, group = schedules.validation_arrays(plan((BOTH, SITES[1])))
+  _, group, answers, group_site = schedules.validation_arrays(plan((BOTH, SITES[1])))
   assert group.tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+  assert answers.tolist() == [3, 3, 3] and group_site.tolist() == [1, 0, 0]
 
 
 def test_the_streams_of_a_seed_stay_what_they_are():
@@ -213,7 +215,7 @@ def test_the_streams_of_a_seed_stay_what_they_are():
   steps = pack.site_steps(
     np.asarray([len(example.tokens) for example in one.validation]), 4, schedules.SPLIT_SEED,
     site=0, first=0, count=3, task=0)
-  batches, _ = schedules.validation_arrays(plan((site('c', one),)))
+  batches, *_ = schedules.validation_arrays(plan((site('c', one),)))
   assert [set(np.unique(tokens)) - {0} for tokens in batches.tokens] == [
     {303 + i for i in members} for members in steps]
 
@@ -323,7 +325,7 @@ def test_work_and_validation_by_hand():
   3 instructions without their last token."""
   part = task(10, 100, validation=8)
   schedule = plan((site('a', part),), rounds=1)
-  batches, groups = schedules.validation_arrays(schedule)
+  batches, groups, *_ = schedules.validation_arrays(schedule)
   assert len(groups) == 2 and [int(np.sum(step > 0)) for step in batches.segments] == [
     sum(len(part.validation[i].tokens) for i in members) for members in pack.site_steps(
       np.asarray([len(example.tokens) for example in part.validation]), 4, schedules.SPLIT_SEED,

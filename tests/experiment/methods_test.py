@@ -18,7 +18,7 @@ from fedmedjax.experiment.lora import widened
 from fedmedjax.experiment.refusals import check_method
 from fedmedjax.experiment.shipped import quickstart
 from fedmedjax.experiment.types import Data
-from fedmedjax.fed.aggregators import AGGREGATORS, UTILITIES
+from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.types import LocalData
 from fedmedjax.model.files.convert import BaseModel
@@ -236,7 +236,7 @@ def test_every_named_choice_is_in_some_row():
   used = lambda key, default: {  # noqa: E731
     row.get(key, default) for row in PRESETS.values()}
   assert used('aggregator', 'mean') == set(AGGREGATORS)
-  assert used('signal', 'loss') == set(UTILITIES)
+  assert used('signal', 'loss') == set(SIGNALS)
 
 
 def values_down(exchanged, kind):

@@ -14,7 +14,8 @@ from quadratics import federation, play
 from fedmedjax.experiment import meshes
 from fedmedjax.fed import factors, local
 from fedmedjax.fed.aggregators import products
-from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, factor_mean, leave_one_out
+from fedmedjax.fed.aggregators.signals import Signal, leave_one_out
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, factor_mean
 from fedmedjax.fed.compression import outbound, sign
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.ranks import mixed_ranks
@@ -42,7 +43,8 @@ START = {'q': {'a': draw(1, IN, RANK), 'b': 0.1 * draw(2, RANK, OUT)}}
 DATA = LocalData(
   {'x': draw(3, SITES, STEPS, 4, IN), 'y': draw(4, SITES, STEPS, 4, OUT)},
   jnp.ones((SITES, STEPS), bool), jnp.ones(SITES))
-VALIDATION = Validation({'x': draw(5, 2, 4, IN), 'y': draw(6, 2, 4, OUT)}, jnp.eye(2))
+VALIDATION = Validation(
+  {'x': draw(5, 2, 4, IN), 'y': draw(6, 2, 4, OUT)}, jnp.eye(2), jnp.full(2, 4.0))
 
 
 def mixed(ranks=RANKS, **parts):
@@ -215,7 +217,7 @@ def test_layouts_agree_where_float32_cannot_show_it():
   0.01: float32's last bit of a loss of about 10 nats becomes 1e-4 of a weight. In float64 the same
   program agrees to 1e-10, so what differs there is rounding alone."""
   parts = dict(
-    loss_power=1.0, utility=leave_one_out, temperature=0.01,
+    loss_power=1.0, signal=Signal(leave_one_out), temperature=0.01,
     combine=products.with_residual(
     rank=RANK, cohort_size=8, rounds=3))
   with jax.enable_x64(True):

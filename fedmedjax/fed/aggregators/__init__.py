@@ -8,15 +8,21 @@ its signature names: the keys of config.fed, and rank, num_sites and cohort_size
 from collections.abc import Callable
 from typing import Any
 
-from fedmedjax.fed.aggregators import products, robust, secure, weighted_mean
+from fedmedjax.fed.aggregators import products, robust, secure, signals, weighted_mean
+from fedmedjax.fed.aggregators.signals import Signal
 from fedmedjax.fed.builders import build
 from fedmedjax.fed.types import Aggregator, Combine
 
-# What stands for l_k in the weights of a mean, by config.fed.signal; the first three ask the
-# server's validation set.
-UTILITIES = {
-  'loss': weighted_mean.site_losses, 'loo': weighted_mean.leave_one_out,
-  'grad': weighted_mean.alignment, 'product_norm': products.product_norms,
+# What stands for l_k in the weights of a mean, by config.fed.signal; all but the last ask the
+# server's validation set. What compares sites with each other is of their own scale, which grows
+# with the length of a step: it is standardised.
+SIGNALS = {
+  'loss': Signal(signals.site_losses),
+  'answer': Signal(signals.site_answers),
+  'peer': Signal(signals.peer_judgement, standardised=True, needs=frozenset({'peers'})),
+  'loo': Signal(signals.leave_one_out, standardised=True),
+  'grad': Signal(signals.alignment, standardised=True),
+  'product_norm': Signal(products.product_norms),
 }
 
 
@@ -25,7 +31,7 @@ def weighted(combine: Callable[..., Combine]) -> Callable[..., Aggregator]:
 
   def build_mean(**values: Any) -> Aggregator:
     return build(weighted_mean.adaptive_mean, values | {
-      'utility': UTILITIES[values['signal']], 'combine': build(combine, values)})
+      'signal': SIGNALS[values['signal']], 'combine': build(combine, values)})
 
   return build_mean
 

@@ -4,27 +4,13 @@
 arXiv:2601.22124; docs/methods.md, section 3, says what is the paper's, its code's and ours.
 """
 
-from typing import Any, Protocol
-
 import jax
 import jax.numpy as jnp
 
 from fedmedjax import tree
+from fedmedjax.fed.aggregators.signals import Signal, site_losses
 from fedmedjax.fed.factors import join, precise_einsum
 from fedmedjax.fed.types import Aggregate, Aggregator, Array, Combine, Tree
-
-
-class Utility(Protocol):
-  """What stands for the validation loss l_k f32[C] in the weights; a lower value weighs more."""
-
-  def __call__(self, *_: Any, **inputs: Any) -> Array:
-    """Keyword arguments of `Aggregator.update` -> f32[C]; not finite = the site gets weight 0.
-
-    Given: updates [C, *p], local [C, *p], anchor [*p], shares f32[C] (the size weights, sum 1),
-    formed_loss (weights f32[Q, C] -> f32[Q], the validation loss of the adapter that the server
-    would have with each, joined with what it would fold into the base), validation_loss,
-    validation_gradient. A utility names those it needs and ends with `**_`.
-    """
 
 
 def weighted_sum(updates: Tree, weights: Array) -> Tree:
@@ -82,40 +68,19 @@ def _smoothed(weights: Array, last_weights: Array, ema: float) -> Array:
   return ema * jnp.where(known, scale * last_weights, weights) + (1.0 - ema) * weights
 
 
-def site_losses(*, local: Tree, validation_loss, **_) -> Array:
-  """l_k: the validation loss of each site's adapter [C, *p] -> f32[C], nats per token.
+def standardised(utility: Array, usable: Array) -> Array:
+  """utility / max(1, its standard deviation) -> f32[C]; nats per answer, so never enlarged.
 
-  The utility of Fed-MedLoRA+, arXiv:2601.22124.
-  """
-  return validation_loss(local)
-
-
-def leave_one_out(*, shares: Array, formed_loss, **_) -> Array:
-  """-I_k, I_k = l(average without k) - l(average of all) -> f32[C], nats per token. Ours.
-
-  The averages are by size, and formed as the aggregator forms them: of products, with what joins
-  the base. Where a site is the only one, I_k = l(anchor) - l(its adapter).
+  The standard deviation is that of a population (over n, not n - 1) of the usable sites. However
+  far the sites lie apart, none is then more than sqrt(C - 1) from their mean.
 
   Args:
-    shares: f32[C], the size weights, sum 1; a site of share 0 gets NaN.
-    formed_loss: weights f32[Q, C] -> f32[Q]; weights of 0 give the anchor.
+    utility: f32[C].
+    usable: bool[C], those with a finite utility that take part.
   """
-  rest = shares[None] * (1.0 - jnp.eye(len(shares), dtype=shares.dtype))
-  rest = rest / jnp.maximum(rest.sum(axis=1, keepdims=True), 1e-30)
-  losses = formed_loss(jnp.concatenate([rest, shares[None]]))
-  return jnp.where(shares > 0, losses[-1] - losses[:-1], jnp.nan)
-
-
-def alignment(*, updates: Tree, validation_gradient, **_) -> Array:
-  """-I_k = <grad l_V(anchor), update_k> -> f32[C], nats per token to first order. Ours.
-
-  Costs one gradient of the validation loss a round, whatever the number of sites.
-
-  Args:
-    updates: [C, *p].
-    validation_gradient: () -> [*p], at the anchor.
-  """
-  return jax.vmap(tree.inner, (0, None))(updates, validation_gradient())
+  values, count = jnp.where(usable, utility, 0), jnp.maximum(usable.sum(), 1)
+  apart = jnp.where(usable, values - values.sum() / count, 0)
+  return utility / jnp.maximum(1, jnp.sqrt((apart**2).sum() / count))
 
 
 def factor_mean() -> Combine:
@@ -126,8 +91,11 @@ def factor_mean() -> Combine:
   return Combine(lambda updates, weights, **_: (weighted_sum(updates, weights), ()), linear=True)
 
 
-def _formed_loss(combine: Combine, updates, shares, validation_loss, *, anchor, local, key):
-  """The `formed_loss` of a `Utility`, in the memory of a few times C adapters, never of C^2."""
+def _formed_loss(combine: Combine, updates, shares, judge, *, anchor, local, key):
+  """The `formed_loss` of a `Utility`, in the memory of a few times C adapters, never of C^2.
+
+  `judge`: adapters [Q, *p] -> f32[Q].
+  """
 
   def formed(weights):
     mean, fold = combine.apply(updates, weights, anchor=anchor, local=local, key=key)
@@ -136,23 +104,25 @@ def _formed_loss(combine: Combine, updates, shares, validation_loss, *, anchor, 
   def judged(choices):
     if combine.linear:  # all of them in one matrix product
       sent = tree.where(shares > 0, updates, jax.tree.map(jnp.zeros_like, updates))
-      return validation_loss(jax.tree.map(
+      return judge(jax.tree.map(
         lambda x, u: x[None] + precise_einsum('qc,c...->q...', choices.astype(u.dtype), u),
         anchor, sent))
     if combine.fold(anchor) == ():
-      return validation_loss(jax.lax.map(formed, choices))
+      return judge(jax.lax.map(formed, choices))
     # What is folded holds the columns of all sites: one candidate is as large as C adapters.
     return jax.lax.map(
-      lambda weights: validation_loss(jax.tree.map(lambda x: x[None], formed(weights)))[0],
+      lambda weights: judge(jax.tree.map(lambda x: x[None], formed(weights)))[0],
       choices)
 
   return judged
 
 
+_LOSSES = Signal(site_losses)
+
+
 def adaptive_mean(
   *, size_power: float = 1.0, loss_power: float = 0.0, temperature: float = 1.0,
-  floor: float = 0.0, ema: float = 0.0, utility: Utility = site_losses,
-  combine: Combine | None = None,
+  floor: float = 0.0, ema: float = 0.0, signal: Signal = _LOSSES, combine: Combine | None = None,
 ) -> Aggregator:
   """Weighted mean of the updates, [C, *p] -> [*p]: Fed-MedLoRA, Fed-MedLoRA+, uniform weights.
 
@@ -164,12 +134,12 @@ def adaptive_mean(
   Args:
     size_power: gamma, the power of n_k.
     loss_power: beta, the strength of the utility.
-    temperature: tau > 0, in the unit of the utility (nats per token).
+    temperature: tau > 0, in the unit of the utility (nats per token or per answer, or, where it is
+      standardised, standard deviations).
     floor: eps in [0, 1), the share of the weight that is spread evenly.
     ema: mu in [0, 1): w <- mu w_prev + (1 - mu) w; w_prev is a site's weight in the last round in
       which it sent something, or w where it has sent nothing yet or its loss was not finite then.
-    utility: what stands for l_k: `site_losses`, `leave_one_out`, `alignment` or
-      `products.product_norms`; lower weighs more.
+    signal: what stands for l_k, one of `signals.py` or `products.product_norms`; lower weighs more.
     combine: how the mean is formed, `factor_mean` or one of `products.py`.
   """
   combine = combine or factor_mean()
@@ -185,12 +155,15 @@ def adaptive_mean(
       shares = adaptive_weights(
         weights, jnp.where(finite, 0.0, jnp.nan), size_power=size_power, loss_power=0.0,
         temperature=1.0)
-      losses = utility(
-        updates=updates, shares=shares, anchor=anchor, local=local, formed_loss=_formed_loss(
-          combine, updates, shares, lazy.get('validation_loss'), anchor=anchor, local=local,
-          key=key), **lazy)
+      losses = signal.utility(
+        updates=updates, shares=shares, anchor=anchor, local=local, cohort=cohort,
+        formed_loss=_formed_loss(
+          combine, updates, shares, lambda adapters: lazy['answer_loss'](adapters).mean(axis=1),
+          anchor=anchor, local=local, key=key), **lazy)
+    compared = standardised(
+      losses, jnp.isfinite(losses) & (weights > 0)) if signal.standardised else losses
     chosen = adaptive_weights(
-      weights, losses, size_power=size_power, loss_power=loss_power, temperature=temperature,
+      weights, compared, size_power=size_power, loss_power=loss_power, temperature=temperature,
       floor=floor)
     last_weights = state[cohort]
     chosen = _smoothed(chosen, last_weights, ema)
@@ -200,7 +173,7 @@ def adaptive_mean(
     return Aggregate(mean, state, chosen, reported, fold)
 
   # Weights made of a utility need every site's own update.
-  needs = frozenset({'single_updates'} if loss_power else ())
+  needs = signal.needs | {'single_updates'} if loss_power else frozenset()
   return Aggregator(
     init, update, combine.fold, combine.columns, combine.needs | needs,
     gives=frozenset({'weighted_mean'}))

@@ -10,12 +10,8 @@ from hypothesis import strategies as st
 from fedmedjax.fed import factors
 from fedmedjax.fed.aggregators import products
 from fedmedjax.fed.aggregators.product_gap import product_gap
-from fedmedjax.fed.aggregators.weighted_mean import (
-  adaptive_mean,
-  factor_mean,
-  leave_one_out,
-  weighted_sum,
-)
+from fedmedjax.fed.aggregators.signals import Signal, leave_one_out
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, factor_mean, weighted_sum
 
 SITES, RANK, IN, OUT, LAYERS = 3, 2, 7, 5, 2
 WEIGHTS = jnp.array([0.2, 0.3, 0.5])
@@ -170,7 +166,7 @@ def test_het_weights_by_hand():
   local = {'a': jnp.array([[[0.2]], [[0.1]]]), 'b': jnp.array([[[3.0]], [[2.0]]])}
   anchor = {'a': jnp.zeros((1, 1)), 'b': jnp.zeros((1, 1))}
   aggregator = adaptive_mean(
-    size_power=0.0, loss_power=1.0, utility=products.product_norms,
+    size_power=0.0, loss_power=1.0, signal=Signal(products.product_norms),
     combine=products.padded_mean())
   out = aggregator.update(
     local, aggregator.init(anchor, 2), weights=jnp.ones(2), cohort=jnp.arange(2), anchor=anchor,
@@ -314,9 +310,10 @@ def test_leave_one_out_judges_what_is_formed(name):
   target, sizes, key = draw(6, 5), np.array([1.0, 2.0, 5.0]), jax.random.key(1)
   seen = []
 
-  def validation_loss(adapters):
+  def answer_loss(adapters):
     seen.append(adapters['l']['a'].shape[-1])
-    return jnp.sum((adapters['l']['a'] @ adapters['l']['b'] - target[None]) ** 2, axis=(1, 2))
+    return jnp.sum(
+      (adapters['l']['a'] @ adapters['l']['b'] - target[None]) ** 2, axis=(1, 2))[:, None]
 
   def by_hand(weights):
     update, fold = combine.apply(
@@ -324,9 +321,9 @@ def test_leave_one_out_judges_what_is_formed(name):
     whole = factors.join(jax.tree.map(jnp.add, anchor, update), fold)['l']
     return float(jnp.sum((whole['a'] @ whole['b'] - target) ** 2))
 
-  out = adaptive_mean(loss_power=1.0, utility=leave_one_out, combine=combine).update(
+  out = adaptive_mean(loss_power=1.0, signal=Signal(leave_one_out), combine=combine).update(
     updates, jnp.zeros(3), weights=jnp.asarray(sizes, jnp.float32), cohort=jnp.arange(3),
-    anchor=anchor, local=local, key=key, validation_loss=validation_loss)
+    anchor=anchor, local=local, key=key, answer_loss=answer_loss)
   rest = [np.where(np.arange(3) == k, 0, sizes) for k in range(3)]
   expected = by_hand(sizes / 8) - np.array([by_hand(one / one.sum()) for one in rest])
   np.testing.assert_allclose(out.utility, expected, rtol=1e-3, atol=1e-3)
@@ -370,10 +367,10 @@ def test_leave_one_out_never_holds_the_adapters_of_all_pairs_of_sites(name):
     for many in ((), (sites,)))
 
   def weights(updates, anchor, sizes):
-    return adaptive_mean(loss_power=1.0, utility=leave_one_out, combine=combine).update(
+    return adaptive_mean(loss_power=1.0, signal=Signal(leave_one_out), combine=combine).update(
       updates, jnp.zeros(sites), weights=sizes, cohort=jnp.arange(sites), anchor=anchor,
       local=updates, key=jax.random.key(0),
-      validation_loss=lambda adapters: (adapters['l']['a'] ** 2).sum(axis=(1, 2))).weights
+      answer_loss=lambda adapters: (adapters['l']['a'] ** 2).sum(axis=(1, 2))[:, None]).weights
 
   program = jax.make_jaxpr(weights)(local, anchor, shape((sites,), jnp.float32))
   largest = max(_sizes(program.jaxpr))

@@ -8,18 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quadratics import SIZES, data, federation, play
 
-from fedmedjax.fed.aggregators.weighted_mean import (
-  adaptive_mean,
-  adaptive_weights,
-  alignment,
-  leave_one_out,
-  weighted_sum,
-)
+from fedmedjax.fed.aggregators.signals import Signal, alignment, leave_one_out
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, adaptive_weights, weighted_sum
 from fedmedjax.fed.types import Validation
 
-# One validation target 2 in 4 entries: l(v) = 2 (v - 2)^2.
+# One validation target 2 in 4 entries: l(v) = 2 (v - 2)^2. One answer of one token.
 VALIDATION = Validation(
-  {'target': jnp.array([2.0]), 'weight': jnp.ones(1), 'curvature': jnp.ones(1)}, jnp.eye(1))
+  {'target': jnp.array([2.0]), 'weight': jnp.ones(1), 'curvature': jnp.ones(1)}, jnp.eye(1),
+  jnp.ones(1), jnp.zeros(1, jnp.int32))
 LOCAL = np.array([0.5, 1.0, 2.0])   # after one step of rate 0.5 from 0
 SHARES = np.array([0.1, 0.3, 0.6])
 LOSSES = np.array([0.9, 0.5, 0.7], np.float32)
@@ -102,7 +98,7 @@ def test_a_floor_and_a_past_without_some_of_the_sites():
     floor=0.3)
   np.testing.assert_allclose(lone, (0, 1, 0), atol=1e-6)
   lost = adaptive_mean(
-    ema=0.5, loss_power=1.0, utility=lambda **_: jnp.array([0.7, 0.7, jnp.nan]))
+    ema=0.5, loss_power=1.0, signal=Signal(lambda **_: jnp.array([0.7, 0.7, jnp.nan])))
   out = lost.update(
     {'a': jnp.zeros((3, 1))}, jnp.array([0.1, 0.3, 0.6]), weights=jnp.asarray(SIZES),
     cohort=jnp.arange(3), anchor=None, local=None, key=None)
@@ -117,7 +113,7 @@ def test_a_loss_that_is_not_finite_leaves_no_memory():
   (0.175, 0.525, 0.3)."""
   losses = iter(([0.7] * 3, [0.7, 0.7, np.nan], [0.7] * 3))
   aggregator = adaptive_mean(
-    ema=0.5, loss_power=1.0, utility=lambda **_: jnp.array(next(losses), jnp.float32))
+    ema=0.5, loss_power=1.0, signal=Signal(lambda **_: jnp.array(next(losses), jnp.float32)))
   state, found = aggregator.init({}, 3), []
   for _ in range(3):
     out = aggregator.update(
@@ -153,7 +149,7 @@ def test_leave_one_out_by_hand():
   contribution = loss(without) - loss(1.55)
   _, metrics = play(
     federation(aggregator=adaptive_mean(
-      loss_power=1.0, utility=leave_one_out, temperature=0.5)), data(), 1, VALIDATION)
+      loss_power=1.0, signal=Signal(leave_one_out), temperature=0.5)), data(), 1, VALIDATION)
   np.testing.assert_allclose(metrics.validation_loss, -contribution, rtol=1e-4)
   weights = SHARES * np.exp(contribution / 0.5)
   np.testing.assert_allclose(metrics.weights, weights / weights.sum(), rtol=1e-4)
@@ -163,12 +159,12 @@ def test_leave_one_out_by_hand():
 def judged(locals_, sizes, **power):
   """The utility by leave-one-out and the weights, of sites that went to `locals_` from 0."""
   updates = {'a': jnp.array(locals_)[:, None]}
-  aggregator = adaptive_mean(loss_power=1.0, utility=leave_one_out, **power)
+  aggregator = adaptive_mean(loss_power=1.0, signal=Signal(leave_one_out), **power)
   anchor = {'a': jnp.zeros(1)}
   out = aggregator.update(
     updates, aggregator.init(anchor, len(sizes)), weights=jnp.array(sizes),
     cohort=jnp.arange(len(sizes)), anchor=anchor, local=updates, key=None,
-    validation_loss=lambda adapters: loss(adapters['a'][:, 0]))
+    answer_loss=lambda adapters: loss(adapters['a'][:, :1]))
   return out.utility, out.weights
 
 
@@ -196,7 +192,7 @@ def test_alignment_by_hand():
   """Gradient at 0: 4 entries of (0 - 2); I_k = 8 v_k: updates 0.5, 1, 2 give 4, 8, 16."""
   _, metrics = play(
     federation(aggregator=adaptive_mean(
-      loss_power=1.0, utility=alignment, temperature=8.0)), data(), 1, VALIDATION)
+      loss_power=1.0, signal=Signal(alignment), temperature=8.0)), data(), 1, VALIDATION)
   np.testing.assert_allclose(metrics.validation_loss, (-4, -8, -16), rtol=1e-5)
   weights = SHARES * np.exp(np.array([4, 8, 16]) / 8)
   np.testing.assert_allclose(metrics.weights, weights / weights.sum(), rtol=1e-5)
@@ -205,7 +201,7 @@ def test_alignment_by_hand():
 @pytest.mark.parametrize('signal', [leave_one_out, alignment])
 def test_a_broken_site_weighs_nothing_and_the_rest_are_judged_without_it(signal):
   """A third site whose target is not a number, against a federation of the first two."""
-  rule = lambda: adaptive_mean(loss_power=1.0, utility=signal, temperature=5.0)  # noqa: E731
+  rule = lambda: adaptive_mean(loss_power=1.0, signal=Signal(signal), temperature=5.0)  # noqa: E731
   broken, metrics = play(
     federation(aggregator=rule()), data(targets=(1.0, 2.0, np.nan)), 1, VALIDATION)
   pair, expected = play(
@@ -218,7 +214,7 @@ def test_a_broken_site_weighs_nothing_and_the_rest_are_judged_without_it(signal)
 
 @pytest.mark.parametrize('signal', [leave_one_out, alignment])
 def test_equal_sites_share_by_size_and_a_lone_site_has_all(signal):
-  rule = lambda: adaptive_mean(loss_power=1.0, utility=signal)  # noqa: E731
+  rule = lambda: adaptive_mean(loss_power=1.0, signal=Signal(signal))  # noqa: E731
   _, metrics = play(
     federation(aggregator=rule()), data(targets=(3.0, 3.0, 3.0)), 1, VALIDATION)
   np.testing.assert_allclose(metrics.weights, SIZES / SIZES.sum(), rtol=1e-4)

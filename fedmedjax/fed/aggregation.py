@@ -1,0 +1,81 @@
+"""What an aggregator is given in a round, computed only as far as it asks."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedmedjax import tree
+from fedmedjax.fed.aggregators.conventions import completed, names_argument
+from fedmedjax.fed.factors import join
+from fedmedjax.fed.local import answer_losses, mean_loss
+from fedmedjax.fed.sites import SiteMap
+from fedmedjax.fed.types import Aggregate, Aggregator, LossFn, Ranks, Sharing
+
+
+def aggregation_program(
+  loss_fn: LossFn, aggregator: Aggregator, sharing: Sharing, ranks: Ranks, map_sites: SiteMap,
+  num_sites: int,
+) -> Callable[..., Aggregate]:
+  """What the server makes of the cohort's updates [C, *p], as one function for the round.
+
+  It calls the aggregator with all that `AggregatorUpdate` lists, each part as lazily as it says.
+
+  Args:
+    loss_fn, aggregator, sharing, ranks, map_sites: see `round.federated_algorithm`.
+    num_sites: S.
+
+  Returns:
+    (state, base, data, cohort i32[C], site state before the round [C, *p], sent [C, *p], local
+    [C, *p], sound bool[C], val or None, key) -> Aggregate.
+  """
+  starts = _start_program(loss_fn, sharing, ranks)
+  named = names_argument(aggregator.update, 'start_loss')
+  aggregator = completed(aggregator)
+
+  def aggregated(state, base, data, cohort, before, sent, local, sound, val, key) -> Aggregate:
+    def validation_loss(adapter):
+      return mean_loss(loss_fn, join(adapter, state.folded), base, val)
+
+    def answer_loss(adapter):
+      return answer_losses(loss_fn, join(adapter, state.folded), base, val)
+
+    # A pass over all examples of the round, for those who name its result only.
+    more = {'start_loss': map_sites.every(starts(state, base))(
+      cohort, before, data.batches, data.step_mask)} if named else {}
+    return aggregator.update(
+      sent, state.aggregator, weights=jnp.where(sound, data.weight, 0), cohort=cohort,
+      anchor=state.adapter, local=local,
+      num_steps=data.step_mask.sum(axis=1).astype(jnp.float32),
+      validation_loss=map_sites.every(validation_loss),
+      validation_gradient=lambda: jax.grad(validation_loss)(state.adapter),
+      answer_loss=map_sites.every(answer_loss),
+      answer_gradient=lambda: jax.grad(lambda x: answer_loss(x).mean())(state.adapter),
+      group_site=None if val is None else val.group_site,
+      key=jax.random.fold_in(key, num_sites), **more)
+
+  return aggregated
+
+
+def _start_program(loss_fn: LossFn, sharing: Sharing, ranks: Ranks):
+  """The mean loss of a site's examples of the round at its anchor, in nats per supervised token.
+
+  (state, base) -> (site i32[], its state, batches [K, ...], step_mask bool[K]) -> f32[].
+  """
+
+  def starts(state, base):
+    def mean_start(site, site_state, batches, step_mask):
+      adapter = join(ranks.mask(
+        tree.choose(sharing.shared, state.adapter, site_state.adapter), site), state.folded)
+
+      def body(sums, inputs):
+        batch, active = inputs
+        terms = jnp.stack(loss_fn(adapter, base, batch)).astype(jnp.float32)
+        return sums + jnp.where(active, terms, 0), None
+
+      sums, _ = jax.lax.scan(body, jnp.zeros(2), (batches, step_mask))
+      return sums[0] / jnp.maximum(sums[1], 1e-30)
+
+    return mean_start
+
+  return starts

@@ -1,0 +1,116 @@
+"""What stands for the validation loss l_k in the weights of a mean, see `weighted_mean.py`.
+
+"A Federated and Parameter-Efficient Framework for Large Language Model Training in Medicine",
+arXiv:2601.22124, has the validation loss per token; all else here is ours (docs/methods.md, section
+3). Nats per *answer* are the sum over an answer's supervised tokens: of these most only copy the
+sentence, so that a site whose every label is wrong loses hundredths of a nat a token, and several
+nats an answer.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from fedmedjax import tree
+from fedmedjax.fed.types import Array, Tree
+from fedmedjax.types import SERVER
+
+
+class Utility(Protocol):
+  """What stands for the validation loss l_k f32[C] in the weights; a lower value weighs more."""
+
+  def __call__(self, *_: Any, **inputs: Any) -> Array:
+    """Keyword arguments of `Aggregator.update` -> f32[C]; not finite = the site gets weight 0.
+
+    Given: all that an update is given, and updates [C, *p], local [C, *p], anchor [*p], cohort
+    i32[C], shares f32[C] (the size weights, sum 1; 0 = nothing arrived), formed_loss (weights
+    f32[Q, C] -> f32[Q], nats per answer of the adapter that the server would have with each, joined
+    with what it would fold into the base). A utility names those it needs and ends with `**_`.
+    """
+
+
+class Signal(NamedTuple):
+  """A utility f32[C], and what the weights and the rest of the method have to know of it."""
+
+  utility: Utility
+  # True = it is divided by max(1, its standard deviation over the sites that can be used).
+  standardised: bool = False
+  needs: frozenset[str] = frozenset()   # of `Aggregator.needs`, where it weighs anything
+
+
+def site_losses(*, local: Tree, validation_loss, **_) -> Array:
+  """l_k: the validation loss of each site's adapter [C, *p] -> f32[C], nats per token.
+
+  The utility of Fed-MedLoRA+, arXiv:2601.22124.
+  """
+  return validation_loss(local)
+
+
+def site_answers(*, local: Tree, answer_loss, **_) -> Array:
+  """A_k: nats per answer of each site's adapter [C, *p] on V, mean over groups -> f32[C]. Ours."""
+  return answer_loss(local).mean(axis=1)
+
+
+def peer_judgement(
+  *, local: Tree, shares: Array, cohort: Array, answer_loss, group_site: Array, **_
+) -> Array:
+  """u_k = median over g != k of (a_kg - mean over j != g of a_jg) -> f32[C], nats per answer. Ours.
+
+  a_kg are nats per answer of site k's adapter on the validation notes of site g, the plain mean
+  over its tasks. k and j are the sites whose update has arrived; the judges g are those of them
+  that have validation notes, and the server where it has notes of its own. So no site is judged on
+  its own notes, and half of the judges may have damaged ones. Whom nobody can judge has the neutral
+  0, and of two sites both have: each judge compares a single adapter with itself.
+
+  A site of which a judge's a_kg is not finite has NaN, and counts in no mean.
+
+  Args:
+    local: the sites' adapters, [C, *p].
+    shares: f32[C], 0 = nothing arrived.
+    cohort: i32[C], numbers of the sites.
+    answer_loss: adapters [C, *p] -> f32[C, G], nats per answer of each group of V.
+    group_site: i32[G], the site of each group; -1 = the server, whose notes are nobody's own.
+  """
+  arrived = shares > 0
+  judges = jnp.concatenate([cohort, jnp.full(1, SERVER, cohort.dtype)])
+  owned = judges[:, None] == group_site[None]
+  losses = jnp.where(owned[None], answer_loss(local)[:, None], 0).sum(axis=2)
+  losses = losses / jnp.maximum(owned.sum(axis=1), 1)[None]
+  judged = (
+    arrived[:, None] & (owned.any(axis=1) & jnp.append(arrived, True))[None]
+    & (cohort[:, None] != judges[None]))
+  usable = arrived & (jnp.isfinite(losses) | ~judged).all(axis=1)
+  judged &= usable[:, None]
+  losses = jnp.where(judged, losses, 0)
+  means = losses.sum(axis=0, keepdims=True) / jnp.maximum(judged.sum(axis=0, keepdims=True), 1)
+  middle = jnp.nanmedian(jnp.where(judged, losses - means, jnp.nan), axis=1)
+  return jnp.where(usable, jnp.where(judged.any(axis=1), middle, 0), jnp.nan)
+
+
+def leave_one_out(*, shares: Array, formed_loss, **_) -> Array:
+  """-I_k, I_k = A(average without k) - A(average of all) -> f32[C], nats per answer. Ours.
+
+  The averages are by size, and formed as the aggregator forms them: of products, with what joins
+  the base. Where a site is the only one, I_k = A(anchor) - A(its adapter).
+
+  Args:
+    shares: f32[C], the size weights, sum 1; a site of share 0 gets NaN.
+    formed_loss: weights f32[Q, C] -> f32[Q]; weights of 0 give the anchor.
+  """
+  rest = shares[None] * (1.0 - jnp.eye(len(shares), dtype=shares.dtype))
+  rest = rest / jnp.maximum(rest.sum(axis=1, keepdims=True), 1e-30)
+  losses = formed_loss(jnp.concatenate([rest, shares[None]]))
+  return jnp.where(shares > 0, losses[-1] - losses[:-1], jnp.nan)
+
+
+def alignment(*, updates: Tree, answer_gradient, **_) -> Array:
+  """-I_k = <grad A_V(anchor), update_k> -> f32[C], nats per answer to first order. Ours.
+
+  Costs one gradient of the validation loss a round, whatever the number of sites.
+
+  Args:
+    updates: [C, *p].
+    answer_gradient: () -> [*p], at the anchor.
+  """
+  return jax.vmap(tree.inner, (0, None))(updates, answer_gradient())
