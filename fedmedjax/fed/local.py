@@ -244,7 +244,7 @@ def answer_losses(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Valida
 
 def _group_sums(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Validation) -> Array:
   """(nats, supervised tokens) of each group of V -> f32[2, G]."""
-  groups, dtype = validation.group.shape[1], validation.group.dtype
+  (_, groups), dtype = validation.group.shape, validation.group.dtype
 
   # Under differentiation, only one step's activations are in memory at a time.
   @partial(jax.checkpoint, prevent_cse=False)

@@ -125,7 +125,8 @@ def federated_algorithm(
 
 def _last_steps(step_mask):
   """bool[C, K] -> i32[C], the number of the last step taken: K is that of the longest round."""
-  numbers = jnp.arange(1, step_mask.shape[1] + 1, dtype=jnp.int32)
+  _, steps = step_mask.shape
+  numbers = jnp.arange(1, steps + 1, dtype=jnp.int32)
   return jnp.max(step_mask * numbers[None], axis=1)
 
 

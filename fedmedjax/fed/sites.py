@@ -185,7 +185,8 @@ def _chunks(chunk: int, vmap: MapFunction, fn: SiteFunction) -> SiteFunction:
 
 def _count(args) -> int:
   """C, from arguments [C, ...]."""
-  return jax.tree.leaves(args)[0].shape[0]
+  first, *_ = jax.tree.leaves(args)
+  return len(first)
 
 
 def _staged(

@@ -124,6 +124,7 @@ def test_factors_in_turns_are_charged_in_turns():
   first, second = sent(0), sent(1, 0)
   assert ledger.num_bytes(first.up) == 4 * 126 + len(HEADER_UP)
   assert ledger.num_bytes(second.up) == 4 * 90 + len(HEADER_UP)
+  assert sent() == first
   values = {
     rounds: (ledger.num_bytes(sent(*rounds).down) - len(HEADER_DOWN)) // 4
     for rounds in ((0,), (1,), (1, 0), (2, 1), (2, 0), (9, 8))}
@@ -209,6 +210,12 @@ def test_what_is_simulated_is_what_is_charged():
   for number, path in enumerate('ab'):
     parts = encode(update[path].reshape(-1), jax.random.fold_in(key, number))
     np.testing.assert_allclose(decode(parts, 45), sent[path].reshape(-1), rtol=1e-6, atol=1e-7)
+
+
+def test_the_arrays_of_a_size_are_worked_out_once():
+  assert ledger._arrays(sign(), 5) is not ledger._arrays(sign(), 5)  # of two codecs
+  codec = sign()
+  assert ledger._arrays(codec, 5) is ledger._arrays(codec, 5)
 
 
 def test_a_loss_at_the_anchor_is_four_bytes_up():

@@ -82,7 +82,7 @@ def _middle(updates, present, cut):
   def leaf(x):
     column = lambda mask: mask.reshape(-1, *(1,) * (x.ndim - 1))  # noqa: E731
     ordered = jnp.sort(jnp.where(column(present), x, jnp.inf), axis=0)
-    place = jnp.arange(x.shape[0])
+    place = jnp.arange(len(x))
     inside = (place >= cut) & (place < count - cut)
     total = jnp.where(column(inside), ordered, 0).sum(axis=0)
     return total / jnp.maximum(inside.sum(), 1).astype(x.dtype)
@@ -140,7 +140,7 @@ def krum(*, faulty: int, kept: int = 1) -> Aggregator:
   def choose(updates, sizes, present):
     # One row of distances at a time: all at once would take the memory of C^2 adapters.
     squares = jax.lax.map(lambda update: _distance(updates, update) ** 2, updates)
-    count = present.shape[0]
+    count = len(present)
     other = present[None, :] & present[:, None] & ~jnp.eye(count, dtype=bool)
     nearest = jnp.sort(jnp.where(other, squares, jnp.inf), axis=1)
     neighbours = jnp.maximum(present.sum() - faulty - 2, 1)
