@@ -88,7 +88,7 @@ def site_steps(
 def _epoch(lengths: np.ndarray, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
   """The indices of the examples in each step of one epoch; see `site_steps`."""
   # Longest first: when the last stratum is not full, it has the shortest examples.
-  order = np.lexsort((rng.random(len(lengths)), -lengths))
+  order = np.lexsort((rng.random(len(lengths)), np.negative(lengths)))
   members: list[list[int]] = [[] for _ in range(steps)]
   for start in range(0, len(order), steps):
     stratum = order[start:start + steps]
@@ -106,7 +106,7 @@ def fit_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
   """
   rows: list[list[int]] = []
   room: list[int] = []
-  for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+  for index in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
     length = lengths[index]
     for row, free in enumerate(room):
       if length <= free:
@@ -121,7 +121,7 @@ def fit_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 def supervised(example: TokenExample, loss_on: str) -> int:
   """The number of places of an example whose next token is supervised."""
-  start = example.prompt_length - 1 if loss_on == 'completion' else 0
+  start = {'completion': example.prompt_length - 1, 'all': 0}[loss_on]
   return len(example.tokens) - 1 - start
 
 
@@ -138,15 +138,15 @@ def plan_shape(
     prefix: the longest instruction, without its last token.
     loss_on: 'completion' or 'all'.
   """
-  longest = max(len(example.tokens) for step in steps for example in step)
-  best = None
+  least = round_up(max(len(example.tokens) for step in steps for example in step), 32)
   targets = max(_targets(step, loss_on) for step in steps)
-  for width in range(round_up(longest, 32), round_up(longest, 32) + 8 * 32, 32):
+
+  def shape(width):
     rows = max(_rows(step, width) for step in steps)
-    shape = RowShape(round_up(prefix, 16) if prefix else 0, rows, width, round_up(targets, 16))
-    if best is None or shape.cost < best.cost:
-      best = shape
-  return best
+    return RowShape(round_up(prefix, 16), rows, width, round_up(targets, 16))
+
+  widths = itertools.islice(itertools.count(least, 32), 8)
+  return min(map(shape, widths), key=lambda shape: shape.cost)
 
 
 def smaller_shapes(
@@ -165,11 +165,13 @@ def smaller_shapes(
     loss_on: 'completion' or 'all'.
     most: the largest number of shapes.
   """
+  if not most:
+    return ()
   chosen, stride = [], -(-len(steps) // _SAMPLE)
   sample = steps[::stride]
-  candidates = _candidates(sample, prefixes[::stride], whole, loss_on) if most else {}
+  candidates = _candidates(sample, prefixes[::stride], whole, loss_on)
   cost = np.full(len(sample), whole.cost)
-  while len(chosen) < most and candidates:
+  for _ in range(most):
     saved = {
       shape: np.maximum(cost - shape.cost, 0)[fits].sum() for shape, fits in candidates.items()}
     best = max(saved, key=saved.get)
@@ -183,19 +185,19 @@ def smaller_shapes(
 def _candidates(
   steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], whole: RowShape, loss_on: str
 ) -> dict[RowShape, np.ndarray]:
-  """{a shape bucket of `whole` that costs less: which of n steps it holds, bool[n]}."""
+  """{a shape bucket of `whole`: which of n steps it holds, bool[n]}; every one holds some."""
   candidates, instructions = {}, round_up(np.asarray(prefixes), 16)
   lengths = [max(len(example.tokens) for example in step) for step in steps]
   targets = np.asarray([_targets(step, loss_on) for step in steps])
-  for width in range(round_up(min(lengths), 32), whole.width + 1, 32):
+  for width in (*range(round_up(min(lengths), 32), whole.width, 32), whole.width):
     needed = np.asarray([
-      _rows(step, width) if longest <= width else whole.rows + 1
+      _rows(step, width) if longest <= width else math.inf
       for step, longest in zip(steps, lengths, strict=True)])
-    for rows, prefix in itertools.product(range(1, whole.rows + 1), np.unique(instructions)):
+    for rows, prefix in itertools.product(
+        np.unique(needed[needed <= whole.rows]), np.unique(instructions)):
       fits = (needed <= rows) & (instructions <= prefix)
-      shape = RowShape(
-        int(prefix), rows, width, round_up(int(targets[fits].max(initial=0)), 16))
-      if fits.any() and shape.cost < whole.cost:
+      if fits.any():
+        shape = RowShape(int(prefix), int(rows), width, round_up(int(targets[fits].max()), 16))
         candidates[shape] = fits
   return candidates
 
@@ -245,9 +247,9 @@ def in_bucket(shape: RowShape, batch: Batch):
   """Whether a bucket of this shape holds all of a step, bool[]; numpy's or traced."""
   prefix, rows, width, targets = shape
   outside = (
-    batch.prefix[prefix:] >= 0, batch.segments[rows:] > 0, batch.segments[:, width:] > 0,
-    batch.target_weight[targets:] > 0)
-  return sum(part.any() for part in outside) == 0
+    batch.prefix[prefix:] >= 0, batch.segments[rows:], batch.segments[:, width:],
+    batch.target_weight[targets:])
+  return sum(part.any() for part in outside) < 1
 
 
 def pack(
@@ -266,7 +268,7 @@ def pack(
   length = len(instruction) - 1
   prefix = np.full(shape.prefix, -1, np.int32)
   prefix[:length] = instruction[:-1]
-  supervise = shape.prefix if loss_on == 'all' else 0
+  supervise = {'completion': 0, 'all': shape.prefix}[loss_on]
   prefix_targets = np.zeros(supervise, np.int32)
   prefix_weight = np.zeros(supervise, np.float32)
   if supervise:
@@ -305,4 +307,5 @@ def blank(shape: RowShape, loss_on: str) -> Batch:
 
 def stack(batches: Sequence):
   """Stacks batches (of one NamedTuple, with equal shapes) on a new leading axis."""
-  return type(batches[0])(*(np.stack(parts) for parts in zip(*batches, strict=True)))
+  (kind,) = set(map(type, batches))
+  return kind(*(np.stack(parts) for parts in zip(*batches, strict=True)))

@@ -146,9 +146,9 @@ def _site_round(
   the tasks is a function of (seed, round, site), so that a site that stops early has taken some of
   each.
   """
-  upto = np.concatenate([[0.0], np.cumsum(wanted)]) / sum(wanted)
+  upto = np.cumsum(wanted) / sum(wanted)
   first, end = (
-    np.diff(np.floor(upto * n + 0.5).astype(int)) for n in (done, done + count))
+    np.diff(np.floor(upto * n + 0.5).astype(int), prepend=0) for n in (done, done + count))
   steps = [
     iter(pack.site_steps(
       np.asarray([len(example.tokens) for example in part.train]), batch_size, seed, index,
@@ -174,7 +174,7 @@ def all_steps(
 
 
 def make_schedule(
-  sites: Sequence[SiteData], sizes: np.ndarray, *, batch_size: int, loss_on: str, shapes: int = 1,
+  sites: Sequence[SiteData], sizes: np.ndarray, *, batch_size: int, loss_on: str, shapes: int,
   server: Sequence[SiteData] = (), **plan,
 ) -> Schedule:
   """Plans all steps of all rounds of a language model, and the shapes they are packed in.

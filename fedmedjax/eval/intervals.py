@@ -9,6 +9,7 @@ functions of means of k populations when the population variances are not equal"
 at least 95 % whatever the shares of the two, and the plain t interval where one of them is nil.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,12 +71,12 @@ def of_sources(drawn: np.ndarray, numbers: Sequence[int]) -> Part | None:
     None where a site has a single source, which cannot be drawn. The degrees of freedom are
     Satterthwaite's.
   """
-  if min(numbers, default=0) < 2:
+  if not numbers or min(numbers) < 2:
     return None
-  seeds, counts = len(drawn), np.array(numbers)
+  counts, more_seeds = np.array(numbers), len(drawn) - 1
   variances = drawn.mean(0).var(-1)
-  if seeds > 1:
-    shared = variances - (drawn.var(-1).mean(0) - variances) / (seeds - 1)
+  if more_seeds:
+    shared = variances - (drawn.var(-1).mean(0) - variances) / more_seeds
     variances = np.where(counts < FEW_SOURCES, variances, np.maximum(shared, 0.0))
   # A bootstrap's variance is (N - 1) / N of the unbiased one.
   variances = variances * counts / (counts - 1)
@@ -108,8 +109,8 @@ def estimate(
     return Estimate(value, None, None)
 
   def half(p: float) -> float:
-    return float(np.sqrt(sum(
-      (stdtrit(part.freedom, 1 - p / 2) * part.error) ** 2 for part in known)))
+    # The lower quantile: of a small p it keeps the digits that 1 - p / 2 loses.
+    return float(np.sqrt(sum((stdtrit(part.freedom, p / 2) * part.error) ** 2 for part in known)))
 
   width = half(0.05)
   return Estimate(
@@ -119,11 +120,11 @@ def estimate(
 
 def _p_value(distance: float, parts: Sequence[Part], half) -> float:
   """The p at which the interval of level 1 - p ends at 0."""
-  if len(parts) == 1:
-    return float(2 * stdtr(parts[0].freedom, -distance / parts[0].error))
-  if half(_LEAST_P) <= distance:
-    return _LEAST_P
-  return float(brentq(lambda p: half(p) - distance, _LEAST_P, 1.0))
+  part, *more = parts
+  if not more:
+    return float(2 * stdtr(part.freedom, -distance / part.error))
+  reach = min(distance, half(_LEAST_P))
+  return float(brentq(lambda p: half(p) - reach, _LEAST_P, 1.0))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -134,9 +135,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
   """
   known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
   corrected: list[float | None] = [None] * len(p_values)
-  largest = 0.0
-  for k, (p, place) in enumerate(known):
-    largest = corrected[place] = max(largest, min(1.0, (len(known) - k) * p))
+  rising = itertools.accumulate(
+    (min(1.0, (len(known) - k) * p) for k, (p, _) in enumerate(known)), max)
+  for _, place in known:
+    corrected[place] = next(rising)
   return corrected
 
 

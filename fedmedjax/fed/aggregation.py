@@ -44,7 +44,8 @@ def aggregation_program(
     more = {'start_loss': map_sites.every(starts(state, base))(
       cohort, before, data.batches, data.step_mask)} if named else {}
     return aggregator.update(
-      sent, state.aggregator, weights=jnp.where(sound, data.weight, 0), cohort=cohort,
+      sent, state.aggregator, cohort=cohort,
+      weights=tree.where(sound, data.weight, jnp.zeros_like(data.weight)),
       anchor=state.adapter, local=local,
       num_steps=data.step_mask.sum(axis=1).astype(jnp.float32),
       validation_loss=map_sites.every(validation_loss),
@@ -73,8 +74,8 @@ def _start_program(loss_fn: LossFn, sharing: Sharing, ranks: Ranks):
         terms = jnp.stack(loss_fn(adapter, base, batch)).astype(jnp.float32)
         return sums + jnp.where(active, terms, 0), None
 
-      sums, _ = jax.lax.scan(body, jnp.zeros(2), (batches, step_mask))
-      return sums[0] / jnp.maximum(sums[1], 1e-30)
+      (nats, tokens), _ = jax.lax.scan(body, jnp.zeros(2), (batches, step_mask))
+      return nats / jnp.maximum(tokens, 1e-30)
 
     return mean_start
 

@@ -99,7 +99,7 @@ def quantised(bits: int, block: int = 0) -> Codec:
   def encode(x, key):
     rows = _blocks(x, block)
     scales = jnp.max(jnp.abs(rows), axis=1) / levels
-    ticks = rows / jnp.where(scales == 0, 1.0, scales)[:, None]
+    ticks = rows / jnp.where(scales, scales, jnp.inf)[:, None]
     low = jnp.floor(ticks)
     codes = low + (jax.random.uniform(key, rows.shape) < ticks - low)
     codes = jnp.clip(codes, -levels, levels) + levels
@@ -127,7 +127,7 @@ def sign(block: int = 0) -> Codec:
     del key
     rows = _blocks(x, block)
     counts = _blocks(jnp.ones_like(x), block).sum(axis=1)
-    return {'scales': jnp.abs(rows).sum(axis=1) / counts, 'codes': _pack((x >= 0) * 1, 1)}
+    return {'scales': jnp.abs(rows).sum(axis=1) / counts, 'codes': _pack(x >= 0, 1)}
 
   def decode(parts, n):
     return _scaled(2.0 * _unpack(parts['codes'], n, 1) - 1.0, parts['scales'], block)

@@ -24,7 +24,7 @@ average of leaves that sites kept private (`round.global_adapter`).
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -107,11 +107,12 @@ def entries(
     for part, size in _arrays(codec, math.prod(leaf.shape)))
 
 
-@lru_cache(4096)
+@cache
 def _arrays(codec: Codec, size: int) -> tuple[tuple[str, int], ...]:
   """(part, bytes) of each array of a tensor of `size` values."""
   flat = jax.ShapeDtypeStruct((size,), jnp.float32)
-  parts = jax.eval_shape(codec.encode, flat, jax.random.key(0))
+  seed = jax.ShapeDtypeStruct((), jnp.uint32)
+  parts = jax.eval_shape(lambda x, seed: codec.encode(x, jax.random.key(seed)), flat, seed)
   return tuple(
     (path_string(part), array.size * array.dtype.itemsize)
     for part, array in jax.tree_util.tree_leaves_with_path(parts))

@@ -44,12 +44,12 @@ def warmup_cosine(learning_rate: float, warmup_share: float) -> RateFn:
     _LARGEST_DENOMINATOR).as_integer_ratio()
 
   def rate(step, num_steps):
-    count = jnp.maximum(num_steps, 1)
-    warmup = count // whole * part + -(-(count % whole) * part // whole)
-    total, warmup = count.astype(jnp.float32), warmup.astype(jnp.float32)
-    climb = (step + 1) / jnp.maximum(warmup, 1.0)
-    progress = (step - warmup) / jnp.maximum(total - warmup, 1.0)
-    fall = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+    warmup = num_steps // whole * part + -(-(num_steps % whole) * part // whole)
+    total, warmup = num_steps.astype(jnp.float32), warmup.astype(jnp.float32)
+    # Either is a number where it is taken, since step < num_steps.
+    climb = (step + 1) / warmup
+    progress = (step - warmup) / (total - warmup)
+    fall = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
     return learning_rate * jnp.where(step < warmup, climb, fall)
 
   return rate
@@ -244,7 +244,7 @@ def answer_losses(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Valida
 
 def _group_sums(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Validation) -> Array:
   """(nats, supervised tokens) of each group of V -> f32[2, G]."""
-  groups, dtype = validation.group.shape[1], validation.group.dtype
+  (_, groups), dtype = validation.group.shape, validation.group.dtype
 
   # Under differentiation, only one step's activations are in memory at a time.
   @partial(jax.checkpoint, prevent_cse=False)

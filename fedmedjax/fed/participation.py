@@ -106,8 +106,7 @@ def by_size(sizes: np.ndarray, cohort_size: int, seed: int) -> Sampler:
     cohort_size: C.
     seed: of all draws.
   """
-  inclusion = _inclusion(np.asarray(sizes, np.float64), cohort_size)
-  certain = inclusion == 1
+  inclusion, certain = _inclusion(np.asarray(sizes, np.float64), cohort_size)
 
   def draw(number):
     rng = _rng(seed, 'cohort', number)
@@ -116,15 +115,15 @@ def by_size(sizes: np.ndarray, cohort_size: int, seed: int) -> Sampler:
     ends = np.cumsum(inclusion[order])
     # The probabilities sum to `places` only up to rounding; rescaled, the last place is not lost.
     drawn = np.searchsorted(
-      ends * (places / ends[-1:]), rng.random() + np.arange(places), side='right')
+      ends / ends[-1:] * places, rng.random() + np.arange(places), side='right')
     chosen = np.concatenate([np.flatnonzero(certain), order[drawn]])
     return _cohort(chosen, cohort_size, len(sizes))
 
   return Sampler(cohort_size, inclusion, draw)
 
 
-def _inclusion(sizes: np.ndarray, cohort_size: int) -> np.ndarray:
-  """f64[S], min(1, c n_k) with sum C.
+def _inclusion(sizes: np.ndarray, cohort_size: int) -> tuple[np.ndarray, np.ndarray]:
+  """(f64[S], min(1, c n_k) with sum C; bool[S], where it is 1).
 
   The largest sites are in every cohort; c is then computed again for the other sites and places.
   """
@@ -134,7 +133,7 @@ def _inclusion(sizes: np.ndarray, cohort_size: int) -> np.ndarray:
     chances = np.where(certain, 1.0, places * sizes / max(sizes[~certain].sum(), 1e-30))
     over = ~certain & (chances > 1 - 1e-9)
     if not over.any():
-      return chances
+      return chances, certain
     certain |= over
 
 
@@ -151,8 +150,9 @@ def poisson(num_sites: int, mean: int, seed: int) -> Sampler:
     seed: of all draws.
   """
   chance = mean / num_sites
-  larger = bdtrc(np.arange(num_sites + 1), num_sites, chance)
-  size = max(1, int(np.argmax(larger < _OVERFLOW)))
+  # P(more than k sites) falls with k: the first k for which it is small enough.
+  larger = bdtrc(np.arange(num_sites), num_sites, chance)
+  size = max(1, int(np.sum(larger >= _OVERFLOW)))
 
   def draw(number):
     rng = _rng(seed, 'cohort', number)
@@ -237,13 +237,15 @@ def round_participation(
   failure_draw, broken_share = (pick(rng.random(len(sizes))) for _ in range(2))
   broken = failure_draw < fleet.failure
   whole_seconds = message_seconds + wanted * step_seconds
-  steps_in_time = (
-    (fleet.deadline - message_seconds) / np.where(step_seconds > 0, step_seconds, 1.0))
+  # Where a step takes no time it is the message that is late, and no step is in time.
+  steps_in_time = np.divide(
+    fleet.deadline - message_seconds, step_seconds, out=np.zeros_like(step_seconds),
+    where=step_seconds.astype(bool))
   steps = np.where(
     whole_seconds <= fleet.deadline, wanted, np.clip(np.floor(steps_in_time), 0, wanted))
   steps = np.where(broken | ~cohort.present, 0, steps).astype(np.int32)
   seconds = np.where(
-    steps > 0, message_seconds + steps * step_seconds,
+    steps, message_seconds + steps * step_seconds,
     np.where(broken, broken_share, 1.0) * whole_seconds)
   seconds = np.where(cohort.present, np.minimum(seconds, fleet.deadline), 0.0)
   sampling_correction = sampler.inclusion.mean() / pick(sampler.inclusion)

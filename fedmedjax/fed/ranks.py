@@ -50,8 +50,8 @@ def mixed_ranks(ranks: Sequence[int], rank: int) -> Ranks:
     def pair(factors):
       a, b = factors['a'], factors['b']
       return {
-        'a': jnp.where(has.reshape(*(1,) * (a.ndim - 1), rank), a, 0),
-        'b': jnp.where(has.reshape(*(1,) * (b.ndim - 2), rank, 1), b, 0)}
+        'a': jnp.where(jnp.broadcast_to(has, a.shape), a, 0),
+        'b': jnp.where(jnp.broadcast_to(has[:, None], b.shape), b, 0)}
 
     return map_pairs(pair, adapter)
 

@@ -125,7 +125,8 @@ def federated_algorithm(
 
 def _last_steps(step_mask):
   """bool[C, K] -> i32[C], the number of the last step taken: K is that of the longest round."""
-  numbers = jnp.arange(1, step_mask.shape[1] + 1, dtype=jnp.int32)
+  _, steps = step_mask.shape
+  numbers = jnp.arange(1, steps + 1, dtype=jnp.int32)
   return jnp.max(step_mask * numbers[None], axis=1)
 
 
@@ -191,16 +192,18 @@ def _site_program(
 
     def steps(first, until, progress, site, site_state, batches, step_mask):
       anchor = ranks.to_site(start_of(site, site_state), site)
+      training_key, _ = keys(site)
       return training(site).advance(
         first, until, progress, anchor, base, batches, step_mask, state.ctrl, site_state.ctrl,
-        site, keys(site)[0])
+        site, training_key)
 
     def final(progress, site, site_state, batches, step_mask):
       start = start_of(site, site_state)
       anchor, adapter = ranks.to_site(start, site), progress.adapter
       learnt = ranks.to_server(jax.tree.map(jnp.subtract, adapter, anchor), site)
+      _, sending_key = keys(site)
       sent, outbound_state = compression.update(
-        tree.select(learnt, sharing.shared), site_state.outbound, key=keys(site)[1])
+        tree.select(learnt, sharing.shared), site_state.outbound, key=sending_key)
       # A codec need not keep zeros (one bit a value has none), and a site has no say about the
       # columns that it lacks.
       sent = ranks.mask(sent, site)

@@ -46,6 +46,12 @@ def proximal(*, strength: float) -> LocalRule:
   return plain()._replace(correct=correct, needs=frozenset({'shared_anchor'}))
 
 
+def _zero_controls(adapter):
+  """(server_ctrl [*p], site_ctrl [*p]) before the first round."""
+  zeros = jax.tree.map(jnp.zeros_like, adapter)
+  return zeros, zeros
+
+
 def control_variates(*, rate: float) -> LocalRule:
   """SCAFFOLD, option II: g - c_i + c; c_i+ = c_i - c + (x - y_i) / (K eta_l), all [*p].
 
@@ -58,22 +64,19 @@ def control_variates(*, rate: float) -> LocalRule:
   Args:
     rate: the paper's eta_l, the constant rate of the local steps, > 0.
   """
-  def init(adapter):
-    zeros = jax.tree.map(jnp.zeros_like, adapter)
-    return zeros, zeros
-
   def correct(grad, adapter, anchor, server_ctrl, site_ctrl):
     return jax.tree.map(lambda g, c, c_i: g - c_i + c, grad, server_ctrl, site_ctrl)
 
   def finish(anchor, adapter, num_steps, server_ctrl, site_ctrl):
-    path = jnp.maximum(num_steps, 1) * rate
+    path = num_steps * rate
     # A site without steps has no estimate of its gradient.
     delta = jax.tree.map(
       lambda x, y, c: jnp.where(num_steps > 0, (x - y) / path - c, 0), anchor, adapter,
       server_ctrl)
     return jax.tree.map(jnp.add, site_ctrl, delta), delta
 
-  return LocalRule(init, correct, finish, needs=_CONTROLLED | {'plain_sgd', 'clear_control'})
+  return LocalRule(
+    _zero_controls, correct, finish, needs=_CONTROLLED.union({'plain_sgd', 'clear_control'}))
 
 
 def dynamic(*, strength: float) -> LocalRule:
@@ -106,8 +109,8 @@ def dynamic(*, strength: float) -> LocalRule:
     return jax.tree.map(lambda mean, h: mean - h / strength, aggregate, server_ctrl)
 
   return LocalRule(
-    control_variates(rate=1.0).init, correct, finish, server,
-    needs=_CONTROLLED | {'whole_updates', 'plain_server'}, control_travels=False)
+    _zero_controls, correct, finish, server,
+    needs=_CONTROLLED.union({'whole_updates', 'plain_server'}), control_travels=False)
 
 
 # Value of config.fed.rule -> builder.

@@ -71,9 +71,10 @@ def alternating(paths: list[str]) -> Sharing:
     InputError: when no path ends in '/a', or none in '/b'.
   """
   factor_a, factor_b = _ending(paths, '/a'), _ending(paths, '/b')
+  either = factor_a.union(factor_b)
 
   def trained(path, number):
-    return (number % 2 == 0) & (path in factor_b) | (number % 2 == 1) & (path in factor_a)
+    return (number % 2 == (path in factor_a)) & (path in either)
 
   return Sharing(trained=trained, shared=lambda path: True)
 

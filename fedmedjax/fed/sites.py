@@ -97,7 +97,7 @@ def map_sites(
 
 
 def fitted_map(
-  rounds: Sequence[np.ndarray], chunk: int, vmap: MapFunction = jax.vmap, groups: int = 1
+  rounds: Sequence[np.ndarray], chunk: int, vmap: MapFunction, groups: int
 ) -> SiteMap:
   """`map_sites` with the halvings that suit the steps i[C] of the rounds, see `enough_halvings`."""
   return map_sites(chunk, enough_halvings(rounds, chunk, groups), vmap, groups)
@@ -127,7 +127,8 @@ def laid_out(chunk: int, halvings: int, steps: np.ndarray, groups: int = 1) -> i
   """
   falling = np.sort(steps)[::-1]
   size, remainder = _sizes(chunk, len(steps))
-  chunks = [*falling[remainder:].reshape(-1, size)] + [falling[:remainder]] * bool(remainder)
+  chunks = [falling[start:start + size] for start in range(remainder, len(falling), size)]
+  chunks += [falling[:remainder]] * bool(remainder)
   total = 0
   for chunk_steps in chunks:
     first = 0
@@ -150,7 +151,7 @@ def _phases(steps, halvings: int, groups: int) -> Iterator[tuple]:
   of devices, from the second phase on.
   """
   width = len(steps)
-  for left in range(halvings, -1, -1):
+  for left in reversed(range(halvings + 1)):
     rest = groups * math.ceil(width / (2 * groups)) if left and width > groups else 0
     yield width, steps[rest]
     if not rest:
@@ -160,10 +161,8 @@ def _phases(steps, halvings: int, groups: int) -> Iterator[tuple]:
 
 def _every(chunk: int, vmap: MapFunction, fn: SiteFunction) -> SiteFunction:
   """fn over [C, ...], `chunk` sites at once."""
-  if chunk == 0:
+  if not chunk:
     return vmap(fn)
-  if chunk == 1:
-    return lambda *args: jax.lax.map(lambda xs: fn(*xs), args)
   return _chunks(chunk, vmap, fn)
 
 
@@ -174,11 +173,11 @@ def _chunks(chunk: int, vmap: MapFunction, fn: SiteFunction) -> SiteFunction:
     size, remainder = _sizes(chunk, _count(args))
     whole = _count(args) - remainder
     first = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), args)
-    out = jax.lax.map(lambda xs: vmap(fn)(*xs), first)
+    out = jax.lax.map(lambda xs: _vmap_unless_one(vmap, fn)(*xs), first)
     out = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), out)
     if not remainder:
       return out
-    rest = vmap(fn)(*jax.tree.map(lambda x: x[whole:], args))
+    rest = _vmap_unless_one(vmap, fn)(*jax.tree.map(lambda x: x[whole:], args))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, rest)
 
   return mapped
@@ -186,7 +185,8 @@ def _chunks(chunk: int, vmap: MapFunction, fn: SiteFunction) -> SiteFunction:
 
 def _count(args) -> int:
   """C, from arguments [C, ...]."""
-  return jax.tree.leaves(args)[0].shape[0]
+  first, *_ = jax.tree.leaves(args)
+  return len(first)
 
 
 def _staged(
@@ -213,7 +213,7 @@ def _staged(
 
     # Each chunk is written to its places in the cohort's order. Results collected in order of
     # steps would need a copy of all of them to be put back.
-    order = jnp.argsort(-steps)
+    order = jnp.argsort(steps, descending=True)
     out = vmap(lambda x: x)(jax.tree.map(
       lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), jax.eval_shape(chunk_of, order[:size])))
     if remainder:  # The smallest chunk has the sites with the most steps: fewest are padded.
@@ -242,7 +242,8 @@ def _vmap_unless_one(vmap: MapFunction, fn: SiteFunction) -> SiteFunction:
   def mapped(*args):
     if _count(args) > 1:
       return vmap(fn)(*args)
-    return jax.tree.map(lambda x: x[None], fn(*jax.tree.map(lambda x: x[0], args)))
+    alone = jax.tree.map(lambda x: x.reshape(x.shape[1:]), args)
+    return jax.tree.map(lambda x: x[None], fn(*alone))
 
   return mapped
 

@@ -26,6 +26,8 @@ def test_steps_do_not_depend_on_where_the_asking_starts():
   part = pack.site_steps(lengths, 4, 5, 2, 17, 9)
   for a, b in zip(whole[17:26], part, strict=True):
     np.testing.assert_array_equal(a, b)
+  first_task = pack.site_steps(lengths, 4, 5, 2, 17, 9, task=0)
+  assert all((a == b).all() for a, b in zip(part, first_task, strict=True))
   other = pack.site_steps(lengths, 4, 5, 3, 0, 40)
   assert any((a != b).any() for a, b in zip(whole, other, strict=True))
 
@@ -48,6 +50,13 @@ def test_first_fit_places_every_example_once_within_the_width(lengths, width):
   assert all(sum(lengths[i] for i in row) <= width for row in rows)
   # First fit uses at most twice the rows that any packing needs.
   assert len(rows) <= 2 * -(-sum(lengths) // width) + 1
+
+
+def test_first_fit_decreasing_by_hand():
+  """In rows of 6: 5, 4 and 3 open a row each, 2 fills that of the 4, 1 that of the 5; of equal
+  lengths the first goes first."""
+  assert pack.fit_rows((2, 5, 3, 4, 1), 6) == [[1, 4], [3, 0], [2]]
+  assert pack.fit_rows((3, 3, 3), 6) == [[0, 1], [2]]
 
 
 def test_a_hand_packed_step():
@@ -114,6 +123,7 @@ def test_smaller_shapes_hold_the_steps_they_save_for():
   shapes = *pack.smaller_shapes(steps, told, whole, 'completion', 2), whole
   assert [shape[:3] for shape in shapes] == [(0, 1, 32), (304, 1, 32), (304, 2, 64)]
   assert pack.first_shape(small, 300, shapes, 'completion') == shapes[1]
+  assert pack.first_shape(large, 0, shapes, 'completion') == shapes[2]
   # 40 steps save 40 * 96 tokens: less than a compilation.
   assert pack.smaller_shapes(steps[:44], none[:44], whole._replace(prefix=0), 'completion', 2) == ()
 
@@ -146,11 +156,13 @@ def test_a_bucket_that_holds_a_step_has_all_of_it(loss_on, monkeypatch):
   assert used > 50
 
 
-@pytest.mark.parametrize('less', [dict(prefix=1), dict(rows=1), dict(width=5), dict(targets=1)])
+@pytest.mark.parametrize('less', [
+  dict(prefix=1), dict(rows=1), dict(width=5), dict(targets=1), dict(prefix=1, width=5)])
 def test_tokens_outside_of_a_bucket_are_noticed(less):
-  """Two examples of 6 and 4 tokens, 2 and 1 of them supervised, in two rows."""
+  """Two examples of 6 and 4 tokens, 2 and 1 of them supervised, in two rows; an instruction whose
+  second token is number 0."""
   shape = pack.RowShape(2, 2, 6, 3)
-  batch = pack.pack(np.arange(1, 4), [
+  batch = pack.pack(np.array([2, 0, 1]), [
     TokenExample(np.arange(6), 4), TokenExample(np.arange(4), 3)], shape, 'completion')
   assert pack.in_bucket(shape, batch) and not pack.in_bucket(shape._replace(**less), batch)
 
@@ -194,6 +206,73 @@ def test_what_a_bucket_saves_in_two_thousand_steps():
   for many, chosen in ((54, 1), (46, 0)):
     steps = [small] * many + [large] * (2000 - many)
     assert len(pack.smaller_shapes(steps, [0] * 2000, whole, 'completion', 3)) == chosen
+
+
+def test_what_must_be_saved_is_met_to_the_token():
+  """One row of 32 costs 32 + 1,024 / 750 = 33.3653. Of a whole that costs 592 + 384 * 304 / 750 =
+  747.648, seven steps save 4,999.98; of one of 496 + 448 * 272 / 750 = 658.475, eight 5,000.87.
+  """
+  for many, whole, chosen in (
+      (7, pack.RowShape(208, 4, 96, 32), 0), (8, pack.RowShape(48, 2, 224, 32), 1)):
+    found = pack.smaller_shapes([sized(32)] * many, [0] * many, whole, 'completion', 3)
+    assert len(found) == chosen
+
+
+def test_up_to_a_thousand_steps_are_all_looked_at_and_then_every_second():
+  whole = pack.RowShape(0, 2, 64, 128)
+  steps = [sized(60, 60), sized(32)] * 500
+  for more, chosen in ((0, 1), (1, 0)):
+    every = steps + [sized(60, 60)] * more
+    assert len(pack.smaller_shapes(every, [0] * len(every), whole, 'completion', 3)) == chosen
+
+
+def test_buckets_by_hand(monkeypatch):
+  """Where 1,024 pairs cost as much as a token, R rows of 32 tokens cost 33 R, one of 64 tokens 68.
+  """
+  monkeypatch.setattr(pack, '_PAIRS_PER_TOKEN', 1024)
+  one, two = sized(32), sized(32, 32)
+  four = pack.RowShape(0, 4, 32, 256)
+  for steps, whole, least, most, rows in (
+      # 10 * 33 of two rows.
+      ([one] * 10, pack.RowShape(0, 2, 32, 64), 330, 1, [(0, 1, 32)]),
+      ([one] * 10, pack.RowShape(0, 2, 32, 64), 331, 1, []),
+      # One row saves 30 * 99, two 40 * 66; then two rows save 10 * 66, and nothing more is saved.
+      ([one] * 30 + [two] * 10, four, 660, 3, [(0, 1, 32), (0, 2, 32)]),
+      ([one] * 30 + [two] * 10, four, 661, 3, [(0, 1, 32)]),
+      ([one] * 30 + [two] * 10, four, 5, 3, [(0, 1, 32), (0, 2, 32)]),
+      # Two rows save 20 * 66, also of those that need one; one row 10 * 99.
+      ([one] * 10 + [two] * 10, four, 5, 1, [(0, 2, 32)]),
+      ([one] * 10 + [two] * 10, four, 5, 2, [(0, 1, 32), (0, 2, 32)]),
+      # A row of 32 holds the short ones only: 10 * 35.
+      ([sized(20), sized(60)] * 10, pack.RowShape(0, 1, 64, 64), 350, 1, [(0, 1, 32)]),
+      ([sized(20), sized(60)] * 10, pack.RowShape(0, 1, 64, 64), 351, 1, []),
+      # Two rows of 32 cost less than one of 64.
+      ([sized(30, 30)], pack.RowShape(0, 2, 64, 64), 1, 1, [(0, 2, 32)])):
+    monkeypatch.setattr(pack, '_LEAST_SAVED', least)
+    found = pack.smaller_shapes(steps, [0] * len(steps), whole, 'completion', most)
+    assert [shape[:3] for shape in found] == rows
+  # 304 + 32 + 10.5 = 346.5; with 16 tokens of instruction 49.5, which saves 20 * 297, with none of
+  # them 33, which saves 10 * 313.5.
+  told, whole = [0] * 10 + [16] * 10, pack.RowShape(304, 1, 32, 32)
+  found = pack.smaller_shapes([one] * 20, told, whole, 'completion', 1)
+  assert found == (pack.RowShape(16, 1, 32, 32),)
+
+
+def test_eight_widths_are_tried(monkeypatch):
+  """Without attention's cost. Ten examples of 28 tokens: the ninth width, 288, would hold all of
+  them in one row; of the eight none needs less than ten rows of 32. Eleven of 23 fill the eighth.
+  """
+  monkeypatch.setattr(pack, '_PAIRS_PER_TOKEN', 1e9)
+  assert pack.plan_shape([sized(*[28] * 10)], 0, 'completion')[1:3] == (10, 32)
+  assert pack.plan_shape([sized(*[23] * 11)], 0, 'completion')[1:3] == (1, 256)
+
+
+@pytest.mark.parametrize('loss_on', pack.LOSS_ON)
+def test_a_blank_step_holds_nothing(loss_on):
+  batch = pack.blank(pack.RowShape(3, 2, 6, 4), loss_on)
+  assert batch.prefix.tolist() == [-1] * 3 and batch.tokens.shape == (2, 6)
+  for empty in batch[1:]:
+    assert not empty.any()
 
 
 def test_a_bucket_may_be_as_wide_as_the_whole_and_only_so_many_are_chosen():

@@ -44,7 +44,7 @@ def plan(sites=SITES, weight_by='examples', **changes) -> schedules.Schedule:
   loss_on = changes.pop('loss_on', 'completion')
   return schedules.make_schedule(sites, sizes(sites, weight_by, loss_on), **{
     'rounds': 3, 'local_steps': 0, 'local_epochs': 1, 'batch_size': 4, 'seed': 0, 'pooled': False,
-    'loss_on': loss_on, **changes})
+    'loss_on': loss_on, 'shapes': 1, **changes})
 
 
 def examples_of(schedule, number) -> list[int]:
@@ -213,6 +213,28 @@ def test_validation_is_grouped_by_site_and_task():
   assert answers.tolist() == [3, 3, 3] and group_site.tolist() == [1, 0, 0]
 
 
+def test_the_streams_of_a_seed_stay_what_they_are():
+  """A run that is resumed has to find the orders of the run that was interrupted: of tasks, of
+  pooled steps, and of V, whose steps are cut as those of a first site and task."""
+  schedule = plan((SITES[1], BOTH), seed=3, rounds=2)
+  for number in range(2):
+    rng = np.random.default_rng((3, number, 1, 1))
+    assert tasks_of(schedule, number)[1] == rng.permutation([0] * 3 + [1] * 8).tolist()
+  apart, pooled = plan(seed=3, rounds=2), plan(seed=3, rounds=2, pooled=True)
+  for number in range(2):
+    every = [step for own in apart.plan[number] for step in own]
+    order = np.random.default_rng((3, number)).permutation(len(every))
+    for ours, place in zip(pooled.plan[number][0], order, strict=True):
+      assert ours.members.tolist() == every[place].members.tolist()
+  one = task(3, 300, validation=9)
+  steps = pack.site_steps(
+    np.asarray([len(example.tokens) for example in one.validation]), 4, schedules.SPLIT_SEED,
+    site=0, first=0, count=3, task=0)
+  batches, *_ = schedules.validation_arrays(plan((site('c', one),)))
+  assert [set(np.unique(tokens)) - {0} for tokens in batches.tokens] == [
+    {303 + i for i in members} for members in steps]
+
+
 def test_rounds_do_not_depend_on_how_many_are_planned():
   short, long = plan(rounds=1), plan(rounds=3)
   assert examples_of(short, 0) == examples_of(long, 0)
@@ -276,6 +298,21 @@ def test_all_sites_of_a_round_take_the_given_steps_together(total, cohorts):
   # As one participant.
   pooled = plan(rounds=3, round_steps=total, cohorts=cohorts, pooled=True)
   assert [len(steps[0]) for steps in pooled.plan] == [total] * 3
+
+
+def test_steps_left_over_are_taken_in_turns():
+  """Three sites: of 4 steps the fourth goes to the first, the second, the third; of 5 two more to
+  the first two, the third and the first, the second and the third."""
+  for total, more in ((4, [{0}, {1}, {2}]), (5, [{0, 1}, {2, 0}, {1, 2}])):
+    schedule = plan(rounds=3, round_steps=total)
+    for steps, few in zip(schedule.plan, more, strict=True):
+      assert [len(own) for own in steps] == [1 + (site in few) for site in range(3)]
+
+
+def test_steps_taken_are_those_of_the_sites_that_take_some():
+  """Of 10, 5 and 3 examples in fours: 3, 2 and 1 steps; a round without sites is left out."""
+  taken = plan(cohorts=[(0, 2), (), (1,)]).steps_taken
+  assert [steps.tolist() for steps in taken] == [[3, 1], [2]]
 
 
 @pytest.mark.parametrize('prefix', [16, 17])

@@ -21,6 +21,7 @@ def test_widths_by_hand():
   assert estimate(0.95, both, (0, 1)).high == 1 and estimate(0.05, both, (0, 1)).low == 0
   assert estimate(0.01, one, (-1, 1), test=True).p == pytest.approx(0.5)
   assert estimate(-0.133780, both, (-1, 1), test=True).p == pytest.approx(0.05, abs=1e-4)
+  assert estimate(0.005, one, (-1, 1), test=True).p == pytest.approx(0.704833, abs=1e-6)
   assert estimate(0.9, [Part(1e-6, 30), Part(1e-6, 40)], (-1, 1), test=True).p <= 1e-8
 
 
@@ -38,9 +39,45 @@ def test_parts_by_hand():
   assert intervals.of_seeds(np.array([0.1, 0.2, 0.6])) == pytest.approx(((0.07 / 3)**0.5, 2))
 
 
+def test_the_tail_of_a_single_part_is_told_however_small():
+  """Of 2 degrees of freedom 2 P(T > t) is 1 - t / sqrt(t^2 + 2), for t = 10^6 nearly 1 / t^2; with
+  two parts no p below 1e-9 is said."""
+  assert estimate(1.0, [Part(1e-6, 2)], (-1, 1), test=True).p == pytest.approx(1e-12, rel=1e-4)
+  assert estimate(1.0, [Part(1e-6, 9)] * 2, (-1, 1), test=True).p == pytest.approx(1e-9, rel=1e-6)
+
+
+def test_half_a_width_by_hand():
+  """t is 12.7062 and 4.30265 for 2 and 3 sources; times sqrt(2) and sqrt(3 / 2)."""
+  assert intervals.half_width(0.1, 2) == pytest.approx(1.796929, abs=1e-5)
+  assert intervals.half_width(0.1, 3) == pytest.approx(0.526965, abs=1e-5)
+
+
+def test_few_sources_keep_the_seeds_part():
+  """Two seeds whose draws have nothing in common: 7 sources keep their 1/2, times 7 / 6, 8 do not.
+  Where single seeds vary more than their mean says, nothing is taken from another site: of 10
+  sources each, one has 0, the other, alike with both seeds, 4 times 10 / 9."""
+  apart = np.array([[[1.0, -1.0, 1.0, -1.0]], [[1.0, 1.0, -1.0, -1.0]]])
+  assert intervals.of_sources(apart, [7]) == pytest.approx(((0.5 * 7 / 6)**0.5, 6))
+  assert intervals.of_sources(apart, [8]) == (0.0, 7)
+  against = np.array([[[1.0, -1.0], [2.0, -2.0]], [[-1.0, 1.0], [2.0, -2.0]]])
+  assert intervals.of_sources(against, [10, 10]) == pytest.approx(((40 / 9)**0.5, 9))
+
+
+def test_a_spread_that_is_but_rounding(monkeypatch):
+  """Errors of 1e-12 and below are none, larger ones are."""
+  draws = np.array([[[1.0, -1.0]]])
+  assert intervals.of_sources(1e-9 * draws, [2]) == pytest.approx((2**0.5 * 1e-9, 1.0))
+  assert intervals.of_sources(1e-14 * draws, [2]) == (0.0, 1.0)
+  assert estimate(0.4, [Part(1e-12, 4)], (0, 1)).low is None
+  # Variance 1/2 of four draws, times 2 / 1: exactly as large as the bound.
+  monkeypatch.setattr(intervals, '_NONE', 1.0)
+  assert intervals.of_sources(np.array([[[1.0, -1.0, 0.0, 0.0]]]), [2]) == (0.0, 1.0)
+
+
 def test_where_there_is_no_interval():
   """A single source or seed cannot be drawn; equal draws say nothing of other notes."""
   assert intervals.of_sources(np.zeros((1, 2, 9)), [1, 30]) is None
+  assert intervals.of_sources(np.zeros((1, 0, 9)), []) is None
   assert intervals.of_seeds(np.ones(1)) is None
   for parts in ([], [None, None], [Part(0.0, 4)], [None, Part(0.0, 1)]):
     found = estimate(0.4, parts, (0, 1), test=True)

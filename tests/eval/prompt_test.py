@@ -50,6 +50,8 @@ def test_the_draw_is_a_function_of_seed_site_and_task_and_leaves_out_what_is_tes
   first = draw('a', 'ner', 0)
   assert first == draw('a', 'ner', 0) and len({shot.text for shot in first}) == 5
   assert pool[2] not in first and quiet not in first
+  fewer = prompt.choose_shots('a', 'ner', pool, tested, 3, 0)
+  assert len(fewer) == 3 and fewer == prompt.choose_shots('a', 'ner', pool, tested, 5, 0)[:3]
   assert len({draw(*other) for other in (
     ('a', 'ner', 0), ('b', 'ner', 0), ('a', 're', 0), ('a', 'ner', 1))}) > 2
   with pytest.raises(InputError, match='config.api.shots=6: 5 training sentences can be shown for '

@@ -49,6 +49,15 @@ def test_integers_by_hand():
   np.testing.assert_allclose(codec.decode(parts, 5), (7.0, -3.0, 0.0, -3.5, 2.0), rtol=1e-6)
 
 
+@pytest.mark.parametrize('draw', [0.0, 1 - 2**-24])
+def test_values_on_the_grid_stay_whatever_is_drawn(draw, monkeypatch):
+  """The least and the largest number that can be drawn; with 4 bits -7 to 7 times the scale."""
+  monkeypatch.setattr(jax.random, 'uniform', lambda key, shape: jnp.full(shape, draw))
+  codec = quantised(4, 4)
+  grid = jnp.array([7.0, -3.0, 0.0, -7.0])
+  np.testing.assert_array_equal(codec.decode(codec.encode(grid, None), 4), grid)
+
+
 def test_sign_by_hand():
   """|x| = 1, 2, 3 | 6: means 2 and 6; bits 1 0 1 | 0 -> 0b0101."""
   codec = sign(3)
@@ -72,6 +81,9 @@ def test_top_k_by_hand():
   assert top_k(0.01, float32()).encode(jnp.zeros(2**17), jax.random.key(0))[
     'indices'].dtype == jnp.uint32
   assert read(top_k(0.5, float32()), [2.0, -2.0, 1.0, 2.0]).tolist() == [2, -2, 0, 0]
+  # One at least, and no more than all.
+  assert read(top_k(0.001, float32()), x).tolist() == [0, -4, 0, 0]
+  assert top_k(1.5, quantised(4)).name == 'int4'
 
 
 def test_places_are_said_the_shorter_way():
@@ -164,7 +176,9 @@ def test_a_diverged_round_is_not_owed():
   sender = with_error_feedback(compress(sign()))
   _, state = sender.update(
     jnp.array([1.0, jnp.nan]), sender.init(jnp.zeros(2)), key=jax.random.key(0))
-  assert np.isfinite(state.residual).all()
+  assert np.isfinite(state.residual).all() and state.residual[1] == 0
+  # What is left to itself compresses and no more.
+  assert outbound(sign()).init(jnp.zeros(2)) == optax.EmptyState()
 
 
 @pytest.mark.parametrize('codec', [sign(), top_k(0.25, float32())], ids=lambda codec: codec.name)

@@ -124,6 +124,7 @@ def test_factors_in_turns_are_charged_in_turns():
   first, second = sent(0), sent(1, 0)
   assert ledger.num_bytes(first.up) == 4 * 126 + len(HEADER_UP)
   assert ledger.num_bytes(second.up) == 4 * 90 + len(HEADER_UP)
+  assert sent() == first
   values = {
     rounds: (ledger.num_bytes(sent(*rounds).down) - len(HEADER_DOWN)) // 4
     for rounds in ((0,), (1,), (1, 0), (2, 1), (2, 0), (9, 8))}
@@ -225,6 +226,12 @@ def test_a_judge_is_sent_the_others_adapters():
       (only_b, [(ADAPTER, 1), (cut(ADAPTER, 2), 3)], 126 + 3 * 144, 4)):
     (down, up), (more_down, more_up) = judged(share, *others)
     assert (more_down - down, more_up - up) == (4 * floats, 4 * answers)
+
+
+def test_the_arrays_of_a_size_are_worked_out_once():
+  assert ledger._arrays(sign(), 5) is not ledger._arrays(sign(), 5)  # of two codecs
+  codec = sign()
+  assert ledger._arrays(codec, 5) is ledger._arrays(codec, 5)
 
 
 def test_a_loss_at_the_anchor_is_four_bytes_up():

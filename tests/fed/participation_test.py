@@ -1,7 +1,10 @@
 """Cohorts against their laws, and simulated rounds by hand."""
 
+import math
 import subprocess
 import sys
+import zlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedmedjax.fed import rules, sharing
+from fedmedjax.fed import participation, rules, sharing
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
 from fedmedjax.fed.compression import float32, outbound, top_k
 from fedmedjax.fed.gradient import mean_gradient
@@ -68,6 +71,76 @@ def test_fixed_cohorts_are_full_and_pairs_all_occur():
     assert len({tuple(cohort.sites) for cohort in drawn}) == 10
 
 
+def test_inclusion_does_not_depend_on_the_unit_of_sizes():
+  """Also where all sites come: 0.1 * 3 / (0.1 + 0.1 + 0.1) is less than 1 by rounding."""
+  np.testing.assert_allclose(by_size(SIZES / 1000, 3, 0).inclusion, (0.2, 0.4, 0.6, 0.8, 1.0))
+  assert by_size(np.full(3, 0.1), 3, 0).inclusion.tolist() == [1, 1, 1]
+  # 2 * 3 / 5 > 1; the others share one place.
+  np.testing.assert_allclose(by_size(np.array([1.0, 1.0, 3.0]), 2, 0).inclusion, (0.5, 0.5, 1))
+
+
+def stream(use: str, number: int, seed: int = 0):
+  return np.random.default_rng((seed, zlib.crc32(use.encode()), number + 1))
+
+
+def test_the_draws_of_a_seed_stay_what_they_are():
+  """A run that is resumed has to find the cohorts and speeds of the run that was interrupted. By
+  size the fifth site comes always; of the others, laid end to end in a random order, come those in
+  which u and u + 1 fall."""
+  for number in range(20):
+    rng = stream('cohort', number)
+    assert uniform(5, 3, 0).draw(number).sites.tolist() == sorted(rng.permutation(5)[:3])
+    rng = stream('cohort', number)
+    order, u = rng.permutation(4), rng.random()
+    ends = np.cumsum(np.array([0.2, 0.4, 0.6, 0.8])[order])
+    drawn = [order[np.argmax(ends > place)] for place in (u, u + 1)]
+    assert by_size(SIZES, 3, 0).draw(number).sites.tolist() == sorted([4, *drawn])
+    cohort = poisson(5, 3, 0).draw(number)
+    came = np.flatnonzero(stream('cohort', number).random(5) < 0.6)
+    assert cohort.sites[cohort.present].tolist() == came.tolist()
+  fleet = lognormal_fleet(3, 7, step_seconds=2.0, speed_spread=0.5)
+  np.testing.assert_allclose(
+    fleet.step_seconds, 2 * np.exp(0.5 * stream('speed', 0, 7).standard_normal(3)))
+  turn = go(lognormal_fleet(5, 0, failure=0.5), number=3)
+  assert (turn.steps == 0).tolist() == (stream('failure', 3).random(5) < 0.5).tolist()
+
+
+def test_places_of_poisson_cohorts():
+  """Of three sites of which one comes, all may; where nobody is expected there is one place."""
+  assert poisson(3, 1, 0).size == 3 and poisson(3, 0, 0).size == 1
+  # P(more than k of 1,000) at 0.001: the first below 1e-12 by its sum, k = 14.
+  chances = [math.comb(1000, k) * 0.001**k * 0.999**(1000 - k) for k in range(40)]
+  first = next(k for k in range(40) if sum(chances[k + 1:]) < 1e-12)
+  assert poisson(1000, 1, 0).size == first
+
+
+def test_a_probability_is_that_of_falling_below_it(monkeypatch):
+  """Of draws of exactly 1/2 none is below 1/2."""
+  half = SimpleNamespace(
+    random=lambda count: np.full(count, 0.5), permutation=lambda values: values)
+  monkeypatch.setattr(participation, '_rng', lambda *_: half)
+  assert not poisson(4, 2, 0).draw(0).present.any()
+  turn = go(Fleet(0, np.zeros(5), np.zeros(5), 0.5, np.inf), Sampler(
+    5, np.ones(5), lambda number: Cohort(np.arange(5, dtype=np.int32), np.ones(5, bool))))
+  assert turn.steps.all()
+
+
+def test_padding_neither_steps_nor_takes_time():
+  """Whether or not it would have broken down."""
+  fleet = Fleet(0, np.ones(5), np.ones(5), 0.9, np.inf)
+  for number in range(5):
+    turn = go(fleet, poisson(5, 1, 0), number)
+    away = ~turn.cohort.present
+    assert away.any() and not turn.steps[away].any() and not turn.seconds[away].any()
+
+
+def test_a_fleet_of_its_own_accord_is_perfect():
+  fleet = lognormal_fleet(3, 7)
+  assert (fleet.seed, fleet.failure, fleet.deadline) == (7, 0.0, np.inf)
+  assert not fleet.step_seconds.any() and not fleet.byte_seconds.any()
+  assert lognormal_fleet(3, 7, deadline=5.0).deadline == 5.0
+
+
 def test_the_last_round_of_a_site_is_looked_for_in_all_rounds_before():
   """Cohorts (0, 1), (2, 1), (2, 3), (2, 1), (2, 3) of which site 3 is padding in round 2. Before
   round 0 nobody has come. Before round 1 sites 0 and 1 have, one round ago; before round 5 site 0
@@ -76,7 +149,7 @@ def test_the_last_round_of_a_site_is_looked_for_in_all_rounds_before():
   sampler = Sampler(2, np.full(4, 0.5), lambda number: Cohort(
     np.array(rounds[number][0], np.int32), np.arange(2) < rounds[number][1]))
   expected = [
-    [NEVER, NEVER, NEVER, NEVER], [0, 0, NEVER, NEVER], [0, 1, 1, NEVER], [0, 1, 2, NEVER],
+    [-1, -1, -1, -1], [0, 0, NEVER, NEVER], [0, 1, 1, NEVER], [0, 1, 2, NEVER],
     [0, 3, 3, NEVER], [0, 3, 4, 4]]
   assert [last_taken(sampler, number).tolist() for number in range(6)] == expected
 
@@ -157,6 +230,8 @@ def test_a_simulated_round_by_hand():
   # One step planned and taken is all of it, none planned is nothing.
   for planned, share in ((1, 1.0), (0, 0.0)):
     np.testing.assert_allclose(go(lognormal_fleet(5, 0), planned=planned).weights, SIZES * share)
+  # Who has no step to take is done with the message.
+  np.testing.assert_allclose(go(fleet, planned=0).seconds, np.full(5, 3.0))
   late = go(fleet._replace(deadline=4.0))
   assert late.steps.tolist() == [1, 0, 0, 0, 2]
   np.testing.assert_allclose(late.weights, (2.5, 0, 0, 0, 150))

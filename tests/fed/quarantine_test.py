@@ -37,6 +37,12 @@ def test_explosions_by_hand():
   assert sound([1, 9, np.inf, 400], heard=[1, 1, 1, 0]) == [True, True, False, False]
   assert sound([1, 1], losses=[[np.nan], [1.0]]) == [False, True]
   assert sound([np.nan, np.inf]) == [False, False]
+  # Per step: 2.1, 1, 1 in one, two and two steps; and nothing of a site that took none.
+  assert sound([2.1, 2, 2], steps=[1, 2, 2], explosion=2.0) == [False, True, True]
+  assert sound([1, 1, 0], steps=[1, 1, 0]) == [True] * 3
+  # Numbers in the place of padding do not matter.
+  assert sound([1, 1], steps=[1, 2], losses=[[1.0, 1.0], [1.0, 1.0]]) == [True, True]
+  assert sound([1, 1], steps=[1, 2], losses=[[1.0, 1.0], [1.0, np.inf]]) == [True, False]
   # One site alone, and two with 2 medians, cannot explode.
   assert sound([1e30]) == [True] and sound([1e-9, 1e9], explosion=2.0) == [True, True]
 

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quadratics import ADAPTER, SIZES, data, entries, federation, play
+from quadratics import ADAPTER, SIZES, data, entries, federation, play, quadratic
 
 from fedmedjax import tree
+from fedmedjax.data.layout import ShapeBucket
 from fedmedjax.fed import local, rules, sharing
 from fedmedjax.fed.aggregators.product_gap import product_gap
-from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, weighted_sum
 from fedmedjax.fed.gradient import mean_gradient
-from fedmedjax.fed.round import site_adapter
-from fedmedjax.fed.types import Combine, LocalData, LocalOptimizer, Validation
+from fedmedjax.fed.round import federated_algorithm, site_adapter
+from fedmedjax.fed.types import Aggregator, Combine, LocalData, LocalOptimizer, Validation
 
 
 def test_schedule_by_hand():
@@ -40,6 +41,13 @@ def test_warm_up_takes_whole_steps_exactly(share, steps, warmup):
     assert at(warmup - 1) == 1.0
     assert at(0) == pytest.approx(1 / warmup, rel=1e-6)
   assert at(warmup) == 1.0 and at(warmup + 1) < 1.0
+
+
+def test_shares_are_fractions_of_at_most_ten_thousand():
+  """1 / 10,000 of 10,000 steps is one, and 1 / 10,001 is taken for it: 10,001 steps have two."""
+  for share, steps, warmup in ((1e-4, 10_000, 1), (1 / 10_001, 10_001, 2)):
+    first = local.warmup_cosine(1.0, share)(jnp.int32(0), jnp.int32(steps))
+    assert float(first) == pytest.approx(1 / warmup)
 
 
 def test_adamw_is_optaxs():
@@ -93,6 +101,59 @@ def test_the_rate_follows_the_steps_that_a_site_takes():
   state, metrics = play(federation(optimizer=rising), data((1, 2, 1)))
   assert entries(state.adapter) == pytest.approx((1.625, 1.625))
   np.testing.assert_allclose(metrics.local_norm, (1.0, 2.5, 4.0), rtol=1e-6)
+
+
+def test_what_is_left_out_makes_fedavg():
+  """Steps of rate 0.1 of all sites at once, in three of which two pad: from 0 local = target (1 -
+  0.9^n): 0.1, 0.542, 0.76; by size 0.01 + 0.1626 + 0.456. However far sites go, all count."""
+  told = []
+  algorithm = federated_algorithm(quadratic, 3, on_step=lambda *args: told.append(args))
+  state, metrics = play(algorithm, data((1, 3, 2)))
+  jax.effects_barrier()
+  assert entries(state.adapter) == pytest.approx((0.6286, 0.6286)) and len(told) == 9
+  _, metrics = play(algorithm, data((1, 3, 2), targets=(1.0, 2.0, 1e6)))
+  assert np.asarray(metrics.sound).all()
+
+
+def test_a_step_is_computed_in_the_first_bucket_that_holds_it():
+  """Shapes of one and two numbers of four. Steps 1, 0 0 and more, 2 3 and 0 0 4 5 lie in the first,
+  the second and the whole; each step's loss is the sum of what is kept, and its gradient too."""
+  bucket = lambda size: ShapeBucket(  # noqa: E731
+    lambda batch: batch[:size], lambda batch: (batch[size:] == 0).all())
+  widths = []
+
+  def gradient(adapter, base, batch, key):
+    widths.append(len(batch))
+    return 10.0 * len(batch) + batch.sum(), -batch.sum()
+
+  training = local.local_training(
+    gradient, local.sgd(1.0), rules.plain(), lambda path: True, lambda values: values,
+    shape_buckets=(bucket(1), bucket(2)))
+  batches = jnp.array([[1.0, 0, 0, 0], [2, 3, 0, 0], [0, 0, 4, 5]])
+  mask, anchor = jnp.ones(3, bool), jnp.float32(0.0)
+  done = training.advance(
+    jnp.int32(0), jnp.int32(3), training.start(anchor, mask), anchor, None, batches, mask, (), (),
+    jnp.int32(0), jax.random.key(0))
+  assert done.losses.tolist() == [11, 25, 49] and float(done.adapter) == 15
+  assert set(widths) == {1, 2, 4} and int(done.taken) == 3
+
+
+def test_the_loss_at_the_anchor_by_hand():
+  """From 0 a step's loss is 2 target^2 a token: of site 0 2 * 1; of site 1, with 0.25 and 0.5
+  tokens, (0.25 * 8 + 0.5 * 18) / 0.75 = 44 / 3; site 2 takes no step. Padding does not count."""
+  seen = []
+
+  def update(updates, state, *, start_loss, weights, **_):
+    jax.debug.callback(lambda loss: seen.append(np.asarray(loss)), start_loss)
+    return weighted_sum(updates, weights), state
+
+  given = LocalData(
+    {'target': jnp.array([[1.0, 9.0], [2.0, 3.0], [5.0, 5.0]]), 'curvature': jnp.ones((3, 2)),
+     'weight': jnp.array([[2.0, 7.0], [0.25, 0.5], [1.0, 1.0]])},
+    jnp.array([[True, False], [True, True], [False, False]]), jnp.ones(3))
+  play(federation(aggregator=Aggregator(lambda adapter: (), update)), given)
+  jax.effects_barrier()
+  np.testing.assert_allclose(seen, [[2, 44 / 3, 0]], rtol=1e-6)
 
 
 def test_padded_steps_are_not_taken():

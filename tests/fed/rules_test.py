@@ -79,6 +79,19 @@ def test_feddyn_by_hand():
     state.sites.ctrl['layers']['q']['a'][:, 0, 0, 0], (0.04, -0.6), rtol=1e-5)
 
 
+def test_what_a_rule_needs():
+  """Control variates start at 0."""
+  controlled = {'shared_anchor', 'plain_mean', 'steady_factors', 'one_rank'}
+  scaffold, feddyn = rules.control_variates(rate=0.1), rules.dynamic(strength=1.0)
+  assert scaffold.needs == controlled | {'plain_sgd', 'clear_control'} and scaffold.control_travels
+  assert feddyn.needs == controlled | {'whole_updates', 'plain_server'}
+  assert not feddyn.control_travels and not rules.plain().needs
+  assert rules.proximal(strength=1.0).needs == {'shared_anchor'}
+  for rule in (scaffold, feddyn):
+    for ctrl in rule.init({'a': jnp.ones(2)}):
+      assert ctrl['a'].tolist() == [0, 0]
+
+
 def test_feddyn_without_strength_is_refused():
   with pytest.raises(InputError, match='rule_strength=0'):
     rules.dynamic(strength=0.0)

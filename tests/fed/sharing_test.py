@@ -67,6 +67,14 @@ def test_rolora_takes_turns_in_one_program():
   assert [len(sharing.shared_part(share, ADAPTER, number)) for number in (0, 1)] == [1, 1]
 
 
+def test_turns_are_of_factors_only():
+  """In no round is a leaf trained that is neither."""
+  share = sharing.alternating([*PATHS, 'layers/q/bias'])
+  assert not any(share.trained('layers/q/bias', number) for number in range(3))
+  traced = jax.vmap(lambda number: share.trained('layers/q/a', number))(jnp.arange(4))
+  assert traced.tolist() == [False, True, False, True]
+
+
 @pytest.mark.parametrize('missing', ['absent', 'in quarantine', 'without a validation loss'])
 def test_rolora_waits_for_a_round_that_changes_something(missing):
   """B in round 1; in round 2 nobody can be used, so round 3 is A's turn, and round 4 B's."""

@@ -8,7 +8,14 @@ from quadratics import data, federation, play
 
 from fedmedjax.fed import sharing
 from fedmedjax.fed.round import site_adapter
-from fedmedjax.fed.sites import enough_halvings, laid_out, map_sites
+from fedmedjax.fed.sites import (
+  SiteProgram,
+  Spread,
+  enough_halvings,
+  laid_out,
+  map_sites,
+  spread_vmap,
+)
 
 STEPS, TARGETS = (1, 6, 3, 0, 2), (1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -38,6 +45,46 @@ def test_groups_of_devices_are_kept_busy_together():
   assert laid_out(0, 2, steps, 2) == map_sites(0, 2, groups=2).laid_out(steps) == 3 * 1 + 2 * 49
   assert laid_out(0, 2, steps, 4) == 3 * 50
   assert enough_halvings([steps], 0, 2) == 1 and enough_halvings([steps], 0, 4) == 0
+
+
+def test_nine_of_ten_steps_are_enough():
+  """Five and four steps: ten are computed."""
+  assert enough_halvings([np.array([5, 4])], 0) == 0 and enough_halvings([np.array([5, 3])], 0) == 1
+
+
+def test_sites_are_batched_as_asked_and_one_alone_is_not():
+  """How many sites each map is over: all five; by twos, when one is left over; one by one never.
+  Halved, with steps 1 to 5: five, then three, then two and one more."""
+  def batched(map_, *args):
+    sizes = []
+
+    def vmap(fn):
+      mapped = jax.vmap(fn)
+      return lambda *args: sizes.append(len(jax.tree.leaves(args)[0])) or mapped(*args)
+
+    out = jax.eval_shape(map_(vmap), *args)
+    assert jax.tree.map(lambda x: x.shape, out) == jax.tree.map(jnp.shape, args[0])
+    return sizes
+
+  sites = jnp.arange(10.0).reshape(5, 2)
+  for chunk, sizes in ((0, [5]), (1, []), (2, [2]), (3, [3, 2])):
+    assert batched(lambda vmap: map_sites(chunk, vmap=vmap).every(lambda x: x), sites) == sizes  # noqa: B023
+  program = SiteProgram(lambda x: x, lambda first, until, carry, x: carry, lambda carry, x: carry)
+  steps = jnp.array([2, 4, 1, 5, 3])
+  for chunk, halvings, sizes in (
+      # Before, in, and after the steps; the results' room is laid out like the sites.
+      (0, 0, [5] * 3), (5, 0, [5] * 3), (0, 1, [5, 5, 3, 5]), (0, 2, [5, 5, 3, 2, 5]),
+      (0, 3, [5, 5, 3, 2, 5]), (1, 0, []), (2, 0, [2] * 3), (3, 0, [3] * 3 + [2] * 3)):
+    found = batched(
+      lambda vmap: map_sites(chunk, halvings, vmap).staged(program, steps), sites)  # noqa: B023
+    assert sorted(set(found)) == sorted(set(sizes) | ({5} if (chunk or halvings) else set())), (
+      chunk, halvings, found)
+
+
+def test_one_group_of_devices_is_no_spread():
+  alone, pair = (Spread(jax.make_mesh((n,), ('site',)), ('site',)) for n in (1, 2))
+  assert spread_vmap(alone) is jax.vmap and spread_vmap(pair) is not jax.vmap
+  assert (alone.parts, pair.parts) == (1, 2)
 
 
 @pytest.mark.parametrize('exponent', [0.0, 0.5, 1.0, 1.5])

@@ -34,8 +34,7 @@ def product_gap(local: Tree, result: Tree, weights: Array) -> Array:
       _dense_squares)
     more, of = squares(a, b, new_a, new_b)
     gap, whole = gap + more, whole + of
-  return jnp.where(
-    whole > 0, jnp.sqrt(jnp.maximum(gap, 0.0) / jnp.maximum(whole, 1e-30)), jnp.nan)
+  return jnp.where(whole > 0, jnp.sqrt(jnp.maximum(gap, 0.0) / whole), jnp.nan)
 
 
 def _gram_squares(a, b, new_a, new_b):

@@ -41,7 +41,7 @@ NEEDS = frozenset({'single_updates', 'both_factors', 'plain_server', 'no_control
 # A singular value that is so many times smaller than the largest is float32's rounding.
 _ROUNDING = 1e-6
 # Of those that add to the base: room is laid out at the start, for all rounds.
-_FOLDING = NEEDS | {'exact_base', 'fixed_cohort', 'fixed_rounds'}
+_FOLDING = NEEDS.union({'exact_base', 'fixed_cohort', 'fixed_rounds'})
 
 
 def padded_mean() -> Combine:
@@ -93,7 +93,7 @@ def refactorised(rank: int) -> Combine:
     found = truncated(join(stack(local, weights), missed), rank)
     return _replace(anchor, map_pairs(_refilled, found, anchor), weights), ()
 
-  return Combine(apply, needs=NEEDS | {'no_error_feedback'})
+  return Combine(apply, needs=NEEDS.union({'no_error_feedback'}))
 
 
 def stacked(*, rank: int, cohort_size: int, rounds: int) -> Combine:
@@ -124,7 +124,7 @@ def stacked(*, rank: int, cohort_size: int, rounds: int) -> Combine:
   return Combine(
     apply, lambda adapter: room(adapter, rank * cohort_size * rounds),
     # Each site's own columns are sent.
-    columns=sum, needs=_FOLDING | {'no_error_feedback'})
+    columns=sum, needs=_FOLDING.union({'no_error_feedback'}))
 
 
 def with_residual(
@@ -173,8 +173,8 @@ def corrected(fair_penalty: float) -> Combine:
     def pair(factors, rest, whole):
       a = factors['a']
       gram = precise_einsum('...ij,...ik->...jk', a, a)
-      gram = gram + fair_penalty * jnp.eye(gram.shape[-1], dtype=a.dtype).reshape(
-        *(1,) * (gram.ndim - 2), *gram.shape[-2:])
+      gram = gram + fair_penalty * jnp.broadcast_to(
+        jnp.eye(gram.shape[-1], dtype=a.dtype), gram.shape)
       a_by_rest = precise_einsum('...ij,...ik->...jk', a, rest['a'])
       projected = precise_einsum('...jk,...ko->...jo', a_by_rest, rest['b'])  # A^T R
       # Where nobody holds a column, A is 0 and the correction too.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedmedjax import tree
-from fedmedjax.fed.aggregators.weighted_mean import adaptive_weights, weighted_sum
+from fedmedjax.fed.aggregators.weighted_mean import size_weights, weighted_sum
 from fedmedjax.fed.types import Aggregate, Aggregator, Array, Tree
 
 # They choose their own weights, and columns that a site lacks would be votes for 0.
@@ -33,19 +33,12 @@ def _stateless(choose: Choose, *needs: str) -> Aggregator:
     chosen, used = choose(updates, weights, present)
     return Aggregate(chosen, state, used, jnp.full_like(used, jnp.nan))
 
-  return Aggregator(lambda adapter, num_sites: (), update, needs=_NEEDS | set(needs))
+  return Aggregator(lambda adapter, num_sites: (), update, needs=_NEEDS.union(needs))
 
 
 def _even(present):
   """bool[C] -> f32[C]: equal weights of the sites that are present, sum 1."""
   return present / jnp.maximum(present.sum(), 1).astype(jnp.float32)
-
-
-def _size_weights(sizes, present, size_power):
-  """f32[C], bool[C] -> f32[C]: weights proportional to sizes ** size_power, sum 1."""
-  return adaptive_weights(
-    sizes, jnp.where(present, 0.0, jnp.nan), size_power=size_power, loss_power=0.0,
-    temperature=1.0)
 
 
 def trimmed_mean(trim: float) -> Aggregator:
@@ -74,7 +67,7 @@ def median() -> Aggregator:
   """
 
   def choose(updates, sizes, present):
-    return _middle(updates, present, (jnp.maximum(present.sum(), 1) - 1) // 2), _even(present)
+    return _middle(updates, present, jnp.maximum((present.sum() - 1) // 2, 0)), _even(present)
 
   return _stateless(choose, 'unweighted')
 
@@ -89,7 +82,7 @@ def _middle(updates, present, cut):
   def leaf(x):
     column = lambda mask: mask.reshape(-1, *(1,) * (x.ndim - 1))  # noqa: E731
     ordered = jnp.sort(jnp.where(column(present), x, jnp.inf), axis=0)
-    place = jnp.arange(x.shape[0])
+    place = jnp.arange(len(x))
     inside = (place >= cut) & (place < count - cut)
     total = jnp.where(column(inside), ordered, 0).sum(axis=0)
     return total / jnp.maximum(inside.sum(), 1).astype(x.dtype)
@@ -111,9 +104,8 @@ def geometric_median(*, size_power: float, smoothing: float = 1e-6, steps: int =
     steps: number of iterations, the paper's R.
   """
   def choose(updates, sizes, present):
-    start = _size_weights(sizes, present, size_power)
-    norms = jnp.where(present, jax.vmap(tree.norm)(updates), 0)
-    least_distance = smoothing * norms.sum() / jnp.maximum(present.sum(), 1) + 1e-30
+    start = size_weights(sizes, present, size_power)
+    least_distance = smoothing * jnp.mean(jax.vmap(tree.norm)(updates), where=present) + 1e-30
 
     def step(_, weights):
       centre = weighted_sum(updates, weights)
@@ -148,12 +140,12 @@ def krum(*, faulty: int, kept: int = 1) -> Aggregator:
   def choose(updates, sizes, present):
     # One row of distances at a time: all at once would take the memory of C^2 adapters.
     squares = jax.lax.map(lambda update: _distance(updates, update) ** 2, updates)
-    count = present.shape[0]
+    count = len(present)
     other = present[None, :] & present[:, None] & ~jnp.eye(count, dtype=bool)
     nearest = jnp.sort(jnp.where(other, squares, jnp.inf), axis=1)
     neighbours = jnp.maximum(present.sum() - faulty - 2, 1)
     counted = (jnp.arange(count) < neighbours)[None, :]
-    score = jnp.where(counted, nearest, 0).sum(axis=1)
+    score = jnp.sum(nearest, axis=1, where=counted)
     # Sorted by presence first: a lone present site scores infinity, as the absent ones do.
     place = jnp.argsort(jnp.lexsort((score, ~present)))
     weights = _even((place < jnp.clip(present.sum() - faulty, 1, kept)) & present)
@@ -177,7 +169,7 @@ def clipped_mean(*, norm_limit: float, size_power: float) -> Aggregator:
     norms = jax.vmap(tree.norm)(updates)
     bound = norm_limit * jnp.nanmedian(jnp.where(present, norms, jnp.nan))
     factor = jnp.minimum(1.0, bound / jnp.maximum(norms, 1e-30))
-    weights = _size_weights(sizes, present, size_power)
-    return weighted_sum(updates, jnp.where(weights > 0, weights * factor, 0)), weights
+    weights = size_weights(sizes, present, size_power)
+    return weighted_sum(updates, weights * factor), weights
 
   return _stateless(choose)

@@ -72,7 +72,6 @@ def messages(updates: Tree, weights: Array, step: Array, key: Array) -> Tree:
     step: f32[], see `fixed_point_step`.
     key: the round's PRNG key; the pairs' keys s_uv are derived from it.
   """
-  half = NEIGHBOURS // 2
   after, before = neighbours(weights > 0, key)
 
   def add_masks(site, after, before, update):
@@ -89,7 +88,7 @@ def messages(updates: Tree, weights: Array, step: Array, key: Array) -> Tree:
         lambda x, plus, minus: x + plus - minus, message, mask(site, after[distance], distance),
         mask(before[distance], site, distance))
 
-    return jax.lax.fori_loop(0, half, body, update)
+    return jax.lax.fori_loop(0, len(after), body, update)
 
   def masked_message(inputs):
     site, weight, after, before, update = inputs
@@ -120,7 +119,7 @@ def neighbours(sends: Array, key: Array) -> tuple[Array, Array]:
   """
   count = jnp.maximum(sends.sum(), 1)
   draw = jax.random.uniform(jax.random.fold_in(key, len(sends)), sends.shape)
-  order = jnp.argsort(jnp.where(sends, draw, 2.0))  # sites that do not send come last
+  order = jnp.argsort(jnp.where(sends, draw, jnp.inf))  # sites that do not send come last
   place = jnp.argsort(order)
   distance = jnp.arange(1, NEIGHBOURS // 2 + 1)[None]
   return order[(place[:, None] + distance) % count], order[(place[:, None] - distance) % count]

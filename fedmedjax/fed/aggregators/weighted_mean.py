@@ -24,8 +24,8 @@ def weighted_sum(updates: Tree, weights: Array) -> Tree:
 
 
 def adaptive_weights(
-  sizes: Array, losses: Array, *, size_power: float, loss_power: float, temperature: float,
-  floor: float = 0.0,
+  sizes: Array, losses: Array, *, size_power: float, loss_power: float = 0.0,
+  temperature: float = 1.0, floor: float = 0.0,
 ) -> Array:
   """log a = gamma log n - beta l / tau; w = softmax(log a); w <- (1 - eps) w + eps / C.
 
@@ -45,13 +45,22 @@ def adaptive_weights(
     f32[C], sum 1; all 0 when no loss is finite.
   """
   usable = jnp.isfinite(losses) & (sizes > 0)
-  log_a = size_power * jnp.log(jnp.where(sizes > 0, sizes, 1.0))
-  log_a = log_a - loss_power * jnp.where(usable, losses, 0.0) / temperature
+  log_a = size_power * jnp.log(sizes) - loss_power * losses / temperature
   log_a = jnp.where(usable, log_a, -jnp.inf)
   weights = jnp.exp(log_a - jnp.max(jnp.where(usable, log_a, jnp.finfo(log_a.dtype).min)))
-  weights = weights / jnp.maximum(weights.sum(), 1e-30)
+  # The largest of them is 1, or all are 0.
+  weights = weights / jnp.maximum(weights.sum(), 1.0)
   share = usable / jnp.maximum(usable.sum(), 1)
   return (1.0 - floor) * weights + floor * share
+
+
+def size_weights(sizes: Array, present: Array, size_power: float) -> Array:
+  """f32[C], bool[C] -> f32[C]: weights proportional to sizes ** size_power, sum 1.
+
+  Sites that are not present weigh 0.
+  """
+  # Any finite number stands for a loss that does not count.
+  return adaptive_weights(sizes, jnp.where(present, sizes, jnp.nan), size_power=size_power)
 
 
 def _smoothed(weights: Array, last_weights: Array, ema: float) -> Array:
@@ -62,9 +71,8 @@ def _smoothed(weights: Array, last_weights: Array, ema: float) -> Array:
       others' are of rounds with other cohorts, and share what w gives these sites together. A site
       that weighs 0 now, as its loss is not finite, stays at 0 whatever it weighed before.
   """
-  known = (last_weights > 0) & (weights > 0)
-  scale = jnp.where(known, weights, 0.0).sum() / jnp.maximum(
-    jnp.where(known, last_weights, 0.0).sum(), 1e-30)
+  known = jnp.logical_and(last_weights, weights)
+  scale = jnp.sum(weights, where=known) / jnp.sum(last_weights, where=known)
   return ema * jnp.where(known, scale * last_weights, weights) + (1.0 - ema) * weights
 
 
@@ -110,9 +118,11 @@ def _formed_loss(combine: Combine, updates, shares, judge, *, anchor, local, key
     if combine.fold(anchor) == ():
       return judge(jax.lax.map(formed, choices))
     # What is folded holds the columns of all sites: one candidate is as large as C adapters.
-    return jax.lax.map(
-      lambda weights: judge(jax.tree.map(lambda x: x[None], formed(weights)))[0],
-      choices)
+    def judged_alone(weights):
+      (loss,) = judge(jax.tree.map(lambda x: x[None], formed(weights)))
+      return loss
+
+    return jax.lax.map(judged_alone, choices)
 
   return judged
 
@@ -152,9 +162,7 @@ def adaptive_mean(
     losses = jnp.zeros_like(weights)
     if loss_power:
       finite = jnp.isfinite(jax.vmap(tree.norm)(updates))
-      shares = adaptive_weights(
-        weights, jnp.where(finite, 0.0, jnp.nan), size_power=size_power, loss_power=0.0,
-        temperature=1.0)
+      shares = size_weights(weights, finite, size_power)
       losses = signal.utility(
         updates=updates, shares=shares, anchor=anchor, local=local, cohort=cohort,
         formed_loss=_formed_loss(
@@ -173,7 +181,7 @@ def adaptive_mean(
     return Aggregate(mean, state, chosen, reported, fold)
 
   # Weights made of a utility need every site's own update.
-  needs = signal.needs | {'single_updates'} if loss_power else frozenset()
+  needs = signal.needs.union({'single_updates'}) if loss_power else frozenset()
   return Aggregator(
-    init, update, combine.fold, combine.columns, combine.needs | needs,
+    init, update, combine.fold, combine.columns, combine.needs.union(needs),
     gives=frozenset({'weighted_mean'}))

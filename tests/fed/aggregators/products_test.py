@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmedjax.fed import factors
+from fedmedjax.fed.aggregators import product_gap as product_gaps
 from fedmedjax.fed.aggregators import products
 from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.signals import Signal, leave_one_out
@@ -330,6 +331,100 @@ def test_leave_one_out_judges_what_is_formed(name):
   # What joins the base is judged, too.
   assert seen == [rank + (0 if combine.fold(anchor) == () else jax.tree.leaves(
     combine.fold(anchor))[0].shape[-1])]
+
+
+def test_room_for_all_rounds_and_what_a_product_needs():
+  """Rank 2, three sites, four rounds: 24 columns; of a residual cut to rank 3, 12."""
+  anchor, _ = adapters(0)
+  sizes = dict(rank=2, cohort_size=3, rounds=4)
+  own = {'single_updates', 'both_factors', 'plain_server', 'no_control_variates'}
+  folding = own | {'exact_base', 'fixed_cohort', 'fixed_rounds'}
+  for combine, columns, needs in (
+      (products.stacked(**sizes), 24, folding | {'no_error_feedback'}),
+      (products.with_residual(**sizes), 24, folding),
+      (products.with_residual(**sizes, residual_rank=3), 12, folding)):
+    assert combine.fold(anchor)['layers']['q']['a'].shape == (LAYERS, IN, columns)
+    assert combine.needs == needs
+  assert products.refactorised(2).needs == own | {'no_error_feedback'}
+  assert products.padded_mean().needs == products.corrected(0.1).needs == own
+
+
+def test_norms_of_products_by_hand():
+  """|A B| = 0.2 * 3, 0.1 * 2 and 0; of the last the logarithm is cut off at half of log 1e-30."""
+  local = {'a': jnp.array([[[0.2]], [[0.1]], [[0.3]]]), 'b': jnp.array([[[3.0]], [[2.0]], [[0.0]]])}
+  np.testing.assert_allclose(
+    products.product_norms(local=local), -np.log([0.6, 0.2, 1e-15]), rtol=1e-5)
+
+
+def test_only_columns_of_no_size_are_refilled():
+  """Squares of a column's entries: 2 of (1, -1), 8e-12 of (2e-6, 2e-6), which is rounding beside
+  the first, 2e-4 of (0.01, 0.01), which is not."""
+  given = {'a': jnp.array([[1.0, 0.01, 2e-6], [-1.0, 0.01, 2e-6]]), 'b': jnp.ones((3, 1))}
+  found = products._refilled(given, {'a': jnp.full((2, 3), 7.0), 'b': jnp.full((3, 1), 7.0)})
+  np.testing.assert_allclose(found['a'], [[1, 0.01, 7], [-1, 0.01, 7]])
+  assert found['b'].tolist() == [[1], [1], [0]]
+  # Of a sum that is 0, as in a first round, every column begins as in the anchor.
+  none = jax.tree.map(jnp.zeros_like, given)
+  assert products._refilled(none, {'a': given['a'], 'b': given['b']})['a'].tolist() == (
+    given['a'].tolist())
+
+
+def test_weights_below_0_are_none():
+  _, local = adapters(0)
+  found, expected = (
+    jax.tree.leaves((factors.stack(local, weights), products._unheld(local, weights)))
+    for weights in (jnp.array([0.4, -1.0, 0.6]), jnp.array([0.4, 0.0, 0.6])))
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(one, other)
+  update = products._replace({'a': jnp.ones(2)}, {'a': jnp.zeros(2)}, jnp.array([-1.0, 0.0]))
+  assert not update['a'].any()
+
+
+def test_axes_in_front_are_batch_axes():
+  """Two and three of them, of which the first is that of the sites."""
+  _, local = adapters(0)
+  deep = jax.tree.map(lambda x: x[:, None], local)
+  for fn in (factors.stack, products._unheld):
+    found, expected = (jax.tree.leaves(fn(tree, WEIGHTS)) for tree in (deep, local))
+    for one, other in zip(found, expected, strict=True):
+      np.testing.assert_array_equal(one[0], other)
+
+
+def test_a_pair_is_a_node_of_both_factors_and_of_nothing_else():
+  """Modules may be called a and b, too."""
+  pair = {'a': jnp.ones((2, 1)), 'b': jnp.ones((1, 3))}
+  for tree in ({'a': pair}, {'b': pair}, {'a': pair, 'c': pair}, {'a': pair, 'd': pair, 'e': pair}):
+    assert len(factors.factor_pairs(tree)) == len(tree)
+    doubled = factors.map_pairs(lambda pair: {'a': 2 * pair['a'], 'b': pair['b']}, tree)
+    assert all((a == 2).all() and (b == 1).all() for a, b in factors.factor_pairs(doubled))
+  both = {'a': pair, 'b': pair, 'c': pair}
+  assert len(factors.factor_pairs(both)) == 3
+  assert jax.tree.all(jax.tree.map(
+    lambda x, y: (x == y).all(), factors.map_pairs(lambda pair: pair, both), both))
+
+
+def test_the_way_to_a_gap_that_takes_less_work(monkeypatch):
+  """Two columns: 2 (D_in + D_out) products of columns against D_in D_out; of equal work the dense
+  way. A difference of squares below 0 is rounding."""
+  taken = []
+  for way in ('_gram_squares', '_dense_squares'):
+    monkeypatch.setattr(
+      product_gaps, way, lambda *_, way=way: taken.append(way) or (jnp.float32(-1e-9), 4.0))
+  for rows_in, rows_out, way in (
+      (6, 6, '_gram_squares'), (4, 4, '_dense_squares'), (3, 12, '_gram_squares'),
+      (12, 3, '_gram_squares'), (3, 5, '_dense_squares'), (2, 40, '_dense_squares'),
+      (5, 4, '_gram_squares')):
+    local = {'a': jnp.ones((1, 9, rows_in, 1)), 'b': jnp.ones((1, 9, 1, rows_out))}
+    given = local, jax.tree.map(lambda x: x[0], local), jnp.ones(1)
+    jax.eval_shape(product_gap, *given)
+    assert taken.pop() == way and not taken
+  assert float(product_gap(*given)) == 0.0
+
+
+def test_a_share_of_products_that_are_0_is_none():
+  """Though the new adapter's is not."""
+  local = {'a': jnp.ones((1, 3, 1)), 'b': jnp.zeros((1, 1, 3))}
+  assert np.isnan(product_gap(local, {'a': jnp.ones((3, 1)), 'b': jnp.ones((1, 3))}, jnp.ones(1)))
 
 
 def test_how_many_columns_join_the_base():

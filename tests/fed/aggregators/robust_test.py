@@ -53,6 +53,8 @@ def one_entry(aggregator, values, sizes=None):
   # floor(0.2 * 5) = 1 cut at either end: (2 + 3 + 4) / 3.
   (robust.trimmed_mean(0.2), (4.0, 1.0, 3.0, 100.0, 2.0), 3.0),
   (robust.trimmed_mean(0.0), (1.0, 2.0, 6.0), 3.0),
+  (robust.median(), (5.0,), 5.0),
+  (robust.median(), (5.0, 1.0), 3.0),
   # On a line the geometric median is the median.
   (robust.geometric_median(size_power=0.0), (0.0, 1.0, 100.0), 1.0),
   # With a smoothing of 10 times the mean norm all weigh the same: the mean.
@@ -76,6 +78,23 @@ def test_krum_by_hand():
   assert one_entry(robust.krum(faulty=1), values)[0] == 1.0
   found, weights = one_entry(robust.krum(faulty=1, kept=2), values)
   assert found == 2.0 and weights.tolist() == [0, 0.5, 0.5, 0, 0]
+
+
+@pytest.mark.parametrize('values, nearest', [
+  # 1: 1 + 25 = 26, 9: 9 + 16 = 25; the distances themselves would be 6 and 7.
+  ((0.0, 1.0, 6.0, 9.0, 13.0), 9.0),
+  # 1: 1 + 16 = 17, 8: 9 + 9 = 18; cubes would be 65 and 54.
+  ((0.0, 1.0, 5.0, 8.0, 11.0), 1.0)])
+def test_krum_adds_squares(values, nearest):
+  assert one_entry(robust.krum(faulty=1), values)[0] == nearest
+
+
+def test_krum_never_takes_more_than_are_honest_nor_none():
+  """Of three sites of which two may be faulty one is taken, though two are asked for; of two faulty
+  ones, too."""
+  for values in ((0.0, 1.0, 3.0), (5.0, 7.0)):
+    found, weights = one_entry(robust.krum(faulty=2, kept=2), values)
+    assert found == values[0] and weights.tolist() == [1.0] + [0.0] * (len(values) - 1)
 
 
 def test_krum_of_three_honest_sites_looks_at_one_neighbour():
@@ -117,6 +136,34 @@ def test_geometric_median_by_hand():
   shape_buckets = {'x': jnp.array([[0.0, 0.0], [2.0, 0.0], [1.0, 3**0.5]])}
   out = AGGREGATORS['geometric_median'].update(shape_buckets, (), weights=jnp.ones(3))
   np.testing.assert_allclose(out.update['x'], (1.0, 3**-0.5), atol=1e-4)
+
+
+def test_sixty_four_steps_to_a_geometric_median():
+  """A triangle with an angle of 120 degrees, whose corner is the median: it is reached so slowly
+  that no step less or more leads to the same place."""
+  corners, start = np.array([[0.0, 0.0], [1.0, 3**0.5], [1.0, -(3**0.5)]]), np.full(3, 1 / 3)
+  weights = start
+  for _ in range(64):
+    closeness = start / np.linalg.norm(weights @ corners - corners, axis=1)
+    weights = closeness / closeness.sum()
+  out = robust.geometric_median(size_power=0.0).update(
+    {'x': jnp.asarray(corners, jnp.float32)}, (), weights=jnp.ones(3))
+  np.testing.assert_allclose(out.update['x'], weights @ corners, rtol=1e-3, atol=1e-6)
+  np.testing.assert_allclose(out.weights, weights, rtol=1e-3)
+
+
+@pytest.mark.parametrize('name', AGGREGATORS)
+def test_where_nothing_was_learnt_nothing_moves(name):
+  found, weights = JITTED[name](jax.tree.map(jnp.zeros_like, updates(0)), jnp.ones(SITES))
+  assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(found))
+  assert float(weights.sum()) == pytest.approx(1)
+
+
+def test_what_the_rest_of_a_method_has_to_know():
+  own = {'single_updates', 'own_weights', 'one_rank'}
+  assert robust.clipped_mean(norm_limit=1.0, size_power=0.0).needs == own
+  for aggregator in (robust.median(), robust.trimmed_mean(0.2), robust.krum(faulty=1)):
+    assert aggregator.needs == own | {'unweighted'}
 
 
 def test_flower_agrees():
@@ -196,8 +243,12 @@ def test_absent_sites_do_not_count(name):
     jax.tree.map(lambda x: x[present], ours), (), weights=jnp.ones(5)).update
   for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5)
-  nobody, _ = JITTED[name](ours, jnp.zeros(SITES))
-  assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(nobody))
+  nobody, weights = JITTED[name](ours, jnp.zeros(SITES))
+  assert not any(np.asarray(leaf).any() for leaf in (*jax.tree.leaves(nobody), weights))
+  # Nor does one whose weight is below 0.
+  below, _ = JITTED[name](ours, jnp.where(sizes > 0, sizes, -1.0))
+  for one, other in zip(jax.tree.leaves(below), jax.tree.leaves(found), strict=True):
+    np.testing.assert_array_equal(one, other)
 
 
 def test_an_absent_site_has_no_vote_in_a_round():

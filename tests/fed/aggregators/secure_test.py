@@ -50,6 +50,37 @@ def test_a_sum_by_hand():
   assert int(secure.signed(numbers)[0]) == pytest.approx(-214748364.8, abs=64)
 
 
+def test_messages_by_the_protocol():
+  """x_u and all masks that u shares: + PRG(u, v) with the sites after it, - PRG(v, u) with those
+  before it, each pair with a key of its own at every distance. A weight below 0 is none."""
+  updates, weights = {'a': jnp.arange(12.0).reshape(4, 3)}, jnp.array([0.25, -1.0, 0.25, 0.5])
+  sends = np.asarray(weights) > 0
+  # Magnitudes 2, 8 and 11: 0.5 + 2 + 5.5.
+  assert float(secure.fixed_point_step(updates, weights)) == 8 / 2**30
+  step = jnp.float32(2.0**-20)
+  found = np.asarray(secure.messages(updates, weights, step, KEY)['a'])
+  after, before = map(np.asarray, secure.neighbours(jnp.asarray(sends), KEY))
+
+  def mask(adds, subtracts, distance):
+    key = KEY
+    for number in (distance, adds, subtracts):
+      key = jax.random.fold_in(key, int(number))
+    return np.asarray(jax.random.bits(jax.random.split(key, 1)[0], (3,), jnp.uint32))
+
+  for site in range(4):
+    expected = np.round(np.asarray(weights[site] * updates['a'][site] / step)).astype(np.int64)
+    expected = expected.astype(np.uint32)
+    for distance in range(4):
+      expected = expected + mask(site, after[site, distance], distance)
+      expected = expected - mask(before[site, distance], site, distance)
+    np.testing.assert_array_equal(found[site], expected if sends[site] else np.zeros(3))
+
+
+def test_where_nothing_was_learnt_the_sum_is_0():
+  total, _ = secure.masked_mean().apply({'a': jnp.zeros((2, 3))}, jnp.ones(2) / 2, key=KEY)
+  assert total['a'].tolist() == [0.0] * 3
+
+
 @pytest.mark.parametrize('scale', [1e-12, 1e-3, 1e12])
 def test_the_sum_is_the_weighted_mean(scale):
   """Within C / 2 steps and float32's rounding; an absent site's garbage does not count."""

@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from quadratics import SIZES, data, federation, play
 
 from fedmedjax.fed.aggregators.signals import Signal, alignment, leave_one_out
-from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, adaptive_weights, weighted_sum
-from fedmedjax.fed.types import Validation
+from fedmedjax.fed.aggregators.weighted_mean import (
+  adaptive_mean,
+  adaptive_weights,
+  factor_mean,
+  size_weights,
+  weighted_sum,
+)
+from fedmedjax.fed.types import Aggregator, Combine, Validation
 
 # One validation target 2 in 4 entries: l(v) = 2 (v - 2)^2. One answer of one token.
 VALIDATION = Validation(
@@ -56,6 +62,35 @@ def test_weights_are_a_simplex_that_ignores_a_constant_and_the_order(sites, cons
   random.shuffle(order)
   np.testing.assert_allclose(
     adaptive_weights(sizes[order], losses[order], **rule), weights[np.array(order)], rtol=1e-4)
+
+
+def test_what_is_left_out_counts_nothing():
+  """Of `adaptive_weights` the loss, with a temperature of 1 where it does count; of both functions
+  whoever has no size, or one below 0."""
+  np.testing.assert_allclose(
+    adaptive_weights(SIZES, LOSSES, size_power=1.0), (0.1, 0.3, 0.6), rtol=1e-6)
+  raw = np.exp(-LOSSES)
+  np.testing.assert_allclose(
+    adaptive_weights(SIZES, LOSSES, size_power=0.0, loss_power=1.0), raw / raw.sum(), rtol=1e-6)
+  sizes, one = np.array([100.0, -300, 0, 100], np.float32), np.ones(4, np.float32)
+  np.testing.assert_allclose(
+    adaptive_weights(sizes, one, size_power=2.0), (0.5, 0, 0, 0.5), rtol=1e-6)
+  np.testing.assert_allclose(
+    size_weights(sizes, np.array([True, True, True, False]), 1.0), (1, 0, 0, 0))
+  total = weighted_sum({'a': jnp.array([[4.0], [8.0], [jnp.nan]])}, jnp.array([0.5, -1.0, 0.0]))
+  assert total['a'].tolist() == [2.0]
+
+
+def test_what_a_mean_needs_and_gives():
+  """Weights made of a utility need every site's own update; secure sums have none."""
+  assert adaptive_mean().needs == frozenset() and adaptive_mean().gives == {'weighted_mean'}
+  assert adaptive_mean(loss_power=1.0).needs == {'single_updates'}
+  folding = Combine(lambda *_, **__: None, needs=frozenset({'both_factors'}))
+  assert adaptive_mean(loss_power=1.0, combine=folding).needs == {'single_updates', 'both_factors'}
+  # A combine or an aggregator that says nothing of it folds nothing into the base.
+  for part in (folding, adaptive_mean(), Aggregator(None, None)):
+    assert part.fold({'a': jnp.ones(2)}) == () and part.columns([4, 4]) == 0
+  assert not folding.linear and factor_mean().linear
 
 
 def test_a_site_without_a_finite_loss_weighs_nothing_and_spoils_nothing():
