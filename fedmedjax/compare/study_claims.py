@@ -137,7 +137,8 @@ CLAIMS = (
     'r1', _FED, {'regime': 'single_site'}, [EXTERNAL], 'fed_medlora − best single site (by V)',
     best=True)),
   Claim('about 2 points under centralised (10 sites there, 4 here), equal steps', (-0.03, -0.01),
-        'r1', _differs('r1', _FED, {'regime': 'centralised'}, POOL, 'fed_medlora − centralised'), -1),
+        'r1', _differs(
+          'r1', _FED, {'regime': 'centralised'}, POOL, 'fed_medlora − centralised'), -1),
   Claim('the same, equal depth', (-0.03, -0.01), 'r1', _differs(
     'r1', _FED, {'regime': DEPTH}, POOL, 'fed_medlora − centralised'), -1),
   *(Claim(f'weights by validation loss help ({held}, one site wrong, V {words})', None, 'r2',
