@@ -79,10 +79,13 @@ def write_report(
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
-  """The warnings of all runs; of several, each with the run's name."""
-  return [
-    f'{run.name}: {warning}' if len(runs) > 1 else warning
-    for run in runs for warning in run.summary.get('warnings', ())]
+  """The warnings of all runs; of several, each with the names of the runs that have it."""
+  said: dict[str, list[str]] = {}
+  for run in runs:
+    for warning in run.summary.get('warnings', ()):
+      said.setdefault(warning, []).append(run.name)
+  return [f'{", ".join(names)}: {warning}' if len(runs) > 1 else warning
+          for warning, names in said.items()]
 
 
 def _made_with(examples: int, claims: Path | None) -> str:
