@@ -66,7 +66,7 @@ def sentences(
       if preset != ablation.BASELINE:
         found = ablation.difference(rows, preset, setting)
         said += [] if found is None else [
-          f'{_title(setting)}: {preset} {_apart(found)} {ablation.BASELINE}.']
+          f'{_title(setting)}: {preset} is {_apart(found)}.']
   return said
 
 
@@ -76,18 +76,20 @@ def _title(setting: str) -> str:
 
 
 def _apart(found: Estimate) -> str:
-  """'is 5.1 points [+3.0, +7.2] above', or that it cannot be told apart."""
+  """'5.1 points above fed_medlora [+3.0, +7.2]', or that it cannot be told apart."""
   value, low, high = (None if x is None else 100 * x for x in found[:3])
   if low is None or high is None:
-    return f'is {value:+.1f} points from'
-  where = f'{value:+.1f} points [{low:+.1f}, {high:+.1f}]'
+    return f'{value:+.1f} points from {ablation.BASELINE} (no interval)'
+  where = f'[{low:+.1f}, {high:+.1f}]'
   if low <= 0 <= high:
-    return f'is not told apart, {where}, from'
-  return f'is {"above" if value > 0 else "below"}, {where}, beside'
+    return f'not told apart from {ablation.BASELINE}: {value:+.1f} points {where}'
+  return (
+    f'{abs(value):.1f} points {"above" if value > 0 else "below"} {ablation.BASELINE} {where}')
 
 
 def table(rows: Sequence[dict], presets: Sequence[str], settings: Sequence[str]) -> Table:
-  """Mean F1 of every regime in every setting, with its difference to the baseline below."""
+  """Mean F1 of every regime in every setting; below it the interval of its difference to the
+  baseline, short enough for a telephone."""
   places = [(preset, setting) for preset in presets for setting in settings]
   found = {place: ablation.difference(rows, *place) for place in places
            if place[0] != ablation.BASELINE}
@@ -98,11 +100,11 @@ def table(rows: Sequence[dict], presets: Sequence[str], settings: Sequence[str])
            if (row['preset'], row['setting']) == (preset, setting) and 'f1' in row]
     apart, p = found.get((preset, setting)), sure.get((preset, setting))
     below = '' if apart is None or apart.low is None else (
-      f'{100 * apart.value:+.1f} [{100 * apart.low:+.1f}, {100 * apart.high:+.1f}]')
+      f'{100 * apart.low:+.1f} to {100 * apart.high:+.1f}')
     return Cell(f'{np.mean(own):.3f}' if own else '-', below + '*' * (p is not None and p < 0.05))
 
   return Table(
-    'Methods on a word tagger', f'Mean strict F1; below it points beside {ablation.BASELINE} '
-    f'[95 % t interval over seeds]. * not 0 at 5 % by Holm\'s correction over the {len(found)} '
-    'differences.', ('regime', *map(_title, settings)),
+    'Methods on a word tagger', 'Mean strict F1; below it the 95 % t interval of its difference to '
+    f'{ablation.BASELINE} in points, over seeds. * not 0 at 5 % by Holm\'s correction over the '
+    f'{len(found)} differences.', ('regime', *map(_title, settings)),
     [[preset, *(cell(preset, setting) for setting in settings)] for preset in presets])

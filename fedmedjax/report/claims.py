@@ -30,4 +30,5 @@ def claims_section(workdir: Path | None) -> Section:
     rows = [[cell if isinstance(cell, str) else Cell(*cell) for cell in row]
             for row in held['table']['rows']]
     blocks = [Sentences(held['sentences']), Table(**held['table'] | {'rows': rows})]
-  return Section('methods', 'Methods beside each other', held.get('lead', ''), blocks)
+  return Section('methods', 'Methods beside each other', held.get('lead', ''), blocks,
+                 folded=False)

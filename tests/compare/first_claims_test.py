@@ -32,15 +32,15 @@ def test_differences_in_words_by_hand(rows):
   said = first_claims.sentences(rows, PRESETS, SETTINGS)
   wrong = ablation.SETTINGS['wrong_1'].title
   assert said[:3] == [
-    'IID: single_site is below, -5.0 points [-5.9, -4.1], beside fed_medlora.',
-    'IID: centralised is not told apart, +0.0 points [-1.2, +1.2], from fed_medlora.',
-    'IID: fed_medlora_peer is above, +5.0 points [+4.1, +5.9], beside fed_medlora.']
+    'IID: single_site is 5.0 points below fed_medlora [-5.9, -4.1].',
+    'IID: centralised is not told apart from fed_medlora: +0.0 points [-1.2, +1.2].',
+    'IID: fed_medlora_peer is 5.0 points above fed_medlora [+4.1, +5.9].']
   assert len(said) == 6 and all(one.startswith(wrong) for one in said[3:])
   table = first_claims.table(rows, PRESETS, SETTINGS)
   by_name = {name: cells for name, *cells in table.rows}
   assert by_name['fed_medlora'] == [('0.600', '')] * 2
-  assert by_name['fed_medlora_peer'] == [('0.650', '+5.0 [+4.1, +5.9]*')] * 2
-  assert by_name['centralised'] == [('0.600', '+0.0 [-1.2, +1.2]')] * 2
+  assert by_name['fed_medlora_peer'] == [('0.650', '+4.1 to +5.9*')] * 2
+  assert by_name['centralised'] == [('0.600', '-1.2 to +1.2')] * 2
 
 
 def test_a_regime_without_runs_is_left_out(rows):
@@ -72,7 +72,7 @@ def test_the_page_of_a_run_gets_the_claims(rows, tmp_path, monkeypatch, capsys):
   page = html.unescape((folder / report.FILE).read_text())
   for words in (
       'Methods beside each other', 'which is not the model of this run', '5 seeds',
-      'IID: fed_medlora_peer is above, +5.0 points [+4.1, +5.9], beside fed_medlora.', '0.650'):
+      'IID: fed_medlora_peer is 5.0 points above fed_medlora [+4.1, +5.9].', '0.650'):
     assert words in page, words
   assert {path.name for path in (folder / 'ablation').iterdir()} == {'claims.json', 'table.md'}
   report.freshen(folder, 2)
