@@ -23,7 +23,15 @@ from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.methods import num_sites
 from fedmedjax.experiment.types import Data
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store.files import check_workdir, claim, plain, read_lines, write_lines, write_text
+from fedmedjax.store.files import (
+  append_line,
+  check_workdir,
+  claim,
+  plain,
+  read_lines,
+  write_lines,
+  write_text,
+)
 from fedmedjax.types import InputError
 
 RESULTS, TABLE = 'results.jsonl', 'table.md'
@@ -99,6 +107,7 @@ def ablation(
   check_workdir(folder, bound)
   claim(folder, bound)
   rows, programs = read_lines(folder / RESULTS), {}
+  write_lines(folder / RESULTS, rows)  # without a last line that a crash has cut short
   done = {(row['preset'], row['setting'], row['seed']) for row in rows}
   missing = {
     (setting, preset): [seed for seed in seeds if (preset, setting, seed) not in done]
@@ -106,7 +115,7 @@ def ablation(
 
   def add(row: dict) -> None:
     rows.append(plain(row))
-    write_lines(folder / RESULTS, rows)
+    append_line(folder / RESULTS, rows[-1])
 
   with reporter.task('ablation', sum(map(len, missing.values()))) as advance:
     for setting in settings:

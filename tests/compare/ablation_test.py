@@ -31,6 +31,9 @@ def folder(tmp_path_factory):
   begin = [f'--output={folder}', *SHRINK, *ASKED]
   assert script.main(['ablation', *begin, '--settings=iid']) == 0
   assert len(read_lines(folder / 'results.jsonl')) == 4
+  # A crash while a line was written.
+  with (folder / 'results.jsonl').open('a') as file:
+    file.write('{"preset": "unif')
   assert script.main(['ablation', *begin]) == 0
   return folder
 
