@@ -24,7 +24,6 @@ from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState, LocalData, Validation
 
-
 # Programs are compiled more than they are run: what LLVM leaves out is not missed (measured).
 _COMPILED = {'xla_llvm_disable_expensive_passes': True}
 
