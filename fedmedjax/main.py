@@ -30,18 +30,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, values, overrides = parse(argv, define)
     if not values.workdir and not values.validate_only:
       raise InputError('--workdir is missing: name a folder, such as --workdir=runs/quickstart')
-    # Imported here since they take seconds: --help and mistakes are answered before.
-    from fedmedjax.report.next_steps import next_steps
     from fedmedjax.runtime.progress import Reporter
+    reporter = Reporter()
+    # Imported here since they take seconds: --help and mistakes are answered before.
+    reporter.say('loading JAX ...')
+    from fedmedjax.report.next_steps import next_steps
     from fedmedjax.train.dry_run import dry_run
     from fedmedjax.train.run import run
     set_up()
-    reporter = Reporter()
     if values.validate_only:
       dry_run(config, Path(values.workdir) if values.workdir else None, reporter)
       return
     workdir = Path(values.workdir)
     summary = run(config, workdir, reporter)
+    if config.report.ablation:
+      from fedmedjax.compare.first_claims import first_claims
+      first_claims(workdir, config.report.examples, reporter)
     for line in next_steps(
         workdir, summary, config.fed.learner, config_arguments(argv, overrides)):
       reporter.say_unwrapped(line)

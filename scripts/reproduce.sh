@@ -10,7 +10,8 @@ python=.venv/bin/python
 runs="${RUNS:-runs}"
 
 quickstart() {
-  "$python" -m fedmedjax.main --config=configs/quickstart.py --workdir="$runs/quickstart"
+  "$python" -m fedmedjax.main --config=configs/quickstart.py --workdir="$runs/quickstart" \
+    --config.report.ablation=True
 }
 
 real() {

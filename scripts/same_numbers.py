@@ -49,7 +49,10 @@ SMALL = (
   'model.remat=none', 'bert.max_length=64', 'optim.learning_rate=0.01', 'eval.zero_shot=False',
   'eval.max_examples=1', 'eval.max_new_ratio=0.01', 'eval.bootstrap_samples=10', 'eval.guesses=0',
   'log.steps=False')
-FIRST_ROUND = ('fed.rounds=1', 'eval.zero_shot=False', 'eval.max_examples=1', 'data.external=()')
+# As long as the quick start once was, so that commits before and after compare.
+FIRST_ROUND = (
+  'fed.rounds=1', 'fed.local_steps=14', 'fed.batch_size=8', 'optim.learning_rate=0.001',
+  'data.validation_examples=8', 'eval.zero_shot=False', 'eval.max_examples=1', 'data.external=()')
 
 
 def make_models(folder: Path) -> None:

@@ -84,7 +84,7 @@ def _curves(scenario: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -
       tables.cautioned(rows.values(), next(iter(rows.values())).summaries[0][tested], score)
       for rows in by_label.values()), key=len)
     contents.tables.append(tables.curve_table(
-      title, f'Local steps in all, {steps}{left_out}', list(by_label), curves, score))
+      title, f'Local steps in all, {steps}{left_out}', by_label, curves, score))
     if scenario != 'leave_one_out':
       x = {label: _place(label, rows) for label, rows in by_label.items()}
       contents.plots.append(tables.curve_plot(

@@ -165,7 +165,7 @@ def _report(
   for table in contents.tables:
     reporter.say(tables.terminal_table(table))
   sentences = [*map(str, contents.comparisons), *contents.missing]
-  for sentence in (*sentences, contents.first):
+  for sentence in (*sentences, *filter(None, [contents.first])):
     reporter.say(sentence)
   files.write_json(folder / 'findings.json', [entry.record() for entry in contents.comparisons])
   # The report shows single runs of the first seed and of its last part only.

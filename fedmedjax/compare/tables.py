@@ -15,7 +15,8 @@ from fedmedjax.eval import intervals, paired
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.eval.paired import Answers
 from fedmedjax.report.blocks import Cell, Plot, Table
-from fedmedjax.report.terminal import folded
+from fedmedjax.report.terminal import MARK, MARKED, folded
+from fedmedjax.report.warnings import is_unreadable
 
 NONE = '-'
 # The mark of a difference that Holm's correction over its table leaves.
@@ -40,9 +41,9 @@ def seeds_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | N
   return Table(
     f'{_capital(score)}: {seeds} seeds',
     'Typed strict F1, mean over seeds [95 % by source and seed]'
-    + cautioned(rows.values(), [*inside, *outside], score),
+    + cautioned(rows.values(), [*inside, *outside], score) + _marks(rows.values()),
     ('regime', *inside, 'mean', *(f'{site} (external)' for site in outside)), [
-      [name, *(figure(runs, [site]) for site in inside), figure(runs, common),
+      [marked(name, runs), *(figure(runs, [site]) for site in inside), figure(runs, common),
        *(figure(runs, [site]) for site in outside)]
       for name, runs in rows.items()])
 
@@ -68,7 +69,8 @@ def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | 
               for site in sites}
     worst = min(values, key=values.get)
     lines.append([
-      name, Cell(f'{values[worst]:.3f}', worst), f'{max(values.values()) - values[worst]:.3f}',
+      marked(name, runs), Cell(f'{values[worst]:.3f}', worst),
+      f'{max(values.values()) - values[worst]:.3f}',
       *(gains.get((name, site), NONE) for site in sites)])
   return Table(
     f'{_capital(score)}: who gains by joining',
@@ -76,7 +78,8 @@ def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | 
     'over ' + ('all single-site adapters, counts added' if first.get('partition') else
                'its single-site adapter') + ' [95 % by source]'
     + cautioned(having.values(), sites, score) + (
-      f' {_SURE} not 0 at 5 % by Holm\'s correction over the {len(gains)} gains.' if gains else ''),
+      f' {_SURE} not 0 at 5 % by Holm\'s correction over the {len(gains)} gains.' if gains else '')
+    + _marks(having.values()),
     ('regime', 'worst site', 'best − worst', *sites), lines)
 
 
@@ -94,6 +97,20 @@ def _gains(
       f'{estimate.value:+.3f}{_SURE if p is not None and p < 0.05 else ""}',
       '' if estimate.low is None else f'[{estimate.low:+.2f}, {estimate.high:+.2f}]')
     for (place, estimate), p in zip(found.items(), corrected, strict=True)}
+
+
+def _unreadable(runs: Runs) -> bool:
+  return any(is_unreadable(summary) for summary in runs.summaries)
+
+
+def marked(name: str, runs: Runs) -> str:
+  """A row's name, with a mark where its answers are unreadable with any seed."""
+  return name + MARK * _unreadable(runs)
+
+
+def _marks(rows: Iterable[Runs]) -> str:
+  """The end of a table's note that explains the mark; '' where no row has it."""
+  return f' {MARKED}' * any(map(_unreadable, rows))
 
 
 def cautioned(rows: Iterable[Runs], sites: Sequence[str], score: str) -> str:
@@ -178,13 +195,19 @@ def curve(
 
 
 def curve_table(
-  title: str, note: str, labels: Sequence[str], curves: Mapping[str, Mapping[str, Estimate]],
-  score: str,
+  title: str, note: str, parts: Mapping[str, Mapping[str, Runs]],
+  curves: Mapping[str, Mapping[str, Estimate]], score: str,
 ) -> Table:
-  """The result of `curve`: a line for each row, a column for each part."""
+  """The result of `curve` for these parts: a line for each row, a column for each part.
+
+  A row is marked where its answers are unreadable in any part.
+  """
+  bad = {name for rows in parts.values() for name, runs in rows.items() if _unreadable(runs)}
   return Table(
-    f'{title}: {WORDS[score]}', f'Typed strict F1 [95 % by source]. {note}', ('regime', *labels),
-    [[name, *(_figure(values.get(label)) for label in labels)] for name, values in curves.items()])
+    f'{title}: {WORDS[score]}', f'Typed strict F1 [95 % by source]. {note}'
+    + f' {MARKED}' * bool(bad & curves.keys()), ('regime', *parts),
+    [[name + MARK * (name in bad), *(_figure(values.get(label)) for label in parts)]
+     for name, values in curves.items()])
 
 
 def curve_plot(

@@ -14,14 +14,12 @@ from fedmedjax.data.sentences import note_sentences
 from fedmedjax.data.sources import distinct, source_of
 from fedmedjax.data.tasks import Ask, ask
 from fedmedjax.data.tokenize import TokenExample, encode_examples, encode_instruction
+from fedmedjax.data.watched import few
 from fedmedjax.types import Document, Example, InputError, SiteCorpus
 
 # The validation set V is held out by source with this seed, whatever the seed of the run
 # (docs/methods.md).
 SPLIT_SEED = 42
-# Most held-out sentences of a site that are answered while it trains (config.eval.every): answering
-# eight takes as long as a step or two of training.
-_WATCHED = 8
 
 
 class TaskData(NamedTuple):
@@ -263,23 +261,13 @@ def _read_task(
 
   solved, held_out = examples(split.train, split.trained), examples(split.validation)
   train, validation = encoded(solved), encoded(held_out)
-  watched = _watched(form, held_out, min(_WATCHED, validation_examples))
+  watched = few(form.encode, held_out, validation_examples)
   chosen = np.sort(rng.permutation(len(validation))[:validation_examples])
   test = examples(split.test, split.tested)
   return TaskData(
     form.ask, form.instruction, tuple(train), tuple(validation[i] for i in chosen), tuple(test),
     tuple(form.encode_test(test)), tuple(solved), tuple(watched),
     tuple(form.encode_test(watched)))
-
-
-def _watched(form: Form, held_out: Sequence[Example], number: int) -> list[Example]:
-  """At most `number` of the held-out examples, the same for every seed, none of them too long."""
-  chosen: list[int] = []
-  for place in np.random.default_rng((SPLIT_SEED, 3)).permutation(len(held_out)):
-    if len(chosen) == number:
-      break
-    chosen += [place] if form.encode([held_out[place]])[0] else []
-  return [held_out[place] for place in sorted(chosen)]
 
 
 def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[Form]:

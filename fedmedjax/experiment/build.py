@@ -100,7 +100,7 @@ def prepare(
     raise InputError(
       f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
       f'for validation, and preset {fed.preset!r} weighs sites by their validation loss')
-  watched = watched_sites(data.sites) if config.eval.every and fed.train else ()
+  watched = watched_sites((*data.sites, *data.server)) if config.eval.every and fed.train else ()
   if config.eval.every and fed.train and not watched:
     raise InputError(
       f'config.eval.every={config.eval.every}: no site has a held-out sentence to answer while '

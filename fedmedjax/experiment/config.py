@@ -132,7 +132,7 @@ CHECKS = {
   'api.shots': integer(0), 'api.concurrency': integer(1, 1000), 'api.max_attempts': integer(1),
   'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
   'api.cache': TEXT,
-  'log.steps': BOOLEAN, 'report.examples': integer(0),
+  'log.steps': BOOLEAN, 'report.examples': integer(0), 'report.ablation': BOOLEAN,
   'checkpoint.keep': integer(1), 'checkpoint.keep_best': integer(0),
 }
 

@@ -63,7 +63,7 @@ def load_lora_data(
     base, (
       *{site.name: site for site in (
         *data.sites, *data.tested, *data.external, *data.server)}.values(),
-      *(watched_sites(data.sites) if config.eval.every else ())),
+      *(watched_sites((*data.sites, *data.server)) if config.eval.every else ())),
     config.data.max_length, config.eval.max_new_ratio)
   return data
 

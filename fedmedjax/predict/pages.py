@@ -1,5 +1,12 @@
-"""Annotated notes as self-contained HTML pages: no script, nothing loaded, all text escaped."""
+"""Annotated notes as self-contained HTML pages: nothing is loaded, all text is escaped.
 
+The page of a note has one script, with which a person checks its spans and saves the result
+(templates/review.js); the page's Content-Security-Policy names its checksum and allows no other.
+"""
+
+import base64
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -7,12 +14,19 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jinja2
+from markupsafe import Markup
 
-from fedmedjax.types import ENTITY_TYPES, Document
+from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, Document
 
+# The colours of entity types are those of reports (types.css there).
 _PAGES = jinja2.Environment(
-  loader=jinja2.PackageLoader('fedmedjax.predict'), autoescape=True,
-  undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+  loader=jinja2.ChoiceLoader(
+    [jinja2.PackageLoader(f'fedmedjax.{room}') for room in ('predict', 'report')]),
+  autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+_SCRIPT, _, _ = _PAGES.loader.get_source(_PAGES, 'review.js')
+_CHECKSUM = 'sha256-' + base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_UNCHECKED = 'Found by a language model and not checked by anybody.'
+_MODIFIERS = tuple(dict.fromkeys(kind for kinds in MODIFIER_TYPES.values() for kind in kinds))
 
 
 class Stretch(NamedTuple):
@@ -46,14 +60,26 @@ def note_page(document: Document, record: Mapping[str, Any]) -> str:
     record=record, index='../' * depth + 'index.html', stretches=stretches(document),
     types=_counted(spans), entity_types=ENTITY_TYPES,
     relations=[(spans[link['head']], link['type'], spans[link['tail']])
-               for link in record['relations']])
+               for link in record['relations']],
+    modifier_types=_MODIFIERS, unchecked=_UNCHECKED, script=Markup(_SCRIPT), checksum=_CHECKSUM,
+    held=_in_script({
+      'record': record, 'text': document.text, 'entity_types': ENTITY_TYPES,
+      'allowed': MODIFIER_TYPES,
+      # As in brat's folder, see `records.stem`.
+      'name': PurePosixPath(document.name.removesuffix('.txt')).name}))
+
+
+def _in_script(value: Mapping[str, Any]) -> Markup:
+  """JSON inside of a <script>: no sign of it can end the element or begin a comment."""
+  return Markup(json.dumps(value).replace('<', '\\u003c'))
 
 
 def index_page(records: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> str:
   """The HTML page that lists all notes and the files that were skipped, {file: why}."""
   types = _counted([span for record in records for span in record['entities']])
   return _PAGES.get_template('notes.html').render(
-    types=types, entity_types=ENTITY_TYPES, skipped=sorted(skipped.items()), notes=[
+    types=types, entity_types=ENTITY_TYPES, unchecked=_UNCHECKED,
+    skipped=sorted(skipped.items()), notes=[
       (record, quote(f'{record["file"]}.html'), Counter(s['type'] for s in record['entities']))
       for record in records])
 

@@ -23,6 +23,7 @@ from fedmedjax.report.blocks import (
   Settings,
   Table,
 )
+from fedmedjax.report.claims import CLAIMS, claims_section
 from fedmedjax.report.corpus import corpus_section
 from fedmedjax.report.cost import cost_section, key_figures
 from fedmedjax.report.entity_types import type_section
@@ -35,15 +36,13 @@ from fedmedjax.store import files
 FILE = 'report.html'
 # A sentence is shown with its annotation and the answers of the last runs, at most so many.
 _ANSWERS = 6
-# Tag in the page's head that records how many excerpts it was made with.
-_MADE_WITH = '<meta name="excerpts" content="{}">'
-_HEAD = 2000  # characters of a page in which that tag is looked for
+_HEAD = 2000  # characters of a page in which the tag of `_made_with` is looked for
 
 
 def write_report(
   path: Path, title: str, runs: Mapping[str, Path], *, examples: int,
   sentences: Sequence[str] = (), tables: Sequence[Table] = (), plots: Sequence[Plot] = (),
-  first: str = '',
+  first: str = '', claims: Path | None = None,
 ) -> None:
   """Writes the page, through a temporary file.
 
@@ -56,6 +55,7 @@ def write_report(
     sentences, tables, plots: comparisons of runs, which are not in the files of single runs; shown
       first.
     first: the sentence that the page begins with; '' = of a single run its own, see `headline`.
+    claims: folder of the run whose small ablation is shown, if it has one.
 
   Raises:
     InputError: a file of a run cannot be read.
@@ -67,32 +67,44 @@ def write_report(
     scores._replace(blocks=[*scores.blocks[:1], answer_table(own), *scores.blocks[1:]]),
     Section('comparisons', 'Comparisons', '', [
       Sentences(sentences), *tables, *plot_section(plots)]),
+    claims_section(claims),
     training_section(rows), type_section(rows), cross_section(rows),
     cost_section(rows), corpus_section(own), _example_section(own, examples),
     _settings_section(own)]
   files.write_text(path, _environment().get_template('report.html').render(
-    title=title, head=_MADE_WITH.format(examples), lead=_lead(own),
+    title=title, head=_made_with(examples, claims), lead=_lead(own),
     first=first or (headline(own[0]) if len(own) == 1 else ''), warnings=_warnings(own),
     figures=key_figures(own[0]) if len(own) == 1 else None,
     sections=[filled for section in sections if (filled := _filled(section)).blocks]))
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
-  """The warnings of all runs; of several, each with the run's name."""
-  return [
-    f'{run.name}: {warning}' if len(runs) > 1 else warning
-    for run in runs for warning in run.summary.get('warnings', ())]
+  """The warnings of all runs; of several, each with the names of the runs that have it."""
+  said: dict[str, list[str]] = {}
+  for run in runs:
+    for warning in run.summary.get('warnings', ()):
+      said.setdefault(warning, []).append(run.name)
+  return [f'{", ".join(names)}: {warning}' if len(runs) > 1 else warning
+          for warning, names in said.items()]
+
+
+def _made_with(examples: int, claims: Path | None) -> str:
+  """The tag in a page's head that says what it was made of, beside the run."""
+  methods = ' methods' if claims and (claims / CLAIMS).exists() else ''
+  return f'<meta name="excerpts" content="{examples}{methods}">'
 
 
 def freshen(workdir: Path, examples: int) -> None:
-  """Writes a finished run's report if it is missing or has another number of excerpts."""
+  """Writes a finished run's report if it is missing, or was made with another number of excerpts,
+  or before the small ablation that the folder has.
+  """
   path, name = workdir / FILE, workdir.resolve().name
   if path.exists():
     with path.open(encoding='utf-8') as file:
-      if _MADE_WITH.format(examples) in file.read(_HEAD):
+      if _made_with(examples, workdir) in file.read(_HEAD):
         return
   method = method_name(files.read_json(workdir / 'summary.json'))
-  write_report(path, name, {method: workdir}, examples=examples)
+  write_report(path, name, {method: workdir}, examples=examples, claims=workdir)
 
 
 def _environment() -> jinja2.Environment:

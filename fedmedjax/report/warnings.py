@@ -65,9 +65,11 @@ def unreadable(summary: Summary) -> Iterator[str]:
 
 
 def uncopied(summary: Summary) -> Iterator[str]:
-  """Too few answers copy their sentence."""
+  """Too few answers copy their sentence; of an untrained model it is enough that they are
+  unreadable."""
   for where, found in _places(summary):
-    if found.copy_share < COPIED:
+    known = not summary.get('local_steps') and found.unreadable_share > UNREADABLE
+    if found.copy_share < COPIED and not known:
       yield (
         f'only {found.copied:,.10g} of {found.asked:,.10g} answers at {where} copy the words of '
         f'their sentence exactly ({found.copy_share:.0%}), so that entities are placed by guess')
@@ -108,7 +110,9 @@ def diverging(lines: Lines) -> Iterator[str]:
 
 
 def too_long(summary: Summary) -> Iterator[str]:
-  """Examples that were left out of training for their length."""
+  """Examples that were left out for their length of a run that trained."""
+  if not summary.get('local_steps'):
+    return
   held = summary.get('too_long') or {}
   lost = [(held.get(key, 0), held.get(f'of_{key}', 0)) for key in ('examples', 'entities')]
   if any(part > LOST * whole for part, whole in lost):

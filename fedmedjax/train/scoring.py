@@ -39,15 +39,18 @@ def watched_f1(study: Study, state: FedState, reporter: Reporter) -> dict:
   """The keys of a round's line that say how the held-out sentences are answered after it.
 
   `validation_f1_sites` is {site: typed strict F1} of entities, or of modifiers where a site has no
-  entities, `validation_f1` their plain mean. A site's own adapter answers where it has one.
+  entities, `validation_f1` their plain mean. A site's own adapter answers where it has one, and
+  every site's for notes of the server, as for an external cohort.
   """
   answering, found = adapters(study, state), {}
-  count = sum(len(site.test) for site in study.watched)
+  asked = {site.name: [site.name] if site.name in answering else list(answering)
+           for site in study.watched}
+  count = sum(len(site.test) * len(asked[site.name]) for site in study.watched)
   with reporter.task('validation sentences', count) as advance:
     for site in study.watched:
-      adapter = answering[site.name if site.name in answering else next(iter(answering))]
-      records = study.trainable.answer(adapter, site, advance)
-      scores = evaluate.score(site, [records], study.options.seed, 1).scores
+      records = [
+        study.trainable.answer(answering[name], site, advance) for name in asked[site.name]]
+      scores = evaluate.score(site, records, study.options.seed, 1).scores
       entry = scores['ner'] if 'ner' in scores else scores['re']['modifier']
       found[site.name] = entry['strict']['typed']['f1']
   return {

@@ -5,6 +5,7 @@ import pytest
 
 from fedmedjax.compare import comparisons, tables
 from fedmedjax.compare.comparisons import Draws, Runs
+from fedmedjax.compare.headline import headline
 from fedmedjax.compare.scenarios import LOCAL
 from fedmedjax.eval import metrics
 from fedmedjax.eval.paired import NoteCounts
@@ -185,7 +186,7 @@ def test_a_new_sites_curve():
     'fed_medlora + n − fed_medlora as it was: +0.200']
   assert '(no interval) (entities, n = all, new, 3 sources; one seed' in str(found[1])
   curve = tables.curve(parts, 'ner', DRAWS)
-  assert shown(tables.curve_table('A new site', '', list(parts), curve, 'ner')) == {
+  assert shown(tables.curve_table('A new site', '', parts, curve, 'ner')) == {
     LOCAL: ['0.000', '0.500'], 'fed_medlora': ['0.400', '0.600']}
   x = {'n = 0': 0.0, 'n = all': 9.0}
   plot = tables.curve_plot('A new site', 'sentences', x, curve, 'ner')
@@ -218,3 +219,41 @@ def test_more_sites_against_fewer():
   found, = comparisons.scaling_comparisons(parts, DRAWS)
   assert str(found).startswith(
     'fed_medlora, 8 sites − 2 sites: -0.300 (no interval) (entities, a, 3 sources; one seed')
+
+
+def test_the_first_sentence_of_a_report(rows):
+  """Means of a and b: api 0.9, fed_medlora (0.7 + 0.6) / 2 = 0.65, single_site 0.55. Over
+  fed_medlora 0.3 and 0.1 are gained of a's two notes, of b's 0.3 each: of the means 0.3 and 0.2, as
+  above an error of 0.05 and t 12.7, so 0 is in the interval. A row that is above by the same on
+  every note has no interval."""
+  said = headline(rows, '', DRAWS)
+  assert said.startswith(
+    'Of 3 regimes, api:some model has the highest mean strict F1 of entities, 0.900, 0.250 [95 %: ')
+  assert said.endswith('above the next, fed_medlora, on 2 sites (4 sources, 1 seed); 0 is in the '
+                       'interval, so the two are not told apart.')
+  level = {'x': runs(answers(a=[5, 5])), 'y': runs(answers(a=[7, 7]))}
+  assert headline(level, '3 sites', DRAWS) == (
+    'Of 2 regimes, y has the highest mean strict F1 of entities, 0.700, 0.200 (no interval) '
+    'above the next, x, on 1 site (2 sources, 1 seed, 3 sites).')
+  # 20 notes of which all but one are gained by 0.2: far from 0.
+  clear = {'x': runs(answers(a=[5] * 20)), 'y': runs(answers(a=[7] * 19 + [6]))}
+  assert 'not told apart' not in headline(clear, '', DRAWS) and '+0.1' in headline(clear, '', DRAWS)
+  alone = {'fed_medlora': runs(answers(a=[6, 8], out=[4, 2]))}
+  assert headline(alone, '', DRAWS, external=True).startswith(
+    'fed_medlora reaches a mean strict F1 of entities of 0.300 [95 %: ')
+
+
+def test_a_regime_whose_answers_are_unreadable_is_marked(rows):
+  """21 of 100 answers of one of two seeds; 20 of 100 are not enough."""
+  def seed(unreadable):
+    held = runs(answers(a=[5, 6], b=[6, 7])).summaries[0]
+    return held | {'answers': {'a': {'asked': 100, 'copied': 100, 'unreadable': unreadable}}}
+
+  two = [runs(*[answers(a=[5, 6], b=[6, 7])] * 2)._replace(summaries=(seed(0), seed(number)))
+         for number in (20, 21)]
+  given = {'good': two[0], 'bad': two[1]}
+  for table in (tables.seeds_table(given, 'ner', DRAWS), tables.spread_table(given, 'ner', DRAWS),
+                tables.curve_table('t', '', {'1': given}, tables.curve(
+                  {'1': given}, 'ner', DRAWS), 'ner')):
+    assert [row[0] for row in table.rows] == ['good', 'bad †'] and '† more than 20%' in table.note
+  assert '†' not in tables.spread_table(rows, 'ner', DRAWS).note

@@ -5,6 +5,7 @@ import pytest
 
 from fedmedjax.data.site import encode_site
 from fedmedjax.data.synthetic.cohorts import generate_cohort
+from fedmedjax.experiment.notes import watched_sites
 from fedmedjax.types import Document, SiteCorpus, Span
 
 
@@ -46,6 +47,36 @@ def test_sentences_to_train_on_are_drawn_alike(site):
     assert places(small.solved) <= places(whole.solved) and small.test == whole.test
     for one, other in zip(small.validation, whole.validation, strict=True):
       np.testing.assert_array_equal(one.tokens, other.tokens)
+
+
+def test_what_is_watched_while_training_is_held_out(site):
+  """Eight sentences or as many as V may have, the same for every seed, of V's notes alone."""
+  every = site(validation_share=0.25, validation_examples=16)
+  few = site(validation_share=0.25, validation_examples=3, seed=7)
+  for part, fewer in zip(every.tasks, few.tasks, strict=True):
+    assert (len(part.watched), len(fewer.watched)) == (8, 3)
+    assert set(places(fewer.watched)) <= set(places(part.watched))
+    assert len(part.watched_tokens) == 8
+    notes = {example.document for example in part.watched}
+    assert not notes & {example.document for example in (*part.solved, *part.test)}
+  assert site(validation_share=0.25, validation_examples=0).tasks[0].watched == ()
+  watched, = watched_sites([every, every._replace(tasks=())])
+  assert watched.test == every.tasks[0].watched and len(watched.tasks) == 1
+  assert len(watched_sites([every] * 30)) == 12
+
+
+def test_what_is_too_long_is_counted_with_its_entities(smollm):
+  """Of two sentences the longer, with two of three entities, does not fit."""
+  short, long = 'Gave aspirin.', 'Later heparin was given again and again, and aspirin, too.'
+  text = f'{short}\n{long}\n'
+  spans = tuple(Span(at, at + 7, 'drug') for at in (
+    text.index('aspirin'), text.index('heparin'), text.rindex('aspirin')))
+  note = Document('n', text, spans, ())
+  corpus = SiteCorpus('x', ('drug',), (note,), (note._replace(name='t'),), {})
+  report = encode_site(corpus, smollm.tokenizer, max_length=40).report
+  assert {key: report[key] for key in (
+    'too_long', 'too_long_entities', 'measured_examples', 'measured_entities')} == {
+      'too_long': 1, 'too_long_entities': 2, 'measured_examples': 2, 'measured_entities': 3}
 
 
 def test_a_part_without_main_entities_has_no_part_in_relations(smollm):

@@ -64,8 +64,9 @@ function look(frame) {
       if (ratio < 4.5) found.pale.push(`${element.textContent.slice(0, 40)} ${ratio.toFixed(2)}`);
     }
   }
-  const labels = [...page.querySelectorAll("svg text")];
-  found.size = Math.min(...labels.map(text => text.getBoundingClientRect().height));
+  const labels = [...page.querySelectorAll('svg text')];
+  const heights = labels.map(text => text.getBoundingClientRect().height);
+  if (labels.length) found.size = Math.min(...heights);
   found.svgs = page.querySelectorAll('svg').length;
   return found;
 }
@@ -110,9 +111,11 @@ def looked_at(browser: str, home: Path, mode: str, page: Path) -> tuple[dict, li
   return dumped(browser, home, frame, mode)
 
 
-def dumped(browser: str, home: Path, page: Path, mode: str = 'light') -> tuple[dict, list[str]]:
+def dumped(
+  browser: str, home: Path, page: Path, mode: str, *more: str
+) -> tuple[dict, list[str]]:
   """What a page says in <pre id="found"> once it is loaded, and the console's messages."""
-  done = run_browser(browser, home, mode, page, '--dump-dom')
+  done = run_browser(browser, home, mode, page, '--dump-dom', *more)
   found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
   assert found, done.stderr[-2000:]
   # What is in the page as markup comes back escaped, and is compared as text only.

@@ -20,7 +20,7 @@ SHRINK = [
   '--config.fed.preset=fed_bert', '--config.fed.rounds=2', '--config.fed.local_steps=40',
   '--config.fed.batch_size=16', '--config.bert.learning_rate=1e-2', '--config.bert.max_length=64',
   '--config.eval.max_examples=40', '--config.eval.bootstrap_samples=20',
-  '--config.data.validation_examples=3', '--config.log.steps=False']
+  '--config.data.validation_examples=3', '--config.log.steps=False', '--config.eval.every=2']
 
 
 @pytest.fixture(scope='module')
@@ -81,6 +81,8 @@ def test_it_learns_and_says_what_was_sent(finished, bert_folder):
   summary = summary_of(finished)
   lines = [json.loads(line) for line in (finished / 'metrics.jsonl').read_text().splitlines()]
   assert [line['round'] for line in lines] == [1, 2]
+  # Held-out sentences are answered after every second round.
+  assert 'validation_f1' not in lines[0] and lines[1]['validation_f1'] > 0.1
   assert np.mean(lines[1]['train_loss']) < 0.8 * np.mean(lines[0]['train_loss'])
   sizes = np.array(summary['train_examples'])
   np.testing.assert_allclose(lines[0]['weights'], sizes / sizes.sum(), rtol=1e-5)

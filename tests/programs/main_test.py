@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
+from chromium import looked_at
 from documented import undocumented
 from rich.console import Console
 from shared_runs import shared_folder
@@ -66,7 +67,13 @@ def fingerprint(folder: Path) -> dict:
 
 
 @pytest.fixture(scope='module')
-def finished(command, tmp_path_factory) -> Path:
+def whole(command):
+  """whole(workdir, *more) -> argv of the run of `finished`, which is watched while it trains."""
+  return lambda workdir, *more: command(workdir, '--config.eval.every=1', *more)
+
+
+@pytest.fixture(scope='module')
+def finished(whole, tmp_path_factory) -> Path:
   """Tests of both processes only read it."""
   def fill(workdir: Path) -> None:
     inputs = loop._inputs
@@ -79,7 +86,7 @@ def finished(command, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(loop, '_inputs', after_the_save)
       # A folder as people name it, from where they are.
-      assert main.main(command(os.path.relpath(workdir))) == 0
+      assert main.main(whole(os.path.relpath(workdir))) == 0
 
   return shared_folder(tmp_path_factory, 'whole', fill)
 
@@ -139,12 +146,12 @@ def test_the_keys_of_a_run_are_those_of_the_page(finished):
 
 
 def test_an_older_finished_run_gets_a_report_and_no_excerpts_when_asked(
-    finished, copied, command):
+    finished, copied, whole):
   workdir = copied
   (workdir / 'report.html').unlink()
-  assert main.main(command(workdir)) == 0
+  assert main.main(whole(workdir)) == 0
   assert fingerprint(workdir)['report.html'][0] == fingerprint(finished)['report.html'][0]
-  assert main.main(command(workdir, '--config.report.examples=0')) == 0
+  assert main.main(whole(workdir, '--config.report.examples=0')) == 0
   before, after = fingerprint(finished), fingerprint(workdir)
   assert {key for key in after if before[key][0] != after[key][0]} == {'report.html'}
 
@@ -281,32 +288,32 @@ def test_decoding_keeps_the_order_of_the_sentences(smollm, tiny_folder):
   assert together == alone and len(set(together)) > 1
 
 
-def test_a_finished_run_is_left_alone(copied, command, capsys):
+def test_a_finished_run_is_left_alone(copied, whole, capsys):
   before = fingerprint(copied)
-  assert main.main(command(copied)) == 0
+  assert main.main(whole(copied)) == 0
   assert fingerprint(copied) == before
   # Long names of folders are wrapped.
   assert 'finished, nothing to do' in ' '.join(capsys.readouterr().out.split())
 
 
-def test_another_configs_workdir_is_refused(copied, command, capsys):
+def test_another_configs_workdir_is_refused(copied, whole, capsys):
   before = fingerprint(copied)
-  assert main.main(command(copied, '--config.optim.learning_rate=0.5')) == 2
+  assert main.main(whole(copied, '--config.optim.learning_rate=0.5')) == 2
   assert fingerprint(copied) == before
   error = capsys.readouterr().err
   assert error.count('\n') == 1 and 'optim.learning_rate=0.001' in error
-  assert main.main(command(copied, '--config.fed.rounds=1')) == 2
+  assert main.main(whole(copied, '--config.fed.rounds=1')) == 2
   assert 'holds 2 rounds, config.fed.rounds=1' in capsys.readouterr().err
 
 
 def test_stopped_after_round_one_it_resumes_at_round_two(
-    finished, command, tmp_path, stop_after_a_round, capsys):
+    finished, whole, tmp_path, stop_after_a_round, capsys):
   """And ends with the adapter of the undisturbed run, bit by bit."""
   workdir = tmp_path / 'stopped'
-  stop_after_a_round(command(workdir))
+  stop_after_a_round(whole(workdir))
   assert not (workdir / 'summary.json').exists()
   capsys.readouterr()
-  assert main.main(command(workdir)) == 0
+  assert main.main(whole(workdir)) == 0
   out = capsys.readouterr().out
   assert 'resuming after round 1' in out and 'round 2/2' in out and 'round 1/2' not in out
   ours, theirs = (
@@ -315,10 +322,22 @@ def test_stopped_after_round_one_it_resumes_at_round_two(
   assert set(ours) == set(theirs)
   for key in ours:
     np.testing.assert_array_equal(ours[key], theirs[key])
-  rounds = [json.loads(x)['round'] for x in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  assert rounds == [1, 2]
+  ours, theirs = (
+    [json.loads(x) | {'seconds': 0} for x in (f / 'metrics.jsonl').read_text().splitlines()]
+    for f in (workdir, finished))
+  assert ours == theirs and [one['round'] for one in ours] == [1, 2]
+  for one in ours:  # held-out sentences of every site were answered after each round
+    assert one['validation_f1_sites'].keys() == set(one['sites'])
+    assert one['validation_f1'] == np.mean(list(one['validation_f1_sites'].values()))
   # As many points for TensorBoard, whose file grew in two runs; only the seconds differ.
   assert len({(f / tensorboard.FILE).stat().st_size for f in (workdir, finished)}) == 1
+
+
+def test_the_report_of_a_run_fits_on_a_phone(finished, browser, tmp_path):
+  page = shutil.copy(finished / 'report.html', tmp_path / 'report.html')
+  found, console = looked_at(browser, tmp_path / 'home', 'light', page)
+  assert console == [] and found['390']['narrow'] == [] and found['390']['pale'] == []
+  assert found['390']['folded'][0] <= 390 and found['390']['folded'][1] <= 4000
 
 
 @pytest.mark.slow
@@ -348,7 +367,7 @@ def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_costs_a_round(finished, copied, command, capsys):
+def test_a_damaged_checkpoint_costs_a_round(finished, copied, whole, capsys):
   """The newest of a stopped run loses a byte; a live run has the folder to itself meanwhile."""
   workdir = copied
   (workdir / 'summary.json').unlink()
@@ -356,10 +375,10 @@ def test_a_damaged_checkpoint_costs_a_round(finished, copied, command, capsys):
   file = next((workdir / 'checkpoints' / '2' / 'state').rglob('manifest.ocdbt'))
   file.write_bytes(file.read_bytes()[:-1])
   with locked(workdir, pytest.fail):
-    assert main.main(command(workdir)) == 2
+    assert main.main(whole(workdir)) == 2
   error = capsys.readouterr().err
   assert error.count('\n') == 1 and 'in use by process' in error
-  assert main.main(command(workdir)) == 0
+  assert main.main(whole(workdir)) == 0
   out = ' '.join(capsys.readouterr().out.split())
   assert 'damaged (state/' in out and 'resuming after round 1' in out
   for name in ('adapter/adapter_model.safetensors', 'ledger.csv'):
@@ -371,10 +390,10 @@ def test_a_damaged_checkpoint_costs_a_round(finished, copied, command, capsys):
   assert ours == theirs
 
 
-def test_a_preview_says_what_the_run_does_and_writes_nothing(copied, command, tmp_path, capsys):
+def test_a_preview_says_what_the_run_does_and_writes_nothing(copied, whole, tmp_path, capsys):
   """Steps, examples, tokens and bytes are those of the run's own lines."""
   workdir = tmp_path / 'none'
-  assert main.main(command(workdir, '--validate_only')) == 0
+  assert main.main(whole(workdir, '--validate_only')) == 0
   assert not workdir.exists()
   out = capsys.readouterr().out
   lines = [json.loads(line) for line in (copied / 'metrics.jsonl').read_text().splitlines()]
@@ -386,13 +405,13 @@ def test_a_preview_says_what_the_run_does_and_writes_nothing(copied, command, tm
   assert '0 of 2 rounds are done. Nothing was written' in out
   # A budget of 64 MiB, which the process itself exceeds; its key may change from run to run.
   before = fingerprint(copied)
-  argv = command(
+  argv = whole(
     tmp_path / 'small', '--config.fed.memory_gib=0.0625', '--config.fed.chunk=-1')
   assert main.main([*argv, '--validate_only']) == 2
   told = capsys.readouterr().err
   assert told.count('\n') == 1 and 'config.fed.batch_size=4: a round needs' in told
   assert 'of 0.06 GiB 90% may be used' in told
-  assert main.main(command(copied, '--validate_only', '--config.fed.memory_gib=64')) == 0
+  assert main.main(whole(copied, '--validate_only', '--config.fed.memory_gib=64')) == 0
   assert '2 of 2 rounds are done' in capsys.readouterr().out
   assert main.main(argv) == 2 and not (tmp_path / 'small').exists()
   assert fingerprint(copied) == before
@@ -459,14 +478,14 @@ def test_what_a_gradient_keeps_by_hand():
   assert memory.kept_for_gradient(loss, five, five, five) == 5 * 4
 
 
-def test_a_model_that_changed_is_named(copied, command, tiny_folder, tmp_path, capsys):
+def test_a_model_that_changed_is_named(copied, whole, tiny_folder, tmp_path, capsys):
   model, workdir = tmp_path / 'model', copied
   shutil.copytree(tiny_folder, model)
   (workdir / 'summary.json').unlink()
   config = json.loads((workdir / 'config.json').read_text())
   (workdir / 'config.json').write_text(json.dumps(config | {'model.path': str(model)}))
   (model / 'generation_config.json').write_text('{"eos_token_id": 1}')
-  assert main.main(command(workdir, f'--config.model.path={model}')) == 2
+  assert main.main(whole(workdir, f'--config.model.path={model}')) == 2
   assert 'model: generation_config.json changed since the run began' in capsys.readouterr().err
 
 

@@ -119,6 +119,62 @@ def test_points_per_megabyte_and_the_spread_of_sites(tmp_path):
   np.testing.assert_allclose((rounds, low, middle, high), ((1, 2), (1, 4), (5, 4), (9, 4)))
 
 
+def counts(*hits) -> dict:
+  """A site's entry of counts.json: notes of 10 gold and 10 predicted entities each."""
+  return {'sources': [f'n{i}' for i in range(len(hits))], 'ner': np.stack([
+    np.broadcast_to([tp, 10 - tp, 10 - tp], (2, 2, 3)) for tp in hits]).tolist()}
+
+
+@pytest.mark.parametrize('before, words', [
+  # Its own interval where nothing is there to compare with, or was left out.
+  (None, 'F1 of 0.500 [95 %: '), (0.0, 'F1 of 0.500 [95 %: '),
+  (0.2, 'F1 of 0.500 on 2 sites (2 test notes), 0.300 [95 %: +0.'),
+  (0.9, 'below the untrained model, seed 3.'), (0.5, 'which is not told apart from the untrained'),
+])
+def test_the_sentence_that_a_run_begins_with(tmp_path, before, words):
+  """icu 0.6 and ward 0.4 after training. Before it `before`, but for one note of each."""
+  zero_shot = None if before is None else {
+    'scores': {'icu': {'ner': entry(before)}},
+    'answers': {'icu': {'asked': 10, 'copied': 0, 'unreadable': 10 if before == 0 else 0}}}
+  run = invent(tmp_path / 'run', summary={
+    'scores': {'icu': {'ner': entry(0.6)}, 'ward': {'ner': entry(0.4)},
+               'elsewhere': {'ner': entry(0.9)}}, 'zero_shot': zero_shot,
+    'warnings': ['all is lost']})
+  write(run / 'sites.json', described('icu', 'ward', 'elsewhere'))
+  hits = round(10 * (before or 0))
+  write(run / 'predictions' / 'counts.json', {
+    'scores': {'icu': counts(5, 6, 7, 6, 6), 'ward': counts(4, 4, 3, 5, 4), 'elsewhere': counts(9)},
+    'zero_shot': {} if before is None else {
+      site: counts(hits - 1, hits + 1, hits, hits, hits) if hits else counts(0, 0, 0, 0, 0)
+      for site in ('icu', 'ward')}})
+  made = page(tmp_path / 'report.html', {'fed_medlora': run}).text
+  assert 'fed_medlora finds entities with a mean strict F1 of 0.500' in made and words in made
+  assert 'all is lost' in made and made.index('all is lost') < made.index('Scores')
+
+
+def test_rates_have_what_they_are_rates_of_and_external_cohorts_are_apart(tmp_path):
+  """117 of 120 copied at two sites; 5 annotated of each type at each of them and 5 elsewhere."""
+  def answered(asked, copied):
+    return {'asked': asked, 'copied': copied, 'unreadable': 0}
+
+  lines = [line(n, ('icu', 'ward'), validation_f1=0.1 * n) for n in (1, 2)]
+  run = invent(tmp_path / 'run', lines=lines, summary={'answers': {
+    'icu': answered(60, 57), 'ward': answered(60, 60), 'elsewhere': answered(10, 1)}})
+  made = page(tmp_path / 'report.html', {'a': run}).text
+  assert '0.97 (117 of 120)' in made and '0.10 (1 of 10)' in made and '0.95 (57 of 60)' in made
+  assert 'of answers copy their sentence (117 of 120)' in made
+  # Of `entry`: 4 annotated and 3 found of a type at each site.
+  assert re.search('problem 0.500 0.750 8 6 2 4 3', ' '.join(made.split()))
+  assert 'F1 while training, for the bytes sent' in made
+  held = json.loads((run / 'summary.json').read_text())
+  write(run / 'summary.json', held | {'warnings': ['all is lost']})
+  several = page(tmp_path / 'several.html', {'a': run, 'b': run}).text
+  assert 'a, b: all is lost' in several
+  assert 'F1 while training, for the bytes sent' in several and 'copied, external' in several
+  silent = invent(tmp_path / 'silent')
+  assert 'F1 while training' not in page(tmp_path / 'silent.html', {'a': silent}).text
+
+
 def test_text_of_others_stays_text(tmp_path):
   """In a note, the name of a site, of a regime, a setting, a finding."""
   run = invent(

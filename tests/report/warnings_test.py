@@ -54,6 +54,8 @@ def zero_shot(f1: float, unreadable: int) -> dict:
   (summary(external=(10, 10, 3)), LEARNT, ['3 of 10 answers at the external cohorts']),
   (summary(copied=50), LEARNT, []),
   (summary(copied=49), LEARNT, ['only 49 of 100 answers at the sites copy the words']),
+  (summary(copied=9, unreadable=90), LEARNT, ['90 of 100', 'only 9 of 100']),
+  (summary(copied=9, unreadable=90, local_steps=0), [], ['90 of 100']),
   # Means of both sites: 0.9 and then 0.899, or 0.9.
   (summary(), losses((1.0, 0.8), (0.9, 0.898)), []),
   (summary(), losses((1.0, 0.8), (2.0, 2.0), (0.9, 0.9)),
@@ -66,6 +68,7 @@ def zero_shot(f1: float, unreadable: int) -> dict:
   (summary(), [LEARNT[0] | {'quarantined': ['icu']}, LEARNT[1]], ['left out icu (round 1)']),
   # 1 % of 1,000 examples, of 500 entities.
   (summary(**lost(10, 5)), LEARNT, []),
+  (summary(**lost(900, 400), local_steps=0), [], []),  # nothing was trained
   (summary(**lost(11, 5)), LEARNT, ['11 of 1,000 examples (1.1%) of the']),
   (summary(**lost(10, 6)), LEARNT, ['6 of 500 entities (1.2%); raise config.data.max_length']),
   # Of F1 0 for another reason nothing is said; nor of F1 above it, however it was answered.
