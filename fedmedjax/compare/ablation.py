@@ -5,7 +5,10 @@ the seed: in one setting, runs of one seed have the same notes, sites and damage
 comparison can tell and what not is in docs/models.md.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +26,20 @@ from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.methods import num_sites
 from fedmedjax.experiment.types import Data
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store.files import check_workdir, claim, plain, read_lines, write_lines, write_text
+from fedmedjax.store.files import (
+  append_line,
+  check_workdir,
+  claim,
+  plain,
+  read_lines,
+  write_lines,
+  write_text,
+)
 from fedmedjax.types import InputError
 
 RESULTS, TABLE = 'results.jsonl', 'table.md'
+# Methods under way at once: while one is compiled another computes.
+_WORKERS = 2
 # What the differences of the tables are to.
 BASELINE = 'fed_medlora'
 
@@ -96,23 +109,34 @@ def ablation(
                  if key not in ('seed', 'fed.preset')})
   check_workdir(folder, bound)
   claim(folder, bound)
-  rows, programs = read_lines(folder / RESULTS), {}
+  rows, programs, writing = read_lines(folder / RESULTS), {}, threading.Lock()
+  write_lines(folder / RESULTS, rows)  # without a last line that a crash has cut short
   done = {(row['preset'], row['setting'], row['seed']) for row in rows}
   missing = {
     (setting, preset): [seed for seed in seeds if (preset, setting, seed) not in done]
     for setting in settings for preset in presets}
 
   def add(row: dict) -> None:
-    rows.append(plain(row))
-    write_lines(folder / RESULTS, rows)
+    with writing:
+      rows.append(plain(row))
+      append_line(folder / RESULTS, rows[-1])
 
-  with reporter.task('ablation', sum(map(len, missing.values()))) as advance:
+  total = sum(map(len, missing.values()))
+  with reporter.task('ablation', total) as advance, ThreadPoolExecutor(_WORKERS) as pool:
     for setting in settings:
-      cells: dict[int, Data] = {}
-      for preset in presets:
+      needed = sorted({seed for preset in presets for seed in missing[setting, preset]})
+      cells = dict(zip(needed, pool.map(partial(_cell, config, setting), needed), strict=True))
+
+      def method(preset: str, setting=setting, cells=cells) -> None:
         wanted = missing[setting, preset]
         _method(config, preset, setting, wanted, cells, programs, add)
         advance(len(wanted), f'{preset}, {setting}')
+
+      try:
+        list(pool.map(method, presets))
+      except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
   asked = {(preset, setting, seed) for preset in presets for setting in settings for seed in seeds}
   return [row for row in rows if (row['preset'], row['setting'], row['seed']) in asked]
 
@@ -151,20 +175,30 @@ def run_config(config: ConfigDict, preset: str, setting: str, seed: int) -> Conf
   Raises:
     InputError: the preset is refused in this setting.
   """
+  return regime_config(_setting_config(config, setting, seed), preset, {})
+
+
+def _setting_config(config: ConfigDict, setting: str, seed: int) -> ConfigDict:
   chosen = config.copy_and_resolve_references()
   changes = (SETTINGS | SCALES)[setting].changes
   chosen.update_from_flattened_dict({**changes, 'seed': seed})
-  return regime_config(chosen, preset, {})
+  return chosen
+
+
+def _cell(config: ConfigDict, setting: str, seed: int) -> Data:
+  """The data of a setting and seed, which are those of all methods."""
+  # Four lines for each of many data sets would hide the progress.
+  return load_data(_setting_config(config, setting, seed), Reporter(Console(quiet=True)))
 
 
 def _method(
-  config: ConfigDict, preset: str, setting: str, seeds: Sequence[int], cells: dict[int, Data],
+  config: ConfigDict, preset: str, setting: str, seeds: Sequence[int], cells: Mapping[int, Data],
   programs: dict[str, Program], add: Callable[[dict], None],
 ) -> None:
   """One preset in one setting: its runs of these seeds.
 
   Args:
-    cells: the data of the setting by seed, which is added to.
+    cells: the data of the setting by seed.
     programs: those compiled before, by what they depend on, which is added to.
     add: takes a row.
   """
@@ -176,9 +210,6 @@ def _method(
     except InputError as error:
       add(row | {'refused': str(error).split(': ', 2)[-1]})
       continue
-    if seed not in cells:
-      # Four lines for each of many data sets would hide the progress.
-      cells[seed] = load_data(chosen, Reporter(Console(quiet=True)))
     studies[seed] = prepare(chosen, cells[seed])
   if not studies:
     return

@@ -44,6 +44,12 @@ def write_lines(path: Path, records: Iterable[Any]) -> None:
     json.dumps(record, ensure_ascii=False, allow_nan=False) + '\n' for record in records))
 
 
+def append_line(path: Path, record: Any) -> None:
+  """Adds a line to a JSON-lines file that ends in a whole line, or is absent."""
+  with path.open('a', encoding='utf-8') as file:
+    file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + '\n')
+
+
 def read_json(path: Path) -> dict[str, Any]:
   """The JSON object in a file.
 

@@ -31,12 +31,22 @@ def folder(tmp_path_factory):
   begin = [f'--output={folder}', *SHRINK, *ASKED]
   assert script.main(['ablation', *begin, '--settings=iid']) == 0
   assert len(read_lines(folder / 'results.jsonl')) == 4
+  # A crash while a line was written.
+  with (folder / 'results.jsonl').open('a') as file:
+    file.write('{"preset": "unif')
   assert script.main(['ablation', *begin]) == 0
   return folder
 
 
+def run_rows(folder):
+  """The rows in order; methods are under way at once."""
+  return sorted(
+    read_lines(folder / 'results.jsonl'),
+    key=lambda row: (row['setting'], row['preset'], row['seed']))
+
+
 def test_it_resumes_and_names_every_run_once(folder):
-  rows = read_lines(folder / 'results.jsonl')
+  rows = run_rows(folder)
   assert [(row['setting'], row['preset'], row['seed']) for row in rows] == [
     (setting, preset, seed) for setting in ('iid', 'wrong_largest')
     for preset in ('fed_medlora', 'uniform') for seed in (3, 4)]
@@ -60,7 +70,7 @@ def test_a_row_is_the_run_of_main(folder, tmp_path):
   assert main.main([
     'fedmedjax', '--config=configs/ablation.py:fed_medlora', f'--workdir={workdir}', *SHRINK,
     *setting, '--config.seed=4']) == 0
-  row = read_lines(folder / 'results.jsonl')[5]
+  row = run_rows(folder)[5]
   summary = read_json(workdir / 'summary.json')
   assert row['cohorts'] == {
     site: scores['ner']['strict']['typed']['f1'] for site, scores in summary['scores'].items()}

@@ -14,6 +14,11 @@ from fedmedjax.model.tagger import (
 )
 from fedmedjax.types import LabelBatch
 
+# Compiled once each: one operation after the other, they would be compiled by themselves.
+LOGITS = jax.jit(word_logits, static_argnums=0)
+LOSS = jax.jit(word_loss, static_argnums=0)
+GRADIENT = jax.jit(jax.grad(
+  lambda config, one, base, batch: word_loss(config, one, base, batch)[0], 1), static_argnums=0)
 CONFIG = TaggerConfig(num_labels=5, width=6, buckets=7, lora_scale=1.5)
 RANK, FEATURES = 3, 2
 
@@ -65,14 +70,14 @@ def by_hand(adapter, base, batch) -> np.ndarray:
 
 
 def test_logits_and_loss_are_those_of_numpy(adapter, base, batch):
-  found, expected = word_logits(CONFIG, adapter, base, batch), by_hand(adapter, base, batch)
+  found, expected = LOGITS(CONFIG, adapter, base, batch), by_hand(adapter, base, batch)
   np.testing.assert_allclose(found[batch.valid], expected[batch.valid], rtol=1e-4, atol=1e-5)
   total = weight = 0.0
   for row, place in zip(*np.nonzero(batch.weight), strict=True):
     kept = expected[row, place][batch.allowed]
     total += np.log(np.exp(kept).sum()) - expected[row, place][batch.labels[row, place]]
     weight += 1
-  nats, words = word_loss(CONFIG, adapter, base, batch)
+  nats, words = LOSS(CONFIG, adapter, base, batch)
   np.testing.assert_allclose((nats, words), (total, weight), rtol=1e-4)
 
 
@@ -81,9 +86,9 @@ def test_a_fresh_adapter_is_the_frozen_tagger(base, batch):
   fresh = init_adapter(jax.random.key(4), CONFIG, 2)
   nothing = jax.tree.map(np.zeros_like, fresh)
   np.testing.assert_array_equal(
-    word_logits(CONFIG, fresh, base, batch), word_logits(CONFIG, nothing, base, batch))
+    LOGITS(CONFIG, fresh, base, batch), LOGITS(CONFIG, nothing, base, batch))
   np.testing.assert_allclose(
-    word_logits(CONFIG, fresh, base, batch)[batch.valid],
+    LOGITS(CONFIG, fresh, base, batch)[batch.valid],
     by_hand(nothing, base, batch)[batch.valid], rtol=1e-4, atol=1e-5)
 
 
@@ -91,11 +96,11 @@ def test_only_factors_are_trained_and_all_of_them(adapter, base, batch):
   """Both layers, the readout too; unannotated labels and padding get no gradient."""
   assert tree.paths(adapter) == [
     'layers/hidden/a', 'layers/hidden/b', 'layers/output/a', 'layers/output/b']
-  gradient = jax.grad(lambda one: word_loss(CONFIG, one, base, batch)[0])(adapter)
+  gradient = GRADIENT(CONFIG, adapter, base, batch)
   assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(gradient))
   assert not np.any(gradient['layers']['output']['b'][..., 3:])
   other = batch._replace(tokens=np.where(batch.valid[..., None], batch.tokens, 5))
-  same = jax.grad(lambda one: word_loss(CONFIG, one, base, other)[0])(adapter)
+  same = GRADIENT(CONFIG, adapter, base, other)
   jax.tree.map(np.testing.assert_array_equal, gradient, same)
 
 
