@@ -54,7 +54,9 @@ def main(argv: list[str]) -> int:
     from fedmedjax.runtime.progress import Reporter
     paths = study.Paths(
       ROOT, ROOT / 'docs' / 'results', Path(os.environ.get('RUNS') or 'runs'))
-    wanted = [unit for name in dict.fromkeys(chosen.names) for unit in units(name, paths.runs)]
+    # R3 has R1's units: each once.
+    named = (unit for name in chosen.names for unit in units(name, paths.runs))
+    wanted = [*{str(unit): unit for unit in named}.values()]
     if chosen.list:
       print(study.listing(wanted, paths))
       return

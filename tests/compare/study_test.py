@@ -242,10 +242,10 @@ def test_tables_and_claims_of_the_word_tagger():
   assert table.startswith('`bash scripts/reproduce.sh r6`: 1 of 2 units')
   assert '| 0.480 ± 0.010 |' in table
   claims = {line[0]: line[1:3] for line in study_claims.lines(rows)}
-  assert claims['about 2 points under centralised with 10 sites, equal steps'] == [
+  assert claims['10 sites about 2 points under centralised, equal steps'] == [
     'word tagger: fed_medlora − centralised: -0.020 [-0.045, +0.005], 3 seeds',
     'not told apart from 0']
-  assert claims['the same, equal depth'][1] == 'not run yet'
+  assert claims['10 sites about 2 points under centralised, equal depth'][1] == 'not run yet'
 
 
 @pytest.mark.parametrize('estimate, sizes, sign, said', [
