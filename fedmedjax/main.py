@@ -30,13 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, values, overrides = parse(argv, define)
     if not values.workdir and not values.validate_only:
       raise InputError('--workdir is missing: name a folder, such as --workdir=runs/quickstart')
-    # Imported here since they take seconds: --help and mistakes are answered before.
-    from fedmedjax.report.next_steps import next_steps
     from fedmedjax.runtime.progress import Reporter
+    reporter = Reporter()
+    # Imported here since they take seconds: --help and mistakes are answered before.
+    reporter.say('loading JAX ...')
+    from fedmedjax.report.next_steps import next_steps
     from fedmedjax.train.dry_run import dry_run
     from fedmedjax.train.run import run
     set_up()
-    reporter = Reporter()
     if values.validate_only:
       dry_run(config, Path(values.workdir) if values.workdir else None, reporter)
       return

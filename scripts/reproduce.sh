@@ -37,8 +37,7 @@ skewed() {
 }
 
 methods() {
-  [ -e models/tiny/config.json ] || "$python" scripts/tiny_model.py --output=models/tiny
-  "$python" scripts/ablation.py --config=configs/ablation_tiny.py --output="$runs/ablation"
+  "$python" scripts/ablation.py --output="$runs/ablation"
 }
 
 known="quickstart real study new_site skewed methods"

@@ -128,6 +128,14 @@ def _check(config: ConfigDict, presets, settings, seeds) -> None:
       f'config.data.partition: kind={config.data.partition.kind!r}, '
       f'sites={config.data.partition.sites}: the settings of an ablation are for 5 sites that are '
       'dealt out')
+  values = leaves(config.to_dict())
+  for key in ('fed.cohort_size', 'simulation.failure', 'simulation.deadline'):
+    if values[key]:
+      raise InputError(
+        f'config.{key}={values[key]}: all sites of an ablation take all their steps; use 0')
+  if not config.fed.local_steps:
+    raise InputError(
+      'config.fed.local_steps=0: a number >= 1 is needed, so that all runs take equal steps')
   known = {'presets': (*trained_presets(), EQUAL_DEPTH), 'settings': (*SETTINGS, *SCALES)}
   for flag, names in (('presets', presets), ('settings', settings)):
     for name in names:

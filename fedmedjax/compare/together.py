@@ -17,8 +17,8 @@ import numpy as np
 
 from fedmedjax.data import schedule as schedules
 from fedmedjax.eval import evaluate
-from fedmedjax.experiment import communication
 from fedmedjax.experiment.types import Study
+from fedmedjax.fed import participation
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState, LocalData, Validation
@@ -79,7 +79,11 @@ def _shapes(arrays: Any) -> Any:
 
 def _round_data(study: Study, number: int) -> tuple[LocalData, np.ndarray]:
   """What a round trains on, and the numbers of its sites."""
-  turn = communication.round_participation(study.communication, study.schedule, number)
+  steps = np.asarray([len(own) for own in study.schedule.plan[number]])
+  # Without a deadline nothing depends on how long the messages are, whose count takes its time.
+  turn = participation.round_participation(
+    study.communication.sampler, study.communication.fleet, number,
+    sizes=study.schedule.weights, planned=steps, bytes_down=0 * steps, bytes_up=0 * steps)
   batches, mask = schedules.round_arrays(
     study.schedule, number, turn.cohort.sites, turn.steps)
   return LocalData(batches, mask, turn.weights), turn.cohort.sites

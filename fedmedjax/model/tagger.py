@@ -96,7 +96,7 @@ def word_logits(config: TaggerConfig, adapter: dict, base: dict, batch: LabelBat
   scale = (config.buckets / batch.tokens.shape[-1])**0.5
 
   def counted(table: Array) -> Array:
-    return scale * table.at[rows].get(mode='fill', fill_value=0.0).sum(axis=-2)
+    return scale * jnp.asarray(table).at[rows].get(mode='fill', fill_value=0.0).sum(axis=-2)
 
   def adapted(frozen: Array, inner: Array, b: Array) -> Array:
     return frozen + config.lora_scale * (inner @ b[0])

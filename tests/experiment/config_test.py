@@ -10,6 +10,7 @@ from fedmedjax.experiment.command_line import parse
 from fedmedjax.experiment.config import validate
 from fedmedjax.experiment.config_file import shipped_names
 from fedmedjax.experiment.defaults import METHOD_DEFAULTS, PRESETS, apply_preset
+from fedmedjax.experiment.shipped.ablation import get_config as get_ablation
 from fedmedjax.types import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -68,12 +69,47 @@ def test_the_command_line_goes_before_the_row():
 
 @pytest.mark.parametrize('preset', PRESETS)
 def test_every_row_changes_only_keys_of_methods(preset):
-  assert set(PRESETS[preset]) <= set(METHOD_DEFAULTS)
+  assert set(PRESETS[preset]) <= {*METHOD_DEFAULTS, 'learner'}
   chosen = config(f'--config=configs/real_ner.py:{preset}')
   for key, value in (METHOD_DEFAULTS | PRESETS[preset]).items():
     assert chosen.fed[key] == value
   # Rows leave the budget alone: regimes are compared at equal steps.
   assert (chosen.fed.rounds, chosen.fed.local_steps, chosen.fed.batch_size) == (4, 20, 8)
+
+
+def test_what_is_trained_is_the_configurations():
+  """Rows but fed_bert leave the learner; leaving fed_bert, it is a language model again."""
+  chosen = config('--config=configs/ablation.py')
+  for preset, learner in (
+      ('scaffold', 'tagger'), ('own', 'tagger'), ('fed_bert', 'bert'), ('fed_medlora', 'lora')):
+    apply_preset(chosen, {'name': 'own', 'floor': 0.1} if preset == 'own' else preset)
+    assert chosen.fed.learner == learner
+  assert config('--config=configs/ablation.py:centralised').fed.learner == 'tagger'
+  assert config('--config=configs/clinical_bert.py').fed.learner == 'bert'
+  assert config(
+    '--config=configs/quickstart.py:uniform', '--config.fed.learner=tagger').fed.learner == 'tagger'
+  # A comparison of taggers may have a BERT in it.
+  start = config('--config=configs/ablation.py')
+  assert regime_config(start, 'fed_medlora', {}).fed.learner == 'tagger'
+  assert regime_config(start, 'fed_bert', {'fed.learner': 'tagger'}).fed.learner == 'bert'
+  assert regime_config(
+    config('--config=configs/clinical_bert.py'), 'fed_medlora', {}).fed.learner == 'lora'
+  assert not leaves_adapter(start, 'fed_medlora')
+
+
+@pytest.mark.parametrize('key, value, said', [
+  ('data.tasks', ('re',), "use ('ner',)"), ('lora.start', 'a', "use ''"),
+  ('fed.train', False, 'use True'), ('mesh.tensor', 2, 'spread only'),
+  ('tagger.width', 0, 'an integer'), ('tagger.max_length', 0, 'an integer')])
+def test_what_a_tagger_cannot_do(key, value, said):
+  chosen = get_ablation()
+  validate(chosen)
+  chosen.fed.loss_on = 'all'  # there is no prompt: the same
+  validate(chosen)
+  chosen.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError) as error:
+    validate(chosen)
+  assert said in str(error.value) and f'config.{key}=' in str(error.value)
 
 
 def test_a_regime_forgets_the_row_before_it():

@@ -26,6 +26,7 @@ from fedmedjax.train import run
 from fedmedjax.types import InputError
 
 _BERT = {'fed.preset': 'fed_bert', 'fed.learner': 'bert', 'fed.loss_power': 0.0}
+_TAGGER = {'fed.learner': 'tagger'}
 _RE = {'data.tasks': ('ner', 're'), 'data.max_length': 400}
 _DEALT = {'data.partition.kind': 'types', 'data.partition.sites': 5}
 _ADAM = {'fed.server_optimizer': 'fedadam'}
@@ -39,6 +40,7 @@ def _aggregator(name: str, **more) -> dict:
 # Keys that matter only beside others: what is set besides, before and after.
 NEEDED = {
   'bert.path': _BERT, 'bert.task': _BERT, 'bert.max_length': _BERT, 'bert.learning_rate': _BERT,
+  'tagger.width': _TAGGER, 'tagger.buckets': _TAGGER, 'tagger.max_length': _TAGGER,
   'data.folders': {'data.folders': (_WARD,), 'data.external': ('ward',)},
   'data.root': {'data.root': '/nowhere/a', 'data.external': ('phee',)},
   'data.site_tasks': _RE, 'data.re_share': _RE, 'data.partition.unit': _DEALT,
@@ -183,7 +185,7 @@ def studied(start):
     """Notes are read and tokenised once for all keys that do not say which, or how."""
     named = repr([
       (key, value) for key, value in leaves(config.to_dict()).items()
-      if key.split('.')[0] in ('seed', 'model', 'bert', 'data', 'lora', 'eval', 'mesh')
+      if key.split('.')[0] in ('seed', 'model', 'bert', 'tagger', 'data', 'lora', 'eval', 'mesh')
       or key == 'fed.learner'])
     if named not in loaded:
       loaded[named] = build.load_data(config, QUIET)

@@ -131,6 +131,8 @@ def _style(name: str) -> dict:
   return read('words')[style['words']] | style
 
 
+# Studies of one seed ask for the same notes again and again.
+@functools.lru_cache(maxsize=2048)
 def _write_note(name: str, split: str, seed: int, number: int) -> Document:
   """Writes note `number` of a split of a cohort."""
   cohort, key = COHORTS[name], f'{name}/{split}/{seed}'

@@ -1,0 +1,146 @@
+"""A small ablation through its program: it resumes, and a row is the run that main would make."""
+
+import json
+
+import ablation as script
+import numpy as np
+import pytest
+
+from fedmedjax import main
+from fedmedjax.compare import ablation
+from fedmedjax.compare.together import _padded
+from fedmedjax.experiment.shipped.ablation import get_config
+from fedmedjax.fed.types import Validation
+from fedmedjax.store.files import read_json, read_lines
+from fedmedjax.types import InputError, LabelBatch
+
+SHRINK = [
+  '--config.tagger.width=8', '--config.tagger.buckets=64', '--config.lora.rank=2',
+  '--config.data.synthetic_notes=6', '--config.data.max_train_sentences=12',
+  '--config.data.validation_examples=2', '--config.fed.rounds=2', '--config.fed.local_steps=2',
+  '--config.fed.batch_size=2', '--config.eval.max_examples=30', '--config.eval.batch_size=32',
+  '--config.eval.bootstrap_samples=20', '--config.checkpoint.keep=1',
+  '--config.optim.learning_rate=0.05']
+ASKED = ['--presets=fed_medlora,uniform', '--settings=iid,wrong_largest', '--seeds=3,4']
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Two presets, two settings, two seeds; it was stopped before the last setting."""
+  folder = tmp_path_factory.mktemp('ablation')
+  begin = [f'--output={folder}', *SHRINK, *ASKED]
+  assert script.main(['ablation', *begin, '--settings=iid']) == 0
+  assert len(read_lines(folder / 'results.jsonl')) == 4
+  assert script.main(['ablation', *begin]) == 0
+  return folder
+
+
+def test_it_resumes_and_names_every_run_once(folder):
+  rows = read_lines(folder / 'results.jsonl')
+  assert [(row['setting'], row['preset'], row['seed']) for row in rows] == [
+    (setting, preset, seed) for setting in ('iid', 'wrong_largest')
+    for preset in ('fed_medlora', 'uniform') for seed in (3, 4)]
+  assert all(0 <= row['f1'] <= 1 and np.isclose(sum(row['weights']), 1) for row in rows)
+  np.testing.assert_allclose(
+    rows[4]['weights'], [0.4, 0.15, 0.15, 0.15, 0.15], atol=0.05)  # by size
+  np.testing.assert_allclose(rows[6]['weights'], 0.2, atol=1e-6)
+  before = (folder / 'results.jsonl').read_bytes()
+  assert script.main(['ablation', f'--output={folder}', *SHRINK, *ASKED]) == 0
+  assert (folder / 'results.jsonl').read_bytes() == before
+  table = (folder / 'table.md').read_text()
+  assert f'| fed_medlora | {np.mean([rows[0]["f1"], rows[1]["f1"]]):.3f} ± ' in table
+  assert '| method | IID | largest site wrong |' in table
+
+
+def test_a_row_is_the_run_of_main(folder, tmp_path):
+  """Seed 4 of fed_medlora where the largest site is wrong, alone: equal F1, loss and weights."""
+  setting = [f'--config.{key}={value}' for key, value in
+             ablation.SETTINGS['wrong_largest'].changes.items()]
+  workdir = tmp_path / 'run'
+  assert main.main([
+    'fedmedjax', '--config=configs/ablation.py:fed_medlora', f'--workdir={workdir}', *SHRINK,
+    *setting, '--config.seed=4']) == 0
+  row = read_lines(folder / 'results.jsonl')[5]
+  summary = read_json(workdir / 'summary.json')
+  assert row['cohorts'] == {
+    site: scores['ner']['strict']['typed']['f1'] for site, scores in summary['scores'].items()}
+  line = read_lines(workdir / 'metrics.jsonl')[-1]
+  np.testing.assert_allclose(row['weights'], line['weights'], rtol=1e-5)
+  np.testing.assert_allclose(row['loss'], np.mean(line['train_loss']), rtol=1e-4)
+  # What it leaves: the adapter by paths, in its folder and in Python; records as other runs.
+  import fedmedjax
+  layers = fedmedjax.load_results(workdir).adapter['layers']
+  assert {name: pair['a'].shape for name, pair in layers.items()} == {
+    'hidden': (1, 192, 2), 'output': (1, 8, 2)}
+  assert read_json(workdir / 'adapter' / 'tagger.json')['labels'][:2] == ['O', 'B-problem']
+  record = json.loads((workdir / 'predictions' / 'synthetic_icu.jsonl').read_text().split('\n')[0])
+  assert set(record['generated'].split()) <= set(summary['labels'])
+  assert summary['adapter_parameters'] == 192 * 2 + 2 * 8 + 8 * 2 + 2 * 9
+  assert (workdir / 'report.html').exists()
+
+
+def row(preset, seed, f1, setting='iid'):
+  return {'preset': preset, 'setting': setting, 'seed': seed, 'f1': f1}
+
+
+def test_the_tables_by_hand():
+  """Differences .02 and .04: mean .03, standard deviation .01 * sqrt 2, standard error .01; the t
+  quantile of one degree of freedom is 12.706, so .03 ± .127. Seed 9 has no partner."""
+  rows = [
+    row('fed_medlora', 0, 0.5), row('fed_medlora', 1, 0.6), row('uniform', 1, 0.64),
+    row('uniform', 0, 0.52), row('uniform', 9, 0.9),
+    {'preset': 'krum', 'setting': 'iid', 'seed': 0, 'refused': 'one rank'},
+    row('fed_medlora', 0, 0.1, 'ranks'), row('uniform', 0, 0.3, 'ranks')]
+  found = ablation.difference(rows, 'uniform', 'iid')
+  np.testing.assert_allclose(found[:3], (0.03, 0.03 - 0.12706, 0.03 + 0.12706), atol=1e-5)
+  text = ablation.tables(rows, ('fed_medlora', 'uniform', 'krum'), ('iid', 'ranks'))
+  assert '| fed_medlora | 0.550 ± 0.071 | 0.100 |' in text
+  assert '| uniform | +3.0 [-9.7, +15.7] | +20.0 |' in text
+  assert text.count('| krum | refused | - |') == 2
+  assert '| fed_medlora | +' not in text  # it is what differences are to
+
+
+def test_runs_of_unlike_validation_sets_are_padded_by_nothing():
+  """The longer set stays; the shorter gets steps of weight 0 that belong to no group."""
+
+  def validation(steps):
+    ones = np.ones((steps, 1, 2), np.float32)
+    batches = LabelBatch(ones.astype(np.int32), ones > 0, ones.astype(np.int32), ones,
+                         np.ones((steps, 3), bool))
+    return Validation(batches, np.ones((steps, 1), np.float32), np.ones(steps, np.float32),
+                      np.zeros(1, np.int32))
+
+  found = _padded({'a': validation(1), 'b': validation(3), 'c': None})
+  assert found['c'] is None and found['b'].batches.weight.sum() == 6
+  short = found['a']
+  assert short.batches.weight.tolist() == [[[1, 1]], [[0, 0]], [[0, 0]]]
+  assert short.group.tolist() == [[1], [0], [0]] and short.answers.tolist() == [1, 0, 0]
+  # A softmax over no label at all would be no number.
+  assert short.batches.allowed.all()
+
+
+def test_equal_depth_sees_the_same_examples_in_as_many_updates_as_a_site():
+  config = get_config()
+  chosen = ablation.run_config(config, ablation.EQUAL_DEPTH, 'sites_2', 5)
+  fed = chosen.fed
+  assert (fed.preset, fed.pooled, fed.round_steps) == ('centralised', True, config.fed.local_steps)
+  assert fed.batch_size == 2 * config.fed.batch_size and chosen.seed == 5
+  assert chosen.fed.learner == 'tagger'
+
+
+@pytest.mark.parametrize('change, arguments, said', [
+  ({}, {'presets': ('zero_shot',)}, "'zero_shot' is not one of fed_medlora"),
+  ({}, {'presets': ('fed_bert',)}, "'fed_bert' is not one of"),
+  ({}, {'settings': ('moon',)}, "'moon' is not one of iid"),
+  ({}, {'seeds': (1, 1)}, '--seeds=1,1'), ({}, {'seeds': ()}, '--seeds='),
+  ({'fed.learner': 'lora'}, {}, "config.fed.learner='lora'"),
+  ({'data.partition.sites': 4}, {}, '5 sites'), ({'data.partition.kind': ''}, {}, 'kind='),
+  ({'fed.cohort_size': 2}, {}, 'config.fed.cohort_size=2'),
+  ({'simulation.failure': 0.5}, {}, 'config.simulation.failure=0.5')])
+def test_what_is_no_ablation_is_refused(change, arguments, said, tmp_path):
+  config = get_config()
+  config.update_from_flattened_dict(change)
+  asked = {'presets': ('fed_medlora',), 'settings': ('iid',), 'seeds': (0,)} | arguments
+  with pytest.raises(InputError) as error:
+    ablation.ablation(config, tmp_path / 'none', reporter=None, **asked)
+  assert said in str(error.value) and not (tmp_path / 'none').exists()
