@@ -111,9 +111,10 @@ def _environment() -> jinja2.Environment:
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('fedmedjax.report'), autoescape=True, trim_blocks=True,
     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-  # Names of sites and keys may be broken into lines after underscores, dots, colons and slashes.
+  # Names of sites and keys may be broken into lines after underscores, dots, colons and slashes;
+  # a number is no name.
   environment.filters['breakable'] = lambda text: Markup(
-    re.sub(r'(?<=[_.:/])(?=\w)', '<wbr>', str(escape(text))))
+    re.sub(r'(?<=[_:/])(?=\w)|(?<=[.])(?=[^\W\d])', '<wbr>', str(escape(text))))
   return environment
 
 
