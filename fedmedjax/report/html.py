@@ -84,8 +84,10 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
   for run in runs:
     for warning in run.summary.get('warnings', ()):
       said.setdefault(warning, []).append(run.name)
-  return [f'{", ".join(names)}: {warning}' if len(runs) > 1 else warning
-          for warning, names in said.items()]
+  return [
+    warning if len(runs) == 1 else
+    f'{"all runs" if len(names) == len(runs) else ", ".join(names)}: {warning}'
+    for warning, names in said.items()]
 
 
 def _made_with(examples: int, claims: Path | None) -> str:

@@ -172,7 +172,7 @@ def test_rates_have_what_they_are_rates_of_and_external_cohorts_are_apart(tmp_pa
   held = json.loads((run / 'summary.json').read_text())
   write(run / 'summary.json', held | {'warnings': ['all is lost']})
   several = page(tmp_path / 'several.html', {'a': run, 'b': run}).text
-  assert 'a, b: all is lost' in several
+  assert 'all runs: all is lost' in several
   assert 'F1 while training, for the bytes sent' in several and 'copied, external' in several
 
 
