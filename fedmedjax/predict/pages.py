@@ -1,7 +1,7 @@
 """Annotated notes as self-contained HTML pages: nothing is loaded, all text is escaped.
 
 The page of a note has one script, with which a person checks its spans and saves the result
-(templates/review.js); the page's Content-Security-Policy names its checksum and allows no other.
+(review.js in templates/); the Content-Security-Policy names its checksum and allows no other.
 """
 
 import base64
@@ -23,7 +23,8 @@ _PAGES = jinja2.Environment(
   loader=jinja2.ChoiceLoader(
     [jinja2.PackageLoader(f'fedmedjax.{room}') for room in ('predict', 'report')]),
   autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-_SCRIPT, _, _ = _PAGES.loader.get_source(_PAGES, 'review.js')
+_SCRIPT = ''.join(
+  _PAGES.loader.get_source(_PAGES, name)[0] for name in ('characters.js', 'review.js'))
 _CHECKSUM = 'sha256-' + base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
 _UNCHECKED = 'Found by a language model and not checked by anybody.'
 _MODIFIERS = tuple(dict.fromkeys(kind for kinds in MODIFIER_TYPES.values() for kind in kinds))

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from fedmedjax.report.blocks import Table
-from fedmedjax.report.rates import groups, out_of, rates
+from fedmedjax.report.blocks import Cell, Table
+from fedmedjax.report.rates import groups, rates
 from fedmedjax.report.runs import Run
 from fedmedjax.report.scores import NONE, label
 from fedmedjax.report.terminal import marked
 
-_NOTE = 'Shares, with what they are shares of. Copied: the words of the sentence, exactly.'
+_NOTE = 'Shares, and below what they are shares of. Copied: the words of the sentence, exactly.'
 
 
 def answer_table(runs: Sequence[Run]) -> Table:
@@ -27,7 +27,7 @@ def answer_table(runs: Sequence[Run]) -> Table:
       for run in counted])
 
 
-def _by_site(run: Run) -> list[list[str]]:
+def _by_site(run: Run) -> list[list[Cell | str]]:
   rows = []
   for group, together in zip(groups(run.summary), ('all sites', 'all external'), strict=True):
     rows += [[label(site, run.summary['external']), *_shares(run, [site])] for site in group]
@@ -35,7 +35,8 @@ def _by_site(run: Run) -> list[list[str]]:
   return rows
 
 
-def _shares(run: Run, sites: Sequence[str]) -> list[str]:
+def _shares(run: Run, sites: Sequence[str]) -> list[Cell | str]:
   found = rates(run.summary, sites)
   return [NONE, NONE] if found is None else [
-    out_of(found.copied, found.asked), out_of(found.unreadable, found.asked)]
+    Cell(f'{part / found.asked:.2f}', f'{part:,} of {found.asked:,}')
+    for part in (found.copied, found.unreadable)]

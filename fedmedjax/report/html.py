@@ -84,8 +84,10 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
   for run in runs:
     for warning in run.summary.get('warnings', ()):
       said.setdefault(warning, []).append(run.name)
-  return [f'{", ".join(names)}: {warning}' if len(runs) > 1 else warning
-          for warning, names in said.items()]
+  return [
+    warning if len(runs) == 1 else
+    f'{"all runs" if len(names) == len(runs) else ", ".join(names)}: {warning}'
+    for warning, names in said.items()]
 
 
 def _made_with(examples: int, claims: Path | None) -> str:
@@ -111,9 +113,10 @@ def _environment() -> jinja2.Environment:
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('fedmedjax.report'), autoescape=True, trim_blocks=True,
     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-  # Names of sites and keys may be broken into lines after underscores, dots, colons and slashes.
+  # Names of sites and keys may be broken into lines after underscores, dots, colons and slashes;
+  # a number is no name.
   environment.filters['breakable'] = lambda text: Markup(
-    re.sub(r'(?<=[_.:/])(?=\w)', '<wbr>', str(escape(text))))
+    re.sub(r'(?<=[_:/])(?=\w)|(?<=[.])(?=[^\W\d])', '<wbr>', str(escape(text))))
   return environment
 
 

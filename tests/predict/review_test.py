@@ -168,6 +168,11 @@ def test_accept_correct_drop_and_add(browser, tmp_path):
     await select(' \\ud83d\\udc8a aspirin ');
     set('newtype', 'treatment');
     act('add');
+    // Words are selected by a key, too: the next one after the chosen span.
+    press(find('panel'), 'w');
+    found.word = find('selected').textContent;
+    press(find('panel'), 'w');
+    found.words = find('selected').textContent;
     // Twice the same is none.
     await select('\\ud83d\\udc8a aspirin');
     act('add');
@@ -177,6 +182,7 @@ def test_accept_correct_drop_and_add(browser, tmp_path):
     act('add');
     act('undo');''')
   assert (found['first'], found['second'], found['third']) == ('pain', 'chest\n pain', 'by mouth')
+  assert (found['word'], found['words']) == ('by', 'mouth')
   assert 'There is such a span already' in found['twice']
   assert found['status'].startswith('8 of 10 checked, not saved')
   document, record = read_back(tmp_path, found, 'a b')

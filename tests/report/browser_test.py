@@ -24,17 +24,21 @@ def pages(tmp_path_factory) -> dict[str, Path]:
             for site in (long, longer, 'elsewhere')}
   cross = {site: {other: {'ner': entry(0.9 if site == other else 0.1)} for other in scores}
            for site in (long, longer)}
+  said = [f'{longer} has learnt nothing, for the {n}th time; see config.data.max_length'
+          for n in range(4, 12)]
+  answered = {site: {'asked': 120, 'copied': 117, 'unreadable': 31} for site in scores}
   runs = {}
   for name, more in (('fed_medlora_plus', {}), ('single_site', {'cross_site': cross}),
                      ('centralised', {}), ('api:some-vendor/some-large-model-2026-01-01', {})):
     runs[name] = invent(
       folder / str(len(runs)), sites=(long, longer), records=answers,
-      summary={'scores': scores, **more})
+      summary={'scores': scores, 'warnings': said, 'answers': answered, **more})
     write(runs[name] / 'sites.json', described(long, longer, 'elsewhere'))
   out = {'run': folder / 'run.html', 'comparison': folder / 'comparison.html'}
   write_report(out['run'], 'a_run', {'fed_medlora_plus': runs['fed_medlora_plus']}, examples=3)
   write_report(
     out['comparison'], 'comparison', runs, examples=2,
+    first='Of 4 regimes, fed_medlora_plus has the highest mean strict F1 of entities.',
     sentences=['federated - best single site: +0.12 [0.08, 0.15]'],
     tables=[Table('By seed', 'Mean strict F1.', ('regime', 'seed 0', 'seed 1'),
                   [('fed_medlora_plus', '0.5', '0.6')], beside=True)],

@@ -1,4 +1,3 @@
-'use strict';
 // Checking a note in the browser. Spans are {id, start, end, type, was, state}: `was` is what the
 // model found, or null for one that a person added, and `state` is '' until a person has checked it.
 (() => {
@@ -6,20 +5,7 @@
   const held = JSON.parse(find('held').textContent);
   const note = find('note');
 
-  // Offsets count characters, that is code points, while JavaScript counts UTF-16 units.
-  const points = Array.from(held.text);
-  const units = [0];
-  for (const point of points) units.push(units.at(-1) + point.length);
-  const words = (start, end) => points.slice(start, end).join('');
-  function pointAt(unit, upwards) {
-    let low = 0, high = points.length;
-    while (low < high) {
-      const middle = (low + high + 1) >> 1;
-      if (units[middle] <= unit) low = middle; else high = middle - 1;
-    }
-    return upwards && units[low] < unit ? low + 1 : low;
-  }
-
+  const {points, words, pointAt} = characters(held.text);
   const spans = held.record.entities.map(({start, end, type}, id) =>
     ({id, start, end, type, was: {start, end, type}, state: ''}));
   const links = held.record.relations;
@@ -143,6 +129,13 @@
     draw();
   }
 
+  function wordAfter(at) {
+    while (at < points.length && !points[at].trim()) at++;
+    let end = at;
+    while (end < points.length && points[end].trim()) end++;
+    return at < end ? {start: at, end} : null;
+  }
+
   function add() {
     const type = find('newtype').value, {start, end} = picked;
     if (spans.some(s => alive(s) && s.start === start && s.end === end && s.type === type))
@@ -183,6 +176,11 @@
     accept: () => set(chosen.was && chosen.state === 'corrected' ? 'corrected' :
       chosen.was ? 'accepted' : 'added'),
     drop: () => set('dropped'), undo, add,
+    word: () => {
+      // The next word after what is selected or chosen, for those who have no mouse.
+      picked = wordAfter((picked || chosen || {end: 0}).end) || wordAfter(0);
+      drawPanel();
+    },
     move: () => {
       const place = picked;
       picked = null;
@@ -195,7 +193,8 @@
     next: () => step(1), previous: () => step(-1),
     brat: () => {
       save(`${held.name}.txt`, held.text);
-      save(`${held.name}.ann`, brat());
+      const {entities, relations} = reviewed();
+      save(`${held.name}.ann`, bratAnnotation(characters(held.text), entities, relations));
     },
     json: () => save(`${held.name}.json`, JSON.stringify(reviewed(), null, 1) + '\n'),
   };
@@ -214,39 +213,6 @@
         checked: counted().filter(span => span.state).length, of: counted().length,
         dropped: spans.filter(span => !alive(span) && span.was).map(span => said(span.was))},
     };
-  }
-
-  // Line ends and blanks as Python, which reads the files, understands them.
-  const LINE_END = /[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/g;
-  const BLANK = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/;
-
-  // A span over several lines is written in as many pieces, as brat wants it.
-  function bratSpan({start, end, type}, number) {
-    const pieces = [];
-    for (let at = start; at < end; at++) {
-      if (points[at] === '\n' || points[at] === '\r') continue;
-      if (pieces.length && pieces.at(-1)[1] === at) pieces.at(-1)[1] = at + 1;
-      else pieces.push([at, at + 1]);
-    }
-    const whole = pieces.length && pieces[0][0] === start && pieces.at(-1)[1] === end;
-    const offsets = whole ? pieces.map(piece => piece.join(' ')).join(';') : `${start} ${end}`;
-    const stated = whole ? pieces.map(piece => words(...piece).replace(LINE_END, ' ')).join(' ')
-      : words(start, end).split(BLANK).filter(Boolean).join(' ');
-    return `T${number}\t${type} ${offsets}\t${stated}`;
-  }
-
-  function brat() {
-    const {entities, relations} = reviewed();
-    const lines = entities.map((span, i) => bratSpan(span, i + 1));
-    lines.push(...relations.map(({type, head, tail}, i) => {
-      if (head !== tail) return `R${i + 1}\t${type} Arg1:T${head + 1} Arg2:T${tail + 1}`;
-      const [name, ...value] = type.split('=');
-      return `A${i + 1}\t${name} T${head + 1} ${value.join('=')}`.trimEnd();
-    }));
-    const checked = entities.flatMap(({checked}, i) => checked ? [[checked, i + 1]] : []);
-    lines.push(...checked.map(([how, span], i) =>
-      `#${i + 1}\tAnnotatorNotes T${span}\tchecked by a person: ${how}`));
-    return lines.map(line => `${line}\n`).join('');
   }
 
   function save(name, content) {
@@ -308,8 +274,8 @@
       return event.target.click();
     }
     if (event.target.matches('select')) return;
-    const action = {a: 'accept', d: 'drop', n: 'next', p: 'previous'}[event.key];
-    if (action === 'next' || action === 'previous' || (action && chosen && alive(chosen)))
+    const action = {a: 'accept', d: 'drop', n: 'next', p: 'previous', w: 'word'}[event.key];
+    if (['next', 'previous', 'word'].includes(action) || (action && chosen && alive(chosen)))
       actions[action]();
   });
   addEventListener('beforeunload', event => {
