@@ -61,6 +61,11 @@ def test_windows_are_joined_in_the_order_of_the_examples(rows, planted):
   assert all(batch.allowed.tolist() == [True] * 5 for batch in planted)
 
 
+def test_a_classifier_is_compiled_once():
+  model = SimpleNamespace
+  assert tagging._classifier(model) is tagging._classifier(model)
+
+
 def test_records_by_hand(planted):
   """Offsets are into the document: 40 is added to those of the first sentence."""
   tagger = tagging.Tagger(None, LABELS, 48, 4)
