@@ -82,7 +82,8 @@ def test_sites_are_batched_as_asked_and_one_alone_is_not():
 
 
 def test_one_group_of_devices_is_no_spread():
-  alone, pair = (Spread(jax.make_mesh((n,), ('site',)), ('site',)) for n in (1, 2))
+  alone, pair = (Spread(jax.make_mesh(
+    (n,), ('site',), axis_types=(jax.sharding.AxisType.Auto,)), ('site',)) for n in (1, 2))
   assert spread_vmap(alone) is jax.vmap and spread_vmap(pair) is not jax.vmap
   assert (alone.parts, pair.parts) == (1, 2)
   # Three sites on two groups are four with one of zeros, and three again.
