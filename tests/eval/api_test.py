@@ -243,7 +243,8 @@ def test_a_reply_read_by_hand(finish, again):
 
 
 @pytest.mark.parametrize('status, code, reason, again', [
-  (400, 'too_long', 'HTTP 400 (too_long)', False), (400, None, 'HTTP 400', False),
+  (400, 'too_long', 'HTTP 400 (too_long)', False), (400, 'Long', 'HTTP 400 (Long)', False),
+  (400, None, 'HTTP 400', False),
   (402, None, 'HTTP 402', False), (405, None, 'HTTP 405', False), (408, None, 'HTTP 408', True),
   (410, None, 'HTTP 410', False), (429, 'rate_limit', 'HTTP 429 (rate_limit)', True),
   (499, None, 'HTTP 499', False), (500, None, 'HTTP 500', True), (599, None, 'HTTP 599', True)])

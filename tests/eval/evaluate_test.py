@@ -173,6 +173,11 @@ def test_records_of_other_tasks_change_nothing(name):
   assert list(evaluate.score(alone, [own[2:]], 0, 5).scores['re']) == ['modifier', 'triple']
 
 
+def test_as_many_outputs_as_examples():
+  with pytest.raises(ValueError, match='argument'):
+    evaluate.predictions(ask('ner', CORPUS), [SENTENCE], ['', ''])
+
+
 def test_shares_of_several_sites_by_hand():
   """Means over sites of 1 and 1/2, of 0 and 1/4; 3 + 0 entities dropped."""
   scores = [evaluate.SiteScores({}, (), {}, *figures) for figures in (

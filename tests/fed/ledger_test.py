@@ -212,6 +212,11 @@ def test_what_is_simulated_is_what_is_charged():
     np.testing.assert_allclose(decode(parts, 45), sent[path].reshape(-1), rtol=1e-6, atol=1e-7)
 
 
+def test_a_table_of_more_sites_than_exchanges_is_none():
+  with pytest.raises(ValueError, match='argument'):
+    list(ledger.table([(1, ('x', 'y'), (ledger.Exchange((), ()),), (True,))]))
+
+
 def test_the_arrays_of_a_size_are_worked_out_once():
   assert ledger._arrays(sign(), 5) is not ledger._arrays(sign(), 5)  # of two codecs
   codec = sign()
