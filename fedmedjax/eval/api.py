@@ -150,7 +150,8 @@ async def _ask_all(
           group.create_task(work(connection))
   except ExceptionGroup as group:
     # Alone: the cause holds the request, and with it the key.
-    raise group.exceptions[0] from None
+    first, *_ = group.exceptions
+    raise first from None
   for name in sorted(refused):
     say(f'the endpoint of {endpoint.model!r} refuses {name}; asked '
         + (f'with {_INSTEAD[name]}' if _INSTEAD[name] else 'without'))
