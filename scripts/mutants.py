@@ -41,7 +41,8 @@ COPIED = ('fedmedjax', 'configs', 'tests', 'pyproject.toml')
 ARITHMETIC, BITWISE = '(Add|Sub|Mul|Div|FloorDiv|Mod|Pow)', '(RShift|LShift|BitOr|BitAnd|BitXor)'
 EXCLUDED = re.compile(
   f'core/ReplaceBinaryOperator_({ARITHMETIC}_{BITWISE}|{BITWISE}_{ARITHMETIC})$'
-  '|core/ReplaceComparisonOperator_(?!Is)[A-Za-z]+_Is(Not)?$')
+  '|core/ReplaceComparisonOperator_(?!Is)[A-Za-z]+_Is(Not)?$'
+  '|core/ReplaceComparisonOperator_(Is_Eq|IsNot_NotEq)$')
 FORK = multiprocessing.get_context('fork')
 
 

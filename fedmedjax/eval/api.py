@@ -150,7 +150,8 @@ async def _ask_all(
           group.create_task(work(connection))
   except ExceptionGroup as group:
     # Alone: the cause holds the request, and with it the key.
-    raise group.exceptions[0] from None
+    first, *_ = group.exceptions
+    raise first from None
   for name in sorted(refused):
     say(f'the endpoint of {endpoint.model!r} refuses {name}; asked '
         + (f'with {_INSTEAD[name]}' if _INSTEAD[name] else 'without'))
@@ -229,18 +230,19 @@ def read_reply(content: bytes) -> Reply:
   except (ValueError, RecursionError):
     body = None
   usage = _field(body, 'usage')
-  counts = [_field(usage, name) for name in ('prompt_tokens', 'completion_tokens')]
-  counts = [n if type(n) is int and n >= 0 else None for n in counts]
+  tokens = {ours: _field(usage, theirs) for ours, theirs in (
+    ('input_tokens', 'prompt_tokens'), ('output_tokens', 'completion_tokens'))}
+  tokens = {name: n if type(n) is int and n >= 0 else None for name, n in tokens.items()}
   choice = _field(_field(body, 'choices'), 0)
   text = _field(_field(choice, 'message'), 'content')
   if not isinstance(text, str) or not text.strip():
     if _field(choice, 'finish_reason') == 'length':
       # A model that reasons first: the same question would end the same way, and be billed again.
       return Reply(
-        None, 'no text within max_tokens; raise config.eval.max_new_ratio', False, 0.0, *counts)
-    return Reply(None, 'an answer without text, or none that can be read', True, 0.0, *counts)
+        reason='no text within max_tokens; raise config.eval.max_new_ratio', **tokens)
+    return Reply(reason='an answer without text, or none that can be read', again=True, **tokens)
   # A lone surrogate is legal in JSON, and in no file.
-  return Reply(text.encode(errors='replace').decode(), '', False, 0.0, *counts)
+  return Reply(text.encode(errors='replace').decode(), **tokens)
 
 
 def _field(value: Any, key: str | int) -> Any:

@@ -157,8 +157,8 @@ def check_context(
   for site in sites:
     for part in site.tasks:
       prompt = max((example.prompt_length for example in part.test_tokens), default=0)
-      needed = len(part.instruction) + max(
-        max_length if part.train else 0, prompt + most_new_tokens(prompt, max_new_ratio))
+      decoding = prompt + most_new_tokens(prompt, max_new_ratio)
+      needed = len(part.instruction) + (max(max_length, decoding) if part.train else decoding)
       if needed > context:
         raise InputError(
           f'site {site.name!r} needs up to {needed} positions, the model has {context}: lower '

@@ -74,7 +74,7 @@ def of_sources(drawn: np.ndarray, numbers: Sequence[int]) -> Part | None:
   if not numbers or min(numbers) < 2:
     return None
   counts, more_seeds = np.array(numbers), len(drawn) - 1
-  variances = drawn.mean(0).var(-1)
+  variances = np.array([draws.var() for draws in drawn.mean(0)])
   if more_seeds:
     shared = variances - (drawn.var(-1).mean(0) - variances) / more_seeds
     variances = np.where(counts < FEW_SOURCES, variances, np.maximum(shared, 0.0))

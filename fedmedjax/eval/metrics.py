@@ -129,7 +129,7 @@ def _most_pairs(
            for side in (gold, predicted)]
   pairs = 0
   while sides[0] and sides[1]:
-    first = 0 if sides[0][0][1] <= sides[1][0][1] else 1
+    first = min(range(2), key=lambda side: sides[side][0][1])
     _, end = sides[first].pop(0)
     others = sides[1 - first]
     partner = next((i for i, other in enumerate(others) if other[0] < end), None)
@@ -163,7 +163,7 @@ def scores(
     out['per_type'][name] = {
       kind: dict(zip(names, every[k, t].tolist(), strict=True)) for k, kind in enumerate(KINDS)
     }
-    tp, fp, fn = counts[0, t].tolist()
+    (tp, fp, fn), *_ = counts[:, t].tolist()  # of either kind of match the sums are the same
     out['per_type'][name] |= {'gold': tp + fn, 'predicted': tp + fp}
   return out
 
@@ -219,11 +219,11 @@ def _ratios(counts: np.ndarray) -> np.ndarray:
 def averages(counts: np.ndarray) -> np.ndarray:
   """The three averages of counts: [..., T + 1, 3] -> [..., 3 averages, (precision, recall, f1)]."""
   by_type, untyped = counts[..., :-1, :], counts[..., -1, :]
-  present = (by_type.sum(-1, keepdims=True) > 0).sum(-2)  # the others add 0 to the mean
+  present = by_type.any(-1, keepdims=True).sum(-2)  # the others add 0 to the mean
   macro = _divide(_ratios(by_type).sum(-2), present)
   return np.stack([_ratios(by_type.sum(-2)), _ratios(untyped), macro], axis=-2)
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """a / b, and 0 where b is 0; b broadcasts to a."""
-  return a / np.where(b > 0, b, np.inf)
+  return a / np.where(b, b, np.inf)

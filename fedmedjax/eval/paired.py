@@ -11,6 +11,7 @@ Letters: K seeds, N sources of a site.
 import json
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,9 +98,10 @@ def mean_f1(
     kind: 'strict' or 'lenient'.
   """
   values, drawn = _statistic(runs, sites, score, seed, samples, kind)
+  first, *_ = runs
   return intervals.estimate(
     float(values.mean()),
-    [intervals.of_sources(drawn, _numbers(runs[0], sites, score)), intervals.of_seeds(values)],
+    [intervals.of_sources(drawn, _numbers(first, sites, score)), intervals.of_seeds(values)],
     (0.0, 1.0))
 
 
@@ -117,13 +119,14 @@ def difference(
   """
   if len(ours) != len(theirs):
     raise ValueError(f'{len(ours)} and {len(theirs)} seeds')
-  pairs = [_on_all_sources(*pair, sites, score) for pair in zip(ours, theirs, strict=True)]
-  ours, theirs = zip(*pairs, strict=True)
+  ours, theirs = zip(
+    *map(partial(_on_all_sources, sites=sites, score=score), ours, theirs), strict=True)
   (a, drawn_a), (b, drawn_b) = (
     _statistic(runs, sites, score, seed, samples, kind) for runs in (ours, theirs))
+  first, *_ = ours
   return intervals.estimate(
     float((a - b).mean()), [
-      intervals.of_sources(drawn_a - drawn_b, _numbers(ours[0], sites, score)),
+      intervals.of_sources(drawn_a - drawn_b, _numbers(first, sites, score)),
       intervals.of_seeds(a - b)], (-1.0, 1.0), test=True)
 
 

@@ -59,7 +59,7 @@ def tag(
   """
   windows = [(i, window) for i, example in enumerate(part.test_tokens) for window in example]
   # Like lengths together: less padding.
-  order = sorted(range(len(windows)), key=lambda i: -len(windows[i][1].tokens))
+  order = sorted(range(len(windows)), key=lambda i: len(windows[i][1].tokens), reverse=True)
   allowed = allowed_labels(tagger.labels, part.ask.types)
   tags: list[list[str]] = [[] for _ in windows]
   for start in range(0, len(order), tagger.batch_size):

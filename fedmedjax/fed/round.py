@@ -97,7 +97,7 @@ def federated_algorithm(
   init = _init_program(
     rule, sharing, compression, completed(aggregator), server_optimizer, num_sites)
 
-  @partial(jax.jit, donate_argnums=0)
+  @partial(jax.jit, donate_argnames='state')
   def round_fn(state, base, data, cohort, val, key):
     before = jax.tree.map(lambda x: x[cohort], state.sites)
     sent, after, ctrl_delta, losses, local_norm = map_sites.staged(
@@ -109,7 +109,7 @@ def federated_algorithm(
       explosion=bound)
     sent = tree.where(sound, sent, jax.tree.map(jnp.zeros_like, sent))
     local = jax.tree.map(
-      jnp.add, jax.vmap(ranks.mask, (None, 0))(state.adapter, cohort), sent)
+      jnp.add, jax.vmap(partial(ranks.mask, state.adapter))(cohort), sent)
     aggregate = aggregated(state, base, data, cohort, before, sent, local, sound, val, key)
     useful = (aggregate.weights > 0).any()
     sites = _scatter(state.sites, tree.where(sound & useful, after, before), cohort)

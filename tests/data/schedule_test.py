@@ -253,6 +253,8 @@ def test_a_cohort_takes_its_own_steps_and_no_others():
   assert not batches.target_weight[~mask].any()
   examples = sum(len(schedule.plan[0][site][k].members) for site in (0, 2) for k in (0, 1))
   assert schedules.round_work(schedule, 0, (2, 0), (2, 2))[0] == examples
+  with pytest.raises(ValueError, match='argument'):
+    schedules.round_arrays(schedule, 0, (2, 0), (2,))
   # Padding of a later cohort: a place with no step.
   assert schedules.round_arrays(schedule, 1, (1, 0), (4, 0))[1].sum(axis=1).tolist() == [4, 0]
 

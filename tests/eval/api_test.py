@@ -1,5 +1,6 @@
 """Endpoints that answer, and all the ways in which they do not."""
 
+import asyncio
 import email.utils
 import hashlib
 import json
@@ -132,8 +133,14 @@ def test_known_answers_and_doubles_are_not_asked(server):
   asked = [*questions(3), *questions(3)]
   answers = ask(server, asked, keep=kept.__setitem__)
   assert len(server.bodies) == 3 and [a.requests for a in answers] == [1, 1, 1, 0, 0, 0]
-  assert [a.input_tokens for a in answers] == [100, 100, 100, 0, 0, 0]
-  again = ask(server, asked, known=kept)
+  assert [(a.input_tokens, a.output_tokens) for a in answers] == [(100, 10)] * 3 + [(0, 0)] * 3
+  done = []
+  again = ask(server, asked, known=kept, advance=lambda count, note: done.append((count, note)))
+  assert sum(count for count, _ in done) == 6
+  new = ask(server, [*asked, *questions(4)[3:]], known=kept,
+            advance=lambda count, note: done.append((count, note)))
+  assert done == [(6, ''), (6, ''), (1, '')] and new[-1].requests == 1
+  del server.bodies[3:]
   assert len(server.bodies) == 3 and [a.text for a in again] == ['fine'] * 6
   # Another bound is another question; so is another model.
   longer = questions(1)[0]._replace(max_tokens=8)
@@ -177,6 +184,79 @@ def test_no_server_at_all(server):
   with pytest.raises(RuntimeError, match='no connection, or a broken one') as caught:
     ask(server, questions(2))
   assert str(server.server_port) not in str(caught.value)
+
+
+def test_the_waits_between_attempts(monkeypatch):
+  """1, 2, 4, ... seconds up to 60, of which half is sure to pass; or as long as is asked, where it
+  is longer, up to 300 seconds."""
+  replies, slept, asked = [], [], []
+
+  async def attempt(*_):
+    return replies.pop(0)
+
+  async def sleep(seconds):
+    slept.append(seconds)
+
+  monkeypatch.setattr(api, '_attempt', attempt)
+  monkeypatch.setattr(api.asyncio, 'sleep', sleep)
+  monkeypatch.setattr(api.random, 'uniform', lambda *limits: asked.append(limits) or 0.75)
+
+  def answered(*given, attempts=20):
+    replies[:], slept[:] = given, []
+    return asyncio.run(api._answer(
+      None, Endpoint('m', '', KEY), questions(1)[0], Limits(1, attempts, 1.0), set()))
+
+  again = api.Reply(again=True, input_tokens=2, output_tokens=3)
+  found = answered(*[again] * 9, api.Reply('fine', input_tokens=1, output_tokens=1))
+  assert found == Answer('fine', 19, 28, 10)
+  assert slept == [0.75 * seconds for seconds in (1, 2, 4, 8, 16, 32, 60, 60, 60)]
+  assert set(asked) == {(0.5, 1.0)}
+  assert answered(again, again, again, attempts=2).requests == 2 and slept == [0.75]
+  assert answered(again._replace(wait=300.0), api.Reply('fine')).text and slept == [300]
+  with pytest.raises(RuntimeError, match='asks to wait 300 s'):
+    answered(again._replace(wait=300.4))
+
+
+def test_only_failures_in_a_row_end_a_run(server):
+  """Nine, an answer, and nine more do not."""
+  failing = [error(500)] * 9
+  server.script = [*failing, body(completion('fine')), *failing, body(completion('fine'))]
+  answers = ask(server, questions(20), attempts=1, concurrency=1)
+  assert [answer.text for answer in answers] == [*[None] * 9, 'fine'] * 2
+
+
+@pytest.mark.parametrize('finish, again', [
+  ('stop', True), ('content_filter', True), ('length', False), (None, True)])
+def test_a_reply_read_by_hand(finish, again):
+  """The first choice counts; so do tokens that are a number from 0 on."""
+  def read(text, *counts):
+    return api.read_reply(json.dumps({
+      'choices': [{'finish_reason': finish, 'message': {'content': text}},
+                  {'finish_reason': 'other', 'message': {'content': 'second'}}],
+      'usage': dict(zip(('prompt_tokens', 'completion_tokens'), counts, strict=True))}).encode())
+
+  silent = read(' ', 5, 6)
+  assert (silent.text, silent.again, silent.wait) == (None, again, 0)
+  assert (silent.input_tokens, silent.output_tokens) == (5, 6) and silent.reason
+  for counts, known in (((0, 7), (0, 7)), ((-1, 2.5), (None, None)), ((True, '3'), (None, None))):
+    assert read('fine', *counts) == api.Reply('fine', '', False, 0.0, *known)
+
+
+@pytest.mark.parametrize('status, code, reason, again', [
+  (400, 'too_long', 'HTTP 400 (too_long)', False), (400, 'Long', 'HTTP 400 (Long)', False),
+  (400, None, 'HTTP 400', False),
+  (402, None, 'HTTP 402', False), (405, None, 'HTTP 405', False), (408, None, 'HTTP 408', True),
+  (410, None, 'HTTP 410', False), (429, 'rate_limit', 'HTTP 429 (rate_limit)', True),
+  (499, None, 'HTTP 499', False), (500, None, 'HTTP 500', True), (599, None, 'HTTP 599', True)])
+def test_what_a_status_means(status, code, reason, again):
+  reply = api._refusal(Endpoint('m', '', KEY), status, str(code), 'None', {})
+  assert (reply.reason, reply.again, reply.wait, reply.text) == (reason, again, 0, None)
+
+
+def test_only_a_bad_request_refuses_a_parameter(server):
+  server.script = [error(422, param='max_tokens')]
+  answer, _ = ask(server, questions(2), attempts=3, concurrency=1)
+  assert (answer.reason, answer.requests) == ('HTTP 422 (max_tokens)', 1)
 
 
 def test_as_many_at_once_as_allowed(server):

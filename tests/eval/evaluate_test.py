@@ -147,6 +147,45 @@ def test_a_pair_counts_once_and_an_impossible_one_not_at_all():
   assert f1(found['triple']) == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize('name', ['aa', 'zz'])
+def test_records_of_other_tasks_change_nothing(name):
+  """Whatever a task is called: neither are their entities asked about, nor their answers taken over
+  for such a question; a task of that name finds no main entities for another one. They count only
+  in the shares of all answers, and come first here."""
+  examples = [ABOUT_ASPIRIN, ABOUT_IBUPROFEN]
+  write = lambda examples: [tagged(TEXT, STRENGTH)] * len(examples)  # noqa: E731
+  records, asked = answers(examples, write), site([SENTENCE, QUIET], examples)
+  own = [record for record in records if record['task'] != 'end_to_end']
+  foreign = [
+    {**own[0], 'task': name, 'predicted': [[64, 73, 'drug']]},
+    {**own[2], 'task': name, 'main': [57, 62, 'drug'], 'predicted': [[51, 56, 'route']]}]
+  assert evaluate.end_to_end(asked, asked.tasks[1], [*foreign, *own, *foreign], write) == [
+    record for record in records if record['task'] == 'end_to_end']
+  found, expected = (
+    evaluate.score(asked, [given], 0, 5) for given in ([*foreign, *records], records))
+  assert found.scores == expected.scores
+  assert evaluate.asked(asked, records) and not evaluate.asked(asked, [*foreign, *records])
+  assert evaluate.asked(asked, [*foreign, *own[2:]])
+  # Without the task that finds main entities there is no score of the whole.
+  other = TaskData(
+    ask('ner', CORPUS)._replace(task=name), np.zeros(1, np.int32), (), (), (QUIET,), ())
+  alone = asked._replace(tasks=(other, asked.tasks[1]))
+  assert list(evaluate.score(alone, [own[2:]], 0, 5).scores['re']) == ['modifier', 'triple']
+
+
+def test_as_many_outputs_as_examples():
+  with pytest.raises(ValueError, match='argument'):
+    evaluate.predictions(ask('ner', CORPUS), [SENTENCE], ['', ''])
+
+
+def test_shares_of_several_sites_by_hand():
+  """Means over sites of 1 and 1/2, of 0 and 1/4; 3 + 0 entities dropped."""
+  scores = [evaluate.SiteScores({}, (), {}, *figures) for figures in (
+    (1.0, 0.0, 3), (0.5, 0.25, 0))]
+  assert evaluate.rates(iter(scores)) == {
+    'copy_rate': 0.75, 'parse_failure_rate': 0.125, 'dropped': 3}
+
+
 def test_records_on_disk_are_complete_or_not():
   examples = [ABOUT_ASPIRIN, ABOUT_IBUPROFEN]
   records, asked = answers(examples, lambda e: [TEXT] * len(e)), site([SENTENCE, QUIET], examples)

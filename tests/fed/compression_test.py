@@ -9,6 +9,7 @@ import pytest
 from fedmedjax.fed import rules, sharing
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
 from fedmedjax.fed.compression import (
+  CODECS,
   bfloat16,
   compress,
   float32,
@@ -56,6 +57,18 @@ def test_values_on_the_grid_stay_whatever_is_drawn(draw, monkeypatch):
   codec = quantised(4, 4)
   grid = jnp.array([7.0, -3.0, 0.0, -7.0])
   np.testing.assert_array_equal(codec.decode(codec.encode(grid, None), 4), grid)
+
+
+def test_codecs_by_name():
+  """Eight values in blocks of four: 32 and 16 bytes of floats; 8, 4 and 1 of codes, and two scales.
+  """
+  assert set(CODECS) == {'float32', 'bfloat16', 'int8', 'int4', 'sign'}
+  for name, sizes in (('float32', {'values': 32}), ('bfloat16', {'values': 16}),
+                      ('int8', {'scales': 8, 'codes': 8}), ('int4', {'scales': 8, 'codes': 4}),
+                      ('sign', {'scales': 8, 'codes': 1})):
+    codec = CODECS[name](4)
+    parts = codec.encode(jnp.asarray(X[:8]), jax.random.key(0))
+    assert codec.name == name and {part: x.nbytes for part, x in parts.items()} == sizes
 
 
 def test_sign_by_hand():

@@ -228,6 +228,11 @@ def test_a_judge_is_sent_the_others_adapters():
     assert (more_down - down, more_up - up) == (4 * floats, 4 * answers)
 
 
+def test_a_table_of_more_sites_than_exchanges_is_none():
+  with pytest.raises(ValueError, match='argument'):
+    list(ledger.table([(1, ('x', 'y'), (ledger.Exchange((), ()),), (True,))]))
+
+
 def test_the_arrays_of_a_size_are_worked_out_once():
   assert ledger._arrays(sign(), 5) is not ledger._arrays(sign(), 5)  # of two codecs
   codec = sign()

@@ -63,6 +63,22 @@ def cut(adapter, rank):
   return {'q': {'a': pair['a'][:, :rank], 'b': pair['b'][:rank] * rank / RANK}}
 
 
+def test_ranks_by_hand():
+  """Rank 1 of 4 is a quarter of the server's scale: B is 4 times as large there. The columns that a
+  site lacks are zero, also in a tree with layers."""
+  ranks = mixed_ranks((1, 4), 4)
+  ones = {'q': {'a': jnp.ones((2, 3, 4)), 'b': jnp.ones((2, 4, 5))}}
+  for site, rank, mine, servers in ((0, 1, 0.25, 4.0), (1, 4, 1.0, 1.0)):
+    has = np.arange(4) < rank
+    for found, scale in (
+        (ranks.mask(ones, site), has * 1.0), (ranks.to_site(ones, site), has * mine),
+        (ranks.to_server(ones, site), np.full(4, servers))):
+      a, b = found['q']['a'], found['q']['b']
+      np.testing.assert_array_equal(b, np.broadcast_to(scale[:, None], b.shape))
+      np.testing.assert_array_equal(
+        a, np.broadcast_to(scale > 0, a.shape))
+
+
 @pytest.mark.parametrize('site', range(SITES))
 def test_a_site_trains_as_it_would_alone_with_its_rank(site):
   """Two rounds of AdamW with clipping; the others are absent, so the server becomes the site.

@@ -82,9 +82,15 @@ def test_sites_are_batched_as_asked_and_one_alone_is_not():
 
 
 def test_one_group_of_devices_is_no_spread():
-  alone, pair = (Spread(jax.make_mesh((n,), ('site',)), ('site',)) for n in (1, 2))
+  alone, pair = (Spread(jax.make_mesh(
+    (n,), ('site',), axis_types=(jax.sharding.AxisType.Auto,)), ('site',)) for n in (1, 2))
   assert spread_vmap(alone) is jax.vmap and spread_vmap(pair) is not jax.vmap
   assert (alone.parts, pair.parts) == (1, 2)
+  # Three sites on two groups are four with one of zeros, and three again.
+  for count, laid in ((3, 4), (4, 4)):
+    program = jax.make_jaxpr(spread_vmap(pair)(lambda x: 2.0 * x))(jnp.ones((count, 5)))
+    assert f'f32[{laid},5]' in str(program) and ('pad' in str(program)) == (count == 3)
+    assert program.out_avals[0].shape == (count, 5)
 
 
 @pytest.mark.parametrize('exponent', [0.0, 0.5, 1.0, 1.5])

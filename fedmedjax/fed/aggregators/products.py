@@ -173,8 +173,8 @@ def corrected(fair_penalty: float) -> Combine:
     def pair(factors, rest, whole):
       a = factors['a']
       gram = precise_einsum('...ij,...ik->...jk', a, a)
-      gram = gram + fair_penalty * jnp.broadcast_to(
-        jnp.eye(gram.shape[-1], dtype=a.dtype), gram.shape)
+      *_, rank = gram.shape
+      gram = gram + fair_penalty * jnp.broadcast_to(jnp.eye(rank, dtype=a.dtype), gram.shape)
       a_by_rest = precise_einsum('...ij,...ik->...jk', a, rest['a'])
       projected = precise_einsum('...jk,...ko->...jo', a_by_rest, rest['b'])  # A^T R
       # Where nobody holds a column, A is 0 and the correction too.

@@ -422,6 +422,13 @@ def test_the_way_to_a_gap_that_takes_less_work(monkeypatch):
   assert float(product_gap(*given)) == 0.0
 
 
+def test_a_gap_between_unlike_trees_is_none():
+  local = {'q': {'a': jnp.ones((1, 3, 1)), 'b': jnp.ones((1, 1, 3))}}
+  one = jax.tree.map(lambda x: x[0], local['q'])
+  with pytest.raises(ValueError, match='argument'):
+    jax.eval_shape(product_gap, local, {'k': one, 'q': one}, jnp.ones(1))
+
+
 def test_a_share_of_products_that_are_0_is_none():
   """Though the new adapter's is not."""
   local = {'a': jnp.ones((1, 3, 1)), 'b': jnp.zeros((1, 1, 3))}

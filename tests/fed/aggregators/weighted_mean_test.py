@@ -193,6 +193,22 @@ def test_leave_one_out_by_hand():
   assert metrics.weights[2] > 0.9 and contribution[0] < 0 < contribution[2]
 
 
+def test_who_is_left_out():
+  """The rest of shares 1/4 and 3/4 is the other alone, the rest of a site without a share, or with
+  one below 0, is nobody's business; where it is the only one, nothing is left."""
+  for shares, rest, expected in (
+      ((0.25, 0.75, 0.0), ((0, 1, 0), (1, 0, 0), (0.25, 0.75, 0)), (-1, -2, np.nan)),
+      ((0.0, 1.0, 0.0), ((0, 1, 0), (0, 0, 0), (0, 1, 0)), (np.nan, -2, np.nan)),
+      ((-0.5, 1.0, 0.0), ((0, 1, 0), (1, 0, 0), (-1, 2, 0)), (np.nan, -2, np.nan))):
+    asked = []
+    found = leave_one_out(
+      shares=jnp.array(shares), formed_loss=lambda weights: asked.append(weights) or jnp.array(  # noqa: B023
+        [5.0, 6.0, 7.0, 4.0]))
+    np.testing.assert_array_equal(found, expected)
+    if min(shares) >= 0:
+      np.testing.assert_allclose(asked[0], [*rest, shares])
+
+
 def judged(locals_, sizes, **power):
   """The utility by leave-one-out and the weights, of sites that went to `locals_` from 0."""
   updates = {'a': jnp.array(locals_)[:, None]}
