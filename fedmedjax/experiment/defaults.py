@@ -173,7 +173,13 @@ def _data() -> ConfigDict:
   data.server_validation = ''
   # Training notes of all of data.sites pooled and dealt out to sites of our own making; tested are
   # data.sites as before.
-  data.partition = partition = ConfigDict()
+  data.partition = _partition()
+  return data
+
+
+def _partition() -> ConfigDict:
+  """Sites of our own making, dealt out of a pool."""
+  partition = ConfigDict()
   # '' = not dealt out, each note stays where it came from; 'iid', 'types' (Dirichlet over the mix
   # of entity types), 'quantity' (power law), 'style' (clusters of notes) or 'labels' (sites that
   # leave types unannotated).
@@ -201,7 +207,7 @@ def _data() -> ConfigDict:
   # and in V; their numbers from 0.
   partition.missing = 0.0
   partition.missing_sites = ()
-  return data
+  return partition
 
 
 def _eval() -> ConfigDict:
