@@ -171,15 +171,14 @@ def _data() -> ConfigDict:
   # data.sites, of a site that neither trains nor is tested, whose training notes are V (of a folder
   # all, unless its test_share says otherwise). '' = V is from the sites.
   data.server_validation = ''
+  # Training notes of all of data.sites pooled and dealt out to sites of our own making; tested are
+  # data.sites as before.
   data.partition = _partition()
   return data
 
 
 def _partition() -> ConfigDict:
-  """Training notes of all of data.sites pooled and dealt out to sites of our own making.
-
-  Tested are data.sites as before.
-  """
+  """Sites of our own making, dealt out of a pool."""
   partition = ConfigDict()
   # '' = not dealt out, each note stays where it came from; 'iid', 'types' (Dirichlet over the mix
   # of entity types), 'quantity' (power law), 'style' (clusters of notes) or 'labels' (sites that

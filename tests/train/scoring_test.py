@@ -86,7 +86,7 @@ def test_as_many_sentences_as_are_tested_need_no_scores_of_their_own(sites, tmp_
   own = study(sites, 99)
   before, _ = score_all(own, {'': 0}, tmp_path / 'zero_shot', QUIET, trained=False, only=99)
   after, _ = score_all(own, {'': 1}, tmp_path, QUIET, beside=99)
-  assert list(_untrained(own, before, after)) == ['scores']
+  assert list(_untrained(own, before, after)) == ['scores', 'answers']
   assert after['synthetic_icu'].few is None
 
 
