@@ -2,7 +2,7 @@
 # Makes the results of docs/results.md again, unit by unit: see scripts/study.py and docs/studies.md.
 # usage: bash scripts/reproduce.sh [quickstart] [r1] [r2] [r3] [r4] [r5] [r6] [ncbi]
 #          [--list] [--minutes=N] [--tables]
-# Without a name the whole study, ten hours of two CPU cores, which may be stopped at any time. Public
+# Without a name the whole study, 13 hours of two CPU cores, which may be stopped at any time. Public
 # corpora are read from FEDMEDJAX_DATA (default ../shared/data); quickstart, r5 and r6 need none.
 # Folders are in RUNS (default runs).
 set -euo pipefail

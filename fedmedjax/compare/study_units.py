@@ -150,7 +150,9 @@ def r2(runs: Path) -> list[Unit]:
       'r2', {'regime': 'fed_medlora', 'v': 'none', 'seed': seed}, config, 'fed_medlora', folder,
       changes))
     for held in V_OF:
-      own = {} if held == 'sites' else {'data.server_validation': CLEAN_V}
+      # As many sentences as the four sites' V have together.
+      own = {} if held == 'sites' else {
+        'data.server_validation': CLEAN_V, 'data.validation_examples': 32}
       for regime in JUDGES:
         found.append(_unit(
           'r2', {'regime': regime, 'v': held, 'seed': seed}, config, regime, folder / f'v_{held}',
