@@ -119,7 +119,7 @@ def stop_after_a_round(monkeypatch):
   from fedmedjax.train import loop
 
   def interrupted(argv):
-    def stop(line, rounds):
+    def stop(*_):
       raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -37,7 +37,9 @@ def weights(fed: ConfigDict) -> None:
   # 'refactorised', 'stacked', 'residual', 'corrected'; robust ones: 'median', 'trimmed_mean',
   # 'geometric_median', 'krum', 'clipped_mean'. From the preset.
   fed.aggregator = 'mean'
-  # What weighs a site beside its size: 'loss', 'loo', 'grad' or 'product_norm'. From the preset.
+  # What weighs a site beside its size: 'loss' (nats per token on V), 'answer' (nats per answer),
+  # 'peer' (nats per answer by the other sites' judgement), 'loo' or 'grad' (what the average loses
+  # without the site, and its slope, per answer) or 'product_norm'. From the preset.
   fed.signal = 'loss'
   # Columns of FedEx-LoRA's residual that are sent, a matrix and round; 0 = all. From the preset.
   fed.residual_rank = 0
@@ -54,11 +56,12 @@ def weights(fed: ConfigDict) -> None:
   # Rank of every site, in the order of data.sites (or of the partition's), each at most
   # lora.rank; () = lora.rank.
   fed.ranks = ()
-  # gamma: power of n_k in a site's weight. From the preset.
+  # gamma: power of n_k in a site's weight; 1 with 'peer'. From the preset.
   fed.size_power = 1.0
-  # beta: strength of that signal in a site's weight. From the preset.
+  # beta: strength of that signal in a site's weight; 1 with 'peer'. From the preset.
   fed.loss_power = 0.0
-  # tau: temperature of the signal, nats per token. From the preset.
+  # tau: temperature of the signal, in its unit: nats per token or per answer, of 'loo' and 'grad'
+  # standard deviations where these are more than a nat; 1 with 'peer'. From the preset.
   fed.temperature = 1.0
   # Supervised tokens: 'completion' (the target) or 'all' (the prompt too). From the preset.
   fed.loss_on = 'completion'

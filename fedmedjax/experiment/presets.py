@@ -29,8 +29,8 @@ PRESETS = {
   # by the other sites' judgement only, against each other's, with no number to tune.
   'fed_medlora_answer': dict(loss_power=1.0, signal='answer'),
   'fed_medlora_peer': dict(loss_power=1.0, signal='peer'),
-  # What the average loses without a site, and how far an update goes down the validation loss's
-  # slope: in nats per answer, or in standard deviations over the sites where these are larger.
+  # By the same judgement, what the average loses without a site, and how far an update goes down
+  # the validation loss's slope: nats per answer, or standard deviations where these are larger.
   'fed_medlora_loo': dict(loss_power=1.0, signal='loo'),
   'fed_medlora_grad': dict(loss_power=1.0, signal='grad'),
   # Means of the products A B. FlexLoRA, arXiv:2402.11505, and HLoRA, arXiv:2503.00813: cut to the

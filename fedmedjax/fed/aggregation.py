@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fedmedjax import tree
 from fedmedjax.fed.aggregators.conventions import completed, names_argument
 from fedmedjax.fed.factors import join
-from fedmedjax.fed.local import answer_losses, mean_loss
+from fedmedjax.fed.local import answer_losses, answer_slopes, mean_loss
 from fedmedjax.fed.sites import SiteMap
 from fedmedjax.fed.types import Aggregate, Aggregator, LossFn, Ranks, Sharing
 
@@ -40,6 +40,11 @@ def aggregation_program(
     def answer_loss(adapter):
       return answer_losses(loss_fn, join(adapter, state.folded), base, val)
 
+    def answer_slopes_of(updates):
+      return answer_slopes(
+        lambda adapter, base, batch: loss_fn(join(adapter, state.folded), base, batch),
+        state.adapter, updates, base, val)
+
     # A pass over all examples of the round, for those who name its result only.
     more = {'start_loss': map_sites.every(starts(state, base))(
       cohort, before, data.batches, data.step_mask)} if named else {}
@@ -51,7 +56,7 @@ def aggregation_program(
       validation_loss=map_sites.every(validation_loss),
       validation_gradient=lambda: jax.grad(validation_loss)(state.adapter),
       answer_loss=map_sites.every(answer_loss),
-      answer_gradient=lambda: jax.grad(lambda x: answer_loss(x).mean())(state.adapter),
+      answer_slopes=answer_slopes_of,
       group_site=None if val is None else val.group_site,
       key=jax.random.fold_in(key, num_sites), **more)
 

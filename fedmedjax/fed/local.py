@@ -236,10 +236,39 @@ def answer_losses(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Valida
   Raises:
     ValueError: `validation` does not say how many answers its steps [Q] have.
   """
+  nats, _ = _group_sums(loss_fn, adapter, base, validation)
+  return nats / _group_answers(validation)
+
+
+def answer_slopes(
+  loss_fn: LossFn, anchor: Tree, updates: Tree, base: Tree, validation: Validation
+) -> Array:
+  """<grad A_g(anchor), update_k>, A_g being `answer_losses` -> f32[C, G]; its errors, too. Ours.
+
+  A gradient is held of one step of V at a time, so that all groups cost no more than one.
+
+  Args:
+    loss_fn, base, validation: see `mean_loss`.
+    anchor: [*p].
+    updates: [C, *p].
+  """
+  def body(sums, inputs):
+    batch, group = inputs
+    gradient = jax.grad(lambda adapter: loss_fn(adapter, base, batch)[0])(anchor)
+    slopes = jax.vmap(tree.inner, (0, None))(updates, gradient).astype(sums.dtype)
+    return sums + slopes[:, None] * group[None], None
+
+  shape = (jax.tree.leaves(updates)[0].shape[0], validation.group.shape[1])
+  sums, _ = jax.lax.scan(
+    body, jnp.zeros(shape, validation.group.dtype), (validation.batches, validation.group))
+  return sums / _group_answers(validation)[None]
+
+
+def _group_answers(validation: Validation) -> Array:
+  """Numbers of answers of each group of V, f32[G]."""
   if validation.answers is None:
     raise ValueError('Validation.answers: f32[Q] is needed for nats per answer')
-  nats, _ = _group_sums(loss_fn, adapter, base, validation)
-  return nats / (validation.answers @ validation.group)
+  return validation.answers @ validation.group
 
 
 def _group_sums(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Validation) -> Array:

@@ -47,11 +47,11 @@ SIGNALS = {
            'How many nats per answer a site\'s adapter loses on the other sites\' held-out '
            'sentences beyond the others\' mean, the median over these sites. Less is better.'),
   'loo': ('Average with a site against without it',
-          'How many nats per answer the average loses beyond that of the other sites, on the '
-          'sentences held out. Below 0 the site helps.'),
+          'How many nats per answer the average loses with a site beyond what it loses without it, '
+          'on the other sites\' held-out sentences, against the other sites. Less is better.'),
   'grad': ('Slope along an update',
-           'How far the loss on the sentences held out rises along a site\'s update, to first '
-           'order, in nats per answer. Below 0 the site helps.'),
+           'How far the loss on the other sites\' held-out sentences rises along a site\'s update, '
+           'to first order, in nats per answer, against the other sites. Less is better.'),
   'product_norm': ('Norm of a product', 'Minus the logarithm of the norm of a site\'s A B.'),
 }
 # Of these a mean over sites says something.

@@ -147,6 +147,21 @@ def test_validation_is_grouped_by_site():
   assert ids == {*range(110, 113), *range(205, 208), *range(303, 309)}
 
 
+def test_the_servers_own_notes_have_no_site():
+  """Five examples in two steps, of a longer instruction and longer than any of the sites'."""
+  alone = [one._replace(tasks=tuple(part._replace(validation=()) for part in one.tasks))
+           for one in SITES]
+  long = task(0, 400, prefix=50, validation=5)
+  long = long._replace(validation=(
+    *long.validation[:4], TokenExample(np.full(60, 404, np.int32), 2)))
+  assert schedules.validation_arrays(plan(alone)) is None
+  batches, group, answers, group_site = schedules.validation_arrays(
+    plan(alone, server=(site('v', long),)))
+  assert group.tolist() == [[1], [1]] and sorted(answers) == [2, 3] and group_site.tolist() == [-1]
+  assert {int(x) for x in np.unique(batches.tokens)} - {0} == {*range(400, 405)}
+  assert (batches.tokens == 404).sum() == 60 and (batches.prefix[0] >= 0).sum() == 50
+
+
 BOTH = site('d', task(12, 100), task(30, 200, name='re', prefix=40))
 
 

@@ -35,8 +35,8 @@ TRAINED = [
 # One for every kind of signal, aggregator, local rule, sharing and server optimiser. What tells
 # the others from these is tested by itself in tests/fed.
 TYPICAL = {
-  'fed_medlora_loo', 'flora', 'fedex_lora', 'lora_fair', 'krum', 'scaffold', 'fedsa_lora', 'rolora',
-  'fedadam', 'single_site'}
+  'fed_medlora_peer', 'flora', 'fedex_lora', 'lora_fair', 'krum', 'scaffold', 'fedsa_lora',
+  'rolora', 'fedadam', 'single_site'}
 
 
 def shrunk(preset, **fed):
@@ -186,6 +186,20 @@ def test_mixed_ranks_on_a_language_model(data):
   ('fed_medlora_plus_code', ['secure_aggregation=True'], 'learns the sum only'),
   ('fed_medlora_loo', ['secure_aggregation=True'], 'learns the sum only'),
   ('fed_medlora_grad', ['secure_aggregation=True'], 'learns the sum only'),
+  ('fed_medlora_answer', ['secure_aggregation=True'], 'learns the sum only'),
+  ('fed_medlora_peer', ['secure_aggregation=True'], 'learns the sum only'),
+  ('fed_medlora', ['signal=peer'], "loss_power 0 leaves it out"),
+  ('fed_medlora', ['signal=answer'], "loss_power 0 leaves it out"),
+  ('fed_medlora_peer', ['loss_power=2'], 'config.fed.loss_power=2.0: preset'),
+  ('fed_medlora_peer', ['temperature=0.5'], 'no number to tune'),
+  ('fed_medlora_peer', ['size_power=0.5'], 'config.fed.size_power=0.5: preset'),
+  ('fed_medlora_peer', ['pooled=True'], 'nobody else can judge'),
+  ('fed_medlora_peer', ['sharing=nothing'], 'nobody could be judged'),
+  ('fed_medlora_answer', ['sharing=nothing'], 'nobody could be judged'),
+  ('fed_medlora_peer', ['sharing=only_a'], 'a factor stays at its site'),
+  ('fed_medlora_peer', ['aggregator=krum'], 'choose their own weights'),
+  ('krum', ['signal=peer'], 'read no signal'),
+  ('scaffold', ['signal=peer', 'loss_power=1'], 'averaged plainly'),
   ('hetlora', ['secure_aggregation=True'], 'learns the sum only'),
   ('krum', ['secure_aggregation=True'], "use aggregator 'mean'"),
   ('geometric_median', ['secure_aggregation=True'], "use aggregator 'mean'"),
@@ -331,6 +345,29 @@ def test_a_line_of_a_round_charges_every_site_by_its_rank(data):
       own = [row.split(',') for row in rows if row.split(',')[1] == site]
       assert sum(int(row[-2]) for row in own) == total
   assert broke
+
+
+def test_peers_are_sent_each_others_adapters(data):
+  """Ranks 1, 2 and 4, 2 * 72 float32 a column: each judge is sent those of the two others, 6, 5 and
+  3 columns, and answers with two floats. Of a site that has sent nothing nobody is sent any, nor
+  is it. A site without V does not judge. Where the server holds V, nothing travels for it, its
+  groups have no site, and all of them are judged by it."""
+  config = shrunk('fed_medlora_peer', ranks=(1, 2, 4))
+  exchange = prepare(config, data).communication.exchange
+  columns = lambda exchanges: [values_down(one, 'judged') / (2 * 72) for one in exchanges]  # noqa: E731
+  assert columns(exchange(0)) == [6, 5, 3]
+  assert [sum(e.bytes for e in one.up if e.tensor == 'peer_loss') for one in exchange(0)] == [8] * 3
+  assert columns(exchange(0, (), [True, False, True])) == [4, 0, 1]
+  bare = [site._replace(tasks=tuple(part._replace(validation=()) for part in site.tasks))
+          for site in data.sites]
+  some = prepare(config, data._replace(sites=(bare[0], *data.sites[1:])))
+  assert columns(some.communication.exchange(0)) == [0, 5, 3]
+  served = prepare(config, data._replace(sites=tuple(bare), server=data.sites[:1]))
+  assert served.validation.group_site.tolist() == [-1]
+  assert columns(served.communication.exchange(0)) == [0, 0, 0]
+  plain = prepare(shrunk('fed_medlora_answer', ranks=(1, 2, 4)), data).communication.exchange(0)
+  assert columns(plain) == [0, 0, 0] and {e.tensor for one in plain for e in one.up}.isdisjoint(
+    {'peer_loss'})
 
 
 def test_only_scaffold_sends_control_variates(data):

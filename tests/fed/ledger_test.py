@@ -223,6 +223,22 @@ def test_the_arrays_of_a_size_are_worked_out_once():
   assert ledger._arrays(codec, 5) is ledger._arrays(codec, 5)
 
 
+def test_a_judge_is_sent_the_others_adapters():
+  """Two more of its rank: 2 * 216 floats down, and an answer of 4 bytes for each up, whatever the
+  codec; of what was not trained in the round it has its own copy, so of B alone 2 * 126. One of
+  rank 2 has 2 * 72 floats, and its judge of rank 3 may lack what is frozen: all of it."""
+  judged = lambda share, *others: [  # noqa: E731
+    (ledger.num_bytes(one.down), ledger.num_bytes(one.up)) for one in (
+      ledger.exchange(ADAPTER, share, quantised(4, 8), 1, 0, judged=shown) for shown in (
+        (), others))]
+  only_b = sharing.only_b(tree.paths(ADAPTER))
+  for share, others, floats, answers in (
+      (sharing.everything(), [(ADAPTER, 2)], 2 * 216, 2), (only_b, [(ADAPTER, 2)], 2 * 126, 2),
+      (only_b, [(ADAPTER, 1), (cut(ADAPTER, 2), 3)], 126 + 3 * 144, 4)):
+    (down, up), (more_down, more_up) = judged(share, *others)
+    assert (more_down - down, more_up - up) == (4 * floats, 4 * answers)
+
+
 def test_a_loss_at_the_anchor_is_four_bytes_up():
   plain, more = (
     ledger.exchange(ADAPTER, sharing.everything(), float32(), start_loss=named)

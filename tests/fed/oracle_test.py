@@ -21,6 +21,9 @@ from fedmedjax.fed.types import LocalData, Validation
 
 DRAWS = int(os.environ.get('FEDMEDJAX_ORACLE', 25))
 ROUNDS, SITES, STEPS, ROWS, IN, OUT, RANK = 3, 4, 3, 4, 5, 4, 3
+# Of draws of which the first 25 reach every part.
+SEED = 3308
+STEPS_OF = ((0, 1), (2,), (3,), (4,), (5,))
 PRODUCTS = ('padded_mean', 'refactorised', 'stacked', 'residual', 'corrected')
 ROBUST = ('median', 'trimmed_mean', 'geometric_median', 'krum', 'clipped_mean')
 # By the oracle's words: (name, factor, rounds that happened) -> bool, and (name, factor) -> bool.
@@ -31,7 +34,7 @@ SHARED = {'only_a': lambda name, factor: factor == 'a', 'nothing': lambda name, 
 
 def drawn(number: int) -> SimpleNamespace:
   """A sound method with all its numbers, and who comes in each round."""
-  rng = np.random.default_rng((109, number))
+  rng = np.random.default_rng((SEED, number))
   pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
   case = SimpleNamespace(
     alpha=4.0, rank=RANK, sites=SITES, strength=pick(0.5, 1.0), rate=0.02, warmup=pick(0.05, 0.5),
@@ -51,11 +54,13 @@ def drawn(number: int) -> SimpleNamespace:
     case.sharing = pick('everything', 'only_b', 'only_a', 'alternating', 'nothing')
     if case.sharing == 'nothing':
       case.rule = 'plain'
-    if case.sharing not in ('only_a', 'nothing') and rng.random() < 0.7:
-      case.loss_power, case.signal = 1.0, pick('loss', 'loo', 'grad')
+    if case.sharing not in ('only_a', 'nothing') and rng.random() < 0.9:
+      case.loss_power, case.signal = 1.0, pick(
+        'loss', 'answer', 'peer', 'loo', 'grad')
     case.ema = pick(0.0, 0.6) if case.size_power or case.loss_power else 0.0
   elif case.aggregator in PRODUCTS:
-    case.loss_power, case.signal = pick(0.0, 1.0), pick('loss', 'loo', 'product_norm')
+    case.loss_power, case.signal = pick(0.0, 1.0), pick(
+      'loss', 'answer', 'peer', 'loo', 'product_norm')
   if case.aggregator in ROBUST:
     case.floor = 0.0
   if case.rule not in ('scaffold', 'feddyn') and case.aggregator not in ROBUST and (
@@ -77,8 +82,11 @@ def drawn(number: int) -> SimpleNamespace:
     'q': normal(*front, ROWS, IN), 'y': normal(*front, ROWS, OUT),
     'weight': rng.integers(0, 4, (*front, ROWS)) + 0.5}
   case.batches = [batches(3, STEPS) for _ in range(ROUNDS)]
-  case.val = batches(3)
-  case.validation = [[taken(case.val, 0), taken(case.val, 1)], [taken(case.val, 2)]]
+  # Six steps of five groups, the third site's of two tasks; in some cases a site has none.
+  case.val = batches(6)
+  case.validation = [[taken(case.val, step) for step in steps] for steps in STEPS_OF]
+  case.answers = [rng.integers(1, 5, len(steps)).tolist() for steps in STEPS_OF]
+  case.owners = pick((0, 1, 2, 2, 3), (0, 1, 2, 2, -1), (0, 0, 1, 1, 3), (-1,) * 5)
   case.start = {name: (normal(IN, RANK), 0.2 * normal(RANK, OUT)) for name in oracle.NAMES}
   return case
 
@@ -162,7 +170,9 @@ def _tried(case):
   with jax.disable_jit():  # a program for every method costs more than its few operations
     state = algorithm.init({name: {'a': a, 'b': b} for name, (a, b) in case.start.items()})
   theirs = oracle.begin(case, case.start)
-  val = Validation(case.val, np.array([[1.0, 0], [1, 0], [0, 1]]))
+  val = Validation(
+    case.val, np.array([[1.0 * (step in steps) for steps in STEPS_OF] for step in range(6)]),
+    np.concatenate(case.answers).astype(float), np.array(case.owners, np.int32))
   for turn in range(ROUNDS):
     batches, steps = case.batches[turn], case.counts[turn]
     broken = case.broken[turn][:, None, None, None]
@@ -184,7 +194,9 @@ def test_the_draws_reach_every_part():
   cases = [drawn(number) for number in range(25)]
   seen = lambda key: {getattr(case, key) for case in cases}  # noqa: E731
   assert seen('rule') == set(rules.RULES) and seen('sharing') == set(sharing.SHARINGS)
-  assert seen('signal') >= {'loss', 'loo', 'grad'} and len(seen('ranks')) >= 4
+  assert {case.signal for case in cases if case.loss_power} >= {
+    'loss', 'answer', 'peer', 'loo', 'grad'}
+  assert len(seen('owners')) == 4 and len(seen('ranks')) >= 4
   assert len(seen('aggregator')) >= 9 and len(seen('server')) >= 5
   assert any((sizes == 0).any() for case in cases for sizes in case.sizes)
   assert any(broken.any() for case in cases for broken in case.broken)

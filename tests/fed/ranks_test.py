@@ -44,7 +44,8 @@ DATA = LocalData(
   {'x': draw(3, SITES, STEPS, 4, IN), 'y': draw(4, SITES, STEPS, 4, OUT)},
   jnp.ones((SITES, STEPS), bool), jnp.ones(SITES))
 VALIDATION = Validation(
-  {'x': draw(5, 2, 4, IN), 'y': draw(6, 2, 4, OUT)}, jnp.eye(2), jnp.full(2, 4.0))
+  {'x': draw(5, 2, 4, IN), 'y': draw(6, 2, 4, OUT)}, jnp.eye(2), jnp.full(2, 4.0),
+  jnp.full(2, -1, jnp.int32))
 
 
 def mixed(ranks=RANKS, **parts):

@@ -64,17 +64,43 @@ def sums(adapter, folded, scale, batch):
   return (batch['weight'] * (error**2).sum(axis=1)).sum(), batch['weight'].sum(), gradient
 
 
-def validation_loss(case, adapter, folded, slopes=False):
-  """The plain mean over groups of nats per token; with its gradient if asked."""
-  total, gradient = 0.0, zeros(adapter)
+def validation_loss(case, adapter, folded):
+  """The plain mean over groups of nats per token."""
+  total = 0.0
   for group in case.validation:
     parts = [sums(adapter, folded, case.alpha / case.rank, batch) for batch in group]
     nats, tokens = sum(one[0] for one in parts), sum(one[1] for one in parts)
     total += nats / tokens / len(case.validation)
-    for one in parts:
-      gradient = mapped(
-        lambda t, g, n=tokens: t + g / n / len(case.validation), gradient, one[2])
-  return (total, gradient) if slopes else total
+  return total
+
+
+def answer_losses(case, adapter, folded):
+  """Nats per answer of each group, and their gradients."""
+  losses, gradients = [], []
+  for group, answers in zip(case.validation, case.answers, strict=True):
+    parts = [sums(adapter, folded, case.alpha / case.rank, batch) for batch in group]
+    losses.append(sum(one[0] for one in parts) / sum(answers))
+    gradients.append(sum(flat(one[2]) for one in parts) / sum(answers))
+  return np.array(losses), gradients
+
+
+def judged_by_others(case, cohort, values, arrived):
+  """u_k = median over g != k of (x_kg - mean over j != g of x_jg), x [C, G]; -1 = the server."""
+  seen = {}
+  for judge in [*(site for site, here in zip(cohort, arrived, strict=True) if here), -1]:
+    groups = [g for g, owner in enumerate(case.owners) if owner == judge]
+    if groups:
+      seen[judge] = {
+        k: np.mean([values[k][g] for g in groups]) for k, site in enumerate(cohort)
+        if arrived[k] and site != judge}
+  good = [k for k in range(len(cohort)) if arrived[k] and all(
+    np.isfinite(of.get(k, 0.0)) for of in seen.values())]
+  out = np.full(len(cohort), np.nan)
+  for k in good:
+    excess = [of[k] - np.mean([of[j] for j in good if j in of])
+              for of in seen.values() if k in of]
+    out[k] = np.median(excess) if excess else 0.0
+  return out
 
 
 def narrowed(adapter, rank, whole):
@@ -190,23 +216,32 @@ def mean_of_sites(case, state, cohort, updates, local, sizes):
     def of(weights):
       adapter, fold = formed(case, state.server, local, weights, updates)
       whole = {name: state.folded[name] + case.alpha / case.rank * fold[name] for name in NAMES}
-      return validation_loss(case, adapter, whole)
+      return answer_losses(case, adapter, whole)[0]
 
     if case.signal == 'loss':
       losses = np.array([validation_loss(case, one, state.folded) for one in local])
+    elif case.signal == 'answer':
+      losses = np.array([answer_losses(case, one, state.folded)[0].mean() for one in local])
+    elif case.signal == 'peer':
+      losses = judged_by_others(
+        case, cohort, [answer_losses(case, one, state.folded)[0] for one in local], shares > 0)
     elif case.signal == 'loo':
       rest = [np.where(np.arange(len(cohort)) == k, 0, shares) for k in range(len(cohort))]
-      losses = np.array([
-        of(shares) - of(one / max(one.sum(), 1e-30)) if share > 0 else np.nan
-        for one, share in zip(rest, shares, strict=True)])
+      losses = judged_by_others(
+        case, cohort, [of(shares) - of(one / max(one.sum(), 1e-30)) for one in rest], shares > 0)
     elif case.signal == 'grad':
-      _, gradient = validation_loss(case, state.server, state.folded, slopes=True)
-      losses = np.array([flat(one) @ flat(gradient) for one in updates])
+      _, gradients = answer_losses(case, state.server, state.folded)
+      losses = judged_by_others(
+        case, cohort, [[flat(one) @ of for of in gradients] for one in updates], shares > 0)
     else:  # HetLoRA: w proportional to |A B|
       losses = np.array([-np.log(max(np.sqrt(sum(
         np.sum((one[name][0] @ one[name][1])**2) for name in NAMES)), 1e-15)) for one in local])
+  compared = losses
+  if case.signal in ('peer', 'loo', 'grad'):
+    known = losses[np.isfinite(losses) & (sizes > 0)]
+    compared = losses / max(1.0, known.std() if len(known) else 0.0)
   weights = softmax_weights(
-    case, sizes, losses, case.size_power, case.loss_power, case.floor)
+    case, sizes, compared, case.size_power, case.loss_power, case.floor)
   if case.ema:
     past = state.memory[cohort]
     known = (past > 0) & (weights > 0)

@@ -658,7 +658,7 @@ def test_cohorts_failures_and_compressed_updates(command, tmp_path, monkeypatch,
   # Stopped after a round that was skipped, while sites owe what they left out before.
   assert lines[3]['skipped'] and lines[3]['bytes_down'] and lines[5]['local_steps']
 
-  def stop(line, rounds):
+  def stop(line, *_):
     if line['round'] == 4:
       raise KeyboardInterrupt
     return ''

@@ -177,6 +177,19 @@ def test_rounds_without_losses_and_runs_of_one_round(tmp_path):
   assert 'Training loss' not in nothing.text and 'Weight of a site' in nothing.text
 
 
+def test_what_weighs_has_its_name_and_unit(tmp_path):
+  """Losses in unlike units share no chart; what compares sites has no mean over them."""
+  lines = [line(n, ('icu', 'ward'), validation_loss=[0.5 * n, 1.5]) for n in (1, 2)]
+  runs = {name: invent(tmp_path / name, lines=lines, config={'fed.signal': name})
+          for name in ('loss', 'answer', 'peer')}
+  alone = page(tmp_path / 'alone.html', {'peer': runs['peer']}).text
+  assert 'Judgement by the other sites' in alone and 'nats per answer' in alone
+  assert 'Validation loss' not in alone
+  made = page(tmp_path / 'all.html', runs).text
+  assert 'Validation loss' in made and 'Validation loss of an answer' in made
+  assert 'Judgement by the other sites' not in made
+
+
 def test_hundreds_of_sites(tmp_path):
   """Dealt out of a pool: bands instead of lines, and what is not drawn is said."""
   parts = [f'part_{i:03}' for i in range(300)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedmedjax.train.round_log import rising
+from fedmedjax.train.round_log import rising, round_sentence
 
 NAN = np.nan
 
@@ -15,6 +15,16 @@ def line(*counts):
 def said(now, losses, earlier=()):
   return [(name, round(first, 3), round(last, 3))
           for name, first, last in rising(now, earlier, np.array(losses))]
+
+
+def test_a_sentence_has_the_signal_in_its_unit():
+  of = line(4, 0) | {
+    'round': 1, 'train_loss': [1.0, None], 'weights': [1.0, 0.0], 'validation_loss': [-2.5, None]}
+  said_of = lambda signal: round_sentence(of, 3, signal).partition('loss ')[2]  # noqa: E731
+  assert said_of('') == said_of('loss') == 'a 1.000 (weight 1.00), b sent nothing'
+  assert said_of('peer') == 'a 1.000 (weight 1.00, judged -2.50 nats an answer), b sent nothing'
+  unknown = of | {'validation_loss': [None, None]}
+  assert round_sentence(unknown, 3, 'peer').endswith('a 1.000 (weight 1.00), b sent nothing')
 
 
 @pytest.mark.parametrize('losses, expected', [

@@ -14,8 +14,8 @@ from fedmedjax.fed.builders import build
 from fedmedjax.fed.types import Aggregator, Combine
 
 # What stands for l_k in the weights of a mean, by config.fed.signal; all but the last ask the
-# server's validation set. What compares sites with each other is of their own scale, which grows
-# with the length of a step: it is standardised.
+# server's validation set. What compares sites with each other has a scale that grows with the
+# length of their steps: it is standardised.
 SIGNALS = {
   'loss': Signal(signals.site_losses),
   'answer': Signal(signals.site_answers),

@@ -102,7 +102,7 @@ def factor_mean() -> Combine:
 def _formed_loss(combine: Combine, updates, shares, judge, *, anchor, local, key):
   """The `formed_loss` of a `Utility`, in the memory of a few times C adapters, never of C^2.
 
-  `judge`: adapters [Q, *p] -> f32[Q].
+  `judge`: adapters [Q, *p] -> f32[Q, G].
   """
 
   def formed(weights):
@@ -166,8 +166,8 @@ def adaptive_mean(
       losses = signal.utility(
         updates=updates, shares=shares, anchor=anchor, local=local, cohort=cohort,
         formed_loss=_formed_loss(
-          combine, updates, shares, lambda adapters: lazy['answer_loss'](adapters).mean(axis=1),
-          anchor=anchor, local=local, key=key), **lazy)
+          combine, updates, shares, lazy.get('answer_loss'), anchor=anchor, local=local, key=key),
+        **lazy)
     compared = standardised(
       losses, jnp.isfinite(losses) & (weights > 0)) if signal.standardised else losses
     chosen = adaptive_weights(

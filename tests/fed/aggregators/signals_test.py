@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fedmedjax.fed.aggregators import SIGNALS
-from fedmedjax.fed.aggregators.signals import peer_judgement
+from fedmedjax.fed.aggregators.signals import alignment, leave_one_out, peer_judgement
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, standardised
-from fedmedjax.fed.local import answer_losses, mean_loss
+from fedmedjax.fed.local import answer_losses, answer_slopes, mean_loss
 from fedmedjax.fed.types import Validation
 
 # a_kg: rows are the sites whose adapter it is, columns those whose notes they are. A site's own
@@ -68,6 +68,11 @@ def test_an_answer_counts_all_its_tokens():
   loss = lambda adapter, base, batch: (batch['nats'], batch['tokens'])  # noqa: E731
   np.testing.assert_allclose(answer_losses(loss, None, None, val), [3, 5])
   np.testing.assert_allclose(mean_loss(loss, None, None, val), (0.25 + 0.5) / 2)
+  # Of a loss that is a times the nats, the slope along 2 is twice that.
+  slopes = answer_slopes(
+    lambda a, base, batch: (a * batch['nats'], batch['tokens']), jnp.float32(7),
+    jnp.array([2.0, -1]), None, val)
+  np.testing.assert_allclose(slopes, [[6, 10], [-3, -5]])
   with pytest.raises(ValueError, match='answers'):
     answer_losses(loss, None, None, val._replace(answers=None))
 
@@ -127,6 +132,20 @@ def test_a_server_with_notes_judges_all():
   """1, 3 and 8, mean 4, and two sites are told apart, too; two tasks of it are averaged first."""
   np.testing.assert_allclose(judged([[1.0], [3], [8]], (-1,)), [-3, -1, 4])
   np.testing.assert_allclose(judged([[0.0, 2], [2, 4]], (-1, -1)), [-1, 1])
+
+
+def test_the_average_without_a_site_and_slopes_are_judged_alike():
+  """A loss that is linear in the weights, equal sizes: A(all) - A(without k) = (sum x) / 3 -
+  (sum x - x_k) / 2, which is x_k / 2 and the same for all: half of what peers say. Slopes: the same
+  as they."""
+  nats, third = jnp.asarray(OF_THREE, jnp.float32), jnp.full(3, 1 / 3)
+  sites = jnp.arange(3)
+  np.testing.assert_allclose(leave_one_out(
+    shares=third, cohort=sites, group_site=sites,
+    formed_loss=lambda weights: weights @ nats), [-0.5, 0.5, 0], atol=1e-5)
+  np.testing.assert_allclose(alignment(
+    updates=None, shares=third, cohort=sites, group_site=sites,
+    answer_slopes=lambda updates: nats), [-1, 1, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize('broken', [np.nan, np.inf])

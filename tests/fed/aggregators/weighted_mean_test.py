@@ -18,10 +18,11 @@ from fedmedjax.fed.aggregators.weighted_mean import (
 )
 from fedmedjax.fed.types import Aggregator, Combine, Validation
 
-# One validation target 2 in 4 entries: l(v) = 2 (v - 2)^2. One answer of one token.
+# One validation target 2 in 4 entries: l(v) = 2 (v - 2)^2. An answer of one token, the server's,
+# which judges all sites against their mean.
 VALIDATION = Validation(
   {'target': jnp.array([2.0]), 'weight': jnp.ones(1), 'curvature': jnp.ones(1)}, jnp.eye(1),
-  jnp.ones(1), jnp.zeros(1, jnp.int32))
+  jnp.ones(1), jnp.full(1, -1, jnp.int32))
 LOCAL = np.array([0.5, 1.0, 2.0])   # after one step of rate 0.5 from 0
 SHARES = np.array([0.1, 0.3, 0.6])
 LOSSES = np.array([0.9, 0.5, 0.7], np.float32)
@@ -185,7 +186,8 @@ def test_leave_one_out_by_hand():
   _, metrics = play(
     federation(aggregator=adaptive_mean(
       loss_power=1.0, signal=Signal(leave_one_out), temperature=0.5)), data(), 1, VALIDATION)
-  np.testing.assert_allclose(metrics.validation_loss, -contribution, rtol=1e-4)
+  np.testing.assert_allclose(
+    metrics.validation_loss, contribution.mean() - contribution, rtol=1e-4)
   weights = SHARES * np.exp(contribution / 0.5)
   np.testing.assert_allclose(metrics.weights, weights / weights.sum(), rtol=1e-4)
   assert metrics.weights[2] > 0.9 and contribution[0] < 0 < contribution[2]
@@ -215,7 +217,7 @@ def judged(locals_, sizes, **power):
   out = aggregator.update(
     updates, aggregator.init(anchor, len(sizes)), weights=jnp.array(sizes),
     cohort=jnp.arange(len(sizes)), anchor=anchor, local=updates, key=None,
-    answer_loss=lambda adapters: loss(adapters['a'][:, :1]))
+    answer_loss=lambda adapters: loss(adapters['a'][:, :1]), group_site=jnp.full(1, -1))
   return out.utility, out.weights
 
 
@@ -223,8 +225,8 @@ def test_leave_one_out_of_a_site_that_holds_nearly_all():
   """Sizes 1, 1, 18 of 20, at 0.5, 1, 2: the mean is (0.5 + 1 + 36) / 20 = 1.875; without the third
   1.5 / 2 = 0.75, its rest being a tenth; without the others 37 / 19 and 36.5 / 19."""
   utility, _ = judged(LOCAL, [10.0, 10.0, 180.0])
-  np.testing.assert_allclose(
-    utility, loss(1.875) - loss(np.array([37 / 19, 36.5 / 19, 0.75])), rtol=1e-4)
+  without = loss(np.array([37 / 19, 36.5 / 19, 0.75]))
+  np.testing.assert_allclose(utility, without.mean() - without, rtol=1e-4)
 
 
 def test_leave_one_out_averages_by_the_power_of_size_that_weighs():
@@ -234,17 +236,18 @@ def test_leave_one_out_averages_by_the_power_of_size_that_weighs():
       (0.0, 3.5 / 3, (1.5, 1.25, 0.75)), (0.5, 8.5 / 6, (8 / 5, 6.5 / 4, 2.5 / 3))):
     utility, weights = judged(LOCAL, [1.0, 4.0, 9.0], size_power=power)
     expected = loss(whole) - loss(np.array(without))
-    np.testing.assert_allclose(utility, expected, rtol=1e-4)
+    np.testing.assert_allclose(utility, expected - expected.mean(), rtol=1e-4)
     raw = np.array([1.0, 4.0, 9.0]) ** power * np.exp(-expected)
     np.testing.assert_allclose(weights, raw / raw.sum(), rtol=1e-4)
 
 
 def test_alignment_by_hand():
-  """Gradient at 0: 4 entries of (0 - 2); I_k = 8 v_k: updates 0.5, 1, 2 give 4, 8, 16."""
+  """Gradient at 0: 4 entries of (0 - 2); I_k = 8 v_k: updates 0.5, 1, 2 give 4, 8, 16, mean 28 / 3.
+  """
   _, metrics = play(
     federation(aggregator=adaptive_mean(
       loss_power=1.0, signal=Signal(alignment), temperature=8.0)), data(), 1, VALIDATION)
-  np.testing.assert_allclose(metrics.validation_loss, (-4, -8, -16), rtol=1e-5)
+  np.testing.assert_allclose(metrics.validation_loss, np.array([16, 4, -20]) / 3, rtol=1e-5)
   weights = SHARES * np.exp(np.array([4, 8, 16]) / 8)
   np.testing.assert_allclose(metrics.weights, weights / weights.sum(), rtol=1e-5)
 
