@@ -212,6 +212,17 @@ def test_what_is_simulated_is_what_is_charged():
     np.testing.assert_allclose(decode(parts, 45), sent[path].reshape(-1), rtol=1e-6, atol=1e-7)
 
 
+def test_a_table_of_more_sites_than_exchanges_is_none():
+  with pytest.raises(ValueError, match='argument'):
+    list(ledger.table([(1, ('x', 'y'), (ledger.Exchange((), ()),), (True,))]))
+
+
+def test_the_arrays_of_a_size_are_worked_out_once():
+  assert ledger._arrays(sign(), 5) is not ledger._arrays(sign(), 5)  # of two codecs
+  codec = sign()
+  assert ledger._arrays(codec, 5) is ledger._arrays(codec, 5)
+
+
 def test_a_judge_is_sent_the_others_adapters():
   """Two more of its rank: 2 * 216 floats down, and an answer of 4 bytes for each up, whatever the
   codec; of what was not trained in the round it has its own copy, so of B alone 2 * 126. One of
@@ -226,17 +237,6 @@ def test_a_judge_is_sent_the_others_adapters():
       (only_b, [(ADAPTER, 1), (cut(ADAPTER, 2), 3)], 126 + 3 * 144, 4)):
     (down, up), (more_down, more_up) = judged(share, *others)
     assert (more_down - down, more_up - up) == (4 * floats, 4 * answers)
-
-
-def test_a_table_of_more_sites_than_exchanges_is_none():
-  with pytest.raises(ValueError, match='argument'):
-    list(ledger.table([(1, ('x', 'y'), (ledger.Exchange((), ()),), (True,))]))
-
-
-def test_the_arrays_of_a_size_are_worked_out_once():
-  assert ledger._arrays(sign(), 5) is not ledger._arrays(sign(), 5)  # of two codecs
-  codec = sign()
-  assert ledger._arrays(codec, 5) is ledger._arrays(codec, 5)
 
 
 def test_a_loss_at_the_anchor_is_four_bytes_up():

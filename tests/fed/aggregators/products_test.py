@@ -450,8 +450,9 @@ def test_a_column_is_held_by_either_factor_of_either_sign():
   a, b = np.zeros((2, 1, 4), np.float32), np.zeros((2, 4, 1), np.float32)
   a[0, 0, 0], b[0, 1, 0], b[1, 2, 0] = -1.0, -2.0, 3.0
   local = {'q': {'a': jnp.asarray(a), 'b': jnp.asarray(b)}}
-  missed = products._unheld(local, jnp.array([1.0, 0.0]))
-  assert jax.tree.leaves(missed)[0].tolist() == [False, False, True, True]
+  for nothing in (0.0, -1.0):
+    missed = products._unheld(local, jnp.array([1.0, nothing]))
+    assert jax.tree.leaves(missed)[0].tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize('name', ['mean', *OF_RANKS])

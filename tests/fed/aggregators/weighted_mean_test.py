@@ -194,18 +194,20 @@ def test_leave_one_out_by_hand():
 
 
 def test_who_is_left_out():
-  """The rest of shares 1/4 and 3/4 is the other alone, the rest of a site without a share, or with
-  one below 0, is nobody's business; where it is the only one, nothing is left."""
+  """The rest of shares 1/4 and 3/4 is the other alone; of a single site with a share nothing is
+  left, and without a share, or with one below 0, none is judged. On the server's notes 4 - 5 and
+  4 - 6 lie half a nat from their mean."""
   for shares, rest, expected in (
-      ((0.25, 0.75, 0.0), ((0, 1, 0), (1, 0, 0), (0.25, 0.75, 0)), (-1, -2, np.nan)),
-      ((0.0, 1.0, 0.0), ((0, 1, 0), (0, 0, 0), (0, 1, 0)), (np.nan, -2, np.nan)),
-      ((-0.5, 1.0, 0.0), ((0, 1, 0), (1, 0, 0), (-1, 2, 0)), (np.nan, -2, np.nan))):
+      ((0.25, 0.75, 0.0), ((0, 1, 0), (1, 0, 0), (0.25, 0.75, 0)), (0.5, -0.5, np.nan)),
+      ((0.0, 1.0, 0.0), ((0, 1, 0), (0, 0, 0), (0, 1, 0)), (np.nan, 0, np.nan)),
+      ((-0.5, 1.0, 0.0), None, (np.nan, 0, np.nan))):
     asked = []
     found = leave_one_out(
-      shares=jnp.array(shares), formed_loss=lambda weights: asked.append(weights) or jnp.array(  # noqa: B023
-        [5.0, 6.0, 7.0, 4.0]))
+      shares=jnp.array(shares), cohort=jnp.arange(3), group_site=jnp.array([-1]),
+      formed_loss=lambda weights: asked.append(weights) or jnp.array(  # noqa: B023
+        [[5.0], [6.0], [7.0], [4.0]]))
     np.testing.assert_array_equal(found, expected)
-    if min(shares) >= 0:
+    if rest:
       np.testing.assert_allclose(asked[0], [*rest, shares])
 
 
