@@ -13,6 +13,9 @@ import os
 import sys
 from pathlib import Path
 
+# Before numpy, as in ablation.py.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+
 from fedmedjax.runtime.cli import guarded, set_up
 from fedmedjax.types import InputError
 
