@@ -172,7 +172,8 @@ def _chunks(chunk: int, vmap: MapFunction, fn: SiteFunction) -> SiteFunction:
   def mapped(*args):
     size, remainder = _sizes(chunk, _count(args))
     whole = _count(args) - remainder
-    first = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), args)
+    # Not -1: a leaf may have no numbers at all.
+    first = jax.tree.map(lambda x: x[:whole].reshape(whole // size, size, *x.shape[1:]), args)
     out = jax.lax.map(lambda xs: _vmap_unless_one(vmap, fn)(*xs), first)
     out = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), out)
     if not remainder:

@@ -68,7 +68,10 @@ def test_sites_are_batched_as_asked_and_one_alone_is_not():
 
   sites = jnp.arange(10.0).reshape(5, 2)
   for chunk, sizes in ((0, [5]), (1, []), (2, [2]), (3, [3, 2])):
-    assert batched(lambda vmap: map_sites(chunk, vmap=vmap).every(lambda x: x), sites) == sizes  # noqa: B023
+    found = batched(
+      lambda vmap: map_sites(chunk, vmap=vmap).every(lambda x, no_numbers: x),  # noqa: B023
+      sites, jnp.zeros((5, 0)))
+    assert found == sizes
   program = SiteProgram(lambda x: x, lambda first, until, carry, x: carry, lambda carry, x: carry)
   steps = jnp.array([2, 4, 1, 5, 3])
   for chunk, halvings, sizes in (
