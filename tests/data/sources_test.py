@@ -274,9 +274,9 @@ def test_sentences_of_a_note_at_two_sites_are_held_out_at_both():
     site = corpus(f'part_{start}', [])._replace(
       train=tuple(piece for note in whole for piece in sentences_of(note)[start:start + 2]))
     asked = ask('ner', site)
-    read_site(site, [Form(
-      asked, np.zeros(1, np.int32), lambda found: (held.append(found) or found, Counter()),
-      lambda found: found, '')], validation_share=0.2, validation_examples=99, tests=False)
-  (train, v), (other_train, other_v) = (
-    [{example.source for example in found} for found in held[i:i + 2]] for i in (0, 2))
+    (part,) = read_site(site, [Form(
+      asked, np.zeros(1, np.int32), lambda found: (found, Counter()), lambda found: found, '')],
+      validation_share=0.2, validation_examples=99, tests=False).tasks
+    held.append([{example.source for example in found} for found in (part.train, part.validation)])
+  (train, v), (other_train, other_v) = held
   assert v == other_v and 2 <= len(v) <= 16 and not v & (train | other_train)

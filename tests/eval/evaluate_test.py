@@ -179,9 +179,9 @@ def test_as_many_outputs_as_examples():
 
 
 def test_shares_of_several_sites_by_hand():
-  """Means over sites of 1 and 1/2, of 0 and 1/4; 3 + 0 entities dropped."""
+  """Means over sites of 2/2 and 2/4, of 0/2 and 1/4; 3 + 0 entities dropped."""
   scores = [evaluate.SiteScores({}, (), {}, *figures) for figures in (
-    (1.0, 0.0, 3), (0.5, 0.25, 0))]
+    (2, 2, 0, 3), (4, 2, 1, 0))]
   assert evaluate.rates(iter(scores)) == {
     'copy_rate': 0.75, 'parse_failure_rate': 0.125, 'dropped': 3}
 

@@ -103,7 +103,7 @@ def test_one_line_and_status_two(flags, message, tmp_path, capsys):
   (['--config=configs/nothing.py', '--workdir=runs/x'], 'nothing.py'),
   (['--config=configs/quickstart.py:moon', '--workdir=runs/x'], "preset 'moon'"),
   (['--config=fedmedjax:quickstart:moon'], '--config=fedmedjax:quickstart:moon: preset'),
-  (['--config=fedmedjax:moon'], "'moon' is not shipped; allowed are clinical_bert, deepseek"),
+  (['--config=fedmedjax:moon'], "'moon' is not shipped; allowed are ablation, clinical_bert, deep"),
   (['--config', 'fedmedjax'], "'' is not shipped; allowed are"),
   (['--workdir=runs/x', '--config'], '--config is missing'),
 ])

@@ -112,7 +112,8 @@ def test_a_study_in_a_folder_that_has_its_own_configs(installed, own, tiny_folde
   assert summary['sites'] == ['synthetic_icu', 'synthetic_clinic']
   assert summary['preset'] == 'fed_medlora' and summary['local_steps'] == 2
   assert summary['versions']['fedmedjax'] == fedmedjax.__version__
-  assert '--config=study.py' in done.stdout.splitlines()[-1]
+  # What to do next, above the warnings of so brief a training.
+  assert any('--config=study.py' in line for line in done.stdout.splitlines()[-20:])
   # And by the command, which has not the user's folder on its path by itself.
   again = run(
     [installed / 'bin' / 'fedmedjax', '--config=study.py', '--workdir=runs/one',
@@ -131,7 +132,7 @@ def test_a_shipped_configuration_by_name_from_anywhere(installed, own, tiny_fold
   wrong = run(
     [sys.executable, '-m', 'fedmedjax.main', '--config=fedmedjax:slowstart'], own, installed)
   assert wrong.returncode == 2 and wrong.stderr.count('\n') == 1
-  assert "'slowstart' is not shipped; allowed are clinical_bert" in wrong.stderr
+  assert "'slowstart' is not shipped; allowed are ablation, clinical_bert" in wrong.stderr
 
 
 @pytest.mark.parametrize('name', ['', '-compare', '-predict', '-describe'])

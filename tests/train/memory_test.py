@@ -205,7 +205,8 @@ def test_decoding_is_compiled_only_where_it_may_need_more(monkeypatch):
   monkeypatch.setattr(device, 'held', lambda: 1_000_000)
   monkeypatch.setattr(memory, 'site_adapter', lambda state, sharing, site: state)
   given = SimpleNamespace(
-    sharing=None, data=SimpleNamespace(tested=(), external=()), trainable=SimpleNamespace(
+    sharing=None, data=SimpleNamespace(tested=(), external=()), watched=(),
+    trainable=SimpleNamespace(
       largest_answer=lambda adapter, sites: Program(
         answer, (adapter, base, tokens), 2020, 100_000)))
   inputs = (jnp.zeros(5), base)
