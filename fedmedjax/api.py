@@ -236,8 +236,8 @@ def _factors(path: Path) -> dict:
   """
   matrices: dict[str, dict[str, dict[int, np.ndarray]]] = {}
   for key, tensor in safetensors.numpy.load_file(path).items():
-    if path := _PATH.fullmatch(key):
-      matrices.setdefault(path[1], {}).setdefault(path[2], {}).update(enumerate(tensor))
+    if by_path := _PATH.fullmatch(key):
+      matrices.setdefault(by_path[1], {}).setdefault(by_path[2], {}).update(enumerate(tensor))
       continue
     match = _FACTOR.fullmatch(key)
     if match is None:

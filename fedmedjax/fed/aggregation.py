@@ -1,6 +1,7 @@
 """What an aggregator is given in a round, computed only as far as it asks."""
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def aggregation_program(
     # A pass over all examples of the round, for those who name its result only.
     more = {'start_loss': map_sites.every(starts(state, base))(
       cohort, before, data.batches, data.step_mask)} if named else {}
-    return aggregator.update(
+    return cast(Aggregate, aggregator.update(  # it is `completed`
       sent, state.aggregator, cohort=cohort,
       weights=tree.where(sound, data.weight, jnp.zeros_like(data.weight)),
       anchor=state.adapter, local=local,
@@ -58,7 +59,7 @@ def aggregation_program(
       answer_loss=map_sites.every(answer_loss),
       answer_slopes=answer_slopes_of,
       group_site=None if val is None else val.group_site,
-      key=jax.random.fold_in(key, num_sites), **more)
+      key=jax.random.fold_in(key, num_sites), **more))
 
   return aggregated
 
