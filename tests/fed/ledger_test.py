@@ -226,10 +226,11 @@ def test_the_arrays_of_a_size_are_worked_out_once():
 def test_a_judge_is_sent_the_others_adapters():
   """Two more of its rank: 2 * 216 floats down, and an answer of 4 bytes for each up, whatever the
   codec; of what was not trained in the round it has its own copy, so of B alone 2 * 126. One of
-  rank 2 has 2 * 72 floats, and its judge of rank 3 may lack what is frozen: all of it."""
-  judged = lambda share, *others: [  # noqa: E731
+  rank 2 has 2 * 72 floats, and its judge of rank 3 may lack what is frozen: all of it; so may a
+  judge of rank 2 of one of rank 3."""
+  judged = lambda share, *others, own=ADAPTER: [  # noqa: E731
     (ledger.num_bytes(one.down), ledger.num_bytes(one.up)) for one in (
-      ledger.exchange(ADAPTER, share, quantised(4, 8), 1, 0, judged=shown) for shown in (
+      ledger.exchange(own, share, quantised(4, 8), 1, 0, judged=shown) for shown in (
         (), others))]
   only_b = sharing.only_b(tree.paths(ADAPTER))
   for share, others, floats, answers in (
@@ -237,6 +238,8 @@ def test_a_judge_is_sent_the_others_adapters():
       (only_b, [(ADAPTER, 1), (cut(ADAPTER, 2), 3)], 126 + 3 * 144, 4)):
     (down, up), (more_down, more_up) = judged(share, *others)
     assert (more_down - down, more_up - up) == (4 * floats, 4 * answers)
+  (down, _), (more_down, _) = judged(only_b, (ADAPTER, 1), own=cut(ADAPTER, 2))
+  assert more_down - down == 4 * 216
 
 
 def test_a_loss_at_the_anchor_is_four_bytes_up():

@@ -126,6 +126,16 @@ def test_smoothed_weights_by_hand():
   np.testing.assert_allclose(swapped.weights, (0.625, 0.375), atol=1e-6)
 
 
+def test_what_is_standardised_goes_by_the_sites_that_count():
+  """Of (-2, 2) the deviation is 2, so of equal sizes (1, -1) are compared: w = 1 / (1 + e^-2) of the
+  better. A third site of size 0 changes nothing, whatever it has."""
+  signal = Signal(lambda **_: jnp.array([2.0, -2.0, 60.0]), standardised=True)
+  out = adaptive_mean(loss_power=1.0, signal=signal).update(
+    {'a': jnp.zeros((3, 1))}, jnp.zeros(3), weights=jnp.array([5.0, 5, 0]),
+    cohort=jnp.arange(3), anchor=None, local=None, key=None)
+  np.testing.assert_allclose(out.weights, (0.119203, 0.880797, 0), atol=1e-6)
+
+
 def test_a_floor_and_a_past_without_some_of_the_sites():
   """A lone usable site has all, floor or not. With mu = 0.5 and the past (0.1, 0.3, 0.6), of which
   the third is lost: fresh (1/4, 3/4, 0), smoothed (0.175, 0.525, 0) / 0.7 = (1/4, 3/4, 0)."""
