@@ -104,7 +104,7 @@ def largest_call(
 
   def slots(part: TaskData) -> int:
     batch = sizes(part)
-    return len(part.instruction) - 1 + batch.rows * batch.slots
+    return len(part.instruction) + batch.rows * batch.slots
 
   part = max((p for site in sites for p in site.tasks if p.test_tokens), key=slots)
   batch = sizes(part)

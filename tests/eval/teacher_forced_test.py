@@ -94,7 +94,7 @@ def scores(tokenizer, site, choose):
   forcer = teacher_forced.Forcer(lambda adapter, base, batch: choose(batch), tokenizer, 2, shape)
   done = []
   found = teacher_forced.forced_scores(forcer, {}, {}, site, done.append)
-  assert sorted(done) == [1, 2]
+  assert sorted(done) == [1, 2] and found.dropped == 0
   return found
 
 

@@ -127,7 +127,7 @@ def test_smoothed_weights_by_hand():
 
 
 def test_what_is_standardised_goes_by_the_sites_that_count():
-  """Of (-2, 2) the deviation is 2, so of equal sizes (1, -1) are compared: w = 1 / (1 + e^-2) of the
+  """Of (-2, 2) the deviation is 2, so of equal sizes (1, -1) count: w = 1 / (1 + e^-2) of the
   better. A third site of size 0 changes nothing, whatever it has."""
   signal = Signal(lambda **_: jnp.array([2.0, -2.0, 60.0]), standardised=True)
   out = adaptive_mean(loss_power=1.0, signal=signal).update(
