@@ -208,18 +208,23 @@ def mutant_run(tests):
 def concerned(mutant: Mutant, baseline: Baseline, seconds: float) -> list[str]:
   """The tests that execute the mutant's line, the short ones first: they are the sharp ones, too.
 
-  As many as take the given seconds together on the sound code, and at least one.
+  Of a line that is executed on import they are followed by all tests of its file. As many as take
+  the given seconds together on the sound code, and at least one.
   """
+
+  def tests_in(contexts: set[str]) -> list[str]:
+    """By their seconds."""
+    return sorted((
+      test for test in baseline.seconds
+      if any(test == context or test.startswith((f'{context}::', f'{context}/'))
+             for context in contexts)), key=baseline.seconds.get)
+
   contexts = baseline.contexts.get((mutant.path, mutant.place[0]), set())
+  chosen = tests_in(contexts - {''})
   if '' in contexts:
-    # Executed on import: whoever executes anything of the file.
-    contexts = set().union(*(
+    of_file = set().union(*(
       tests for (path, _), tests in baseline.contexts.items() if path == mutant.path)) - {''}
-  chosen = [
-    test for test in baseline.seconds
-    if any(test == context or test.startswith((f'{context}::', f'{context}/'))
-           for context in contexts)]
-  chosen.sort(key=baseline.seconds.get)
+    chosen += [test for test in tests_in(of_file) if test not in set(chosen)]
   before = itertools.accumulate((baseline.seconds[test] for test in chosen), initial=0.0)
   return [test for test, passed in zip(chosen, before, strict=False) if passed < seconds]
 

@@ -208,3 +208,9 @@ def test_a_wrong_site_loses_weight_per_answer(signal, ratio):
   found, _ = weights(signal, 2.0 * (wrong[:, None] != wrong[None]), np.ones(4))
   right = 1 / (3 + np.exp(-ratio))
   np.testing.assert_allclose(found, [right] * 3 + [1 - 3 * right], rtol=1e-5)
+
+
+def test_what_compares_sites_with_each_other_is_standardised():
+  assert {name for name, signal in SIGNALS.items() if signal.standardised} == {
+    'peer', 'loo', 'grad'}
+  assert {name for name, signal in SIGNALS.items() if signal.needs} == {'peer'}
