@@ -1,4 +1,4 @@
-"""Methods against each other on a word tagger, over settings and seeds: hundreds of runs a minute.
+"""Methods against each other on a word tagger, over settings and seeds, about a second a run.
 
 `ablation` trains every preset in every setting for every seed and `tables` compares them, paired by
 the seed: in one setting, runs of one seed have the same notes, sites and damage. What such a
