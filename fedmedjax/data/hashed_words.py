@@ -13,10 +13,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from fedmedjax.data.label_steps import read_windows
 from fedmedjax.data.labels import LabelExample, consecutive, word_labels
 from fedmedjax.data.scripts import word_ranges
-from fedmedjax.data.site import Form, SiteData, read_site
-from fedmedjax.data.tasks import ask
+from fedmedjax.data.site import SiteData
 from fedmedjax.types import Example, SiteCorpus, Span
 
 # Of a word w, its lower-cased form l and its shape: what F features are called and what they are.
@@ -87,17 +87,6 @@ def encode_word_site(
     buckets, max_length: see `encode_words`.
     split: see `site.read_site`, which also lists the errors.
   """
-
-  def windows(examples):
-    encoded, counts = encode_words(examples, labels, buckets, max_length)
-    return [window for of_example in encoded for window in of_example], counts
-
-  def unlabelled(examples):
-    # Entities to be found are no input, and may be of a type that no site trains.
-    hidden = [example._replace(entities=()) for example in examples]
-    return encode_words(hidden, labels, buckets, max_length)[0]
-
-  form = Form(
-    ask('ner', corpus), np.zeros(1, np.int32), windows, unlabelled,
-    f'config.tagger.max_length={max_length}')
-  return read_site(corpus, [form], **split)
+  return read_windows(
+    corpus, 'ner', lambda examples: encode_words(examples, labels, buckets, max_length),
+    f'config.tagger.max_length={max_length}', **split)

@@ -4,7 +4,7 @@ Sites and rounds are planned by `schedule.py` as for a language model; what diff
 notes become examples and how a step's examples become arrays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,19 +37,33 @@ def encode_label_site(
     max_length: longest window in tokens, special tokens included.
     split: see `site.read_site`, which also lists the errors.
   """
+  return read_windows(
+    corpus, task, lambda examples: encode_labels(tokenizer, examples, labels, max_length),
+    f'config.bert.max_length={max_length}', **split)
+
+
+def read_windows(
+  corpus: SiteCorpus, task: str, encode: Callable, limit: str, **split
+) -> SiteData:
+  """A site whose examples are read in windows, each a training example.
+
+  Args:
+    corpus: the site's notes.
+    task: a key of `tasks.TASKS`.
+    encode: (examples) -> (the windows of each, counts).
+    limit: the key and value that bound a window, for errors.
+    split: see `site.read_site`, which also lists the errors.
+  """
 
   def windows(examples):
-    encoded, counts = encode_labels(tokenizer, examples, labels, max_length)
+    encoded, counts = encode(examples)
     return [window for of_example in encoded for window in of_example], counts
 
   def unlabelled(examples):
     # Entities to be found are no input, and may be of a type that no site trains.
-    hidden = [example._replace(entities=()) for example in examples]
-    return encode_labels(tokenizer, hidden, labels, max_length)[0]
+    return encode([example._replace(entities=()) for example in examples])[0]
 
-  form = Form(
-    ask(task, corpus), np.zeros(1, np.int32), windows, unlabelled,
-    f'config.bert.max_length={max_length}')
+  form = Form(ask(task, corpus), np.zeros(1, np.int32), windows, unlabelled, limit)
   return read_site(corpus, [form], **split)
 
 

@@ -49,8 +49,8 @@ def load_bert_data(
   return encode_sites(base, encode, config, corpora, reporter)
 
 
-def bert_sizes(config: ConfigDict, data: Data) -> np.ndarray:
-  """n_k of the sites that train, f32[S]."""
+def classifier_sizes(config: ConfigDict, data: Data) -> np.ndarray:
+  """n_k of the sites that train a token classifier, f32[S]; tokens that count are words."""
   return site_sizes(data.sites, config.fed.weight_by, lambda example: len(example.places))
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import communication, meshes, methods
-from fedmedjax.experiment.bert import bert_parts, bert_sizes, load_bert_data
+from fedmedjax.experiment.bert import bert_parts, classifier_sizes, load_bert_data
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.contracts import check_own_parts
 from fedmedjax.experiment.execution import Execution, executions, sites_at_once
@@ -18,7 +18,7 @@ from fedmedjax.experiment.methods import Own
 from fedmedjax.experiment.notes import load_corpora, watched_sites
 from fedmedjax.experiment.own_parts import OWN_KEYS, is_own, own_parts
 from fedmedjax.experiment.refusals import check_method
-from fedmedjax.experiment.tagger import load_tagger_data, tagger_parts, tagger_sizes
+from fedmedjax.experiment.tagger import load_tagger_data, tagger_parts
 from fedmedjax.experiment.types import Data, Options, Study, TrainableKind
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import fitted_map
@@ -61,8 +61,8 @@ def options(config: ConfigDict) -> Options:
 
 LEARNERS = {
   'lora': TrainableKind(load_lora_data, lora_sizes, lora_parts),
-  'bert': TrainableKind(load_bert_data, bert_sizes, bert_parts),
-  'tagger': TrainableKind(load_tagger_data, tagger_sizes, tagger_parts)}
+  'bert': TrainableKind(load_bert_data, classifier_sizes, bert_parts),
+  'tagger': TrainableKind(load_tagger_data, classifier_sizes, tagger_parts)}
 
 
 def prepare(

@@ -15,7 +15,7 @@ from fedmedjax import tree
 from fedmedjax.data.hashed_words import FEATURES, encode_word_site
 from fedmedjax.data.label_steps import label_schedule
 from fedmedjax.data.labels import label_names
-from fedmedjax.data.schedule import Schedule, site_sizes
+from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.tasks import asked_types
 from fedmedjax.eval import tagging
 from fedmedjax.experiment import meshes
@@ -56,11 +56,6 @@ def load_tagger_data(
   encode = partial(
     encode_word_site, labels=labels, buckets=shapes.buckets, max_length=config.tagger.max_length)
   return encode_sites(base, encode, config, corpora, reporter)
-
-
-def tagger_sizes(config: ConfigDict, data: Data) -> np.ndarray:
-  """n_k of the sites that train, f32[S]; where they count tokens, those are words."""
-  return site_sizes(data.sites, config.fed.weight_by, lambda example: len(example.places))
 
 
 def tagger_parts(
