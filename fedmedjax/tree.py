@@ -28,6 +28,16 @@ def where(mask, yes, no):
     lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), yes, no)
 
 
+def weighted_sum(updates, weights: jax.Array):
+  """sum_k w_k update_k: [C, *p], f32[C] -> [*p]; NaN in a site of weight 0 counts as 0."""
+
+  def leaf(x):
+    w = weights.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
+    return jnp.sum(jnp.where(w > 0, w * x, 0), axis=0)
+
+  return jax.tree.map(leaf, updates)
+
+
 def choose(keep: Callable[[str], bool], yes, no):
   """Leaf by leaf: `yes` where `keep(path)`, else `no`; both trees have the same structure."""
   return jax.tree_util.tree_map_with_path(

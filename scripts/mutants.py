@@ -208,8 +208,8 @@ def mutant_run(tests):
 def concerned(mutant: Mutant, baseline: Baseline, seconds: float) -> list[str]:
   """The tests that execute the mutant's line, the short ones first: they are the sharp ones, too.
 
-  Of a line that is executed on import they are followed by all tests of its file. As many as take
-  the given seconds together on the sound code, and at least one.
+  Of a line that is executed on import they are followed by all tests of its file and then by the
+  others. As many as take the given seconds together on the sound code, and at least one.
   """
 
   def tests_in(contexts: set[str]) -> list[str]:
@@ -224,7 +224,8 @@ def concerned(mutant: Mutant, baseline: Baseline, seconds: float) -> list[str]:
   if '' in contexts:
     of_file = set().union(*(
       tests for (path, _), tests in baseline.contexts.items() if path == mutant.path)) - {''}
-    chosen += [test for test in tests_in(of_file) if test not in set(chosen)]
+    chosen += [*tests_in(of_file), *sorted(baseline.seconds, key=baseline.seconds.get)]
+    chosen = list(dict.fromkeys(chosen))
   before = itertools.accumulate((baseline.seconds[test] for test in chosen), initial=0.0)
   return [test for test, passed in zip(chosen, before, strict=False) if passed < seconds]
 

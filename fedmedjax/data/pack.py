@@ -85,6 +85,18 @@ def site_steps(
   return steps
 
 
+def one_pass(
+  examples: Sequence[TokenExample], batch_size: int, seed: int
+) -> list[list[int]]:
+  """The indices of the examples in each step of a pass over all of them, as `site_steps` has them.
+
+  So they fit the shape of training steps.
+  """
+  lengths = np.asarray([len(example.tokens) for example in examples])
+  return [members.tolist() for members in site_steps(
+    lengths, batch_size, seed, 0, 0, math.ceil(len(examples) / batch_size))]
+
+
 def _epoch(lengths: np.ndarray, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
   """The indices of the examples in each step of one epoch; see `site_steps`."""
   # Longest first: when the last stratum is not full, it has the shortest examples.
@@ -187,12 +199,13 @@ def _candidates(
 ) -> dict[RowShape, np.ndarray]:
   """{a shape bucket of `whole`: which of n steps it holds, bool[n]}; every one holds some."""
   candidates, instructions = {}, round_up(np.asarray(prefixes), 16)
-  lengths = [max(len(example.tokens) for example in step) for step in steps]
+  sized = [(step, max(len(example.tokens) for example in step)) for step in steps]
+  least = round_up(min(longest for _, longest in sized), 32)
   targets = np.asarray([_targets(step, loss_on) for step in steps])
-  for width in (*range(round_up(min(lengths), 32), whole.width, 32), whole.width):
+  for width in (*range(least, whole.width, 32), whole.width):
     needed = np.asarray([
       _rows(step, width) if longest <= width else math.inf
-      for step, longest in zip(steps, lengths, strict=True)])
+      for step, longest in sized])
     for rows, prefix in itertools.product(
         np.unique(needed[needed <= whole.rows]), np.unique(instructions)):
       fits = (needed <= rows) & (instructions <= prefix)

@@ -205,12 +205,8 @@ def _validation_steps(part: TaskData, batch_size: int) -> list[list]:
   """
   if not part.validation:
     return []
-  lengths = np.asarray([len(example.tokens) for example in part.validation])
-  count = -(-len(lengths) // batch_size)
-  return [
-    [part.validation[i] for i in members]
-    for members in pack.site_steps(lengths, batch_size, SPLIT_SEED, 0, 0, count)
-  ]
+  return [[part.validation[i] for i in members]
+          for members in pack.one_pass(part.validation, batch_size, SPLIT_SEED)]
 
 
 def _taken(schedule: Schedule, number: int, cohort, steps) -> list[tuple[Step, ...]]:

@@ -62,16 +62,16 @@ def predictions(ask: Ask, examples: Sequence[Example], outputs: Sequence[str]) -
     record = {
       'document': example.document, 'sentence_start': example.start, 'task': ask.task,
       'model_input': ask.render(example)[0], 'generated': output,
-      'predicted': [_in_document(span, example) for span in parsed.spans],
-      'gold': [_in_document(span, example) for span in example.entities],
+      'predicted': [in_document(span, example) for span in parsed.spans],
+      'gold': [in_document(span, example) for span in example.entities],
       'parse_failed': parsed.failed, 'copied': parsed.copied, 'dropped': parsed.dropped,
     }
-    main = {} if example.main is None else {'main': _in_document(example.main, example)}
+    main = {} if example.main is None else {'main': in_document(example.main, example)}
     records.append(record | main)
   return records
 
 
-def _in_document(span: Span, example: Example) -> list:
+def in_document(span: Span, example: Example) -> list:
   """[start, end, type] of a span of the example's text, with offsets into its document."""
   return [span.start + example.start, span.end + example.start, span.type]
 

@@ -139,6 +139,11 @@ def _most_pairs(
   return pairs
 
 
+def _named(ratios: np.ndarray) -> dict[str, float]:
+  precision, recall, f1 = ratios.tolist()
+  return {'precision': precision, 'recall': recall, 'f1': f1}
+
+
 def scores(
   counts: np.ndarray, types: Sequence[str], ci95: np.ndarray | None = None,
 ) -> dict[str, Any]:
@@ -150,19 +155,17 @@ def scores(
     ci95: f64[2, 3, 2] from `bootstrap_f1`; without it, and where it is NaN, a 'ci95' is None.
   """
   every, averaged = _ratios(counts), averages(counts)
-  names = ('precision', 'recall', 'f1')
   out: dict[str, Any] = {}
   for k, kind in enumerate(KINDS):
     out[kind] = {}
     for a, average in enumerate(AVERAGES):
-      out[kind][average] = dict(zip(names, averaged[k, a].tolist(), strict=True))
+      out[kind][average] = _named(averaged[k, a])
       known = ci95 is not None and np.isfinite(ci95[k, a]).all()
       out[kind][average]['ci95'] = ci95[k, a].tolist() if known else None
   out['per_type'] = {}
   for t, name in enumerate(types):
     out['per_type'][name] = {
-      kind: dict(zip(names, every[k, t].tolist(), strict=True)) for k, kind in enumerate(KINDS)
-    }
+      kind: _named(every[k, t]) for k, kind in enumerate(KINDS)}
     (tp, fp, fn), *_ = counts[:, t].tolist()  # of either kind of match the sums are the same
     out['per_type'][name] |= {'gold': tp + fn, 'predicted': tp + fp}
   return out

@@ -11,7 +11,6 @@ Letters: K seeds, N sources of a site.
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,13 +116,11 @@ def difference(
     ours, theirs: the answers of one run a seed; both have the same seeds, in the same order.
     sites, score, seed, samples, kind: see `mean_f1`.
   """
-  if len(ours) != len(theirs):
-    raise ValueError(f'{len(ours)} and {len(theirs)} seeds')
-  ours, theirs = zip(
-    *map(partial(_on_all_sources, sites=sites, score=score), ours, theirs), strict=True)
+  pairs = [_on_all_sources(*pair, sites, score) for pair in zip(ours, theirs, strict=True)]
   (a, drawn_a), (b, drawn_b) = (
-    _statistic(runs, sites, score, seed, samples, kind) for runs in (ours, theirs))
-  first, *_ = ours
+    _statistic([pair[side] for pair in pairs], sites, score, seed, samples, kind)
+    for side in (0, 1))
+  (first, _), *_ = pairs
   return intervals.estimate(
     float((a - b).mean()), [
       intervals.of_sources(drawn_a - drawn_b, _numbers(first, sites, score)),
@@ -144,16 +141,18 @@ def _on_all_sources(
   ours: Answers, theirs: Answers, sites: Sequence[str], score: str
 ) -> tuple[Answers, Answers]:
   """The answers with the sources of either run, in one order, so that draws are of the same."""
-  out = {}, {}
-  for site in sites:
-    both = ours[site][score], theirs[site][score]
-    sources = tuple(dict.fromkeys(both[0].sources + both[1].sources))
+  def spread(tested: NoteCounts, sources: tuple[str, ...]) -> NoteCounts:
     place = {source: i for i, source in enumerate(sources)}
-    for side, tested in zip(out, both, strict=True):
-      counts = np.zeros((len(sources), *tested.counts.shape[1:]), np.int64)
-      counts[[place[source] for source in tested.sources]] = tested.counts
-      side[site] = {score: NoteCounts(sources, counts)}
-  return out
+    counts = np.zeros((len(sources), *tested.counts.shape[1:]), np.int64)
+    counts[[place[source] for source in tested.sources]] = tested.counts
+    return NoteCounts(sources, counts)
+
+  mine, other = {}, {}
+  for site in sites:
+    one, two = ours[site][score], theirs[site][score]
+    sources = tuple(dict.fromkeys(one.sources + two.sources))
+    mine[site], other[site] = ({score: spread(tested, sources)} for tested in (one, two))
+  return mine, other
 
 
 def having(runs: Iterable[Answers], sites: Sequence[str], score: str) -> list[str]:

@@ -14,8 +14,9 @@ from fedmedjax.data.labels import allowed_labels, marked_text, spans
 from fedmedjax.data.pack import round_up
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tasks import judged
+from fedmedjax.eval.evaluate import in_document
 from fedmedjax.model import bert
-from fedmedjax.types import Example, Program, Span
+from fedmedjax.types import Program
 
 # Windows are padded to a multiple of this many tokens: one compilation each.
 _WIDTH_BUCKET = 32
@@ -113,7 +114,7 @@ def answer(
   for example, windows, tags in zip(part.test, part.test_tokens, labelled, strict=True):
     known = judged(part.ask.asked, part.ask.types, example)
     words = [word for window in windows for word in window.words]
-    place = partial(_in_document, example)
+    place = partial(in_document, example=example)
     main = {} if example.main is None else {'main': place(example.main)}
     records.append({
       'document': example.document, 'sentence_start': example.start, 'task': part.ask.task,
@@ -123,8 +124,3 @@ def answer(
       'parse_failed': False, 'copied': True, 'dropped': 0,
     })
   return records
-
-
-def _in_document(example: Example, span: Span) -> list:
-  """[start, end, type] of a span of the example's text, with offsets into its document."""
-  return [span.start + example.start, span.end + example.start, span.type]

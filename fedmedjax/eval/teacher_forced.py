@@ -21,7 +21,7 @@ no meaning here, and only counts over all types are given.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -65,19 +65,12 @@ def forcer(
   parts = [part for site in sites for part in site.tasks if part.ask.task == TASK and part.test]
   if not parts:
     return None
-  passes = [[part.test_tokens[i] for i in members]
-            for part in parts for members in _passes(part, batch_size)]
+  passes = [[part.test_tokens[i] for i in members] for part in parts
+            for members in pack.one_pass(part.test_tokens, batch_size, SPLIT_SEED)]
   prefix = max(len(part.instruction) for part in parts) - 1
   return Forcer(
     jax.jit(partial(packed_choices, model)), tokenizer, batch_size,
     pack.plan_shape(passes, prefix, 'completion'))
-
-
-def _passes(part: TaskData, batch_size: int) -> list[np.ndarray]:
-  """The test sentences of each pass, of about equally many tokens."""
-  lengths = np.asarray([len(example.tokens) for example in part.test_tokens])
-  return pack.site_steps(
-    lengths, batch_size, SPLIT_SEED, 0, 0, -(-len(lengths) // batch_size))
 
 
 def forced_scores(
@@ -102,28 +95,25 @@ def forced_scores(
       found = forced_spans(forcer.tokenizer, part, example, part.test_tokens[index], chosen)
       records.append({
         'document': example.document, 'sentence_start': example.start, 'task': TASK,
-        'predicted': _in_document(found, example), 'gold': _in_document(example.entities, example),
+        'predicted': [evaluate.in_document(span, example) for span in found],
+        'gold': [evaluate.in_document(span, example) for span in example.entities],
         'copied': True, 'parse_failed': False, 'dropped': 0})
   # Intervals are the caller's, from the counts.
   return evaluate.score(site._replace(tasks=parts), [records], seed=0, samples=1)
-
-
-def _in_document(spans: Sequence[Span], example: Example) -> list:
-  return [[span.start + example.start, span.end + example.start, span.type] for span in spans]
 
 
 def _chosen(
   forcer: Forcer, base: dict, adapter: dict, part: TaskData, advance: Callable[[int], None]
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (index of a test sentence, the token chosen at each token of its answer i32[m])."""
-  for members in _passes(part, forcer.batch_size):
+  for members in pack.one_pass(part.test_tokens, forcer.batch_size, SPLIT_SEED):
     examples = [part.test_tokens[i] for i in members]
     batch = pack.pack(part.instruction, examples, forcer.shape, 'completion')
     found, place = np.asarray(forcer.choices(adapter, base, batch)), 0
     for row in pack.fit_rows([len(example.tokens) for example in examples], forcer.shape.width):
       for member in row:
         number = pack.supervised(examples[member], 'completion')
-        yield int(members[member]), found[place:place + number]
+        yield members[member], found[place:place + number]
         place += number
     advance(len(members))
 
@@ -134,16 +124,16 @@ class _Answer(NamedTuple):
   example: Example
   right: np.ndarray               # i32[m], the end token last
   chosen: np.ndarray              # i32[m]
+  pieces: list[str]               # of the chosen
   places: list[tuple[int, int]]   # characters of each token in the answer
   tags: list[tuple[int, int, int, int]]  # of each entity: begin and end of both of its tags
-  text: Callable[[int], str]      # of a token
 
   def wrong(self, index: int) -> bool:
     return self.chosen[index] != self.right[index]
 
   def begins(self, index: int) -> bool:
     """Whether a tag is begun where another token should come."""
-    return self.wrong(index) and '<' in self.text(int(self.chosen[index]))
+    return self.wrong(index) and '<' in self.pieces[index]
 
   def in_sentence(self, at: int) -> int:
     """The character of the sentence at which a character of the answer stands."""
@@ -166,20 +156,13 @@ def forced_spans(
     chosen: i32[m], the token chosen where each of the answer's m tokens should come.
   """
   answer = _answer(tokenizer, part, example, tokens, chosen)
-  found, inside = [], np.zeros(len(chosen), bool)
-  for number, (opened, words, closed, after) in enumerate(answer.tags):
-    opening, closing = _covering(answer.places, opened, words), _covering(
-      answer.places, closed, after)
-    inside[opening[0]:closing[-1] + 1] = True
-    kind = _kind(tokenizer, part, answer, number, opening)
-    if kind is None:
-      continue
-    gold = example.entities[number]
-    end = _end(answer, gold, opening[-1] + 1, closing[0])
-    length = len(example.text[gold.start:end].rstrip())
-    if length:
-      found.append(Span(gold.start, gold.start + length, kind))
-  return sorted([*found, *_invented(answer, inside, part.ask.types[0])])
+  found = _invented(answer, part.ask.types[0])
+  for number, gold in enumerate(example.entities):
+    kind = _kind(tokenizer, part, answer, number)
+    words = example.text[gold.start:_end(answer, number)].rstrip()
+    if kind is not None and words:
+      found.append(Span(gold.start, gold.start + len(words), kind))
+  return sorted(found)
 
 
 def _answer(tokenizer, part, example, tokens, chosen) -> _Answer:
@@ -196,8 +179,9 @@ def _answer(tokenizer, part, example, tokens, chosen) -> _Answer:
     tags.append((begin, words, close, close + len(_CLOSING)))
     shift += opening + len(_CLOSING)
   places = [tuple(place) for place in read['offset_mapping']] + [(len(target), len(target))]
-  text = cache(lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False))
-  return _Answer(example, right, np.asarray(chosen), places, tags, text)
+  # The model may know numbers that the tokenizer does not.
+  begun = [tokenizer.convert_ids_to_tokens(int(token)) or '' for token in chosen]
+  return _Answer(example, right, np.asarray(chosen), begun, places, tags)
 
 
 def _covering(places: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
@@ -205,50 +189,47 @@ def _covering(places: Sequence[tuple[int, int]], start: int, end: int) -> list[i
   return [i for i, (first, last) in enumerate(places) if first < end and last > start]
 
 
-def _kind(tokenizer, part: TaskData, answer: _Answer, number: int, opening) -> str | None:
+def _kind(tokenizer, part: TaskData, answer: _Answer, number: int) -> str | None:
   """The type that an entity is opened with; None where it is not."""
-  entities = answer.example.entities
-  miss = next((i for i in opening if answer.wrong(i)), None)
+  entities, (opened, words, _, _) = answer.example.entities, answer.tags[number]
+  miss = next((i for i in _covering(answer.places, opened, words) if answer.wrong(i)), None)
   if miss is None:
     return entities[number].type
   for kind in part.ask.types:
-    other = [*entities[:number], entities[number]._replace(type=kind), *entities[number + 1:]]
+    # What comes later cannot be seen from here.
+    other = [*entities[:number], entities[number]._replace(type=kind)]
     ids = tokenizer(markup.write(answer.example.text, other), add_special_tokens=False)['input_ids']
     if ids[:miss] == answer.right[:miss].tolist() and ids[miss] == answer.chosen[miss]:
       return kind
   return None
 
 
-def _end(answer: _Answer, gold: Span, first: int, close: int) -> int:
-  """Where an entity that was opened ends in the sentence.
-
-  Args:
-    answer: of the sentence.
-    gold: the right entity.
-    first: the token after its opening tag.
-    close: the first token of its closing tag.
-  """
-  for index in range(first, close + 1):
+def _end(answer: _Answer, number: int) -> int:
+  """Where an entity ends in the sentence, if it was opened."""
+  gold, (_, words, closed, after) = answer.example.entities[number], answer.tags[number]
+  for index in _covering(answer.places, words, closed):
     if answer.begins(index):
-      return min(answer.in_sentence(answer.places[index][0]), gold.end)
+      return answer.in_sentence(answer.places[index][0])
+  close, *_ = _covering(answer.places, closed, after)
   if not answer.wrong(close):
     return gold.end
-  later = (end for start, end in word_ranges(answer.example.text) if start >= gold.end)
-  return next(later, gold.end)
+  return next(
+    (end for _, end in word_ranges(answer.example.text) if end > gold.end), gold.end)
 
 
-def _invented(answer: _Answer, inside: np.ndarray, kind: str) -> list[Span]:
-  """The entities begun where none is; `inside` bool[m] are the tokens of true ones."""
-  found, last = [], -2
-  for index, (first, end) in enumerate(answer.places):
-    if inside[index] or not answer.begins(index) or (
-        '</' in answer.text(int(answer.chosen[index]))):
-      continue
-    start, end = answer.in_sentence(first), answer.in_sentence(end)
+def _invented(answer: _Answer, kind: str) -> list[Span]:
+  """The entities begun where none is."""
+  found: list[Span] = []
+  known = [(opened, after) for opened, _, _, after in answer.tags]
+  before = False  # whether the token before this one is such an entity's
+  for index, (first, last) in enumerate(answer.places):
+    start, end = answer.in_sentence(first), answer.in_sentence(last)
     words = answer.example.text[start:end]
-    start += len(words) - len(words.lstrip())
-    if words.strip():
-      begun = found.pop().start if index == last + 1 else start
-      found.append(Span(begun, start + len(words.strip()), kind))
-      last = index
+    invented = answer.begins(index) and '</' not in answer.pieces[index] and (
+      words.strip() != '') and not any(
+        first < after and last > opened for opened, after in known)
+    if invented:
+      begun = found.pop().start if before else start + len(words) - len(words.lstrip())
+      found.append(Span(begun, start + len(words.rstrip()), kind))
+    before = invented
   return found

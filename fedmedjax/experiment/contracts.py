@@ -101,7 +101,7 @@ def _arguments(adapter: Tree, has_validation: bool, whole_pairs: bool) -> dict[s
     'validation_loss': validation_loss, 'validation_gradient': validation_gradient,
     # As if V were one group of the first site.
     'answer_loss': lambda adapters: validation_loss(adapters)[:, None],
-    'answer_slopes': lambda updates: validation_loss(updates)[:, None],
+    'answer_slopes': lambda updates, step: validation_loss(updates)[:, None],
     'group_site': jnp.zeros(1, jnp.int32) if has_validation else None}
 
 

@@ -41,10 +41,10 @@ def aggregation_program(
     def answer_loss(adapter):
       return answer_losses(loss_fn, join(adapter, state.folded), base, val)
 
-    def answer_slopes_of(updates):
+    def answer_slopes_of(updates, step):
       return answer_slopes(
         lambda adapter, base, batch: loss_fn(join(adapter, state.folded), base, batch),
-        state.adapter, updates, base, val)
+        jax.tree.map(jnp.add, state.adapter, step), updates, base, val)
 
     # A pass over all examples of the round, for those who name its result only.
     more = {'start_loss': map_sites.every(starts(state, base))(

@@ -241,20 +241,20 @@ def answer_losses(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Valida
 
 
 def answer_slopes(
-  loss_fn: LossFn, anchor: Tree, updates: Tree, base: Tree, validation: Validation
+  loss_fn: LossFn, place: Tree, updates: Tree, base: Tree, validation: Validation
 ) -> Array:
-  """<grad A_g(anchor), update_k>, A_g being `answer_losses` -> f32[C, G]; its errors, too. Ours.
+  """<grad A_g(place), update_k>, A_g being `answer_losses` -> f32[C, G]; its errors, too. Ours.
 
   A gradient is held of one step of V at a time, so that all groups cost no more than one.
 
   Args:
     loss_fn, base, validation: see `mean_loss`.
-    anchor: [*p].
+    place: [*p], an adapter.
     updates: [C, *p].
   """
   def body(sums, inputs):
     batch, group = inputs
-    gradient = jax.grad(lambda adapter: loss_fn(adapter, base, batch)[0])(anchor)
+    gradient = jax.grad(lambda adapter: loss_fn(adapter, base, batch)[0])(place)
     slopes = jax.vmap(tree.inner, (0, None))(updates, gradient).astype(sums.dtype)
     return sums + slopes[:, None] * group[None], None
 

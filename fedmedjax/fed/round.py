@@ -11,7 +11,7 @@ from fedmedjax import tree
 from fedmedjax.fed.aggregation import aggregation_program
 from fedmedjax.fed.aggregators.conventions import completed
 from fedmedjax.fed.aggregators.product_gap import product_gap
-from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, weighted_sum
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
 from fedmedjax.fed.factors import join, write_columns
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.local import OnStep, ShapeBucket, local_training, sgd
@@ -114,7 +114,7 @@ def federated_algorithm(
     useful = (aggregate.weights > 0).any()
     sites = _scatter(state.sites, tree.where(sound & useful, after, before), cohort)
     # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
-    ctrl_delta = weighted_sum(ctrl_delta, sound / num_sites)
+    ctrl_delta = tree.weighted_sum(ctrl_delta, sound / num_sites)
     new, given, step = server_step(state, aggregate, ctrl_delta, useful)
     metrics = _metrics(state.adapter, new.adapter, local, sent, aggregate, given, step)
     return place(new._replace(sites=sites)), RoundMetrics(
@@ -245,7 +245,7 @@ def _metrics(anchor, adapter, local, sent, aggregate: Aggregate, given, step) ->
     'validation_loss': aggregate.utility,
     'weights': weights,
     'update_norm': jax.vmap(tree.norm)(sent),
-    'cosine': jax.vmap(tree.cosine, (0, None))(sent, weighted_sum(sent, weights)),
+    'cosine': jax.vmap(tree.cosine, (0, None))(sent, tree.weighted_sum(sent, weights)),
     # Of the adapter itself: that it moved, not that a step was made.
     'step_norm': tree.norm(jax.tree.map(jnp.subtract, adapter, anchor)),
     'step_cosine': tree.cosine(step, given),
@@ -263,5 +263,5 @@ def site_adapter(state: FedState, sharing: Sharing, site: int):
 
 def global_adapter(state: FedState, sharing: Sharing, weights):
   """One adapter for all: private leaves are averaged once, by `weights` f32[S] of sum 1."""
-  mean = weighted_sum(state.sites.adapter, weights)
+  mean = tree.weighted_sum(state.sites.adapter, weights)
   return join(tree.choose(sharing.shared, state.adapter, mean), state.folded)

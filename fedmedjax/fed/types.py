@@ -145,8 +145,8 @@ class AggregatorUpdate(Protocol):
       validation_loss: (adapters [Q, *p]) -> f32[Q]; evaluated only where it is called.
       validation_gradient: () -> [*p], at the anchor; likewise.
       answer_loss: (adapters [Q, *p]) -> f32[Q, G], nats per answer of each group of V; likewise.
-      answer_slopes: (updates [C, *p]) -> f32[C, G], how fast these rise along each update, at the
-        anchor: one gradient of V for all; likewise.
+      answer_slopes: (updates [C, *p], step [*p]) -> f32[C, G], how fast these rise along each
+        update, at anchor + step: one gradient of V for all; likewise.
       group_site: i32[G], the number of the site whose notes a group's are; -1 = the server's own.
       key: a random key, another one every round.
     """

@@ -50,8 +50,8 @@ SIGNALS = {
           'How many nats per answer the average loses with a site beyond what it loses without it, '
           'on the other sites\' held-out sentences, against the other sites. Less is better.'),
   'grad': ('Slope along an update',
-           'How far the loss on the other sites\' held-out sentences rises along a site\'s update, '
-           'to first order, in nats per answer, against the other sites. Less is better.'),
+           'How fast the average\'s loss on the other sites\' held-out sentences rises with a '
+           'site\'s weight, in nats per answer, against the other sites. Less is better.'),
   'product_norm': ('Norm of a product', 'Minus the logarithm of the norm of a site\'s A B.'),
 }
 # Of these a mean over sites says something.

@@ -134,6 +134,16 @@ def test_triples_and_end_to_end():
     np.testing.assert_array_equal(2 * counts, twice.counts[name])
 
 
+def test_a_main_entity_is_asked_about_within_its_sentence():
+  """Characters 21 to 26 of a note are 17 to 22 of its sentence that begins at character 4."""
+  asked = site([SENTENCE._replace(start=4)], [ABOUT_ASPIRIN._replace(start=4)])
+  found = []
+  evaluate.end_to_end(asked, asked.tasks[1], [
+    {'document': 'n1', 'sentence_start': 4, 'task': 'ner', 'predicted': [[21, 26, 'drug']]}],
+    lambda examples: [found.append(example) or TEXT for example in examples])
+  assert [(example.start, example.main) for example in found] == [(4, Span(17, 22, 'drug'))]
+
+
 def test_a_pair_counts_once_and_an_impossible_one_not_at_all():
   """Ibuprofen is annotated twice over: modifiers tp 3 of 4 and 4, triples still 2 of 3 and 3.
   A severity of a drug is a pair that no annotation can hold, so that `predict` does not write it.
@@ -174,8 +184,9 @@ def test_records_of_other_tasks_change_nothing(name):
 
 
 def test_as_many_outputs_as_examples():
-  with pytest.raises(ValueError, match='argument'):
-    evaluate.predictions(ask('ner', CORPUS), [SENTENCE], ['', ''])
+  for outputs in ([], ['', '']):
+    with pytest.raises(ValueError, match='argument'):
+      evaluate.predictions(ask('ner', CORPUS), [SENTENCE], outputs)
 
 
 def test_shares_of_several_sites_by_hand():

@@ -25,7 +25,9 @@ FEVER, PAIN = Span(3, 8, 'problem'), Span(12, 22, 'problem')
 # Where the right answer has what:
 #  0 no  1 _  2 OPEN  3 problem  4 TYPED  5 fever  6 CLOSE  7 _  8 or  9 _  10 OPEN  11 problem
 #  12 TYPED  13 chest  14 _  15 pain  16 CLOSE  17 _  18 x  19 -  20 ray  21 END
-WORDS = ('no', 'fever', 'or', 'chest', 'pain', 'x', '-', 'ray', 'problem', 'drug', ' ', 'aspirin')
+WORDS = (
+  'no', 'fever', 'or', 'chest', 'pain', 'x', '-', 'ray', 'problem', 'drug', ' ', 'aspirin', '(',
+  ')', 'ra', 'y')
 
 
 @pytest.fixture(scope='module')
@@ -33,6 +35,8 @@ def tokenizer():
   pieces = ('?', OPEN, TYPED, CLOSE, END, *WORDS)
   backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(
     {piece: number for number, piece in enumerate(pieces)}, unk_token='?'))
+  # As Llama's, it begins a text with a token of its own unless it is asked not to.
+  backend.post_processor = tokenizers.processors.TemplateProcessing('? $A', None, [('?', 0)])
   backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(_PIECE), 'isolated')
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend, eos_token=END, unk_token='?')
@@ -87,6 +91,66 @@ def test_choices_become_entities(tokenizer, site, planted, found):
   assert teacher_forced.forced_spans(tokenizer, part, part.test[0], tokens, chosen) == found
 
 
+BRACED = Document('d', '(fever) or x-ray', (Span(1, 6, 'problem'), Span(13, 15, 'problem')), ())
+
+
+@pytest.mark.parametrize('planted, found', [
+  # 0 (  1 OPEN  2 problem  3 TYPED  4 fever  5 CLOSE  6 )  7 _  8 or  9 _  10 x  11 -  12 OPEN
+  # 13 problem  14 TYPED  15 ra  16 CLOSE  17 y  18 END
+  # What touches an entity is not part of it.
+  ({0: OPEN, 6: OPEN}, [(0, 1), (1, 6), (6, 7), (13, 15)]),
+  # Not closed in the middle of a word: to the word's end.
+  ({16: ' '}, [(1, 6), (13, 16)]),
+  # Another tag begun where it should have been closed does not close it.
+  ({16: OPEN}, [(1, 6), (13, 16)]),
+  # A number that the tokenizer does not know is a wrong token.
+  ({4: None, 12: None}, [(1, 6)]),
+])
+def test_neighbours_of_entities(tokenizer, planted, found):
+  (part,) = ward(tokenizer, BRACED).tasks
+  (example,), (tokens,) = part.test, part.test_tokens
+  chosen = np.array(tokens.tokens[tokens.prompt_length:])
+  assert len(chosen) == 19
+  for place, piece in planted.items():
+    chosen[place] = 1_000 if piece is None else token(tokenizer, piece)
+  shown = teacher_forced.forced_spans(tokenizer, part, example, tokens, chosen)
+  assert [(span.start, span.end) for span in shown] == found
+
+
+def test_other_answers_than_markups_are_refused(tokenizer, site):
+  """Those of another sentence, and those that another function has written."""
+  (part,) = site.tasks
+  chosen = np.zeros(22, np.int32)
+  for number in (1, 2):
+    with pytest.raises(ValueError, match='span markup'):
+      teacher_forced.forced_spans(tokenizer, part, part.test[0], part.test_tokens[number], chosen)
+  for text in ('', 'zzz'):
+    other = part._replace(ask=part.ask._replace(render=lambda example, text=text: ('', text)))
+    with pytest.raises(ValueError, match='span markup'):
+      teacher_forced.forced_spans(tokenizer, other, part.test[0], part.test_tokens[0], chosen)
+
+
+def test_passes_are_planned_for_entities_alone(tokenizer, site):
+  """Of two tasks of two sites, one of which has no test sentences, only (site, entities) counts."""
+  (part,) = site.tasks
+  one = part._replace(test=part.test[:2], test_tokens=part.test_tokens[:2])
+  relations = part._replace(
+    ask=part.ask._replace(task='re'), instruction=np.zeros(500, np.int32))
+  links = relations._replace(ask=part.ask._replace(task='links'))
+  empty = part._replace(test=(), test_tokens=(), instruction=np.zeros(900, np.int32))
+  sites = (site._replace(tasks=(links, one, relations)), site._replace(tasks=(empty,)))
+  found = teacher_forced.forcer(None, tokenizer, sites, 2)
+  assert found.shape == plan_shape([list(one.test_tokens)], len(part.instruction) - 1, 'completion')
+  assert found.batch_size == 2
+  assert teacher_forced.forcer(None, tokenizer, sites[1:], 2) is None
+  assert teacher_forced.forced_scores(found, {}, {}, sites[1], None) is None
+  # Both sentences are read, in one pass, and none of another task.
+  asked = found._replace(choices=lambda adapter, base, batch: batch.targets)
+  done = []
+  scores = teacher_forced.forced_scores(asked, {}, {}, sites[0], done.append)
+  assert list(scores.scores) == ['ner'] and done == [2]
+
+
 def scores(tokenizer, site, choose):
   """Two sentences a pass; `choose` is (batch) -> its choices."""
   (part,) = site.tasks
@@ -94,7 +158,8 @@ def scores(tokenizer, site, choose):
   forcer = teacher_forced.Forcer(lambda adapter, base, batch: choose(batch), tokenizer, 2, shape)
   done = []
   found = teacher_forced.forced_scores(forcer, {}, {}, site, done.append)
-  assert sorted(done) == [1, 2] and found.dropped == 0
+  assert sorted(done) == [1, 2]
+  assert (found.copy_rate, found.parse_failure_rate, found.dropped) == (1, 0, 0)
   return found
 
 

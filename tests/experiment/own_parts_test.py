@@ -12,9 +12,9 @@ from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.defaults import get_config
 from fedmedjax.fed import rules, sharing
 from fedmedjax.fed.aggregators.conventions import completed
-from fedmedjax.fed.aggregators.weighted_mean import weighted_sum
 from fedmedjax.fed.builders import build
 from fedmedjax.fed.types import Aggregate, Aggregator
+from fedmedjax.tree import weighted_sum
 from fedmedjax.types import InputError
 
 EXAMPLE = 'docs/examples/own_method.py'

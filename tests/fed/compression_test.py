@@ -77,6 +77,9 @@ def test_sign_by_hand():
   parts = codec.encode(jnp.array([1.0, -2.0, 3.0, -6.0]), jax.random.key(0))
   assert parts['codes'].tolist() == [0b0101] and parts['scales'].tolist() == [2.0, 6.0]
   assert codec.decode(parts, 4).tolist() == [2.0, -2.0, 2.0, -6.0]
+  # Nothing counts as positive: |x| = 0, 4, mean 2.
+  parts = codec.encode(jnp.array([0.0, -4.0]), jax.random.key(0))
+  assert codec.decode(parts, 2).tolist() == [2.0, -2.0]
 
 
 def test_top_k_by_hand():

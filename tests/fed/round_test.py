@@ -13,10 +13,18 @@ from fedmedjax import tree
 from fedmedjax.data.layout import ShapeBucket
 from fedmedjax.fed import local, rules, sharing
 from fedmedjax.fed.aggregators.product_gap import product_gap
-from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, weighted_sum
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.round import federated_algorithm, site_adapter
-from fedmedjax.fed.types import Aggregator, Combine, LocalData, LocalOptimizer, Validation
+from fedmedjax.fed.types import (
+  Aggregate,
+  Aggregator,
+  Combine,
+  LocalData,
+  LocalOptimizer,
+  Validation,
+)
+from fedmedjax.tree import weighted_sum
 
 
 def test_schedule_by_hand():
@@ -209,6 +217,32 @@ def test_validation_losses_by_hand():
   np.testing.assert_allclose(metrics.validation_loss, expected, rtol=1e-5)
   weights = SIZES * np.exp(-expected)
   np.testing.assert_allclose(metrics.weights, weights / weights.sum(), rtol=1e-4)
+
+
+def test_the_gradient_of_v_keeps_one_step_at_a_time():
+  """A step's 1,000 intermediate numbers are computed anew: of 64 steps the gradient needs hardly
+  more memory than of one."""
+  def wide(adapter, base, batch):
+    x = batch['x']
+    for _ in range(4):
+      x = jnp.tanh(x * adapter)
+    return x.sum(), jnp.float32(1)
+
+  def memory(steps):
+    val = Validation({'x': jnp.ones((steps, 1_000))}, jnp.ones((steps, 1)))
+    gradient = jax.jit(jax.grad(lambda adapter, val: local.mean_loss(wide, adapter, None, val)))
+    return gradient.lower(jnp.ones(1_000), val).compile().memory_analysis().temp_size_in_bytes
+
+  assert memory(64) < 2 * memory(2)
+
+
+def test_an_aggregator_is_told_the_steps_that_sites_took():
+  def update(updates, state, num_steps, weights, **_):
+    return Aggregate(jax.tree.map(lambda x: x[0], updates), state, num_steps / 10, utility=weights)
+
+  told = Aggregator(lambda adapter: (), update)
+  _, metrics = play(federation(aggregator=told), data((1, 3, 2)))
+  assert metrics.weights.tolist() == pytest.approx([0.1, 0.3, 0.2])
 
 
 def test_validation_is_not_computed_when_nobody_asks():

@@ -36,6 +36,8 @@ STEPS, TARGETS = (1, 6, 3, 0, 2), (1.0, 2.0, 4.0, 8.0, 16.0)
 def test_steps_laid_out_by_hand(chunk, halvings, steps, expected):
   assert laid_out(chunk, halvings, np.array(steps)) == expected
   assert map_sites(chunk, halvings).laid_out(np.array(steps)) == expected
+  # Nothing is halved unless that is asked for.
+  assert map_sites(chunk).laid_out(np.array(steps)) == laid_out(chunk, 0, np.array(steps))
 
 
 def test_groups_of_devices_are_kept_busy_together():

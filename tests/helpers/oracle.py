@@ -230,7 +230,10 @@ def mean_of_sites(case, state, cohort, updates, local, sizes):
       losses = judged_by_others(
         case, cohort, [of(shares) - of(one / max(one.sum(), 1e-30)) for one in rest], shares > 0)
     elif case.signal == 'grad':
-      _, gradients = answer_losses(case, state.server, state.folded)
+      average = {name: tuple(
+        of + sum(w * one[name][i] for w, one in zip(shares, updates, strict=True))
+        for i, of in enumerate(state.server[name])) for name in NAMES}
+      _, gradients = answer_losses(case, average, state.folded)
       losses = judged_by_others(
         case, cohort, [[flat(one) @ of for of in gradients] for one in updates], shares > 0)
     else:  # HetLoRA: w proportional to |A B|

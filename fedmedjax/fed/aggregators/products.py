@@ -23,7 +23,7 @@ neither would ever have a gradient again.
 import jax
 import jax.numpy as jnp
 
-from fedmedjax.fed.aggregators.weighted_mean import weighted_sum
+from fedmedjax import tree
 from fedmedjax.fed.factors import (
   factor_pairs,
   join,
@@ -143,7 +143,7 @@ def with_residual(
     residual_rank: rank to which the residual is cut (its best approximation); 0 = exact.
   """
   def apply(updates, weights, *, anchor, local, **_):
-    mean = weighted_sum(local, weights)
+    mean = tree.weighted_sum(local, weights)
     fold = stack(jax.tree.map(lambda x, m: x - m[None], local, mean), weights)
     sent = truncated(fold, residual_rank) if residual_rank else fold
     return _replace(anchor, _held_mean(local, weights, anchor), weights), sent
@@ -167,7 +167,7 @@ def corrected(fair_penalty: float) -> Combine:
     fair_penalty: lambda > 0, without a unit; as it goes to infinity, the result is FedAvg's.
   """
   def apply(updates, weights, *, anchor, local, **_):
-    mean, whole = weighted_sum(local, weights), _held_mean(local, weights, anchor)
+    mean, whole = tree.weighted_sum(local, weights), _held_mean(local, weights, anchor)
     residual = stack(jax.tree.map(lambda x, m: x - m[None], local, mean), weights)
 
     def pair(factors, rest, whole):
@@ -208,7 +208,7 @@ def _columns_where(factors, chosen):
 def _held_mean(local, weights, anchor):
   """The mean of factors, [C, *p] -> [*p], with the anchor's columns where nobody holds any."""
   missed = map_pairs(_columns_where, anchor, _unheld(local, weights))
-  return jax.tree.map(jnp.add, weighted_sum(local, weights), missed)
+  return jax.tree.map(jnp.add, tree.weighted_sum(local, weights), missed)
 
 
 def _refilled(factors, anchor):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedmedjax import tree
-from fedmedjax.fed.aggregators.weighted_mean import size_weights, weighted_sum
+from fedmedjax.fed.aggregators.weighted_mean import size_weights
 from fedmedjax.fed.types import Aggregate, Aggregator, Array, Tree
 
 # They choose their own weights, and columns that a site lacks would be votes for 0.
@@ -108,13 +108,13 @@ def geometric_median(*, size_power: float, smoothing: float = 1e-6, steps: int =
     least_distance = smoothing * jnp.mean(jax.vmap(tree.norm)(updates), where=present) + 1e-30
 
     def step(_, weights):
-      centre = weighted_sum(updates, weights)
+      centre = tree.weighted_sum(updates, weights)
       closeness = start / jnp.maximum(_distance(updates, centre), least_distance)
       closeness = jnp.where(present, closeness, 0)
       return closeness / jnp.maximum(closeness.sum(), 1e-30)
 
     weights = jax.lax.fori_loop(0, steps, step, start)
-    return weighted_sum(updates, weights), weights
+    return tree.weighted_sum(updates, weights), weights
 
   return _stateless(choose)
 
@@ -149,7 +149,7 @@ def krum(*, faulty: int, kept: int = 1) -> Aggregator:
     # Sorted by presence first: a lone present site scores infinity, as the absent ones do.
     place = jnp.argsort(jnp.lexsort((score, ~present)))
     weights = _even((place < jnp.clip(present.sum() - faulty, 1, kept)) & present)
-    return weighted_sum(updates, weights), weights
+    return tree.weighted_sum(updates, weights), weights
 
   return _stateless(choose, 'unweighted')
 
@@ -170,6 +170,6 @@ def clipped_mean(*, norm_limit: float, size_power: float) -> Aggregator:
     bound = norm_limit * jnp.nanmedian(jnp.where(present, norms, jnp.nan))
     factor = jnp.minimum(1.0, bound / jnp.maximum(norms, 1e-30))
     weights = size_weights(sizes, present, size_power)
-    return weighted_sum(updates, weights * factor), weights
+    return tree.weighted_sum(updates, weights * factor), weights
 
   return _stateless(choose)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 
+from fedmedjax import tree
 from fedmedjax.fed.types import Array, Tree
 from fedmedjax.types import SERVER
 
@@ -87,18 +88,22 @@ def leave_one_out(*, shares: Array, cohort: Array, formed_loss, group_site: Arra
 def alignment(
   *, updates: Tree, shares: Array, cohort: Array, answer_slopes, group_site: Array, **_
 ) -> Array:
-  """u_k of -I_kg = <grad A_g(anchor), update_k>, nats per answer to first order -> f32[C]. Ours.
+  """u_k of -I_kg = <grad A_g(average), update_k>, nats per answer to first order -> f32[C]. Ours.
 
-  Costs one gradient of the validation loss a round, whatever the number of sites.
+  How fast the loss of the average by size, factor by factor, rises with the weight of site k, but
+  for what is the same for all sites. Costs one gradient of the validation loss a round, whatever
+  the number of sites. The gradient is the average's: at the anchor it says little of where a round
+  of many steps leads, and by it damaged sites were preferred.
 
   Args:
     updates: [C, *p].
     shares: f32[C], 0 = nothing arrived.
     cohort: i32[C], numbers of the sites.
-    answer_slopes: updates [C, *p] -> f32[C, G], at the anchor.
+    answer_slopes: (updates [C, *p], step [*p]) -> f32[C, G], at anchor + step.
     group_site: i32[G], as for `peer_judgement`.
   """
-  return judged_by_others(answer_slopes(updates), shares > 0, cohort, group_site)
+  slopes = answer_slopes(updates, tree.weighted_sum(updates, shares))
+  return judged_by_others(slopes, shares > 0, cohort, group_site)
 
 
 def judged_by_others(values: Array, arrived: Array, cohort: Array, group_site: Array) -> Array:

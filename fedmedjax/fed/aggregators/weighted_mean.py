@@ -10,17 +10,7 @@ import jax.numpy as jnp
 from fedmedjax import tree
 from fedmedjax.fed.aggregators.signals import Signal, site_losses
 from fedmedjax.fed.factors import join, precise_einsum
-from fedmedjax.fed.types import Aggregate, Aggregator, Array, Combine, Tree
-
-
-def weighted_sum(updates: Tree, weights: Array) -> Tree:
-  """sum_k w_k update_k: [C, *p], f32[C] -> [*p]; NaN in a site of weight 0 counts as 0."""
-
-  def leaf(x):
-    w = weights.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
-    return jnp.sum(jnp.where(w > 0, w * x, 0), axis=0)
-
-  return jax.tree.map(leaf, updates)
+from fedmedjax.fed.types import Aggregate, Aggregator, Array, Combine
 
 
 def adaptive_weights(
@@ -96,7 +86,8 @@ def factor_mean() -> Combine:
 
   FedAvg of A and of B separately, as in Fed-MedLoRA, arXiv:2601.22124.
   """
-  return Combine(lambda updates, weights, **_: (weighted_sum(updates, weights), ()), linear=True)
+  return Combine(
+    lambda updates, weights, **_: (tree.weighted_sum(updates, weights), ()), linear=True)
 
 
 def _formed_loss(combine: Combine, updates, shares, judge, *, anchor, local, key):

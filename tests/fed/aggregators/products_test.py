@@ -12,7 +12,8 @@ from fedmedjax.fed.aggregators import product_gap as product_gaps
 from fedmedjax.fed.aggregators import products
 from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.signals import Signal, leave_one_out
-from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, factor_mean, weighted_sum
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, factor_mean
+from fedmedjax.tree import weighted_sum
 
 SITES, RANK, IN, OUT, LAYERS = 3, 2, 7, 5, 2
 WEIGHTS = jnp.array([0.2, 0.3, 0.5])

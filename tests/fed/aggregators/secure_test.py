@@ -10,8 +10,9 @@ from scipy.stats import chisquare
 from fedmedjax import tree
 from fedmedjax.fed import ledger, sharing
 from fedmedjax.fed.aggregators import secure
-from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean, weighted_sum
+from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
 from fedmedjax.fed.compression import float32
+from fedmedjax.tree import weighted_sum
 
 SITES = 5
 WEIGHTS = jnp.array([0.1, 0.0, 0.3, 0.4, 0.2])

@@ -136,16 +136,16 @@ def test_a_server_with_notes_judges_all():
 
 def test_the_average_without_a_site_and_slopes_are_judged_alike():
   """A loss that is linear in the weights, equal sizes: A(all) - A(without k) = (sum x) / 3 -
-  (sum x - x_k) / 2, which is x_k / 2 and the same for all: half of what peers say. Slopes: the same
-  as they."""
+  (sum x - x_k) / 2, which is x_k / 2 and the same for all: half of what peers say. Slopes at the
+  mean of 3, 6 and 9: the same as they."""
   nats, third = jnp.asarray(OF_THREE, jnp.float32), jnp.full(3, 1 / 3)
   sites = jnp.arange(3)
   np.testing.assert_allclose(leave_one_out(
     shares=third, cohort=sites, group_site=sites,
     formed_loss=lambda weights: weights @ nats), [-0.5, 0.5, 0], atol=1e-5)
   np.testing.assert_allclose(alignment(
-    updates=None, shares=third, cohort=sites, group_site=sites,
-    answer_slopes=lambda updates: nats), [-1, 1, 0], atol=1e-6)
+    updates=jnp.array([3.0, 6, 9]), shares=third, cohort=sites, group_site=sites,
+    answer_slopes=lambda updates, step: step / 6 * nats), [-1, 1, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize('broken', [np.nan, np.inf])

@@ -14,9 +14,9 @@ from fedmedjax.fed.aggregators.weighted_mean import (
   adaptive_weights,
   factor_mean,
   size_weights,
-  weighted_sum,
 )
 from fedmedjax.fed.types import Aggregator, Combine, Validation
+from fedmedjax.tree import weighted_sum
 
 # One validation target 2 in 4 entries: l(v) = 2 (v - 2)^2. An answer of one token, the server's,
 # which judges all sites against their mean.
@@ -254,13 +254,13 @@ def test_leave_one_out_averages_by_the_power_of_size_that_weighs():
 
 
 def test_alignment_by_hand():
-  """Gradient at 0: 4 entries of (0 - 2); I_k = 8 v_k: updates 0.5, 1, 2 give 4, 8, 16, mean 28 / 3.
-  """
+  """The average by size is (0.05 + 0.3 + 1.2) = 1.55, its gradient 4 entries of (1.55 - 2): I_k =
+  1.8 v_k, so 0.9, 1.8, 3.6 of updates 0.5, 1, 2, mean 2.1."""
   _, metrics = play(
     federation(aggregator=adaptive_mean(
       loss_power=1.0, signal=Signal(alignment), temperature=8.0)), data(), 1, VALIDATION)
-  np.testing.assert_allclose(metrics.validation_loss, np.array([16, 4, -20]) / 3, rtol=1e-5)
-  weights = SHARES * np.exp(np.array([4, 8, 16]) / 8)
+  np.testing.assert_allclose(metrics.validation_loss, [1.2, 0.3, -1.5], rtol=1e-5)
+  weights = SHARES * np.exp(np.array([0.9, 1.8, 3.6]) / 8)
   np.testing.assert_allclose(metrics.weights, weights / weights.sum(), rtol=1e-5)
 
 
