@@ -225,8 +225,8 @@ def _invented(answer: _Answer, kind: str) -> list[Span]:
   for index, (first, last) in enumerate(answer.places):
     start, end = answer.in_sentence(first), answer.in_sentence(last)
     words = answer.example.text[start:end]
-    invented = answer.begins(index) and '</' not in answer.pieces[index] and (
-      words.strip() != '') and not any(
+    invented = bool(words.strip()) and answer.begins(index) and (
+      '</' not in answer.pieces[index]) and not any(
         first < after and last > opened for opened, after in known)
     if invented:
       begun = found.pop().start if before else start + len(words) - len(words.lstrip())

@@ -10,7 +10,7 @@ from fedmedjax.data.tasks import ask
 from fedmedjax.data.tokenize import TokenExample
 from fedmedjax.experiment.config import validate
 from fedmedjax.experiment.defaults import get_config
-from fedmedjax.experiment.notes import encode_sites, load_corpora
+from fedmedjax.experiment.notes import encode_sites, load_corpora, watched_sites
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import Document, InputError, Relation, SiteCorpus, Span
 
@@ -98,11 +98,13 @@ def test_sites_then_hold_nothing_out():
     config = configured(server, validation_share=0.4)
     data = encode_sites(
       None, encode, config, load_corpora(config, given=several), Reporter())
-    return [[(len(part.train), len(part.validation)) for part in site.tasks]
-            for site in (*data.sites, *data.server)]
+    # While they train, those with validation notes are asked about them.
+    sites = (*data.sites, *data.server)
+    return [site.name for site in watched_sites(sites)], [
+      [(len(part.train), len(part.validation)) for part in site.tasks] for site in sites]
 
-  assert counts('') == [[(3, 2)], [(3, 2)]]
-  assert counts('v') == [[(5, 0)], [(5, 0)], [(0, 2)]]
+  assert counts('') == (['a', 'b'], [[(3, 2)], [(3, 2)]])
+  assert counts('v') == (['v'], [[(5, 0)], [(5, 0)], [(0, 2)]])
 
 
 @pytest.mark.parametrize('server, data, message', [

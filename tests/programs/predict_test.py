@@ -398,6 +398,9 @@ def _instructions(joint: Path, keep) -> dict:
    'holds 2 adapters, choose one: '),
   (lambda t, r: ((t / 'model').mkdir(), (t / 'config.json').write_text(
     '{"fed.preset": "fed_bert", "fed.learner": "bert"}'), t)[-1], [], 'trained a BERT classifier'),
+  (lambda t, r: ((t / 'adapter').mkdir(), (t / 'config.json').write_text(
+    '{"fed.preset": "fed_medlora", "fed.learner": "tagger"}'), t)[-1], [],
+   'trained a word tagger (config.fed.learner)'),
 ])
 def test_one_line_and_status_two(make, flags, message, joint, tmp_path, planted, capsys):
   (tmp_path / 'run').mkdir()
