@@ -85,13 +85,8 @@ def site_steps(
   return steps
 
 
-def one_pass(
-  examples: Sequence[TokenExample], batch_size: int, seed: int
-) -> list[list[int]]:
-  """The indices of the examples in each step of a pass over all of them, as `site_steps` has them.
-
-  So they fit the shape of training steps.
-  """
+def one_pass(examples: Sequence[TokenExample], batch_size: int, seed: int) -> list[list[int]]:
+  """The indices of the examples in each step of a pass over all of them; see `site_steps`."""
   lengths = np.asarray([len(example.tokens) for example in examples])
   return [members.tolist() for members in site_steps(
     lengths, batch_size, seed, 0, 0, math.ceil(len(examples) / batch_size))]
