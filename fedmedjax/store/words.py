@@ -73,8 +73,9 @@ def kept(records: Iterable[dict], text: bool) -> Iterator[dict]:
 
 def take_out(folder: Path) -> None:
   """Rewrites the prediction records of a run's folder that still have their text; takes away the
-  questions that an endpoint was asked."""
-  (folder / PROMPTS).unlink(missing_ok=True)
+  questions that an endpoint was asked, and what writes that were stopped have left."""
+  for path in (folder / PROMPTS, *folder.glob('*.part'), *(folder / PREDICTIONS).rglob('*.part')):
+    path.unlink(missing_ok=True)
   for path in sorted((folder / PREDICTIONS).rglob('*.jsonl')):
     if _records_with_words(path):
       write_lines(path, kept(read_lines(path), text=False))

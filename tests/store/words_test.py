@@ -14,10 +14,7 @@ from fedmedjax.store import words
 from fedmedjax.types import Example, SiteCorpus, Span
 
 MARK = 'zyxwarts'  # a word of every sentence of an invented run, and of nothing else
-
-
-def lines(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
+INSIDE = 'leave_one_out/checkpoints/fed_medlora'
 
 
 def listed(folder, capsys) -> dict[str, str]:
@@ -67,6 +64,7 @@ def test_text_is_taken_out_of_a_folder_and_its_report_goes_on(tmp_path, capsys):
   assert found['report.html'] == 'quoted sentences'
   assert found[''] == f'{run}: 6 of 13 files hold words of notes'
   before = (run / 'report.html').read_text()
+  (run / 'predictions' / 'icu.jsonl.part').write_text(NOTE)
   words.take_out(run)
   assert listed(run, capsys) == {
     'report.html': 'quoted sentences', '': f'{run}: 1 of 12 files holds words of notes'}
@@ -89,7 +87,7 @@ def test_a_comparison_and_annotations_are_looked_into(tmp_path, capsys):
   """A folder is judged by the nearest run around it, whatever a site is called."""
   study = tmp_path / 'study'
   write(study / 'findings.json', [])
-  run = invent(study / 'leave_one_out' / 'checkpoints' / 'fed_medlora')
+  run = invent(study / INSIDE)
   words.take_out(run)
   out = study / 'annotated'
   write(out / 'predict.json', {'prompts': {}})
@@ -100,6 +98,10 @@ def test_a_comparison_and_annotations_are_looked_into(tmp_path, capsys):
     (out / 'brat' / name).write_text(MARK if name.endswith('txt') else '')
   assert set(listed(study, capsys)) - {''} == {
     'annotated/annotations.jsonl', 'annotated/brat/ward/a.txt'} == with_the_word(study)
+  config = json.loads((run / 'config.json').read_text())
+  write(run / 'config.json', config | {'data.shots': 1})
+  assert f'{INSIDE}/summary.json' in listed(study, capsys)
+  write(run / 'config.json', config)
   # Nobody knows what is in these.
   (run / 'notes.csv').write_text('x')
   (run / 'report.html.part').write_text('x')
@@ -108,9 +110,8 @@ def test_a_comparison_and_annotations_are_looked_into(tmp_path, capsys):
   write(run / 'predictions' / 'ward.jsonl', record(target=MARK) | {
     'predicted': MARK}, lines=True)
   shutil.rmtree(out)
-  inside = 'leave_one_out/checkpoints/fed_medlora'
   assert set(listed(study, capsys)) - {''} == {
-    'elsewhere', *(f'{inside}/{name}' for name in (
+    'elsewhere', *(f'{INSIDE}/{name}' for name in (
       'notes.csv', 'report.html.part', 'predictions/icu.jsonl', 'predictions/ward.jsonl'))}
 
 
