@@ -122,7 +122,8 @@ def test_perfect_answers_score_one_and_a_second_run_asks_nothing(
     assert not any(question.partition('\n###')[0].encode() in path.read_bytes()
                    for question in solutions), path
   assert words.files_with_words(tmp_path / 'again')[0] == []
-  assert len(words.files_with_words(workdir)[0]) == 3 + 1 + 2  # predictions, prompts, pages
+  # Predictions and the prompts; pages quote wrong answers only.
+  assert len(words.files_with_words(workdir)[0]) == 3 + 1
   again = summary_of(tmp_path / 'again')
   assert again['scores'] == summary['scores']
   assert (again['api']['requests'], again['api']['cached']) == (0, asked)

@@ -32,6 +32,7 @@ from fedmedjax.model.llama import Llama
 from fedmedjax.report import terminal
 from fedmedjax.store import checkpoint, files, tensorboard
 from fedmedjax.store.lock import locked
+from fedmedjax.store.words import sentence
 from fedmedjax.train import loop, memory, run
 from fedmedjax.types import Span
 
@@ -163,6 +164,10 @@ def test_a_finished_run_gives_up_its_text(finished, copied, whole, capsys):
              if content != fingerprint(finished)[path][0]}
   records = {path for path in changed if path.endswith('.jsonl')}
   assert changed == records | {'report.html'} and len(records) == 8
+  said = {sentence(json.loads(line)).encode() for path in records
+          for line in (finished / path).read_text().splitlines()}
+  assert len(said) > 10 and not any(
+    words in path.read_bytes() for path in copied.rglob('*') if path.is_file() for words in said)
   capsys.readouterr()
   assert describe.main(['describe', '--text', f'--workdir={copied}']) == 0
   assert capsys.readouterr().out.startswith(f'{copied}: none of ')
