@@ -27,12 +27,14 @@ _QUOTES = '<details class="excerpts"'
 # are no words; what they give away was not measured.
 _WORDLESS = {
   'config.json', 'inputs.json', 'sites.json', 'metrics.jsonl', 'ledger.csv', 'compare.json',
-  'findings.json', 'description.json', 'description.svg', 'description.png', 'lock', 'own_parts',
-  'adapter', 'model', 'checkpoints', 'tensorboard', 'ablation'}
+  'findings.json', 'description.json', 'description.svg', 'description.png', 'schema.toml', 'lock',
+  'own_parts', 'adapter', 'model', 'checkpoints', 'tensorboard', 'ablation'}
 # Of a folder that predict has written.
 _ANNOTATIONS = 'predict.json'
 _WORDLESS_ANNOTATIONS = {
-  _ANNOTATIONS, 'skipped.jsonl', 'lock', 'brat/annotation.conf', 'html/index.html'}
+  _ANNOTATIONS, 'skipped.jsonl', 'lock', 'html/index.html',
+  # Of types alone.
+  'brat/annotation.conf', 'label_studio/labelling.xml', 'uima_xmi/TypeSystem.xml'}
 # Of a regime api:MODEL.
 PROMPTS, ANSWERS = 'prompts.json', 'answers.jsonl'
 _OF_ENDPOINTS = {
