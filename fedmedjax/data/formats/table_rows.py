@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from fedmedjax.data.formats.faults import Faults
@@ -104,12 +105,12 @@ def _parquet(path: Path) -> Rows:
   return Rows(path, tuple(table.column_names), rows)
 
 
-def arrow_parquet(path: Path):
+def arrow_parquet(place: object) -> ModuleType:
   """pyarrow's module for Parquet; raises InputError, naming the extra, where it is not there."""
   try:
     import pyarrow.parquet
   except ImportError:
-    raise InputError(f"{path}: Parquet needs a package; pip install 'fedmedjax[datasets]'"
+    raise InputError(f"{place}: Parquet needs a package; pip install 'fedmedjax[datasets]'"
                      ) from None
   return pyarrow.parquet
 

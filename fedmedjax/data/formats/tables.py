@@ -200,20 +200,20 @@ def table_rows(documents: Iterable[Document]) -> Iterator[tuple[str, Sequence]]:
       yield 'relations', (document.name, link.type, f'T{link.head + 1}', f'T{link.tail + 1}')
 
 
-def csv_tables(documents: Iterable[Document]) -> dict[str, bytes]:
-  """{file: content}: notes.csv, spans.csv and relations.csv, in UTF-8."""
+def csv_tables(documents: Iterable[Document]) -> dict[str, str]:
+  """{file: content}: notes.csv, spans.csv and relations.csv."""
   held = {name: io.StringIO(newline='') for name in _COLUMNS}
   written = {name: csv.writer(file) for name, file in held.items()}
   for name, columns in _COLUMNS.items():
     written[name].writerow(columns)
   for name, cells in table_rows(documents):
     written[name].writerow(cells)
-  return {f'{name}.csv': file.getvalue().encode() for name, file in held.items()}
+  return {f'{name}.csv': file.getvalue() for name, file in held.items()}
 
 
 def parquet_tables(documents: Iterable[Document]) -> dict[str, bytes]:
   """{file: content}: notes.parquet, spans.parquet and relations.parquet."""
-  parquet = arrow_parquet(Path('--format=parquet'))
+  parquet = arrow_parquet('notes.parquet')
   import pyarrow
 
   rows = {name: [] for name in _COLUMNS}

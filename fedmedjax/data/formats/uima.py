@@ -167,9 +167,9 @@ def _check_wanted(path: Path, system: Any, wanted: Collection[str]) -> None:
   if lacking:
     names = [name for name in own
              if not name.startswith('uima.') and not _STRUCTURE.fullmatch(name)]
-    more = ', ...' * (len(names) > _NAMED)
+    there = ', '.join(names[:_NAMED]) + ', ...' * (len(names) > _NAMED)
     raise InputError(f'{path}: its type system lacks {", ".join(map(repr, lacking))}, which the '
-                     f'mapping names; it has {", ".join(names[:_NAMED]) or "no types of its own"}{more}')
+                     f'mapping names; it has {there or "no types of its own"}')
 
 
 def _last(name: str) -> str:
