@@ -223,8 +223,10 @@ def _shown(part: str, joint: Path) -> list[str]:
 
 
 def test_the_examples_of_the_page(joint, tmp_path, planted, monkeypatch):
-  """Rows with CR LF as a spreadsheet saves them: 'Fever' is none of the planted words, 'aspirin' is
-  [25, 32) of visit 7: 'Fever since Monday.' to 19, CR LF to 21, 'Gave ' to 26, so [26, 33)."""
+  """Rows with CR LF, as a spreadsheet saves them; 'Fever' is none of the planted words, 'fever' is.
+
+  In visit 7 'Fever since Monday.' ends at 19, CR LF at 21, 'Gave ' at 26: 'aspirin' is [26, 33).
+  """
   monkeypatch.chdir(tmp_path)
   for name, text in shown_files(_PAGE).items():
     Path(name).write_bytes(text.replace('\n', '\r\n').encode())
@@ -241,7 +243,7 @@ def test_the_examples_of_the_page(joint, tmp_path, planted, monkeypatch):
 
 
 def test_every_format_is_read_back(joint, tmp_path, planted):
-  """The note with a mark, CR LF and a sign beyond 16 bits, as every reader gives it; decoded once."""
+  """The note with a mark, CR LF and a sign beyond 16 bits, as every reader gives it; asked once."""
   text = _NOTES['a.txt']
   source = tmp_path / 'notes.jsonl'
   source.write_text(json.dumps({'note_id': 'ward/../7', 'text': text}) + '\n' + json.dumps(
@@ -257,7 +259,7 @@ def test_every_format_is_read_back(joint, tmp_path, planted):
     assert [one for one in read if one.text] == [note], form
   assert planted == ['pain🫁 today.', 'Gave aspirin by mouth daily.']
   assert predict.main(command(joint, source, out, '--format=html')) == 0
-  assert 'href="ward%252F%252E.%252F7.html"' in (out / 'html' / 'index.html').read_text()
+  assert 'href="ward%252F..%252F7.html"' in (out / 'html' / 'index.html').read_text()
   assert (out / 'html' / 'ward%2F..%2F7.html').exists()
   assert records(out).keys() == {'ward/../7', '8'}
   # What holds all notes is old in no format either.
