@@ -139,6 +139,7 @@ def test_resources_keep_their_ids(tmp_path):
   (report('d', {'data': data(b'a\0b')}), 'attachment 1 is no text: it has zero bytes'),
   (report('d', {'contentType': 'text/plain; charset=hex', 'data': data(b'61')}),
    "the unknown charset 'hex'"),
+  (report('d', {'contentType': ['text/plain'], 'data': data(b'a')}), 'attachment 1 is no text'),
   (document('p', PLAIN), "the id 'p' occurs twice"),
   ({'resourceType': 'DocumentReference', 'content': 3}, "'content' is no list"),
   (3, 'entry 2 is no resource')])

@@ -113,7 +113,7 @@ def check_wanted(path: Path, system: Any, wanted: Collection[str]) -> None:
   Names that are neither whole ones, as in a.b.Finding, nor of the form TYPE=LABEL may be labels,
   which a type system does not list.
   """
-  own = [kind.name for kind in system.get_types() if system.is_instance_of(kind, ANNOTATION)]
+  own = sorted(kind.name for kind in system.get_types() if system.is_instance_of(kind, ANNOTATION))
   there = {name for kind in own for name in (kind, last_part(kind))}
   asked = {name: name.partition('=')[0] for name in wanted
            if name.count('.') > 1 or '=' in name}

@@ -169,8 +169,10 @@ def _texts(entry: _Entry, binaries: dict[str, Located]) -> tuple[list[str], str]
       kind = attachment.get('contentType')
       url = attachment.get('url')
       held = binaries.get(url, attachment) if isinstance(url, str) else attachment
-      kind = kind if isinstance(kind, str) else held.get('contentType')
-      if isinstance(kind, str) and not _PLAIN.fullmatch(kind.strip()):
+      kind = held.get('contentType') if kind is None else kind
+      if kind is not None and not isinstance(kind, str):
+        raise _error(entry, f'the contentType of attachment {number} is no text')
+      if kind and not _PLAIN.fullmatch(kind.strip()):
         others.append(kind)
         continue
       if held.get('data') is not None:
