@@ -128,7 +128,7 @@ def test_an_export_of_label_studio(tmp_path):
   path = written(tmp_path, {'a.json': [
     {'id': 5, 'data': {'text': 'Rash to asa\nx', 'patient_id': 'p7'}, 'annotations': other},
     {'id': 6, 'data': {'text': 'Not seen'}, 'annotations': [], 'predictions': [{'result': first}]},
-    {'id': 7, 'data': {'note': '🫁 pain, 🫁 cough', 'name': 'n'}, 'annotations': [{'result': [
+    {'id': 7, 'data': {'note': '🫁 pain, 🫁 cough', 'file': 'n'}, 'annotations': [{'result': [
       region('a', 3, 7, 'pain', 'sign'), region('b', 12, 17, 'cough', 'sign')]}]}]}) / 'a.json'
   found, counts = read_notes(path, FORMATS['label_studio'])
   assert found == [
