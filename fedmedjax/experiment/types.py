@@ -57,7 +57,8 @@ class Options(NamedTuple):
 class Trainable(NamedTuple):
   """A model as the federated round and the scoring see it."""
 
-  loss_fn: Callable[[str], LossFn]  # of what the backward pass keeps, a key of REMAT
+  # Of what the backward pass keeps, a key of REMAT; of one group of a step, see `Study.step_loss`.
+  loss_fn: Callable[[str], LossFn]
   adapter: dict           # what is trained and sent, as it starts
   base: dict              # what is frozen
   whole_parameters: int   # of the whole model, however it is stored
@@ -89,6 +90,8 @@ class Study(NamedTuple):
   site_map: Callable[[int], SiteMap]     # of a chunk
   algorithm_with: Callable[[Execution], FederatedAlgorithm]
   groups: int                            # of devices, each with sites of its own
+  step_loss: Callable[[str], LossFn]     # of a whole step, in however many groups it comes
+  with_micro_batch: Callable[[int], 'Study']  # the same with so many examples at once
   own: Mapping[str, OwnPart] = {}        # the user's own parts, by key of the configuration
   # Sites whose test examples are held-out sentences, answered every `options.every` rounds.
   watched: tuple[SiteData, ...] = ()
