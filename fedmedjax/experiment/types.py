@@ -65,6 +65,8 @@ class Trainable(NamedTuple):
   whole_bytes: int        # of sending them in its number format
   untrained: dict | None  # the adapter that answers before training; None = there is no such answer
   answer: Callable        # (adapter, site, advance) -> prediction records of all its tasks
+  # (adapter by shape, site) -> [(a `types.Program`, how often)] of what `answer` calls
+  answer_calls: Callable
   largest_answer: Callable  # (adapter by shape, sites) -> its `types.Program` of most memory
   save: Callable[[dict, Path], None]  # (adapter, folder): in the format of its ecosystem
   folder: str             # of what is saved, in the run's workdir

@@ -137,6 +137,40 @@ def test_steps_in_several_shapes_learn_the_same(data, monkeypatch):
   assert branches == [1, 0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('fed', [
+  {'chunk': 1, 'shapes': 2, 'ranks': (1, 2, 4)}, {'chunk': 2, 'loss_on': 'all'}])
+def test_steps_in_groups_learn_the_same(fed, data, monkeypatch):
+  """Steps of 4 examples two at a time: adapter, losses and weights are those of whole steps, with
+  mixed ranks, several shapes and sites one by one, and with two sites at once. A group as large as
+  the step is no group: the very program of before."""
+  monkeypatch.setattr(pack, '_LEAST_SAVED', 1)
+  config = shrunk('fed_medlora_plus', **fed)
+  whole, plain, reports = rounds(config, data)
+  for size in (4, 1000):
+    config.fed.micro_batch = size
+    assert _program(prepare(config, data)) == _program(whole)
+  config.fed.micro_batch = 2
+  study, state, found = rounds(config, data)
+  layout = study.schedule.layout
+  assert layout.groups == 2 and layout.shape_buckets
+  distance = tree.norm(jax.tree.map(np.subtract, state.adapter, plain.adapter))
+  assert 0 < distance < 1e-5 * tree.norm(plain.adapter)
+  for ours, theirs in zip(found, reports, strict=True):
+    np.testing.assert_allclose(ours.train_loss, theirs.train_loss, rtol=1e-5)
+    np.testing.assert_allclose(ours.validation_loss, theirs.validation_loss, rtol=1e-5)
+    np.testing.assert_allclose(ours.weights, theirs.weights, rtol=1e-4)
+
+
+def _program(study) -> str:
+  """The round before it is compiled."""
+  sites = np.arange(len(study.schedule.weights))
+  return study.algorithm.round.lower(
+    study.algorithm.init(study.trainable.adapter), study.trainable.base,
+    LocalData(*schedules.round_arrays(study.schedule, 0), study.schedule.weights), sites,
+    study.validation, jax.random.key(0)).as_text()
+
+
 def test_mixed_ranks_on_a_language_model(data):
   """Ranks 1, 2, 4 with HetLoRA: every site learns and the adapter stays finite."""
   _, state, reports = rounds(shrunk('hetlora', ranks=(1, 2, 4)), data)
