@@ -43,20 +43,24 @@ def one_row_each(instruction, members, loss_on) -> Batch:
   return Batch(*rows[0][:3], *map(np.concatenate, list(zip(*rows, strict=True))[3:]))
 
 
-def loss_and_gradient(dtype, params, batch, groups=1):
+def loss_and_gradient(dtype, params, batch, groups=1, *more):
+  """Of a step, or the list of those of several steps of one shape."""
   model = Llama(TINY, packed_attention, lora_scale=LORA.scale, dtype=dtype)
   adapter = jax.tree.map(
     lambda x: (x + 0.1 * jax.random.normal(jax.random.key(7), x.shape)).astype(dtype),
     init_adapter(jax.random.key(0), TINY, LORA))
   params = jax.tree.map(lambda x: x.astype(dtype), params)
-  batch = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, batch)
 
-  def mean(adapter):
+  @jax.jit
+  @jax.value_and_grad
+  def mean(adapter, batch):
     total, weight = over_groups(partial(packed_loss, model), groups)(adapter, params, batch)
     return total / weight
 
   # To numpy while float64 is still enabled.
-  return jax.device_get(jax.jit(jax.value_and_grad(mean))(adapter))
+  found = [jax.device_get(mean(adapter, jax.tree.map(
+    lambda x: x.astype(dtype) if x.dtype == np.float32 else x, step))) for step in (batch, *more)]
+  return found if more else found[0]
 
 
 def check_equal(packed, plain, tolerance):
@@ -102,7 +106,7 @@ def test_groups_of_rows_teach_what_the_whole_step_does(tiny_params, loss_on, dty
     target_weight=batch.target_weight * half, prefix_weight=batch.prefix_weight * half)
   with jax.enable_x64(dtype == jnp.float64):
     plain = loss_and_gradient(dtype, tiny_params, whole.pack(part, members))
-    found, wrong = (loss_and_gradient(dtype, tiny_params, one, 3) for one in (batch, broken))
+    found, wrong = loss_and_gradient(dtype, tiny_params, batch, 3, broken)
   check_equal(found, plain, tolerance)
   with pytest.raises(AssertionError):
     check_equal(wrong, plain, 1e-2)
