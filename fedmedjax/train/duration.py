@@ -65,18 +65,26 @@ def expected(
   common = max(step, key=lambda product: step[product])
   computed = [_steps_computed(study, plan, number) for number in range(done, study.options.rounds)]
   flops = [count * step.total() + (rest.total() if count else 0) for count in computed]
-  speed = rate(common)
-  decoded = sum(
-    times * _seconds(found, rate) for found, times in _decoding(study, done))
+  speed, devices = rate(common), _devices(study)
+
+  def seconds(found: Counter) -> float:
+    """Of one call while decoding."""
+    if not found:
+      return 0.0
+    return found.total() / devices / DECODING_SHARE / rate(
+      max(found, key=lambda product: found[product]))
+
   return Duration(
-    tuple(flop / (speed * TRAINING_SHARE) for flop in flops), decoded,
+    tuple(flop / devices / TRAINING_SHARE / speed for flop in flops),
+    sum(times * seconds(found) for found, times in _decoding(study, done)),
     sum(flops) / max(len(flops), 1), common, speed)
 
 
-def _seconds(found: Counter, rate: Callable[[Product], float]) -> float:
-  if not found:
-    return 0.0
-  return found.total() / (rate(max(found, key=lambda product: found[product])) * DECODING_SHARE)
+def _devices(study: Study) -> int:
+  """Devices that the base lies on; they are taken to share all work evenly."""
+  return max((
+    len(leaf.sharding.device_set) for leaf in jax.tree.leaves(study.trainable.base)
+    if isinstance(leaf, jax.Array)), default=1)
 
 
 def _steps_computed(study: Study, plan: Plan, number: int) -> float:

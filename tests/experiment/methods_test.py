@@ -140,14 +140,14 @@ def test_steps_in_several_shapes_learn_the_same(data, monkeypatch):
 
 
 def test_steps_of_a_tagger_in_groups_learn_the_same():
-  """Five sites, two at once, steps of 8 windows three at a time: in three groups of 3, 3 and 2."""
+  """Four sites, two at once, steps of 8 windows three at a time: in three groups of 3, 3 and 2."""
   config = ablation.get_config()
+  config.data.partition.sites = 4
   config.fed.update(rounds=2, local_steps=3, chunk=2)
   data = load_data(config, Reporter(Console(quiet=True)))
   whole, plain, reports = rounds(config, data)
-  for size in (8, 1000):
-    config.fed.micro_batch = size
-    assert _program(prepare(config, data)) == _program(whole)
+  config.fed.micro_batch = 8
+  assert _program(prepare(config, data)) == _program(whole)
   config.fed.micro_batch = 3
   study, state, found = rounds(config, data)
   assert study.schedule.layout.groups == 3 and whole.schedule.layout.groups == 1

@@ -196,7 +196,7 @@ def test_groups_are_offered_before_a_run_is_refused(monkeypatch):
   assert needed[6] > needed[3] > needed[2] > needed[1]
   for fits, sizes in ((3, [3]), (2, [3, 2]), (1, [3, 2, 1])):
     tried.clear()
-    whole.options.memory = int((needed[fits] + 100) / memory.SHARE) + 1
+    whole.options.memory = int((needed[fits] + 1000) / memory.SHARE) + 1
     with pytest.raises(InputError) as error:
       memory.plan(whole, inputs, QUIET)
     told = str(error.value)
@@ -208,7 +208,7 @@ def test_groups_are_offered_before_a_run_is_refused(monkeypatch):
   assert 'micro_batch' not in str(error.value)
   # Twos already: what is left to try are single examples.
   pairs = of_group(2)
-  pairs.options.memory = int((needed[1] + 100) / memory.SHARE) + 1
+  pairs.options.memory = int((needed[1] + 1000) / memory.SHARE) + 1
   tried.clear()
   assert memory.fitting_micro_batch(
     pairs, memory._inputs_of(pairs, inputs), QUIET, pairs.options.memory) == 1 and tried == [1]
