@@ -68,11 +68,12 @@ def expected(
   speed, devices = rate(common), _devices(study)
 
   def seconds(found: Counter) -> float:
-    """Of one call while decoding."""
+    """Of one call while decoding; inputs are read as fast as in training, passes have few rows."""
     if not found:
       return 0.0
-    return found.total() / devices / DECODING_SHARE / rate(
-      max(found, key=lambda product: found[product]))
+    own = max(found, key=lambda product: found[product])
+    reached = speed if 2 * own.rows >= common.rows else rate(own)
+    return found.total() / devices / DECODING_SHARE / reached
 
   return Duration(
     tuple(flop / devices / TRAINING_SHARE / speed for flop in flops),

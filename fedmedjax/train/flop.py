@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from functools import cache, partial
+from functools import cache
 from math import prod
 from statistics import median
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 # A timed call multiplies by this many bytes of matrices in turn, since no cache of a processor
 # holds a model, and lasts so many seconds at least.
-_BYTES, _SECONDS = 2**26, 0.05
+_BYTES, _SECONDS = 2**26, 0.03
 
 
 class Product(NamedTuple):
@@ -49,7 +49,7 @@ def products(jaxpr: Any, trips: int = 1) -> Counter:
     else:
       times = {'scan': params.get('length'), 'while': trips}.get(name, 1)
       if name == 'shard_map':  # its products are those of one part
-        times = prod(params['mesh'].shape[axis] for axis in params['manual_axes'])
+        times = prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes'])
       for part in params.values():
         if times and hasattr(getattr(part, 'jaxpr', part), 'eqns'):
           found.update({
@@ -72,31 +72,31 @@ def _product(equation: Any) -> tuple[Product, int]:
 def product_rate(product: Product) -> float:
   """FLOP a second of products of this shape on the first device, measured once: under a second.
 
-  It is the median of five calls, each of as many products as take `_SECONDS`.
+  Inputs go through matrices [inner, columns] and [columns, inner] in turn, as a model's do. It is
+  the median of five calls, each of as many products as take `_SECONDS`.
   """
   rows, inner, columns, dtype = product
-  count = max(2, _BYTES // (inner * columns * dtype.itemsize))
-  matrices = jnp.ones((count, inner, columns), dtype)
-  inputs = jnp.ones((rows, inner), dtype)
+  # A large product needs few matrices to last long enough, and a small one many to be read anew.
+  pairs = max(1, min(
+    _BYTES // (2 * inner * columns * dtype.itemsize), int(5e9 / product.flop)))
+  # Numbers stay ones.
+  up = jnp.full((pairs, inner, columns), 1 / inner, dtype)
+  down = jnp.full((pairs, columns, inner), 1 / columns, dtype)
 
-  @partial(jax.jit, static_argnums=0)
-  def multiply(part, times, inputs, matrices):
-    # Every product is used, by what costs least and cannot be brought before it.
-    def one(most, matrix):
-      return jnp.maximum(most, (inputs @ matrix).max()), None
+  @jax.jit
+  def multiply(times, x, up, down):
+    def both(x, matrices):
+      return x @ matrices[0] @ matrices[1], None
 
-    return jax.lax.fori_loop(
-      0, times, lambda _, most: jax.lax.scan(one, most, matrices[:part])[0],
-      jnp.zeros((), dtype))
+    return jax.lax.fori_loop(0, times, lambda _, x: jax.lax.scan(both, x, (up, down))[0], x)
 
   def seconds(times: int) -> float:
     begun = time.perf_counter()
-    multiply(part, jnp.int32(times), inputs, matrices).block_until_ready()
+    multiply(jnp.int32(times), jnp.ones((rows, inner), dtype), up, down).block_until_ready()
     return time.perf_counter() - begun
 
-  # A large product needs no second matrix to last long enough.
-  part, times = min(count, max(2, int(1e10 / product.flop))), 1
+  times = 1
   seconds(times)
   while (taken := seconds(times)) < _SECONDS:
     times = max(times + 1, min(100 * times, int(1.2 * times * _SECONDS / max(taken, 1e-9))))
-  return part * times * product.flop / median(seconds(times) for _ in range(5))
+  return 2 * pairs * times * product.flop / median(seconds(times) for _ in range(5))

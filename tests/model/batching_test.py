@@ -150,4 +150,4 @@ def test_few_shapes():
     64, 64, 64, 96, 96, 128, 192, 256, 512, 768]
   assert batching.levels(32, 100) == [32, 16, 8]
   assert batching.levels(32, 13) == [16, 8]
-  assert batching.levels(32, 1) == [8] and batching._levels(1, 1) == [1]
+  assert batching.levels(32, 1) == [8] and batching.levels(1, 1) == [1]

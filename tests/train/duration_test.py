@@ -61,7 +61,7 @@ def test_the_rate_by_a_clock_of_ours(monkeypatch):
   now = iter(np.arange(0, 100, 0.1))
   monkeypatch.setattr(flop.time, 'perf_counter', lambda: next(now))
   product = flop.Product(8, 1024, 4096, F32)
-  # 64 MiB are 4 matrices of 16 MiB.
+  # 64 MiB are 2 pairs of matrices of 16 MiB.
   assert flop.product_rate(product) == pytest.approx(4 * product.flop / 0.1)
   assert flop.product_rate(product) == pytest.approx(4 * product.flop / 0.1)  # not timed again
   assert next(now) < 2
