@@ -106,6 +106,8 @@ def fitting_micro_batch(
   while size > 1 and device.held() < room:
     size = -(-size // 2)
     other = study.with_micro_batch(size)
+    if other.schedule.layout.groups == study.schedule.layout.groups:
+      continue  # no step has as many examples as the batch might
     execution, given = other.executions[-1], _inputs_of(other, inputs)
     # Estimates may be too large: of single examples the compiler is asked whatever they say.
     if size > 1 and device.held() + estimate(other, given)(execution) > room:
