@@ -1,6 +1,7 @@
 """Mutation test: makes small errors in the code, one at a time, and asks whether a test fails.
 
-What is tried: fedmedjax/fed with its folders, data/schedule.py, data/pack.py and fedmedjax/eval.
+What is tried: fedmedjax/fed with its folders, fedmedjax/eval, and schedule, pack, order and groups of
+fedmedjax/data.
 cosmic-ray makes the errors. Here is what it lacks: a spread of them over a time budget, and for
 each error only the tests that execute its line, as many as --seconds allow. They run in a fork of
 a process that has imported every library but not our code, in a copy of the tree, with the
@@ -34,7 +35,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # What is tried, a file or a folder with all in it -> the tests that may see it.
 TARGETS = {
   'fedmedjax/fed': 'tests/fed', 'fedmedjax/data/schedule.py': 'tests/data/schedule_test.py',
-  'fedmedjax/data/pack.py': 'tests/data/pack_test.py', 'fedmedjax/eval': 'tests/eval'}
+  'fedmedjax/data/pack.py': 'tests/data/pack_test.py',
+  'fedmedjax/data/order.py': 'tests/data/pack_test.py',
+  'fedmedjax/data/groups.py': 'tests/data/groups_test.py', 'fedmedjax/eval': 'tests/eval'}
 # What the tests and their conftest.py need of the tree.
 COPIED = ('fedmedjax', 'configs', 'tests', 'pyproject.toml')
 # Errors that Python itself reports, such as a shift of floats, or that change nothing but identity.
@@ -126,9 +129,9 @@ def selected(places: list[str]) -> list[Mutant]:
 
 def tests_of(places: list[str]) -> list[str]:
   """The tests that may see FILE or FILE:LINE, or all."""
-  return [
+  return list(dict.fromkeys(
     tests for target, tests in TARGETS.items() if not places or any(
-      place == target or place.startswith((f'{target}/', f'{target}:')) for place in places)]
+      place == target or place.startswith((f'{target}/', f'{target}:')) for place in places)))
 
 
 def meaning(source: str) -> str | None:

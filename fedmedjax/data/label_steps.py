@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from fedmedjax.data import schedule as schedules
+from fedmedjax.data.groups import deal, groups_needed
 from fedmedjax.data.labels import LabelExample, allowed_labels, encode_labels
+from fedmedjax.data.layout import Layout, in_groups
 from fedmedjax.data.pack import round_up
-from fedmedjax.data.schedule import Layout, Schedule
+from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import Form, SiteData, TaskData, read_site
 from fedmedjax.data.tasks import ask
 from fedmedjax.types import LabelBatch, SiteCorpus
@@ -69,7 +71,7 @@ def read_windows(
 
 def label_schedule(
   sites: Sequence[SiteData], sizes: np.ndarray, *, labels: Sequence[str], max_length: int,
-  batch_size: int, features: int = 0, server: Sequence[SiteData] = (), **plan,
+  batch_size: int, micro_batch: int = 0, features: int = 0, server: Sequence[SiteData] = (), **plan,
 ) -> Schedule:
   """Plans all steps of all rounds, and the shape [B, T] they share.
 
@@ -77,6 +79,7 @@ def label_schedule(
     sites: from `encode_label_site` or `hashed_words.encode_word_site`.
     labels, max_length: as the sites were encoded.
     batch_size: examples of a step.
+    micro_batch: the most of them that are computed at once; 0 = all.
     sizes: f32[S] n_k, of `schedule.site_sizes`; labelled words where they count tokens.
     server: whose validation examples are the server's own.
     plan: see `schedule.plan_rounds`.
@@ -84,15 +87,21 @@ def label_schedule(
   sites, server = tuple(sites), tuple(server)
   rounds, weights = schedules.plan_rounds(sites, sizes, batch_size=batch_size, **plan)
   steps = schedules.all_steps(sites, rounds, batch_size, server)
-  rows = max(len(step) for step in steps)
+  groups = groups_needed(steps, micro_batch)
+  rows = max(len(group) for step in steps for group in deal(step, groups))
   longest = max(len(example.tokens) for step in steps for example in step)
   width = min(round_up(longest, 16), max_length)
 
-  def pack(part: TaskData, examples: Sequence[LabelExample]) -> LabelBatch:
-    return label_batch(examples, rows, width, allowed_labels(labels, part.ask.types), features)
+  def arrays(types: Sequence[str], examples: Sequence[LabelExample]) -> LabelBatch:
+    allowed = allowed_labels(labels, types)
+    return in_groups(
+      lambda group: label_batch(group, rows, width, allowed, features), examples, groups)
 
-  blank = label_batch((), rows, width, allowed_labels(labels, ()), features)
-  return Schedule(sites, rounds, weights, Layout(pack, blank), batch_size, server)
+  def pack(part: TaskData, examples: Sequence[LabelExample]) -> LabelBatch:
+    return arrays(part.ask.types, examples)
+
+  return Schedule(
+    sites, rounds, weights, Layout(pack, arrays((), ()), groups=groups), batch_size, server)
 
 
 def label_batch(

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fedmedjax.data import pack
+from fedmedjax.data.groups import deal
 from fedmedjax.data.site import TaskData
 from fedmedjax.types import Batch
 
@@ -25,24 +26,42 @@ class Layout(NamedTuple):
   pack: Callable  # (TaskData, examples) -> arrays
   blank: Any      # the arrays of a step without examples: weight zero everywhere
   shape_buckets: tuple[ShapeBucket, ...] = ()  # that some steps are packed into, the cheapest first
+  groups: int = 1  # G; where there are several, the leaves of a step's arrays are [G, ...]
+
+
+def in_groups(group_arrays: Callable[[Sequence], Any], examples: Sequence, groups: int) -> Any:
+  """The arrays of a step whose examples are dealt out to `groups`, [G, ...].
+
+  Args:
+    group_arrays: (examples) -> the arrays of a group, of one shape.
+    examples: of the step.
+    groups: G; of a single one the arrays have no such axis.
+  """
+  arrays = [group_arrays(group) for group in deal(examples, groups)]
+  return pack.stack(arrays) if groups > 1 else arrays[0]
 
 
 def rows_layout(
-  whole: pack.RowShape, loss_on: str, smaller: Sequence[pack.RowShape] = ()
+  whole: pack.RowShape, loss_on: str, smaller: Sequence[pack.RowShape] = (), groups: int = 1
 ) -> Layout:
   """A layout of rows [R, N] of one shape, with buckets of smaller shapes.
 
   Args:
-    whole: the shape of all steps' arrays.
+    whole: the shape of all steps' arrays, or of those of a group.
     loss_on: 'completion' or 'all'.
     smaller: shapes of the buckets, the cheapest first; a step is packed so that it fits the first
       of them that can hold it.
+    groups: of each step; every group has the instruction, rows and targets of its own.
   """
 
   def packed(part: TaskData, examples: Sequence) -> Batch:
     shape = pack.first_shape(
-      examples, len(part.instruction) - 1, (*smaller, whole), loss_on)
-    return pack.pack(part.instruction, examples, whole, loss_on, shape.width)
+      examples, len(part.instruction) - 1, (*smaller, whole), loss_on, groups)
+    return in_groups(
+      lambda group: pack.pack(part.instruction, group, whole, loss_on, shape.width),
+      examples, groups)
 
-  return Layout(packed, pack.blank(whole, loss_on), tuple(
-    ShapeBucket(partial(pack.bucket, shape), partial(pack.in_bucket, shape)) for shape in smaller))
+  blank = in_groups(lambda group: pack.blank(whole, loss_on), (), groups)
+  return Layout(packed, blank, tuple(
+    ShapeBucket(partial(pack.bucket, shape), partial(pack.in_bucket, shape)) for shape in smaller),
+    groups)

@@ -2,8 +2,8 @@
 
 One step = the instruction once + its examples packed into rows (`types.Batch`). The arrays of all
 steps of a federation have one shape, so that a round compiles once. Where it pays, a step is packed
-into a bucket of them of a smaller shape, and that bucket alone is computed. Which examples a step
-holds is a function of (seed, site, task, step) alone: a resumed run needs no iterator state.
+into a bucket of them of a smaller shape, and that bucket alone is computed. Steps larger than the
+memory are packed in groups, each with the instruction and arrays of its own (`groups.py`).
 """
 
 import itertools
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedmedjax.data.groups import deal
 from fedmedjax.data.tokenize import TokenExample
 from fedmedjax.types import Batch
 
@@ -53,55 +54,6 @@ class RowShape(NamedTuple):
 def round_up(number, multiple: int):
   """An integer, or each integer of an array, rounded up to a multiple."""
   return -(-number // multiple) * multiple
-
-
-def site_steps(
-  lengths: np.ndarray, batch_size: int, seed: int, site: int, first: int, count: int, task: int = 0
-) -> list[np.ndarray]:
-  """The indices of the examples in each of a site's steps `first` ... `first + count - 1`.
-
-  Steps are numbered over all rounds. Every epoch visits each example once, in ceil(n / batch_size)
-  steps whose sizes differ by at most one. Steps are stratified by length: sorted examples are cut
-  into batch_size strata and each step draws one of each, without replacement, in an order seeded by
-  (seed, site, epoch, task). So steps hold nearly equal numbers of tokens and fixed-shape rows waste
-  little.
-
-  Args:
-    lengths: i[n], tokens of each example.
-    batch_size: most examples of a step.
-    seed: of the run.
-    site, task: their numbers, from 0.
-    first, count: which steps.
-  """
-  steps_per_epoch = math.ceil(len(lengths) / batch_size)
-  epochs: dict[int, list[np.ndarray]] = {}
-  steps = []
-  for step in range(first, first + count):
-    epoch, place = divmod(step, steps_per_epoch)
-    if epoch not in epochs:
-      rng = np.random.default_rng((seed, site, epoch, task))
-      epochs[epoch] = _epoch(lengths, steps_per_epoch, rng)
-    steps.append(epochs[epoch][place])
-  return steps
-
-
-def one_pass(examples: Sequence[TokenExample], batch_size: int, seed: int) -> list[list[int]]:
-  """The indices of the examples in each step of a pass over all of them; see `site_steps`."""
-  lengths = np.asarray([len(example.tokens) for example in examples])
-  return [members.tolist() for members in site_steps(
-    lengths, batch_size, seed, 0, 0, math.ceil(len(examples) / batch_size))]
-
-
-def _epoch(lengths: np.ndarray, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
-  """The indices of the examples in each step of one epoch; see `site_steps`."""
-  # Longest first: when the last stratum is not full, it has the shortest examples.
-  order = np.lexsort((rng.random(len(lengths)), np.negative(lengths)))
-  members: list[list[int]] = [[] for _ in range(steps)]
-  for start in range(0, len(order), steps):
-    stratum = order[start:start + steps]
-    for step, index in zip(rng.permutation(steps), stratum, strict=False):
-      members[step].append(int(index))
-  return [np.asarray(step) for step in members]
 
 
 def fit_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
@@ -158,7 +110,7 @@ def plan_shape(
 
 def smaller_shapes(
   steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], whole: RowShape, loss_on: str,
-  most: int,
+  most: int, groups: int = 1,
 ) -> tuple[RowShape, ...]:
   """Shape buckets of `whole` that save `_LEAST_SAVED` tokens each, the cheapest first.
 
@@ -171,18 +123,20 @@ def smaller_shapes(
     whole: a shape that holds every step.
     loss_on: 'completion' or 'all'.
     most: the largest number of shapes.
+    groups: that the examples of a step are dealt out to; a shape is that of each.
   """
   if not most:
     return ()
   chosen, stride = [], -(-len(steps) // _SAMPLE)
   sample = steps[::stride]
-  candidates = _candidates(sample, prefixes[::stride], whole, loss_on)
+  candidates = _candidates(
+    [deal(step, groups) for step in sample], prefixes[::stride], whole, loss_on)
   cost = np.full(len(sample), whole.cost)
   for _ in range(most):
     saved = {
       shape: np.maximum(cost - shape.cost, 0)[fits].sum() for shape, fits in candidates.items()}
     best = max(saved, key=saved.get)
-    if saved[best] * stride < _LEAST_SAVED:
+    if saved[best] * stride * groups < _LEAST_SAVED:
       break
     chosen.append(best)
     cost = np.where(candidates[best], np.minimum(cost, best.cost), cost)
@@ -190,16 +144,18 @@ def smaller_shapes(
 
 
 def _candidates(
-  steps: Sequence[Sequence[TokenExample]], prefixes: Sequence[int], whole: RowShape, loss_on: str
+  steps: Sequence[Sequence[Sequence[TokenExample]]], prefixes: Sequence[int], whole: RowShape,
+  loss_on: str,
 ) -> dict[RowShape, np.ndarray]:
-  """{a shape bucket of `whole`: which of n steps it holds, bool[n]}; every one holds some."""
+  """{a shape bucket of `whole`: which of n steps, given as groups of examples, it holds, bool[n]};
+  every one holds some."""
   candidates, instructions = {}, round_up(np.asarray(prefixes), 16)
-  sized = [(step, max(len(example.tokens) for example in step)) for step in steps]
+  sized = [(step, _longest(step)) for step in steps]
   least = round_up(min(longest for _, longest in sized), 32)
-  targets = np.asarray([_targets(step, loss_on) for step in steps])
+  targets = np.asarray([max(_targets(group, loss_on) for group in step) for step in steps])
   for width in (*range(least, whole.width, 32), whole.width):
     needed = np.asarray([
-      _rows(step, width) if longest <= width else math.inf
+      max(_rows(group, width) for group in step) if longest <= width else math.inf
       for step, longest in sized])
     for rows, prefix in itertools.product(
         np.unique(needed[needed <= whole.rows]), np.unique(instructions)):
@@ -208,6 +164,11 @@ def _candidates(
         shape = RowShape(int(prefix), int(rows), width, round_up(int(targets[fits].max()), 16))
         candidates[shape] = fits
   return candidates
+
+
+def _longest(groups: Sequence[Sequence[TokenExample]]) -> int:
+  """Tokens of the longest example of a step; a group may be empty."""
+  return max(len(example.tokens) for group in groups for example in group)
 
 
 def _rows(step: Sequence[TokenExample], width: int) -> int:
@@ -221,7 +182,8 @@ def _targets(step: Sequence[TokenExample], loss_on: str) -> int:
 
 
 def first_shape(
-  step: Sequence[TokenExample], prefix: int, shapes: Sequence[RowShape], loss_on: str
+  step: Sequence[TokenExample], prefix: int, shapes: Sequence[RowShape], loss_on: str,
+  groups: int = 1,
 ) -> RowShape:
   """The first of `shapes` that holds a step, or the last one, which holds every step.
 
@@ -230,33 +192,38 @@ def first_shape(
     prefix: the instruction's tokens without its last.
     shapes: the cheapest first.
     loss_on: 'completion' or 'all'.
+    groups: that the examples are dealt out to; the shape holds each of them.
   """
-  longest = max(len(example.tokens) for example in step)
-  targets = _targets(step, loss_on)
+  dealt = deal(step, groups)
+  longest = _longest(dealt)
+  targets = max(_targets(group, loss_on) for group in dealt)
   for shape in shapes[:-1]:
     if (longest <= shape.width and prefix <= shape.prefix and targets <= shape.targets
-        and _rows(step, shape.width) <= shape.rows):
+        and all(_rows(group, shape.width) <= shape.rows for group in dealt)):
       return shape
   return shapes[-1]
 
 
 def bucket(shape: RowShape, batch: Batch) -> Batch:
-  """The first rows, tokens and targets of a step, as many as `shape` has; numpy's or traced."""
+  """The first rows, tokens and targets of a step, as many as `shape` has; numpy's or traced.
+
+  Where a step comes in groups, those of each.
+  """
   prefix, rows, width, targets = shape
   return Batch(
-    prefix=batch.prefix[:prefix], prefix_targets=batch.prefix_targets[:prefix],
-    prefix_weight=batch.prefix_weight[:prefix], tokens=batch.tokens[:rows, :width],
-    positions=batch.positions[:rows, :width], segments=batch.segments[:rows, :width],
-    target_row=batch.target_row[:targets], target_index=batch.target_index[:targets],
-    targets=batch.targets[:targets], target_weight=batch.target_weight[:targets])
+    prefix=batch.prefix[..., :prefix], prefix_targets=batch.prefix_targets[..., :prefix],
+    prefix_weight=batch.prefix_weight[..., :prefix], tokens=batch.tokens[..., :rows, :width],
+    positions=batch.positions[..., :rows, :width], segments=batch.segments[..., :rows, :width],
+    target_row=batch.target_row[..., :targets], target_index=batch.target_index[..., :targets],
+    targets=batch.targets[..., :targets], target_weight=batch.target_weight[..., :targets])
 
 
 def in_bucket(shape: RowShape, batch: Batch):
   """Whether a bucket of this shape holds all of a step, bool[]; numpy's or traced."""
   prefix, rows, width, targets = shape
   outside = (
-    batch.prefix[prefix:] >= 0, batch.segments[rows:], batch.segments[:, width:],
-    batch.target_weight[targets:])
+    batch.prefix[..., prefix:] >= 0, batch.segments[..., rows:, :], batch.segments[..., width:],
+    batch.target_weight[..., targets:])
   return sum(part.any() for part in outside) < 1
 
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmedjax.data import pack
+from fedmedjax.data import order, pack
+from fedmedjax.data.groups import deal, groups_needed
 from fedmedjax.data.layout import Layout, rows_layout
 from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
 from fedmedjax.types import SERVER, InputError
@@ -126,8 +127,8 @@ def plan_rounds(
       done[index] += count
     if pooled:
       together = [step for own in steps for step in own]
-      order = np.random.default_rng((seed, number)).permutation(len(together))
-      steps = [tuple(together[i] for i in order)]
+      mixed = np.random.default_rng((seed, number)).permutation(len(together))
+      steps = [tuple(together[i] for i in mixed)]
     plan.append(tuple(steps))
   if not any(own for steps in plan for own in steps):
     raise InputError(
@@ -150,13 +151,13 @@ def _site_round(
   first, end = (
     np.diff(np.floor(upto * n + 0.5).astype(int), prepend=0) for n in (done, done + count))
   steps = [
-    iter(pack.site_steps(
+    iter(order.site_steps(
       np.asarray([len(example.tokens) for example in part.train]), batch_size, seed, index,
       first[task], end[task] - first[task], task))
     for task, part in enumerate(site.tasks)]
-  order = np.random.default_rng((seed, number, index, 1)).permutation(
+  tasks = np.random.default_rng((seed, number, index, 1)).permutation(
     np.repeat(np.arange(len(site.tasks)), end - first))
-  return tuple(Step(index, int(task), next(steps[task])) for task in order)
+  return tuple(Step(index, int(task), next(steps[task])) for task in tasks)
 
 
 def _training_steps(sites: Sequence[SiteData], plan: Plan) -> list[tuple[TaskData, list]]:
@@ -175,7 +176,7 @@ def all_steps(
 
 def make_schedule(
   sites: Sequence[SiteData], sizes: np.ndarray, *, batch_size: int, loss_on: str, shapes: int,
-  server: Sequence[SiteData] = (), **plan,
+  micro_batch: int = 0, server: Sequence[SiteData] = (), **plan,
 ) -> Schedule:
   """Plans all steps of all rounds of a language model, and the shapes they are packed in.
 
@@ -184,6 +185,7 @@ def make_schedule(
     sizes: f32[S] n_k, of `site_sizes`.
     loss_on: 'completion' or 'all'.
     shapes: the most shapes of training steps, see `pack.smaller_shapes`.
+    micro_batch: the most examples of a step that are computed at once; 0 = all.
     server: whose validation examples are the server's own.
     plan: see `plan_rounds`.
   """
@@ -191,11 +193,15 @@ def make_schedule(
   steps, weights = plan_rounds(sites, sizes, batch_size=batch_size, **plan)
   prefix = max(
     len(part.instruction) for site in (*sites, *server) for part in site.tasks) - 1
-  whole = pack.plan_shape(all_steps(sites, steps, batch_size, server), prefix, loss_on)
+  computed = all_steps(sites, steps, batch_size, server)
+  groups = groups_needed(computed, micro_batch)
+  whole = pack.plan_shape(
+    [group for step in computed for group in deal(step, groups)], prefix, loss_on)
   parts, examples = zip(*_training_steps(sites, steps), strict=True)
   smaller = pack.smaller_shapes(
-    examples, [len(part.instruction) - 1 for part in parts], whole, loss_on, shapes - 1)
-  return Schedule(sites, steps, weights, rows_layout(whole, loss_on, smaller), batch_size, server)
+    examples, [len(part.instruction) - 1 for part in parts], whole, loss_on, shapes - 1, groups)
+  return Schedule(
+    sites, steps, weights, rows_layout(whole, loss_on, smaller, groups), batch_size, server)
 
 
 def _validation_steps(part: TaskData, batch_size: int) -> list[list]:
@@ -206,7 +212,7 @@ def _validation_steps(part: TaskData, batch_size: int) -> list[list]:
   if not part.validation:
     return []
   return [[part.validation[i] for i in members]
-          for members in pack.one_pass(part.validation, batch_size, SPLIT_SEED)]
+          for members in order.one_pass(part.validation, batch_size, SPLIT_SEED)]
 
 
 def _taken(schedule: Schedule, number: int, cohort, steps) -> list[tuple[Step, ...]]:

@@ -64,19 +64,19 @@ def continuations(
     advance: called with the number of examples done since the last call.
   """
   return batching.decode(
-    _decoder(generator, adapter), adapter, base, part.instruction[:-1],
-    _questions(generator, part), eos=[generator.tokenizer.eos_token_id],
+    decoder_of(generator, adapter), adapter, base, part.instruction[:-1],
+    questions(generator, part), eos=[generator.tokenizer.eos_token_id],
     pieces=piece_tokens(generator.tokenizer, part.ask.pieces), rows=generator.batch_size,
     advance=advance)
 
 
-def _decoder(generator: Generator, adapter: dict) -> batching.Decoder:
+def decoder_of(generator: Generator, adapter: dict) -> batching.Decoder:
   """The compiled functions for an adapter; without one nothing is guessed."""
   # Most guesses of a model that was never taught to copy are wrong, and cost more than they save.
   return batching.decoder(generator.model, generator.guesses if adapter else 0, generator.mesh)
 
 
-def _questions(generator: Generator, part: TaskData) -> list[batching.Question]:
+def questions(generator: Generator, part: TaskData) -> list[batching.Question]:
   return [
     batching.Question(
       example.tokens[:example.prompt_length],
@@ -96,11 +96,11 @@ def largest_call(
     adapter: the `lora` collection, arrays or their shapes.
     sites: at least one of them has a test example.
   """
-  model, compiled = generator.model, _decoder(generator, adapter)
+  model, compiled = generator.model, decoder_of(generator, adapter)
   config = model.config
 
   def sizes(part: TaskData) -> batching.Sizes:
-    return batching.largest(compiled, _questions(generator, part), generator.batch_size)
+    return batching.largest(compiled, questions(generator, part), generator.batch_size)
 
   def slots(part: TaskData) -> int:
     batch = sizes(part)

@@ -1,5 +1,6 @@
 """A token classifier's answers for a site's test examples, as prediction records."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
@@ -97,6 +98,27 @@ def largest_call(
   return Program(
     _classifier(tagger.model, tagger.logits), (adapter, base, batch),
     tree.num_bytes((adapter, batch)), tagger.working(tagger.model, rows, width))
+
+
+def answer_calls(
+  tagger: Tagger, base: dict, adapter: dict, site: SiteData
+) -> list[tuple[Program, int]]:
+  """(call, how often) of all calls that answer a site's test examples; none is made.
+
+  Args:
+    tagger, base, site: see `answer`.
+    adapter: the classifier's weights, arrays or their shapes.
+  """
+  lengths = sorted((
+    len(window.tokens) for part in site.tasks for example in part.test_tokens
+    for window in example), reverse=True)
+  widths = Counter(
+    min(round_up(longest, _WIDTH_BUCKET), tagger.max_length)
+    for longest in lengths[::tagger.batch_size])
+  return [
+    (Program(_classifier(tagger.model, tagger.logits), (adapter, base, label_batch(
+      (), tagger.batch_size, width, allowed_labels(tagger.labels, ()), tagger.features)), 0, 0),
+     times) for width, times in widths.items()]
 
 
 def answer(

@@ -89,5 +89,6 @@ def bert_trainable(
     # Its classifier is drawn at random: what it says before training means nothing.
     untrained=None,
     answer=partial(tagging.answer, tagger, base),
+    answer_calls=partial(tagging.answer_calls, tagger, base),
     largest_answer=partial(tagging.largest_call, tagger, base), save=partial(save_bert, bert),
     folder='model', summary={'labels': list(bert.labels)})

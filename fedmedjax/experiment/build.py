@@ -19,10 +19,11 @@ from fedmedjax.experiment.notes import load_corpora, watched_sites
 from fedmedjax.experiment.own_parts import OWN_KEYS, is_own, own_parts
 from fedmedjax.experiment.refusals import check_method
 from fedmedjax.experiment.tagger import load_tagger_data, tagger_parts
-from fedmedjax.experiment.types import Data, Options, Study, TrainableKind
+from fedmedjax.experiment.types import Data, Options, Study, Trainable, TrainableKind
+from fedmedjax.fed.gradient import over_groups
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import fitted_map
-from fedmedjax.fed.types import FederatedAlgorithm, Validation
+from fedmedjax.fed.types import FederatedAlgorithm, LossFn, Validation
 from fedmedjax.model.files.convert import BaseModel
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError, SiteCorpus
@@ -94,7 +95,8 @@ def prepare(
   trainable, schedule = kind.parts(
     config, data, sizes, rounds=fed.rounds, local_steps=fed.local_steps,
     local_epochs=fed.local_epochs, round_steps=fed.round_steps, batch_size=fed.batch_size,
-    seed=config.seed, pooled=fed.pooled, cohorts=communication.cohorts(sampler, fed.rounds))
+    micro_batch=fed.micro_batch, seed=config.seed, pooled=fed.pooled,
+    cohorts=communication.cohorts(sampler, fed.rounds))
   arrays = schedules.validation_arrays(schedule)
   validation = arrays and Validation(*arrays)
   if validation is None and methods.needs_validation(values):
@@ -117,6 +119,7 @@ def prepare(
   plan = communication.plan_communication(
     config, sampler, parts, trainable.adapter, sharing, judges)
   layout, ranks = meshes.round_layout(config), methods.ranks(values)
+  step_loss = partial(_step_loss, trainable, schedule.layout.groups)
   optimizer = methods.local_optimizer(values)
   site_map = partial(
     fitted_map, schedule.steps_taken, vmap=layout.vmap, groups=layout.groups)
@@ -124,7 +127,7 @@ def prepare(
   def algorithm_with(execution: Execution) -> FederatedAlgorithm:
     alone = sites_at_once(execution, plan.sampler.size) == 1
     return federated_algorithm(
-      trainable.loss_fn(execution.remat), len(schedule.weights), optimizer=optimizer,
+      step_loss(execution.remat), len(schedule.weights), optimizer=optimizer,
       rule=parts.rule, sharing=sharing, ranks=ranks,
       compression=communication.sender(fed), aggregator=parts.aggregator,
       server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
@@ -137,4 +140,18 @@ def prepare(
   return Study(
     data, options(config), trainable, parts, sharing, schedule, plan,
     validation, algorithm_with(order[0]), optimizer, order, site_map, algorithm_with,
-    layout.groups, own, watched)
+    layout.groups, step_loss, partial(_with_micro_batch, config, data, on_step, own), own, watched)
+
+
+def _step_loss(trainable: Trainable, groups: int, remat: str) -> LossFn:
+  """The loss of a step that comes in so many groups."""
+  return over_groups(trainable.loss_fn(remat), groups)
+
+
+def _with_micro_batch(
+  config: ConfigDict, data: Data, on_step: Callable[..., None] | None, own: Own, size: int
+) -> Study:
+  """The study of `prepare` with so many examples at once, to see whether it fits into memory."""
+  other = config.copy_and_resolve_references()
+  other.fed.micro_batch = size
+  return prepare(other, data, on_step, own)

@@ -17,6 +17,9 @@ def rounds(fed: ConfigDict) -> None:
   fed.round_steps = 0
   # Examples a step.
   fed.batch_size = 4
+  # Examples of a step that are computed at once; the gradients of all such groups are added up
+  # before it is taken. 0 = all. For batches larger than memory; roundings only depend on it.
+  fed.micro_batch = 0
   # Sites computed at once: 0 = all (vmap, for GPU and TPU), 1 = one after the other (CPU), n: those
   # with like numbers of steps; -1 = as many as the memory allows, on a CPU 1, the fastest there.
   # Roundings only depend on it.

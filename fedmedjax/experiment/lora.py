@@ -14,7 +14,7 @@ from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
-from fedmedjax.eval import evaluate, generation
+from fedmedjax.eval import decoding_calls, evaluate, generation
 from fedmedjax.eval import teacher_forced as forcing
 from fedmedjax.eval.generation import check_context
 from fedmedjax.experiment import meshes
@@ -157,6 +157,7 @@ def lora_trainable(
     base=base.params, whole_parameters=parameters,
     whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained=given,
     answer=partial(evaluate.answer, generator, base.params),
+    answer_calls=partial(decoding_calls.answer_calls, generator, base.params),
     largest_answer=partial(generation.largest_call, generator, base.params),
     save=lambda adapter, folder: save_peft(adapter, widened(lora, adapter), folder, base.name),
     folder='adapter',

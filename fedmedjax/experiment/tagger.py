@@ -98,6 +98,7 @@ def tagger_trainable(
     # Its readout is drawn at random: what it says before training means nothing.
     untrained=None,
     answer=partial(tagging.answer, tagger, params),
+    answer_calls=partial(tagging.answer_calls, tagger, params),
     largest_answer=partial(tagging.largest_call, tagger, params),
     save=partial(save_tagger, base._replace(config=shapes)), folder='adapter',
     summary={'labels': list(base.labels)})

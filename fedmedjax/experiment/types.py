@@ -59,13 +59,16 @@ class Options(NamedTuple):
 class Trainable(NamedTuple):
   """A model as the federated round and the scoring see it."""
 
-  loss_fn: Callable[[str], LossFn]  # of what the backward pass keeps, a key of REMAT
+  # Of what the backward pass keeps, a key of REMAT; of one group of a step, see `Study.step_loss`.
+  loss_fn: Callable[[str], LossFn]
   adapter: dict           # what is trained and sent, as it starts
   base: dict              # what is frozen
   whole_parameters: int   # of the whole model, however it is stored
   whole_bytes: int        # of sending them in its number format
   untrained: dict | None  # the adapter that answers before training; None = there is no such answer
   answer: Callable        # (adapter, site, advance) -> prediction records of all its tasks
+  # (adapter by shape, site) -> [(a `types.Program`, how often)] of what `answer` calls
+  answer_calls: Callable
   largest_answer: Callable  # (adapter by shape, sites) -> its `types.Program` of most memory
   save: Callable[[dict, Path], None]  # (adapter, folder): in the format of its ecosystem
   folder: str             # of what is saved, in the run's workdir
@@ -91,6 +94,8 @@ class Study(NamedTuple):
   site_map: Callable[[int], SiteMap]     # of a chunk
   algorithm_with: Callable[[Execution], FederatedAlgorithm]
   groups: int                            # of devices, each with sites of its own
+  step_loss: Callable[[str], LossFn]     # of a whole step, in however many groups it comes
+  with_micro_batch: Callable[[int], 'Study']  # the same with so many examples at once
   own: Mapping[str, OwnPart] = {}        # the user's own parts, by key of the configuration
   # Sites whose test examples are held-out sentences, answered every `options.every` rounds.
   watched: tuple[SiteData, ...] = ()

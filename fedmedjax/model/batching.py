@@ -35,11 +35,11 @@ from fedmedjax.model.sharding import SITE
 
 # Each shape costs a compilation: inputs are padded to a multiple of this many tokens, and what
 # depends on the longest question is rounded up to a `_rung`.
-_INPUT_BUCKET = 32
+INPUT_BUCKET = 32
 # The least number of slots of the cache, for each row.
 _FEWEST_SLOTS = 64
 # Questions are put into rows once a quarter of the rows is free.
-_INSERTED_SHARE = 4
+INSERTED_SHARE = 4
 # How often the number of rows may be halved when no question is left for the free ones.
 _HALVINGS = 2
 
@@ -176,8 +176,8 @@ def largest(decoder: Decoder, questions: Sequence[Question], rows: int) -> Sizes
   longest = max(len(question.tokens) for question in questions)
   slots = max(len(question.tokens) + question.limit for question in questions)
   return Sizes(
-    _levels(-(-rows // decoder.copies), -(-len(questions) // decoder.copies))[0],
-    _rung(max(_up(longest, _INPUT_BUCKET), slots + decoder.guesses + 1)), _rung(longest),
+    levels(-(-rows // decoder.copies), -(-len(questions) // decoder.copies))[0],
+    _rung(max(_up(longest, INPUT_BUCKET), slots + decoder.guesses + 1)), _rung(longest),
     _rung(max(question.limit for question in questions)))
 
 
@@ -192,7 +192,7 @@ def _rung(count: int) -> int:
   return power * 3 // 4 if max(count, _FEWEST_SLOTS) <= power * 3 // 4 else power
 
 
-def _levels(rows: int, count: int) -> list[int]:
+def levels(rows: int, count: int) -> list[int]:
   """Numbers of rows, the largest first: what `count` questions begin with and are halved to.
 
   On an accelerator a pass costs what reading the weights costs: fewer rows are not faster.
@@ -213,9 +213,9 @@ class _Batch:
     self._decoder, self._prefix, self._eos, self._pieces = decoder, prefix, eos, pieces
     self._questions, copies = questions, decoder.copies
     self._sizes = largest(decoder, questions, rows)
-    self._levels = _levels(-(-rows // copies), -(-len(questions) // copies))
+    self._levels = levels(-(-rows // copies), -(-len(questions) // copies))
     # There are never fewer rows than that, or questions would wait for ever.
-    self._at_once = min(-(-rows // copies // _INSERTED_SHARE), self._levels[-1])
+    self._at_once = min(-(-rows // copies // INSERTED_SHARE), self._levels[-1])
     # [copies, rows]: each row's question, -1 = none, and how many slots of its cache are filled.
     self._assigned = np.full((copies, self._sizes.rows), -1)
     self._filled = np.zeros_like(self._assigned)
@@ -274,7 +274,7 @@ class _Batch:
     """The questions of these indices, -1 for none."""
     nothing = Question(np.zeros(0, np.int32), 0)
     chosen = [self._questions[i] if i >= 0 else nothing for i in indices]
-    width = _up(max(len(question.tokens) for question in chosen), _INPUT_BUCKET)
+    width = _up(max(len(question.tokens) for question in chosen), INPUT_BUCKET)
     tokens = np.zeros((len(chosen), width), np.int32)
     for row, question in zip(tokens, chosen, strict=True):
       row[:len(question.tokens)] = question.tokens

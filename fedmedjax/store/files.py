@@ -17,9 +17,9 @@ from fedmedjax.types import InputError
 # and later rounds by rounding at most. (data.root is among them because the notes themselves are
 # compared by their checksums, see `train/fingerprint.py`.)
 HARMLESS = (
-  'fed.rounds', 'fed.max_bad_rounds', 'fed.chunk', 'fed.shapes', 'fed.memory_gib', 'model.remat',
-  'model.attention', 'mesh', 'data.root', 'eval.batch_size', 'eval.guesses', 'log', 'report',
-  'store', 'checkpoint', 'api')
+  'fed.rounds', 'fed.max_bad_rounds', 'fed.micro_batch', 'fed.chunk', 'fed.shapes',
+  'fed.memory_gib', 'model.remat', 'model.attention', 'mesh', 'data.root', 'eval.batch_size',
+  'eval.guesses', 'log', 'report', 'store', 'checkpoint', 'api')
 
 
 def write_json(path: Path, value: Any) -> None:

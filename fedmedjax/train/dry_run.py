@@ -14,6 +14,7 @@ from fedmedjax.report.terminal import site_table
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import checkpoint, files
 from fedmedjax.train import loop
+from fedmedjax.train.duration import expected
 from fedmedjax.train.fingerprint import compare_inputs, fingerprint
 from fedmedjax.train.loop import CHECKPOINTS
 from fedmedjax.train.memory import memory_table
@@ -39,7 +40,12 @@ def dry_run(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
   if study.options.rounds:
     reporter.say(_rounds_table(study, done))
     # Shown even when all rounds are done.
-    reporter.say(memory_table(loop.planned(study, None, reporter)))
+    plan = loop.planned(study, None, reporter)
+    reporter.say(memory_table(plan))
+    with reporter.task('timing a product') as advance:
+      duration = expected(study, plan, loop.first_inputs(study), done)
+      advance()
+    reporter.say(str(duration))
   device = jax.devices()[0]
   reporter.say(
     f'{len(jax.devices())} device(s), {device.platform} {device.device_kind}; {done} of '

@@ -61,10 +61,13 @@ def planned(study: Study, workdir: Path | None, reporter: Reporter) -> Plan | No
   if workdir and checkpoint.latest_round(workdir / CHECKPOINTS) >= study.options.rounds:
     return None
   lines = files.read_lines(workdir / METRICS) if workdir else []
-  # All rounds have the shapes of round 0.
-  participation, data = _packed(study, 0)
+  return memory.plan(study, first_inputs(study), reporter, lines)
+
+
+def first_inputs(study: Study) -> tuple:
+  """The arguments of the compiled round in round 0, whose shapes all rounds have."""
   state = study.algorithm.init(study.trainable.adapter)
-  return memory.plan(study, _inputs(study, state, 0, participation, data), reporter, lines)
+  return _inputs(study, state, 0, *_packed(study, 0))
 
 
 def train(

@@ -79,12 +79,52 @@ def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] 
     # The ratio by which the compiled round exceeds its estimate is expected of the others too.
     factor = max(factor, (needed - in_use) / guess(execution))
   smallest = smaller(order[-1], study.communication.sampler.size, study.groups) is None
+  offered = fitting_micro_batch(study, inputs, reporter, limit)
   raise InputError(
     f'config.fed.batch_size={study.schedule.batch_size}: a round needs {_gib(needed)} with '
     f'{order[-1]}, of {_gib(limit)} {SHARE:.0%} may be used; '
+    + (f'it fits with fed.micro_batch={offered}; otherwise ' if offered else '')
     + ('' if smallest else "set config.fed.chunk=-1 and config.model.remat='auto', ")
     + 'lower it, config.data.max_length or config.lora.rank, take a narrower '
     'config.model.quantization, or raise config.fed.memory_gib')
+
+
+def fitting_micro_batch(
+  study: Study, inputs: tuple, reporter: Reporter, limit: int
+) -> int | None:
+  """The largest config.fed.micro_batch with which a round fits; None when none does.
+
+  Halves of what is computed at once now are tried, with the smallest execution.
+
+  Args:
+    study: of which no execution fits.
+    inputs: arguments of its round, arrays or their shapes.
+    reporter: shows compilations.
+    limit: bytes of the device.
+  """
+  size, room = -(-study.schedule.batch_size // study.schedule.layout.groups), SHARE * limit
+  while size > 1 and device.held() < room:
+    size = -(-size // 2)
+    other = study.with_micro_batch(size)
+    if other.schedule.layout.groups == study.schedule.layout.groups:
+      continue  # no step has as many examples as the batch might
+    execution, given = other.executions[-1], _inputs_of(other, inputs)
+    # Estimates may be too large: of single examples the compiler is asked whatever they say.
+    if size > 1 and device.held() + estimate(other, given)(execution) > room:
+      continue
+    compiled = compile_round(other, execution, given, reporter)
+    if compiled and sum(_uses(compiled, given).values()) <= room:
+      return size
+  return None
+
+
+def _inputs_of(study: Study, inputs: tuple) -> tuple:
+  """`inputs` of a round, with the shapes of the examples of `study` in place of theirs."""
+  state, base, data, cohort, _, key = inputs
+  batches = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((*data.step_mask.shape, *x.shape), x.dtype),
+    study.schedule.layout.blank)
+  return state, base, data._replace(batches=batches), cohort, study.validation, key
 
 
 def _remaining(
@@ -120,7 +160,7 @@ def reduced(study: Study, failed: Plan, inputs: tuple, reporter: Reporter) -> Pl
         execution=execution, compiled=compiled, training=_uses(compiled, inputs))
   raise RuntimeError(
     f'memory ran out with {failed.execution}, and nothing smaller is left; finished rounds are '
-    'kept, lower config.fed.batch_size in another workdir')
+    'kept: go on with a smaller config.fed.micro_batch')
 
 
 def compile_round(
@@ -213,11 +253,15 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
   """
   _, base, data, *_ = inputs
   sites, adapter = study.communication.sampler.size, study.trainable.adapter
-  step = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), data.batches)
+  grouped = study.schedule.layout.groups > 1
+  group = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[2 + grouped:], x.dtype), data.batches)
 
   @cache
   def kept(remat: str) -> int:
-    return kept_for_gradient(study.trainable.loss_fn(remat), adapter, base, step)
+    # Activations of one group at a time, beside the sum of the gradients so far.
+    return grouped * tree.num_bytes(adapter) + kept_for_gradient(
+      study.trainable.loss_fn(remat), adapter, base, group)
 
   def needed(execution: Execution) -> int:
     copies = tree.num_bytes(adapter)

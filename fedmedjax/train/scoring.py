@@ -205,7 +205,7 @@ def validation_losses(study: Study, adapters: dict[str, dict]) -> dict[str, floa
   """
   if study.validation is None:
     return {}
-  loss_fn = study.trainable.loss_fn(study.executions[0].remat)
+  loss_fn = study.step_loss(study.executions[0].remat)
   loss = jax.jit(partial(mean_loss, loss_fn))
   return {name: float(loss(adapter, study.trainable.base, study.validation))
           for name, adapter in adapters.items()}

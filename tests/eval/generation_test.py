@@ -23,14 +23,14 @@ def part(prompt: int, instruction: int = 11, train: int = 1) -> TaskData:
 def test_only_an_adapter_guesses(monkeypatch):
   monkeypatch.setattr(batching, 'decoder', lambda *given: given)
   generator = generation.Generator('model', None, 4, 2.0, 7, 'mesh')
-  assert generation._decoder(generator, {'q': 1}) == ('model', 7, 'mesh')
-  assert generation._decoder(generator, {}) == ('model', 0, 'mesh')
+  assert generation.decoder_of(generator, {'q': 1}) == ('model', 7, 'mesh')
+  assert generation.decoder_of(generator, {}) == ('model', 0, 'mesh')
 
 
 def test_a_question_is_the_prompt_and_may_be_answered_at_length():
   """1.5 times 9 tokens are 13, and 32 more."""
   assert generation.most_new_tokens(9, 1.5) == 45
-  (question,) = generation._questions(generation.Generator(None, None, 4, 1.5, 0), part(9))
+  (question,) = generation.questions(generation.Generator(None, None, 4, 1.5, 0), part(9))
   tokens, most = question
   assert tokens.tolist() == list(range(9)) and most == 45
 

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fedmedjax import tree
 from fedmedjax.data import pack
@@ -10,13 +11,13 @@ from fedmedjax.data import schedule as schedules
 from fedmedjax.data.site import encode_site
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.experiment import communication
-from fedmedjax.experiment.build import prepare
+from fedmedjax.experiment.build import load_data, prepare
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.lora import widened
 from fedmedjax.experiment.refusals import check_method
-from fedmedjax.experiment.shipped import quickstart
+from fedmedjax.experiment.shipped import ablation, quickstart
 from fedmedjax.experiment.types import Data
 from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.round import site_adapter
@@ -25,6 +26,7 @@ from fedmedjax.model.files.convert import BaseModel
 from fedmedjax.model.llama import Llama, LlamaConfig
 from fedmedjax.model.lora import LoraConfig
 from fedmedjax.model.loss import packed_attention
+from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
 # fed_bert runs in bert_run_test.
@@ -135,6 +137,59 @@ def test_steps_in_several_shapes_learn_the_same(data, monkeypatch):
     one.algorithm.round.lower(*given).as_text().count('stablehlo.case')
     for one in (study, prepare(config, data))]
   assert branches == [1, 0]
+
+
+def test_steps_of_a_tagger_in_groups_learn_the_same():
+  """Four sites, two at once, steps of 8 windows three at a time: in three groups of 3, 3 and 2."""
+  config = ablation.get_config()
+  config.data.partition.sites = 4
+  config.fed.update(rounds=2, local_steps=3, chunk=2)
+  data = load_data(config, Reporter(Console(quiet=True)))
+  whole, plain, reports = rounds(config, data)
+  config.fed.micro_batch = 8
+  assert _program(prepare(config, data)) == _program(whole)
+  config.fed.micro_batch = 3
+  study, state, found = rounds(config, data)
+  assert study.schedule.layout.groups == 3 and whole.schedule.layout.groups == 1
+  distance = tree.norm(jax.tree.map(np.subtract, state.adapter, plain.adapter))
+  assert 0 < distance < 1e-5 * tree.norm(plain.adapter)
+  for ours, theirs in zip(found, reports, strict=True):
+    np.testing.assert_allclose(ours.train_loss, theirs.train_loss, rtol=1e-5)
+    np.testing.assert_allclose(ours.validation_loss, theirs.validation_loss, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fed', [
+  {'chunk': 1, 'shapes': 2, 'ranks': (1, 2, 4)}, {'chunk': 2, 'loss_on': 'all'}])
+def test_steps_in_groups_learn_the_same(fed, data, monkeypatch):
+  """Steps of 4 examples two at a time: adapter, losses and weights are those of whole steps, with
+  mixed ranks, several shapes and sites one by one, and with two sites at once. A group as large as
+  the step is no group: the very program of before."""
+  monkeypatch.setattr(pack, '_LEAST_SAVED', 1)
+  config = shrunk('fed_medlora_plus', **fed)
+  whole, plain, reports = rounds(config, data)
+  for size in (4, 1000):
+    config.fed.micro_batch = size
+    assert _program(prepare(config, data)) == _program(whole)
+  config.fed.micro_batch = 2
+  study, state, found = rounds(config, data)
+  layout = study.schedule.layout
+  assert layout.groups == 2 and layout.shape_buckets
+  distance = tree.norm(jax.tree.map(np.subtract, state.adapter, plain.adapter))
+  assert 0 < distance < 1e-5 * tree.norm(plain.adapter)
+  for ours, theirs in zip(found, reports, strict=True):
+    np.testing.assert_allclose(ours.train_loss, theirs.train_loss, rtol=1e-5)
+    np.testing.assert_allclose(ours.validation_loss, theirs.validation_loss, rtol=1e-5)
+    np.testing.assert_allclose(ours.weights, theirs.weights, rtol=1e-4)
+
+
+def _program(study) -> str:
+  """The round before it is compiled."""
+  sites = np.arange(len(study.schedule.weights))
+  return study.algorithm.round.lower(
+    study.algorithm.init(study.trainable.adapter), study.trainable.base,
+    LocalData(*schedules.round_arrays(study.schedule, 0), study.schedule.weights), sites,
+    study.validation, jax.random.key(0)).as_text()
 
 
 def test_mixed_ranks_on_a_language_model(data):

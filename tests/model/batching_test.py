@@ -148,6 +148,6 @@ def test_an_accelerator_keeps_its_rows(tiny_params, questions, alone, monkeypatc
 def test_few_shapes():
   assert [batching._rung(n) for n in (0, 1, 64, 65, 96, 97, 129, 193, 385, 513)] == [
     64, 64, 64, 96, 96, 128, 192, 256, 512, 768]
-  assert batching._levels(32, 100) == [32, 16, 8]
-  assert batching._levels(32, 13) == [16, 8]
-  assert batching._levels(32, 1) == [8] and batching._levels(1, 1) == [1]
+  assert batching.levels(32, 100) == [32, 16, 8]
+  assert batching.levels(32, 13) == [16, 8]
+  assert batching.levels(32, 1) == [8] and batching.levels(1, 1) == [1]

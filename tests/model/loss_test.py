@@ -1,6 +1,7 @@
 """Packed rows are exactly one padded row per example; the head loss is exactly its formula."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from fedmedjax.data import pack
+from fedmedjax.data import order, pack
+from fedmedjax.data.groups import deal
+from fedmedjax.data.layout import rows_layout
 from fedmedjax.data.tokenize import TokenExample
+from fedmedjax.fed.gradient import over_groups
 from fedmedjax.model.llama import PROJECTIONS, Llama, head_weight
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_choices, packed_loss, weighted_nll
@@ -39,20 +43,24 @@ def one_row_each(instruction, members, loss_on) -> Batch:
   return Batch(*rows[0][:3], *map(np.concatenate, list(zip(*rows, strict=True))[3:]))
 
 
-def loss_and_gradient(dtype, params, batch):
+def loss_and_gradient(dtype, params, batch, groups=1, *more):
+  """Of a step, or the list of those of several steps of one shape."""
   model = Llama(TINY, packed_attention, lora_scale=LORA.scale, dtype=dtype)
   adapter = jax.tree.map(
     lambda x: (x + 0.1 * jax.random.normal(jax.random.key(7), x.shape)).astype(dtype),
     init_adapter(jax.random.key(0), TINY, LORA))
   params = jax.tree.map(lambda x: x.astype(dtype), params)
-  batch = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, batch)
 
-  def mean(adapter):
-    total, weight = packed_loss(model, adapter, params, batch)
+  @jax.jit
+  @jax.value_and_grad
+  def mean(adapter, batch):
+    total, weight = over_groups(partial(packed_loss, model), groups)(adapter, params, batch)
     return total / weight
 
   # To numpy while float64 is still enabled.
-  return jax.device_get(jax.jit(jax.value_and_grad(mean))(adapter))
+  found = [jax.device_get(mean(adapter, jax.tree.map(
+    lambda x: x.astype(dtype) if x.dtype == np.float32 else x, step))) for step in (batch, *more)]
+  return found if more else found[0]
 
 
 def check_equal(packed, plain, tolerance):
@@ -79,6 +87,29 @@ def test_packed_rows_equal_one_padded_row_each(tiny_params, loss_on, dtype, tole
     packed = loss_and_gradient(dtype, tiny_params, pack.pack(instruction, members, shape, loss_on))
     plain = loss_and_gradient(dtype, tiny_params, one_row_each(instruction, members, loss_on))
   check_equal(packed, plain, tolerance)
+
+
+@pytest.mark.parametrize('loss_on, dtype, tolerance', [
+  ('completion', jnp.float32, 1e-5), ('all', jnp.float64, 1e-12)])
+def test_groups_of_rows_teach_what_the_whole_step_does(tiny_params, loss_on, dtype, tolerance):
+  """The same 8 examples in 3 groups of 3, 3 and 2, each behind the instruction. Planted: a group
+  that counts by half must be seen."""
+  rng = np.random.default_rng(0)
+  instruction = rng.integers(3, 97, 12).astype(np.int32)
+  members, part = examples(rng, instruction, [9, 17, 5, 30, 12, 21, 7, 16]), SimpleNamespace(
+    instruction=instruction)
+  whole, layout = (rows_layout(pack.plan_shape(
+    deal(members, groups), 27, loss_on), loss_on, groups=groups) for groups in (1, 3))
+  batch = layout.pack(part, members)
+  half = np.array([1, 0.5, 1], np.float32)[:, None]
+  broken = batch._replace(
+    target_weight=batch.target_weight * half, prefix_weight=batch.prefix_weight * half)
+  with jax.enable_x64(dtype == jnp.float64):
+    plain = loss_and_gradient(dtype, tiny_params, whole.pack(part, members))
+    found, wrong = loss_and_gradient(dtype, tiny_params, batch, 3, broken)
+  check_equal(found, plain, tolerance)
+  with pytest.raises(AssertionError):
+    check_equal(wrong, plain, 1e-2)
 
 
 @pytest.mark.parametrize('fault', ['positions', 'segments', 'weight', 'row'])
@@ -140,7 +171,7 @@ def test_smollm_packing_on_real_notes(smollm, data_folder):
   (site,) = site.tasks
   lengths = np.asarray([len(example.tokens) for example in site.train])
   steps = [
-    [site.train[i] for i in members] for members in pack.site_steps(lengths, 8, 0, 0, 0, 20)]
+    [site.train[i] for i in members] for members in order.site_steps(lengths, 8, 0, 0, 0, 20)]
   shape = pack.plan_shape(steps, len(site.instruction) - 1, 'completion')
   padded = [
     8 * (len(site.instruction) - 1 + max(len(e.tokens) for e in step)) for step in steps]

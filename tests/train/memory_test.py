@@ -117,7 +117,9 @@ def study(monkeypatch, *, order=None, limit=0, held=10_000):
     communication=SimpleNamespace(sampler=SimpleNamespace(size=SITES)),
     algorithm_with=algorithm_with, trainable=SimpleNamespace(adapter=adapter, loss_fn=loss),
     optimizer=sgd(1.0), validation=None,
-    schedule=SimpleNamespace(batch_size=6), groups=1), inputs, compiled
+    schedule=SimpleNamespace(batch_size=6, layout=SimpleNamespace(
+      groups=1, blank=np.zeros(3, np.float32))),
+    groups=1, with_micro_batch=None), inputs, compiled
 
 
 def test_what_a_round_needs_by_hand(monkeypatch):
@@ -167,6 +169,49 @@ def test_when_nothing_fits_the_numbers_are_told(monkeypatch):
   given, inputs, _ = study(monkeypatch, order=(Execution(2, 'none'),), limit=100_000)
   with pytest.raises(InputError, match="set config.fed.chunk=-1 and config.model.remat='auto'"):
     memory.plan(given, inputs, QUIET)
+
+
+def test_groups_are_offered_before_a_run_is_refused(monkeypatch):
+  """A step of 6 examples holds 12 arrays; of groups of 3, 2 and 1 it holds 6, 4 and 2. The largest
+  that fits is named, by the compiler's numbers; nothing is where not even single examples fit."""
+  tried = []
+
+  def of(size):
+    given, inputs, _ = study(monkeypatch, order=(Execution(size, 'full'),))
+    tried.append(size)
+    given.with_micro_batch = of_group
+    return given, inputs
+
+  def of_group(size):
+    given, _ = of(size)
+    given.schedule.layout.groups = -(-6 // size)
+    given.schedule.layout.blank = np.zeros((-(-6 // size), 3), np.float32)
+    return given
+
+  whole, inputs = of(6)
+  needed = {}
+  for size in (6, 3, 2, 1):
+    given, _ = of(size)
+    needed[size] = sum(memory.plan(given, inputs, QUIET).training.values())
+  assert needed[6] > needed[3] > needed[2] > needed[1]
+  for fits, sizes in ((3, [3]), (2, [3, 2]), (1, [3, 2, 1])):
+    tried.clear()
+    whole.options.memory = int((needed[fits] + 1000) / memory.SHARE) + 1
+    with pytest.raises(InputError) as error:
+      memory.plan(whole, inputs, QUIET)
+    told = str(error.value)
+    assert 'config.fed.batch_size=6: a round needs' in told and '\n' not in told
+    assert f'it fits with fed.micro_batch={fits}; otherwise' in told and tried == sizes
+  whole.options.memory = int(needed[1] / memory.SHARE) - 1000
+  with pytest.raises(InputError) as error:
+    memory.plan(whole, inputs, QUIET)
+  assert 'micro_batch' not in str(error.value)
+  # Twos already: what is left to try are single examples.
+  pairs = of_group(2)
+  pairs.options.memory = int((needed[1] + 1000) / memory.SHARE) + 1
+  tried.clear()
+  assert memory.fitting_micro_batch(
+    pairs, memory._inputs_of(pairs, inputs), QUIET, pairs.options.memory) == 1 and tried == [1]
 
 
 def test_a_compiler_without_memory_is_passed_over(monkeypatch):

@@ -1,0 +1,105 @@
+"""Which compiled calls answer a site's test sentences, and how often, before any is answered."""
+
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedmedjax.data.pack import round_up
+from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.eval import generation
+from fedmedjax.eval.generation import Generator
+from fedmedjax.model import batching
+from fedmedjax.model.decode import Cache, Prefix, Requests, begin
+from fedmedjax.types import Program
+
+# Share of guesses that a model makes, too, once it has learnt to copy: 2 guesses gave 2.3 to 2.5
+# tokens a pass, 5 gave 3.7 to 4.0 (docs/benchmarks.md).
+_RIGHT = 0.8
+# Instructions of like length are counted as one of a multiple of so many tokens.
+_BUCKET = 64
+
+
+def answer_calls(
+  generator: Generator, base: dict, adapter: dict, site: SiteData
+) -> list[tuple[Program, int]]:
+  """(call, how often) of all calls that answer a site's test examples; none is made.
+
+  With an adapter an answer is supposed to be as long as the right one, without one as long as it
+  may be. Questions about entities that the model itself will find are not among them.
+
+  Args:
+    generator, base, site: see `evaluate.answer`.
+    adapter: the `lora` collection, arrays or their shapes; {} is the base model alone.
+  """
+  calls = []
+  for part in site.tasks:
+    if part.test_tokens:
+      calls += _task_calls(generator, base, adapter, part)
+  return calls
+
+
+def _task_calls(
+  generator: Generator, base: dict, adapter: dict, part: TaskData
+) -> list[tuple[Program, int]]:
+  decoder, model = generation.decoder_of(generator, adapter), generator.model
+  questions = generation.questions(generator, part)
+  sizes, array = batching.largest(decoder, questions, generator.batch_size), jax.ShapeDtypeStruct
+  kept = sum(_RIGHT**place for place in range(decoder.guesses + 1))
+  answers = [
+    min(question.limit, len(example.tokens) - example.prompt_length) if adapter else question.limit
+    for question, example in zip(questions, part.test_tokens, strict=True)]
+  runs = batch_passes(
+    [len(question.tokens) for question in questions],
+    [max(1, round(answer / kept)) for answer in answers], generator.batch_size // decoder.copies)
+  config, length = model.config, round_up(len(part.instruction) - 1, _BUCKET)
+  keys = array((config.num_layers, config.num_kv_heads, length, config.head_dim), model.dtype)
+  prefix = Prefix(
+    adapter, base, Cache(keys, keys) if length else None, array((), jnp.int32))
+  pieces = generation.piece_tokens(generator.tokenizer, part.ask.pieces)
+  calls = [(Program(
+    decoder.prefill, (adapter, base, array((length,), jnp.int32)), 0, 0), 1)] if length else []
+  for (rows, width), times in runs.items():
+    count = array((rows * decoder.copies,), jnp.int32)
+    if width:
+      requests = Requests(array((*count.shape, width), jnp.int32), count, count)
+      calls.append((Program(decoder.prefill_inputs, (prefix, requests), 0, 0), times))
+    else:
+      state = jax.eval_shape(lambda rows=rows: begin(
+        model, rows * decoder.copies, sizes.width, sizes.most, sizes.slots))
+      calls.append((Program(decoder.generate, (
+        prefix, array((1,), jnp.int32), array(pieces.shape, jnp.int32), state,
+        array((decoder.copies,), jnp.int32)), 0, 0), times))
+  return calls
+
+
+def batch_passes(widths: Sequence[int], passes: Sequence[int], rows: int) -> Counter:
+  """{(rows, width of the inputs that are read, or 0 for a pass): times} of one batch.
+
+  Rows are filled, and the batch made smaller, as `batching.decode` does it.
+
+  Args:
+    widths: tokens of each question.
+    passes: passes that each answer takes.
+    rows: most rows at once.
+  """
+  sizes = batching.levels(rows, len(widths))
+  now, at_once = sizes[0], min(-(-rows // batching.INSERTED_SHARE), sizes[-1])
+  queue = deque(sorted(range(len(widths)), key=lambda i: -widths[i]))
+  left, calls = np.zeros(0, int), Counter()
+  while queue or left.size:
+    while queue and now - left.size >= (enough := min(at_once, len(queue))):
+      chosen = [queue.popleft() for _ in range(enough)]
+      calls[at_once, round_up(max(widths[i] for i in chosen), batching.INPUT_BUCKET)] += 1
+      left = np.append(left, [passes[i] for i in chosen])
+    if queue:
+      until = now - min(at_once, len(queue))
+    else:
+      now = min(size for size in sizes if size >= left.size)
+      until = max((size for size in sizes if size < left.size), default=0)
+    taken = int(np.sort(left)[left.size - until - 1])
+    calls[now, 0] += taken
+    left = left[left > taken] - taken
+  return calls
