@@ -133,30 +133,31 @@ class Layer(nn.Module):
     def norm(name: str, inputs: Array) -> Array:
       return RMSNorm(config.rms_norm_eps, config.norm_plus_one, name=name)(inputs)
 
+    def parts_of(fused: str, ends: tuple[int, ...], inputs: Array):
+      """Returns the function (place, name) -> a part of one fused product, or a product alone."""
+      whole = jnp.split(linear(fused, inputs), ends, axis=-1) if config.fused else ()
+      return lambda place, name: whole[place] if whole else linear(name, inputs)
+
     def heads(values: Array) -> Array:
       return values.reshape(values.shape[0], -1, config.head_dim)
 
     h = norm('input_norm', x)
-    if config.fused:
-      queries = config.num_heads * config.head_dim
-      parts = jnp.split(
-        linear('qkv_proj', h), (queries, queries + config.num_kv_heads * config.head_dim), axis=-1)
-    else:
-      parts = [linear('q_proj', h), linear('k_proj', h), linear('v_proj', h)]
-    q, k, v = map(heads, parts)
+    queries = config.num_heads * config.head_dim
+    part = parts_of('qkv_proj', (queries, queries + config.num_kv_heads * config.head_dim), h)
+    q, k = heads(part(0, 'q_proj')), heads(part(1, 'k_proj'))
     if config.qk_norm:
       q, k = norm('q_norm', q), norm('k_norm', k)
     if config.query_scalar not in (0.0, config.head_dim):  # attention divides by that of head_dim
       q = q * (config.head_dim / config.query_scalar) ** 0.5
     out, kept = self.attention(
-      rotate(q, cos, sin), rotate(k, cos, sin), v, cache, context,
+      rotate(q, cos, sin), rotate(k, cos, sin), heads(part(2, 'v_proj')), cache, context,
       None if window is None else Window(positions, window), config.score_cap)
     out = linear('o_proj', out.reshape(x.shape[0], -1))
     x = x + (norm('after_attention_norm', out) if config.norms_after else out)
     h = norm('before_mlp_norm' if config.norms_after else 'post_norm', x)
-    gate, up = jnp.split(linear('gate_up_proj', h), 2, axis=-1) if config.fused else (
-      linear('gate_proj', h), linear('up_proj', h))
-    out = linear('down_proj', ACTIVATIONS[config.activation](gate) * up)
+    part = parts_of('gate_up_proj', (config.intermediate_size,), h)
+    gate = ACTIVATIONS[config.activation](part(0, 'gate_proj'))
+    out = linear('down_proj', gate * part(1, 'up_proj'))
     return x + (norm('after_mlp_norm', out) if config.norms_after else out), kept
 
 

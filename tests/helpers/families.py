@@ -46,6 +46,12 @@ FAMILIES = {
     final_logit_softcapping=9.0, rope_parameters={
       'full_attention': {'rope_type': 'linear', 'rope_theta': 5e4, 'factor': 4.0},
       'sliding_attention': {'rope_type': 'default', 'rope_theta': 2e3}}),
+  # Phi-3 and 4: fused projections; 4 of 6 dimensions rotated, more slowly in texts of over 64.
+  'phi3': transformers.Phi3Config(
+    **_SHAPE | dict(tie_word_embeddings=True), sliding_window=12, pad_token_id=0,
+    original_max_position_embeddings=64, partial_rotary_factor=0.75, rope_parameters={
+      'rope_type': 'longrope', 'rope_theta': 1e4, 'short_factor': [1.0, 1.5],
+      'long_factor': [2.0, 9.0], 'attention_factor': 1.3}),
 }
 
 

@@ -1,5 +1,6 @@
 """Every family of base models is the same model here as in transformers."""
 
+import copy
 import json
 
 import jax
@@ -106,6 +107,12 @@ def test_greedy_continuations(family):
     tokens[row, length:] = 0
     whole[row, 20 - length:] = [*prefix, *tokens[row, :length]]
     mask[row, 20 - length:] = 1
+  if loaded.config.rope_original:
+    # The texts may reach beyond it, and so we rotate from their beginnings on as for long ones.
+    settings = copy.deepcopy(model.config)
+    settings.original_max_position_embeddings = 8
+    settings.rope_parameters['original_max_position_embeddings'] = 8
+    model = build(settings)
   expected = model.generate(
     torch.tensor(whole), attention_mask=torch.tensor(mask), max_new_tokens=64, do_sample=False,
     eos_token_id=None, pad_token_id=0)[:, 31:].numpy()
@@ -153,6 +160,7 @@ def test_what_sets_the_families_apart_is_read_from_the_file(family):
   assert config.rms_norm_eps == 3e-4 and config.tie_word_embeddings == theirs.tie_word_embeddings
   rope = theirs.rope_parameters
   rope = rope.get('full_attention', rope)
+  assert config.fused == (kind := theirs.model_type == 'phi3') and config.rotary_dim == 4 * kind
   assert bool(config.rope_divisors) == (rope['rope_type'] != 'default')
   assert config.rope_theta == rope['rope_theta']
   assert config.query_scalar == getattr(theirs, 'query_pre_attn_scalar', 0)
@@ -163,7 +171,7 @@ def test_what_sets_the_families_apart_is_read_from_the_file(family):
   assert config.qk_norm == (kind in ('qwen3', 'gemma3_text'))
   assert config.windows == {
     'mistral': (12, 12, 12), 'qwen2': (0, 12, 12), 'gemma2': (12, 0, 12),
-    'gemma3_text': (12, 0, 12)}.get(kind, ())
+    'gemma3_text': (12, 0, 12), 'phi3': (12, 12, 12)}.get(kind, ())
   biased = getattr(theirs, 'mlp_bias', False)
   assert config.biases == (
     llama.PROJECTIONS if biased else {
@@ -181,6 +189,8 @@ def test_a_window_means_nothing_to_a_llama(tmp_path):
 
 @pytest.mark.parametrize('change, message', [
   (dict(model_type='gpt2'), 'llama, mistral, qwen2, qwen3'),
+  (dict(model_type='mixtral', num_local_experts=8), "='mixtral': is a mixture of experts, which"),
+  (dict(model_type='qwen3_moe'), "='qwen3_moe': is a mixture of experts"),
   (dict(hidden_act='gelu'), 'hidden_act'),
   (dict(rope_parameters={'rope_type': 'yarn', 'rope_theta': 1e4}), 'yarn'),
   (dict(partial_rotary_factor=0.5), 'partial_rotary_factor'),

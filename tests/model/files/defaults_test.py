@@ -87,6 +87,7 @@ def test_what_a_file_leaves_out(name):
 
 
 @pytest.mark.parametrize('change', [
+  dict(rope_scaling={'rope_type': 'linear', 'factor': 2.0}),
   dict(attention_bias=True), dict(mlp_bias=True), dict(head_dim=12), dict(hidden_act='swish'),
   # The rotation in two places, new and old.
   dict(rope_theta=7e3), dict(rope_scaling={'rope_type': 'default', 'rope_theta': 9e3}),
@@ -125,7 +126,8 @@ def test_layer_types_beside_a_window():
   (dict(layer_types=['full_attention'] * 2), 'layer_types|number of layers'),
   (dict(partial_rotary_factor=0.5), 'partial_rotary_factor'),
   (dict(rope_parameters={'rope_theta': 1e4, 'partial_rotary_factor': 0.5}), 'partial_rotary'),
-  (dict(rope_scaling={'type': 'linear', 'factor': 2.0}), "rope_type='linear'"),
+  (dict(rope_scaling={'type': 'dynamic', 'factor': 2.0}), "rope_type='dynamic'"),
+  (dict(rope_scaling={'type': 'linear', 'factor': -2.0}), 'finite numbers > 0|not a usable'),
   (dict(num_hidden_layers=10**9), '1000000000 layers'),
 ])
 def test_what_neither_computes_is_named(change, message):
