@@ -4,6 +4,8 @@ No weights: of a model that transformers builds from the same settings, on the d
 names and shapes of its tensors, its rotary frequencies, its epsilon and its windows are compared.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ import transformers
 from families import FAMILIES
 
 from fedmedjax.model.files.convert import HUGGING_FACE, expected_shapes, tensor_names
-from fedmedjax.model.files.hf_config import config_from_hugging_face
+from fedmedjax.model.files.hf_config import config_from_hugging_face, to_hugging_face
 from fedmedjax.model.llama import rope_frequencies
 from fedmedjax.types import InputError
 
@@ -22,6 +24,8 @@ LLAMA3 = {'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0}
 def written(name: str) -> dict:
   """What transformers writes for a family, with heads that every default's groups divide."""
   settings = FAMILIES[name].to_dict() | dict(hidden_size=128, num_attention_heads=32)
+  if name == 'phi3':  # its factors fit one width of heads
+    settings |= dict(rope_parameters=None, partial_rotary_factor=1.0)
   return {key: value for key, value in settings.items() if key not in ('dtype', 'layer_types')}
 
 
@@ -33,15 +37,17 @@ def theirs(settings: dict):
     with torch.device('meta'):
       model = transformers.AutoModelForCausalLM.from_config(config)
     rotary = type(model.model.rotary_emb)(config)
+    frequencies = getattr(rotary, 'inv_freq', getattr(rotary, 'full_attention_inv_freq', None))
   except Exception:
     return None
   shapes = {name: tuple(values.shape) for name, values in model.named_parameters()}
   layers = model.model.layers
   windows = [
-    (config.sliding_window if config.model_type == 'mistral' else
+    (config.sliding_window if config.model_type in ('mistral', 'phi3') else
      getattr(layer.self_attn, 'sliding_window', None)) or 0 for layer in layers]
-  return (shapes, rotary.inv_freq.double().numpy(), model.model.norm.variance_epsilon,
-          tuple(windows) if any(windows) else ())
+  norm = model.model.norm
+  return (shapes, frequencies.double().numpy(), getattr(norm, 'variance_epsilon', norm.__dict__.get(
+    'eps')), tuple(windows) if any(windows) else ())
 
 
 def ours(settings: dict):
@@ -64,7 +70,7 @@ def assert_same(settings: dict) -> None:
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
 
 
-NAMES = ('llama31', 'mistral', 'qwen2', 'qwen3')
+NAMES = ('llama31', 'mistral', 'qwen2', 'qwen3', 'gemma2', 'gemma3', 'phi3')
 KEYS = ('rms_norm_eps', 'head_dim', 'num_key_value_heads', 'attention_bias', 'mlp_bias',
         'rope_parameters', 'sliding_window', 'use_sliding_window', 'max_window_layers',
         'tie_word_embeddings', 'hidden_act', 'max_position_embeddings', 'num_hidden_layers')
@@ -106,6 +112,21 @@ def test_what_a_file_leaves_out(name):
 def test_settings_that_contradict_each_other(change):
   for name in NAMES:
     assert_same(written(name) | change)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_what_is_written_for_weights_without_a_config_is_read_back(name):
+  """As for a GGUF file: biases beside a family's fixed ones and Llama 3.1's divisors excepted."""
+  config = config_from_hugging_face(FAMILIES[name].to_dict(), 'config.json')
+  if config.rope_divisors and name.startswith('llama3'):
+    with pytest.raises(InputError, match='scaled rotary frequencies of a GGUF file'):
+      to_hugging_face(config, 'm.gguf')
+    config = dataclasses.replace(config, rope_divisors=())
+  if name in ('llama_biased', 'gemma3'):
+    with pytest.raises(InputError, match='no Hugging Face model type has this'):
+      to_hugging_face(config, 'm.gguf')
+    config = dataclasses.replace(config, biases=())
+  assert config_from_hugging_face(to_hugging_face(config, 'm.gguf'), 'config.json') == config
 
 
 def test_layer_types_beside_a_window():
