@@ -251,6 +251,10 @@ def to_hugging_face(config: LlamaConfig, origin: str) -> dict[str, Any]:
       'rope_type': 'default', 'rope_theta': config.local_rope_theta or config.rope_theta}}
   for field, key in family.numbers.items():
     settings[key] = getattr(config, field) or None
+  if 'query_scalar' in family.numbers:  # a whole number, without which transformers takes its own
+    settings[family.numbers['query_scalar']] = int(config.query_scalar or config.head_dim)
+  if config.rope_original:
+    settings['original_max_position_embeddings'] = config.rope_original
   return settings
 
 

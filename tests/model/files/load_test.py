@@ -158,10 +158,12 @@ def test_gguf_of_other_families(name, tmp_path):
     found.params, whole.params)
 
 
-@pytest.mark.parametrize('name, tokens', [('gemma2', [2, 8, 9, 4, 8]), ('phi3', [2, 9, 9, 4, 9])])
-def test_sentence_pieces_of_a_gguf(name, tokens, tmp_path):
+@pytest.mark.parametrize('name, controls, tokens', [
+  ('gemma2', ['<pad>', '<eos>', '<bos>', '<unk>', '<mask>'], [2, 8, 9, 4, 8]),
+  ('phi3', ['<pad>', '</s>', '<s>', '<unk>', '<|end|>'], [2, 9, 9, 4, 9])])
+def test_sentence_pieces_of_a_gguf(name, controls, tokens, tmp_path):
   """A vocabulary of a, b, ab and _ab: Gemma's texts begin as they are, Phi's with a blank."""
-  words = ['<pad>', '<eos>', '<bos>', '<unk>', '<turn>', '\u2581', 'a', 'b', 'ab', '\u2581ab']
+  words = [*controls, '\u2581', 'a', 'b', 'ab', '\u2581ab']
   words += [f'<unused{i}>' for i in range(97 - len(words))]
 
   def pieces(writer):
@@ -179,7 +181,7 @@ def test_sentence_pieces_of_a_gguf(name, tokens, tmp_path):
   folder = save(build(FAMILIES[name]), tmp_path / 'folder')
   tokenizer = load_model(write_gguf(tmp_path / 'm.gguf', folder, name, change=pieces)).tokenizer
   assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (1, 2)
-  assert tokenizer('ab ab<turn>ab')['input_ids'] == tokens
+  assert tokenizer(f'ab ab{controls[4]}ab')['input_ids'] == tokens
 
 
 # Largest error of a value as a share of its block's largest magnitude: half a step (Q8_0: 1/254;
