@@ -18,7 +18,7 @@ from absl import flags
 from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.files.convert import HUGGING_FACE, Placement, tensor_names
 from fedmedjax.model.files.folder import read_settings
-from fedmedjax.model.files.hf_config import to_hugging_face
+from fedmedjax.model.files.hf_config import language_settings, to_hugging_face
 from fedmedjax.model.files.load import load_model, model_path, resolve
 from fedmedjax.model.files.peft import load_peft, merged_kernel
 from fedmedjax.runtime.cli import guarded, read_flags
@@ -37,7 +37,8 @@ def merge(base: str, adapter: Path, output: Path, dtype: str) -> None:
   model = load_model(folder, Placement(DTYPES[dtype]))
   if folder.is_dir():
     # The head may have values of its own although the file says that it is tied.
-    settings = read_settings(folder) | {'tie_word_embeddings': model.config.tie_word_embeddings}
+    settings = language_settings(read_settings(folder)) | {
+      'tie_word_embeddings': model.config.tie_word_embeddings}
   else:
     tokens = {f'{kind}_token_id': getattr(model.tokenizer, f'{kind}_token_id')
               for kind in ('bos', 'eos', 'pad')}

@@ -118,7 +118,8 @@ def largest_call(
   pieces = piece_tokens(generator.tokenizer, part.ask.pieces)
   return Program(
     compiled.generate,
-    (Prefix(adapter, base, Cache(keys, keys) if length else None, array((), jnp.int32)),
+    (Prefix(adapter, base, Cache(keys, keys) if length else None, array((), jnp.int32),
+            array((), jnp.int32) if compiled.original else None),
      array((1,), jnp.int32), array(pieces.shape, jnp.int32), state,
      array((compiled.copies,), jnp.int32)),
     tree.num_bytes((adapter, keys, keys)) + own,

@@ -50,6 +50,9 @@ def load_lora_data(
       mesh and partial(base_shardings, mesh))
     with reporter.task(f'loading {Path(path).name}'):
       base = load_model(path, placement)
+    if base.left_out:
+      reporter.warn(base.left_out)
+  check_lora(lora, base.config)
   own = dict(zip(config.data.sites, config.data.site_tasks, strict=False))
 
   def encode(corpus: SiteCorpus, **split) -> SiteData:
@@ -159,7 +162,8 @@ def lora_trainable(
     answer=partial(evaluate.answer, generator, base.params),
     answer_calls=partial(decoding_calls.answer_calls, generator, base.params),
     largest_answer=partial(generation.largest_call, generator, base.params),
-    save=lambda adapter, folder: save_peft(adapter, widened(lora, adapter), folder, base.name),
+    save=lambda adapter, folder: save_peft(
+      adapter, widened(lora, adapter), folder, base.name, base.inside),
     folder='adapter',
     summary={'instructions': evaluate.instructions(sites)},
     forced=forcer and partial(forcing.forced_scores, forcer, base.params))

@@ -5,6 +5,7 @@ KV key heads, G = H / KV, M keys, P keys shared by the batch, d width of a head.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,22 +36,30 @@ class Source(NamedTuple):
   mask: Array
 
 
-def attend(q: Array, sources: tuple[Source, ...]) -> Array:
+def capped(x: Array, cap: float) -> Array:
+  """cap * tanh(x / cap), which stays between -cap and cap, of x [...]; cap 0 returns x as it is.
+
+  Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size", arXiv:2408.00118.
+  """
+  return cap * jnp.tanh(x / cap) if cap else x
+
+
+def attend(q: Array, sources: tuple[Source, ...], cap: float = 0.0) -> Array:
   """Softmax attention of q [B, T, H, d] over the union of `sources` -> [B, T, H, d].
 
-  Every query must be allowed at least one key. The sources are never concatenated: their
-  exponentials share one maximum and one denominator. Queries of one key head stay together,
-  [KV, B, T*G, d], so a shared source is one large matrix product per key head (on CPU three
-  times faster than an einsum that leaves the head axis inside). The weights are not kept for the
-  backward pass but made again from the denominators, as in FlashAttention (Dao et al.,
-  arXiv:2205.14135, section 3.1, without its tiles). That gradient of its own has no forward mode:
-  jax.jvp and jax.hessian refuse it.
+  Scores are `capped` first where `cap` is not 0. Every query must be allowed at least one key. The
+  sources are never concatenated: their exponentials share one maximum and one denominator. Queries
+  of one key head stay together, [KV, B, T*G, d], so a shared source is one large matrix product
+  per key head (on CPU three times faster than an einsum that leaves the head axis inside). The
+  weights are not kept for the backward pass but made again from the denominators, as in
+  FlashAttention (Dao et al., arXiv:2205.14135, section 3.1, without its tiles). That gradient of
+  its own has no forward mode: jax.jvp and jax.hessian refuse it.
   """
   batch, length, heads, dim = q.shape
   kv_heads = sources[0].k.shape[0]
   q = q.reshape(batch, length, kv_heads, heads // kv_heads, dim) * dim**-0.5
   q = q.transpose(2, 0, 1, 3, 4).reshape(kv_heads, batch, -1, dim)
-  out = _softmax_average(q, sources)
+  out = _softmax_average(cap, q, sources)
   out = out.reshape(kv_heads, batch, length, -1, dim).transpose(1, 2, 0, 3, 4)
   return out.reshape(batch, length, heads, dim)
 
@@ -81,22 +90,22 @@ def _gathered(weights: Array, x: Array, like: Array) -> Array:
   return jnp.einsum('kqm,kqd->kmd', weights, x)
 
 
-def _masked_scores(q: Array, source: Source, dtype) -> Array:
-  """q [KV, B, T*G, d] -> [KV, B, T*G, M], minus infinity where the mask forbids."""
+def _masked_scores(cap: float, q: Array, source: Source, dtype) -> Array:
+  """q [KV, B, T*G, d] -> capped [KV, B, T*G, M], minus infinity where the mask forbids."""
   mask = source.mask[None, None] if source.mask.ndim == 1 else (
     jnp.repeat(source.mask, q.shape[2] // source.mask.shape[1], axis=1))
-  return jnp.where(mask[None], _against(q, source.k, dtype), -jnp.inf)
+  return jnp.where(mask[None], capped(_against(q, source.k, dtype), cap), -jnp.inf)
 
 
-@jax.custom_vjp
-def _softmax_average(q: Array, sources: tuple[Source, ...]) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax_average(cap: float, q: Array, sources: tuple[Source, ...]) -> Array:
   """q [KV, B, T*G, d], already scaled -> values averaged by softmax weights, of q's shape."""
-  return _softmax_forward(q, sources)[0]
+  return _softmax_forward(cap, q, sources)[0]
 
 
-def _softmax_forward(q, sources):
+def _softmax_forward(cap, q, sources):
   wide = jnp.promote_types(q.dtype, jnp.float32)
-  scores = [_masked_scores(q, source, wide) for source in sources]
+  scores = [_masked_scores(cap, q, source, wide) for source in sources]
   peak = jnp.max(jnp.stack([score.max(axis=-1) for score in scores]), axis=0)
   weights = [jnp.exp(score - peak[..., None]) for score in scores]
   total = sum(weight.sum(axis=-1) for weight in weights)
@@ -108,15 +117,20 @@ def _softmax_forward(q, sources):
   return out, (q, sources, out, log_total)
 
 
-def _softmax_backward(kept, cotangent):
+def _softmax_backward(cap, kept, cotangent):
   q, sources, out, log_total = kept
   wide = log_total.dtype
   # The denominator's part: sum over keys of weight times its cotangent.
   mean = jnp.sum(cotangent.astype(wide) * out.astype(wide), axis=-1, keepdims=True)
   q_grad, source_grads = jnp.zeros_like(q), []
   for source in sources:
-    weight = jnp.exp(_masked_scores(q, source, wide) - log_total[..., None])
-    score_grad = (weight * (_against(cotangent, source.v, wide) - mean)).astype(q.dtype)
+    score = _masked_scores(cap, q, source, wide)
+    weight = jnp.exp(score - log_total[..., None])
+    score_grad = weight * (_against(cotangent, source.v, wide) - mean)
+    if cap:
+      # The slope of the tanh; a forbidden score, minus infinity, gets none.
+      score_grad = score_grad * (1.0 - jnp.square(jnp.maximum(score, -cap) / cap))
+    score_grad = score_grad.astype(q.dtype)
     q_grad = q_grad + _combined(score_grad, source.k)
     source_grads.append(Source(
       _gathered(score_grad, q, source.k),
@@ -141,10 +155,10 @@ class Window(NamedTuple):
     return queries[..., :, None] - keys[..., None, :] < self.size
 
 
-# (q [B, T, H, d], sources) -> [B, T, H, d]: `attend`, or a kernel with the same result
-# (`kernels.py`).
-Attend = Callable[[Array, tuple[Source, ...]], Array]
+# (q [B, T, H, d], sources, cap of the scores or 0) -> [B, T, H, d]: `attend`, or a kernel with the
+# same result (`kernels.py`).
+Attend = Callable[[Array, tuple[Source, ...], float], Array]
 
 # (q [T, H, d], k, v [T, KV, d], cache of this layer, context, Window or None where every layer
-# sees all) -> (averaged values [T, H, d], new entries for the cache or None)
-Attention = Callable[[Array, Array, Array, Any, Any, Window | None], tuple[Array, Any]]
+# sees all, cap of the scores or 0) -> (averaged values [T, H, d], new entries of the cache or None)
+Attention = Callable[[Array, Array, Array, Any, Any, Window | None, float], tuple[Array, Any]]

@@ -53,7 +53,8 @@ class Decoder(NamedTuple):
 
   guesses: int
   copies: int               # of the base
-  prefill: Callable         # (adapter, base, prefix)
+  original: int             # `LlamaConfig.rope_original`
+  prefill: Callable         # (adapter, base, prefix, reach)
   begin: Callable           # (rows, width, most, slots), static
   prefill_inputs: Callable  # (prefix, requests)
   insert: Callable          # (state, places, requests, first, inputs, eos); donates the old state
@@ -87,7 +88,7 @@ def decoder(model: Llama, guesses: int, mesh: Mesh | None = None) -> Decoder:
   row, keys, same = P(SITE), P(None, None, SITE), P()
   state = DecodeState(row, row, row, row, row, row, keys)
   return Decoder(
-    guesses, mesh.shape[SITE] if mesh else 1,
+    guesses, mesh.shape[SITE] if mesh else 1, model.config.rope_original,
     jitted(partial(prefill, model)),
     jax.jit(partial(begin, model), static_argnums=(0, 1, 2, 3), out_shardings=_placed(mesh, state)),
     jitted(partial(prefill_inputs, model), (same, row, (row, keys))),
@@ -151,10 +152,14 @@ def decode(
   """
   if not questions:
     return []
-  shared = decoder.prefill(adapter, base, prefix)
+  # All rows rotate as the longest text has to.
+  reach = jnp.int32(len(prefix) + max(
+    len(question.tokens) + question.limit for question in questions) - 1) if (
+      decoder.original) else None
+  shared = decoder.prefill(adapter, base, prefix, reach)
   batch = _Batch(
-    decoder, Prefix(adapter, base, shared, jnp.int32(len(prefix))), jnp.asarray(eos, jnp.int32),
-    pieces, questions, rows)
+    decoder, Prefix(adapter, base, shared, jnp.int32(len(prefix)), reach),
+    jnp.asarray(eos, jnp.int32), pieces, questions, rows)
   # Longest first: those that are left when rows stay free are short, and the time left is never
   # underestimated by much.
   queue = deque(sorted(range(len(questions)), key=lambda i: -len(questions[i].tokens)))

@@ -29,7 +29,7 @@ class Cache(NamedTuple):
   v: jax.Array  # of the same shape
 
 
-def cached_attention(q, k, v, cache, context, window=None):
+def cached_attention(q, k, v, cache, context, window=None, cap=0.0):
   """Attention of new tokens to themselves and to what the caches hold: an `attention.Attention`.
 
   Args:
@@ -39,6 +39,7 @@ def cached_attention(q, k, v, cache, context, window=None):
     context: (new_mask bool[B, T, T] among the new tokens, own_mask bool[B, T, M] or None,
       own_positions i32[B, M] or None).
     window: `attention.Window` of a layer that does not see everything, positions i32[B*T].
+    cap: of the scores, see `attention.capped`.
 
   Returns:
     (averaged values [B*T, H, d], Cache [KV, B, T, d] of the new tokens, to be kept).
@@ -61,7 +62,7 @@ def cached_attention(q, k, v, cache, context, window=None):
     sources.append(Source(own.k, own.v, own_mask))
   if shared is not None:
     sources.append(Source(shared.k, shared.v, shared_mask))
-  out = attend(q, tuple(sources))
+  out = attend(q, tuple(sources), cap)
   return out.reshape(batch * length, *out.shape[2:]), Cache(k, v)
 
 
@@ -72,6 +73,8 @@ class Prefix(NamedTuple):
   base: dict            # the `params` collection, leaves of layers [L, ...]
   shared: Cache | None  # [L, KV, P, d], from `prefill`; None for an empty instruction
   length: jax.Array     # i32[], P: tokens in it
+  # i32[], the last position that a row may have, of models that rotate long texts differently.
+  reach: jax.Array | None = None
 
 
 class Requests(NamedTuple):
@@ -111,29 +114,32 @@ def _extend(model, prefix, tokens, positions, own, context):
   causal = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
   hidden, new_cache = model.apply(
     {'params': prefix.base, 'lora': prefix.adapter}, tokens.reshape(-1), positions.reshape(-1),
-    (prefix.shared, own), (causal, *context))
+    (prefix.shared, own), (causal, *context), prefix.reach)
   return hidden.reshape(*tokens.shape, -1), new_cache
 
 
 def _likeliest(hidden: jax.Array, base: dict) -> jax.Array:
-  """[B, T, D] -> i32[B, T]: the token of the highest logit."""
+  """[B, T, D] -> i32[B, T]: the token of the highest logit, which a cap of the logits keeps."""
   logits = jnp.einsum(
     'btd,vd->btv', hidden, head_weight(base), preferred_element_type=jnp.float32)
   return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def prefill(model: Llama, adapter: dict, base: dict, prefix: jax.Array) -> Cache | None:
+def prefill(
+  model: Llama, adapter: dict, base: dict, prefix: jax.Array, reach: jax.Array | None = None
+) -> Cache | None:
   """Computes the instruction's keys and values: i32[P] -> Cache [L, KV, P, d], None when P = 0.
 
   Args:
     model: a Llama built with `cached_attention`.
     adapter, base: see `Prefix`.
     prefix: i32[P], the instruction without its last token and without padding.
+    reach: see `Prefix`.
   """
   if not prefix.shape[0]:
     return None
   _, cache = _extend(
-    model, Prefix(adapter, base, None, jnp.int32(0)), prefix[None],
+    model, Prefix(adapter, base, None, jnp.int32(0), reach), prefix[None],
     jnp.arange(prefix.shape[0])[None], None, (None, None))
   return jax.tree.map(lambda x: x[:, :, 0], cache)
 

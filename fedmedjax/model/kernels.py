@@ -60,7 +60,9 @@ def fused_attend(call: Callable[..., Array]) -> Attend:
 
   average.defvjp(keep, give)
 
-  def fused(q: Array, sources: tuple[Source, ...]) -> Array:
+  def fused(q: Array, sources: tuple[Source, ...], cap: float = 0.0) -> Array:
+    if cap:
+      raise ValueError('a fused kernel does not cap scores')
     batch, length = q.shape[:2]
     k, v, mask = (jnp.concatenate(parts, axis) for parts, axis in zip(
       zip(*(_for_every_row(source, batch, length) for source in sources), strict=True), (1, 1, 2),
@@ -197,6 +199,8 @@ def cudnn(
     why = f'this machine computes on {jax.default_backend()}'
   elif jnp.dtype(dtype).itemsize != 2:
     why = f'the model is in {jnp.dtype(dtype).name}, the kernel in 16 bits'
+  elif config.score_cap:
+    why = f'the kernel does not cap scores, the model does at {config.score_cap:g}'
   elif mesh is not None:
     why = 'it was never tried on several devices (config.mesh)'
   else:

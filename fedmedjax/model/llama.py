@@ -2,16 +2,18 @@
 
 Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv:2302.13971; grouped
 queries from Ainslie et al., arXiv:2305.13245; rotary embedding from Su et al., arXiv:2104.09864.
-What sets Mistral (sliding window, arXiv:2310.06825), Qwen2 (biases, arXiv:2407.10671) and Qwen3
-(normalised queries and keys, arXiv:2505.09388) apart are values of `LlamaConfig`.
+What sets Mistral (sliding window, arXiv:2310.06825), Qwen2 (biases, arXiv:2407.10671), Qwen3
+(normalised queries and keys, arXiv:2505.09388), Gemma 2 (norms after each half of a block, capped
+scores and logits, arXiv:2408.00118), Gemma 3 (two rotary bases, arXiv:2503.19786) and Phi-3 and 4
+(fused projections, arXiv:2404.14219) apart are values of `LlamaConfig`.
 Weights live in two collections: `params` (the base, frozen, perhaps quantised) and `lora` (the
 adapter). Layers are stacked on a leading axis L and scanned. Linear layers see all tokens of a
 pass flat, [T, D]; only attention knows how they are arranged (a shared instruction, packed rows,
 a decoding cache).
 """
 
-import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -21,71 +23,14 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from fedmedjax.model.attention import SAVED, Attention, Window
+from fedmedjax.model.llama_config import PROJECTIONS as PROJECTIONS
+from fedmedjax.model.llama_config import LlamaConfig as LlamaConfig
 from fedmedjax.model.quant import matmul
+from fedmedjax.model.rotary import rope as rope
+from fedmedjax.model.rotary import rope_frequencies as rope_frequencies
+from fedmedjax.model.rotary import rotate
 
 Array = jax.Array
-
-# The seven linear layers of a block, by their Hugging Face names.
-PROJECTIONS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-  """Hyper-parameters, always read from the file that holds the weights (`files/load.py`)."""
-
-  vocab_size: int
-  hidden_size: int
-  intermediate_size: int
-  num_layers: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  rms_norm_eps: float
-  rope_theta: float
-  max_position_embeddings: int
-  tie_word_embeddings: bool
-  # Divisor of each rotary frequency, [head_dim / 2]; empty = all 1. Llama 3.1's scaling.
-  rope_divisors: tuple[float, ...] = ()
-  # Projections with a bias.
-  biases: tuple[str, ...] = ()
-  # RMS norm of every head's query and key, before the rotation.
-  qk_norm: bool = False
-  # Per layer, the keys that a query sees, its own included; 0 = all. Empty = all in all layers.
-  windows: tuple[int, ...] = ()
-
-  def projection_shape(self, name: str) -> tuple[int, int]:
-    """(D_in, D_out) of a projection."""
-    width, heads = self.hidden_size, self.num_heads * self.head_dim
-    kv = self.num_kv_heads * self.head_dim
-    return {
-      'q_proj': (width, heads), 'k_proj': (width, kv), 'v_proj': (width, kv),
-      'o_proj': (heads, width), 'gate_proj': (width, self.intermediate_size),
-      'up_proj': (width, self.intermediate_size), 'down_proj': (self.intermediate_size, width),
-    }[name]
-
-
-def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-  """Radians per position of each rotated pair, f64[d / 2] with d = head_dim."""
-  exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-  return config.rope_theta ** -exponent / np.asarray(config.rope_divisors or 1.0)
-
-
-def rope(positions: Array, config: LlamaConfig, dtype) -> tuple[Array, Array]:
-  """Positions i32[T] -> cosines and sines [T, d / 2] of the rotary angles, d = head_dim.
-
-  Angles are formed in float32 or wider.
-  """
-  wide = jnp.promote_types(dtype, jnp.float32)
-  angles = positions[:, None].astype(wide) * jnp.asarray(rope_frequencies(config), wide)[None]
-  return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-  """Rotates the pairs (i, i + head_dim/2) of x [T, H, head_dim] (the Hugging Face layout)."""
-  first, second = jnp.split(x, 2, axis=-1)
-  cos, sin = cos[:, None], sin[:, None]
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
 
 # (path such as 'layers/q_proj/kernel', weights of one layer) -> the same weights, brought to the
 # device that computes with them.
@@ -139,19 +84,27 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """Division by the root of the mean square, times a weight: [..., D] -> [..., D].
+  """Division by the root of the mean square, times a weight or 1 + it: [..., D] -> [..., D].
 
   Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
   """
 
   eps: float
+  plus_one: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     weight = self.param('weight', nn.initializers.ones, (x.shape[-1],), x.dtype)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-    return weight.reshape((1,) * (x.ndim - 1) + (-1,)) * wide.astype(x.dtype)
+    weight = weight.reshape((1,) * (x.ndim - 1) + (-1,))
+    if self.plus_one:  # rounded once, after the product: 1 + weight has few digits in 16 bits
+      return ((1.0 + weight.astype(wide.dtype)) * wide).astype(x.dtype)
+    return weight * wide.astype(x.dtype)
+
+
+# Value of LlamaConfig.activation -> the function of the gate [T, D].
+ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': partial(nn.gelu, approximate=True)}
 
 
 class Layer(nn.Module):
@@ -166,30 +119,46 @@ class Layer(nn.Module):
   fetch: Fetch = as_stored
 
   @nn.compact
-  def __call__(self, x: Array, cache: Any, window: Any, cos: Array, sin: Array, positions: Array,
-               context: Any):
+  def __call__(self, x: Array, cache: Any, window: Any, rotation: Any, cos: Array, sin: Array,
+               positions: Array, context: Any):
     config = self.config
+    if rotation is not None:  # which of two this layer has
+      cos, sin = cos[rotation], sin[rotation]
 
     def linear(name: str, inputs: Array) -> Array:
       features = config.projection_shape(name)[1]
       return Linear(
         features, self.lora_scale, name in config.biases, self.fetch, name=name)(inputs)
 
-    def heads(name: str, inputs: Array) -> Array:
-      return linear(name, inputs).reshape(inputs.shape[0], -1, config.head_dim)
+    def norm(name: str, inputs: Array) -> Array:
+      return RMSNorm(config.rms_norm_eps, config.norm_plus_one, name=name)(inputs)
 
-    h = RMSNorm(config.rms_norm_eps, name='input_norm')(x)
-    q, k = heads('q_proj', h), heads('k_proj', h)
+    def parts_of(fused: str, ends: tuple[int, ...], inputs: Array):
+      """Returns the function (place, name) -> a part of one fused product, or a product alone."""
+      whole = jnp.split(linear(fused, inputs), ends, axis=-1) if config.fused else ()
+      return lambda place, name: whole[place] if whole else linear(name, inputs)
+
+    def heads(values: Array) -> Array:
+      return values.reshape(values.shape[0], -1, config.head_dim)
+
+    h = norm('input_norm', x)
+    queries = config.num_heads * config.head_dim
+    part = parts_of('qkv_proj', (queries, queries + config.num_kv_heads * config.head_dim), h)
+    q, k = heads(part(0, 'q_proj')), heads(part(1, 'k_proj'))
     if config.qk_norm:
-      q = RMSNorm(config.rms_norm_eps, name='q_norm')(q)
-      k = RMSNorm(config.rms_norm_eps, name='k_norm')(k)
+      q, k = norm('q_norm', q), norm('k_norm', k)
+    if config.query_scalar not in (0.0, config.head_dim):  # attention divides by that of head_dim
+      q = q * (config.head_dim / config.query_scalar) ** 0.5
     out, kept = self.attention(
-      rotate(q, cos, sin), rotate(k, cos, sin), heads('v_proj', h), cache, context,
-      None if window is None else Window(positions, window))
-    x = x + linear('o_proj', out.reshape(x.shape[0], -1))
-    h = RMSNorm(config.rms_norm_eps, name='post_norm')(x)
-    x = x + linear('down_proj', nn.silu(linear('gate_proj', h)) * linear('up_proj', h))
-    return x, kept
+      rotate(q, cos, sin), rotate(k, cos, sin), heads(part(2, 'v_proj')), cache, context,
+      None if window is None else Window(positions, window), config.score_cap)
+    out = linear('o_proj', out.reshape(x.shape[0], -1))
+    x = x + (norm('after_attention_norm', out) if config.norms_after else out)
+    h = norm('before_mlp_norm' if config.norms_after else 'post_norm', x)
+    part = parts_of('gate_up_proj', (config.intermediate_size,), h)
+    gate = ACTIVATIONS[config.activation](part(0, 'gate_proj'))
+    out = linear('down_proj', gate * part(1, 'up_proj'))
+    return x + (norm('after_mlp_norm', out) if config.norms_after else out), kept
 
 
 # Which results of a layer are kept for the backward pass, from most to least: value of
@@ -207,7 +176,8 @@ class Llama(nn.Module):
 
   `cache` (leaves [L, ...] or None) and `context` go to `attention` as they are; what it keeps
   per layer comes back stacked, [L, ...]. The head is applied by the caller, to the places it
-  needs, with `head_weight`. `fetch` brings weights that are split over devices together.
+  needs, with `head_weight` and the cap `config.logit_cap`. `fetch` brings weights that are split
+  over devices together; `reach` is that of `rotary.rope`.
   """
 
   config: LlamaConfig
@@ -218,7 +188,8 @@ class Llama(nn.Module):
   fetch: Fetch = as_stored
 
   @nn.compact
-  def __call__(self, tokens: Array, positions: Array, cache: Any = None, context: Any = None):
+  def __call__(self, tokens: Array, positions: Array, cache: Any = None, context: Any = None,
+               reach: Array | None = None):
     config = self.config
     embedding = self.param(
       'embedding', nn.initializers.normal(0.02), (config.vocab_size, config.hidden_size),
@@ -235,16 +206,21 @@ class Llama(nn.Module):
       layer,
       variable_axes={'params': 0, 'lora': 0},
       split_rngs={'params': True},
-      in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
       length=config.num_layers,
     )(config, self.lora_scale, self.attention, self.fetch, name='layers')
-    cos, sin = rope(positions, config, self.dtype)
-    windows = None
+    cos, sin = rope(positions, config, self.dtype, reach)
+    windows = rotations = None
     if any(config.windows):
       farthest = np.iinfo(np.int32).max
       windows = jnp.asarray([size or farthest for size in config.windows], jnp.int32)
-    x, kept = layers(embedding[tokens], cache, windows, cos, sin, positions, context)
-    return RMSNorm(config.rms_norm_eps, name='norm')(x), kept
+    if config.local_rope_theta:
+      rotations = jnp.asarray([size > 0 for size in config.windows], jnp.int32)
+    x = embedding[tokens]
+    if config.scaled_embedding:
+      x = x * jnp.asarray(config.hidden_size**0.5, self.dtype)
+    x, kept = layers(x, cache, windows, rotations, cos, sin, positions, context)
+    return RMSNorm(config.rms_norm_eps, config.norm_plus_one, name='norm')(x), kept
 
 
 def head_weight(base: dict) -> Array:

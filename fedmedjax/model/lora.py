@@ -11,8 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedmedjax.model.llama import PROJECTIONS, LlamaConfig
+from fedmedjax.model.llama_config import FUSED_PROJECTIONS, PROJECTIONS, LlamaConfig
 from fedmedjax.types import InputError
+
+_MLP = ('gate_proj', 'up_proj', 'gate_up_proj', 'down_proj')
+# All projections that a model may have. A fresh adapter is drawn by the place in it.
+_NAMES = tuple(dict.fromkeys((*PROJECTIONS, *FUSED_PROJECTIONS)))
 
 
 class LoraConfig(NamedTuple):
@@ -32,13 +36,19 @@ class LoraConfig(NamedTuple):
     return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
-def check_lora(lora: LoraConfig) -> None:
-  """Raises InputError unless every target exists and rank and alpha make sense."""
-  unknown = sorted(set(lora.targets) - set(PROJECTIONS))
+def check_lora(lora: LoraConfig, config: LlamaConfig | None = None) -> None:
+  """Raises InputError unless every target exists and rank and alpha make sense.
+
+  Args:
+    lora: what is checked.
+    config: the model's; None = some model has to have the targets.
+  """
+  names = config.projections if config else _NAMES
+  unknown = sorted(set(lora.targets) - set(names))
   if unknown or not lora.targets or len(set(lora.targets)) != len(lora.targets):
     raise InputError(
-      f'config.lora.targets={lora.targets!r}: a non-empty subset of {PROJECTIONS}, '
-      'each once, is allowed')
+      f'config.lora.targets={lora.targets!r}: a non-empty subset of {names}, '
+      f'each once, is allowed{" for this model" if config else ""}')
   if lora.rank < 1:
     raise InputError(f'config.lora.rank={lora.rank}: an integer >= 1 is allowed')
   if not (lora.alpha > 0 and math.isfinite(lora.alpha)):
@@ -67,15 +77,13 @@ def init_adapter(key: jax.Array, config: LlamaConfig, lora: LoraConfig) -> dict:
     bound = d_in**-0.5
     layers[name] = {
       'a': jax.random.uniform(
-        jax.random.fold_in(key, PROJECTIONS.index(name)),
+        jax.random.fold_in(key, _NAMES.index(name)),
         (config.num_layers, d_in, lora.rank), jnp.float32, -bound, bound),
       'b': jnp.zeros((config.num_layers, lora.rank, d_out), jnp.float32),
     }
   return {'layers': layers}
 
 
-# Projection -> its module inside a Hugging Face LLaMA block.
+# Projection -> its module inside a Hugging Face block.
 PEFT_MODULES = {
-  name: f"{'mlp' if name in ('gate_proj', 'up_proj', 'down_proj') else 'self_attn'}.{name}"
-  for name in PROJECTIONS
-}
+  name: f"{'mlp' if name in _MLP else 'self_attn'}.{name}" for name in _NAMES}

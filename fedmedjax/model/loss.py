@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from fedmedjax.model.attention import Attend, Source, attend, heads_first
+from fedmedjax.model.attention import Attend, Source, attend, capped, heads_first
 from fedmedjax.model.llama import Llama, head_weight
 from fedmedjax.types import Batch
 
@@ -21,7 +21,8 @@ HEAD_BLOCK = 4096
 _CHOICES_AT_ONCE = 64
 
 
-def packed_attention(q, k, v, cache, context, window=None, *, attend: Attend = attend):
+def packed_attention(
+  q, k, v, cache, context, window=None, cap=0.0, *, attend: Attend = attend):
   """Attention of a packed pass: an `attention.Attention` that caches nothing.
 
   Args:
@@ -30,6 +31,7 @@ def packed_attention(q, k, v, cache, context, window=None, *, attend: Attend = a
     cache: not used.
     context: (prefix_valid bool[P], segments i32[R, N]).
     window: `attention.Window` of a layer that does not see everything.
+    cap: of the scores, see `attention.capped`.
     attend: a kernel of `kernels.py`.
 
   Returns:
@@ -55,9 +57,9 @@ def packed_attention(q, k, v, cache, context, window=None, *, attend: Attend = a
     prefix_valid = prefix_valid[None, None] & window.covers(at_rows, at_prefix[None])
   own = Source(row_k, row_v, own_mask)
   if not length:
-    return attend(row_q, (own,)).reshape(q.shape), None
-  prefix = attend(prefix_q[None], (Source(prefix_k[:, None], prefix_v[:, None], causal),))[0]
-  out = attend(row_q, (Source(prefix_k, prefix_v, prefix_valid), own))
+    return attend(row_q, (own,), cap).reshape(q.shape), None
+  prefix = attend(prefix_q[None], (Source(prefix_k[:, None], prefix_v[:, None], causal),), cap)[0]
+  out = attend(row_q, (Source(prefix_k, prefix_v, prefix_valid), own), cap)
   return jnp.concatenate([prefix, out.reshape(rows * width, *q.shape[1:])]), None
 
 
@@ -81,7 +83,8 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch, *, head_p
   weights = jnp.concatenate([batch.prefix_weight, batch.target_weight])
   # Once, not for every block of words.
   head = model.fetch('head', head_weight(base))
-  total = weighted_nll(HEAD_BLOCK, head_parts, hidden, head, targets, weights)
+  total = weighted_nll(
+    HEAD_BLOCK, head_parts, hidden, head, targets, weights, model.config.logit_cap)
   return total, weights.sum()
 
 
@@ -110,14 +113,15 @@ def packed_choices(model: Llama, adapter: dict, base: dict, batch: Batch):
   _, places = _hidden(model, adapter, base, batch)
   head = model.fetch('head', head_weight(base))
   wide = jnp.promote_types(places.dtype, jnp.float32)
-  # A few places at a time: logits of all of them would be hundreds of megabytes.
+  # A few places at a time: logits of all of them would be hundreds of megabytes. A cap of them
+  # keeps their order.
   return jax.lax.map(
     lambda place: jnp.argmax(jnp.einsum('d,vd->v', place, head, preferred_element_type=wide)),
     places, batch_size=_CHOICES_AT_ONCE).astype(jnp.int32)
 
 
-def _over_vocabulary(most: int, parts: int, hidden, head, targets, gradient: bool):
-  """hidden [Q, D], targets i32[Q] -> (nats [Q], softmax head - head[target] [Q, D] or None).
+def _over_vocabulary(most: int, parts: int, cap: float, hidden, head, targets, gradient: bool):
+  """hidden [Q, D], targets i32[Q] -> (nats [Q], their gradient for hidden [Q, D] or None).
 
   At most about `most` words are taken at a time, and sums so far are rescaled to the largest logit
   so far: the online softmax of FlashAttention (Dao et al., arXiv:2205.14135, section 3.1) with
@@ -137,7 +141,7 @@ def _over_vocabulary(most: int, parts: int, hidden, head, targets, gradient: boo
     peak, total, chosen, expected = seen
     block = jax.lax.dynamic_slice_in_dim(whole, first, length, axis=1)
     block = block.reshape(-1, block.shape[-1])
-    logits = jnp.einsum('qd,vd->qv', hidden, block, preferred_element_type=wide)
+    logits = capped(jnp.einsum('qd,vd->qv', hidden, block, preferred_element_type=wide), cap)
     place = targets % words - first
     inside = (place >= 0) & (place < length)
     own = jnp.take_along_axis(
@@ -145,8 +149,9 @@ def _over_vocabulary(most: int, parts: int, hidden, head, targets, gradient: boo
     higher = jnp.maximum(peak, logits.max(axis=-1))
     weights, shrink = jnp.exp(logits - higher[:, None]), jnp.exp(peak - higher)
     if gradient:
+      steep = weights * _slope(logits, cap) if cap else weights
       expected = expected * shrink[:, None] + jnp.einsum(
-        'qv,vd->qd', weights.astype(head.dtype), block, preferred_element_type=wide)
+        'qv,vd->qd', steep.astype(head.dtype), block, preferred_element_type=wide)
     return (
       higher, total * shrink + weights.sum(axis=-1), jnp.where(inside, own, chosen), expected)
 
@@ -157,16 +162,25 @@ def _over_vocabulary(most: int, parts: int, hidden, head, targets, gradient: boo
   if words % blocks:
     seen = see(seen, blocks * size, words % blocks)
   peak, total, chosen, expected = seen
-  return peak + jnp.log(total) - chosen, (
-    expected / total[:, None] - head[targets].astype(wide) if gradient else None)
+  if not gradient:
+    return peak + jnp.log(total) - chosen, None
+  own = head[targets].astype(wide)
+  if cap:
+    own = own * _slope(chosen, cap)[:, None]
+  return peak + jnp.log(total) - chosen, expected / total[:, None] - own
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def weighted_nll(most: int, parts: int, hidden, head, targets, weights):
+def _slope(logits, cap: float):
+  """The derivative of `capped` where its result is `logits` [...]: 1 - tanh^2."""
+  return 1.0 - jnp.square(logits / cap)
+
+
+def weighted_nll(most: int, parts: int, hidden, head, targets, weights, cap: float = 0.0):
   """The sum over q of weights_q * -log softmax(hidden_q head^T)[targets_q], in blocks of words.
 
   The head is frozen, so d/d hidden = w (softmax head - head[target]) is formed in the forward
-  pass and the logits need neither be kept nor computed again.
+  pass and the logits need neither be kept nor computed again. Capped logits have a factor in both
+  terms: the slope of the cap there.
 
   Args:
     most: words per head product, about.
@@ -175,24 +189,30 @@ def weighted_nll(most: int, parts: int, hidden, head, targets, weights):
     head: [V, D], not differentiable (TypeError).
     targets: i32[Q].
     weights: f32[Q], not differentiated.
+    cap: of the logits, see `attention.capped`.
 
   Returns:
     f32[] (float64 when hidden is).
   """
-  return jnp.sum(_over_vocabulary(most, parts, hidden, head, targets, False)[0] * weights)
+  return _weighted_nll(most, parts, cap, hidden, head, targets, weights)
 
 
-def _nll_forward(most, parts, hidden, head, targets, weights):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _weighted_nll(most: int, parts: int, cap: float, hidden, head, targets, weights):
+  return jnp.sum(_over_vocabulary(most, parts, cap, hidden, head, targets, False)[0] * weights)
+
+
+def _nll_forward(most, parts, cap, hidden, head, targets, weights):
   if head.perturbed:
     raise TypeError('weighted_nll: the head is frozen and has no gradient')
   hidden, head, weights = hidden.value, head.value, weights.value
-  nats, gradient = _over_vocabulary(most, parts, hidden, head, targets.value, True)
+  nats, gradient = _over_vocabulary(most, parts, cap, hidden, head, targets.value, True)
   return jnp.sum(nats * weights), (gradient * weights[:, None]).astype(hidden.dtype)
 
 
-def _nll_backward(most, parts, gradient, cotangent):
-  del most, parts
+def _nll_backward(most, parts, cap, gradient, cotangent):
+  del most, parts, cap
   return (gradient * cotangent).astype(gradient.dtype), None, None, None
 
 
-weighted_nll.defvjp(_nll_forward, _nll_backward, symbolic_zeros=True)
+_weighted_nll.defvjp(_nll_forward, _nll_backward, symbolic_zeros=True)

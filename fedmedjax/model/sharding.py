@@ -29,7 +29,7 @@ _WHOLE = {1: P(), 2: P()}
 RULES: dict[str, dict[int, P]] = {
   'embedding|head': {2: P((TENSOR, FSDP))},
   r'norm/weight|layers/\w+_norm/weight': _WHOLE,
-  'layers/(q|k|v|gate|up)_proj/.+': {
+  'layers/(q|k|v|qkv|gate|up|gate_up)_proj/.+': {
     2: P(None, TENSOR), 3: P(None, FSDP, TENSOR), 4: P(None, FSDP, None, TENSOR)},
   'layers/(o|down)_proj/.+': {
     2: P(), 3: P(None, TENSOR, FSDP), 4: P(None, TENSOR, None, FSDP)},

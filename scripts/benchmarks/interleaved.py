@@ -30,7 +30,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from fedmedjax.model.llama import PROJECTIONS, LlamaConfig
+from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.model.lora import LoraConfig
 from fedmedjax.runtime.cli import guarded, read_flags, versions
 from fedmedjax.store.files import plain, write_json
@@ -300,7 +300,7 @@ def training_flop(
   config: LlamaConfig, lora: LoraConfig, tokens: int, supervised: int
 ) -> float:
   """FLOP_FORMULA of `tokens` unique tokens, at `supervised` places of which the head is applied."""
-  shapes = {name: config.projection_shape(name) for name in PROJECTIONS}
+  shapes = {name: config.projection_shape(name) for name in config.projections}
   layers = config.num_layers * sum(d_in * d_out for d_in, d_out in shapes.values())
   adapter = config.num_layers * sum(lora.rank * sum(shapes[name]) for name in lora.targets)
   head = config.vocab_size * config.hidden_size

@@ -99,7 +99,7 @@ def test_the_largest_call_is_of_the_task_with_most_slots(monkeypatch):
   """Instruction and rows' slots together: 40 and 2 * 10 are more than 11 and 2 * 20, less than 11
   and 2 * 30."""
   monkeypatch.setattr(batching, 'decoder', lambda *given: SimpleNamespace(
-    copies=1, guesses=0, generate='program'))
+    copies=1, guesses=0, original=0, generate='program'))
   monkeypatch.setattr(generation.jax, 'eval_shape', lambda function: {})
   monkeypatch.setattr(batching, 'largest', lambda compiled, questions, rows: SimpleNamespace(
     rows=2, slots=len(questions[0][0]), width=1, most=1))
@@ -131,7 +131,7 @@ def test_the_memory_of_the_largest_call_is_that_of_its_arrays():
   counts once more for when it is resized; each of two devices has half of it."""
   model = SimpleNamespace(
     config=SimpleNamespace(num_layers=2, num_kv_heads=1, head_dim=8), dtype=np.float32)
-  compiled, asked = SimpleNamespace(copies=2, guesses=3, generate='program'), []
+  compiled, asked = SimpleNamespace(copies=2, guesses=3, original=0, generate='program'), []
   state = {'slots': np.zeros((3, 7), np.float32)}
   long = part(20)._replace(test_tokens=part(20).test_tokens * 6)
   sites = [SiteData('ward', (), (part(2, instruction=1), long), {})]

@@ -19,6 +19,8 @@ def _scaled(original: int) -> dict:
 
 
 _LLAMA = transformers.LlamaConfig
+_GEMMA = _SHAPE | dict(
+  tie_word_embeddings=True, head_dim=8, sliding_window=12, query_pre_attn_scalar=20)
 FAMILIES = {
   'llama2': _LLAMA(**_SHAPE | dict(num_key_value_heads=4)),
   # Llama 3, 3.1 and DeepSeek-R1-Distill-Llama: grouped queries, scaled rotation, own head.
@@ -35,6 +37,21 @@ FAMILIES = {
     **_SHAPE | dict(tie_word_embeddings=True), use_sliding_window=True, sliding_window=12,
     max_window_layers=1),
   'qwen3': transformers.Qwen3Config(**_SHAPE, head_dim=16),
+  # Caps low enough to bend scores and logits; layers with a window, without, and with one again.
+  'gemma2': transformers.Gemma2Config(
+    **_GEMMA, attn_logit_softcapping=3.0, final_logit_softcapping=7.0),
+  # Two bases of the rotation, one of them scaled, as in the larger models.
+  'gemma3': transformers.Gemma3TextConfig(
+    **_GEMMA | dict(head_dim=16), sliding_window_pattern=2, attention_bias=True,
+    final_logit_softcapping=9.0, rope_parameters={
+      'full_attention': {'rope_type': 'linear', 'rope_theta': 5e4, 'factor': 4.0},
+      'sliding_attention': {'rope_type': 'default', 'rope_theta': 2e3}}),
+  # Phi-3 and 4: fused projections; 4 of 6 dimensions rotated, more slowly in texts of over 64.
+  'phi3': transformers.Phi3Config(
+    **_SHAPE | dict(tie_word_embeddings=True), sliding_window=12, pad_token_id=0,
+    original_max_position_embeddings=64, partial_rotary_factor=0.75, rope_parameters={
+      'rope_type': 'longrope', 'rope_theta': 1e4, 'short_factor': [1.0, 1.5],
+      'long_factor': [2.0, 9.0], 'attention_factor': 1.3}),
 }
 
 

@@ -1,5 +1,6 @@
 """Every family of base models is the same model here as in transformers."""
 
+import copy
 import json
 
 import jax
@@ -10,6 +11,7 @@ import torch
 from families import FAMILIES, build, save
 
 from fedmedjax.model import llama
+from fedmedjax.model.attention import capped
 from fedmedjax.model.batching import Question, decode, decoder
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.files.convert import Placement
@@ -52,8 +54,9 @@ def ours(loaded, rows) -> np.ndarray:
     hidden, _ = llama.Llama(loaded.config, packed_attention, dtype=dtype).apply(
       {'params': params, 'lora': {}}, tokens.reshape(-1), positions.reshape(-1), None,
       (jnp.zeros(0, bool), segments))
-    return jnp.einsum(
-      'td,vd->tv', hidden, llama.head_weight(params), preferred_element_type=jnp.float32)
+    return capped(jnp.einsum(
+      'td,vd->tv', hidden, llama.head_weight(params), preferred_element_type=jnp.float32),
+      loaded.config.logit_cap)
 
   return np.asarray(logits(loaded.params, tokens, positions, segments)).reshape(*tokens.shape, -1)
 
@@ -104,6 +107,12 @@ def test_greedy_continuations(family):
     tokens[row, length:] = 0
     whole[row, 20 - length:] = [*prefix, *tokens[row, :length]]
     mask[row, 20 - length:] = 1
+  if loaded.config.rope_original:
+    # The texts may reach beyond it, and so we rotate from their beginnings on as for long ones.
+    settings = copy.deepcopy(model.config)
+    settings.original_max_position_embeddings = 8
+    settings.rope_parameters['original_max_position_embeddings'] = 8
+    model = build(settings)
   expected = model.generate(
     torch.tensor(whole), attention_mask=torch.tensor(mask), max_new_tokens=64, do_sample=False,
     eos_token_id=None, pad_token_id=0)[:, 31:].numpy()
@@ -130,13 +139,18 @@ def test_greedy_continuations(family):
 
 def test_rotation_alone(family):
   model, _, loaded = family
-  reference = model.model.rotary_emb
-  positions = np.arange(200)
-  cos, sin = reference(torch.zeros(1, 200, 8), torch.tensor(positions[None]))
-  half = loaded.config.head_dim // 2
-  found = llama.rope(jnp.asarray(positions), loaded.config, jnp.float32)
-  np.testing.assert_allclose(found[0], cos[0, :, :half].numpy(), atol=1e-5)
-  np.testing.assert_allclose(found[1], sin[0, :, :half].numpy(), atol=1e-5)
+  config, positions = loaded.config, np.arange(200)
+  # Layers with a window may have a rotation of their own.
+  kinds = [()] if not config.local_rope_theta else [('full_attention',), ('sliding_attention',)]
+  half = (config.rotary_dim or config.head_dim) // 2
+  for last in (200, 20):
+    found = llama.rope(jnp.asarray(positions[:last]), config, jnp.float32)
+    expected = [
+      model.model.rotary_emb(torch.zeros(1, last, 8), torch.tensor(positions[None, :last]), *kind)
+      for kind in kinds]
+    for ours, theirs in zip(found, zip(*expected, strict=True), strict=True):
+      for one, two in zip(ours.reshape(-1, last, half), theirs, strict=True):
+        np.testing.assert_allclose(one, two[0, :, :half].numpy(), atol=1e-5)
 
 
 def test_what_sets_the_families_apart_is_read_from_the_file(family):
@@ -144,14 +158,24 @@ def test_what_sets_the_families_apart_is_read_from_the_file(family):
   model, _, loaded = family
   theirs, config = model.config, loaded.config
   assert config.rms_norm_eps == 3e-4 and config.tie_word_embeddings == theirs.tie_word_embeddings
-  assert bool(config.rope_divisors) == (theirs.rope_parameters['rope_type'] == 'llama3')
-  assert config.rope_theta == theirs.rope_parameters['rope_theta']
+  rope = theirs.rope_parameters
+  rope = rope.get('full_attention', rope)
+  assert config.fused == (kind := theirs.model_type == 'phi3') and config.rotary_dim == 4 * kind
+  assert bool(config.rope_divisors) == (rope['rope_type'] != 'default')
+  assert config.rope_theta == rope['rope_theta']
+  assert config.query_scalar == getattr(theirs, 'query_pre_attn_scalar', 0)
   kind = theirs.model_type
-  assert config.qk_norm == (kind == 'qwen3')
-  assert config.windows == {'mistral': (12, 12, 12), 'qwen2': (0, 12, 12)}.get(kind, ())
+  assert config.local_rope_theta == (2e3 if kind == 'gemma3_text' else 0)
+  assert (config.score_cap, config.logit_cap) == {
+    'gemma2': (3, 7), 'gemma3_text': (0, 9)}.get(kind, (0, 0))
+  assert config.qk_norm == (kind in ('qwen3', 'gemma3_text'))
+  assert config.windows == {
+    'mistral': (12, 12, 12), 'qwen2': (0, 12, 12), 'gemma2': (12, 0, 12),
+    'gemma3_text': (12, 0, 12), 'phi3': (12, 12, 12)}.get(kind, ())
   biased = getattr(theirs, 'mlp_bias', False)
   assert config.biases == (
-    llama.PROJECTIONS if biased else ('q_proj', 'k_proj', 'v_proj') if kind == 'qwen2' else ())
+    llama.PROJECTIONS if biased else {
+      'qwen2': llama.PROJECTIONS[:3], 'gemma3_text': llama.PROJECTIONS[:4]}.get(kind, ()))
 
 
 def test_a_window_means_nothing_to_a_llama(tmp_path):
@@ -165,6 +189,8 @@ def test_a_window_means_nothing_to_a_llama(tmp_path):
 
 @pytest.mark.parametrize('change, message', [
   (dict(model_type='gpt2'), 'llama, mistral, qwen2, qwen3'),
+  (dict(model_type='mixtral', num_local_experts=8), "='mixtral': is a mixture of experts, which"),
+  (dict(model_type='qwen3_moe'), "='qwen3_moe': is a mixture of experts"),
   (dict(hidden_act='gelu'), 'hidden_act'),
   (dict(rope_parameters={'rope_type': 'yarn', 'rope_theta': 1e4}), 'yarn'),
   (dict(partial_rotary_factor=0.5), 'partial_rotary_factor'),

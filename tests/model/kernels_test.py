@@ -1,5 +1,6 @@
 """Kernels of attention give what the plain one gives; one that does not is not chosen."""
 
+import dataclasses
 import re
 from functools import partial
 
@@ -111,6 +112,16 @@ def test_on_a_gpu_what_is_wrong_is_refused(call, dtype, mesh, why, trial, monkey
   with pytest.raises(InputError, match=rf"config\.model\.attention='cudnn': {why}"):
     kernels.cudnn(TINY, dtype, mesh, call=call)
   assert kernels.ATTENTIONS['plain'](TINY, dtype, mesh) is attend
+
+
+def test_a_model_that_caps_its_scores_has_the_plain_kernel(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  capped = dataclasses.replace(TINY, score_cap=50.0)
+  with pytest.raises(InputError, match="'cudnn': the kernel does not cap scores, .* 50; 'plain'"):
+    kernels.cudnn(capped, jnp.bfloat16, None, call=dense)
+  assert kernels.ATTENTIONS['plain'](capped, jnp.bfloat16, None) is attend
+  with pytest.raises(ValueError, match='does not cap'):
+    kernels.fused_attend(dense)(jnp.ones((1, 2, 2, 4)), (), 50.0)
 
 
 def test_without_a_gpu_there_is_none():

@@ -59,7 +59,8 @@ def test_attend_over_split_sources_is_one_softmax():
     np.testing.assert_allclose(found[b, t, h], expected, atol=1e-5)
 
 
-def test_gradient_of_attention_is_that_of_the_dense_formula():
+@pytest.mark.parametrize('cap', [0.0, 1.5])
+def test_gradient_of_attention_is_that_of_the_dense_formula(cap):
   """Against automatic differentiation of one softmax over all keys, queries and keys and values."""
   rng = np.random.default_rng(2)
   q, out = (rng.normal(size=(3, 5, 4, 8)).astype(np.float32) for _ in range(2))
@@ -70,7 +71,7 @@ def test_gradient_of_attention_is_that_of_the_dense_formula():
 
   def ours(q, shared, own):
     sources = attention.Source(*shared, valid), attention.Source(*own, mask)
-    return jnp.sum(attention.attend(q, sources) * out)
+    return jnp.sum(attention.attend(q, sources, cap) * out)
 
   def dense(q, shared, own):
     keys, values = (  # [KV, B, M, d], the shared ones once for each of the batch
@@ -78,6 +79,7 @@ def test_gradient_of_attention_is_that_of_the_dense_formula():
       for a, b in zip(shared, own, strict=True))
     allowed = np.concatenate([np.broadcast_to(valid, (3, 5, 6)), mask], axis=-1)
     scores = jnp.einsum('btkgd,kbmd->kgbtm', q.reshape(3, 5, 2, 2, 8), keys) / np.sqrt(8)
+    scores = cap * jnp.tanh(scores / cap) if cap else scores
     weights = jax.nn.softmax(jnp.where(allowed[None, None], scores, -jnp.inf), axis=-1)
     return jnp.sum(jnp.einsum('kgbtm,kbmd->btkgd', weights, values).reshape(out.shape) * out)
 

@@ -1,5 +1,7 @@
 """Adapters: initialisation, sizes, and settings that are refused."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -57,3 +59,14 @@ def test_sizes_of_the_papers_adapters():
 def test_senseless_settings_are_refused(lora):
   with pytest.raises(InputError, match='config.lora'):
     check_lora(lora)
+
+
+def test_targets_are_those_of_the_model():
+  """Fused blocks have other projections; a name that none has is refused before a model is read."""
+  fused = dataclasses.replace(TINY, fused=True)
+  check_lora(LoraConfig(4, 8.0, ('qkv_proj', 'o_proj', 'gate_up_proj', 'down_proj')), fused)
+  check_lora(LoraConfig(4, 8.0, PROJECTIONS), TINY)
+  for targets, config in ((('q_proj', 'o_proj'), fused), (('qkv_proj',), TINY)):
+    check_lora(LoraConfig(4, 8.0, targets))
+    with pytest.raises(InputError, match=rf"config.lora.targets.*{config.projections[0]}.*this"):
+      check_lora(LoraConfig(4, 8.0, targets), config)

@@ -226,6 +226,24 @@ def test_weighted_nll_is_its_formula_a_block_of_words_at_a_time(spread, toleranc
       weighted_nll(block, 1, hidden, head, targets, weights), expected, rtol=1e-6)
 
 
+def test_capped_logits():
+  """Logits of 3 tanh(x / 3), in blocks of 4 of 11 words: value and slope are those of autodiff."""
+  rng = np.random.default_rng(5)
+  hidden, head = (jnp.asarray(rng.normal(size=(n, 5)), jnp.float32) for n in (7, 11))
+  targets, weights = jnp.asarray(rng.integers(0, 11, 7), jnp.int32), jnp.linspace(0.1, 1.0, 7)
+
+  def reference(hidden):
+    logp = jax.nn.log_softmax(3.0 * jnp.tanh(hidden @ head.T / 3.0))
+    return -jnp.sum(weights * logp[jnp.arange(7), targets])
+
+  expected, slope = jax.value_and_grad(reference)(hidden)
+  value, gradient = jax.value_and_grad(partial(weighted_nll, 4, 1, cap=3.0))(
+    hidden, head, targets, weights)
+  np.testing.assert_allclose(value, expected, rtol=1e-6)
+  np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6)
+  assert abs(value - weighted_nll(4, 1, hidden, head, targets, weights)) > 0.1
+
+
 def test_a_head_in_parts_is_the_same():
   """12 words as two parts of 6 and three of 4, in blocks of 2 of each, and with some left over."""
   rng = np.random.default_rng(4)

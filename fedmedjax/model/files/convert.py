@@ -14,7 +14,7 @@ import numpy as np
 import transformers
 
 from fedmedjax.model.files.folder import StoredTensor
-from fedmedjax.model.llama import PROJECTIONS, LlamaConfig
+from fedmedjax.model.llama_config import LlamaConfig
 from fedmedjax.model.lora import PEFT_MODULES
 from fedmedjax.model.quant import QUANTIZATIONS
 from fedmedjax.types import InputError
@@ -27,6 +27,11 @@ class BaseModel(NamedTuple):
   params: dict  # embedding [V, D], kernels [L, D_in, D_out], perhaps quantised; see `llama.py`
   tokenizer: transformers.PreTrainedTokenizerBase
   name: str     # shown to the user
+  # What of the files was left out, in a sentence; '' = nothing.
+  left_out: str = ''
+  # The module that holds the layers in the model that transformers makes of the folder, with a
+  # point behind it: a part of the names in an adapter's file. '' = the model itself.
+  inside: str = ''
 
 
 class Placement(NamedTuple):
@@ -68,8 +73,17 @@ def _head_norm(config: LlamaConfig) -> tuple[int, ...] | None:
   return (config.head_dim,) if config.qk_norm else None
 
 
+def _norm_after(config: LlamaConfig) -> tuple[int, ...] | None:
+  return _width(config) if config.norms_after else None
+
+
+def _norm_between(config: LlamaConfig) -> tuple[int, ...] | None:
+  return None if config.norms_after else _width(config)
+
+
 def _kernel(name: str):
-  return lambda config: config.projection_shape(name)[::-1]
+  return lambda config: (
+    config.projection_shape(name)[::-1] if name in config.projections else None)
 
 
 def _bias(name: str):
@@ -84,17 +98,26 @@ _TOP = {
 _GGUF_PROJECTIONS = {
   'q_proj': 'attn_q', 'k_proj': 'attn_k', 'v_proj': 'attn_v', 'o_proj': 'attn_output',
   'gate_proj': 'ffn_gate', 'up_proj': 'ffn_up', 'down_proj': 'ffn_down',
+  'qkv_proj': 'attn_qkv', 'gate_up_proj': 'ffn_up',
 }
-# Names within a layer.
+# Names within a layer. Both formats use a name for two things: with norms after each half of a
+# block, what was the norm before the MLP is the one after attention, or the other way round.
 _LAYER = {
   ('input_norm', 'weight'): Slot(('input_layernorm.weight', 'attn_norm.weight'), _width),
-  ('post_norm', 'weight'): Slot(('post_attention_layernorm.weight', 'ffn_norm.weight'), _width),
+  ('post_norm', 'weight'): Slot(
+    ('post_attention_layernorm.weight', 'ffn_norm.weight'), _norm_between),
+  ('after_attention_norm', 'weight'): Slot(
+    ('post_attention_layernorm.weight', 'post_attention_norm.weight'), _norm_after),
+  ('before_mlp_norm', 'weight'): Slot(
+    ('pre_feedforward_layernorm.weight', 'ffn_norm.weight'), _norm_after),
+  ('after_mlp_norm', 'weight'): Slot(
+    ('post_feedforward_layernorm.weight', 'post_ffw_norm.weight'), _norm_after),
   ('q_norm', 'weight'): Slot(('self_attn.q_norm.weight', 'attn_q_norm.weight'), _head_norm),
   ('k_norm', 'weight'): Slot(('self_attn.k_norm.weight', 'attn_k_norm.weight'), _head_norm),
 } | {
   (name, ours): Slot(
     (f'{PEFT_MODULES[name]}.{theirs}', f'{_GGUF_PROJECTIONS[name]}.{theirs}'), shape(name))
-  for name in PROJECTIONS
+  for name in PEFT_MODULES
   for ours, theirs, shape in (('kernel', 'weight', _kernel), ('bias', 'bias', _bias))
 }
 HUGGING_FACE, GGUF = 0, 1

@@ -1,4 +1,4 @@
-"""GGUF files: weights, hyper-parameters and a byte-level BPE tokenizer, whole or split in parts.
+"""GGUF files: weights and hyper-parameters, whole or split in parts.
 
 Block formats are those that the gguf package dequantises (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0,
 Q5_1, Q4_K, Q6_K and more).
@@ -6,28 +6,52 @@ Q5_1, Q4_K, Q6_K and more).
 
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
-import tokenizers
-import transformers
 
 from fedmedjax.model.files.convert import GGUF, BaseModel, Placement, convert
 from fedmedjax.model.files.folder import StoredTensor
 from fedmedjax.model.files.gguf_parts import read_parts
+from fedmedjax.model.files.gguf_tokenizer import tokenizer_from_gguf
 from fedmedjax.model.files.hf_config import check_layers, settings_of
-from fedmedjax.model.llama import LlamaConfig
+from fedmedjax.model.files.rope_settings import long_rope_factor
+from fedmedjax.model.llama_config import LlamaConfig
 from fedmedjax.types import InputError
 
-# Architecture -> whether its q and k rows hold rotary pairs side by side; and features of its
-# models that no key of the file tells.
+
+class Architecture(NamedTuple):
+  """What no key of a file tells, or what holds where the file lacks a key, as llama.cpp has it."""
+
+  values: dict[str, Any] = {}   # fields of LlamaConfig
+  pairs: bool = False           # whether q and k rows hold rotary pairs side by side
+  numbers: dict[str, tuple[str, float]] = {}  # field -> key and the number where it is missing
+  partial: bool = False         # whether a part of a head may be rotated
+  window: int = 0               # the keys that a query sees where the file does not say; 0 = all
+  full_every: int = 0           # of layers with a window every n-th sees all; 0 = none of them
+  local_base: float = 0.0       # of the rotation in layers with a window; 0 = as in all
+  by_width: int = 0             # models of so many layers scale scores by width / heads
+
+
+_GEMMA = {
+  'norm_plus_one': True, 'norms_after': True, 'scaled_embedding': True, 'activation': 'gelu_tanh'}
 _ARCHITECTURES = {
-  'llama': (True, {}),
-  'qwen2': (False, {'biases': ('q_proj', 'k_proj', 'v_proj')}),
-  'qwen3': (False, {'qk_norm': True}),
+  'llama': Architecture(pairs=True),
+  'qwen2': Architecture({'biases': ('q_proj', 'k_proj', 'v_proj')}),
+  'qwen3': Architecture({'qk_norm': True}),
+  'gemma2': Architecture(
+    _GEMMA, numbers={
+      'score_cap': ('attn_logit_softcapping', 50.0),
+      'logit_cap': ('final_logit_softcapping', 30.0)},
+    window=4096, full_every=2, by_width=46),
+  'gemma3': Architecture(
+    _GEMMA | {'qk_norm': True}, numbers={'logit_cap': ('final_logit_softcapping', 0.0)},
+    full_every=6, local_base=10000.0, by_width=62),
+  'phi3': Architecture({'fused': True}, partial=True),
 }
 _ROPE_DIVISORS = 'rope_freqs.weight'
-_NO_TOKEN = 0xffffffff  # -1 where a number has no sign
+_LONG_ROPE = ('rope_factors_short.weight', 'rope_factors_long.weight')
 
 
 def load_gguf(path: Path, placement: Placement) -> BaseModel:
@@ -46,11 +70,16 @@ def load_gguf(path: Path, placement: Placement) -> BaseModel:
       if tensor.name in tensors:
         raise InputError(f'{part.path}: tensor {tensor.name!r} occurs twice')
       tensors[tensor.name] = _stored(part.path, tensor)
-  divisors = tensors.pop(_ROPE_DIVISORS, None)
+  rotation = {
+    name: tensors.pop(name) for name in (_ROPE_DIVISORS, *_LONG_ROPE) if name in tensors}
   with settings_of(str(path)):
-    config = _config_from_gguf(fields, tensors, divisors, str(path))
-    tokenizer = _tokenizer_from_gguf(fields, str(path))
-  if _ARCHITECTURES[fields['general.architecture']][0]:
+    config = _config_from_gguf(fields, tensors, rotation, str(path))
+    tokenizer = tokenizer_from_gguf(fields, parts[0].path)
+  if config.norm_plus_one:  # which the file has done already
+    tensors = {
+      name: tensor._replace(read=_less_one(tensor.read)) if name.endswith('norm.weight') else tensor
+      for name, tensor in tensors.items()}
+  if _ARCHITECTURES[fields['general.architecture']].pairs:
     for name, tensor in tensors.items():
       for part, heads in (('.attn_q.', config.num_heads), ('.attn_k.', config.num_kv_heads)):
         if part in name:
@@ -79,6 +108,11 @@ def _stored(path: Path, tensor) -> StoredTensor:
   return StoredTensor(shape, read)
 
 
+def _less_one(read):
+  """Undoes GGUF's addition of 1 to the weights of norms."""
+  return lambda rows: read(rows) - 1
+
+
 def _half_split(read, heads: int):
   """Undoes GGUF's interleaving of the rotary pairs: whole tensors only, all heads at once."""
 
@@ -91,42 +125,39 @@ def _half_split(read, heads: int):
 
 
 def _config_from_gguf(
-  fields: dict, tensors: dict[str, StoredTensor], divisors: StoredTensor | None, origin: str
+  fields: dict, tensors: dict[str, StoredTensor], rotation: dict[str, StoredTensor], origin: str
 ) -> LlamaConfig:
   """The hyper-parameters in the fields of a file, and in which tensors it has."""
-  architecture = fields['general.architecture']
-  if architecture not in _ARCHITECTURES:
+  name = fields['general.architecture']
+  if name not in _ARCHITECTURES:
+    experts = 'a mixture of experts is not computed; ' if fields.get(f'{name}.expert_count') else ''
     raise InputError(
-      f'{origin}: architecture {architecture!r}: supported are {", ".join(_ARCHITECTURES)}')
-  scaling = fields.get(f'{architecture}.rope.scaling.type', 'none')
-  if scaling != 'none':
-    raise InputError(
-      f"{origin}: rope.scaling.type={scaling!r}: 'none' and the tensor rope_freqs are supported")
+      f'{origin}: architecture {name!r}: {experts}supported are {", ".join(_ARCHITECTURES)}')
+  architecture = _ARCHITECTURES[name]
 
   def value(key: str, default=None):
-    name = f'{architecture}.{key}'
-    found = fields[name] if default is None else fields.get(name, default)
+    full = f'{name}.{key}'
+    found = fields[full] if default is None else fields.get(full, default)
     if not isinstance(found, list):
       return found
     if len(set(found)) != 1:  # one for each layer
-      raise InputError(f'{origin}: {name}={found}: the same for all layers is supported')
+      raise InputError(f'{origin}: {full}={found}: the same for all layers is supported')
     return found[0]
 
+  if value('expert_count', 0):
+    raise InputError(
+      f'{origin}: {name}.expert_count={value("expert_count")}: a mixture of experts is not '
+      'computed')
   width, heads, layers = (
     value(key) for key in ('embedding_length', 'attention.head_count', 'block_count'))
   check_layers(layers, origin)
-  head_dim = value('attention.key_length', value('rope.dimension_count', width // heads))
-  rotated = value('rope.dimension_count', head_dim)
-  if rotated != head_dim:
-    raise InputError(f'{origin}: rope.dimension_count={rotated} of {head_dim}: all are supported')
-  for key in ('rope.scale_linear', 'rope.scaling.factor'):
-    if value(key, 0.0) not in (0.0, 1.0):
-      raise InputError(f'{origin}: {key}={value(key)}: 1 is supported')
-  factors = () if divisors is None else tuple(divisors.read(slice(None)).tolist())
-  if divisors and (len(factors) != head_dim // 2 or not all(0 < x < math.inf for x in factors)):
-    raise InputError(
-      f'{origin}: tensor {_ROPE_DIVISORS!r}: {head_dim // 2} finite numbers > 0 are expected')
-  window = value('attention.sliding_window', 0)
+  whole = width // heads
+  head_dim = value('attention.key_length', whole if architecture.partial else (
+    value('rope.dimension_count', whole)))
+  windows = _windows(architecture, layers, value('attention.sliding_window', architecture.window),
+                     fields.get(f'{name}.attention.sliding_window_pattern'), origin)
+  local = float(value('rope.freq_base_swa', architecture.local_base)) if (
+    architecture.local_base and windows) else 0.0
   return LlamaConfig(
     vocab_size=tensors['token_embd.weight'].shape[0] if 'token_embd.weight' in tensors else (
       len(fields['tokenizer.ggml.tokens'])),
@@ -140,93 +171,77 @@ def _config_from_gguf(
     rope_theta=float(value('rope.freq_base', 10000.0)),
     max_position_embeddings=value('context_length'),
     tie_word_embeddings='output.weight' not in tensors,
-    rope_divisors=factors,
-    windows=(window,) * layers if window else (),
-    **_ARCHITECTURES[architecture][1],
-  )
+    windows=windows,
+    local_rope_theta=local,
+    query_scalar=width / heads if architecture.by_width == layers else 0.0,
+    **_rotation(architecture, value, head_dim, rotation, origin),
+    **{field: float(value(*given)) for field, given in architecture.numbers.items()},
+    **architecture.values)
 
 
-# How text is split before byte-pair encoding, by GGUF's names for it; None is GPT-2's own pattern.
-# smollm parts digits besides, which its vocabulary does anyway.
-_WORDS = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-  r'|\s*[\r\n]+|\s+(?!\S)|\s+')
-_GPT2 = (None, False, False)
-# name -> (pattern, whether a word that is a token is taken whole, whatever the merges would do,
-# whether texts begin with the start token where the file does not say).
-_SPLITS = {
-  'default': _GPT2, 'gpt-2': _GPT2, 'smollm': _GPT2, 'llama-bpe': (_WORDS % '{1,3}', True, True),
-  'qwen2': (_WORDS % '', False, False), 'deepseek-r1-qwen': (_WORDS % '', False, False),
-}
+def _windows(
+  architecture: Architecture, layers: int, size: int, pattern: Any, origin: str
+) -> tuple[int, ...]:
+  """Per layer, the keys that a query sees (0 = all); empty when all layers see all.
 
-# Files from before `tokenizer.ggml.pre` was invented: words of the vocabulary that tell whose it
-# is, for each architecture -> the split.
-_TOLD_BY_WORDS = {
-  'llama': {'<|begin_of_text|>': 'llama-bpe', '<reponame>': 'smollm'},
-  'qwen2': {'<|im_start|>': 'qwen2'}, 'qwen3': {'<|im_start|>': 'qwen2'},
-}
-
-
-def _split_name(fields: dict, origin: str) -> str:
-  """GGUF's name for how text is split; where the file has none, that which its words tell."""
-  if 'tokenizer.ggml.pre' in fields:
-    return fields['tokenizer.ggml.pre']
-  known = _TOLD_BY_WORDS[fields['general.architecture']]
-  words = set(fields['tokenizer.ggml.tokens'])
-  told = {split for word, split in known.items() if word in words}
-  if len(told) != 1:
+  Args:
+    architecture: its default pattern.
+    layers: L.
+    size: of the window; 0 = none.
+    pattern: every how many layers one sees all, or whether each has a window; None = the default.
+    origin: the file, for error messages.
+  """
+  if not size:
+    return ()
+  every = architecture.full_every if pattern is None else pattern
+  if not isinstance(every, list):
+    every = [not every or layer % every < every - 1 for layer in range(layers)]
+  if len(every) != layers:
     raise InputError(
-      f'{origin}: tokenizer.ggml.pre is missing, and its words do not tell how to split text; '
-      'write it into a copy, as in: gguf-new-metadata --pre-tokenizer llama-bpe OLD.gguf NEW.gguf '
-      f'({", ".join(_SPLITS)} are supported)')
-  return told.pop()
+      f'{origin}: attention.sliding_window_pattern has {len(every)} entries for {layers} layers')
+  return tuple(size if windowed else 0 for windowed in every) if any(every) else ()
 
 
-def _tokenizer_from_gguf(fields: dict, origin: str) -> transformers.PreTrainedTokenizerFast:
-  """A byte-level BPE tokenizer from GGUF metadata, as transformers rebuilds it."""
-  kind = fields['tokenizer.ggml.model']
-  if kind != 'gpt2':
-    raise InputError(f"{origin}: tokenizer model {kind!r}: 'gpt2' (byte-level BPE) is supported")
-  split = _split_name(fields, origin)
-  if split not in _SPLITS:
+def _rotation(
+  architecture: Architecture, value, head_dim: int, rotation: dict[str, StoredTensor], origin: str
+) -> dict[str, Any]:
+  """The fields of LlamaConfig that rotate beside the bases.
+
+  Args:
+    architecture: the file's.
+    value: (key, default) -> the field of the file.
+    head_dim: d.
+    rotation: its tensors of divisors, [rotated / 2], by name.
+    origin: the file, for error messages.
+  """
+  kind = value('rope.scaling.type', 'none')
+  if kind not in ('none', 'linear', 'longrope'):
     raise InputError(
-      f'{origin}: pre-tokenizer {split!r}: {", ".join(_SPLITS)} are supported; use the safetensors '
-      'folder of the model')
-  words = fields['tokenizer.ggml.tokens']
-  merges = [tuple(merge.split(' ')) for merge in fields['tokenizer.ggml.merges']]
-  pattern, whole_words, starts = _SPLITS[split]
-  try:
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(
-      vocab={word: index for index, word in enumerate(words)}, merges=merges,
-      ignore_merges=whole_words))
-  except Exception as error:  # the library raises bare exceptions
-    raise InputError(f'{origin}: its tokenizer cannot be rebuilt: {error}') from None
-  steps = tokenizers.pre_tokenizers
-  backend.pre_tokenizer = steps.ByteLevel(add_prefix_space=False) if pattern is None else (
-    steps.Sequence([
-      steps.Split(tokenizers.Regex(pattern), 'isolated'),
-      steps.ByteLevel(add_prefix_space=False, use_regex=False)]))
-  backend.decoder = tokenizers.decoders.ByteLevel()
-  kinds = fields['tokenizer.ggml.token_type']
-  if len(kinds) != len(words):
-    raise InputError(
-      f'{origin}: tokenizer.ggml.token_type has {len(kinds)} entries for {len(words)} tokens')
-  # Both are taken whole wherever a text has them; control tokens mean something to the model.
-  for kind, special in ((gguf.TokenType.CONTROL, True), (gguf.TokenType.USER_DEFINED, False)):
-    backend.add_tokens([
-      tokenizers.AddedToken(word, special=special, normalized=False)
-      for word, number in zip(words, kinds, strict=True) if number == kind])
-
-  def named(key: str) -> str | None:
-    index = fields.get(f'tokenizer.ggml.{key}_token_id', _NO_TOKEN)
-    if index in (_NO_TOKEN, -1):
-      return None
-    if not 0 <= index < len(words):
+      f"{origin}: rope.scaling.type={kind!r}: 'none', 'linear', 'longrope' and the tensor "
+      'rope_freqs are supported')
+  rotated = value('rope.dimension_count', head_dim)
+  if rotated != head_dim and not (architecture.partial and 0 < rotated < head_dim and (
+      rotated % 2 == 0)):
+    raise InputError(f'{origin}: rope.dimension_count={rotated} of {head_dim}: all are supported')
+  factor = float(value('rope.scaling.factor', value('rope.scale_linear', 0.0)) or 1.0)
+  divisors = {}
+  for name, tensor in rotation.items():
+    divisors[name] = tuple(tensor.read(slice(None)).tolist())
+    if len(divisors[name]) != rotated // 2 or not all(0 < x < math.inf for x in divisors[name]):
       raise InputError(
-        f'{origin}: tokenizer.ggml.{key}_token_id={index}: there are {len(words)} tokens')
-    return words[index]
-
-  return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=backend, bos_token=named('bos'), eos_token=named('eos'),
-    unk_token=named('unknown'), pad_token=named('padding'),
-    add_bos_token=bool(fields.get('tokenizer.ggml.add_bos_token', starts)))
+        f'{origin}: tensor {name!r}: {rotated // 2} finite numbers > 0 are expected')
+  fields = {'rotary_dim': 0 if rotated == head_dim else rotated}
+  long = [divisors.get(name) for name in _LONG_ROPE]
+  if all(long):
+    original = value('rope.scaling.original_context_length')
+    context = value('context_length')
+    return fields | {
+      'rope_divisors': long[0], 'long_rope_divisors': long[1], 'rope_original': original,
+      'rope_factor': float(value(
+        'rope.scaling.attn_factor', long_rope_factor(context, original)))}
+  if any(long) or kind == 'longrope' or factor != 1.0 and (divisors or not 0 < factor < math.inf):
+    raise InputError(
+      f'{origin}: rope.scaling.type={kind!r}, rope.scaling.factor={factor:g} and the tensors '
+      f'{sorted(divisors)}: a factor, rope_freqs or both of {", ".join(_LONG_ROPE)} are supported')
+  return fields | {'rope_divisors': divisors.get(_ROPE_DIVISORS, ()) if factor == 1.0 else (
+    (factor,) * (rotated // 2))}

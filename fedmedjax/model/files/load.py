@@ -36,8 +36,8 @@ from fedmedjax.model.files.folder import (
 )
 from fedmedjax.model.files.gguf import load_gguf
 from fedmedjax.model.files.gguf_parts import part_files
-from fedmedjax.model.files.hf_config import config_from_hugging_face
-from fedmedjax.model.llama import LlamaConfig
+from fedmedjax.model.files.hf_config import WITH_VISION, config_from_hugging_face
+from fedmedjax.model.llama_config import LlamaConfig
 from fedmedjax.model.quant import check_quantization
 from fedmedjax.types import InputError
 
@@ -47,6 +47,13 @@ _FLOAT32 = Placement()
 _BODY = 'model.'
 _EMBEDDING, _HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
 _ROWS = 4096  # of an embedding, read at once
+# Of a model that sees images, too: how the names of its language model's tensors begin, as old and
+# as new programs save it, and what takes that place; and all names of the rest.
+_LANGUAGE = (
+  ('language_model.model.', _BODY), ('language_model.lm_head.', 'lm_head.'),
+  ('model.language_model.', _BODY))
+_VISION = re.compile(r'(model\.)?(vision_tower|multi_modal_projector)\..*')
+_INSIDE = 'language_model.'
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+(@[\w./-]+)?')
 _HUB_FILES = ('config.json', 'generation_config.json', '*.safetensors', INDEX, 'tokenizer*',
               'special_tokens_map.json', 'vocab.json', 'merges.txt', 'added_tokens.json')
@@ -131,8 +138,13 @@ def _hub_folder(name: str) -> Path:
 
 def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
   """The model of a folder in Hugging Face's layout; `name` is shown to the user."""
-  config = config_from_hugging_face(read_settings(folder), f'{folder}/config.json')
-  config, tensors = _with_its_head(config, _whole_names(config, stored_tensors(folder)))
+  settings = read_settings(folder)
+  config = config_from_hugging_face(settings, f'{folder}/config.json')
+  stored, sees = stored_tensors(folder), settings.get('model_type') in WITH_VISION
+  left_out = ''
+  if sees:
+    stored, left_out = _language_model(stored, folder)
+  config, tensors = _with_its_head(config, _whole_names(config, stored))
   # Before the tokenizer and the long reading: mistakes show at once.
   check_tensors(config, tensors, HUGGING_FACE, str(folder))
   tokenizer = load_tokenizer(folder)
@@ -140,7 +152,26 @@ def _load_folder(folder: Path, placement: Placement, name: str) -> BaseModel:
     params = convert(config, tensors, HUGGING_FACE, placement, str(folder))
   except (safetensors.SafetensorError, OSError) as error:
     raise InputError(f'{folder}: damaged safetensors file: {error}') from None
-  return BaseModel(config, params, tokenizer, name)
+  return BaseModel(config, params, tokenizer, name, left_out, _INSIDE if sees else '')
+
+
+def _language_model(
+  tensors: dict[str, StoredTensor], folder: Path
+) -> tuple[dict[str, StoredTensor], str]:
+  """(tensors of the language model, such as [D_out, D_in], by its own names, what was left out)."""
+  kept, vision = {}, 0
+  for name, tensor in tensors.items():
+    if _VISION.fullmatch(name):
+      vision += 1
+      continue
+    ours = next((to + name.removeprefix(begin) for begin, to in _LANGUAGE
+                 if name.startswith(begin)), name)
+    if ours in kept:
+      raise InputError(f'{folder}: tensor {ours!r} of the language model occurs twice')
+    kept[ours] = tensor
+  return kept, (
+    f'{folder}: of this model, which sees images, the language model is used; its vision tower, '
+    f'{vision} tensors, is left out' if vision else '')
 
 
 def _whole_names(

@@ -18,7 +18,7 @@ import safetensors
 
 from fedmedjax.model.files.folder import check_dtype, check_pointer, write_folder
 from fedmedjax.model.files.hf_config import settings_of
-from fedmedjax.model.llama import LlamaConfig
+from fedmedjax.model.llama_config import LlamaConfig
 from fedmedjax.model.lora import PEFT_MODULES, LoraConfig, check_lora
 from fedmedjax.types import InputError
 
@@ -26,7 +26,7 @@ from fedmedjax.types import InputError
 # some programs save as it is; PEFT's files leave it out. In front of the layers stands what was
 # wrapped around the model.
 _KEY = re.compile(
-  r'(?P<around>(?:(?:base_model|model|module|_orig_mod)\.)*)layers\.(?P<layer>\d+)\.'
+  r'(?P<around>(?:(?:base_model|model|module|_orig_mod|language_model)\.)*)layers\.(?P<layer>\d+)\.'
   r'(?P<module>(?:self_attn|mlp)\.(?P<projection>\w+))\.lora_(?P<factor>[AB])'
   r'(?:\.(?P<adapter>[^.]+))?\.weight')
 
@@ -41,11 +41,14 @@ _FOREIGN = (
 _RESIDUAL_INITS = re.compile(r'(pissa|olora|corda|loftq|lora_ga).*', re.IGNORECASE)
 
 
-def _peft_key(layer: int, name: str, factor: str) -> str:
-  return f'base_model.model.model.layers.{layer}.{PEFT_MODULES[name]}.lora_{factor}.weight'
+def _peft_key(layer: int, name: str, factor: str, inside: str = '') -> str:
+  return (
+    f'base_model.model.model.{inside}layers.{layer}.{PEFT_MODULES[name]}.lora_{factor}.weight')
 
 
-def save_peft(adapter: dict, lora: LoraConfig, folder: Path, base_name: str) -> None:
+def save_peft(
+  adapter: dict, lora: LoraConfig, folder: Path, base_name: str, inside: str = ''
+) -> None:
   """Writes an adapter as `peft.PeftModel.from_pretrained` reads it.
 
   Args:
@@ -55,6 +58,7 @@ def save_peft(adapter: dict, lora: LoraConfig, folder: Path, base_name: str) -> 
     lora: rank and alpha (the scale), targets.
     folder: made when absent; each file is replaced atomically.
     base_name: written as `base_model_name_or_path`; PEFT shows it, it is not loaded from there.
+    inside: `BaseModel.inside`; what lies outside of it is told not to be adapted.
   """
   tensors, ranks, alphas = {}, {}, {}
   for name, factors in adapter['layers'].items():
@@ -65,7 +69,7 @@ def save_peft(adapter: dict, lora: LoraConfig, folder: Path, base_name: str) -> 
     # a [L, in, r] and b [L, r, out] become [r, in] and [out, r], contiguous as the format asks.
     for factor, values in (('A', factors['a']), ('B', factors['b'])):
       for layer, matrix in enumerate(np.asarray(values)):
-        tensors[_peft_key(layer, name, factor)] = np.ascontiguousarray(matrix.T)
+        tensors[_peft_key(layer, name, factor, inside)] = np.ascontiguousarray(matrix.T)
   settings = {
     'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base_name,
     'r': lora.rank, 'lora_alpha': lora.alpha, 'rank_pattern': ranks, 'alpha_pattern': alphas,
@@ -73,6 +77,9 @@ def save_peft(adapter: dict, lora: LoraConfig, folder: Path, base_name: str) -> 
     'fan_in_fan_out': False, 'use_rslora': lora.use_rslora, 'use_dora': False,
     'inference_mode': True, 'init_lora_weights': True,
   }
+  if inside:  # the targets' names occur in the vision tower, too
+    settings['target_modules'] = (
+      rf'.*{re.escape(inside)}layers\.\d+\.\w+\.({"|".join(sorted(lora.targets))})')
   write_folder(
     folder, tensors, 'adapter_model.safetensors', settings, 'adapter_config.json')
 
@@ -202,6 +209,7 @@ def _pairs(
   for key, values in tensors.items():
     match = _KEY.fullmatch(key)
     if (not match or PEFT_MODULES.get(match['projection']) != match['module']
+        or match['projection'] not in config.projections
         or int(match['layer']) >= config.num_layers):
       raise InputError(f'{folder}: unknown tensor {key!r} for this model in the adapter file')
     by_place.setdefault((match['projection'], int(match['layer'])), {})[match['factor']] = values

@@ -4,10 +4,13 @@ What transformers makes of the same folder is the reference, by the weights that
 """
 
 import contextlib
+import copy
 import json
+import re
 import shutil
 import warnings
 
+import jax
 import numpy as np
 import peft
 import pytest
@@ -21,7 +24,8 @@ from fedmedjax.model.files import gguf, load
 from fedmedjax.model.files.convert import check_tensors
 from fedmedjax.model.files.folder import INDEX
 from fedmedjax.model.files.load import load_model, model_files
-from fedmedjax.model.files.peft import load_peft
+from fedmedjax.model.files.peft import load_peft, save_peft
+from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.types import InputError
 
 HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
@@ -300,6 +304,70 @@ def test_a_gguf_that_does_not_say_how_it_splits_text(architecture, words, split,
   found, expected = (
     load_model(file).tokenizer.backend_tokenizer.to_str() for file in (path, said))
   assert found == expected
+
+
+@pytest.fixture(scope='module')
+def seeing(tmp_path_factory):
+  """(transformers' model that sees images, too, as MedGemma does, its folder)."""
+  text = FAMILIES['gemma3'].to_dict() | dict(final_logit_softcapping=None)
+  config = transformers.Gemma3Config(text_config=text, vision_config=dict(
+    model_type='siglip_vision_model', hidden_size=8, intermediate_size=12, num_hidden_layers=1,
+    num_attention_heads=2, image_size=28, patch_size=14), mm_tokens_per_image=4)
+  torch.manual_seed(0)
+  model = transformers.Gemma3ForConditionalGeneration(config).eval()
+  folder = tmp_path_factory.mktemp('seeing')
+  model.config.vocab_size = VOCABULARY
+  save(model, folder)
+  return model, folder
+
+
+@pytest.mark.parametrize('names', ['as saved', 'as newer programs save them'])
+def test_of_a_model_that_sees_its_language_model_is_read(seeing, names, tmp_path):
+  """All its tensors, its settings, and one sentence on what was left out."""
+  model, folder = seeing
+  if names != 'as saved':
+    folder = changed(folder, tmp_path / 'new', lambda tensors: [
+      tensors.update({_newer(name): tensors.pop(name)}) for name in list(tensors)])
+  found = load_model(folder)
+  theirs = {
+    f'model.{name}': values for name, values in model.model.language_model.state_dict().items()}
+  assert found.params.keys() == theirs.keys()
+  for name, values in theirs.items():
+    np.testing.assert_array_equal(found.params[name], values.numpy())
+  alone = save(build(model.config.text_config), tmp_path / 'alone')
+  assert found.config == load_model(alone).config and not load_model(alone).left_out
+  assert 'its vision tower, ' in found.left_out and found.inside == 'language_model.'
+  with pytest.raises(InputError, match='unknown tensor .audio.weight'):
+    load_model(changed(folder, tmp_path / 'odd', lambda tensors: tensors.update(
+      {'audio.weight': torch.ones(2)})))
+
+
+def _newer(name):
+  name = name.replace('language_model.model.', 'model.language_model.')
+  return f'model.{name}' if name.startswith(('vision_tower', 'multi_modal')) else name
+
+
+def test_an_adapter_of_a_model_that_sees(seeing, tmp_path):
+  """PEFT puts ours into the language model of the whole model, and into nothing else."""
+  model, folder = seeing
+  base = load_model(folder)
+  lora = LoraConfig(2, 4.0, ('q_proj', 'down_proj'))
+  adapter = jax.tree.map(lambda x: x + 0.5, init_adapter(jax.random.key(0), base.config, lora))
+  save_peft(adapter, lora, tmp_path, 'tiny', base.inside)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    for kind in (DeprecationWarning, FutureWarning):  # PEFT's own, not of missing weights
+      warnings.filterwarnings('ignore', category=kind)
+    tuned = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path)
+  found = {key: x for key, x in tuned.named_parameters() if '.lora_' in key}
+  assert len(found) == 2 * 2 * 3 and all('.language_model.layers.' in key for key in found)
+  for key, values in found.items():
+    layer, name, factor = re.search(r'layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])', key).groups()
+    np.testing.assert_array_equal(
+      values.detach().numpy().T, adapter['layers'][name][factor.lower()][int(layer)])
+  back, again = load_peft(tmp_path, base.config)
+  assert again == lora._replace(targets=('down_proj', 'q_proj'))
+  jax.tree.map(np.testing.assert_array_equal, back, adapter)
 
 
 @pytest.fixture(scope='module')

@@ -4,6 +4,9 @@ No weights: of a model that transformers builds from the same settings, on the d
 names and shapes of its tensors, its rotary frequencies, its epsilon and its windows are compared.
 """
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ import transformers
 from families import FAMILIES
 
 from fedmedjax.model.files.convert import HUGGING_FACE, expected_shapes, tensor_names
-from fedmedjax.model.files.hf_config import config_from_hugging_face
+from fedmedjax.model.files.hf_config import config_from_hugging_face, to_hugging_face
 from fedmedjax.model.llama import rope_frequencies
 from fedmedjax.types import InputError
 
@@ -22,26 +25,30 @@ LLAMA3 = {'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0}
 def written(name: str) -> dict:
   """What transformers writes for a family, with heads that every default's groups divide."""
   settings = FAMILIES[name].to_dict() | dict(hidden_size=128, num_attention_heads=32)
+  if name == 'phi3':  # its factors fit one width of heads
+    settings |= dict(rope_parameters=None, partial_rotary_factor=1.0)
   return {key: value for key, value in settings.items() if key not in ('dtype', 'layer_types')}
 
 
 def theirs(settings: dict):
   """(tensors {name: shape}, frequencies, epsilon, windows) of transformers' model, or None."""
   try:
-    config = transformers.CONFIG_MAPPING[settings['model_type']].from_dict(
-      {key: value for key, value in settings.items() if key != 'model_type'})
+    config = transformers.CONFIG_MAPPING[settings['model_type']].from_dict(copy.deepcopy(
+      {key: value for key, value in settings.items() if key != 'model_type'}))
     with torch.device('meta'):
       model = transformers.AutoModelForCausalLM.from_config(config)
     rotary = type(model.model.rotary_emb)(config)
+    frequencies = getattr(rotary, 'inv_freq', getattr(rotary, 'full_attention_inv_freq', None))
   except Exception:
     return None
   shapes = {name: tuple(values.shape) for name, values in model.named_parameters()}
   layers = model.model.layers
   windows = [
-    (config.sliding_window if config.model_type == 'mistral' else
+    (config.sliding_window if config.model_type in ('mistral', 'phi3') else
      getattr(layer.self_attn, 'sliding_window', None)) or 0 for layer in layers]
-  return (shapes, rotary.inv_freq.double().numpy(), model.model.norm.variance_epsilon,
-          tuple(windows) if any(windows) else ())
+  norm = model.model.norm
+  return (shapes, frequencies.double().numpy(), getattr(norm, 'variance_epsilon', norm.__dict__.get(
+    'eps')), tuple(windows) if any(windows) else ())
 
 
 def ours(settings: dict):
@@ -64,7 +71,7 @@ def assert_same(settings: dict) -> None:
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
 
 
-NAMES = ('llama31', 'mistral', 'qwen2', 'qwen3')
+NAMES = ('llama31', 'mistral', 'qwen2', 'qwen3', 'gemma2', 'gemma3', 'phi3')
 KEYS = ('rms_norm_eps', 'head_dim', 'num_key_value_heads', 'attention_bias', 'mlp_bias',
         'rope_parameters', 'sliding_window', 'use_sliding_window', 'max_window_layers',
         'tie_word_embeddings', 'hidden_act', 'max_position_embeddings', 'num_hidden_layers')
@@ -78,15 +85,21 @@ def test_what_a_file_leaves_out(name):
     assert_same({k: value for k, value in whole.items() if k != key})
   assert_same({k: value for k, value in whole.items() if k not in KEYS})
   for key in ('num_key_value_heads', 'rope_parameters', 'sliding_window'):
-    assert_same(whole | {key: None})
-  # Qwen2 stumbles over a null there; the width over the heads is what it would take.
-  if name == 'qwen2':
+    # A Gemma has layers with a window, and without its size fails once it reads a text.
+    if key == 'sliding_window' and name.startswith('gemma'):
+      with pytest.raises(InputError, match='layer_types'):
+        config_from_hugging_face(whole | {key: None}, 'config.json')
+    else:
+      assert_same(whole | {key: None})
+  # Qwen2 and Phi-3 stumble over a null there; the width over the heads is what they would take.
+  if name in ('qwen2', 'phi3'):
     assert ours(whole | dict(head_dim=None))[0] == theirs(whole | dict(head_dim=4))[0]
   else:
     assert_same(whole | dict(head_dim=None))
 
 
 @pytest.mark.parametrize('change', [
+  dict(rope_scaling={'rope_type': 'linear', 'factor': 2.0}),
   dict(attention_bias=True), dict(mlp_bias=True), dict(head_dim=12), dict(hidden_act='swish'),
   # The rotation in two places, new and old.
   dict(rope_theta=7e3), dict(rope_scaling={'rope_type': 'default', 'rope_theta': 9e3}),
@@ -107,6 +120,21 @@ def test_settings_that_contradict_each_other(change):
     assert_same(written(name) | change)
 
 
+@pytest.mark.parametrize('name', FAMILIES)
+def test_what_is_written_for_weights_without_a_config_is_read_back(name):
+  """As for a GGUF file: biases beside a family's fixed ones and Llama 3.1's divisors excepted."""
+  config = config_from_hugging_face(FAMILIES[name].to_dict(), 'config.json')
+  if config.rope_divisors and name.startswith('llama3'):
+    with pytest.raises(InputError, match='scaled rotary frequencies of a GGUF file'):
+      to_hugging_face(config, 'm.gguf')
+    config = dataclasses.replace(config, rope_divisors=())
+  if name in ('llama_biased', 'gemma3'):
+    with pytest.raises(InputError, match='no Hugging Face model type has this'):
+      to_hugging_face(config, 'm.gguf')
+    config = dataclasses.replace(config, biases=())
+  assert config_from_hugging_face(to_hugging_face(config, 'm.gguf'), 'config.json') == config
+
+
 def test_layer_types_beside_a_window():
   """Mistral has one window for all layers, whatever they say; a Qwen's layers may differ."""
   mixed = ['full_attention', 'sliding_attention', 'full_attention']
@@ -125,7 +153,8 @@ def test_layer_types_beside_a_window():
   (dict(layer_types=['full_attention'] * 2), 'layer_types|number of layers'),
   (dict(partial_rotary_factor=0.5), 'partial_rotary_factor'),
   (dict(rope_parameters={'rope_theta': 1e4, 'partial_rotary_factor': 0.5}), 'partial_rotary'),
-  (dict(rope_scaling={'type': 'linear', 'factor': 2.0}), "rope_type='linear'"),
+  (dict(rope_scaling={'type': 'dynamic', 'factor': 2.0}), "rope_type='dynamic'"),
+  (dict(rope_scaling={'type': 'linear', 'factor': -2.0}), 'finite numbers > 0|not a usable'),
   (dict(num_hidden_layers=10**9), '1000000000 layers'),
 ])
 def test_what_neither_computes_is_named(change, message):

@@ -68,6 +68,8 @@ def write_gguf(path, folder, architecture='llama', kind=TYPES.F32, extra=None, r
       tensor_names(config, HUGGING_FACE), tensor_names(config, GGUF), strict=True)}
   for theirs, ours in names.items():
     values = tensors[ours].astype(np.float32)
+    if architecture.startswith('gemma') and theirs.endswith('norm.weight'):
+      values = values + 1
     for part, heads in (('attn_q.', config.num_heads), ('attn_k.', config.num_kv_heads)):
       if architecture == 'llama' and part in theirs:
         halves = values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:])
@@ -105,6 +107,81 @@ def test_gguf_is_the_same_model_as_its_folder(name, architecture, tmp_path):
   same = {'rope_divisors': (), 'rope_theta': 0.0, 'rms_norm_eps': 0.0}
   assert {**vars(found.config), **same} == {**vars(whole.config), **same}
   jax.tree.map(np.testing.assert_array_equal, found.params, whole.params)
+
+
+def _keys(**values):
+  """A change of a GGUF writer: `name(value)` of its methods add_`name`."""
+  def change(writer):
+    for name, value in values.items():
+      getattr(writer, f'add_{name}')(value)
+  return change
+
+
+# What llama.cpp's converter writes of each family beside the shapes. It writes no scale of scores,
+# which it takes for the width of a head.
+_WRITTEN = {
+  'gemma2': _keys(sliding_window=12, attn_logit_softcapping=3.0, final_logit_softcapping=7.0),
+  'gemma3': _keys(
+    sliding_window=12, sliding_window_pattern=2, final_logit_softcapping=9.0,
+    rope_scaling_factor=4.0, rope_scaling_type=gguf.RopeScalingType.LINEAR, rope_freq_base_swa=2e3),
+  'phi3': _keys(
+    sliding_window=12, rope_dimension_count=4, rope_scaling_orig_ctx_len=64,
+    rope_scaling_attn_factors=1.3),
+}
+
+
+@pytest.mark.parametrize('name', _WRITTEN)
+def test_gguf_of_other_families(name, tmp_path):
+  """The same model as its folder; weights of norms lose what adding 1 to them rounds away."""
+  settings = FAMILIES[name].to_dict() | dict(attention_bias=False)
+  settings['query_pre_attn_scalar'] = settings.get('head_dim')
+  folder = save(build(type(FAMILIES[name]).from_dict(settings)), tmp_path / 'folder')
+  whole = load_model(folder)
+  long = {'rope_factors_short.weight': whole.config.rope_divisors,
+          'rope_factors_long.weight': whole.config.long_rope_divisors}
+  found = load_model(write_gguf(
+    tmp_path / 'm.gguf', folder, name, change=_WRITTEN[name], extra={
+      key: np.asarray(values, np.float32) for key, values in long.items()} if (
+        whole.config.long_rope_divisors) else {}))
+  for key, value in vars(whole.config).items():
+    if key == 'query_scalar':
+      assert value in (0, whole.config.head_dim) and found.config.query_scalar == 0
+    elif isinstance(value, str | bool):
+      assert getattr(found.config, key) == value, key
+    elif value and isinstance(value, tuple) and isinstance(value[0], str):
+      assert getattr(found.config, key) == value, key
+    else:
+      np.testing.assert_allclose(getattr(found.config, key), value, rtol=1e-6, err_msg=key)
+  jax.tree_util.tree_map_with_path(
+    lambda path, one, two: np.testing.assert_allclose(
+      one, two, rtol=0, atol=2e-7 if 'norm' in str(path) else 0, err_msg=str(path)),
+    found.params, whole.params)
+
+
+@pytest.mark.parametrize('name, controls, tokens', [
+  ('gemma2', ['<pad>', '<eos>', '<bos>', '<unk>', '<mask>'], [2, 8, 9, 4, 8]),
+  ('phi3', ['<pad>', '</s>', '<s>', '<unk>', '<|end|>'], [2, 9, 9, 4, 9])])
+def test_sentence_pieces_of_a_gguf(name, controls, tokens, tmp_path):
+  """A vocabulary of a, b, ab and _ab: Gemma's texts begin as they are, Phi's with a blank."""
+  words = [*controls, '\u2581', 'a', 'b', 'ab', '\u2581ab']
+  words += [f'<unused{i}>' for i in range(97 - len(words))]
+
+  def pieces(writer):
+    for key in ('model', 'tokens', 'token_type', 'merges', 'pre', 'eos_token_id'):
+      writer.kv_data[0].pop(f'tokenizer.ggml.{key}')
+    writer.add_tokenizer_model('llama')
+    writer.add_token_list(words)
+    writer.add_token_scores([-float(i) for i in range(97)][::-1 if name == 'phi3' else 1])
+    writer.add_token_types([3, 3, 3, 2, 3] + [1] * 92)
+    for add, number in ((writer.add_bos_token_id, 2), (writer.add_eos_token_id, 1),
+                        (writer.add_unk_token_id, 3), (writer.add_pad_token_id, 0)):
+      add(number)
+    writer.add_add_bos_token(True)
+
+  folder = save(build(FAMILIES[name]), tmp_path / 'folder')
+  tokenizer = load_model(write_gguf(tmp_path / 'm.gguf', folder, name, change=pieces)).tokenizer
+  assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (1, 2)
+  assert tokenizer(f'ab ab{controls[4]}ab')['input_ids'] == tokens
 
 
 # Largest error of a value as a share of its block's largest magnitude: half a step (Q8_0: 1/254;
