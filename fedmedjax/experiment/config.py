@@ -11,6 +11,7 @@ from fedmedjax.data import partition
 from fedmedjax.data.formats.corpora import CORPORA, SiteFolder
 from fedmedjax.data.formats.readers import FORMATS
 from fedmedjax.data.pack import LOSS_ON
+from fedmedjax.data.schema import read_schema
 from fedmedjax.data.synthetic.cohorts import COHORTS
 from fedmedjax.data.tasks import STYLES, TASKS
 from fedmedjax.experiment.checks import (
@@ -42,7 +43,7 @@ from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.quant import QUANTIZATIONS
-from fedmedjax.types import ENTITY_TYPES, InputError
+from fedmedjax.types import InputError
 
 # build.py maps these names to values and imports too much for here; a test holds both together.
 LEARNERS = ('lora', 'bert', 'tagger')
@@ -74,7 +75,7 @@ CHECKS = {
     "a tuple of dict(name='st_mary', path='notes/st_mary', format='brat', mapping='schema')"),
   'data.seed': Check(
     lambda v: type(v) is int and -1 <= v < 2**32, f'an integer >= -1 and <= {2**32 - 1}'),
-  'data.root': TEXT, 'data.sites': names(1), 'data.external': names(0),
+  'data.root': TEXT, 'data.schema': TEXT, 'data.sites': names(1), 'data.external': names(0),
   'data.tasks': Check(lambda v: v in TASK_SETS, "('ner',), ('re',) or ('ner', 're')"),
   'data.site_tasks': Check(
     lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
@@ -159,7 +160,7 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
   for key, check in CHECKS.items():
     if not check.allows(values[key]):
       raise InputError(f'config.{key}={values[key]!r}: {check.wording} is allowed')
-  _check_folders(values['data.folders'])
+  _check_folders(values['data.folders'], read_schema(values['data.schema']).types)
   both = set(values['data.sites']) & set(values['data.external'])
   if both:
     raise InputError(
@@ -263,7 +264,7 @@ def _expression(value: Any) -> bool:
     return False
 
 
-def _check_folders(folders: Sequence[Mapping]) -> None:
+def _check_folders(folders: Sequence[Mapping], types: Sequence[str]) -> None:
   keys = {
     'name': Check(lambda v: isinstance(v, str) and SITE_NAME.fullmatch(v)
                   and v not in (*COHORTS, *CORPORA, *_RESERVED),
@@ -271,8 +272,8 @@ def _check_folders(folders: Sequence[Mapping]) -> None:
     'path': _PLACE, 'format': one_of(tuple(FORMATS)), 'mapping': _PLACE,
     'test_share': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
     'annotated': Check(
-      lambda v: isinstance(v, tuple | list) and all(name in ENTITY_TYPES for name in v),
-      f'a tuple of some of {", ".join(ENTITY_TYPES)}, or ()'),
+      lambda v: isinstance(v, tuple | list) and all(name in types for name in v),
+      f'a tuple of some of {", ".join(types)}, or ()'),
     'source': Check(_expression, 'a regular expression with at most one group')}
   needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)
   for i, site in enumerate(folders):

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from fedmedjax.data.formats.mapping import MODIFIERS, SHIPPED, read_mapping
+from fedmedjax.data.formats.mapping import FILES, read_mapping
 from fedmedjax.data.formats.readers import FORMATS
-from fedmedjax.types import InputError
+from fedmedjax.types import PAPER, InputError
 
 KB = {
   'id': '0', 'document_id': 'd',
@@ -228,13 +228,13 @@ def test_damaged_mappings(tmp_path):
   from importlib import resources
   path = tmp_path / 'x.toml'
   shipped = resources.files('fedmedjax.data.formats').joinpath('mappings')
-  texts = [shipped.joinpath(f'{name}.toml').read_text() for name in SHIPPED]
+  texts = [shipped.joinpath(f'{name}.toml').read_text() for name in FILES]
   for number in range(MANY):
     rng = random.Random(number)
     path.write_bytes(damaged_text(rng, rng.choice(texts)))
     try:
       mapping = read_mapping(path)
-      assert set().union(*mapping.modifiers.values()) <= set(MODIFIERS), number
+      assert set().union(*mapping.modifiers.values()) <= set(PAPER.kinds), number
     except InputError as error:
       assert '\n' not in str(error) and re.search(r'x.toml:\d+: ', str(error)), (number, error)
     except Exception as error:
