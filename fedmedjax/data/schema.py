@@ -24,6 +24,7 @@ from typing import Any
 from fedmedjax.data.formats.files import read_text
 from fedmedjax.types import PAPER, EntityType, InputError, RelationType, Schema
 
+FILE = 'schema.toml'  # the schema of a run, in its folder
 _FOLDER = resources.files('fedmedjax.data').joinpath('schemas')
 SHIPPED = sorted(
   file.name.removesuffix('.toml') for file in _FOLDER.iterdir() if file.name.endswith('.toml'))

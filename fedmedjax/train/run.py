@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax import report, tree
+from fedmedjax.data.schema import read_schema
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.build import load_data, options, prepare
@@ -32,8 +33,10 @@ from fedmedjax.train.fingerprint import (
   compare_inputs,
   fingerprint,
   own_checksums,
+  schema_checksum,
   starting_adapter,
   write_own_parts,
+  write_schema,
 )
 from fedmedjax.train.loop import CHECKPOINTS, StepDisplay, Trained, planned, train
 from fedmedjax.train.memory import Plan
@@ -76,7 +79,8 @@ def run(
   mine = own_parts(settings, own)
   finished = check_continued(workdir, settings, rounds, mine)
   if finished and finished['rounds'] == rounds:
-    given = starting_adapter(config) | own_checksums(mine)
+    given = starting_adapter(config) | own_checksums(mine) | schema_checksum(
+      read_schema(config.data.schema))
     compare_inputs(workdir, given, only=given)
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
@@ -103,6 +107,7 @@ def run(
     check_inputs(workdir, inputs)
     files.claim(workdir, settings)
     write_own_parts(workdir, mine)
+    write_schema(workdir, data.schema)
     summary = _carried_out(study, workdir, reporter, display, plan, times)
     report.freshen(workdir, config.report.examples)
     return summary
@@ -148,7 +153,8 @@ def _carried_out(
   for name in ('summary.json', report.FILE):
     (workdir / name).unlink(missing_ok=True)
   files.write_json(workdir / report.SITES, used(
-    study.data.sites, study.data.tested, study.data.external, study.data.server))
+    study.data.sites, study.data.tested, study.data.external, study.data.server,
+    study.data.schema))
   rounds = study.options.rounds
   with reporter.live():
     zero_shot, few = None, study.options.max_zero_shot
