@@ -50,6 +50,8 @@ setup(
     'api': ['openai>=2'],
     # Sites in the format 'datasets': saved data sets and Parquet files.
     'datasets': ['datasets>=4'],
+    # Sites in the format 'uima', and predict's formats uima_xmi and uima_json.
+    'uima': ['dkpro-cassis>=0.12'],
     # Peers of scripts/bench_*.py.
     'bench': ['peft', 'torch', 'flwr[simulation]'],
     # Oracles of the tests; the package never imports torch. This build of it is CPU only on
@@ -59,6 +61,6 @@ setup(
       'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'torch==2.13.0', 'peft', 'qwix',
       'flwr[simulation]', 'openai>=2', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate',
       'nbclient', 'ipykernel',
-      'datasets>=4', 'tensorboardX'],
+      'datasets>=4', 'dkpro-cassis>=0.12', 'tensorboardX'],
   },
 )

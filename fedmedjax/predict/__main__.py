@@ -11,8 +11,9 @@ from absl import flags
 
 from fedmedjax.runtime.cli import guarded, read_flags, set_up
 
-# Names in predict.records.FORMS, which imports too much for --help; a test holds both together.
-FORMATS = ('brat', 'jsonl', 'html')
+# Names in predict.forms.FORMS, which imports too much for --help; a test holds both together.
+FORMATS = ('brat', 'jsonl', 'html', 'label_studio', 'doccano', 'uima_xmi', 'uima_json', 'csv',
+           'parquet')
 
 
 def define(values: flags.FlagValues) -> None:
@@ -20,9 +21,12 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(name, default, meaning, flag_values=values)
 
   text('adapter', None, "A run's adapter, or its workdir.")
-  text('input', None, 'Folder of notes: .txt files in UTF-8, in any sub-folders.')
+  text('input', None, 'Folder of notes: .txt files in UTF-8, in any sub-folders; or a file of '
+       'rows (.jsonl, .csv, .tsv, .parquet) or of FHIR (.json, .ndjson), or a folder of these.')
   text('output', None, 'Folder to write.')
   text('format', 'brat', f'One of {", ".join(FORMATS)}.')
+  text('text_column', '', "Column or key of the text in rows; '' = text or a usual name of it.")
+  text('id_column', '', "Column or key of the id; '' = note_id, id or the like, else row numbers.")
   text('site', '', "Site of the run whose prompts are used; '' = that which asks for most.")
   text('types', '', "What to ask for instead, such as 'problem,drug,drug.route'.")
   text('base', None, "Base model, where the run's config.json does not say it; '' = SmolLM2.")
@@ -48,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained = read_trained(
       Path(values.adapter), {flag: values[flag].value for flag in FLAGS}, values.site, values.types)
     reporter = Reporter()
-    annotate_folder(trained, Path(values.input), Path(values.output), values.format, reporter)
+    annotate_folder(
+      trained, Path(values.input), Path(values.output), values.format, reporter,
+      values.text_column, values.id_column)
     reporter.repeat_warnings()
 
   return guarded(body)

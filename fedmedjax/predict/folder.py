@@ -2,17 +2,16 @@
 
 OUTPUT/predict.json       adapter, base and prompts of the annotations; with others it is refused
 OUTPUT/annotations.jsonl  one record for each note, with any --format; offsets are in characters
-OUTPUT/skipped.jsonl      files that could not be annotated, and why
-OUTPUT/brat/, html/       the annotations in these formats, in the same sub-folders as the notes
+OUTPUT/skipped.jsonl      notes that could not be annotated, and why
+OUTPUT/FORMAT/            the annotations in the format asked for: a file a note, in the same
+                          sub-folders as the notes, or files for all (label_studio, doccano, tables)
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedmedjax.data.formats.files import read_text
 from fedmedjax.data.sentences import split_sentences
 from fedmedjax.data.tasks import Asked
 from fedmedjax.experiment.meshes import make_mesh
@@ -21,8 +20,9 @@ from fedmedjax.model.files.convert import Placement
 from fedmedjax.model.files.load import load_model, model_files, model_path
 from fedmedjax.model.sharding import AXES, base_shardings
 from fedmedjax.predict.annotate import Annotator, annotate, make_annotator
+from fedmedjax.predict.forms import FORMS
+from fedmedjax.predict.inputs import Notes, find_notes
 from fedmedjax.predict.records import (
-  FORMS,
   RECORDS,
   SKIPPED,
   append_record,
@@ -30,33 +30,35 @@ from fedmedjax.predict.records import (
   missing_files,
   read_records,
   record_of,
-  stem,
+  take_away_joint,
   take_away_other_forms,
   write_files,
+  write_joint,
   write_lists,
 )
 from fedmedjax.predict.trained import Trained
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.files import check_place, file_checksums, read_json, write_json, write_text
 from fedmedjax.store.lock import check_free, locked
-from fedmedjax.types import Document, InputError
+from fedmedjax.types import InputError
 
 _SETTINGS = 'predict.json'
-_LONGEST_NAME = 240  # bytes: file systems allow 255, and outputs have longer endings
 _LISTED = 8          # most names in a printed line
 
 
 def annotate_folder(
-  trained: Trained, source: Path, output: Path, form: str, reporter: Reporter
+  trained: Trained, source: Path, output: Path, form: str, reporter: Reporter,
+  text_column: str = '', id_column: str = '',
 ) -> None:
   """Annotates all notes below `source` that are not yet annotated in `output`.
 
   Args:
     trained: the adapter and its prompts.
-    source: folder of *.txt in UTF-8, with any sub-folders; hidden files are ignored.
+    source: of notes, see `inputs.find_notes`.
     output: a new folder, or that of an earlier call with the same adapter, base and prompts.
     form: a key of FORMS; notes annotated in another format are converted, not decoded again.
     reporter: shows progress and prints the outcome.
+    text_column, id_column: of a source of rows, see `inputs.find_notes`.
 
   Raises:
     InputError: bad folders, adapter or base, before anything is decoded.
@@ -64,14 +66,16 @@ def annotate_folder(
   """
   if form not in FORMS:
     raise InputError(f'--format={form}: one of {", ".join(FORMS)} is allowed')
-  files, skipped = _find_notes(source)
+  if FORMS[form].needs:
+    FORMS[form].needs(f'--format={form}')
+  notes = find_notes(source, text_column, id_column)
   _check_folders(source, output)
   with reporter.live():
     with reporter.task('checksums'):
       settings = _settings(trained)
     _check_settings(output, settings)
     check_free(output)
-    plan = _plan(source, files, skipped, read_records(output), reporter)
+    plan = _plan(notes, read_records(output), reporter)
     # Loaded before anything is written, since base, adapter and prompts may not fit together.
     annotator = _load(trained, reporter) if plan.left else None
     output.mkdir(parents=True, exist_ok=True)
@@ -81,11 +85,11 @@ def annotate_folder(
       write_json(output / _SETTINGS, settings | {
         'adapter_folder': str(trained.adapter), 'model.path': trained.settings['model.path']})
       records = _carried_out(
-        annotator, plan, source, output, form, settings['asked'], reporter)
+        annotator, plan, notes, output, form, settings['asked'], reporter)
   for line in _outcome(records, plan, output, form):
     reporter.say(line)
   if not records:
-    raise RuntimeError(f'none of {len(skipped)} notes could be read, see {output / SKIPPED}')
+    raise RuntimeError(f'none of {len(notes.skipped)} notes could be read, see {output / SKIPPED}')
 
 
 class _Plan(NamedTuple):
@@ -96,51 +100,6 @@ class _Plan(NamedTuple):
   left: list[str]          # files of the notes to annotate
   sentences: int           # number of sentences in them
   skipped: dict[str, str]  # {file: why}; more are added while notes are read
-
-
-def _find_notes(folder: Path) -> tuple[list[str], dict[str, str]]:
-  """(files of notes below a folder, sorted; {file: why} of .txt files that cannot be notes)."""
-  if not folder.is_dir():
-    raise InputError(f'--input={folder}: a folder of .txt files is expected, none is there')
-  notes, skipped = [], {}
-
-  def place(path: str | Path) -> str:
-    return os.fsencode(Path(path).relative_to(folder)).decode(errors='backslashreplace')
-
-  def unreadable(error: OSError) -> None:
-    skipped[place(error.filename)] = f'cannot read the folder: {error.strerror}'
-
-  for parent, folders, names in os.walk(folder, onerror=unreadable):
-    folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    skipped |= {place(path): 'a link to a folder, which is not followed'
-                for path in (Path(parent, name) for name in folders) if path.is_symlink()}
-    for name in sorted(names):
-      if name.startswith('.') or not name.lower().endswith('.txt'):
-        continue
-      path = Path(parent, name)
-      reason = _unusable(path, path.relative_to(folder))
-      if reason:
-        skipped[place(path)] = reason
-      else:
-        notes.append(place(path))
-  if not notes and not skipped:
-    raise InputError(f'--input={folder}: holds no .txt file')
-  first: dict[str, str] = {}  # {name in brat: the first file of that name}
-  for file in sorted(notes):
-    if first.setdefault(stem(file), file) != file:
-      skipped[file] = f'has the same name in brat as {first[stem(file)]}'
-  return list(first.values()), skipped
-
-
-def _unusable(path: Path, file: Path) -> str:
-  """Why a file cannot be a note, or ''."""
-  try:
-    os.fsencode(file).decode()
-  except UnicodeDecodeError:
-    return 'its name is no UTF-8 text'
-  if len(os.fsencode(file.name)) > _LONGEST_NAME:
-    return f'its name is longer than {_LONGEST_NAME} bytes'
-  return '' if os.path.isfile(path) else 'is no file'
 
 
 def _check_folders(source: Path, output: Path) -> None:
@@ -188,14 +147,11 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
       'choose another folder')
 
 
-def _plan(
-  source: Path, files: list[str], skipped: dict[str, str], records: dict[str, dict],
-  reporter: Reporter,
-) -> _Plan:
-  """The plan for the notes `files`; `records` are those of earlier calls."""
+def _plan(notes: Notes, records: dict[str, dict], reporter: Reporter) -> _Plan:
+  """The plan for these notes; `records` are those of earlier calls."""
   kept, left, sentences = {}, [], 0
-  with reporter.task('reading notes', len(files)) as advance:
-    for note in _readable(source, files, skipped):
+  with reporter.task('reading notes', len(notes.names)) as advance:
+    for note in notes.read(notes.names):
       if held_document(records.get(note.name), note):
         kept[note.name] = records[note.name]
       else:
@@ -206,7 +162,7 @@ def _plan(
   # its annotation.
   others = {
     file: record for file, record in records.items() if file not in kept and file not in left}
-  return _Plan(kept, others, left, sentences, skipped)
+  return _Plan(kept, others, left, sentences, notes.skipped)
 
 
 def _load(trained: Trained, reporter: Reporter) -> Annotator:
@@ -227,20 +183,20 @@ def _load(trained: Trained, reporter: Reporter) -> Annotator:
 
 
 def _carried_out(
-  annotator: Annotator | None, plan: _Plan, source: Path, output: Path, form: str,
+  annotator: Annotator | None, plan: _Plan, notes: Notes, output: Path, form: str,
   asked: Mapping[str, Asked], reporter: Reporter,
 ) -> dict[str, dict]:
   """Writes the missing files of kept notes and annotates the others -> {file: record} of both."""
   records = dict(plan.kept)
   write_lists(output, plan.others | records, plan.skipped)
   unwritten = [file for file in records if missing_files(output, form, file)]
-  for note in _readable(source, unwritten, plan.skipped):
+  for note in notes.read(unwritten):
     if document := held_document(records[note.name], note):
       write_files(output, form, document, records[note.name], only_missing=True)
   if annotator:
+    take_away_joint(output, form)
     with reporter.task('sentences', plan.sentences) as advance:
-      for annotation in annotate(
-          annotator, _readable(source, plan.left, plan.skipped), advance):
+      for annotation in annotate(annotator, notes.read(plan.left), advance):
         record = record_of(annotation)
         write_files(output, form, annotation.document, record)
         # The record comes last: after a stop in between, the note is annotated again.
@@ -250,20 +206,11 @@ def _carried_out(
     write_lists(output, plan.others | records, plan.skipped)
   for file, text in FORMS[form].whole(records, plan.skipped, asked).items():
     write_text(output / file, text)
+  if FORMS[form].joint:
+    held = (held_document(records[note.name], note)
+            for note in notes.read([name for name in notes.names if name in records]))
+    write_joint(output, form, (document for document in held if document))
   return records
-
-
-def _readable(source: Path, files: list[str], skipped: dict[str, str]) -> Iterator[Document]:
-  """The notes that can be read; the others are added to `skipped`."""
-  for file in files:
-    try:
-      text = read_text(source / file, mark=True)
-    except InputError as error:
-      # skipped.jsonl names the file anyway.
-      skipped[file] = str(error).removeprefix(f'cannot read {source / file}: ').removeprefix(
-        f'{source / file}:')
-      continue
-    yield Document(file, text, (), ())
 
 
 def _outcome(records: dict[str, dict], plan: _Plan, output: Path, form: str) -> Iterator[str]:
@@ -273,7 +220,7 @@ def _outcome(records: dict[str, dict], plan: _Plan, output: Path, form: str) -> 
 
   entities, relations = (
     sum(len(record[key]) for record in records.values()) for key in ('entities', 'relations'))
-  place = output / (form if FORMS[form].files('') else RECORDS)
+  place = output / (form if FORMS[form].files('') or FORMS[form].joint else RECORDS)
   before = f', {len(plan.kept)} of them from before' if plan.kept else ''
   yield (
     f'{len(records)} notes in {place}{before}: {total("sentences")} sentences, {entities} spans, '

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from fedmedjax.predict.places import place, stem
 from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, Document
 
 # The colours of entity types are those of reports (types.css there).
@@ -55,7 +56,7 @@ def stretches(document: Document) -> list[Stretch]:
 
 def note_page(document: Document, record: Mapping[str, Any]) -> str:
   """The HTML page of a note, for html/FILE.html; `record` is its line of annotations.jsonl."""
-  depth = len(PurePosixPath(document.name).parts) - 1
+  depth = len(PurePosixPath(place(document.name)).parts) - 1
   spans = record['entities']
   return _PAGES.get_template('note.html').render(
     record=record, index='../' * depth + 'index.html', stretches=stretches(document),
@@ -66,8 +67,8 @@ def note_page(document: Document, record: Mapping[str, Any]) -> str:
     held=_in_script({
       'record': record, 'text': document.text, 'entity_types': ENTITY_TYPES,
       'allowed': MODIFIER_TYPES,
-      # As in brat's folder, see `records.stem`.
-      'name': PurePosixPath(document.name.removesuffix('.txt')).name}))
+      # As in brat's folder.
+      'name': PurePosixPath(stem(document.name)).name}))
 
 
 def _in_script(value: Mapping[str, Any]) -> Markup:
@@ -81,8 +82,8 @@ def index_page(records: Sequence[Mapping[str, Any]], skipped: Mapping[str, str])
   return _PAGES.get_template('notes.html').render(
     types=types, entity_types=ENTITY_TYPES, unchecked=_UNCHECKED,
     skipped=sorted(skipped.items()), notes=[
-      (record, quote(f'{record["file"]}.html'), Counter(s['type'] for s in record['entities']))
-      for record in records])
+      (record, quote(f'{place(record["file"])}.html'),
+       Counter(span['type'] for span in record['entities'])) for record in records])
 
 
 def _counted(spans: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -3,63 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from fedmedjax.data.formats.writers import brat_annotation
-from fedmedjax.data.tasks import Asked
 from fedmedjax.predict.annotate import Annotation
-from fedmedjax.predict.pages import index_page, note_page
+from fedmedjax.predict.forms import FORMS
 from fedmedjax.store.files import read_lines, write_lines, write_text
 from fedmedjax.types import Document, InputError, Relation, Span
 
 RECORDS, SKIPPED = 'annotations.jsonl', 'skipped.jsonl'
-
-
-class Form(NamedTuple):
-  """A value of --format: the files that are written for a note beside its record."""
-
-  files: Callable[[str], tuple[str, ...]]             # (note's file) -> paths below the output
-  texts: Callable[[Document, dict], tuple[str, ...]]  # (document, record) -> text of each path
-  # ({file: record}, {file: why skipped}, what was asked) -> {path: text}, once for all notes
-  whole: Callable[[dict, dict, Mapping[str, Asked]], dict[str, str]]
-
-
-def stem(file: str) -> str:
-  """A note's name in brat: its file without the ending .txt."""
-  # NOTE.TXT keeps its ending, since a NOTE.txt may exist as well.
-  return file.removesuffix('.txt')
-
-
-def _brat_types(asked: Mapping[str, Asked]) -> str:
-  """The text of brat's annotation.conf, without which brat shows the annotations as errors."""
-  mains: dict[str, list[str]] = {}  # {modifier type: entity types that can have it}
-  for of, kinds in (pair for pairs in asked.values() for pair in pairs.items() if pair[0]):
-    for kind in kinds:
-      mains.setdefault(kind, []).append(of)
-  entities = [kind for pairs in asked.values() for kind in pairs.get('', ())]
-  lines = [
-    '[entities]', *entities, *mains, '[relations]',
-    '<OVERLAP>\tArg1:<ENTITY>, Arg2:<ENTITY>, <OVL-TYPE>:<ANY>',
-    *(f'{kind}\tArg1:{"|".join(of)}, Arg2:{kind}' for kind, of in mains.items()),
-    '[events]', '[attributes]']
-  return ''.join(f'{line}\n' for line in lines)
-
-
-FORMS = {
-  'brat': Form(
-    lambda file: (f'brat/{stem(file)}.txt', f'brat/{stem(file)}.ann'),
-    lambda document, record: (document.text, brat_annotation(document)),
-    lambda records, skipped, asked: {'brat/annotation.conf': _brat_types(asked)}),
-  'jsonl': Form(
-    lambda file: (), lambda document, record: (), lambda records, skipped, asked: {}),
-  'html': Form(
-    lambda file: (f'html/{file}.html',),
-    lambda document, record: (note_page(document, record),),
-    lambda records, skipped, asked: {
-      'html/index.html': index_page(_in_order(records), skipped)}),
-}
 
 
 def _checksum(text: str) -> str:
@@ -143,6 +96,29 @@ def take_away_other_forms(output: Path, form: str, file: str) -> None:
     if other != form:
       for path in _paths(output, other, file):
         path.unlink(missing_ok=True)
+
+
+def write_joint(output: Path, form: str, documents: Iterable[Document]) -> None:
+  """Writes the files of a format that hold all notes, if it has such."""
+  chosen = FORMS[form]
+  if chosen.joined:
+    for name, content in zip(chosen.joint, chosen.joined(list(documents)), strict=True):
+      if isinstance(content, str):
+        write_text(output / name, content)
+      else:
+        path = output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + '.part')
+        part.write_bytes(content)
+        part.replace(path)
+
+
+def take_away_joint(output: Path, form: str) -> None:
+  """Removes what holds all notes in all formats but `form`; a later command writes it again."""
+  for other in FORMS:
+    if other != form:
+      for name in FORMS[other].joint:
+        (output / name).unlink(missing_ok=True)
 
 
 def _paths(output: Path, form: str, file: str) -> list[Path]:

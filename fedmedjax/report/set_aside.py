@@ -41,6 +41,10 @@ _DROPPED = {
   'offsets_of_ends': 'offsets whose ends are the last character or a length',
   'offsets_composed': 'offsets that count no accents',
   'places_otherwise': 'places that count words or lines otherwise',
+  'unannotated': 'notes that nobody has annotated',
+  'other_annotations': 'annotations of further annotators',
+  'predictions': 'notes whose annotation is a model\'s', 'other_results': 'results of other kinds',
+  'other_views': 'texts besides the first',
   'absent_types': 'types that never occur (taken as not annotated)',
 }
 # Counts of what a site holds, which other columns show; every other count is shown by its key.

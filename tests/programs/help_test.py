@@ -12,7 +12,7 @@ from fedmedjax.experiment.config import CHECKS
 from fedmedjax.experiment.config_file import shipped_names
 from fedmedjax.experiment.defaults import get_config
 from fedmedjax.predict import __main__ as predict
-from fedmedjax.predict.records import FORMS
+from fedmedjax.predict.forms import FORMS
 
 HEAVY = ('transformers', 'matplotlib', 'scipy', 'torch', 'jax', 'flax', 'optax', 'orbax', 'rich')
 CODE = f'''

@@ -374,7 +374,7 @@ def _instructions(joint: Path, keep) -> dict:
   (lambda t, r: r, ['--site=synthetic_icu', '--types=drug'], 'only one of them is allowed'),
   (lambda t, r: r, ['--types=drug,route'], "--types: 'route' is unknown; allowed are problem, "),
   (lambda t, r: r, ['--types=problem.route'], "--types: 'problem.route' is unknown"),
-  (lambda t, r: r, ['--format=xml'], '--format=xml: one of brat, jsonl, html is allowed'),
+  (lambda t, r: r, ['--format=xml'], '--format=xml: one of brat, jsonl, html, '),
   (lambda t, r: r, ['--dtype=float16'], "--dtype='float16': one of float32, bfloat16 is allowed"),
   (lambda t, r: r, ['--batch_size=0'], '--batch_size=0: an integer >= 1 is allowed'),
   (lambda t, r: r, ['--batch_size=many'], 'batch_size'),

@@ -22,7 +22,7 @@ from fedmedjax.data.formats.mapping import (
   read_mapping,
   restricted,
 )
-from fedmedjax.data.formats.readers import FORMATS, Parts, read_notes, read_parts
+from fedmedjax.data.formats.readers import FORMATS, Parts, asking, read_notes, read_parts
 from fedmedjax.data.leaks import TextIndex, without_sources, without_texts
 from fedmedjax.data.pieces import drawable
 from fedmedjax.data.sources import distinct, known_sources, source_of, with_sources
@@ -129,7 +129,8 @@ def load_folder(site: SiteFolder, schema: Schema = PAPER) -> SiteCorpus:
   """
   mapping = read_mapping(site.mapping, schema)
   # A `~` that no shell has replaced.
-  notes, counts = read_parts(Path(os.path.expanduser(site.path)), FORMATS[site.format])
+  form = asking(FORMATS[site.format], mapping.entities)
+  notes, counts = read_parts(Path(os.path.expanduser(site.path)), form)
   parts = _parted(site, notes, counts)
   corpus = _occurring(site.name, mapping, parts, counts, site.path, tuple(site.annotated))
   return without_texts(

@@ -9,7 +9,8 @@ and the line.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +18,18 @@ from fedmedjax.data.formats.bigbio import read_bigbio
 from fedmedjax.data.formats.bioc import read_bioc
 from fedmedjax.data.formats.brat import read_brat
 from fedmedjax.data.formats.conll import read_conll
+from fedmedjax.data.formats.doccano import read_doccano
 from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import hint, with_own_names
 from fedmedjax.data.formats.i2b2 import read_i2b2
+from fedmedjax.data.formats.label_studio import read_label_studio
 from fedmedjax.data.formats.part_names import named_parts, parts_by_name
 from fedmedjax.data.formats.phee import read_phee
 from fedmedjax.data.formats.pubtator import read_pubtator
 from fedmedjax.data.formats.reference import read_reference
 from fedmedjax.data.formats.saved_datasets import read_datasets
+from fedmedjax.data.formats.tables import read_tables
+from fedmedjax.data.formats.uima import read_uima
 from fedmedjax.types import Document, InputError
 
 
@@ -34,6 +39,7 @@ class Format(NamedTuple):
   read: Callable[[Path], tuple[list[Document], Counter]]
   suffixes: tuple[str, ...] = ()  # of its files; () where a folder is read as a whole
   together: bool = False  # whether the files of a note may lie in several folders of a part
+  asks: bool = False  # whether `read` takes the names of types that a mapping has, as `wanted`
 
 
 FORMATS = {
@@ -47,6 +53,10 @@ FORMATS = {
   'reference': Format(read_reference, ('.json', '.jsonl')),
   'bigbio_kb': Format(read_bigbio, ('.jsonl', '.json')),
   'datasets': Format(read_datasets, ('.parquet',)),
+  'label_studio': Format(read_label_studio, ('.json',)),
+  'doccano': Format(read_doccano, ('.jsonl', '.json')),
+  'uima': Format(read_uima, ('.xmi', '.json'), asks=True),
+  'tables': Format(read_tables),
 }
 # The numbering of data sets' files.
 _SHARD = re.compile(r'-[0-9]{5}-of-[0-9]{5}')
@@ -89,6 +99,11 @@ def read_notes(path: str | Path, form: Format) -> tuple[list[Document], Counter]
       total.update(counts)
   faults.tell()
   return with_own_names(documents, total), total
+
+
+def asking(form: Format, names: Collection[str]) -> Format:
+  """The format, told the names of types that are wanted of it, where that matters to it."""
+  return form._replace(read=partial(form.read, wanted=names)) if form.asks else form
 
 
 def find_parts(path: Path, form: Format) -> dict[str, list[Path]]:
