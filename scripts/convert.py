@@ -15,8 +15,13 @@ from absl import flags
 from fedmedjax.data.formats.mapped import apply_mapping
 from fedmedjax.data.formats.mapping import read_mapping
 from fedmedjax.data.formats.readers import FORMATS, read_notes
-from fedmedjax.data.formats.writers import write_bigbio, write_brat, write_conll
-from fedmedjax.data.schema import plain_name, read_schema
+from fedmedjax.data.formats.writers import (
+  with_plain_names,
+  write_bigbio,
+  write_brat,
+  write_conll,
+)
+from fedmedjax.data.schema import read_schema
 from fedmedjax.data.statistics import lacking
 from fedmedjax.report.terminal import set_aside
 from fedmedjax.runtime.cli import guarded, read_flags
@@ -31,13 +36,6 @@ def _write_conll(path: Path, documents: list[Document]) -> Counter:
 WRITERS = {'brat': write_brat, 'bigbio_kb': write_bigbio, 'conll': _write_conll}
 
 
-def _plain(document: Document) -> Document:
-  """The document with names of types that brat and CoNLL can hold."""
-  return document._replace(**{key: tuple(
-    item._replace(type=plain_name(item.type)) for item in getattr(document, key))
-    for key in ('spans', 'relations')})
-
-
 def convert(
   source: Path, form: str, output: Path, to: str, mapping: str, schema: str = ''
 ) -> str:
@@ -48,7 +46,7 @@ def convert(
   documents, counts = read_notes(source, FORMATS[form])
   if mapping:
     documents, found = apply_mapping(documents, read_mapping(mapping, read_schema(schema)))
-    documents = documents if to == 'bigbio_kb' else [*map(_plain, documents)]
+    documents = documents if to == 'bigbio_kb' else [*map(with_plain_names, documents)]
     counts += found
   left = WRITERS[to](output, documents) or Counter()
   counts.update({f'used_{key}': left[key] for key in ('nested', 'crossing')})
