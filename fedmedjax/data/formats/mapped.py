@@ -22,13 +22,16 @@ def apply_mapping(
 
   Returns:
     The documents, and counts: entities and relations (kept), unmapped and duplicate (entities
-    dropped), lacking_type_RAW (the unmapped ones by raw type), mapped_TYPE (before merging),
+    dropped), lacking_type_RAW (the unmapped ones by raw type, where it
+    is none of modifiers either), mapped_TYPE (before merging),
     unmapped_relations (their type, or what they link), lacking_relation_RAW (those whose type no
     row names), between_sentences (of concepts, those that no sentence mentions together),
     invalid_pairs (modifiers that the main entity cannot have), mapped_TYPE_MODIFIER,
     unmapped_attributes, attributes_without_cue.
   """
   mapped, counts, pairs = [], Counter(), mapping.schema.modifiers
+  lacking, used = Counter(), {*mapping.relations, *(
+    raw for rule in mapping.relations.values() for raw in rule.modifiers)}
   for document in documents:
     kept, spans = {}, {}  # index of a raw span -> of its new one; new span -> its index
     for i, span in enumerate(document.spans):
@@ -38,12 +41,13 @@ def apply_mapping(
         counts['duplicate'] += new in spans
         kept[i] = spans.setdefault(new, len(spans))
       else:
-        counts[f'{LACKING}{span.type}'] += 1
+        lacking[span.type] += 1
     counts.update(entities=len(spans), unmapped=len(document.spans) - len(kept))
     entities, relations = list(spans), []
     for main, modifier, kinds in (
         *_linked(document, mapping, kept, counts), *_cued(document, mapping, kept, counts)):
       of = entities[kept[main]].type
+      used.add(modifier.type)
       kind = first_of(pairs, of, kinds)
       if kind is None:
         counts['invalid_pairs'] += 1
@@ -54,6 +58,8 @@ def apply_mapping(
     relations = tuple(dict.fromkeys(relations))
     counts['relations'] += len(relations)
     mapped.append(document._replace(spans=tuple(spans), relations=relations))
+  counts.update({
+    f'{LACKING}{raw}': count for raw, count in lacking.items() if raw not in used})
   return mapped, counts
 
 

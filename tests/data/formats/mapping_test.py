@@ -26,7 +26,7 @@ def test_identical_spans_merge_and_relations_that_no_row_names_are_dropped(mappi
   assert mapped.spans == (Span(7, 12, 'problem'), Span(0, 6, 'problem'), Span(0, 6, 'severity'))
   assert mapped.relations == (Relation('severity', 0, 2),)
   assert counts == {
-    'entities': 2, 'unmapped': 1, 'lacking_type_Severity': 1, 'duplicate': 1,
+    'entities': 2, 'unmapped': 1, 'duplicate': 1,
     'mapped_problem': 3, 'relations': 1, 'mapped_problem_severity': 2, 'unmapped_relations': 2,
     'lacking_relation_CAUSE': 1}
 
