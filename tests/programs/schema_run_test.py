@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedmedjax import main
+from fedmedjax import describe, main
 from fedmedjax.data.formats.brat import read_brat
 from fedmedjax.data.schema import read_schema
 from fedmedjax.eval import evaluate
@@ -150,3 +151,20 @@ def test_a_schema_that_does_not_fit_is_refused_before_anything_is_written(tmp_pa
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert said in line, line
   assert not (tmp_path / 'run').exists()
+
+
+def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
+  """docs/data.md: its schema is the file beside, and both commands run as they stand there."""
+  root = Path(__file__).parents[2]
+  section = (root / 'docs' / 'data.md').read_text().split('### Your own types')[1].split('\n## ')[0]
+  (schema,) = re.findall(r'```toml\n(.*?)```', section, re.S)
+  assert schema == (root / 'docs' / 'examples' / 'allergies.toml').read_text()
+  (block,) = re.findall(r'```\n(.*?)```', section, re.S)
+  first, second = (shlex.split(line) for line in block.replace('\\\n', ' ').strip().split('\n'))
+  (tmp_path / 'docs').symlink_to(root / 'docs')
+  monkeypatch.chdir(tmp_path)
+  assert describe.main(first[2:]) == 0
+  assert 'allergic reaction' in capsys.readouterr().out
+  assert main.main(second[2:]) == 0
+  assert list(per_type(Path('runs/allergies'), 'ward')) == ['allergen', 'allergic reaction']
+  assert '.t-allergic_reaction {' in Path('runs/allergies/report.html').read_text()
