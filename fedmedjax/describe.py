@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       corpora = load_corpora(config)
     for corpus in (*corpora.sites, *corpora.external, *corpora.server):
       if left_out := lacking(corpus.report):
-        reporter.say_unwrapped(f'{corpus.name}: not in its mapping to the schema, and left out: {left_out}')
+        reporter.say_unwrapped(f'{corpus.name}: the schema lacks, and reading left out: {left_out}')
     shown = (corpora.parts or corpora.sites)[:SHOWN]
     sites = [site_statistics(corpus) for corpus in (*shown, *corpora.external, *corpora.server)]
     if corpora.skew:

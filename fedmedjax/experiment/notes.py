@@ -155,7 +155,7 @@ def encode_sites(
   data, scored = config.data, config.eval
   for corpus in (*corpora.sites, *corpora.external, *corpora.server):
     if left_out := lacking(corpus.report):
-      reporter.say_unwrapped(f'{corpus.name}: not in its mapping to the schema, and left out: {left_out}')
+      reporter.say_unwrapped(f'{corpus.name}: the schema lacks, and reading left out: {left_out}')
   training = partial(
     encode, max_test=scored.max_examples, seed=data_seed(config),
     validation_share=data.validation_share,
