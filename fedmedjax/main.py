@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = run(config, workdir, reporter)
     if config.report.ablation:
       from fedmedjax.compare.first_claims import first_claims
-      first_claims(workdir, config.report.examples, reporter)
+      from fedmedjax.experiment.stored import quoted_sentences
+      first_claims(workdir, quoted_sentences(config), reporter)
     for line in next_steps(
         workdir, summary, config.fed.learner, config_arguments(argv, overrides)):
       reporter.say_unwrapped(line)

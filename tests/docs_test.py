@@ -124,6 +124,9 @@ def check_command(words: list[str]) -> None:
   if program in _NEEDED:
     read_flags(words, program.define, _NEEDED[program])
     return
+  if program is describe and '--text' in words:
+    read_flags(words, describe.define, ('text', 'workdir'))
+    return
   config, values, overrides = parse(words, program.define, check=program is not compare)
   if program is main:
     assert values.workdir or values.validate_only
@@ -174,6 +177,7 @@ def test_every_command_is_one(an_endpoint):
   'python -m fedmedjax.main --config=configs/quickstart.py --folder=x',
   'python -m fedmedjax.compare --config=configs/quickstart.py --workdir=x --regimes=fedwhat',
   'python -m fedmedjax.compare --config=configs/quickstart.py --workdir=x --settings=new_site',
+  'python -m fedmedjax.describe --text',
   'python -m fedmedjax.predict --adapter=a --input=b', 'bash scripts/reproduce.sh all',
   'python scripts/chaos.py --kill=3', 'python scripts/merge.py --adapters=a --output=b'])
 def test_a_wrong_command_is_noticed(line, an_endpoint):

@@ -23,13 +23,14 @@ from fedmedjax.eval.generation import most_new_tokens
 from fedmedjax.eval.prompt import Prompt, make_prompt, messages
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.notes import data_seed
+from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.experiment.types import Data
 from fedmedjax.report.description import used
 from fedmedjax.report.terminal import show
 from fedmedjax.report.warnings import warnings
 from fedmedjax.runtime.cli import versions
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import files, tensorboard
+from fedmedjax.store import files, tensorboard, words
 from fedmedjax.types import Example, InputError
 
 # Groups of keys that an answer or a score depends on; then the keys in them that change neither.
@@ -79,20 +80,23 @@ def run_api(
   """
   started = time.monotonic()
   finished = files.check_workdir(workdir, settings(config), HARMLESS)
+  if not config.store.text:
+    words.take_out(workdir)
   if finished and not finished['api']['failed']:
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
-    report.freshen(workdir, config.report.examples)
+    report.freshen(workdir, quoted_sentences(config))
     return finished
   plans = plan(config, data)
   cache = _cache(config.api.cache, workdir, endpoint.model)
   files.claim(workdir, settings(config))
   (workdir / report.FILE).unlink(missing_ok=True)
   files.write_json(workdir / report.SITES, used(data.sites, data.tested, data.external))
-  # The messages of the first question of each site and task, to be read by people.
-  files.write_json(workdir / 'prompts.json', {
-    site: {task: messages(prompt, prompt.part.test[0]) for task, prompt in prompts.items()}
-    for site, prompts in plans.items()})
+  if config.store.text:
+    # The messages of the first question of each site and task, to be read by people.
+    files.write_json(workdir / words.PROMPTS, {
+      site: {task: messages(prompt, prompt.part.test[0]) for task, prompt in prompts.items()}
+      for site, prompts in plans.items()})
   limits = api.Limits(config.api.concurrency, config.api.max_attempts, config.api.timeout)
   answers: list[Answer] = []
 
@@ -119,7 +123,8 @@ def run_api(
       records += evaluate.end_to_end(
         site, prompt.part, records,
         lambda examples, prompt=prompt: ask([(prompt, example) for example in examples]))
-    files.write_lines(workdir / 'predictions' / f'{site.name}.jsonl', records)
+    files.write_lines(
+      workdir / 'predictions' / f'{site.name}.jsonl', words.kept(records, config.store.text))
     scores[site.name] = evaluate.score(
       site, [records], config.seed, config.eval.bootstrap_samples)
   files.write_json(workdir / 'predictions' / evaluate.COUNTS, files.plain({
@@ -131,13 +136,35 @@ def run_api(
   tensorboard.finish(workdir, [], summary)
   files.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
-  report.freshen(workdir, config.report.examples)
+  report.freshen(workdir, quoted_sentences(config))
   return summary
+
+
+def check_cache(config: ConfigDict, study: Path, workdir: Path, model: str) -> None:
+  """Raises InputError where answers would lie in a study's folder although no text is kept there.
+
+  Args:
+    config: of the regime.
+    study: the folder of the comparison.
+    workdir: the regime's, in it.
+    model: of the endpoint.
+  """
+  if config.store.text:
+    return
+  folder, held = config.api.cache, workdir / words.ANSWERS
+  if not folder or Path(folder).resolve().is_relative_to(study.resolve()):
+    raise InputError(
+      f'config.api.cache={folder!r}: with config.store.text=False a folder outside of {study} is '
+      f'needed for the answers of api:{model}, which hold words of notes')
+  if held.exists():
+    raise InputError(
+      f'{held}: holds words of notes; with config.store.text=False move it to '
+      f'{Path(folder) / folder_name(model)}.jsonl, or delete it')
 
 
 def _cache(folder: str, workdir: Path, model: str) -> Path:
   """The file of a model's answers; raises InputError when its folder cannot be made."""
-  path = Path(folder) / f'{folder_name(model)}.jsonl' if folder else workdir / 'answers.jsonl'
+  path = Path(folder) / f'{folder_name(model)}.jsonl' if folder else workdir / words.ANSWERS
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:

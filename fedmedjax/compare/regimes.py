@@ -17,6 +17,7 @@ from fedmedjax.eval.paired import read_answers
 from fedmedjax.experiment.build import load_data, options
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.notes import load_corpora
+from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.experiment.types import Data
 from fedmedjax.report.terminal import compare_table, relation_tables, with_global
 from fedmedjax.runtime.progress import Reporter
@@ -176,5 +177,6 @@ def _report(
   report.write_report(
     folder / report.FILE, study.folder.resolve().name + (
       '' if scenario == 'in_domain' else f': {scenario.replace("_", " ")}'),
-    {name: row.folder for name, row in part.rows.items()}, examples=study.config.report.examples,
+    {name: row.folder for name, row in part.rows.items()},
+    examples=min(quoted_sentences(row.config) for row in part.rows.values()),
     sentences=sentences, tables=contents.tables, plots=contents.plots, first=contents.first)

@@ -69,9 +69,11 @@ def regime_row(study: Study, regime: str, folder: Path, changes: dict[str, Any])
     endpoint = endpoint_from(os.environ, model)
     # Nothing is trained, as in zero-shot.
     chosen = regime_config(config, 'zero_shot', overrides)
+    own = folder / api_run.folder_name(endpoint.model)
+    api_run.check_cache(chosen, study.folder, own, endpoint.model)
     return f'api:{endpoint.model}', Row(
-      folder / api_run.folder_name(endpoint.model), chosen, api_run.settings(chosen),
-      api_run.HARMLESS, partial(api_run.run_api, endpoint=endpoint))
+      own, chosen, api_run.settings(chosen), api_run.HARMLESS,
+      partial(api_run.run_api, endpoint=endpoint))
   chosen = regime_config(config, regime, overrides)
   name = DEPTH if regime == DEPTH else chosen.fed.preset
   settings = files.plain(leaves(chosen.to_dict()))

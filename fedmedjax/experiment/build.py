@@ -42,8 +42,9 @@ def load_data(
     given: notes of sites of config.data.sites that were given in Python, by name.
   """
   own = own_parts(leaves(config.to_dict()), own)
-  return LEARNERS[config.fed.learner].load(
+  data = LEARNERS[config.fed.learner].load(
     config, reporter, base, partial(load_corpora, config, own, given or {}))
+  return data._replace(given=tuple(given or ()))
 
 
 def options(config: ConfigDict) -> Options:
@@ -56,7 +57,7 @@ def options(config: ConfigDict) -> Options:
     config.eval.bootstrap_samples, config.checkpoint.keep,
     config.checkpoint.keep_best, fed.max_bad_rounds, methods.adds_aggregate(values),
     config.eval.cross_site, config.eval.teacher_forced, fed.size_power, int(fed.memory_gib * 2**30),
-    config.eval.every if fed.train else 0, fed.signal if fed.loss_power else '')
+    config.eval.every if fed.train else 0, config.store.text, fed.signal if fed.loss_power else '')
 
 
 LEARNERS = {

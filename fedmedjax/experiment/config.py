@@ -33,6 +33,7 @@ from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
 from fedmedjax.experiment.partitions import PARTITION, check_partition
 from fedmedjax.experiment.refusals import check_method
+from fedmedjax.experiment.stored import check_stored
 from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.participation import SAMPLERS
@@ -133,7 +134,8 @@ CHECKS = {
   'api.shots': integer(0), 'api.concurrency': integer(1, 1000), 'api.max_attempts': integer(1),
   'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
   'api.cache': TEXT,
-  'log.steps': BOOLEAN, 'report.examples': integer(0), 'report.ablation': BOOLEAN,
+  'log.steps': BOOLEAN, 'report.examples': integer(-1), 'report.ablation': BOOLEAN,
+  'store.text': BOOLEAN,
   'checkpoint.keep': integer(1), 'checkpoint.keep_best': integer(0),
 }
 
@@ -175,6 +177,7 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
     raise InputError(
       f"config.checkpoint.keep_best={values['checkpoint.keep_best']}: the best checkpoint is that "
       f"of least validation loss, which preset {values['fed.preset']!r} does not compute; use 0")
+  check_stored(values)
   _check_learner(values)
   check_partition(values)
   _check_tasks(values)

@@ -38,6 +38,7 @@ def get_config(preset: str | Mapping[str, Any] = 'fed_medlora_plus') -> ConfigDi
   config.api = _api()
   config.log = _log()
   config.report = _report()
+  config.store = _store()
   config.checkpoint = _checkpoint()
   apply_preset(config, preset)
   config.lock()
@@ -280,12 +281,22 @@ def _log() -> ConfigDict:
 def _report() -> ConfigDict:
   """What report.html shows."""
   report = ConfigDict()
-  # Wrongly answered sentences of each site that report.html shows; 0 = no text of a note.
-  report.examples = 6
+  # Wrongly answered sentences of each site that report.html shows; 0 = no text of a note. -1 = 6
+  # where all notes are invented or of the public corpora, 0 where any are your own (data.folders).
+  report.examples = -1
   # After a run of main: four regimes beside each other on the word tagger of configs/ablation.py,
   # over five seeds, without damage and with one wrong site; a minute, for claims with intervals.
   report.ablation = False
   return report
+
+
+def _store() -> ConfigDict:
+  """What of the notes stays on disk; docs/files.md says so of every file."""
+  store = ConfigDict()
+  # Whether predictions keep the tested sentences and the answers; with False they keep offsets, and
+  # no file of the run holds words of notes. Scores, resuming and comparisons are the same.
+  store.text = True
+  return store
 
 
 def _checkpoint() -> ConfigDict:

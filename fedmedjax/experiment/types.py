@@ -29,6 +29,7 @@ class Data(NamedTuple):
   settings: dict[str, Any] = {}    # flat keys that they were loaded with; {} = not known
   server: tuple[SiteData, ...] = ()  # whose notes are the server's V; () = V is from the sites
   schema: Schema = PAPER           # whose types are asked for
+  given: tuple[str, ...] = ()      # sites whose notes were given in Python
 
 
 class Options(NamedTuple):
@@ -52,6 +53,7 @@ class Options(NamedTuple):
   size_power: float      # of n_k, where sites' own leaves are averaged at the end
   memory: int            # bytes that a run may count on; 0 = what the device says
   every: int             # rounds between two scores of the held-out sentences; 0 = never
+  text: bool             # predictions keep the words of notes
   signal: str = ''       # what weighs a site beside its size; '' = nothing
 
 

@@ -5,35 +5,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from fedmedjax.report.blocks import Excerpt, Piece
+from fedmedjax.store.words import has_sentence, sentence
 from fedmedjax.types import Span
 
 MISSED, INVENTED, WRONG_TYPE, BOUNDARY = 'missed', 'invented', 'wrong type', 'wrong boundary'
 ERRORS = (MISSED, INVENTED, WRONG_TYPE, BOUNDARY)
-_OUTPUT_HEADING = '\n### Output Text:\n'
 # Characters; a longer sentence is shown only when no shorter one has that kind of error.
 _LONG = 320
 # A sentence with more errors than these is hard to read; it is shown after others.
 _MANY = 4
 MAIN = 'main'
-
-
-def sentence(record: Mapping) -> str:
-  """The sentence of a prediction record, without the tags around its main entity.
-
-  The tags are found by the main entity's offsets, since the sentence may contain tags of its own.
-  """
-  text = record['model_input'].removesuffix(_OUTPUT_HEADING)
-  if 'main' not in record:
-    return text
-  start, end, kind = record['main']
-  start, end = start - record['sentence_start'], end - record['sentence_start']
-  # The markup for a language model, or the markers that a BERT is given.
-  for opening, closing in ((f'<span class="{kind}">', '</span>'), (f'@ * {kind} * ', ' @')):
-    inner = start + len(opening)
-    after = inner + end - start
-    if text[start:inner] == opening and text[after:after + len(closing)] == closing:
-      return text[:start] + text[inner:after] + text[after + len(closing):]
-  return text
 
 
 def spans(record: Mapping, key: str) -> list[Span]:
@@ -121,7 +102,9 @@ def choose(
     seed: of the order.
   """
   by_run = {name: _by_place(records) for name, records in answers.items()}
-  shown = by_run[next(reversed(by_run))] if by_run and count else {}
+  last = by_run[next(reversed(by_run))] if by_run and count else {}
+  # Of runs that keep no text (config.store.text) there is nothing to show.
+  shown = {place: record for place, record in last.items() if has_sentence(record)}
   errors_at = {place: errors(record) for place, record in shown.items()}
 
   def order(place):

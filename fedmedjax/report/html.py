@@ -33,6 +33,7 @@ from fedmedjax.report.scores import cross_section, label, score_section
 from fedmedjax.report.training_curves import plot_section, training_section
 from fedmedjax.report.type_colours import recorded, type_colours
 from fedmedjax.store import files
+from fedmedjax.store.words import has_sentence
 
 FILE = 'report.html'
 # A sentence is shown with its annotation and the answers of the last runs, at most so many.
@@ -175,9 +176,14 @@ def _example_section(runs: Sequence[Run], count: int) -> Section:
   excerpts = [
     Excerpts(site, errors.choose(by_run, count, shown[-1].summary['seed']), folded=index > 0)
     for index, (site, by_run) in enumerate(answers.items())]
+  kept = not answers or any(
+    has_sentence(record) for by_run in answers.values() for records in by_run.values()
+    for record in records)
   lead = 'Where answers differ from the annotation.' + (
     ' Sentences are chosen by kind of error, not by how often it occurs; "main" is the given main '
-    'entity.' if count else ' No text of a note is shown: config.report.examples is 0.')
+    'entity.' if count and kept else ' No text of a note is shown: ' + (
+      'the predictions were kept without (config.store.text).' if count else
+      'config.report.examples says when.'))
   return Section('errors', 'Errors', lead, [table, *excerpts])
 
 

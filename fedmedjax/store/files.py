@@ -19,7 +19,7 @@ from fedmedjax.types import InputError
 HARMLESS = (
   'fed.rounds', 'fed.max_bad_rounds', 'fed.chunk', 'fed.shapes', 'fed.memory_gib', 'model.remat',
   'model.attention', 'mesh', 'data.root', 'eval.batch_size', 'eval.guesses', 'log', 'report',
-  'checkpoint', 'api')
+  'store', 'checkpoint', 'api')
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,6 +14,7 @@ from fedmedjax.experiment.build import load_data, options, prepare
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.methods import Own, harmless_keys, unread_weights
 from fedmedjax.experiment.own_parts import own_parts
+from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_weights
 from fedmedjax.fed.round import global_adapter
@@ -24,7 +25,7 @@ from fedmedjax.report.warnings import warnings
 from fedmedjax.runtime import device
 from fedmedjax.runtime.cli import versions
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import files, tensorboard
+from fedmedjax.store import files, tensorboard, words
 from fedmedjax.store.checkpoint import latest_round
 from fedmedjax.store.lock import check_free, locked
 from fedmedjax.train import scoring
@@ -84,7 +85,9 @@ def run(
     compare_inputs(workdir, given, only=given)
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
-    report.freshen(workdir, config.report.examples)
+    if not config.store.text:
+      words.take_out(workdir)
+    report.freshen(workdir, quoted_sentences(config, data.given if data else ()))
     return finished
   if unread := unread_weights(settings, mine):
     reporter.warn(
@@ -108,8 +111,11 @@ def run(
     files.claim(workdir, settings)
     write_own_parts(workdir, mine)
     write_schema(workdir, data.schema)
+    if not config.store.text:
+      # Of zero-shot, from before the key was changed.
+      words.take_out(workdir)
     summary = _carried_out(study, workdir, reporter, display, plan, times)
-    report.freshen(workdir, config.report.examples)
+    report.freshen(workdir, quoted_sentences(config, data.given))
     return summary
 
 

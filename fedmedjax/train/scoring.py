@@ -17,7 +17,7 @@ from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import files
+from fedmedjax.store import files, words
 from fedmedjax.train.round_log import participant_names
 
 
@@ -113,13 +113,15 @@ def score_all(
       with reporter.task(f'{what} {site.name}', len(site.test) * len(answering)) as advance:
         answers = {
           name: study.trainable.answer(adapters[name], site, advance) for name in answering}
-      files.write_lines(path, (record for name in own for record in answers[name]))
+      files.write_lines(path, words.kept(
+        (record for name in own for record in answers[name]), study.options.text))
     scores[site.name] = evaluate.score(site, [answers[name] for name in own], seed, samples)
     if (part := fewer(site, beside)) is not site:
       scores[site.name] = scores[site.name]._replace(few=evaluate.score(
         part, [_about(part, answers[name]) for name in own], seed, samples))
     for name, row in crossed.items():
-      files.write_lines(folder / 'cross_site' / name / path.name, answers[name])
+      files.write_lines(
+        folder / 'cross_site' / name / path.name, words.kept(answers[name], study.options.text))
       row[site.name] = evaluate.score(site, [answers[name]], seed, samples)
   return scores, crossed
 

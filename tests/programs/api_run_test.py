@@ -14,6 +14,7 @@ from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.data.tasks import INPUT_HEADING, TASKS, ask
 from fedmedjax.eval import api
 from fedmedjax.eval.prompt import donors, make_prompt, messages
+from fedmedjax.store import words
 from fedmedjax.types import InputError
 
 KEY = 'sk-canary-5f2c8e'
@@ -111,8 +112,18 @@ def test_perfect_answers_score_one_and_a_second_run_asks_nothing(
   cache = tmp_path / 'cache'
   cache.mkdir()
   (workdir / 'api_meta%2Fsmall-1' / 'answers.jsonl').rename(cache / 'api_meta%2Fsmall-1.jsonl')
-  assert compare.main(command(tmp_path / 'again', f'--config.api.cache={cache}')) == 0
+  # Without text: the answers lie elsewhere, and no file has the words of a sentence.
+  without = command(tmp_path / 'again', '--config.store.text=False')
+  assert compare.main(without) == 2
+  assert 'which hold words of notes' in capfd.readouterr().err and not (tmp_path / 'again').exists()
+  assert compare.main([*without, f'--config.api.cache={cache}']) == 0
   assert len(server.bodies) == count
+  for path in (path for path in (tmp_path / 'again').rglob('*') if path.is_file()):
+    assert not any(question.partition('\n###')[0].encode() in path.read_bytes()
+                   for question in solutions), path
+  assert words.files_with_words(tmp_path / 'again')[0] == []
+  # Predictions and the prompts; pages quote wrong answers only.
+  assert len(words.files_with_words(workdir)[0]) == 3 + 1
   again = summary_of(tmp_path / 'again')
   assert again['scores'] == summary['scores']
   assert (again['api']['requests'], again['api']['cached']) == (0, asked)

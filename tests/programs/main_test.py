@@ -20,7 +20,7 @@ from documented import undocumented
 from rich.console import Console
 from shared_runs import shared_folder
 
-from fedmedjax import main
+from fedmedjax import describe, main
 from fedmedjax.compare import __main__ as compare
 from fedmedjax.data.formats.writers import write_brat
 from fedmedjax.data.site import encode_site
@@ -32,6 +32,7 @@ from fedmedjax.model.llama import Llama
 from fedmedjax.report import terminal
 from fedmedjax.store import checkpoint, files, tensorboard
 from fedmedjax.store.lock import locked
+from fedmedjax.store.words import sentence
 from fedmedjax.train import loop, memory, run
 from fedmedjax.types import Span
 
@@ -154,6 +155,24 @@ def test_an_older_finished_run_gets_a_report_and_no_excerpts_when_asked(
   assert main.main(whole(workdir, '--config.report.examples=0')) == 0
   before, after = fingerprint(finished), fingerprint(workdir)
   assert {key for key in after if before[key][0] != after[key][0]} == {'report.html'}
+
+
+def test_a_finished_run_gives_up_its_text(finished, copied, whole, capsys):
+  """Its predictions keep the offsets, its page the errors; nothing is computed again."""
+  assert main.main(whole(copied, '--config.store.text=False')) == 0
+  changed = {path for path, (content, _) in fingerprint(copied).items()
+             if content != fingerprint(finished)[path][0]}
+  records = {path for path in changed if path.endswith('.jsonl')}
+  assert changed == records | {'report.html'} and len(records) == 8
+  said = {sentence(json.loads(line)).encode() for path in records
+          for line in (finished / path).read_text().splitlines()}
+  assert len(said) > 10 and not any(
+    words in path.read_bytes() for path in copied.rglob('*') if path.is_file() for words in said)
+  capsys.readouterr()
+  assert describe.main(['describe', '--text', f'--workdir={copied}']) == 0
+  assert capsys.readouterr().out.startswith(f'{copied}: none of ')
+  assert describe.main(['describe', '--text', f'--workdir={finished}']) == 0
+  assert capsys.readouterr().out.count('\n') == 1 + len(changed)
 
 
 @pytest.mark.slow
