@@ -19,9 +19,13 @@ from pathlib import Path
 
 import pytest
 
+from fedmedjax.data.formats.doccano import doccano_record
+from fedmedjax.data.formats.label_studio import label_studio_task
 from fedmedjax.data.formats.mapping import FILES, read_mapping
 from fedmedjax.data.formats.readers import FORMATS
-from fedmedjax.types import PAPER, InputError
+from fedmedjax.data.formats.tables import csv_tables
+from fedmedjax.data.formats.uima_writer import type_system, uima_json, uima_xmi
+from fedmedjax.types import PAPER, Document, InputError, Relation, Span
 
 KB = {
   'id': '0', 'document_id': 'd',
@@ -56,6 +60,9 @@ XML = (
   '<node refid="1" role=""/><node refid="1" role=""/></relation></document></collection>\n')
 ROWS = [
   {'tokens': ['No', 'rash'], 'tags': ['O', 'B-x']}, {'tokens': ['', 'é'], 'tags': ['B-x', 'O']}]
+NOTE = Document('a', 'Rash 🫁, no cough', (Span(0, 4, 's'), Span(8, 10, 'n'), Span(11, 16, 's')),
+                (Relation('of', 2, 1),))
+TASK = label_studio_task(NOTE)
 # Format -> {file of a sound input: its content}; the first is what the reader is given, a folder
 # for those of several files. Texts are damaged by characters, other values by their parts too.
 SOUND = {
@@ -77,6 +84,15 @@ SOUND = {
   'bigbio_kb': {'a.json': [KB, KB]},
   'datasets': {'a.parquet': [KB]},
   'datasets sentences': {'a.parquet': ROWS},
+  'label_studio': {'a.json': [TASK, {'id': 2, 'data': {'text': 'Rash'}, 'annotations': [
+    {'was_cancelled': True}, {'ground_truth': True, 'result': [
+      {'id': 'r', 'type': 'labels', 'value': {'start': 0, 'end': 4, 'labels': ['s']}}]}]}]},
+  'label_studio min': {'a.json': [{'id': 1, 'text': 'Rash', 'annotator': 1, 'kind': [
+    {'start': 0, 'end': 4, 'text': 'Rash', 'labels': ['s', 't']}]}]},
+  'doccano': {'a.jsonl': [doccano_record(NOTE), {'id': 3, 'text': 'Rash', 'label': [[0, 4, 's']]}]},
+  'tables': csv_tables([NOTE, NOTE._replace(name='b')]),
+  'uima': {'a.xmi': uima_xmi(NOTE).replace('><', '>\n<'), 'TypeSystem.xml': type_system()},
+  'uima json': {'a.json': json.loads(uima_json(NOTE))},
   'datasets saved': None,  # see `sound`
 }
 MANY = int(os.environ.get('FEDMEDJAX_FUZZ', 40))
@@ -100,6 +116,12 @@ def sound(name: str) -> dict:
     datasets.Dataset.from_list([KB, KB]).save_to_disk(folder)
     return {path.name: path.read_bytes() if path.suffix == '.arrow' else path.read_text()
             for path in sorted(Path(folder).iterdir())}
+
+
+def given(name: str, folder: Path) -> Path:
+  """What the reader is given of an input's folder."""
+  whole = len(sound(name)) > 1 and (name == 'datasets saved' or not FORMATS[name].suffixes)
+  return folder if whole else folder / next(iter(sound(name)))
 
 
 def damaged_bytes(rng: random.Random, content: bytes) -> bytes:
@@ -187,7 +209,8 @@ def check_reading(read, path: Path) -> None:
   try:
     is_sound(*read(path))
   except InputError as error:
-    assert '\n' not in str(error) and str(path) in str(error)
+    folder = path if path.is_dir() else path.parent  # a type system lies beside its notes
+    assert '\n' not in str(error) and str(folder) in str(error)
     # Where in the file, unless there is nothing in it, or no table of rows at all.
     assert re.search(r':\d+: ', str(error)) or re.search(
       ': (no|its columns)|^no |as a data set', str(error)), str(error)
@@ -198,7 +221,7 @@ def check_reading(read, path: Path) -> None:
 def test_damaged_notes(name):
   files = sound(name)
   with tempfile.TemporaryDirectory(dir='/dev/shm' if Path('/dev/shm').is_dir() else None) as folder:
-    path = Path(folder) if len(files) > 1 else Path(folder) / next(iter(files))
+    path = given(name, Path(folder))
     for number in range(MANY):
       rng = random.Random(number)
       for file, content in files.items():
@@ -220,8 +243,7 @@ def test_undamaged_notes(name, tmp_path):
     else:
       content = content if isinstance(content, str | bytes) else json.dumps(content)
       (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-  is_sound(*FORMATS[name.split()[0]].read(
-    tmp_path if len(files) > 1 else tmp_path / next(iter(files))))
+  is_sound(*FORMATS[name.split()[0]].read(given(name, tmp_path)))
 
 
 def test_damaged_mappings(tmp_path):

@@ -17,7 +17,7 @@ from fedmedjax.data.formats.files import (
 )
 from fedmedjax.data.formats.quotes import Draft, Quote, as_one_unit
 from fedmedjax.data.formats.settle import settle
-from fedmedjax.data.formats.table_rows import IDS, column
+from fedmedjax.data.formats.table_rows import name_field
 from fedmedjax.data.sources import stated
 from fedmedjax.types import Document, InputError, Relation, Span
 
@@ -58,9 +58,7 @@ def read_doccano(path: str | Path) -> tuple[list[Document], Counter]:
 
 def _document(place: Place, record: dict, text: str, counts: Counter) -> Draft:
   """The document of one line; adds to `counts`."""
-  named = column(record, IDS)
-  name = str(record[named]) if isinstance(record.get(named), str | int) else (
-    f'{place[0].stem}_{place[1]:06d}')
+  name = name_field(place, record, _FORM) or f'{place[0].stem}_{place[1]:06d}'
   key = next((key for key in ('label', 'labels', 'entities') if key in record), None)
   if key is None:
     raise InputError(f'{place[0]}:{place[1]}: malformed, expected {_FORM}: neither label, labels '

@@ -20,7 +20,7 @@ from fedmedjax.data.formats.files import (
 )
 from fedmedjax.data.formats.quotes import Draft, Quote, as_one_unit
 from fedmedjax.data.formats.settle import settle
-from fedmedjax.data.formats.table_rows import IDS, TEXTS, column, plain
+from fedmedjax.data.formats.table_rows import IDS, TEXTS, column, name_field, plain
 from fedmedjax.data.sources import stated
 from fedmedjax.types import Document, InputError, Relation, Span
 
@@ -72,9 +72,8 @@ def _document(path: Path, task: Located, counts: Counter) -> Draft | None:
   if results is None:
     counts['unannotated'] += 1
     return None
-  ident = column(data, IDS)
-  ident = ident if isinstance(data.get(ident), str | int) else None
-  name = str(data[ident]) if ident else text_field(place, task, 'id', _FORM, f'task_{task.line}')
+  name = name_field(place, data, _FORM) or text_field(
+    place, task, 'id', _FORM, f'task_{task.line}')
   index, spans, quotes, links = {}, [], [], []
   for result in results:
     line = result.line if isinstance(result, Located) else task.line
@@ -154,10 +153,10 @@ def _labels(place, result: dict) -> list[str]:
   if isinstance(value['start'], str):
     raise InputError(f"{place[0]}:{place[1]}: malformed, expected {_FORM}: 'start' is no offset "
                      '(regions of a Text are read, those of HyperText are not)')
-  if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
+  if not isinstance(labels, list):
     raise InputError(
       f'{place[0]}:{place[1]}: malformed, expected {_FORM}: {kind!r} holds no labels')
-  return labels
+  return [text_field(place, {kind: label}, kind, _FORM) for label in labels]
 
 
 def _quote(place, value: dict, text: str, label: str) -> Quote:
@@ -179,8 +178,7 @@ def _relations(
     if link.get('direction') == 'left':
       ends.reverse()
     for label in list_field((path, link.line), link, 'labels', _FORM) or [_NO_LABEL]:
-      if not isinstance(label, str):
-        raise InputError(f"{path}:{link.line}: malformed, expected {_FORM}: 'labels' holds no text")
+      text_field((path, link.line), {'labels': label}, 'labels', _FORM)
       yield None if None in ends else Relation(label, *ends)
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from fedmedjax.data.formats.faults import Faults
-from fedmedjax.data.formats.files import Place, json_records, read_text
+from fedmedjax.data.formats.files import Place, json_records, read_text, text_field
 from fedmedjax.types import InputError
 
 TABLES = ('.csv', '.tsv', '.parquet')
@@ -141,6 +141,14 @@ def needed(rows: Rows, **wanted: Sequence[str]) -> dict[str, str]:
     raise InputError(f'{rows.path}:1: has no column for {" and none for ".join(missing)}; '
                      f'it has {there}')
   return found
+
+
+def name_field(place: Place, record: dict, form: str) -> str:
+  """The id of a note's record, under the first of IDS that is there; '' where it has none."""
+  key = column(record, IDS)
+  if key is None or not isinstance(record[key], str | int):
+    return ''
+  return text_field(place, {'id': record[key]}, 'id', form)
 
 
 def cell_text(place: Place, row: Mapping[str, Any], name: str | None) -> str:

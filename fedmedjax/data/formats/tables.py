@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fedmedjax.data.formats.faults import Faults
-from fedmedjax.data.formats.files import hint
+from fedmedjax.data.formats.files import hint, with_own_names
 from fedmedjax.data.formats.part_names import named_papers, named_parts
 from fedmedjax.data.formats.quotes import Draft, Quote, as_one_unit
 from fedmedjax.data.formats.settle import settle
@@ -66,7 +66,7 @@ def read_tables(folder: str | Path) -> tuple[list[Document], Counter]:
   Returns:
     The documents, in the order of the table, and counts: documents, entities, relations, those of
     `settle`, unanchored (relations one of whose spans is not there), empty_records (notes without
-    a text).
+    a text), renamed_documents.
   """
   folder = Path(folder)
   files = _files(folder if folder.is_dir() else folder.parent)
@@ -92,7 +92,7 @@ def read_tables(folder: str | Path) -> tuple[list[Document], Counter]:
     counts.update(documents=1, entities=len(rows), relations=len(document.relations))
     drafts.append(
       Draft(document, tuple(quote for _, _, quote in rows), as_one_unit(document.text)))
-  return settle(drafts, counts), counts
+  return with_own_names(settle(drafts, counts), counts), counts
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -138,9 +138,10 @@ def _notes(table: Rows, counts: Counter) -> dict[str, Document]:
       counts['empty_records'] += not text.strip()
       documents[ident] = Document(name, text, (), (), '' if of == ident else of)
   faults.tell()
+  documents = {ident: document for ident, document in documents.items() if document.text.strip()}
   if not documents:
-    raise InputError(f'no row in {table.path}')
-  return {ident: document for ident, document in documents.items() if document.text.strip()}
+    raise InputError(f'no row with a text in {table.path}')
+  return documents
 
 
 def _spans(table: Rows, notes: dict[str, Document]) -> dict[str, list[tuple[str, Span, Quote]]]:

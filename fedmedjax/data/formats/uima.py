@@ -4,11 +4,12 @@ Offsets are UTF-16 units there, and characters here; the library `cassis` (dkpro
 writes and converts.
 """
 
+import json
 import re
 import warnings
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,8 @@ _STRUCTURE = re.compile(
   r'.*\.(segmentation|syntax|lexmorph|textspan|metadata|transform|morph)\..*|'
   r'(.*\.)?(Token|Sentence|Paragraph|Section|Segment|Lemma|Stem|POS|Chunk|DocumentMetaData|'
   r'TagDescription|TagsetDescription)')
-_OFFSET = re.compile(r'offset \[(-?\d+)\]')
+_OFFSET = re.compile(r'offset \[([^\]]*)\]')
+_FEATURE = re.compile('[A-Za-z_][A-Za-z0-9_]*')
 _NAMED = 8  # most types in a message
 
 
@@ -109,6 +111,8 @@ def _loaded(path: Path) -> Any:
       # An offset without a place would be taken as it is, and mean another one.
       warnings.filterwarnings('error', message='Not mapping')
       if path.suffix.lower() == '.json':
+        named = json.loads(text)['%TYPES'].values()
+        _check_features(path, (key for kind in named for key in kind if not key.startswith('%')))
         return cassis.load_cas_from_json(text)
       types = _type_system_file(path)
       place = types
@@ -127,8 +131,11 @@ def _loaded(path: Path) -> Any:
   except Exception as error:  # whatever a damaged file makes of the library
     if type(error).__name__ == 'TypeNotFoundError':
       lacks = re.search(r'\[([^\]]+)\]', str(error))
+      lacks = lacks[1] if lacks else str(error)
+      used = re.search(rf'\b{re.escape(_last(lacks))}\b', text)
+      line = text.count('\n', 0, used.start()) + 1 if used else 1
       where = f'its type system {types}' if types else 'its type system'
-      raise InputError(f'{path}: {where} lacks the type {lacks[1] if lacks else error}') from None
+      raise InputError(f'{path}:{line}: {where} lacks the type {lacks}') from None
     line = getattr(error, 'lineno', None) or 1
     said = (str(error).splitlines() or [''])[0]
     raise InputError(f'{place}:{line}: no UIMA CAS that can be read '
@@ -152,7 +159,17 @@ def _type_system(path: Path, changed: int) -> Any:
   if b'<!DOCTYPE' in content or b'<!ENTITY' in content:
     raise InputError(f'{path}:1: XML entities are not read')
   with path.open('rb') as file:
-    return library(path).load_typesystem(file)
+    system = library(path).load_typesystem(file)
+  _check_features(path, (feature.name for kind in system.get_types() for feature in kind.features))
+  return system
+
+
+def _check_features(path: Path, names: Iterable[str]) -> None:
+  """Raises InputError for a feature whose name is none: the library makes Python of names."""
+  wrong = next((name for name in names if not _FEATURE.fullmatch(name)), None)
+  if wrong is not None:
+    raise InputError(f'{path}:1: its type system has a feature {wrong[:40]!r}; letters and figures '
+                     'are allowed')
 
 
 def _check_wanted(path: Path, system: Any, wanted: Collection[str]) -> None:
@@ -168,7 +185,7 @@ def _check_wanted(path: Path, system: Any, wanted: Collection[str]) -> None:
     names = [name for name in own
              if not name.startswith('uima.') and not _STRUCTURE.fullmatch(name)]
     there = ', '.join(names[:_NAMED]) + ', ...' * (len(names) > _NAMED)
-    raise InputError(f'{path}: its type system lacks {", ".join(map(repr, lacking))}, which the '
+    raise InputError(f'{path}:1: its type system lacks {", ".join(map(repr, lacking))}, which the '
                      f'mapping names; it has {there or "no types of its own"}')
 
 
