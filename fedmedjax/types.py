@@ -35,6 +35,16 @@ class RelationType(NamedTuple):
   of: tuple[str, ...]
 
 
+class Wording(NamedTuple):
+  """The prompt of one task in one style of answers, in a study's own words: see data/wording.py."""
+
+  task: str
+  style: str
+  sentence: str  # the first one, which asks; '' = `before` and `after` are all of the prompt
+  before: str    # the instruction, with placeholders
+  after: str     # what ends the question
+
+
 class Schema(NamedTuple):
   """The types that a study asks for; entities and relations stand in the order of prompts."""
 
@@ -42,6 +52,8 @@ class Schema(NamedTuple):
   relations: tuple[RelationType, ...] = ()
   source: str = ''  # the file, for messages; '' = the paper's
   text: str = ''    # of the file
+  wording: tuple[Wording, ...] = ()  # prompts in place of the usual ones
+  words: str = ''   # text of the file of these
 
   @property
   def types(self) -> tuple[str, ...]:

@@ -118,6 +118,15 @@ def plain_name(name: str) -> str:
   return re.sub(r'[^\w-]', '_', name)
 
 
+def wrong_line(key: str, value: Any) -> str:
+  """What is not allowed about a text of one line, or ''."""
+  if not isinstance(value, str) or not value.strip() or not value.isprintable():
+    return f'{key}={value!r}: one line of text is allowed'
+  if (words := len(value.split())) > _WORDS:
+    return f'{key} has {words} words; at most {_WORDS} are allowed, since every prompt has them'
+  return ''
+
+
 def _line(text: str, section: str, name: str = '') -> int:
   """The line where an entry begins, or the first that has its name."""
   lines = text.split('\n')
@@ -144,18 +153,8 @@ def _fault(section: str, name: str, row: Any) -> str:
     return f'{unknown[0]!r} is unknown; {", ".join(keys)} are allowed'
   if missing := [key for key in keys if key not in row and key != 'colour']:
     return f'{missing[0]!r} is missing'
-  return _wrong_text(row) or _wrong_value(row)
-
-
-def _wrong_text(row: Mapping[str, Any]) -> str:
-  """What is not allowed about the definition or the example, or ''."""
-  for key in ('definition', 'example'):
-    value = row[key]
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-      return f'{key}={value!r}: one line of text is allowed'
-    if (words := len(value.split())) > _WORDS:
-      return f'{key} has {words} words; at most {_WORDS} are allowed, since every prompt has them'
-  return ''
+  return (wrong_line('definition', row['definition']) or wrong_line('example', row['example'])
+          or _wrong_value(row))
 
 
 def _wrong_value(row: Mapping[str, Any]) -> str:

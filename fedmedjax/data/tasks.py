@@ -13,6 +13,7 @@ from typing import NamedTuple
 from fedmedjax.data import relations
 from fedmedjax.data.answers import json_list, markup
 from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.data.wording import filled
 from fedmedjax.types import (
   Document,
   EntityType,
@@ -23,9 +24,12 @@ from fedmedjax.types import (
   Schema,
   SiteCorpus,
   Span,
+  Wording,
 )
 
 INPUT_HEADING = '### Input Text:\n'  # the last line of every instruction
+# What ends a question; both are so unless a study has words of its own.
+OUTPUT_HEADING = '\n### Output Text:\n'
 
 # Types asked for, by the type of the main entity that they are asked about; '' where there is
 # none, in entity recognition.
@@ -103,6 +107,8 @@ class Ask(NamedTuple):
   render: Callable[[Example], tuple[str, str]]  # -> (input after the instruction, target)
   parse: Callable[[str, Example], Parse]        # (generated, example)
   pieces: tuple[str, ...]  # texts that an answer puts around the words that it copies
+  heading: str = INPUT_HEADING  # of the question, its instruction's last line
+  after: str = OUTPUT_HEADING   # what ends the question
 
 
 def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
@@ -122,10 +128,13 @@ def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
   guide = row.guide(corpus.schema)
   named = [one for one in guide if any(one.name in kinds for kinds in shown.values())]
   types = tuple(one.name for one in guide if any(one.name in kinds for kinds in asked.values()))
+  own = next((one for one in corpus.schema.wording if one[:2] == (task, style)), None)
+  instruction = _instruction(row.words[style], own, form, shown, named, corpus)
+  after = own.after if own and own.before else OUTPUT_HEADING
   return Ask(
-    task, row.given, asked, shown, types, partial(row.find, asked=asked),
-    _instruction(row.words[style], form, shown, named, corpus), partial(_render, form),
-    partial(_parse, form, asked, types), _pieces(form, [one.name for one in named]))
+    task, row.given, asked, shown, types, partial(row.find, asked=asked), instruction,
+    partial(_render, form, after), partial(_parse, form, asked, types),
+    _pieces(form, [one.name for one in named]), instruction.splitlines(keepends=True)[-1], after)
 
 
 def asked_types(task: str, corpora: Sequence[SiteCorpus]) -> tuple[str, ...]:
@@ -136,10 +145,19 @@ def asked_types(task: str, corpora: Sequence[SiteCorpus]) -> tuple[str, ...]:
 
 
 def _instruction(
-  words: str, form: Style, asked: Asked, named: Sequence[EntityType | RelationType],
-  corpus: SiteCorpus,
+  words: str, own: Wording | None, form: Style, asked: Asked,
+  named: Sequence[EntityType | RelationType], corpus: SiteCorpus,
 ) -> str:
-  """The prompt: the sentence that asks, an example of each type, and definitions."""
+  """The prompt: the sentence that asks, an example of each type, and definitions.
+
+  Args:
+    words: the usual sentence.
+    own: the study's own words, if it has any.
+    form: of answers.
+    asked: what the prompt names.
+    named: its types.
+    corpus: the site.
+  """
   pairs = corpus.schema.modifiers
 
   def defined(one: EntityType | RelationType) -> str:
@@ -149,9 +167,15 @@ def _instruction(
     of = '' if len(some) == len(able) else f' (of a {" or ".join(some)})'
     return f'{one.name}: {corpus.definitions.get(one.name, one.definition)}{of}'
 
+  examples = [form.shown(one.name, one.example) for one in named]
+  definitions = [*map(defined, named)]
+  values = {'types': ', '.join(one.name for one in named), 'examples': '\n'.join(examples),
+            'definitions': '\n'.join(definitions)}
+  if own and own.before:
+    return filled(own.before, values)
   return '\n'.join([
-    '### Task:', words, *(form.shown(one.name, one.example) for one in named),
-    '### Definitions:', *map(defined, named), INPUT_HEADING])
+    '### Task:', filled(own.sentence, values) if own else words, *examples,
+    '### Definitions:', *definitions, INPUT_HEADING])
 
 
 def _pieces(form: Style, types: Sequence[str]) -> tuple[str, ...]:
@@ -161,11 +185,11 @@ def _pieces(form: Style, types: Sequence[str]) -> tuple[str, ...]:
     piece for name in types for piece in form.shown(name, word).split(word)))
 
 
-def _render(form: Style, example: Example) -> tuple[str, str]:
+def _render(form: Style, after: str, example: Example) -> tuple[str, str]:
   """(the input after the instruction, the target) of an example."""
   main = () if example.main is None else (example.main,)
   return (
-    f'{markup.write(example.text, main)}\n### Output Text:\n',
+    f'{markup.write(example.text, main)}{after}',
     form.write(markup.guard(example.text), example.entities))
 
 

@@ -11,7 +11,6 @@ from fedmedjax.data import partition
 from fedmedjax.data.formats.corpora import CORPORA, SiteFolder
 from fedmedjax.data.formats.readers import FORMATS
 from fedmedjax.data.pack import LOSS_ON
-from fedmedjax.data.schema import read_schema
 from fedmedjax.data.synthetic.cohorts import COHORTS
 from fedmedjax.data.tasks import STYLES, TASKS
 from fedmedjax.experiment.checks import (
@@ -31,6 +30,7 @@ from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
 from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
+from fedmedjax.experiment.own_schema import checked_schema
 from fedmedjax.experiment.partitions import PARTITION, check_partition
 from fedmedjax.experiment.refusals import check_method
 from fedmedjax.experiment.stored import check_stored
@@ -76,7 +76,8 @@ CHECKS = {
     "a tuple of dict(name='st_mary', path='notes/st_mary', format='brat', mapping='schema')"),
   'data.seed': Check(
     lambda v: type(v) is int and -1 <= v < 2**32, f'an integer >= -1 and <= {2**32 - 1}'),
-  'data.root': TEXT, 'data.schema': TEXT, 'data.sites': names(1), 'data.external': names(0),
+  'data.root': TEXT, 'data.schema': TEXT,
+  'data.prompt': TEXT, 'data.sites': names(1), 'data.external': names(0),
   'data.tasks': Check(lambda v: v in TASK_SETS, "('ner',), ('re',) or ('ner', 're')"),
   'data.site_tasks': Check(
     lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
@@ -162,7 +163,7 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
   for key, check in CHECKS.items():
     if not check.allows(values[key]):
       raise InputError(f'config.{key}={values[key]!r}: {check.wording} is allowed')
-  _check_folders(values['data.folders'], read_schema(values['data.schema']).types)
+  _check_folders(values['data.folders'], checked_schema(values).types)
   both = set(values['data.sites']) & set(values['data.external'])
   if both:
     raise InputError(

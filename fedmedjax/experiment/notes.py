@@ -17,12 +17,12 @@ from fedmedjax.data.leaks import unjudged, unleaked
 from fedmedjax.data.partition import annotating, asked_alike, partition
 from fedmedjax.data.pieces import drawable
 from fedmedjax.data.relations import asked_like, asked_of_trained
-from fedmedjax.data.schema import read_schema
 from fedmedjax.data.shares import apportioned
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.statistics import lacking
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
+from fedmedjax.experiment.own_schema import study_schema
 from fedmedjax.experiment.types import Data
 from fedmedjax.fed.builders import build
 from fedmedjax.runtime.progress import Reporter
@@ -67,7 +67,7 @@ def load_corpora(
     given: notes that were given in Python, by name; they go before cohorts, corpora and folders.
   """
   folders = {site['name']: site for site in config.data.folders}
-  schema = read_schema(config.data.schema)
+  schema = study_schema(config.data.schema, config.data.prompt)
 
   def load(key: str, name: str) -> SiteCorpus:
     if name in given:
@@ -113,7 +113,7 @@ def _within(site: SiteCorpus, schema: Schema) -> SiteCorpus:
     InputError: there are none.
   """
   if not schema.source:
-    return site
+    return site._replace(schema=schema)
   types = tuple(kind for kind in schema.types if kind in site.types)
   if not types:
     raise InputError(

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmedjax.data.schema import FILE as SCHEMA
-from fedmedjax.data.schema import read_schema
 from fedmedjax.data.tasks import TASKS, Ask, ask
+from fedmedjax.data.wording import FILE as PROMPT
 from fedmedjax.experiment import defaults
 from fedmedjax.experiment.config import CHECKS, leaves
+from fedmedjax.experiment.own_schema import study_schema
 from fedmedjax.store.files import read_json
 from fedmedjax.types import PAPER, InputError, Schema, SiteCorpus
 
@@ -122,8 +123,9 @@ def _settings(run: Path | None, flags: Mapping[str, Any], adapter: Path) -> dict
 
 
 def _schema(run: Path | None) -> Schema:
-  """The schema that a run keeps in its folder; the paper's where it keeps none."""
-  return read_schema(run / SCHEMA) if run and (run / SCHEMA).exists() else PAPER
+  """The schema and words that a run keeps in its folder; the paper's where it keeps none."""
+  held = {name: run / name if run and (run / name).exists() else '' for name in (SCHEMA, PROMPT)}
+  return study_schema(held[SCHEMA], held[PROMPT])
 
 
 def _pairs(schema: Schema) -> dict[str, tuple[str, str]]:

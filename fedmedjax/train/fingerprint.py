@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data.schema import FILE as SCHEMA
 from fedmedjax.data.site import SiteData
+from fedmedjax.data.wording import FILE as PROMPT
 from fedmedjax.experiment.own_parts import OwnPart
 from fedmedjax.experiment.types import Data
 from fedmedjax.model.files.load import model_files, model_path
@@ -75,14 +76,16 @@ def write_own_parts(workdir: Path, own: Mapping[str, OwnPart]) -> None:
 
 
 def schema_checksum(schema: Schema) -> dict[str, dict[str, str]]:
-  """The part of the fingerprint of the study's own schema, {} for the paper's."""
-  return {'schema': {'its text': _checksum([schema.text])}} if schema.source else {}
+  """The part of the fingerprint of the study's own schema and words, {} for the usual ones."""
+  return {group: {'its text': _checksum([text])} for group, text in (
+    ('schema', schema.text), ('wording of prompts', schema.words)) if text}
 
 
 def write_schema(workdir: Path, schema: Schema) -> None:
-  """Writes the text of the study's own schema to WORKDIR/schema.toml."""
-  if schema.source:
-    write_text(workdir / SCHEMA, schema.text)
+  """Writes the texts of the study's own schema and words to WORKDIR/schema.toml and prompt.toml."""
+  for name, text in ((SCHEMA, schema.text), (PROMPT, schema.words)):
+    if text:
+      write_text(workdir / name, text)
 
 
 def check_inputs(workdir: Path, inputs: dict[str, dict[str, str]]) -> None:

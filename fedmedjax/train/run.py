@@ -7,13 +7,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax import report, tree
-from fedmedjax.data.schema import read_schema
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.build import load_data, options, prepare
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.methods import Own, harmless_keys, unread_weights
 from fedmedjax.experiment.own_parts import own_parts
+from fedmedjax.experiment.own_schema import study_schema
 from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_weights
@@ -81,7 +81,7 @@ def run(
   finished = check_continued(workdir, settings, rounds, mine)
   if finished and finished['rounds'] == rounds:
     given = starting_adapter(config) | own_checksums(mine) | schema_checksum(
-      read_schema(config.data.schema))
+      study_schema(config.data.schema, config.data.prompt))
     compare_inputs(workdir, given, only=given)
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)

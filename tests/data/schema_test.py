@@ -14,6 +14,7 @@ from fedmedjax.data.formats.mapped import apply_mapping
 from fedmedjax.data.formats.mapping import read_mapping
 from fedmedjax.data.formats.pubtator import read_pubtator
 from fedmedjax.data.formats.writers import with_plain_names, write_brat
+from fedmedjax.data.labels import label_names
 from fedmedjax.data.partition import partition
 from fedmedjax.data.relations import annotated, relation_examples
 from fedmedjax.data.schema import SHIPPED, parse_schema, read_schema
@@ -156,6 +157,9 @@ def test_own_types_from_notes_to_prompts_and_answers(tmp_path, style):
   assert entities.types == ('Lab value', 'ADE') and modifiers.types == ('how bad', 'when')
   assert entities.instruction.endswith(
     '### Definitions:\nLab value: the result of a test\nADE: harm by a drug\n### Input Text:\n')
+  # Heads of a classifier, too.
+  assert label_names(tasks.asked_types('re', [site])) == (
+    'O', 'B-how bad', 'I-how bad', 'B-when', 'I-when')
   (example,), _ = entities.find(site.train[0])
   assert [span.type for span in example.entities] == ['ADE', 'Lab value']
   assert entities.parse(entities.render(example)[1], example) == (example.entities, False, True, 0)

@@ -75,7 +75,8 @@ OTHER = {
   'lora.start': '/nowhere/a',
   'bert.path': '/nowhere/a', 'bert.task': 're',
   'data.folders': ({**_WARD, 'path': '/nowhere/b'},), 'data.root': '/nowhere/b',
-  'data.schema': 'bc5cdr', 'data.sites': ('synthetic_icu',), 'data.external': (),
+  'data.schema': 'bc5cdr', 'data.prompt': '/nowhere/p.toml', 'data.sites': ('synthetic_icu',),
+  'data.external': (),
   'data.tasks': ('re',),
   'data.site_tasks': ('ner', 're'), 'data.re_share': 0.3, 'data.style': 'json',
   'data.server_validation': 'synthetic_newsite',
@@ -97,7 +98,7 @@ OTHER = {
 # What is asked for cannot be had here; that it is asked for is in the error.
 REFUSED = {
   'model.path', 'model.attention', 'lora.start', 'bert.path', 'data.folders', 'data.root',
-  'data.schema', 'mesh.tensor'}
+  'data.schema', 'data.prompt', 'mesh.tensor'}
 
 
 QUIET = Reporter(Console(quiet=True))

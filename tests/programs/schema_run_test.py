@@ -17,6 +17,7 @@ from fedmedjax.data.schema import read_schema
 from fedmedjax.eval import evaluate
 from fedmedjax.predict import __main__ as predict
 from fedmedjax.predict.trained import FLAGS, read_trained
+from fedmedjax.store.words import sentence
 from fedmedjax.train import loop, run
 from fedmedjax.types import InputError, Span
 
@@ -46,6 +47,9 @@ def bc5cdr(tiny_folder, data_folder, tmp_path_factory) -> Path:
 
   folder = tmp_path_factory.mktemp('schemas')
   shutil.copy(read_schema('bc5cdr').source, folder / 'own.toml')
+  (folder / 'words.toml').write_text(
+    "[re.markup]\nprompt = '''\nTag its {types}:\n{examples}\n{definitions}\n{input}\n"
+    "So:'''\n")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, 'train', drawn)
     patch.setattr(run, 'planned', lambda *_: None)
@@ -53,6 +57,7 @@ def bc5cdr(tiny_folder, data_folder, tmp_path_factory) -> Path:
     assert main.main([
       'fedmedjax', '--config=configs/quickstart.py:fed_medlora', f'--workdir={folder / "run"}',
       f'--config.model.path={tiny_folder}', f'--config.data.schema={folder / "own.toml"}',
+      f'--config.data.prompt={folder / "words.toml"}',
       "--config.data.sites=('bc5cdr',)", "--config.data.tasks=('ner','re')", *_FEW,
       '--config.data.max_length=400', '--config.lora.rank=2',
       '--config.lora.targets=("q_proj","v_proj")']) == 0
@@ -65,11 +70,20 @@ def test_a_run_asks_scores_and_shows_the_types_of_its_schema(bc5cdr):
   assert [row['strict']['f1'] for row in (*found.values(), *links.values())] == [1, 1, 1]
   asked = json.loads((bc5cdr / 'summary.json').read_text())['instructions']['bc5cdr']
   assert '\nChemical: a drug or another chemical\n' in asked['ner']
-  assert '\nCID: a disease that the chemical induces\n' in asked['re']
+  assert asked['re'] == ('Tag its CID:\n<span class="CID">hepatitis</span>\n'
+                         'CID: a disease that the chemical induces\n')
+  records = [json.loads(line) for line in (
+    bc5cdr / 'predictions' / 'bc5cdr.jsonl').read_text().splitlines()]
+  for record in records:
+    related = record['task'] != 'ner'
+    assert record['model_input'].endswith('\nSo:' if related else '\n### Output Text:\n')
+    assert record.get('output_heading') == ('\nSo:' if related else None)
+    assert not sentence(record).endswith(':')
   sites = json.loads((bc5cdr / 'sites.json').read_text())
   assert set(sites['schema']['entities']) == {'Disease', 'Chemical'}
   assert sites['schema']['relations']['CID']['of'] == ['Chemical']
   assert sites['sites']['bc5cdr']['types'] == ['Disease', 'Chemical']
+  assert (bc5cdr / 'prompt.toml').read_bytes() == (bc5cdr.parent / 'words.toml').read_bytes()
   assert (bc5cdr / 'schema.toml').read_bytes() == (bc5cdr.parent / 'own.toml').read_bytes()
   page = (bc5cdr / 'report.html').read_text()
   # The stripes of the chart and the words in sentences have the colour of their type.
@@ -81,6 +95,8 @@ def test_new_notes_are_annotated_with_the_schema_of_the_run(bc5cdr, tmp_path, mo
   """The schema is that in the run's folder: the file that it was read from is not needed."""
   trained = read_trained(bc5cdr, dict.fromkeys(FLAGS), '', 'Chemical,Chemical.CID')
   assert [ask.types for ask in trained.asks] == [('Chemical',), ('CID',)]
+  assert trained.asks[1].instruction.startswith('Tag its CID:\n')
+  assert trained.asks[1].after == '\nSo:'
   with pytest.raises(InputError, match="--types: 'drug' is unknown; allowed are Disease, Chem"):
     read_trained(bc5cdr, dict.fromkeys(FLAGS), '', 'drug')
 
