@@ -4,11 +4,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedmedjax.data.formats.cas_files import library
 from fedmedjax.data.formats.doccano import doccano_record
 from fedmedjax.data.formats.label_studio import label_studio_task, labelling
 from fedmedjax.data.formats.table_rows import arrow_parquet
 from fedmedjax.data.formats.tables import csv_tables, parquet_tables
-from fedmedjax.data.formats.uima import library
 from fedmedjax.data.formats.uima_writer import type_system, uima_json, uima_xmi
 from fedmedjax.data.formats.writers import brat_annotation, with_plain_names
 from fedmedjax.data.schema import plain_name

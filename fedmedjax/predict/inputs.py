@@ -117,7 +117,7 @@ def _of_rows(rows: Rows, chosen: dict[str, str]) -> tuple[dict[str, str], dict[s
       if name in texts or name in skipped:
         raise InputError(f'{place[0]}:{place[1]}: the id {name!r} occurs twice')
       if row.get(text) is None:
-        skipped[name] = f'line {place[1]}: has no {text!r}'
+        skipped[name] = f'{place[1]}: has no {text!r}'
       else:
         texts[name] = cell_text(place, row, text)
   faults.tell()

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from shared_runs import shared_folder
+from shown_files import shown_command, shown_files
 
 from fedmedjax import main
 from fedmedjax.data.formats.brat import read_brat
+from fedmedjax.data.formats.readers import FORMATS, read_notes
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.eval import evaluate
 from fedmedjax.predict import __main__ as predict
@@ -211,6 +213,64 @@ def test_every_format_states_the_characters_of_the_file(joint, tmp_path, planted
   assert 'href="ward/b%20c/a.txt.html"' in index
 
 
+_PAGE = (Path(__file__).parents[2] / 'docs' / 'running.md').read_text()
+
+
+def _shown(part: str, joint: Path) -> list[str]:
+  """A command of docs/running.md, with the adapter at hand."""
+  words = shown_command(_PAGE, part)
+  return [f'--adapter={joint}' if word.startswith('--adapter=') else word for word in words]
+
+
+def test_the_examples_of_the_page(joint, tmp_path, planted, monkeypatch):
+  """Rows with CR LF, as a spreadsheet saves them; 'Fever' is none of the planted words, 'fever' is.
+
+  In visit 7 'Fever since Monday.' ends at 19, CR LF at 21, 'Gave ' at 26: 'aspirin' is [26, 33).
+  """
+  monkeypatch.chdir(tmp_path)
+  for name, text in shown_files(_PAGE).items():
+    Path(name).write_bytes(text.replace('\n', '\r\n').encode())
+  assert predict.main(_shown('--input=visits.csv', joint)) == 0
+  read, counts = read_notes(tmp_path / 'checked' / 'label_studio', FORMATS['label_studio'])
+  text = 'Fever since Monday.\r\nGave aspirin by mouth.'
+  assert read == [
+    Document('7', text, (Span(26, 33, 'drug'), Span(34, 42, 'route')), (Relation('route', 0, 1),)),
+    Document('8', 'No rash.', (), ())] and counts['predictions'] == 2
+  assert '<Label value="route"/>' in (tmp_path / 'checked/label_studio/labelling.xml').read_text()
+  assert predict.main(_shown('--input=bundle.json', joint)) == 0
+  assert read_notes(tmp_path / 'from_fhir' / 'uima_xmi', FORMATS['uima'])[0] == [
+    Document('r7', 'No fever.', (Span(3, 8, 'problem'),), ())]
+
+
+def test_every_format_is_read_back(joint, tmp_path, planted):
+  """The note with a mark, CR LF and a sign beyond 16 bits, as every reader gives it; asked once."""
+  text = _NOTES['a.txt']
+  source = tmp_path / 'notes.jsonl'
+  source.write_text(json.dumps({'note_id': 'ward/../7', 'text': text}) + '\n' + json.dumps(
+    {'note_id': 8, 'text': ''}))
+  spans = (Span(1, 6, 'problem'), Span(20, 27, 'drug'), Span(28, 36, 'route'))
+  note = Document('ward/../7', text, spans, (Relation('route', 1, 2),))
+  out = tmp_path / 'out'
+  for form, reader in (
+      ('label_studio', 'label_studio'), ('doccano', 'doccano'), ('uima_xmi', 'uima'),
+      ('uima_json', 'uima'), ('csv', 'tables'), ('parquet', 'tables')):
+    assert predict.main(command(joint, source, out, f'--format={form}')) == 0
+    read, _ = read_notes(out / form, FORMATS[reader])
+    assert [one for one in read if one.text] == [note], form
+  assert planted == ['pain🫁 today.', 'Gave aspirin by mouth daily.']
+  assert predict.main(command(joint, source, out, '--format=html')) == 0
+  assert 'href="ward%252F..%252F7.html"' in (out / 'html' / 'index.html').read_text()
+  assert (out / 'html' / 'ward%2F..%2F7.html').exists()
+  assert records(out).keys() == {'ward/../7', '8'}
+  # What holds all notes is old in no format either.
+  source.write_text(json.dumps({'note_id': 9, 'text': 'No fever.'}))
+  assert predict.main(command(joint, source, out, '--format=csv')) == 0
+  assert sorted(path.name for path in out.rglob('*.jsonl')) == [
+    'annotations.jsonl', 'skipped.jsonl']
+  assert not (out / 'parquet' / 'notes.parquet').exists()
+  assert [note.name for note in read_notes(out / 'csv', FORMATS['tables'])[0]] == ['9']
+
+
 def test_overlapping_spans_by_hand():
   """0123456789: a [1, 5), b [3, 7), c [3, 5) cut the text at 1, 3, 5, 7."""
   document = Document(
@@ -381,6 +441,8 @@ def _instructions(joint: Path, keep) -> dict:
   (lambda t, r: r, ['--base=/nowhere'], "'/nowhere'"),
   (lambda t, r: r, ['--input='], '--input is missing'),
   (lambda t, r: r, ['--input=/nowhere'], '--input=/nowhere: a folder of .txt files is expected'),
+  (lambda t, r: r, ['--text_column=note'], '--text_column=note: goes with rows of a table'),
+  (lambda t, r: r, ['--input=/dev/null'], 'a folder of .txt files is expected, or a file ending'),
   (lambda t, r: r, ['--output=/dev/null/x'], 'is no folder that can be written in'),
   (lambda t, r: r, ['stray'], "'stray': not a flag; flags look like --adapter="),
   (lambda t, r: r, ['--adaptor=x'], "Unknown command line flag 'adaptor'"),

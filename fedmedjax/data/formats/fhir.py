@@ -161,7 +161,7 @@ def _texts(entry: _Entry, binaries: dict[str, Located]) -> tuple[list[str], str]
                    for part in list_field(place, resource, 'content', _FORM)]
   else:
     attachments = list_field(place, resource, 'presentedForm', _FORM)
-  texts, problems, others = [], Faults(), []
+  texts, others, problems, remote = [], [], Faults(), Faults()
   for number, attachment in enumerate(attachments, 1):
     with problems:
       if not isinstance(attachment, dict):
@@ -169,22 +169,23 @@ def _texts(entry: _Entry, binaries: dict[str, Located]) -> tuple[list[str], str]
       kind = attachment.get('contentType')
       url = attachment.get('url')
       held = binaries.get(url, attachment) if isinstance(url, str) else attachment
-      kind = kind if isinstance(kind, str) else held.get('contentType')
-      if isinstance(kind, str) and not _PLAIN.fullmatch(kind.strip()):
+      kind = held.get('contentType') if kind is None else kind
+      if kind is not None and not isinstance(kind, str):
+        raise _error(entry, f'the contentType of attachment {number} is no text')
+      if kind and not _PLAIN.fullmatch(kind.strip()):
         others.append(kind)
         continue
       if held.get('data') is not None:
         texts.append(_decoded(entry, number, held, kind))
       elif url is not None:
-        raise _error(entry, f'attachment {number} stands at a URL ({str(url)[:80]}) and is not '
-                     'fetched; only text in `data` is read')
+        remote.found.append(_error(
+          entry, f'attachment {number} stands at a URL ({str(url)[:80]}) and is not fetched; only '
+          'text in `data` is read'))
       else:
         others.append('an attachment without data')
+  problems.tell()
   if not texts:  # several attachments are one document in several forms; one is enough
-    problems.tell()
-  for problem in problems.found if texts else ():
-    if ' stands at a URL ' not in str(problem):
-      raise problem
+    remote.tell()
   named = ', '.join(dict.fromkeys(others))
   return texts, f'no text/plain: {named}' if named else 'no attachment'
 

@@ -16,7 +16,7 @@ LINES = ('.jsonl', '.ndjson', '.json')
 # Names of the column or key that names a note, the first that is there counts; compared as `plain`
 # has them. NOTE_IDS is for rows that may have an id of their own.
 _CLEAR = ('document_id', 'doc_id', 'note_id', 'report_id', 'text_id', 'row_id')
-_NAMES = ('file', 'file_name', 'document', 'doc', 'name')
+_NAMES = ('file', 'file_name', 'document', 'doc')
 IDS = (*_CLEAR, 'id', *_NAMES)
 NOTE_IDS = (*_CLEAR, 'note', *_NAMES, 'id')
 TEXTS = ('text', 'note_text', 'note', 'content', 'report', 'body')

@@ -69,7 +69,7 @@ def read_tables(folder: str | Path) -> tuple[list[Document], Counter]:
     a text), renamed_documents.
   """
   folder = Path(folder)
-  files = _files(folder if folder.is_dir() else folder.parent)
+  files = _files(folder.parent if folder.is_file() else folder)
   notes, spans = read_rows(files['notes']), read_rows(files['spans'])
   relations = read_rows(files['relations']) if 'relations' in files else None
   counts, faults = Counter(), Faults()
@@ -108,7 +108,8 @@ def _files(folder: Path) -> dict[str, Path]:
     use = next((use for word in reversed(words) for use in _NAMES if word in _NAMES[use]), None)
     if use and use in found:
       raise InputError(f'{folder}: {found[use].name} and {path.name} are both tables of {use}, by '
-                       'their names; leave one of them there')
+                       'their names; leave one of them there, parts in folders of their own or '
+                       "told by a column 'split'")
     if use:
       found[use] = path
   for use in ('notes', 'spans'):

@@ -4,45 +4,31 @@ Offsets are UTF-16 units there, and characters here; the library `cassis` (dkpro
 writes and converts.
 """
 
-import json
 import re
-import warnings
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
-from fedmedjax.data.formats.files import read_bytes, read_text
+from fedmedjax.data.formats.cas_files import (
+  ANNOTATION,
+  STRUCTURE,
+  check_wanted,
+  last_part,
+  load_cas,
+)
+from fedmedjax.data.formats.files import read_text
 from fedmedjax.data.formats.quotes import Draft, Quote, as_one_unit
 from fedmedjax.data.formats.settle import settle
 from fedmedjax.types import Document, InputError, Relation, Span
 
-_ANNOTATION, _DOCUMENT = 'uima.tcas.Annotation', 'uima.tcas.DocumentAnnotation'
+_DOCUMENT = 'uima.tcas.DocumentAnnotation'
 # Features of an annotation that name what it is, the first that has a value; `type_` is how the
 # library calls a feature `type`.
 _LABELS = ('value', 'label', 'type_', 'category', 'entityType', 'relationType')
 # Those of a relation that lead to its head; of others the first declared is the head.
 _HEADS = ('governor', 'arg1', 'source', 'from', 'head', 'subject')
-# What describes the text and not what it says: not read unless a mapping names it.
-_STRUCTURE = re.compile(
-  r'.*\.(segmentation|syntax|lexmorph|textspan|metadata|transform|morph)\..*|'
-  r'(.*\.)?(Token|Sentence|Paragraph|Section|Segment|Lemma|Stem|POS|Chunk|DocumentMetaData|'
-  r'TagDescription|TagsetDescription)')
-_OFFSET = re.compile(r'offset \[([^\]]*)\]')
-_FEATURE = re.compile('[A-Za-z_][A-Za-z0-9_]*')
-_NAMED = 8  # most types in a message
-
-
-def library(place: object) -> ModuleType:
-  """The module `cassis`; raises InputError, naming the extra, where it is not there."""
-  try:
-    import cassis
-  except ImportError:
-    raise InputError(f"{place}: UIMA CAS needs a package; pip install 'fedmedjax[uima]'") from None
-  return cassis
 
 
 def read_uima(
@@ -71,11 +57,11 @@ def read_uima(
       offset is outside of the text or inside a character.
   """
   path = Path(path)
-  cas = _loaded(path)
+  cas = load_cas(path)
   views = [cas.get_view(sofa.sofaID) for sofa in cas.sofas if sofa.sofaString is not None]
   if not views:
     raise InputError(f'{path}: the CAS has no text (a sofa with a sofaString)')
-  _check_wanted(path, cas.typesystem, wanted)
+  check_wanted(path, cas.typesystem, wanted)
   text = views[0].sofa_string
   counts = Counter(other_views=len(views) - 1)
   found = _Annotations(cas.typesystem, wanted)
@@ -95,102 +81,6 @@ def read_uima(
   document = Document(found.title or path.stem, text, spans, relations,
                       sentences=_ordered(found.sentences, len(text)))
   return settle([Draft(document, quotes, as_one_unit(text))], counts), counts
-
-
-def _loaded(path: Path) -> Any:
-  """The CAS of a file, with offsets in characters."""
-  cassis = library(path)
-  content = read_bytes(path)
-  if b'<!DOCTYPE' in content or b'<!ENTITY' in content:
-    raise InputError(f'{path}:1: XML entities are not read')
-  text = read_text(path)
-  place, types = path, None
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')
-      # An offset without a place would be taken as it is, and mean another one.
-      warnings.filterwarnings('error', message='Not mapping')
-      if path.suffix.lower() == '.json':
-        named = json.loads(text)['%TYPES'].values()
-        _check_features(path, (key for kind in named for key in kind if not key.startswith('%')))
-        return cassis.load_cas_from_json(text)
-      types = _type_system_file(path)
-      place = types
-      system = _type_system(types, types.stat().st_mtime_ns)
-      place = path
-      return cassis.load_cas_from_xmi(text, typesystem=system)
-  except InputError:
-    raise
-  except UserWarning as error:
-    at = _OFFSET.search(str(error))
-    at = at[1] if at else '?'
-    written = re.search(rf'\b(?:begin|end)"?\s*[=:]\s*"?{re.escape(at)}\b', text)
-    line = text.count('\n', 0, written.start()) + 1 if written else 1
-    raise InputError(f'{path}:{line}: the offset {at}, in UTF-16 units, is outside of the text or '
-                     'inside a character') from None
-  except Exception as error:  # whatever a damaged file makes of the library
-    if type(error).__name__ == 'TypeNotFoundError':
-      lacks = re.search(r'\[([^\]]+)\]', str(error))
-      lacks = lacks[1] if lacks else str(error)
-      used = re.search(rf'\b{re.escape(_last(lacks))}\b', text)
-      line = text.count('\n', 0, used.start()) + 1 if used else 1
-      where = f'its type system {types}' if types else 'its type system'
-      raise InputError(f'{path}:{line}: {where} lacks the type {lacks}') from None
-    line = getattr(error, 'lineno', None) or 1
-    said = (str(error).splitlines() or [''])[0]
-    raise InputError(f'{place}:{line}: no UIMA CAS that can be read '
-                     f'({type(error).__name__}: {said})') from None
-
-
-def _type_system_file(path: Path) -> Path:
-  """The type system of an XMI file: beside it, or in one of three folders around it."""
-  for folder in path.absolute().parents[:4]:
-    found = [file for file in sorted(folder.glob('*.[xX][mM][lL]'))
-             if 'typesystem' in file.stem.casefold().replace('_', '').replace('-', '')]
-    if found:
-      return found[0]
-  raise InputError(f'{path}: no TypeSystem.xml beside it, which says what its types are')
-
-
-@lru_cache(maxsize=4)
-def _type_system(path: Path, changed: int) -> Any:
-  """The type system of a file, which all notes of a folder share; `changed` is its time."""
-  content = read_bytes(path)
-  if b'<!DOCTYPE' in content or b'<!ENTITY' in content:
-    raise InputError(f'{path}:1: XML entities are not read')
-  with path.open('rb') as file:
-    system = library(path).load_typesystem(file)
-  _check_features(path, (feature.name for kind in system.get_types() for feature in kind.features))
-  return system
-
-
-def _check_features(path: Path, names: Iterable[str]) -> None:
-  """Raises InputError for a feature whose name is none: the library makes Python of names."""
-  wrong = next((name for name in names if not _FEATURE.fullmatch(name)), None)
-  if wrong is not None:
-    raise InputError(f'{path}:1: its type system has a feature {wrong[:40]!r}; letters and figures '
-                     'are allowed')
-
-
-def _check_wanted(path: Path, system: Any, wanted: Collection[str]) -> None:
-  """Raises InputError where a name that says a type is of none in the type system.
-
-  Names without a dot or an equals sign may be labels, which a type system does not list.
-  """
-  own = [kind.name for kind in system.get_types() if system.is_instance_of(kind, _ANNOTATION)]
-  there = {name for kind in own for name in (kind, _last(kind))}
-  asked = {name: name.partition('=')[0] for name in wanted if '.' in name or '=' in name}
-  lacking = [name for name, kind in asked.items() if kind not in there]
-  if lacking:
-    names = [name for name in own
-             if not name.startswith('uima.') and not _STRUCTURE.fullmatch(name)]
-    there = ', '.join(names[:_NAMED]) + ', ...' * (len(names) > _NAMED)
-    raise InputError(f'{path}:1: its type system lacks {", ".join(map(repr, lacking))}, which the '
-                     f'mapping names; it has {there or "no types of its own"}')
-
-
-def _last(name: str) -> str:
-  return name.rpartition('.')[2]
 
 
 class _Shape(NamedTuple):
@@ -225,18 +115,18 @@ class _Annotations:
     shape = self._shape(fs.type)
     label = next((value for feature in shape.label
                   if isinstance(value := fs[feature], str) and value.strip()), '')
-    kinds = [f'{name}={label}', f'{_last(name)}={label}', label] if label else []
-    kinds += [name, _last(name)]
+    kinds = [f'{name}={label}', f'{last_part(name)}={label}', label] if label else []
+    kinds += [name, last_part(name)]
     kind = next((kind for kind in kinds if kind in self.wanted), '')
     if not kind:
-      if _last(name) == 'Sentence':
+      if last_part(name) == 'Sentence':
         self.sentences.append((fs.begin, fs.end))
-      if name.startswith('uima.') or _STRUCTURE.fullmatch(name):
+      if name.startswith('uima.') or STRUCTURE.fullmatch(name):
         return
-    kind = '_'.join((kind or label or _last(name)).split())
+    kind = kind or label or last_part(name)
     if shape.relation:
       self._relations.append((fs, kind, shape.relation))
-    elif self.system.is_instance_of(name, _ANNOTATION):
+    elif self.system.is_instance_of(name, ANNOTATION):
       self.spans.append((fs, kind))
       self._attributes += [(fs, feature) for feature in shape.primitive]
       self._named += [(fs, feature) for feature in shape.references]
@@ -259,14 +149,13 @@ class _Annotations:
         # Others than spans, such as concepts of a dictionary, are no ends of relations.
         if target is not None:
           kind = role if isinstance(role, str) and role.strip() else feature
-          yield '_'.join(kind.split()), (index[fs.xmiID], target)
+          yield kind, (index[fs.xmiID], target)
     for fs, feature in self._attributes:
       value = fs[feature]
       # False and 0 are what a feature has that nobody has set.
       if value and str(value).strip():
         feature = feature.rstrip('_')
-        stated = feature if value is True else f'{feature}={"_".join(str(value).split())}'
-        yield stated, (index[fs.xmiID], index[fs.xmiID])
+        yield feature if value is True else f'{feature}={value}', (index[fs.xmiID], index[fs.xmiID])
 
   def _shape(self, kind: Any) -> _Shape:
     """The features of a type, by what they hold."""
@@ -284,8 +173,7 @@ class _Annotations:
           references.append(feature.name)
       label = tuple(name for name in _LABELS if name in texts) or (
         tuple(texts) if len(texts) == 1 else ())
-      ends = [name for name in references
-              if self._is_end(kind.get_feature(name).rangeType)]
+      ends = [name for name in references if self._is_end(kind.get_feature(name).rangeType.name)]
       relation = None
       if len(ends) == 2:
         head = next((name for name in ends if name.casefold() in _HEADS), ends[0])
@@ -295,10 +183,11 @@ class _Annotations:
         relation)
     return self._shapes[kind.name]
 
-  def _is_end(self, held: Any) -> bool:
+  def _is_end(self, held: str) -> bool:
     """Whether a feature of this range leads to an annotation, or to an argument that does."""
-    return self.system.is_instance_of(held.name, _ANNOTATION) or any(
-      feature.name == 'argument' for feature in held.all_features)
+    # Asked by name: a feature may hold its range as it was before it had features of its own.
+    return self.system.is_instance_of(held, ANNOTATION) or any(
+      feature.name == 'argument' for feature in self.system.get_type(held).all_features)
 
 
 def _target(value: Any) -> Any:

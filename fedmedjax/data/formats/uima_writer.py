@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from fedmedjax.data.formats.uima import library
+from fedmedjax.data.formats.cas_files import library
 from fedmedjax.types import Document
 
 _ENTITY = 'de.tudarmstadt.ukp.dkpro.core.api.ner.type.NamedEntity'
