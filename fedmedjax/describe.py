@@ -59,7 +59,7 @@ def _describe(argv: Sequence[str]) -> None:
   if values.workdir:
     raise InputError(f'--workdir={values.workdir}: goes with --text')
   # Imported here since they take seconds: --help and mistakes are answered before.
-  from fedmedjax.data.statistics import site_statistics
+  from fedmedjax.data.statistics import lacking, site_statistics
   from fedmedjax.experiment.notes import load_corpora
   from fedmedjax.report.description import SHOWN, describe
   from fedmedjax.runtime.progress import Reporter
@@ -67,6 +67,9 @@ def _describe(argv: Sequence[str]) -> None:
   reporter = Reporter()
   with reporter.task('reading notes'):
     corpora = load_corpora(config)
+  for corpus in (*corpora.sites, *corpora.external, *corpora.server):
+    if left_out := lacking(corpus.report):
+      reporter.say_unwrapped(f'{corpus.name}: the schema lacks, and reading left out: {left_out}')
   shown = (corpora.parts or corpora.sites)[:SHOWN]
   sites = [site_statistics(corpus) for corpus in (*shown, *corpora.external, *corpora.server)]
   if corpora.skew:
@@ -74,7 +77,7 @@ def _describe(argv: Sequence[str]) -> None:
                  f'{len(shown)} sites are shown')
   try:
     describe(sites, [corpus.name for corpus in corpora.external],
-             Path(values.output) if values.output else None, reporter)
+             Path(values.output) if values.output else None, reporter, corpora.schema)
   except OSError as error:
     raise InputError(f'--output={values.output}: cannot be written: {error}') from None
 

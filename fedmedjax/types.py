@@ -17,19 +17,90 @@ from typing import Any, NamedTuple
 # Stands for the number of a site: the server, where it holds validation notes of its own.
 SERVER = -1
 
-ENTITY_TYPES = ('problem', 'treatment', 'test', 'drug')
+class EntityType(NamedTuple):
+  """A type of entities that a study looks for."""
 
-# docs/methods.md, section 5: the 22 valid (entity, modifier) pairs of the paper's relation task.
-MODIFIER_TYPES = {
-  'problem': (
-    'severity', 'condition', 'uncertain', 'subject', 'bodyloc', 'course', 'temporal', 'negation',
-  ),
-  'treatment': ('temporal', 'negation'),
-  'drug': (
-    'strength', 'dosage', 'duration', 'form', 'frequency', 'route', 'temporal', 'negation',
-  ),
-  'test': ('labvalue', 'reference_range', 'temporal', 'negation'),
-}
+  name: str
+  definition: str
+  example: str
+  colour: str = ''  # '#rrggbb' on pages; '' = one is chosen
+
+
+class RelationType(NamedTuple):
+  """A type of modifiers: spans that are linked to a main entity of one of the types `of`."""
+
+  name: str
+  definition: str
+  example: str
+  of: tuple[str, ...]
+
+
+class Wording(NamedTuple):
+  """The prompt of one task in one style of answers, in a study's own words: see data/wording.py."""
+
+  task: str
+  style: str
+  sentence: str  # the first one, which asks; '' = `before` and `after` are all of the prompt
+  before: str    # the instruction, with placeholders
+  after: str     # what ends the question
+
+
+class Schema(NamedTuple):
+  """The types that a study asks for; entities and relations stand in the order of prompts."""
+
+  entities: tuple[EntityType, ...]
+  relations: tuple[RelationType, ...] = ()
+  source: str = ''  # the file, for messages; '' = the paper's
+  text: str = ''    # of the file
+  wording: tuple[Wording, ...] = ()  # prompts in place of the usual ones
+  words: str = ''   # text of the file of these
+
+  @property
+  def types(self) -> tuple[str, ...]:
+    """The names of the entity types."""
+    return tuple(entity.name for entity in self.entities)
+
+  @property
+  def kinds(self) -> tuple[str, ...]:
+    """The names of the relations, which are the types of modifiers."""
+    return tuple(relation.name for relation in self.relations)
+
+  @property
+  def modifiers(self) -> dict[str, tuple[str, ...]]:
+    """{entity type: modifier types that an entity of it can have}, where there are any."""
+    mains = dict.fromkeys(of for relation in self.relations for of in relation.of)
+    return {main: tuple(relation.name for relation in self.relations if main in relation.of)
+            for main in mains}
+
+
+# The paper's task: docs/methods.md, section 5, with its 22 valid (entity, modifier) pairs.
+# Definitions have few words on purpose: every step of training pays for each token of the prompt.
+_EVERY = ('problem', 'treatment', 'drug', 'test')
+PAPER = Schema((
+  EntityType('problem', 'a disease, symptom, abnormal finding or injury', 'fever'),
+  EntityType('treatment', 'a procedure, device or therapy, not a drug', 'dialysis'),
+  EntityType('test', 'a laboratory test, imaging study, vital sign or examination', 'chest x-ray'),
+  EntityType('drug', 'a medication, by name or by class', 'aspirin'),
+), (
+  RelationType('severity', 'how bad a problem is', 'severe', ('problem',)),
+  RelationType(
+    'condition', 'the circumstance in which a problem shows', 'on exertion', ('problem',)),
+  RelationType('uncertain', 'doubt that a problem is there', 'possible', ('problem',)),
+  RelationType('subject', 'who has the problem, if not the patient', 'mother', ('problem',)),
+  RelationType('bodyloc', 'the part of the body', 'left knee', ('problem',)),
+  RelationType('course', 'how a problem develops', 'worsening', ('problem',)),
+  RelationType('temporal', 'when, or since when', 'since Monday', _EVERY),
+  RelationType('negation', 'that it is absent or was not done', 'denies', _EVERY),
+  RelationType('strength', 'the amount of substance in one unit of a drug', '25 mg', ('drug',)),
+  RelationType('dosage', 'the amount to take at once', '2 puffs', ('drug',)),
+  RelationType('duration', 'how long a drug is taken', 'for 10 days', ('drug',)),
+  RelationType('form', 'the form of a drug', 'tablet', ('drug',)),
+  RelationType('frequency', 'how often a drug is taken', 'twice daily', ('drug',)),
+  RelationType('route', 'how a drug is given', 'by mouth', ('drug',)),
+  RelationType('labvalue', 'the result of a test', '7.2', ('test',)),
+  RelationType('reference_range', 'the normal range of a test', '4-11', ('test',)),
+))
+ENTITY_TYPES, MODIFIER_TYPES = PAPER.types, PAPER.modifiers
 
 
 class InputError(ValueError):
@@ -57,7 +128,7 @@ class Span(NamedTuple):
 class Relation(NamedTuple):
   """A typed link between two spans of one document, by their index in `Document.spans`.
 
-  In the paper's schema `type` is a modifier type, `head` the main entity, `tail` the modifier.
+  In a schema's own names `type` is a modifier type, `head` the main entity, `tail` the modifier.
   As corpora name things, a relation of a span to itself is an attribute ('POLARITY=NEG').
   """
 
@@ -73,7 +144,8 @@ class Document(NamedTuple):
   `data/sources.py`. Documents of one source are never split, and are drawn together.
   `sentences` are the ranges [start, end) of the sentences that the corpus itself gives; text
   outside of them is split by rules. `covering` are the ranges of spans that only cover an entity in
-  several pieces: other words stand between these.
+  several pieces: other words stand between these. `linked` are relations between concepts, (type,
+  spans that mention the one, spans that mention the other): `relations` has their first mentions.
   """
 
   name: str
@@ -83,14 +155,15 @@ class Document(NamedTuple):
   source: str = ''
   sentences: tuple[tuple[int, int], ...] = ()
   covering: tuple[tuple[int, int], ...] = ()
+  linked: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
 
 
 class SiteCorpus(NamedTuple):
   """The notes of one site, split by source.
 
-  `types` are the entity types the site annotated; a type outside it is neither asked of the
-  model nor scored (partial annotation: docs/methods.md, section 4). `report` counts what reading
-  kept and dropped, e.g. {'documents': 200, 'entities': 11458, 'nested': 31, 'discontinuous': 44}.
+  `types` are the entity types of `schema` that the site annotated; a type outside it is neither
+  asked of the model nor scored (partial annotation: docs/methods.md, section 4). `report` counts
+  what reading kept and dropped, e.g. {'documents': 200, 'nested': 31, 'discontinuous': 44}.
   `modifiers` are the modifier types it annotated of each entity type, {'drug': ('route',)}, {} if
   it has no relations; None = those that occur in its notes. `definitions` are entity types that
   mean something else there than the prompt says by default, {type: what it is}. `prompted` are the
@@ -106,6 +179,7 @@ class SiteCorpus(NamedTuple):
   modifiers: dict[str, tuple[str, ...]] | None = None
   definitions: dict[str, str] = {}
   prompted: dict[str, tuple[str, ...]] | None = None
+  schema: Schema = PAPER
 
 
 class Example(NamedTuple):

@@ -216,7 +216,7 @@ def partition(
       report | {'entities': _entities(own, types)},
       # Mixed-up notes have lost their modifiers: asking for them would teach that there are none.
       modifiers if site not in broken or corruption.keeps_modifiers else {},
-      sources[0].definitions))
+      sources[0].definitions, schema=sources[0].schema))
   counts = np.stack([type_counts(part.train, types).sum(0) for part in parts])
   whole = sum(_entities(source.train, types) for source in sources)
   return parts, Skew(

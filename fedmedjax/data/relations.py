@@ -2,8 +2,8 @@
 
 One example is a (sentence, main entity) pair. The input marks the main entity only, the target
 marks only its modifiers; a main entity without modifiers has the plain sentence, or an empty list,
-as target. The prompts of both tasks are in `tasks.py`. Provenance of the task, its 16 types and 22
-valid pairs: docs/methods.md.
+as target. The prompts of both tasks are in `tasks.py`. Provenance of the task, and the paper's
+16 types and 22 valid pairs: docs/methods.md.
 """
 
 from bisect import bisect_right
@@ -12,31 +12,11 @@ from collections.abc import Mapping, Sequence
 
 from fedmedjax.data.sentences import flat, note_sentences, trimmed
 from fedmedjax.data.sources import source_of
-from fedmedjax.types import MODIFIER_TYPES, Document, Example, InputError, SiteCorpus, Span
-
-# Per type: an example, and a definition, short as in `tasks.py`.
-GUIDE = {
-  'severity': ('severe', 'how bad a problem is'),
-  'condition': ('on exertion', 'the circumstance in which a problem shows'),
-  'uncertain': ('possible', 'doubt that a problem is there'),
-  'subject': ('mother', 'who has the problem, if not the patient'),
-  'bodyloc': ('left knee', 'the part of the body'),
-  'course': ('worsening', 'how a problem develops'),
-  'temporal': ('since Monday', 'when, or since when'),
-  'negation': ('denies', 'that it is absent or was not done'),
-  'strength': ('25 mg', 'the amount of substance in one unit of a drug'),
-  'dosage': ('2 puffs', 'the amount to take at once'),
-  'duration': ('for 10 days', 'how long a drug is taken'),
-  'form': ('tablet', 'the form of a drug'),
-  'frequency': ('twice daily', 'how often a drug is taken'),
-  'route': ('by mouth', 'how a drug is given'),
-  'labvalue': ('7.2', 'the result of a test'),
-  'reference_range': ('4-11', 'the normal range of a test'),
-}
+from fedmedjax.types import Document, Example, InputError, SiteCorpus, Span
 
 
 def annotated(corpus: SiteCorpus) -> dict[str, tuple[str, ...]]:
-  """{entity type: its modifier types} that a site annotated, of the 22 valid pairs.
+  """{entity type: its modifier types} that a site annotated, of its schema's pairs.
 
   Entity types without any are left out. See `SiteCorpus.modifiers`.
   """
@@ -49,7 +29,7 @@ def annotated(corpus: SiteCorpus) -> dict[str, tuple[str, ...]]:
       main: tuple(kind for head, kind in occurring if head == main) for main, _ in occurring}
   valid = {
     main: tuple(kind for kind in kinds if kind in pairs.get(main, ()))
-    for main, kinds in MODIFIER_TYPES.items() if main in corpus.types}
+    for main, kinds in corpus.schema.modifiers.items() if main in corpus.types}
   return {main: kinds for main, kinds in valid.items() if kinds}
 
 

@@ -77,6 +77,22 @@ def used_statistics(site: SiteData) -> SiteStatistics:
     modifiers, site.report)
 
 
+def lacking(report: Mapping[str, int]) -> str:
+  """The raw types that a site's mapping left out, with counts, the most frequent first; '' = none.
+
+  Args:
+    report: of the site, see `formats/mapped.py`.
+  """
+  def listed(prefix: str) -> str:
+    found = sorted((-count, key.removeprefix(prefix)) for key, count in report.items()
+                   if key.startswith(prefix) and count)
+    return ', '.join(f'{" ".join(kind.split())} {-count:,}' for count, kind in found)
+
+  relations = listed('lacking_relation_')
+  return '; '.join(filter(None, (
+    listed('lacking_type_'), relations and f'relations {relations}')))
+
+
 def divergence(counts: np.ndarray) -> float:
   """Generalised Jensen-Shannon divergence of the rows of `counts` [S, T], in bits.
 

@@ -13,27 +13,23 @@ from typing import NamedTuple
 from fedmedjax.data import relations
 from fedmedjax.data.answers import json_list, markup
 from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.data.wording import filled
 from fedmedjax.types import (
-  ENTITY_TYPES,
-  MODIFIER_TYPES,
   Document,
+  EntityType,
   Example,
   InputError,
   Parse,
+  RelationType,
+  Schema,
   SiteCorpus,
   Span,
+  Wording,
 )
 
-# Per type: an example, and a definition. Few words on purpose: every step of training pays for
-# each token of the instruction.
-_ENTITIES = {
-  'problem': ('fever', 'a disease, symptom, abnormal finding or injury'),
-  'treatment': ('dialysis', 'a procedure, device or therapy, not a drug'),
-  'test': ('chest x-ray', 'a laboratory test, imaging study, vital sign or examination'),
-  'drug': ('aspirin', 'a medication, by name or by class'),
-}
-
 INPUT_HEADING = '### Input Text:\n'  # the last line of every instruction
+# What ends a question; both are so unless a study has words of its own.
+OUTPUT_HEADING = '\n### Output Text:\n'
 
 # Types asked for, by the type of the main entity that they are asked about; '' where there is
 # none, in entity recognition.
@@ -59,29 +55,31 @@ class Task(NamedTuple):
 
   asked: Callable[[SiteCorpus], Asked]  # (site) -> the types that it annotates
   find: Callable[[Document, Asked], tuple[list[Example], Mapping[str, int]]]  # -> examples, counts
-  guide: Mapping[str, tuple[str, str]]  # type -> (example, definition), in the order of prompts
+  guide: Callable[[Schema], Sequence[EntityType | RelationType]]  # -> in the order of prompts
   words: Mapping[str, str]              # style -> the prompt's first sentence, which asks
   given: str = ''                       # the task whose entities are this one's main entities
 
 
 def _entities(corpus: SiteCorpus) -> Asked:
   """The entity types that a site annotates; raises InputError where one is unknown, or none."""
-  unknown = [name for name in corpus.types if name not in ENTITY_TYPES]
+  known = corpus.schema.types
+  unknown = [name for name in corpus.types if name not in known]
   if unknown or not corpus.types:
     raise InputError(
       f'site {corpus.name!r}: entity types {tuple(corpus.types)!r}: some of '
-      f'{", ".join(ENTITY_TYPES)} are allowed')
+      f'{", ".join(known)} are allowed')
   return {'': tuple(corpus.types)}
 
 
 TASKS = {
   'ner': Task(
-    _entities, lambda document, asked: sentence_examples(document, asked['']), _ENTITIES, {
+    _entities, lambda document, asked: sentence_examples(document, asked['']),
+    lambda schema: schema.entities, {
       'markup': 'Copy the clinical text word for word and put a tag around every entity, as in:',
       'json': 'List every entity of the clinical text, word for word and in order, as JSON like:',
     }),
   're': Task(
-    relations.annotated, relations.relation_examples, relations.GUIDE, {
+    relations.annotated, relations.relation_examples, lambda schema: schema.relations, {
       'markup':
         'One entity of the clinical text is tagged. Copy the text word for word without that tag '
         'and put a tag around every word or phrase that modifies this entity, as in:',
@@ -109,6 +107,8 @@ class Ask(NamedTuple):
   render: Callable[[Example], tuple[str, str]]  # -> (input after the instruction, target)
   parse: Callable[[str, Example], Parse]        # (generated, example)
   pieces: tuple[str, ...]  # texts that an answer puts around the words that it copies
+  heading: str = INPUT_HEADING  # of the question, its instruction's last line
+  after: str = OUTPUT_HEADING   # what ends the question
 
 
 def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
@@ -125,50 +125,71 @@ def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
   row, form = TASKS[task], STYLES[style]
   asked = row.asked(corpus)
   shown = corpus.prompted if row.given and corpus.prompted else asked
-  types, named = (
-    tuple(name for name in row.guide if any(name in kinds for kinds in of.values()))
-    for of in (asked, shown))
+  guide = row.guide(corpus.schema)
+  named = [one for one in guide if any(one.name in kinds for kinds in shown.values())]
+  types = tuple(one.name for one in guide if any(one.name in kinds for kinds in asked.values()))
+  own = next((one for one in corpus.schema.wording if one[:2] == (task, style)), None)
+  instruction = _instruction(row.words[style], own, form, shown, named, corpus)
+  after = own.after if own and own.before else OUTPUT_HEADING
   return Ask(
-    task, row.given, asked, shown, types, partial(row.find, asked=asked),
-    _instruction(row, form, style, shown, named, corpus.definitions), partial(_render, form),
-    partial(_parse, form, asked, types), _pieces(form, named))
+    task, row.given, asked, shown, types, partial(row.find, asked=asked), instruction,
+    partial(_render, form, after), partial(_parse, form, asked, types),
+    _pieces(form, [one.name for one in named]), instruction.splitlines(keepends=True)[-1], after)
 
 
 def asked_types(task: str, corpora: Sequence[SiteCorpus]) -> tuple[str, ...]:
   """The types that any of `corpora` is asked for in a task, in the order of prompts."""
   names = {name for corpus in corpora for name in ask(task, corpus).types}
-  return tuple(name for name in TASKS[task].guide if name in names)
+  # The sites of a study have one schema.
+  return tuple(one.name for one in TASKS[task].guide(corpora[0].schema) if one.name in names)
 
 
 def _instruction(
-  row: Task, form: Style, style: str, asked: Asked, types: Sequence[str],
-  definitions: Mapping[str, str],
+  words: str, own: Wording | None, form: Style, asked: Asked,
+  named: Sequence[EntityType | RelationType], corpus: SiteCorpus,
 ) -> str:
-  """The prompt: the sentence that asks, an example of each type, and definitions."""
-  def defined(name: str) -> str:
-    # Main entities are named only where not all that can have the modifier were annotated with it.
-    able = [main for main in asked if name in MODIFIER_TYPES.get(main, ())]
-    some = [main for main in able if name in asked[main]]
-    of = '' if len(some) == len(able) else f' (of a {" or ".join(some)})'
-    return f'{name}: {definitions.get(name, row.guide[name][1])}{of}'
+  """The prompt: the sentence that asks, an example of each type, and definitions.
 
+  Args:
+    words: the usual sentence.
+    own: the study's own words, if it has any.
+    form: of answers.
+    asked: what the prompt names.
+    named: its types.
+    corpus: the site.
+  """
+  pairs = corpus.schema.modifiers
+
+  def defined(one: EntityType | RelationType) -> str:
+    # Main entities are named only where not all that can have the modifier were annotated with it.
+    able = [main for main in asked if one.name in pairs.get(main, ())]
+    some = [main for main in able if one.name in asked[main]]
+    of = '' if len(some) == len(able) else f' (of a {" or ".join(some)})'
+    return f'{one.name}: {corpus.definitions.get(one.name, one.definition)}{of}'
+
+  examples = [form.shown(one.name, one.example) for one in named]
+  definitions = [*map(defined, named)]
+  values = {'types': ', '.join(one.name for one in named), 'examples': '\n'.join(examples),
+            'definitions': '\n'.join(definitions)}
+  if own and own.before:
+    return filled(own.before, values)
   return '\n'.join([
-    '### Task:', row.words[style], *(form.shown(name, row.guide[name][0]) for name in types),
-    '### Definitions:', *map(defined, types), INPUT_HEADING])
+    '### Task:', filled(own.sentence, values) if own else words, *examples,
+    '### Definitions:', *definitions, INPUT_HEADING])
 
 
 def _pieces(form: Style, types: Sequence[str]) -> tuple[str, ...]:
   """The texts that stand before and after an entity of each type in an answer."""
-  word = 'word'
+  word = '\uffff'  # in no name of a type
   return tuple(dict.fromkeys(
     piece for name in types for piece in form.shown(name, word).split(word)))
 
 
-def _render(form: Style, example: Example) -> tuple[str, str]:
+def _render(form: Style, after: str, example: Example) -> tuple[str, str]:
   """(the input after the instruction, the target) of an example."""
   main = () if example.main is None else (example.main,)
   return (
-    f'{markup.write(example.text, main)}\n### Output Text:\n',
+    f'{markup.write(example.text, main)}{after}',
     form.write(markup.guard(example.text), example.entities))
 
 

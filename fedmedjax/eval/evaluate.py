@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmedjax.data.site import SiteData, TaskData
-from fedmedjax.data.tasks import Ask
+from fedmedjax.data.tasks import OUTPUT_HEADING, Ask
 from fedmedjax.data.tokenize import encode_examples
 from fedmedjax.eval import metrics
 from fedmedjax.eval.generation import Generator, generate
@@ -67,7 +67,8 @@ def predictions(ask: Ask, examples: Sequence[Example], outputs: Sequence[str]) -
       'parse_failed': parsed.failed, 'copied': parsed.copied, 'dropped': parsed.dropped,
     }
     main = {} if example.main is None else {'main': in_document(example.main, example)}
-    records.append(record | main)
+    ending = {} if ask.after == OUTPUT_HEADING else {'output_heading': ask.after}
+    records.append(record | main | ending)
   return records
 
 

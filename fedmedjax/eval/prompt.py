@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmedjax.data.site import SiteData, TaskData
-from fedmedjax.data.tasks import INPUT_HEADING
 from fedmedjax.types import Example, InputError
 
 
@@ -98,5 +97,5 @@ def messages(prompt: Prompt, example: Example) -> list[dict[str, str]]:
     text, target = ask.render(shot)
     turns += [
       {'role': 'user', 'content': before + text}, {'role': 'assistant', 'content': target}]
-    before = INPUT_HEADING
+    before = ask.heading
   return [*turns, {'role': 'user', 'content': before + ask.render(example)[0]}]

@@ -30,6 +30,7 @@ from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
 from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
+from fedmedjax.experiment.own_schema import checked_schema
 from fedmedjax.experiment.partitions import PARTITION, check_partition
 from fedmedjax.experiment.refusals import check_method
 from fedmedjax.experiment.stored import check_stored
@@ -43,7 +44,7 @@ from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.quant import QUANTIZATIONS
-from fedmedjax.types import ENTITY_TYPES, InputError
+from fedmedjax.types import InputError
 
 # build.py maps these names to values and imports too much for here; a test holds both together.
 LEARNERS = ('lora', 'bert', 'tagger')
@@ -75,7 +76,8 @@ CHECKS = {
     "a tuple of dict(name='st_mary', path='notes/st_mary', format='brat', mapping='schema')"),
   'data.seed': Check(
     lambda v: type(v) is int and -1 <= v < 2**32, f'an integer >= -1 and <= {2**32 - 1}'),
-  'data.root': TEXT, 'data.sites': names(1), 'data.external': names(0),
+  'data.root': TEXT, 'data.schema': TEXT,
+  'data.prompt': TEXT, 'data.sites': names(1), 'data.external': names(0),
   'data.tasks': Check(lambda v: v in TASK_SETS, "('ner',), ('re',) or ('ner', 're')"),
   'data.site_tasks': Check(
     lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
@@ -161,7 +163,7 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
   for key, check in CHECKS.items():
     if not check.allows(values[key]):
       raise InputError(f'config.{key}={values[key]!r}: {check.wording} is allowed')
-  _check_folders(values['data.folders'])
+  _check_folders(values['data.folders'], checked_schema(values).types)
   both = set(values['data.sites']) & set(values['data.external'])
   if both:
     raise InputError(
@@ -266,7 +268,7 @@ def _expression(value: Any) -> bool:
     return False
 
 
-def _check_folders(folders: Sequence[Mapping]) -> None:
+def _check_folders(folders: Sequence[Mapping], types: Sequence[str]) -> None:
   keys = {
     'name': Check(lambda v: isinstance(v, str) and SITE_NAME.fullmatch(v)
                   and v not in (*COHORTS, *CORPORA, *_RESERVED),
@@ -274,8 +276,8 @@ def _check_folders(folders: Sequence[Mapping]) -> None:
     'path': _PLACE, 'format': one_of(tuple(FORMATS)), 'mapping': _PLACE,
     'test_share': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
     'annotated': Check(
-      lambda v: isinstance(v, tuple | list) and all(name in ENTITY_TYPES for name in v),
-      f'a tuple of some of {", ".join(ENTITY_TYPES)}, or ()'),
+      lambda v: isinstance(v, tuple | list) and all(name in types for name in v),
+      f'a tuple of some of {", ".join(types)}, or ()'),
     'source': Check(_expression, 'a regular expression with at most one group')}
   needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)
   for i, site in enumerate(folders):

@@ -140,6 +140,11 @@ def _data() -> ConfigDict:
   # asked for the types that occur in its notes; annotated=('problem', 'drug') says which they are.
   # Notes of one patient are not parted where source='patient([0-9]+)' finds it in their names.
   data.folders = ()
+  # The types that are asked for: a .toml file, or the name of a shipped schema (bc5cdr,
+  # maccrobat20, paper); '' = the paper's, four entity types and 16 of modifiers. See docs/data.md.
+  data.schema = ''
+  # Prompts in your own words, of a language model: a .toml file, see docs/data.md; '' = ours.
+  data.prompt = ''
   # Sites that train: synthetic_* cohorts, maccrobat2020, chia, phee, bc5cdr, ncbi_disease, names of
   # data.folders.
   data.sites = ('synthetic_icu', 'synthetic_dictation', 'synthetic_clinic')

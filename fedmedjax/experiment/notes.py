@@ -14,17 +14,19 @@ from ml_collections import ConfigDict
 from fedmedjax.data.damage import Damage
 from fedmedjax.data.formats.corpora import CORPORA, SiteFolder, load_corpus, load_folder
 from fedmedjax.data.leaks import unjudged, unleaked
-from fedmedjax.data.partition import asked_alike, partition
+from fedmedjax.data.partition import annotating, asked_alike, partition
 from fedmedjax.data.pieces import drawable
 from fedmedjax.data.relations import asked_like, asked_of_trained
 from fedmedjax.data.shares import apportioned
 from fedmedjax.data.site import SiteData
+from fedmedjax.data.statistics import lacking
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
+from fedmedjax.experiment.own_schema import study_schema
 from fedmedjax.experiment.types import Data
 from fedmedjax.fed.builders import build
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.types import InputError, SiteCorpus, Skew
+from fedmedjax.types import PAPER, InputError, Schema, SiteCorpus, Skew
 
 # Most sites whose held-out sentences are answered while training (config.eval.every).
 _WATCHED_SITES = 12
@@ -50,6 +52,7 @@ class Corpora(NamedTuple):
   parts: list[SiteCorpus]      # what the sites' training notes were dealt out to, if they were
   skew: Skew | None
   server: list[SiteCorpus] = []  # config.data.server_validation: its training notes alone
+  schema: Schema = PAPER
 
 
 def load_corpora(
@@ -64,20 +67,22 @@ def load_corpora(
     given: notes that were given in Python, by name; they go before cohorts, corpora and folders.
   """
   folders = {site['name']: site for site in config.data.folders}
+  schema = study_schema(config.data.schema, config.data.prompt)
 
   def load(key: str, name: str) -> SiteCorpus:
     if name in given:
-      return _drawable(given[name])
+      return _drawable(given[name]._replace(schema=schema))
     if name in COHORTS:
       wanted = config.data.synthetic_notes if key == 'sites' else 0
-      return generate_cohort(name, seed=data_seed(config), train_notes=wanted or None)
+      return _within(
+        generate_cohort(name, seed=data_seed(config), train_notes=wanted or None), schema)
     if name in CORPORA:
-      return load_corpus(name, data_root(config.data.root))
+      return load_corpus(name, data_root(config.data.root), schema)
     if name in folders:
       # A site that never trains is tested on all of its notes, and V is all of them, unless the
       # entry says otherwise.
       share = _TEST_SHARES.get(key, {})
-      return load_folder(SiteFolder(**(share | folders[name])))
+      return load_folder(SiteFolder(**(share | folders[name])), schema)
     raise InputError(
       f'config.data.{key}: unknown site {name!r}; allowed are '
       f'{", ".join((*COHORTS, *CORPORA, *folders))}')
@@ -96,7 +101,28 @@ def load_corpora(
     deal=mine and partial(build_deal, mine)) if chosen.kind else ([], None)
   external = [asked_like(cohort, parts or sites) for cohort in external]
   server = [asked_of_trained(corpus, parts or sites) for corpus in server]
-  return Corpora(asked_alike(sites) if parts else sites, external, parts, skew, server)
+  return Corpora(asked_alike(sites) if parts else sites, external, parts, skew, server, schema)
+
+
+def _within(site: SiteCorpus, schema: Schema) -> SiteCorpus:
+  """A site of the paper's types under another schema: the types that both have.
+
+  The report counts the entities of the others as lacking_type_TYPE.
+
+  Raises:
+    InputError: there are none.
+  """
+  if not schema.source:
+    return site._replace(schema=schema)
+  types = tuple(kind for kind in schema.types if kind in site.types)
+  if not types:
+    raise InputError(
+      f'config.data.schema={schema.source!r}: site {site.name!r} annotates '
+      f'{", ".join(site.types)}, none of which is in it')
+  left_out = Counter(
+    f'lacking_type_{span.type}' for note in (*site.train, *site.test) for span in note.spans
+    if span.type in site.types and span.type not in types)
+  return annotating(site, types)._replace(schema=schema, report=site.report | left_out)
 
 
 def _drawable(site: SiteCorpus) -> SiteCorpus:
@@ -127,6 +153,9 @@ def encode_sites(
 ) -> Data:
   """Sites that train are tested, too, unless their notes were dealt out."""
   data, scored = config.data, config.eval
+  for corpus in (*corpora.sites, *corpora.external, *corpora.server):
+    if left_out := lacking(corpus.report):
+      reporter.say_unwrapped(f'{corpus.name}: the schema lacks, and reading left out: {left_out}')
   training = partial(
     encode, max_test=scored.max_examples, seed=data_seed(config),
     validation_share=data.validation_share,
@@ -153,7 +182,8 @@ def encode_sites(
       tested, max_test=scored.max_external or scored.max_examples))
     server = encoded(corpora.server, partial(
       encode, tests=False, validates=True, validation_examples=data.validation_examples))
-  return Data(base, parts or sites, sites, external, corpora.skew, server=server)
+  return Data(base, parts or sites, sites, external, corpora.skew, server=server,
+              schema=corpora.schema)
 
 
 def _limits(config: ConfigDict, sites: int) -> list[dict[str, int]]:

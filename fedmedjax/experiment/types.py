@@ -15,7 +15,7 @@ from fedmedjax.experiment.methods import Method
 from fedmedjax.experiment.own_parts import OwnPart
 from fedmedjax.fed.sites import SiteMap
 from fedmedjax.fed.types import FederatedAlgorithm, LocalOptimizer, LossFn, Sharing, Validation
-from fedmedjax.types import Skew
+from fedmedjax.types import PAPER, Schema, Skew
 
 
 class Data(NamedTuple):
@@ -28,6 +28,7 @@ class Data(NamedTuple):
   skew: Skew | None = None         # of the notes dealt out
   settings: dict[str, Any] = {}    # flat keys that they were loaded with; {} = not known
   server: tuple[SiteData, ...] = ()  # whose notes are the server's V; () = V is from the sites
+  schema: Schema = PAPER           # whose types are asked for
   given: tuple[str, ...] = ()      # sites whose notes were given in Python
 
 

@@ -40,7 +40,7 @@ from fedmedjax.predict.trained import Trained
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.files import check_place, file_checksums, read_json, write_json, write_text
 from fedmedjax.store.lock import check_free, locked
-from fedmedjax.types import InputError
+from fedmedjax.types import InputError, Schema
 
 _SETTINGS = 'predict.json'
 _LISTED = 8          # most names in a printed line
@@ -85,7 +85,7 @@ def annotate_folder(
       write_json(output / _SETTINGS, settings | {
         'adapter_folder': str(trained.adapter), 'model.path': trained.settings['model.path']})
       records = _carried_out(
-        annotator, plan, notes, output, form, settings['asked'], reporter)
+        annotator, plan, notes, output, form, settings['asked'], trained.schema, reporter)
   for line in _outcome(records, plan, output, form):
     reporter.say(line)
   if not records:
@@ -184,7 +184,7 @@ def _load(trained: Trained, reporter: Reporter) -> Annotator:
 
 def _carried_out(
   annotator: Annotator | None, plan: _Plan, notes: Notes, output: Path, form: str,
-  asked: Mapping[str, Asked], reporter: Reporter,
+  asked: Mapping[str, Asked], schema: Schema, reporter: Reporter,
 ) -> dict[str, dict]:
   """Writes the missing files of kept notes and annotates the others -> {file: record} of both."""
   records = dict(plan.kept)
@@ -192,19 +192,19 @@ def _carried_out(
   unwritten = [file for file in records if missing_files(output, form, file)]
   for note in notes.read(unwritten):
     if document := held_document(records[note.name], note):
-      write_files(output, form, document, records[note.name], only_missing=True)
+      write_files(output, form, document, records[note.name], schema, only_missing=True)
   if annotator:
     take_away_joint(output, form)
     with reporter.task('sentences', plan.sentences) as advance:
       for annotation in annotate(annotator, notes.read(plan.left), advance):
         record = record_of(annotation)
-        write_files(output, form, annotation.document, record)
+        write_files(output, form, annotation.document, record, schema)
         # The record comes last: after a stop in between, the note is annotated again.
         take_away_other_forms(output, form, record['file'])
         append_record(output, record)
         records[record['file']] = record
     write_lists(output, plan.others | records, plan.skipped)
-  for file, text in FORMS[form].whole(records, plan.skipped, asked).items():
+  for file, text in FORMS[form].whole(records, plan.skipped, asked, schema).items():
     write_text(output / file, text)
   if FORMS[form].joint:
     held = (held_document(records[note.name], note)

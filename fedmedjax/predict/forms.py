@@ -10,22 +10,25 @@ from fedmedjax.data.formats.label_studio import label_studio_task, labelling
 from fedmedjax.data.formats.table_rows import arrow_parquet
 from fedmedjax.data.formats.tables import csv_tables, parquet_tables
 from fedmedjax.data.formats.uima_writer import type_system, uima_json, uima_xmi
-from fedmedjax.data.formats.writers import brat_annotation
+from fedmedjax.data.formats.writers import brat_annotation, with_plain_names
+from fedmedjax.data.schema import plain_name
 from fedmedjax.data.tasks import Asked
 from fedmedjax.predict.pages import index_page, note_page
 from fedmedjax.predict.places import place, stem
-from fedmedjax.types import Document
+from fedmedjax.types import Document, Schema
 
 
 def _no_files(name: str) -> tuple[str, ...]:
   return ()
 
 
-def _no_texts(document: Document, record: dict) -> tuple[str, ...]:
+def _no_texts(document: Document, record: dict, schema: Schema) -> tuple[str, ...]:
   return ()
 
 
-def _nothing_whole(records: dict, skipped: dict, asked: Mapping[str, Asked]) -> dict[str, str]:
+def _nothing_whole(
+  records: dict, skipped: dict, asked: Mapping[str, Asked], schema: Schema
+) -> dict[str, str]:
   return {}
 
 
@@ -33,10 +36,11 @@ class Form(NamedTuple):
   """A value of --format: the files that are written beside the records."""
 
   files: Callable[[str], tuple[str, ...]] = _no_files  # (note's name) -> paths below the output
-  # (document, record) -> text of each path
-  texts: Callable[[Document, dict], tuple[str, ...]] = _no_texts
-  # ({name: record}, {name: why skipped}, what was asked) -> {path: text}, once for all notes
-  whole: Callable[[dict, dict, Mapping[str, Asked]], dict[str, str]] = _nothing_whole
+  # (document, record, schema) -> text of each path
+  texts: Callable[[Document, dict, Schema], tuple[str, ...]] = _no_texts
+  # ({name: record}, {name: why skipped}, what was asked, schema) -> {path: text}, once for all
+  # notes
+  whole: Callable[[dict, dict, Mapping[str, Asked], Schema], dict[str, str]] = _nothing_whole
   joint: tuple[str, ...] = ()  # paths of files that each hold all notes
   # (all documents) -> content of each of these paths
   joined: Callable[[Sequence[Document]], tuple[str | bytes, ...]] | None = None
@@ -55,6 +59,8 @@ def _types(asked: Mapping[str, Asked]) -> tuple[list[str], dict[str, list[str]]]
 def _brat_types(asked: Mapping[str, Asked]) -> str:
   """The text of brat's annotation.conf, without which brat shows the annotations as errors."""
   entities, mains = _types(asked)
+  entities = [*map(plain_name, entities)]
+  mains = {plain_name(kind): [*map(plain_name, of)] for kind, of in mains.items()}
   lines = [
     '[entities]', *entities, *mains, '[relations]',
     '<OVERLAP>\tArg1:<ENTITY>, Arg2:<ENTITY>, <OVL-TYPE>:<ANY>',
@@ -82,26 +88,29 @@ _TABLES = ('notes', 'spans', 'relations')
 FORMS = {
   'brat': Form(
     lambda name: (f'brat/{stem(name)}.txt', f'brat/{stem(name)}.ann'),
-    lambda document, record: (document.text, brat_annotation(document)),
-    lambda records, skipped, asked: {'brat/annotation.conf': _brat_types(asked)}),
+    lambda document, record, schema: (
+      document.text, brat_annotation(with_plain_names(document))),
+    lambda records, skipped, asked, schema: {'brat/annotation.conf': _brat_types(asked)}),
   'jsonl': Form(),
   'html': Form(
     lambda name: (f'html/{place(name)}.html',),
-    lambda document, record: (note_page(document, record),),
-    lambda records, skipped, asked: {
-      'html/index.html': index_page([records[name] for name in sorted(records)], skipped)}),
+    lambda document, record, schema: (note_page(document, record, schema),),
+    lambda records, skipped, asked, schema: {
+      'html/index.html': index_page(
+        [records[name] for name in sorted(records)], skipped, schema)}),
   'label_studio': Form(
-    whole=lambda records, skipped, asked: {'label_studio/labelling.xml': _labelling(asked)},
+    whole=lambda records, skipped, asked, schema: {'label_studio/labelling.xml': _labelling(asked)},
     joint=('label_studio/tasks.json',), joined=lambda documents: (_tasks(documents),)),
   'doccano': Form(
     joint=('doccano/notes.jsonl',), joined=lambda documents: (_lines(documents),)),
   'uima_xmi': Form(
     lambda name: (f'uima_xmi/{stem(name)}.xmi',),
-    lambda document, record: (uima_xmi(document),),
-    lambda records, skipped, asked: {'uima_xmi/TypeSystem.xml': type_system()}, needs=library),
+    lambda document, record, schema: (uima_xmi(document),),
+    lambda records, skipped, asked, schema: {'uima_xmi/TypeSystem.xml': type_system()},
+    needs=library),
   'uima_json': Form(
     lambda name: (f'uima_json/{stem(name)}.json',),
-    lambda document, record: (uima_json(document),), needs=library),
+    lambda document, record, schema: (uima_json(document),), needs=library),
   'csv': Form(
     joint=tuple(f'csv/{name}.csv' for name in _TABLES),
     joined=lambda documents: tuple(csv_tables(documents).values())),

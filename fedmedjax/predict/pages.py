@@ -16,8 +16,10 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from fedmedjax.data.schema import plain_name
 from fedmedjax.predict.places import place, stem
-from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, Document
+from fedmedjax.report.type_colours import type_colours
+from fedmedjax.types import PAPER, Document, Schema
 
 # The colours of entity types are those of reports (types.css there).
 _PAGES = jinja2.Environment(
@@ -28,7 +30,6 @@ _SCRIPT = ''.join(
   _PAGES.loader.get_source(_PAGES, name)[0] for name in ('characters.js', 'review.js'))
 _CHECKSUM = 'sha256-' + base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
 _UNCHECKED = 'Found by a language model and not checked by anybody.'
-_MODIFIERS = tuple(dict.fromkeys(kind for kinds in MODIFIER_TYPES.values() for kind in kinds))
 
 
 class Stretch(NamedTuple):
@@ -54,19 +55,26 @@ def stretches(document: Document) -> list[Stretch]:
   return parts
 
 
-def note_page(document: Document, record: Mapping[str, Any]) -> str:
-  """The HTML page of a note, for html/FILE.html; `record` is its line of annotations.jsonl."""
+def note_page(document: Document, record: Mapping[str, Any], schema: Schema = PAPER) -> str:
+  """The HTML page of a note, for html/FILE.html.
+
+  Args:
+    document: the note with its annotation.
+    record: its line of annotations.jsonl.
+    schema: whose types there are.
+  """
   depth = len(PurePosixPath(place(document.name)).parts) - 1
   spans = record['entities']
   return _PAGES.get_template('note.html').render(
     record=record, index='../' * depth + 'index.html', stretches=stretches(document),
-    types=_counted(spans), entity_types=ENTITY_TYPES,
+    types=_counted(spans, schema.types), colours=type_colours(schema),
     relations=[(spans[link['head']], link['type'], spans[link['tail']])
                for link in record['relations']],
-    modifier_types=_MODIFIERS, unchecked=_UNCHECKED, script=Markup(_SCRIPT), checksum=_CHECKSUM,
+    modifier_types=schema.kinds, unchecked=_UNCHECKED, script=Markup(_SCRIPT), checksum=_CHECKSUM,
     held=_in_script({
-      'record': record, 'text': document.text, 'entity_types': ENTITY_TYPES,
-      'allowed': MODIFIER_TYPES,
+      'record': record, 'text': document.text, 'entity_types': schema.types,
+      'allowed': schema.modifiers,
+      'plain': {kind: plain_name(kind) for kind in (*schema.types, *schema.kinds)},
       # As in brat's folder.
       'name': PurePosixPath(stem(document.name)).name}))
 
@@ -76,18 +84,20 @@ def _in_script(value: Mapping[str, Any]) -> Markup:
   return Markup(json.dumps(value).replace('<', '\\u003c'))
 
 
-def index_page(records: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> str:
+def index_page(
+  records: Sequence[Mapping[str, Any]], skipped: Mapping[str, str], schema: Schema = PAPER
+) -> str:
   """The HTML page that lists all notes and the files that were skipped, {file: why}."""
-  types = _counted([span for record in records for span in record['entities']])
+  types = _counted([span for record in records for span in record['entities']], schema.types)
   return _PAGES.get_template('notes.html').render(
-    types=types, entity_types=ENTITY_TYPES, unchecked=_UNCHECKED,
+    types=types, colours=type_colours(schema), unchecked=_UNCHECKED,
     skipped=sorted(skipped.items()), notes=[
       (record, quote(f'{place(record["file"])}.html'),
        Counter(span['type'] for span in record['entities'])) for record in records])
 
 
-def _counted(spans: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _counted(spans: Sequence[Mapping[str, Any]], types: Sequence[str]) -> dict[str, int]:
   """{type: number of spans}, entity types first, then modifier types."""
   counts = Counter(span['type'] for span in spans)
-  order = [*ENTITY_TYPES, *sorted(counts.keys() - set(ENTITY_TYPES))]
+  order = [*types, *sorted(counts.keys() - set(types))]
   return {kind: counts[kind] for kind in order if kind in counts}

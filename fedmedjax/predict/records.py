@@ -10,7 +10,7 @@ from typing import Any
 from fedmedjax.predict.annotate import Annotation
 from fedmedjax.predict.forms import FORMS
 from fedmedjax.store.files import read_lines, write_lines, write_text
-from fedmedjax.types import Document, InputError, Relation, Span
+from fedmedjax.types import Document, InputError, Relation, Schema, Span
 
 RECORDS, SKIPPED = 'annotations.jsonl', 'skipped.jsonl'
 
@@ -77,7 +77,8 @@ def missing_files(output: Path, form: str, file: str) -> list[Path]:
 
 
 def write_files(
-  output: Path, form: str, document: Document, record: dict, only_missing: bool = False
+  output: Path, form: str, document: Document, record: dict, schema: Schema,
+  only_missing: bool = False,
 ) -> None:
   """Writes a note's files.
 
@@ -85,7 +86,7 @@ def write_files(
   """
   paths = _paths(output, form, document.name)
   wanted = missing_files(output, form, document.name) if only_missing else paths
-  for path, text in zip(paths, FORMS[form].texts(document, record), strict=True):
+  for path, text in zip(paths, FORMS[form].texts(document, record, schema), strict=True):
     if path in wanted:
       write_text(path, text)
 

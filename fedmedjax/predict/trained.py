@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedmedjax.data.schema import FILE as SCHEMA
 from fedmedjax.data.tasks import TASKS, Ask, ask
+from fedmedjax.data.wording import FILE as PROMPT
 from fedmedjax.experiment import defaults
 from fedmedjax.experiment.config import CHECKS, leaves
+from fedmedjax.experiment.own_schema import study_schema
 from fedmedjax.store.files import read_json
-from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, InputError, SiteCorpus
+from fedmedjax.types import PAPER, InputError, Schema, SiteCorpus
 
 # Flag -> the key of the run's config.json that it overrides.
 FLAGS = {
@@ -27,6 +30,7 @@ class Trained(NamedTuple):
   settings: dict[str, Any]  # flat config keys: model.*, data.style, eval.max_new_ratio, ...
   asks: tuple[Ask, ...]     # the tasks that every sentence is asked, entity recognition first
   told: tuple[str, ...]     # a sentence for each of `asks`: which prompt was chosen
+  schema: Schema = PAPER    # the run's
 
 
 def read_trained(folder: Path, flags: Mapping[str, Any], site: str, types: str) -> Trained:
@@ -48,19 +52,20 @@ def read_trained(folder: Path, flags: Mapping[str, Any], site: str, types: str) 
   """
   adapter = _find_adapter(folder)
   run = _find_run(adapter)
-  settings = _settings(run, flags, adapter)
+  settings, schema = _settings(run, flags, adapter), _schema(run)
   if site and types:
     raise InputError(f'--site={site}, --types={types}: only one of them is allowed')
   if types:
     names = [name.strip() for name in types.split(',')]
-    return Trained(adapter, settings, _typed(names, settings['data.style']),
-                   (f'asked for {", ".join(names)}',))
+    return Trained(adapter, settings, _typed(names, settings['data.style'], schema),
+                   (f'asked for {", ".join(names)}',), schema)
   if run is None or not (run / 'summary.json').is_file():
     raise InputError(
       f'--adapter={adapter}: no finished run is around it (summary.json), which would say what to '
       'ask; finish the run, or name entity types, such as --types=problem,drug')
-  asks, told = _of_a_site(run / 'summary.json', site, adapter.name, settings['data.style'])
-  return Trained(adapter, settings, asks, told)
+  asks, told = _of_a_site(
+    run / 'summary.json', site, adapter.name, settings['data.style'], schema)
+  return Trained(adapter, settings, asks, told, schema)
 
 
 def _find_adapter(folder: Path) -> Path:
@@ -117,28 +122,38 @@ def _settings(run: Path | None, flags: Mapping[str, Any], adapter: Path) -> dict
   return chosen
 
 
-def _ask(task: str, names: Sequence[str], style: str) -> Ask:
+def _schema(run: Path | None) -> Schema:
+  """The schema and words that a run keeps in its folder; the paper's where it keeps none."""
+  held = {name: run / name if run and (run / name).exists() else '' for name in (SCHEMA, PROMPT)}
+  return study_schema(held[SCHEMA], held[PROMPT])
+
+
+def _pairs(schema: Schema) -> dict[str, tuple[str, str]]:
+  """{'drug.route': ('drug', 'route')} of all pairs."""
+  return {f'{of}.{kind}': (of, kind) for of, kinds in schema.modifiers.items() for kind in kinds}
+
+
+def _ask(task: str, names: Sequence[str], style: str, schema: Schema) -> Ask:
   """A task for entity types ('drug') or pairs of entity and modifier type ('drug.route')."""
-  pairs: dict[str, tuple[str, ...]] = {}
+  known, pairs = _pairs(schema), {}
   for name in names:
-    main, _, modifier = name.partition('.')
-    pairs[main] = pairs.get(main, ()) + ((modifier,) if modifier else ())
-  return ask(task, SiteCorpus('', tuple(pairs), (), (), {}, pairs), style)
+    main, *modifier = known.get(name, (name,))
+    pairs[main] = (*pairs.get(main, ()), *modifier)
+  return ask(task, SiteCorpus('', tuple(pairs), (), (), {}, pairs, schema=schema), style)
 
 
-def _typed(names: Sequence[str], style: str) -> tuple[Ask, ...]:
+def _typed(names: Sequence[str], style: str, schema: Schema) -> tuple[Ask, ...]:
   """The tasks for the names of --types."""
-  pairs = (f'{of}.{kind}' for of, kinds in MODIFIER_TYPES.items() for kind in kinds)
-  known = (*ENTITY_TYPES, *pairs)
+  known = (*schema.types, *_pairs(schema))
   for name in names:
     if name not in known:
       raise InputError(f'--types: {name!r} is unknown; allowed are {", ".join(known)}')
-  asks = [_ask(task, names, style) for task in TASKS]
+  asks = [_ask(task, names, style, schema) for task in TASKS]
   return tuple(chosen for chosen in asks if chosen.types)
 
 
 def _of_a_site(
-  path: Path, site: str, owner: str, style: str
+  path: Path, site: str, owner: str, style: str, schema: Schema
 ) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
   """(tasks, sentences about the choice) with the prompts that the run's summary.json records.
 
@@ -147,7 +162,7 @@ def _of_a_site(
   summary = read_json(path)
   try:
     prompts = {name: dict(tasks) for name, tasks in summary['instructions'].items()}
-    names = {name: {task: _names(summary['scores'][name][task]) for task in tasks}
+    names = {name: {task: _names(summary['scores'][name][task], schema) for task in tasks}
              for name, tasks in prompts.items()}
     trained = [name for name in summary['sites'] if name in prompts]
   except (KeyError, TypeError, ValueError, AttributeError):
@@ -166,7 +181,8 @@ def _of_a_site(
     chosen = site or most_types
     if chosen not in asked:
       continue
-    asks.append(_ask(task, names[chosen][task], style)._replace(instruction=prompts[chosen][task]))
+    asks.append(_ask(task, names[chosen][task], style, schema)._replace(
+      instruction=prompts[chosen][task]))
     missing = {kind: name for name in asked for kind in names[name][task]
                if kind not in names[chosen][task]}
     mains = asks[-1].asked if asks[-1].given else ()
@@ -182,6 +198,7 @@ def _of_a_site(
   return tuple(asks), tuple(told)
 
 
-def _names(scores: Mapping) -> list[str]:
+def _names(scores: Mapping, schema: Schema) -> list[str]:
   """The names, as `_ask` takes them, that a site was asked for: its scores list every type."""
-  return [name for name in scores.get('triple', scores)['per_type'] if name != _INVALID]
+  return [name for name in scores.get('triple', scores)['per_type']
+          if name != _INVALID or name in schema.types]

@@ -10,8 +10,9 @@ from fedmedjax.report.blocks import Chart, Charts, Section, Table
 from fedmedjax.report.runs import Run
 from fedmedjax.report.scores import NONE
 from fedmedjax.report.set_aside import set_aside
-from fedmedjax.report.svg import TYPE_COLOURS
-from fedmedjax.types import ENTITY_TYPES, Skew
+from fedmedjax.report.svg import type_colour
+from fedmedjax.report.type_colours import recorded, type_colours
+from fedmedjax.types import Schema, Skew
 
 # Most sites of a chart.
 _DRAWN = 12
@@ -73,16 +74,16 @@ def _described(sites: dict) -> list:
     Table('Types, and what reading set aside', 'What cannot be kept in flat spans is left out and '
           'counted, not silently dropped.', ('site', 'annotated types', 'set aside'), aside,
           words=True),
-    *_charts(described, sites['jensen_shannon_bits'])]
+    *_charts(described, sites['jensen_shannon_bits'], recorded(sites))]
 
 
 def _median(quantiles: Sequence[float]) -> str:
   return f'{quantiles[2]:.0f}' if quantiles else NONE
 
 
-def _charts(described: dict, divergences: dict) -> list[Charts]:
-  names = list(described)[:_DRAWN]
-  counts = np.array([[described[name]['entities'].get(kind, 0) for kind in ENTITY_TYPES]
+def _charts(described: dict, divergences: dict, schema: Schema) -> list[Charts]:
+  colours, names = type_colours(schema), list(described)[:_DRAWN]
+  counts = np.array([[described[name]['entities'].get(kind, 0) for kind in colours]
                      for name in names], float)
   mix = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   note = f'Drawn are the first {_DRAWN} of {len(described)} sites.' * (len(described) > _DRAWN)
@@ -96,6 +97,7 @@ def _charts(described: dict, divergences: dict) -> list[Charts]:
     for index, (name, values) in enumerate(divergences.items())] if len(names) > 1 else []
   shares = Chart(
     'Mix of entity types', 'Share of each type among a site\'s entities.', charts.shares(
-      'mix', 'Share of entity types of every site', names, mix, list(TYPE_COLOURS.values())),
-    [(kind, kind) for kind in ENTITY_TYPES], marks=False)
+      'mix', 'Share of entity types of every site', names, mix,
+      [*map(type_colour, range(1, len(colours) + 1))]),
+    [(colour.name, kind) for kind, colour in colours.items()], marks=False)
   return [Charts([shares, *drawn], note=note)]

@@ -12,12 +12,16 @@ from fedmedjax.data import statistics
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.statistics import SiteStatistics
 from fedmedjax.report.set_aside import set_aside
+from fedmedjax.report.type_colours import described
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files
-from fedmedjax.types import ENTITY_TYPES
+from fedmedjax.types import PAPER, Schema
 
 # Most sites of a partition that are described; a table of more would be hard to read.
 SHOWN = 20
+# More entity types than these share a column of the table.
+_COLUMNS = 6
+_CYCLE = 10  # colours of matplotlib's cycle
 DIVERGENCES = {
   'entity types': statistics.type_divergence, 'vocabulary': statistics.vocabulary_divergence}
 
@@ -46,19 +50,23 @@ def size_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Tabl
   return table
 
 
-def type_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Table:
+def type_table(
+  sites: Sequence[SiteStatistics], external: Sequence[str], types: Sequence[str] = PAPER.types
+) -> Table:
   """Share of each entity type ('-' = not annotated), modifiers, and what reading set aside."""
   table = Table(title='Sites: share of entity types, modifiers, and what was set aside')
   table.add_column('site', no_wrap=True)
-  for name in ENTITY_TYPES:
-    table.add_column(name, justify='right')
+  few = len(types) <= _COLUMNS
+  for name in types if few else ['entity types']:
+    table.add_column(name, justify='right' if few else 'left')
   table.add_column('modifiers')
   table.add_column('set aside')
   for site in sites:
     mix = statistics.shares(site.entities, site.types)
+    listed = ', '.join(f'{kind} {mix[kind]:.1%}' for kind in types if kind in mix)
     table.add_row(
       _label(site, external),
-      *(f'{mix[kind]:.1%}' if kind in mix else '-' for kind in ENTITY_TYPES),
+      *((f'{mix[kind]:.1%}' if kind in mix else '-' for kind in types) if few else [listed]),
       ', '.join(f'{kind} {count:,}' for kind, count in site.modifiers.most_common()) or '-',
       set_aside(site.report) or '-')
   return table
@@ -75,7 +83,9 @@ def divergence_table(name: str, values: np.ndarray, labels: Sequence[str]) -> Ta
   return table
 
 
-def figure(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Figure:
+def figure(
+  sites: Sequence[SiteStatistics], external: Sequence[str], kinds: Sequence[str] = PAPER.types
+) -> Figure:
   """A figure with a panel each for sizes, sentence lengths, types and the two divergences."""
   labels = [_label(site, external) for site in sites]
   places = np.arange(len(sites))
@@ -91,12 +101,15 @@ def figure(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Figure:
                  positions=places, showfliers=False, whis=(5, 95))
   length.set(title='words a sentence (whiskers: 5 % and 95 %)', yticks=places, yticklabels=[])
   start = np.zeros(len(sites))
-  for kind in ENTITY_TYPES:
-    width = np.array([statistics.shares(site.entities, ENTITY_TYPES)[kind] for site in sites])
-    mix.barh(places, width, left=start, label=kind)
+  # A cycle of colours would begin again.
+  colours = matplotlib.colormaps['turbo'](np.linspace(0.05, 0.95, len(kinds))) if (
+    len(kinds) > _CYCLE) else [f'C{i}' for i in range(len(kinds))]
+  for kind, colour in zip(kinds, colours, strict=True):
+    width = np.array([statistics.shares(site.entities, kinds)[kind] for site in sites])
+    mix.barh(places, width, left=start, label=kind, color=colour)
     start += width
   mix.set(title='share of entity types', yticks=places, yticklabels=[], xlim=(0, 1))
-  mix.legend(ncols=len(ENTITY_TYPES), fontsize='small', loc='upper center',
+  mix.legend(ncols=min(len(kinds), 4), fontsize='small', loc='upper center',
              bbox_to_anchor=(0.5, -0.1))
   for panel in (size, length, mix):
     panel.invert_yaxis()
@@ -112,9 +125,12 @@ def figure(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Figure:
   return drawn
 
 
-def numbers(sites: Sequence[SiteStatistics], external: Sequence[str]) -> dict:
+def numbers(
+  sites: Sequence[SiteStatistics], external: Sequence[str], schema: Schema = PAPER
+) -> dict:
   """The numbers of the tables, for description.json and sites.json."""
   return {
+    'schema': described(schema),
     'sites': {site.name: {
       'external': site.name in external, 'types': site.types, 'train_notes': site.train_notes,
       'test_notes': site.test_notes, 'sentences': len(site.sentence_words),
@@ -130,7 +146,7 @@ def numbers(sites: Sequence[SiteStatistics], external: Sequence[str]) -> dict:
 
 def used(
   sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData],
-  server: Sequence[SiteData] = (),
+  server: Sequence[SiteData] = (), schema: Schema = PAPER,
 ) -> dict:
   """The contents of a run's sites.json: `numbers` of what it uses, and examples by task.
 
@@ -139,15 +155,16 @@ def used(
     tested: the in-domain sites that are tested: the same, or those whose notes were dealt out.
     external: the external cohorts.
     server: whose notes are the server's validation set; of them only that many are told.
+    schema: whose types are asked for.
   """
   shown = (*(() if sites == tested else sites[:SHOWN]), *tested, *external)
   examples = {
     site.name: {part.ask.task: {
       key: len(getattr(part, key)) for key in ('train', 'validation', 'test')}
       for part in site.tasks} for site in shown}
-  described = numbers(
-    [statistics.used_statistics(site) for site in shown], [site.name for site in external])
-  return files.plain(described | {
+  told = numbers(
+    [statistics.used_statistics(site) for site in shown], [site.name for site in external], schema)
+  return files.plain(told | {
     'examples': examples, 'training_sites': len(sites),
     'server_validation': {
       site.name: sum(len(part.validation) for part in site.tasks) for site in server}})
@@ -155,19 +172,19 @@ def used(
 
 def describe(
   sites: Sequence[SiteStatistics], external: Sequence[str], output: Path | None,
-  reporter: Reporter,
+  reporter: Reporter, schema: Schema = PAPER,
 ) -> None:
   """Prints the tables; with `output`, writes description.json, .svg and .png there."""
   reporter.say(size_table(sites, external))
-  reporter.say(type_table(sites, external))
+  reporter.say(type_table(sites, external, schema.types))
   for name, divergence in DIVERGENCES.items():
     reporter.say(divergence_table(
       name, statistics.matrix(divergence, sites), [_label(site, external) for site in sites]))
   if output is not None:
-    files.write_json(output / 'description.json', files.plain(numbers(sites, external)))
+    files.write_json(output / 'description.json', files.plain(numbers(sites, external, schema)))
     # Text is not turned into outlines, and the same sites give the same bytes.
     with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'fedmedjax'}):
-      drawn = figure(sites, external)
+      drawn = figure(sites, external, schema.types)
       drawn.savefig(output / 'description.svg', metadata={'Date': None})
       drawn.savefig(output / 'description.png', dpi=120)
     reporter.say(f'written: description.json, description.svg, description.png in {output}')

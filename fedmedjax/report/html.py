@@ -31,6 +31,7 @@ from fedmedjax.report.headline import headline
 from fedmedjax.report.runs import Run, method_name, read_answers, read_runs, tested
 from fedmedjax.report.scores import cross_section, label, score_section
 from fedmedjax.report.training_curves import plot_section, training_section
+from fedmedjax.report.type_colours import recorded, type_colours
 from fedmedjax.store import files
 from fedmedjax.store.words import has_sentence
 
@@ -74,6 +75,7 @@ def write_report(
     _settings_section(own)]
   files.write_text(path, _environment().get_template('report.html').render(
     title=title, head=_made_with(examples, claims), lead=_lead(own),
+    colours=type_colours(recorded(next((run.sites for run in own if run.sites), {}))),
     first=first or (headline(own[0]) if len(own) == 1 else ''), warnings=_warnings(own),
     figures=key_figures(own[0]) if len(own) == 1 else None,
     sections=[filled for section in sections if (filled := _filled(section)).blocks]))

@@ -33,7 +33,7 @@ def _relations(name: str) -> Callable[[dict], dict | None]:
 
 
 MEASURES = (
-  Measure('ner', 'Entities', 'problems, treatments, tests and drugs found in a sentence',
+  Measure('ner', 'Entities', 'entities of the annotated types found in a sentence',
           lambda tasks: tasks.get('ner')),
   Measure('modifier', 'Modifiers', 'what modifies a main entity that the annotation gives',
           _relations('modifier')),

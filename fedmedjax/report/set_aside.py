@@ -7,6 +7,7 @@ _DROPPED = {
   'used_nested': 'nested', 'used_crossing': 'crossing sentences', 'too_long': 'too long',
   'too_long_entities': 'entities of them',
   'used_invalid_pairs': 'modifiers of a wrong type', 'invalid_pairs': 'modifiers of a wrong type',
+  'between_sentences': 'relations whose ends no sentence holds together',
   'unmapped': 'of other types', 'unmapped_relations': 'other relations',
   'unmapped_attributes': 'other attributes', 'attributes_without_cue': 'negations without a cue',
   'discontinuous': 'discontinuous', 'duplicate': 'repeated', 'leaked_documents': 'leaked notes',
@@ -48,7 +49,7 @@ _DROPPED = {
 }
 # Counts of what a site holds, which other columns show; every other count is shown by its key.
 _HOLDS = re.compile(
-  r'(raw|mapped)_.*|(used_)?(sentences|entities|mains|modifiers)|'
+  r'(raw|mapped|lacking)_.*|(used_)?(sentences|entities|mains|modifiers)|'
   r'relations|events|assertions|records|attributes|corrupted|'
   r'measured_(examples|entities)|((train|dev|test|validation)_)?(documents|sentences)|(held_out|unseen)_test_.*')
 

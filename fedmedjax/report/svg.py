@@ -16,20 +16,16 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedmedjax.types import ENTITY_TYPES
-
 WIDTH = 340
 # The palette: each series has a colour and a mark of its own, which the page's legend shows.
 MARKERS = 'os^DvPX*'
 SERIES = tuple(f'#0100a{i}' for i in range(1, len(MARKERS) + 1))
-# Entity types have colours of their own, which mean nothing else on a page (templates/types.css).
-TYPE_COLOURS = {kind: f'#0100b{i}' for i, kind in enumerate(ENTITY_TYPES, 1)}
 INK, MUTED, LINE, HEAT = '#010001', '#010002', '#010003', '#010004'
 _VARIABLES = {
   INK: 'var(--ink)', MUTED: 'var(--muted)', LINE: 'var(--line)', HEAT: 'var(--heat)',
-  **{colour: f'var(--s{i})' for i, colour in enumerate(SERIES, 1)},
-  **{colour: f'var(--{kind})' for kind, colour in TYPE_COLOURS.items()}}
-_COLOUR = re.compile('|'.join(_VARIABLES))
+  **{colour: f'var(--s{i})' for i, colour in enumerate(SERIES, 1)}}
+# Entity types have colours of their own, which mean nothing else on a page (templates/types.css).
+_COLOUR = re.compile('|'.join(_VARIABLES) + '|#02([0-9a-f]{4})')
 _SVG = 'http://www.w3.org/2000/svg'
 _HREF = '{http://www.w3.org/1999/xlink}href'
 _SETTINGS = {
@@ -40,6 +36,11 @@ _SETTINGS = {
   'axes.labelsize': 10.5, 'xtick.labelsize': 10.5, 'ytick.labelsize': 10.5,
   'axes.spines.top': False, 'axes.spines.right': False, 'axes.unicode_minus': False,
 }
+
+
+def type_colour(number: int) -> str:
+  """The placeholder of the colour of the entity type of this number, from 1."""
+  return f'#02{number:04x}'
 
 
 @contextmanager
@@ -111,7 +112,8 @@ def _restyle(element: ElementTree.Element, wanted: set[str]) -> None:
     element.set('href', element.attrib.pop(_HREF))
   style = element.attrib.get('style')
   if style:
-    style = _COLOUR.sub(lambda match: _VARIABLES[match[0]], style)
+    style = _COLOUR.sub(
+      lambda match: f'var(--type-{int(match[1], 16)})' if match[1] else _VARIABLES[match[0]], style)
     element.set('style', re.sub(r"font: ((?:\w+ )*[\d.]+px) [^;]*", r'font: \1 var(--font)', style))
 
 

@@ -18,7 +18,7 @@ _WORDS = ('model_input', 'generated')
 # Keys of a record without words; `predicted` and `gold` are lists of [start, end, type].
 _OFFSETS = {
   'document', 'sentence_start', 'sentence_end', 'task', 'predicted', 'gold', 'main',
-  'parse_failed', 'copied', 'dropped'}
+  'parse_failed', 'copied', 'dropped', 'output_heading'}
 _OUTPUT_HEADING = '\n### Output Text:\n'
 # What report.html has around the sentences that it quotes.
 _QUOTES = '<details class="excerpts"'
@@ -27,8 +27,8 @@ _QUOTES = '<details class="excerpts"'
 # are no words; what they give away was not measured.
 _WORDLESS = {
   'config.json', 'inputs.json', 'sites.json', 'metrics.jsonl', 'ledger.csv', 'compare.json',
-  'findings.json', 'description.json', 'description.svg', 'description.png', 'schema.toml', 'lock',
-  'own_parts', 'adapter', 'model', 'checkpoints', 'tensorboard', 'ablation'}
+  'findings.json', 'description.json', 'description.svg', 'description.png', 'schema.toml',
+  'prompt.toml', 'lock', 'own_parts', 'adapter', 'model', 'checkpoints', 'tensorboard', 'ablation'}
 # Of a folder that predict has written.
 _ANNOTATIONS = 'predict.json'
 _WORDLESS_ANNOTATIONS = {
@@ -46,7 +46,7 @@ def sentence(record: Mapping) -> str:
 
   The tags are found by the main entity's offsets, since the sentence may contain tags of its own.
   """
-  text = record['model_input'].removesuffix(_OUTPUT_HEADING)
+  text = record['model_input'].removesuffix(record.get('output_heading', _OUTPUT_HEADING))
   if 'main' not in record:
     return text
   start, end, kind = record['main']

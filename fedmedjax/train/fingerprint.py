@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from fedmedjax.data.schema import FILE as SCHEMA
 from fedmedjax.data.site import SiteData
+from fedmedjax.data.wording import FILE as PROMPT
 from fedmedjax.experiment.own_parts import OwnPart
 from fedmedjax.experiment.types import Data
 from fedmedjax.model.files.load import model_files, model_path
 from fedmedjax.store.files import CHECKSUM_DIGITS, file_checksums, read_json, write_json, write_text
-from fedmedjax.types import InputError
+from fedmedjax.types import InputError, Schema
 
 FILE = 'inputs.json'
 _VALIDATION = 'its validation notes'
@@ -32,7 +34,8 @@ def fingerprint(
   """
   sites = (*data.sites, *data.tested, *data.external, *data.server)
   return {f'notes of site {site.name}': _notes(site) for site in sites} | {
-    'model': _model(config, data)} | starting_adapter(config) | own_checksums(own)
+    'model': _model(config, data)} | starting_adapter(config) | own_checksums(own) | (
+      schema_checksum(data.schema))
 
 
 def _model(config: ConfigDict, data: Data) -> dict[str, str]:
@@ -70,6 +73,19 @@ def write_own_parts(workdir: Path, own: Mapping[str, OwnPart]) -> None:
   """Writes the text of each part to WORKDIR/own_parts/KEY.py."""
   for key, part in own.items():
     write_text(workdir / 'own_parts' / f'{key}.py', part.text)
+
+
+def schema_checksum(schema: Schema) -> dict[str, dict[str, str]]:
+  """The part of the fingerprint of the study's own schema and words, {} for the usual ones."""
+  return {group: {'its text': _checksum([text])} for group, text in (
+    ('schema', schema.text), ('wording of prompts', schema.words)) if text}
+
+
+def write_schema(workdir: Path, schema: Schema) -> None:
+  """Writes the texts of the study's own schema and words to WORKDIR/schema.toml and prompt.toml."""
+  for name, text in ((SCHEMA, schema.text), (PROMPT, schema.words)):
+    if text:
+      write_text(workdir / name, text)
 
 
 def check_inputs(workdir: Path, inputs: dict[str, dict[str, str]]) -> None:

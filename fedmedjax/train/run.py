@@ -13,6 +13,7 @@ from fedmedjax.experiment.build import load_data, options, prepare
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.methods import Own, harmless_keys, unread_weights
 from fedmedjax.experiment.own_parts import own_parts
+from fedmedjax.experiment.own_schema import study_schema
 from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_weights
@@ -33,8 +34,10 @@ from fedmedjax.train.fingerprint import (
   compare_inputs,
   fingerprint,
   own_checksums,
+  schema_checksum,
   starting_adapter,
   write_own_parts,
+  write_schema,
 )
 from fedmedjax.train.loop import CHECKPOINTS, StepDisplay, Trained, planned, train
 from fedmedjax.train.memory import Plan
@@ -77,7 +80,8 @@ def run(
   mine = own_parts(settings, own)
   finished = check_continued(workdir, settings, rounds, mine)
   if finished and finished['rounds'] == rounds:
-    given = starting_adapter(config) | own_checksums(mine)
+    given = starting_adapter(config) | own_checksums(mine) | schema_checksum(
+      study_schema(config.data.schema, config.data.prompt))
     compare_inputs(workdir, given, only=given)
     reporter.say(f'{workdir}: finished, nothing to do')
     show(finished, reporter)
@@ -106,6 +110,7 @@ def run(
     check_inputs(workdir, inputs)
     files.claim(workdir, settings)
     write_own_parts(workdir, mine)
+    write_schema(workdir, data.schema)
     if not config.store.text:
       # Of zero-shot, from before the key was changed.
       words.take_out(workdir)
@@ -154,7 +159,8 @@ def _carried_out(
   for name in ('summary.json', report.FILE):
     (workdir / name).unlink(missing_ok=True)
   files.write_json(workdir / report.SITES, used(
-    study.data.sites, study.data.tested, study.data.external, study.data.server))
+    study.data.sites, study.data.tested, study.data.external, study.data.server,
+    study.data.schema))
   rounds = study.options.rounds
   with reporter.live():
     zero_shot, few = None, study.options.max_zero_shot

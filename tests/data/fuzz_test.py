@@ -21,11 +21,11 @@ import pytest
 
 from fedmedjax.data.formats.doccano import doccano_record
 from fedmedjax.data.formats.label_studio import label_studio_task
-from fedmedjax.data.formats.mapping import MODIFIERS, SHIPPED, read_mapping
+from fedmedjax.data.formats.mapping import FILES, read_mapping
 from fedmedjax.data.formats.readers import FORMATS
 from fedmedjax.data.formats.tables import csv_tables
 from fedmedjax.data.formats.uima_writer import type_system, uima_json, uima_xmi
-from fedmedjax.types import Document, InputError, Relation, Span
+from fedmedjax.types import PAPER, Document, InputError, Relation, Span
 
 KB = {
   'id': '0', 'document_id': 'd',
@@ -250,13 +250,13 @@ def test_damaged_mappings(tmp_path):
   from importlib import resources
   path = tmp_path / 'x.toml'
   shipped = resources.files('fedmedjax.data.formats').joinpath('mappings')
-  texts = [shipped.joinpath(f'{name}.toml').read_text() for name in SHIPPED]
+  texts = [shipped.joinpath(f'{name}.toml').read_text() for name in FILES]
   for number in range(MANY):
     rng = random.Random(number)
     path.write_bytes(damaged_text(rng, rng.choice(texts)))
     try:
       mapping = read_mapping(path)
-      assert set().union(*mapping.modifiers.values()) <= set(MODIFIERS), number
+      assert set().union(*mapping.modifiers.values()) <= set(PAPER.kinds), number
     except InputError as error:
       assert '\n' not in str(error) and re.search(r'x.toml:\d+: ', str(error)), (number, error)
     except Exception as error:

@@ -8,13 +8,12 @@ import transformers
 from fedmedjax.data import label_steps
 from fedmedjax.data import labels as token_labels
 from fedmedjax.data import schedule as schedules
-from fedmedjax.data.relations import GUIDE
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.tasks import ask
-from fedmedjax.types import ENTITY_TYPES, Example, InputError, SiteCorpus, Span
+from fedmedjax.types import ENTITY_TYPES, PAPER, Example, InputError, SiteCorpus, Span
 
 NER = token_labels.label_names(ENTITY_TYPES)
-RE = token_labels.label_names(tuple(GUIDE))
+RE = token_labels.label_names(PAPER.kinds)
 PIECES = [
   '[PAD]', '[UNK]', '[CLS]', '[SEP]', 'no', 'chest', 'pain', 'hyper', '##tension', '##s', 'on',
   'met', '##form', '##in', '500', 'mg', '.', ',', '@', '*', 'problem', 'severe']

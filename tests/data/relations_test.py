@@ -5,7 +5,7 @@ import pytest
 from fedmedjax.data import relations
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.data.tasks import STYLES, ask
-from fedmedjax.types import MODIFIER_TYPES, Document, Relation, SiteCorpus, Span
+from fedmedjax.types import MODIFIER_TYPES, PAPER, Document, Relation, SiteCorpus, Span
 
 TEXT = 'Denies chest pain. On aspirin 81 mg daily for fever.'
 
@@ -109,7 +109,7 @@ def test_cohorts_round_trip(name):
 
 def test_what_was_annotated_is_what_occurs_unless_it_is_told():
   """Of the 22 pairs, for entity types of the site; a link that is no pair does not count."""
-  assert sum(map(len, MODIFIER_TYPES.values())) == 22 and len(relations.GUIDE) == 16
+  assert sum(map(len, MODIFIER_TYPES.values())) == 22 and len(PAPER.kinds) == 16
   notes = (note((0, 3), (1, 4), (0, 4)), note((1, 5)))
   site = SiteCorpus('a', ('problem', 'drug'), notes[:1], notes[1:], {})
   assert relations.annotated(site) == {'problem': ('negation',), 'drug': ('strength', 'frequency')}

@@ -75,7 +75,9 @@ OTHER = {
   'lora.start': '/nowhere/a',
   'bert.path': '/nowhere/a', 'bert.task': 're',
   'data.folders': ({**_WARD, 'path': '/nowhere/b'},), 'data.root': '/nowhere/b',
-  'data.sites': ('synthetic_icu',), 'data.external': (), 'data.tasks': ('re',),
+  'data.schema': 'bc5cdr', 'data.prompt': '/nowhere/p.toml', 'data.sites': ('synthetic_icu',),
+  'data.external': (),
+  'data.tasks': ('re',),
   'data.site_tasks': ('ner', 're'), 'data.re_share': 0.3, 'data.style': 'json',
   'data.server_validation': 'synthetic_newsite',
   'data.max_train_notes': 5, 'data.max_train_sentences': 5, 'data.max_length': 60,
@@ -96,7 +98,7 @@ OTHER = {
 # What is asked for cannot be had here; that it is asked for is in the error.
 REFUSED = {
   'model.path', 'model.attention', 'lora.start', 'bert.path', 'data.folders', 'data.root',
-  'mesh.tensor'}
+  'data.schema', 'data.prompt', 'mesh.tensor'}
 
 
 QUIET = Reporter(Console(quiet=True))

@@ -9,7 +9,7 @@ the tag of a thought (`thought.py`) that stands in the sentence itself, gets a l
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ _TAG = re.compile(rf'<(/?)\s*span\b([^<>{_LOOK_ALIKE}]*)>', re.IGNORECASE)
 _GUARDED = re.compile(rf'<(?=/?\s*span\b[^<>{_LOOK_ALIKE}]*>)', re.IGNORECASE)
 _CUT_TAG = re.compile(rf'</?\s*(?:s|sp|spa|span\b[^<>{_LOOK_ALIKE}]*)?\Z', re.IGNORECASE)
 _CLASS = re.compile(r'class\W*([\w-]+)', re.IGNORECASE)
+# Names of types may have blanks and other signs.
+_QUOTED = re.compile(r"""class\W*?(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
 
 _LONGEST = 1 << 15  # characters of output that are read, plus _PER_CHARACTER for each of the input
 _PER_CHARACTER = 48  # more than a tagged one-character entity needs
@@ -138,8 +140,7 @@ def _strip_tags(generated: str, types: Sequence[str]) -> tuple[str, list[_Mark],
     sound &= closing == (opened is not None)
     if opened:
       marks.append(_Mark(opened[0], size, opened[1]))
-    name = None if closing else _CLASS.search(tag[2])
-    opened = None if closing else (size, name[1].lower() if name else '')
+    opened = None if closing else (size, _class(tag[2], asked))
   pieces.append(generated[at:])
   plain = ''.join(pieces)
   if opened:
@@ -147,6 +148,13 @@ def _strip_tags(generated: str, types: Sequence[str]) -> tuple[str, list[_Mark],
     marks.append(_Mark(opened[0], len(plain), opened[1]))
   marks = [mark._replace(type=asked[mark.type]) for mark in marks if mark.type in asked]
   return plain, _trim(plain, marks), sound
+
+
+def _class(attributes: str, asked: Mapping[str, str]) -> str:
+  """The class in a tag, in lower case: the quoted one if it is asked for, else its first word."""
+  quoted, word = _QUOTED.search(attributes), _CLASS.search(attributes)
+  name = (quoted[1] or quoted[2] or '').lower() if quoted else ''
+  return name if name in asked else word[1].lower() if word else ''
 
 
 def _trim(plain: str, marks: list[_Mark]) -> list[_Mark]:

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmedjax.data import relations
+from fedmedjax.data.formats.mapped import apply_mapping
 from fedmedjax.data.formats.mapping import (
   Mapping,
-  apply_mapping,
   check_names,
+  own_names,
   read_mapping,
   restricted,
 )
@@ -25,7 +26,7 @@ from fedmedjax.data.formats.readers import FORMATS, Parts, asking, read_notes, r
 from fedmedjax.data.leaks import TextIndex, without_sources, without_texts
 from fedmedjax.data.pieces import drawable
 from fedmedjax.data.sources import distinct, known_sources, source_of, with_sources
-from fedmedjax.types import Document, InputError, SiteCorpus
+from fedmedjax.types import PAPER, Document, InputError, Schema, SiteCorpus
 
 _SPLIT_SEED = 42
 _HELD_OUT = 0.1  # share of dev, and of test, where a corpus has no official split
@@ -72,8 +73,11 @@ CORPORA = {
 }
 
 
-def load_corpus(name: str, root: str | Path) -> SiteCorpus:
+def load_corpus(name: str, root: str | Path, schema: Schema = PAPER) -> SiteCorpus:
   """Reads one public corpus, maps its types and splits it.
+
+  The mapping is that of its name, as far as its types are in the schema; a schema that has none of
+  them is taken to have the corpus's own names.
 
   Training documents whose source is in the test part of a corpus with the same notes are
   dropped, if that corpus lies beside this one; otherwise there is no test to leak into.
@@ -81,6 +85,7 @@ def load_corpus(name: str, root: str | Path) -> SiteCorpus:
   Args:
     name: a key of `CORPORA`.
     root: the folder that holds the folders of the corpora.
+    schema: the study's types.
 
   Returns:
     The site. Its report counts over all that was read: the reader's counts (its entities and
@@ -93,7 +98,11 @@ def load_corpus(name: str, root: str | Path) -> SiteCorpus:
   if not folder.is_dir():
     raise InputError(f'FEDMEDJAX_DATA (or config key data.root) must name the folder that holds '
                      f'{name}/; looked for {folder}')
-  site = _site(name, read_mapping(name), *_read(corpus, folder))
+  parts, counts = _read(corpus, folder)
+  if set(read_mapping(name).types) & set(schema.types):
+    site = _site(name, read_mapping(name, schema), parts, counts)
+  else:
+    site = _occurring(name, own_names(schema), parts, counts, folder)
   tested = {
     source for other in corpus.shares_notes_with if (Path(root) / other).is_dir()
     for source in distinct(_read(CORPORA[other], Path(root) / other)[0].test)
@@ -101,7 +110,7 @@ def load_corpus(name: str, root: str | Path) -> SiteCorpus:
   return without_sources(site, tested | known_sources(site.test))
 
 
-def load_folder(site: SiteFolder) -> SiteCorpus:
+def load_folder(site: SiteFolder, schema: Schema = PAPER) -> SiteCorpus:
   """Reads a site of a user's own.
 
   Training notes that have the source, the text or nearly the text of a test note are dropped and
@@ -112,30 +121,43 @@ def load_folder(site: SiteFolder) -> SiteCorpus:
 
   Args:
     site: an entry of config.data.folders.
+    schema: the study's types.
 
   Raises:
     InputError: the notes or the mapping cannot be read, the mapping does not fit the notes, or
       there are too few notes to split.
   """
-  mapping = read_mapping(site.mapping)
+  mapping = read_mapping(site.mapping, schema)
   # A `~` that no shell has replaced.
   form = asking(FORMATS[site.format], mapping.entities)
   notes, counts = read_parts(Path(os.path.expanduser(site.path)), form)
   parts = _parted(site, notes, counts)
+  corpus = _occurring(site.name, mapping, parts, counts, site.path, tuple(site.annotated))
+  return without_texts(
+    without_sources(corpus, known_sources(corpus.test)), TextIndex(corpus.test))
+
+
+def _occurring(
+  name: str, mapping: Mapping, parts: Parts, counts: Counter, where: str | os.PathLike,
+  annotated: tuple[str, ...] = (),
+) -> SiteCorpus:
+  """The site of these parts, asked for `annotated`, or else for what occurs in its notes.
+
+  Raises InputError when the mapping does not fit the notes, which are those of `where`.
+  """
   raw = {span.type for part in parts for d in part for span in d.spans}
-  check_names(mapping, raw, site.path)
-  asked, occurring = tuple(site.annotated), {
-    kind for name, kind in mapping.entities.items() if name in raw}
+  check_names(mapping, raw, where)
+  asked, occurring = annotated, {kind for raw_kind, kind in mapping.entities.items()
+                                 if raw_kind in raw}
   if not asked:
     # Notes without any annotation say nothing of what was looked for.
     asked = mapping.types if mapping.declared or not occurring else tuple(occurring)
     counts['absent_types'] = len(set(mapping.types) - set(asked))
-  corpus = _site(site.name, restricted(mapping, asked, f'site {site.name!r}'), parts, counts)
+  corpus = _site(name, restricted(mapping, asked, f'site {name!r}'), parts, counts)
   if not mapping.declared:
     occur = relations.annotated(corpus._replace(modifiers=None))
     corpus = corpus._replace(modifiers=occur)
-  return without_texts(
-    without_sources(corpus, known_sources(corpus.test)), TextIndex(corpus.test))
+  return corpus
 
 
 def _read(corpus: Corpus, folder: Path) -> tuple[Parts, Counter]:
@@ -191,4 +213,4 @@ def _site(name: str, mapping: Mapping, parts: Parts, counts: Counter) -> SiteCor
   report |= {f'{part}_documents': len(documents)
              for part, documents in zip(Parts._fields, parts, strict=True)}
   return SiteCorpus(name, mapping.types, tuple(mapped[0]), tuple(mapped[2]), report,
-                    mapping.modifiers, mapping.definitions)
+                    mapping.modifiers, mapping.definitions, schema=mapping.schema)

@@ -1,4 +1,4 @@
-"""Mappings from the type names of a corpus to those of `types`: small TOML files, and their use.
+"""Mappings from the type names of a corpus to those of a schema: small TOML files.
 
     annotated = ["problem", "drug"]      # optional: types annotated throughout; by default those
                                          # that [entities] yields; of a folder of one's own those
@@ -16,6 +16,10 @@
     [relations.Has_negation]
     modifiers = "negation"               # whatever the raw type of the modifier
 
+    [relations.CID]                      # between concepts of a document (PubTator): links all
+    mentions = "sentence"                # mentions that stand in one sentence; by default "first",
+    modifiers = "induced"                # the first mention of each, wherever they stand
+
     [relations."Treatment.Dosage"]       # of an event, whose main entities are the ends of its
     sibling = "Treatment.Drug"           # relations of this type, from the same head
     modifiers = "dosage"
@@ -24,31 +28,30 @@
     modifier = "negation"                # stands in the same sentence
     cues = ["no", "denies"]
 
-Of several modifiers the first is meant that the main entity can have (`types.MODIFIER_TYPES`). A
-type that no row names is dropped and counted; a schema type that no row yields was never annotated
-there, and its absence from the notes means nothing (docs/methods.md, partial annotation).
+Of several modifiers the first is meant that the main entity can have in the schema. A type that no
+row names is dropped and counted; a schema type that no row yields was never annotated there, and
+its absence from the notes means nothing (docs/methods.md, partial annotation). The mapping 'schema'
+has no file: each type of the schema stands for itself.
 """
 
 import difflib
 import os
 import re
 import tomllib
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmedjax.data.formats.files import read_text
-from fedmedjax.data.sentences import note_sentences
-from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, Document, InputError, Relation, Span
+from fedmedjax.data.schema import plain_name
+from fedmedjax.types import PAPER, InputError, Schema
 
-SHIPPED = sorted(
-  file.name.removesuffix('.toml')
-  for file in resources.files('fedmedjax.data.formats').joinpath('mappings').iterdir()
-  if file.name.endswith('.toml'))
-MODIFIERS = tuple(dict.fromkeys(name for names in MODIFIER_TYPES.values() for name in names))
+OWN_NAMES = 'schema'  # the mapping that takes any schema's own names
+_FOLDER = resources.files('fedmedjax.data.formats').joinpath('mappings')
+FILES = sorted(
+  file.name.removesuffix('.toml') for file in _FOLDER.iterdir() if file.name.endswith('.toml'))
+SHIPPED = sorted([*FILES, OWN_NAMES])
 
 
 class Rule(NamedTuple):
@@ -57,6 +60,7 @@ class Rule(NamedTuple):
   modifiers: dict[str, tuple[str, ...]]  # the modifier's raw type, '' = any -> modifier types
   main: str = 'head'                     # the end that is the main entity
   sibling: str = ''
+  by_sentence: bool = False  # of concepts, all mentions in one sentence rather than the first ones
 
 
 class Cues(NamedTuple):
@@ -70,28 +74,33 @@ class Mapping(NamedTuple):
   """The content of a mapping file."""
 
   source: str                             # the file, for messages
-  types: tuple[str, ...]                  # entity types annotated, in the order of ENTITY_TYPES
+  types: tuple[str, ...]                  # entity types annotated, in the order of the schema
   modifiers: dict[str, tuple[str, ...]]   # entity type -> modifiers of it that were annotated
   entities: dict[str, str]                # raw type -> type
   relations: dict[str, Rule]
   attributes: dict[str, Cues]
   definitions: dict[str, str]             # type -> what it means there, in the prompt
   declared: bool                          # whether the file says what was annotated
+  schema: Schema = PAPER
 
 
-def read_mapping(name: str | Path) -> Mapping:
+def read_mapping(name: str | Path, schema: Schema = PAPER) -> Mapping:
   """Reads a mapping.
 
   Args:
     name: of a shipped mapping (`SHIPPED`), or the path of a file whose name ends in .toml.
+    schema: whose types it yields. Rows of a shipped mapping that yield others are left out; a file
+      of one's own must have none.
 
   Raises:
     InputError: there is no such mapping, or an entry of it has no meaning; with file and line.
   """
+  if str(name) == OWN_NAMES:
+    return own_names(schema)
   if str(name).endswith('.toml'):
     path = Path(os.path.expanduser(name))
   elif str(name) in SHIPPED:
-    path = Path(str(resources.files('fedmedjax.data.formats').joinpath('mappings', f'{name}.toml')))
+    path = Path(str(_FOLDER.joinpath(f'{name}.toml')))
   else:
     raise InputError(f'mapping {str(name)!r} is neither one of {", ".join(SHIPPED)} nor a .toml '
                      'file')
@@ -102,10 +111,52 @@ def read_mapping(name: str | Path) -> Mapping:
     line = re.search(r'at line (\d+)', str(error))
     line = line[1] if line else text.count('\n') + 1
     raise InputError(f'{path}:{line}: no TOML: {error}') from None
-  return _checked(path, text, table)
+  if str(name) in SHIPPED:
+    yielded = ', '.join(dict.fromkeys(table['entities'].values()))
+    table = _within(table, schema)
+    if not table['entities']:
+      raise InputError(f'mapping {name!r} yields {yielded} only, none of which is in the schema '
+                       f'{schema.source}; name a file of your own, or {OWN_NAMES!r} where the '
+                       'notes have its names')
+  return _checked(path, text, table, schema)
 
 
-def _checked(path: Path, text: str, table: dict[str, Any]) -> Mapping:
+def own_names(schema: Schema) -> Mapping:
+  """The mapping of notes that use a schema's own names: an entity is the head of its modifiers.
+
+  Names as brat has them, without blanks and other signs, stand for the same types.
+  """
+  entities = {raw: kind for kind in schema.types for raw in (kind, plain_name(kind))}
+  rules = {raw: Rule({'': (kind,)}, by_sentence=True)
+           for kind in schema.kinds for raw in (kind, plain_name(kind))}
+  return Mapping(f'mapping {OWN_NAMES!r}', schema.types, {
+    of: kinds for of in schema.types if (kinds := schema.modifiers.get(of))}, entities, rules, {},
+    {}, False, schema)
+
+
+def _within(table: dict[str, Any], schema: Schema) -> dict[str, Any]:
+  """The table of a shipped mapping without what the schema lacks."""
+  def known(kinds: Any) -> Any:
+    if isinstance(kinds, dict):
+      return {raw: left for raw, of_raw in kinds.items() if (left := known(of_raw))}
+    return [kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if kind in schema.kinds]
+
+  def kept(section: str, key: str) -> dict[str, Any]:
+    rows = {raw: row | {key: known(row[key])} for raw, row in table.get(section, {}).items()}
+    return {raw: row for raw, row in rows.items() if row[key]}
+
+  attributes = {raw: row | {'modifier': row['modifier'][0]}
+                for raw, row in kept('attributes', 'modifier').items()}
+  return {
+    'entities': {raw: kind for raw, kind in table['entities'].items() if kind in schema.types},
+    'definitions': {kind: said for kind, said in table.get('definitions', {}).items()
+                    if kind in schema.types},
+    'relations': kept('relations', 'modifiers'), 'attributes': attributes,
+    **({'annotated': [kind for kind in table['annotated'] if kind in schema.types]}
+       if 'annotated' in table else {})}
+
+
+def _checked(path: Path, text: str, table: dict[str, Any], schema: Schema) -> Mapping:
   """The mapping of a file's table; raises InputError for an entry that has no meaning."""
   def wrong(key: str, said: str) -> InputError:
     lines = text.split('\n')
@@ -136,56 +187,59 @@ def _checked(path: Path, text: str, table: dict[str, Any]) -> Mapping:
 
   for key in table:
     one(key, ('annotated', 'entities', 'relations', 'attributes', 'definitions'), key)
-  entities = {raw: one(kind, ENTITY_TYPES, raw)
+  entities = {raw: one(kind, schema.types, raw)
               for raw, kind in section('entities', ()).items()}
   if not entities:
     raise InputError(f'{path}:1: no [entities] with rows such as Disease = "problem"')
   relations, attributes = {}, {}
-  for raw, row in section('relations', ('main', 'modifiers', 'sibling')).items():
+  for raw, row in section('relations', ('main', 'modifiers', 'sibling', 'mentions')).items():
     kinds_of = row.get('modifiers', ())
     kinds_of = kinds_of if isinstance(kinds_of, dict) else {'': kinds_of}
     sibling = row.get('sibling', '')
     if not isinstance(sibling, str) or ('main' in row and sibling):
       raise wrong(raw, "'sibling' is the name of a relation, and goes without 'main'")
     relations[raw] = Rule(
-      {of: known(kinds, MODIFIERS, raw) for of, kinds in kinds_of.items()},
-      one(row.get('main', 'head'), ('head', 'tail'), raw), sibling)
+      {of: known(kinds, schema.kinds, raw) for of, kinds in kinds_of.items()},
+      one(row.get('main', 'head'), ('head', 'tail'), raw), sibling,
+      one(row.get('mentions', 'first'), ('first', 'sentence'), raw) == 'sentence')
   for raw, row in section('attributes', ('modifier', 'cues')).items():
     cues = row.get('cues')
     if not isinstance(cues, list) or not cues or not all(isinstance(c, str) and c for c in cues):
       raise wrong(raw, "'cues' is a list of words")
     words = '|'.join(re.escape(cue) for cue in sorted(cues, key=len, reverse=True))
-    attributes[raw] = Cues(one(row.get('modifier'), MODIFIERS, raw),
+    attributes[raw] = Cues(one(row.get('modifier'), schema.kinds, raw),
                            re.compile(rf'(?<!\w)(?:{words})(?!\w)', re.IGNORECASE))
   definitions = section('definitions', ())
   for kind, meaning in definitions.items():
-    one(kind, ENTITY_TYPES, kind)
+    one(kind, schema.types, kind)
     if not isinstance(meaning, str) or not meaning.strip() or '\n' in meaning:
       raise wrong(kind, f'{meaning!r} is no line that says what it means')
   yielded = set(entities.values())
-  types = set(known(table.get('annotated', sorted(yielded)), ENTITY_TYPES, 'annotated'))
+  types = set(known(table.get('annotated', sorted(yielded)), schema.types, 'annotated'))
   if outside := sorted(yielded - types):
     raise wrong('annotated', f'leaves out {", ".join(outside)}, which [entities] yields')
-  types = tuple(kind for kind in ENTITY_TYPES if kind in types)
-  modifiers = _modifiers(types, entities, relations, attributes)
+  types = tuple(kind for kind in schema.types if kind in types)
+  modifiers = _modifiers(types, entities, relations, attributes, schema.modifiers)
   return Mapping(str(path), types, modifiers, entities, relations, attributes, definitions,
-                 'annotated' in table)
+                 'annotated' in table, schema)
 
 
-def _modifiers(types, entities, relations, attributes) -> dict[str, tuple[str, ...]]:
+def _modifiers(types, entities, relations, attributes, pairs_of) -> dict[str, tuple[str, ...]]:
   """The pairs of entity type and modifier that the rows can yield."""
   pairs = set()
   for rule in relations.values():
     mains = {entities[rule.sibling]} if rule.sibling in entities else types
-    pairs |= {(of, _first(of, kinds)) for of in mains for kinds in rule.modifiers.values()}
-  pairs |= {(of, _first(of, (cues.modifier,))) for of in types for cues in attributes.values()}
-  by_type = {of: tuple(kind for kind in MODIFIER_TYPES[of] if (of, kind) in pairs) for of in types}
+    pairs |= {(of, first_of(pairs_of, of, kinds)) for of in mains
+              for kinds in rule.modifiers.values()}
+  pairs |= {(of, cues.modifier) for of in types for cues in attributes.values()}
+  by_type = {of: tuple(kind for kind in pairs_of.get(of, ()) if (of, kind) in pairs)
+             for of in types}
   return {of: kinds for of, kinds in by_type.items() if kinds}
 
 
-def _first(of: str, kinds: Sequence[str]) -> str | None:
-  """The first of `kinds` that an entity of type `of` can have."""
-  return next((kind for kind in kinds if kind in MODIFIER_TYPES[of]), None)
+def first_of(pairs, of: str, kinds: Sequence[str]) -> str | None:
+  """The first of `kinds` that an entity of type `of` can have; `pairs`: `Schema.modifiers`."""
+  return next((kind for kind in kinds if kind in pairs.get(of, ())), None)
 
 
 def restricted(mapping: Mapping, types: Sequence[str], owner: str) -> Mapping:
@@ -204,7 +258,7 @@ def restricted(mapping: Mapping, types: Sequence[str], owner: str) -> Mapping:
     raise InputError(f'{owner}: annotated={tuple(types)!r} (config.data.folders): '
                      f'{mapping.source} yields {", ".join(mapping.types)} only')
   return mapping._replace(
-    types=tuple(kind for kind in ENTITY_TYPES if kind in types), entities=entities,
+    types=tuple(kind for kind in mapping.schema.types if kind in types), entities=entities,
     modifiers={of: kinds for of, kinds in mapping.modifiers.items() if of in types},
     definitions={of: meaning for of, meaning in mapping.definitions.items() if of in types})
 
@@ -224,91 +278,3 @@ def check_names(mapping: Mapping, found: set[str], where: str) -> None:
     if close := difflib.get_close_matches(raw, found - mapping.entities.keys(), 1, 0.75):
       raise InputError(f'{mapping.source}: the type {raw!r} does not occur in {where}; it has '
                        f'{close[0]!r}, which the mapping does not name')
-
-
-def apply_mapping(
-  documents: Iterable[Document], mapping: Mapping
-) -> tuple[list[Document], Counter]:
-  """Translates types of spans and relations, drops those without a row, and merges equal spans.
-
-  The spans of a mapped document are its entities, in their order, and then its modifiers.
-
-  Returns:
-    The documents, and counts: entities and relations (kept), unmapped and duplicate (entities
-    dropped), mapped_TYPE (before merging), unmapped_relations (their type, or what they link),
-    invalid_pairs (modifiers that the main entity cannot have), mapped_TYPE_MODIFIER,
-    unmapped_attributes, attributes_without_cue.
-  """
-  mapped, counts = [], Counter()
-  for document in documents:
-    kept, spans = {}, {}  # index of a raw span -> of its new one; new span -> its index
-    for i, span in enumerate(document.spans):
-      if span.type in mapping.entities:
-        new = span._replace(type=mapping.entities[span.type])
-        counts[f'mapped_{new.type}'] += 1
-        counts['duplicate'] += new in spans
-        kept[i] = spans.setdefault(new, len(spans))
-    counts.update(entities=len(spans), unmapped=len(document.spans) - len(kept))
-    entities, relations = list(spans), []
-    for main, modifier, kinds in (
-        *_linked(document, mapping, kept, counts), *_cued(document, mapping, kept, counts)):
-      of = entities[kept[main]].type
-      kind = _first(of, kinds)
-      if kind is None:
-        counts['invalid_pairs'] += 1
-        continue
-      counts[f'mapped_{of}_{kind}'] += 1
-      tail = spans.setdefault(modifier._replace(type=kind), len(spans))
-      relations.append(Relation(kind, kept[main], tail))
-    relations = tuple(dict.fromkeys(relations))
-    counts['relations'] += len(relations)
-    mapped.append(document._replace(spans=tuple(spans), relations=relations))
-  return mapped, counts
-
-
-def _linked(document: Document, mapping: Mapping, kept, counts: Counter):
-  """Yields (index of the main entity's raw span, raw modifier, its types) of each relation."""
-  ends: dict[tuple[str, int], list[int]] = {}
-  for link in document.relations:
-    ends.setdefault((link.type, link.head), []).append(link.tail)
-  for link in document.relations:
-    if link.head == link.tail:
-      continue  # an attribute
-    rule = mapping.relations.get(link.type)
-    if rule is None:
-      counts['unmapped_relations'] += 1
-      continue
-    mains, other = [link.head], link.tail
-    if rule.main == 'tail':
-      mains, other = [link.tail], link.head
-    elif rule.sibling:
-      mains = ends.get((rule.sibling, link.head), [])
-    modifier = document.spans[other]
-    kinds = rule.modifiers.get(modifier.type) or rule.modifiers.get('')
-    mains = [main for main in mains if main in kept] if kinds else []
-    counts['unmapped_relations'] += not mains
-    for main in mains:
-      yield main, modifier, kinds
-
-
-def _cued(document: Document, mapping: Mapping, kept, counts: Counter):
-  """Yields as `_linked` does, of each attribute: its nearest cue, one inside the entity first."""
-  attributes = [link for link in document.relations if link.head == link.tail]
-  if not attributes:
-    return
-  sentences = note_sentences(document)
-  starts = [start for start, _ in sentences]
-  for link in attributes:
-    cues = mapping.attributes.get(link.type)
-    if not cues or link.head not in kept:
-      counts['unmapped_attributes'] += 1
-      continue
-    span = document.spans[link.head]
-    number = max(bisect_right(starts, span.start) - 1, 0)
-    first, last = sentences[number] if sentences else (0, 0)
-    places = [cue.span() for cue in cues.words.finditer(document.text, first, last)]
-    if not places:
-      counts['attributes_without_cue'] += 1
-      continue
-    nearest = min(places, key=lambda cue: max(span.start - cue[1], cue[0] - span.end, -1))
-    yield link.head, Span(*nearest, ''), (cues.modifier,)

@@ -25,9 +25,9 @@ _PUBTATOR_RELATION = re.compile(
 def read_pubtator(path: str | Path) -> tuple[list[Document], Counter]:
   r"""Reads one PubTator file; a text is title + '\n' + abstract, which keeps its offsets.
 
-  A relation links concepts: its ends are their first mentions (see `concepts`); without one it is
-  counted 'unanchored' and dropped. A repeated document is dropped; a repeated id becomes ID_2,
-  ID_3, ...
+  A relation links concepts: its ends are their first mentions (see `concepts`), and all of them are
+  in `Document.linked`; without one it is counted 'unanchored' and dropped. A repeated document is
+  dropped; a repeated id becomes ID_2, ID_3, ...
 
   Args:
     path: the file.
@@ -106,7 +106,9 @@ def _pubtator_document(path: Path, block: list[tuple[int, str]], counts: Counter
   faults.tell()
   ends = [(kind, concepts.link(*named)) for kind, *named in links]
   relations = tuple(Relation(kind, *pair) for kind, pair in ends if pair)
+  linked = tuple((kind, *(tuple(concepts.mentions(name)) for name in named))
+                 for (kind, *named), (_, pair) in zip(links, ends, strict=True) if pair)
   counts.update(documents=1, entities=len(spans), relations=len(relations),
                 unanchored=len(links) - len(relations))
-  document = Document(name, text, tuple(spans), relations)
+  document = Document(name, text, tuple(spans), relations, linked=linked)
   return Draft(document, tuple(quotes), as_one_unit(text))

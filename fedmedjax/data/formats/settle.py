@@ -148,4 +148,7 @@ def _with_ranges(
     # A relation to itself is an attribute, which is not counted among them.
     counts['relations'] -= sum(link.head != link.tail for link in lost)
     counts['unanchored'] += len(lost)
-  return document._replace(spans=spans, relations=relations)
+  linked = tuple(
+    (kind, *(tuple(index[i] for i in end if i in index) for end in ends))
+    for kind, *ends in document.linked)
+  return document._replace(spans=spans, relations=relations, linked=linked)

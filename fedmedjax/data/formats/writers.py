@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fedmedjax.data.schema import plain_name
 from fedmedjax.data.scripts import words
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.types import Document, Example, InputError, Relation, Span
@@ -36,6 +37,13 @@ def write_brat(folder: str | Path, documents: Iterable[Document]) -> None:
                          'brat has no place for')
     _write(folder / f'{document.name}.txt', document.text)
     _write(folder / f'{document.name}.ann', brat_annotation(document))
+
+
+def with_plain_names(document: Document) -> Document:
+  """The document with names of types that brat and CoNLL can hold, see `schema.plain_name`."""
+  return document._replace(
+    spans=tuple(span._replace(type=plain_name(span.type)) for span in document.spans),
+    relations=tuple(link._replace(type=plain_name(link.type)) for link in document.relations))
 
 
 def brat_annotation(document: Document) -> str:

@@ -15,7 +15,7 @@
   // What a person added and took away again counts nothing.
   const counted = () => spans.filter(span => span.was || alive(span));
   const isEntity = type => held.entity_types.includes(type);
-  const shade = type => isEntity(type) ? `t-${type}` : 't-modifier';
+  const shade = type => isEntity(type) ? `t-${held.plain[type]}` : 't-modifier';
   const inOrder = (a, b) => isEntity(b.type) - isEntity(a.type) || a.start - b.start ||
     a.end - b.end || (a.type < b.type ? -1 : a.type > b.type ? 1 : 0);
   const byPlace = (a, b) => a.start - b.start || a.end - b.end || a.id - b.id;
@@ -194,7 +194,10 @@
     brat: () => {
       save(`${held.name}.txt`, held.text);
       const {entities, relations} = reviewed();
-      save(`${held.name}.ann`, bratAnnotation(characters(held.text), entities, relations));
+      // brat has no place for blanks in a name.
+      const plain = some => some.map(one => ({...one, type: held.plain[one.type] ?? one.type}));
+      save(`${held.name}.ann`, bratAnnotation(
+        characters(held.text), plain(entities), plain(relations)));
     },
     json: () => save(`${held.name}.json`, JSON.stringify(reviewed(), null, 1) + '\n'),
   };

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fedmedjax.data.formats.mapping import SHIPPED, apply_mapping, read_mapping
+from fedmedjax.data.formats.mapped import apply_mapping
+from fedmedjax.data.formats.mapping import SHIPPED, read_mapping
 from fedmedjax.types import ENTITY_TYPES, MODIFIER_TYPES, Document, Relation, Span
 
 
@@ -25,8 +26,9 @@ def test_identical_spans_merge_and_relations_that_no_row_names_are_dropped(mappi
   assert mapped.spans == (Span(7, 12, 'problem'), Span(0, 6, 'problem'), Span(0, 6, 'severity'))
   assert mapped.relations == (Relation('severity', 0, 2),)
   assert counts == {
-    'entities': 2, 'unmapped': 1, 'duplicate': 1, 'mapped_problem': 3, 'relations': 1,
-    'mapped_problem_severity': 2, 'unmapped_relations': 2}
+    'entities': 2, 'unmapped': 1, 'duplicate': 1,
+    'mapped_problem': 3, 'relations': 1, 'mapped_problem_severity': 2, 'unmapped_relations': 2,
+    'lacking_relation_CAUSE': 1}
 
 
 def test_a_modifier_means_what_its_main_entity_can_have(mapping_of):

@@ -146,7 +146,7 @@ def test_pubtator_composites_relations_and_repeated_ids(tmp_path):
   assert documents[0] == Document(
     '7', 'Renal and liver failure.\nAfter aspirin.',
     (Span(0, 23, 'Disease'), Span(31, 38, 'Chemical')), (Relation('CID', 1, 0),),
-  )
+    linked=(('CID', (1,), (0,)),))
   assert [d.name for d in documents] == ['7', '7_2'] and not documents[1].relations
   assert counts == {
     'documents': 2, 'entities': 4, 'relations': 1, 'unanchored': 1, 'composite': 2,
