@@ -80,6 +80,7 @@ CHECKS = {
     lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
     "a tuple of 'ner', 're' and 'ner+re', or ()"),
   'data.re_share': BELOW_ONE, 'data.style': one_of(tuple(STYLES)),
+  'data.chat': BOOLEAN,
   'data.synthetic_notes': integer(0, 100_000), 'data.max_train_notes': integer(0),
   'data.max_train_sentences': integer(0),
   'data.max_length': integer(8),
@@ -236,11 +237,17 @@ def _check_tasks(values: dict[str, Any]) -> None:
       f"config.data.site_tasks={own!r}: the notes of config.data.sites are dealt out "
       f"(config.data.partition.kind={values['data.partition.kind']!r}); () is allowed")
   if values['eval.teacher_forced'] and (
-      values['fed.learner'] != 'lora' or values['data.style'] != 'markup' or 'ner' not in tasks):
+      values['fed.learner'] != 'lora' or values['data.style'] != 'markup' or 'ner' not in tasks
+      or values['data.chat']):
     raise InputError(
       f"config.eval.teacher_forced=True: entities that a LLaMA writes as markup are read only, not "
       f"config.fed.learner={values['fed.learner']!r} with config.data.tasks={tasks!r} in "
-      f"config.data.style={values['data.style']!r}; use False")
+      f"config.data.style={values['data.style']!r} and config.data.chat={values['data.chat']!r}; "
+      'use False')
+  if values['data.chat'] and values['fed.learner'] != 'lora':
+    raise InputError(
+      f"config.data.chat=True: config.fed.learner={values['fed.learner']!r} writes no answers; "
+      'use False')
   foreign = {name for one in own for name in one.split('+')} - set(tasks)
   if foreign:
     raise InputError(

@@ -229,4 +229,5 @@ def _tokenizer_from_gguf(fields: dict, origin: str) -> transformers.PreTrainedTo
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend, bos_token=named('bos'), eos_token=named('eos'),
     unk_token=named('unknown'), pad_token=named('padding'),
+    chat_template=fields.get('tokenizer.chat_template'),
     add_bos_token=bool(fields.get('tokenizer.ggml.add_bos_token', starts)))
