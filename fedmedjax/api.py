@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import build
 from fedmedjax.experiment.command_line import choose_preset, parse
-from fedmedjax.experiment.config import SITE_NAME, leaves, validate
+from fedmedjax.experiment.config import leaves, validate
+from fedmedjax.experiment.folders import SITE_NAME
 from fedmedjax.experiment.notes import data_seed
 from fedmedjax.experiment.own_parts import OWN_KEYS, OwnPart, from_python
 from fedmedjax.experiment.types import Data, Study

@@ -1,7 +1,7 @@
 """Mutation test: makes small errors in the code, one at a time, and asks whether a test fails.
 
-What is tried: fedmedjax/fed with its folders, fedmedjax/eval, and schedule, pack, order and groups of
-fedmedjax/data.
+What is tried: fedmedjax/fed with its folders, fedmedjax/eval, and of fedmedjax/data what orders,
+packs and groups the steps.
 cosmic-ray makes the errors. Here is what it lacks: a spread of them over a time budget, and for
 each error only the tests that execute its line, as many as --seconds allow. They run in a fork of
 a process that has imported every library but not our code, in a copy of the tree, with the

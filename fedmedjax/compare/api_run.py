@@ -15,6 +15,7 @@ from urllib.parse import quote
 from ml_collections import ConfigDict
 
 from fedmedjax import report
+from fedmedjax.data.chat import chat_of
 from fedmedjax.eval import api, evaluate
 from fedmedjax.eval.answers import Answer, append_answer, read_answers
 from fedmedjax.eval.endpoint import Endpoint
@@ -92,16 +93,18 @@ def run_api(
   files.claim(workdir, settings(config))
   (workdir / report.FILE).unlink(missing_ok=True)
   files.write_json(workdir / report.SITES, used(data.sites, data.tested, data.external))
+  system = chat_of(data.base.tokenizer).system if config.data.chat else None
   if config.store.text:
     # The messages of the first question of each site and task, to be read by people.
     files.write_json(workdir / words.PROMPTS, {
-      site: {task: messages(prompt, prompt.part.test[0]) for task, prompt in prompts.items()}
+      site: {task: messages(prompt, prompt.part.test[0], system)
+             for task, prompt in prompts.items()}
       for site, prompts in plans.items()})
   limits = api.Limits(config.api.concurrency, config.api.max_attempts, config.api.timeout)
   answers: list[Answer] = []
 
   def ask(asked: Sequence[tuple[Prompt, Example]]) -> list[str]:
-    questions = _questions(asked, config, data)
+    questions = _questions(asked, config, data, system)
     with reporter.live(), reporter.task(f'asking {endpoint.model}', len(questions)) as advance:
       fresh = api.ask(
         endpoint, questions, limits, read_answers(cache),
@@ -174,14 +177,14 @@ def _cache(folder: str, workdir: Path, model: str) -> Path:
 
 
 def _questions(
-  asked: Sequence[tuple[Prompt, Example]], config: ConfigDict, data: Data
+  asked: Sequence[tuple[Prompt, Example]], config: ConfigDict, data: Data, system: bool | None
 ) -> list[api.Question]:
   """The questions; an answer may be as long as the base model's own, in tokens of its tokenizer."""
   inputs = [prompt.part.ask.render(example)[0] for prompt, example in asked]
   lengths = [len(tokens) for tokens in data.base.tokenizer(
     inputs, add_special_tokens=False)['input_ids']]
   return [
-    api.Question(messages(*pair), most_new_tokens(length, config.eval.max_new_ratio))
+    api.Question(messages(*pair, system), most_new_tokens(length, config.eval.max_new_ratio))
     for pair, length in zip(asked, lengths, strict=True)]
 
 

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedmedjax.data.chat import make_encoder
 from fedmedjax.data.labels import LabelExample
 from fedmedjax.data.pieces import is_cut
 from fedmedjax.data.sentences import note_sentences
 from fedmedjax.data.sources import distinct, source_of
 from fedmedjax.data.tasks import Ask, ask
-from fedmedjax.data.tokenize import TokenExample, encode_examples, encode_instruction
+from fedmedjax.data.tokenize import TokenExample
 from fedmedjax.data.watched import few
 from fedmedjax.types import Document, Example, InputError, SiteCorpus
 
@@ -76,6 +77,7 @@ def encode_site(
   max_length: int,
   tasks: Sequence[str] = ('ner',),
   style: str = 'markup',
+  chat: bool = False,
   **split,
 ) -> SiteData:
   """A site for a language model; examples longer than `max_length` tokens are not trained on.
@@ -84,13 +86,16 @@ def encode_site(
     corpus: the site's notes.
     tokenizer: a transformers tokenizer.
     max_length: longest training or validation example in tokens.
-    tasks: keys of `tasks.TASKS`; those that the site does not annotate are left out.
-    style: a key of `tasks.STYLES`.
+    tasks, style: keys of `tasks.TASKS`, of which a site has those that it annotates, and of STYLES.
+    chat: whether examples are dialogues, see `chat.make_encoder`.
     split: see `read_site`, which also lists the errors.
   """
+  encoder = make_encoder(tokenizer, chat)
+
   def form(asked: Ask) -> Form:
-    instruction = encode_instruction(tokenizer, asked.instruction)
-    encode = partial(encode_examples, tokenizer, instruction, asked.render)
+    instruction = encoder.instruction(asked, (
+      example for note in (*corpus.train, *corpus.test) for example in asked.find(note)[0]))
+    encode = partial(encoder.encode, asked, instruction)
 
     def fitting(examples: list[Example]):
       encoded = encode(examples)

@@ -1,10 +1,11 @@
 """Examples to token sequences. An example's tokens do not depend on what it is packed with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedmedjax.data.tasks import Ask
 from fedmedjax.types import Example
 
 
@@ -13,6 +14,27 @@ class TokenExample(NamedTuple):
 
   tokens: np.ndarray  # i32[T]
   prompt_length: int  # tokens before the target's first: those that a decoder is fed
+
+
+class Encoder(NamedTuple):
+  """How the examples of a task become tokens behind an instruction that they share."""
+
+  # (task, examples) -> i32[P + 1], the instruction: its last token begins every example
+  instruction: Callable[[Ask, Iterable[Example]], np.ndarray]
+  # (task, instruction, examples) -> their tokens
+  encode: Callable[[Ask, np.ndarray, Sequence[Example]], list[TokenExample]]
+  ends: tuple[int, ...]        # tokens that end an answer
+  read: Callable[[str], str]   # the text of an answer -> the answer
+
+
+def plain_encoder(tokenizer: Any) -> Encoder:
+  """Instruction, input and target one after the other, without turns."""
+  def encode(ask: Ask, instruction: np.ndarray, examples: Sequence[Example]) -> list[TokenExample]:
+    return encode_examples(tokenizer, instruction, ask.render, examples)
+
+  return Encoder(
+    lambda ask, examples: encode_instruction(tokenizer, ask.instruction), encode,
+    (tokenizer.eos_token_id,), str)
 
 
 def encode_instruction(tokenizer: Any, instruction: str) -> np.ndarray:

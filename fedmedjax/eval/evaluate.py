@@ -7,9 +7,8 @@ import numpy as np
 
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tasks import OUTPUT_HEADING, Ask
-from fedmedjax.data.tokenize import encode_examples
 from fedmedjax.eval import metrics
-from fedmedjax.eval.generation import Generator, generate
+from fedmedjax.eval.generation import Generator, encoder_of, generate
 from fedmedjax.types import Example, Span
 
 
@@ -31,13 +30,19 @@ def answer(
       part.ask, part.test, generate(generator, adapter, base, part, advance))
   for part in site.tasks:
     def write(examples, part=part):
-      tokens = encode_examples(
-        generator.tokenizer, part.instruction, part.ask.render, examples)
-      return generate(generator, adapter, base, part._replace(
-        test=tuple(examples), test_tokens=tuple(tokens)))
+      return generate(generator, adapter, base, asking(generator, part, examples))
 
     records += end_to_end(site, part, records, write)
   return records
+
+
+def asking(generator: Generator, part: TaskData, examples: Sequence[Example]) -> TaskData:
+  """A task about other examples than its own; their answers are not known."""
+  encoder = encoder_of(generator)
+  instruction = encoder.instruction(part.ask, examples)
+  return part._replace(
+    instruction=instruction, test=tuple(examples),
+    test_tokens=tuple(encoder.encode(part.ask, instruction, examples)))
 
 
 def instructions(sites: Sequence[SiteData]) -> dict[str, dict[str, str]]:

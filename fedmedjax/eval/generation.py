@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from fedmedjax import tree
 from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.data.tokenize import Encoder, plain_encoder
 from fedmedjax.model import batching
 from fedmedjax.model.decode import Cache, Prefix, begin
 from fedmedjax.model.files.convert import BaseModel
@@ -31,6 +32,7 @@ class Generator(NamedTuple):
   max_new_ratio: float  # new tokens allowed, in multiples of a sentence's tokens
   guesses: int  # with an adapter: tokens checked in a pass beside the one it makes
   mesh: Mesh | None = None  # devices that the base lies on; None = one device
+  encoder: Encoder | None = None  # of the test sentences; None = `plain_encoder`
 
 
 def generate(
@@ -41,9 +43,10 @@ def generate(
   advance: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
   """The outputs of `continuations` as texts."""
+  read = encoder_of(generator).read
   # No clean-up: it would remove blanks of the text, such as those of ' .' and ' ,'.
   return [
-    generator.tokenizer.decode(output.tokens, clean_up_tokenization_spaces=False)
+    read(generator.tokenizer.decode(output.tokens, clean_up_tokenization_spaces=False))
     for output in continuations(generator, adapter, base, part, advance)]
 
 
@@ -65,9 +68,14 @@ def continuations(
   """
   return batching.decode(
     decoder_of(generator, adapter), adapter, base, part.instruction[:-1],
-    questions(generator, part), eos=[generator.tokenizer.eos_token_id],
+    questions(generator, part), eos=list(encoder_of(generator).ends),
     pieces=piece_tokens(generator.tokenizer, part.ask.pieces), rows=generator.batch_size,
     advance=advance)
+
+
+def encoder_of(generator: Generator) -> Encoder:
+  """How its sentences become tokens."""
+  return generator.encoder or plain_encoder(generator.tokenizer)
 
 
 def decoder_of(generator: Generator, adapter: dict) -> batching.Decoder:

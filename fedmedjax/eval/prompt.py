@@ -3,7 +3,8 @@
 Few-shot prompting as in "Language Models are Few-Shot Learners" (Brown et al., NeurIPS 2020,
 arXiv:2005.14165): its K demonstrations are `shots`. Deviation: a demonstration is a turn of the
 dialogue (user, assistant) and not part of one text, since chat models are tuned on turns. There is
-no system turn: some chat templates refuse one.
+no system turn, since some chat templates refuse one, unless config.data.chat asks for the turns
+that the base model's own template takes.
 """
 
 import zlib
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedmedjax.data.chat import turns
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.types import Example, InputError
 
@@ -89,13 +91,26 @@ def choose_shots(
   return tuple(candidates[i] for i in rng.permutation(len(candidates))[:count])
 
 
-def messages(prompt: Prompt, example: Example) -> list[dict[str, str]]:
-  """The dialogue that asks for `example`, in the terms of chat completions."""
+def messages(
+  prompt: Prompt, example: Example, system: bool | None = None
+) -> list[dict[str, str]]:
+  """The dialogue that asks for `example`, in the terms of chat completions.
+
+  Args:
+    prompt: of the task at the site.
+    example: what is asked about.
+    system: with config.data.chat, whether the instruction is the system's turn: then these are the
+      turns that a model is trained on. None = without config.data.chat.
+  """
   ask = prompt.part.ask
-  turns, before = [], ask.instruction
-  for shot in prompt.shots:
-    text, target = ask.render(shot)
-    turns += [
+  question, _ = ask.render(example)
+  shown = [ask.render(shot) for shot in prompt.shots]
+  if system is not None:
+    return turns(
+      ask, [*(text for text, _ in shown), question], [target for _, target in shown], system)
+  said, before = [], ask.instruction
+  for text, target in shown:
+    said += [
       {'role': 'user', 'content': before + text}, {'role': 'assistant', 'content': target}]
     before = ask.heading
-  return [*turns, {'role': 'user', 'content': before + ask.render(example)[0]}]
+  return [*said, {'role': 'user', 'content': before + question}]

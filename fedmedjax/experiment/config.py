@@ -1,17 +1,13 @@
 """What every key of a configuration may hold; every mistake is a one-line InputError."""
 
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from fedmedjax.data import partition
-from fedmedjax.data.formats.corpora import CORPORA, SiteFolder
-from fedmedjax.data.formats.readers import FORMATS
 from fedmedjax.data.pack import LOSS_ON
-from fedmedjax.data.synthetic.cohorts import COHORTS
 from fedmedjax.data.tasks import STYLES, TASKS
 from fedmedjax.experiment.checks import (
   BELOW_ONE,
@@ -28,6 +24,7 @@ from fedmedjax.experiment.checks import (
 )
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
+from fedmedjax.experiment.folders import check_folders
 from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
 from fedmedjax.experiment.own_schema import checked_schema
@@ -83,6 +80,7 @@ CHECKS = {
     lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
     "a tuple of 'ner', 're' and 'ner+re', or ()"),
   'data.re_share': BELOW_ONE, 'data.style': one_of(tuple(STYLES)),
+  'data.chat': BOOLEAN,
   'data.synthetic_notes': integer(0, 100_000), 'data.max_train_notes': integer(0),
   'data.max_train_sentences': integer(0),
   'data.max_length': integer(8),
@@ -163,7 +161,7 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
   for key, check in CHECKS.items():
     if not check.allows(values[key]):
       raise InputError(f'config.{key}={values[key]!r}: {check.wording} is allowed')
-  _check_folders(values['data.folders'], checked_schema(values).types)
+  check_folders(values['data.folders'], checked_schema(values).types)
   both = set(values['data.sites']) & set(values['data.external'])
   if both:
     raise InputError(
@@ -241,57 +239,22 @@ def _check_tasks(values: dict[str, Any]) -> None:
       f"config.data.site_tasks={own!r}: the notes of config.data.sites are dealt out "
       f"(config.data.partition.kind={values['data.partition.kind']!r}); () is allowed")
   if values['eval.teacher_forced'] and (
-      values['fed.learner'] != 'lora' or values['data.style'] != 'markup' or 'ner' not in tasks):
+      values['fed.learner'] != 'lora' or values['data.style'] != 'markup' or 'ner' not in tasks
+      or values['data.chat']):
     raise InputError(
       f"config.eval.teacher_forced=True: entities that a LLaMA writes as markup are read only, not "
       f"config.fed.learner={values['fed.learner']!r} with config.data.tasks={tasks!r} in "
-      f"config.data.style={values['data.style']!r}; use False")
+      f"config.data.style={values['data.style']!r} and config.data.chat={values['data.chat']!r}; "
+      'use False')
+  if values['data.chat'] and values['fed.learner'] != 'lora':
+    raise InputError(
+      f"config.data.chat=True: config.fed.learner={values['fed.learner']!r} writes no answers; "
+      'use False')
   foreign = {name for one in own for name in one.split('+')} - set(tasks)
   if foreign:
     raise InputError(
       f'config.data.site_tasks={own!r}: {sorted(foreign)[0]!r} is not in '
       f'config.data.tasks={tasks!r}')
-
-
-# Names of sites are names of folders and files, too.
-SITE_NAME = re.compile(r'[\w-][\w.-]*')
-_PLACE = Check(lambda v: TEXT.allows(v) or isinstance(v, os.PathLike), TEXT.wording)
-# Folders beside those of the sites' own adapters and predictions.
-_RESERVED = ('global', 'zero_shot', 'pooled')
-
-
-def _expression(value: Any) -> bool:
-  """Whether a value is a regular expression that finds one thing."""
-  try:
-    return isinstance(value, str) and re.compile(value).groups <= 1
-  except re.error:
-    return False
-
-
-def _check_folders(folders: Sequence[Mapping], types: Sequence[str]) -> None:
-  keys = {
-    'name': Check(lambda v: isinstance(v, str) and SITE_NAME.fullmatch(v)
-                  and v not in (*COHORTS, *CORPORA, *_RESERVED),
-                  'letters, digits, _ . -, no dot in front, and no known site'),
-    'path': _PLACE, 'format': one_of(tuple(FORMATS)), 'mapping': _PLACE,
-    'test_share': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
-    'annotated': Check(
-      lambda v: isinstance(v, tuple | list) and all(name in types for name in v),
-      f'a tuple of some of {", ".join(types)}, or ()'),
-    'source': Check(_expression, 'a regular expression with at most one group')}
-  needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)
-  for i, site in enumerate(folders):
-    place = f'config.data.folders[{i}]'
-    for key in [*sorted(site.keys() - keys.keys(), key=str), *sorted(needed - site.keys())]:
-      raise InputError(f'{place}: {key!r} is {"unknown" if key in site else "missing"}; its keys '
-                       f'are {", ".join(keys)}')
-    for key, value in site.items():
-      if not keys[key].allows(value):
-        raise InputError(f'{place}.{key}={value!r}: {keys[key].wording} is allowed')
-  used = [site['name'] for site in folders]
-  for i, name in enumerate(used):
-    if name in used[:i]:
-      raise InputError(f'config.data.folders[{i}].name={name!r}: another folder has this name')
 
 
 def _check_participation(values: dict[str, Any]) -> None:

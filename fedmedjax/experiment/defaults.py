@@ -159,6 +159,9 @@ def _data() -> ConfigDict:
   data.re_share = 0.0
   # How answers are written: 'markup' (the text with tags) or 'json' (a list of entities).
   data.style = 'markup'
+  # True = every example is a dialogue in the tokenizer's own chat template: the instruction is the
+  # system's, the sentence the user's, the answer the assistant's. For models tuned on dialogues.
+  data.chat = False
   # Training notes that each synthetic cohort has; 0 = as many as its description says.
   data.synthetic_notes = 0
   # Training notes used of each site, the first by the site's order; 0 = all.

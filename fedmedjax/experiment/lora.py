@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
+from fedmedjax.data.chat import make_encoder
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
+from fedmedjax.data.tokenize import Encoder
 from fedmedjax.eval import decoding_calls, evaluate, generation
 from fedmedjax.eval import teacher_forced as forcing
 from fedmedjax.eval.generation import check_context
@@ -58,7 +60,7 @@ def load_lora_data(
   def encode(corpus: SiteCorpus, **split) -> SiteData:
     tasks = own[corpus.name].split('+') if corpus.name in own else config.data.tasks
     return encode_site(
-      corpus, base.tokenizer, tasks=tasks, style=config.data.style,
+      corpus, base.tokenizer, tasks=tasks, style=config.data.style, chat=config.data.chat,
       max_length=config.data.max_length, **split)
 
   data = encode_sites(base, encode, config, corpora, reporter)
@@ -101,6 +103,7 @@ def lora_parts(
     start=config.lora.start, seed=config.seed,
     dtype=DTYPES[config.model.dtype], batch_size=config.eval.batch_size,
     max_new_ratio=config.eval.max_new_ratio, guesses=config.eval.guesses,
+    encoder=make_encoder(data.base.tokenizer, config.data.chat),
     attention=config.model.attention, teacher_forced=config.eval.teacher_forced,
     mesh=meshes.mesh_of(config))
   related = config.data.re_share
@@ -122,6 +125,7 @@ def lora_trainable(
   max_new_ratio: float,
   guesses: int,
   attention: str,
+  encoder: Encoder | None = None,
   teacher_forced: bool = False,
   mesh: Mesh | None = None,
 ) -> Trainable:
@@ -136,6 +140,7 @@ def lora_trainable(
     dtype: of the model.
     batch_size, max_new_ratio, guesses: of decoding, see `generation.Generator`.
     attention: a key of ATTENTIONS, of training.
+    encoder: how sentences become tokens; None = `plain_encoder`.
     teacher_forced: whether test sentences are scored by teacher forcing, too.
     mesh: that the base lies on, if it does.
 
@@ -144,7 +149,7 @@ def lora_trainable(
   """
   llama = partial(Llama, base.config, lora_scale=lora.scale, dtype=dtype)
   generator = generation.Generator(
-    llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses, mesh=mesh)
+    llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses, mesh, encoder)
 
   parameters = parameter_count(base.config)
   packed = partial(packed_attention, attend=ATTENTIONS[attention](base.config, dtype, mesh))

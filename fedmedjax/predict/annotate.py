@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from fedmedjax.data.chat import make_encoder
 from fedmedjax.data.scripts import cut_place
 from fedmedjax.data.sentences import note_sentences, trimmed
 from fedmedjax.data.site import SiteData, TaskData
-from fedmedjax.data.tokenize import encode_examples, encode_instruction
 from fedmedjax.eval import evaluate
 from fedmedjax.eval.generation import Generator, most_new_tokens
 from fedmedjax.model.decode import cached_attention
@@ -67,9 +67,9 @@ def make_annotator(trained: Trained, base: BaseModel, mesh: Mesh | None = None) 
   """
   adapter, lora = load_peft(trained.adapter, base.config)
   ratio = trained.settings['eval.max_new_ratio']
+  encoder = make_encoder(base.tokenizer, trained.settings['data.chat'])
   parts = tuple(
-    TaskData(ask, encode_instruction(base.tokenizer, ask.instruction), (), (), (), ())
-    for ask in trained.asks)
+    TaskData(ask, encoder.instruction(ask, ()), (), (), (), ()) for ask in trained.asks)
   prompt = max(len(part.instruction) for part in parts)
   context = base.config.max_position_embeddings
   # The largest n with prompt + n + most_new_tokens(n) <= context.
@@ -83,7 +83,7 @@ def make_annotator(trained: Trained, base: BaseModel, mesh: Mesh | None = None) 
     dtype=DTYPES[trained.settings['model.dtype']])
   generator = Generator(
     llama, base.tokenizer, trained.settings['eval.batch_size'], ratio,
-    trained.settings['eval.guesses'], mesh)
+    trained.settings['eval.guesses'], mesh, encoder)
   return Annotator(generator, base.params, adapter, parts, min(_LONGEST, room))
 
 
@@ -184,9 +184,7 @@ def _answer(
 ) -> list[dict]:
   """Prediction records: of the entities of some sentences, then of the entities' modifiers."""
   first, *others = annotator.parts
-  tokens = encode_examples(
-    annotator.generator.tokenizer, first.instruction, first.ask.render, examples)
-  asking = first._replace(test=tuple(examples), test_tokens=tuple(tokens))
+  asking = evaluate.asking(annotator.generator, first, examples)
   site = SiteData('notes', first.ask.types, (asking, *others), {})
   return evaluate.answer(annotator.generator, annotator.base, annotator.adapter, site, advance)
 

@@ -18,7 +18,7 @@ FLAGS = {
   'base': 'model.path', 'dtype': 'model.dtype', 'quantization': 'model.quantization',
   'batch_size': 'eval.batch_size',
   'mesh_site': 'mesh.site', 'mesh_fsdp': 'mesh.fsdp', 'mesh_tensor': 'mesh.tensor'}
-_SETTINGS = (*FLAGS.values(), 'data.style', 'eval.max_new_ratio', 'eval.guesses')
+_SETTINGS = (*FLAGS.values(), 'data.style', 'data.chat', 'eval.max_new_ratio', 'eval.guesses')
 _LISTED = 8  # most names in a printed line
 _INVALID = 'invalid'  # no type, but a row of scores in summaries of earlier versions
 

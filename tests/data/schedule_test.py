@@ -223,8 +223,8 @@ def test_the_streams_of_a_seed_stay_what_they_are():
   apart, pooled = plan(seed=3, rounds=2), plan(seed=3, rounds=2, pooled=True)
   for number in range(2):
     every = [step for own in apart.plan[number] for step in own]
-    order = np.random.default_rng((3, number)).permutation(len(every))
-    for ours, place in zip(pooled.plan[number][0], order, strict=True):
+    places = np.random.default_rng((3, number)).permutation(len(every))
+    for ours, place in zip(pooled.plan[number][0], places, strict=True):
       assert ours.members.tolist() == every[place].members.tolist()
   one = task(3, 300, validation=9)
   steps = order.site_steps(

@@ -199,7 +199,8 @@ def test_adapters_of_sites_are_added_and_known_one_by_one(tokenizer, site):
     {}, {})
 
 
-@pytest.mark.parametrize('keys', [{'data.style': 'json'}, {'data.tasks': ('re',)}])
+@pytest.mark.parametrize('keys', [
+  {'data.style': 'json'}, {'data.tasks': ('re',)}, {'data.chat': True}])
 def test_answers_that_are_not_read_are_refused(keys):
   config = get_config()
   config.update_from_flattened_dict(keys | {'eval.teacher_forced': True})

@@ -78,7 +78,7 @@ OTHER = {
   'data.schema': 'bc5cdr', 'data.prompt': '/nowhere/p.toml', 'data.sites': ('synthetic_icu',),
   'data.external': (),
   'data.tasks': ('re',),
-  'data.site_tasks': ('ner', 're'), 'data.re_share': 0.3, 'data.style': 'json',
+  'data.site_tasks': ('ner', 're'), 'data.re_share': 0.3, 'data.style': 'json', 'data.chat': True,
   'data.server_validation': 'synthetic_newsite',
   'data.max_train_notes': 5, 'data.max_train_sentences': 5, 'data.max_length': 60,
   'data.partition.kind': 'iid', 'data.partition.unit': 'sentence',

@@ -238,8 +238,8 @@ def test_scores_are_those_of_the_answers(command, tmp_path, monkeypatch):
     assert entry['recall'] == pytest.approx((gold - lost) / gold)
 
 
-@pytest.mark.parametrize('style', ['markup', 'json'])
-def test_both_tasks_in_one_run(command, tmp_path, monkeypatch, style):
+@pytest.mark.parametrize('style, chat', [('markup', False), ('json', True)])
+def test_both_tasks_in_one_run(command, smollm, tmp_path, monkeypatch, style, chat):
   """One site has both tasks, one entities only, one relations only. Planted answers: all that is
   right, so every score is 1; each site is scored on its own tasks, and end to end where it has
   both. Main entities that are found are asked about once, not twice. At the external cohort the
@@ -250,6 +250,8 @@ def test_both_tasks_in_one_run(command, tmp_path, monkeypatch, style):
   def answer(generator, adapter, base, part, advance=None):
     asked.extend(part.test)
     assert len(part.test_tokens) == len(part.test)
+    text = smollm.tokenizer.decode([*part.instruction[:-1], *part.test_tokens[0].tokens])
+    assert chat == text.startswith('<|im_start|>system') and part.test[0].text in text
     return [part.ask.render(planted(example))[1] for example in part.test]
 
   def planted(example):
@@ -263,7 +265,8 @@ def test_both_tasks_in_one_run(command, tmp_path, monkeypatch, style):
   monkeypatch.setattr(evaluate, 'generate', answer)
   workdir = tmp_path / 'joint'
   assert main.main(command(
-    workdir, f'--config.data.style={style}', "--config.data.tasks=('ner', 're')",
+    workdir, f'--config.data.style={style}', f'--config.data.chat={chat}',
+    "--config.data.tasks=('ner', 're')",
     "--config.data.site_tasks=('ner+re', 'ner', 're')", '--config.data.re_share=0.5',
     '--config.eval.zero_shot=False', '--config.fed.rounds=1', '--config.eval.max_examples=8',
     '--config.data.max_length=300', '--config.lora.targets=("q_proj","v_proj")')) == 0

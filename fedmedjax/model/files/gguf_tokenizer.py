@@ -68,10 +68,13 @@ def tokenizer_from_gguf(fields: dict, path: Path) -> transformers.PreTrainedToke
   """
   kind, origin = fields['tokenizer.ggml.model'], str(path)
   if kind == 'llama' and fields['general.architecture'] in _SENTENCE_PIECE:
-    return _sentence_piece(path)
-  if kind != 'gpt2':
+    tokenizer = _sentence_piece(path)
+  elif kind == 'gpt2':
+    tokenizer = _byte_level(fields, origin)
+  else:
     raise InputError(f"{origin}: tokenizer model {kind!r}: 'gpt2' (byte-level BPE) is supported")
-  return _byte_level(fields, origin)
+  tokenizer.chat_template = fields.get('tokenizer.chat_template')
+  return tokenizer
 
 
 def _sentence_piece(path: Path) -> transformers.PreTrainedTokenizerBase:

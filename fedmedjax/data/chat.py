@@ -1,0 +1,172 @@
+"""Questions and answers as a dialogue, in the words of a model's own chat template.
+
+The instruction is what the system says where the template has a turn for it, and else the head of
+the user's turn; the sentence is the user's, the answer the assistant's. An example has the tokens
+that `apply_chat_template` gives the whole dialogue. What a decoder is fed are those of the template
+up to where an answer begins, and an answer ends where the template ends it.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+
+from fedmedjax.data.tasks import Ask
+from fedmedjax.data.tokenize import Encoder, TokenExample, plain_encoder
+from fedmedjax.types import Example, InputError
+
+# Templates that tell a model the date would give other tokens every day: this is the one that
+# Llama's fall back to. Models that may think before they answer are told not to.
+_DATE = '26 Jul 2024'
+_GIVEN = {'date_string': _DATE, 'enable_thinking': False}
+_TODAY = f'{{% macro strftime_now(form) %}}{_DATE}{{% endmacro %}}'
+# What stands for the system's, the user's and the assistant's words where a template is tried.
+_SYSTEM, _USER, _ANSWER = 'sssss', 'uuuuu', 'aaaaa'
+
+
+class Chat(NamedTuple):
+  """A chat template that was tried."""
+
+  tokenizer: Any
+  system: bool  # whether it has a turn for the system
+  end: int      # the token that ends an answer
+
+
+def turns(
+  ask: Ask, questions: Sequence[str], answers: Sequence[str], system: bool
+) -> list[dict[str, str]]:
+  """A dialogue in the terms of chat completions: each question and, as far as given, its answer.
+
+  Args:
+    ask: the task.
+    questions: what follows its instruction, see `Ask.render`.
+    answers: of the first questions, or of all.
+    system: whether the instruction is the system's; else the first question begins with it.
+  """
+  head = ask.instruction.removesuffix(ask.heading).strip()
+  said = [{'role': 'system', 'content': head}] if system else []
+  for number, question in enumerate(questions):
+    # Many templates remove blanks around what is said.
+    content = f'{ask.heading}{question}'.strip()
+    said.append({
+      'role': 'user', 'content': content if number or system else f'{head}\n{content}'})
+    said += [{'role': 'assistant', 'content': answer.strip()}
+             for answer in answers[number:number + 1]]
+  return said
+
+
+def chat_of(tokenizer: Any) -> Chat:
+  """Tries the chat template of a tokenizer on a short dialogue.
+
+  Raises:
+    InputError: it has none, or one that fails, does not begin an answer where it asks for one, or
+      does not end an answer with a token of its own.
+  """
+  if not tokenizer.chat_template:
+    raise InputError(
+      'config.data.chat=True: the tokenizer of the model has no chat template; use False, or a '
+      'model that was tuned on dialogues')
+
+  def tried(*said: dict[str, str]) -> tuple[str, str]:
+    answered = [*said, {'role': 'assistant', 'content': _ANSWER}]
+    return _rendered(tokenizer, said, True), _rendered(tokenizer, answered, False)
+
+  user = {'role': 'user', 'content': _USER}
+  try:
+    before, whole = tried({'role': 'system', 'content': _SYSTEM}, user)
+    system = _SYSTEM in before
+  except InputError:
+    system = False
+  if not system:
+    before, whole = tried(user)
+  answer = whole.removeprefix(before).lstrip()
+  if _USER not in before or not whole.startswith(before) or not answer.startswith(_ANSWER):
+    raise InputError(
+      'config.data.chat=True: the chat template of the model asks for an answer otherwise than it '
+      'writes one; use False')
+  after = tokenizer(answer.removeprefix(_ANSWER), add_special_tokens=False)['input_ids']
+  if not after or after[0] not in tokenizer.added_tokens_decoder:
+    raise InputError(
+      'config.data.chat=True: the chat template of the model ends an answer with '
+      f'{answer.removeprefix(_ANSWER)!r}, which is no token that stands for an end; use False')
+  return Chat(tokenizer, system, after[0])
+
+
+def _rendered(tokenizer: Any, said: Sequence[dict[str, str]], asks: bool) -> str:
+  """The text of a dialogue; `asks` = up to where the next answer begins."""
+  try:
+    return tokenizer.apply_chat_template(
+      list(said), chat_template=_TODAY + tokenizer.get_chat_template(), tokenize=False,
+      add_generation_prompt=asks, **_GIVEN)
+  except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    raise InputError(
+      f'config.data.chat=True: the chat template of the model fails: {line}') from None
+
+
+def make_encoder(tokenizer: Any, chat: bool) -> Encoder:
+  """As config.data.chat says: `plain_encoder`, or dialogues, for whose errors see `chat_of`.
+
+  Dialogues stand behind the tokens that all of a site's questions of a task begin with.
+  """
+  if not chat:
+    return plain_encoder(tokenizer)
+  template = chat_of(tokenizer)
+  return Encoder(
+    partial(_shared, template), partial(_behind, template), (template.end,), str.strip)
+
+
+def _dialogues(chat: Chat, ask: Ask, examples: Sequence[Example]) -> list[TokenExample]:
+  """The tokens of whole dialogues, and how many of them stand before the answer."""
+  found = []
+  for example in examples:
+    question, answer = ask.render(example)
+    before = _rendered(chat.tokenizer, turns(ask, [question], [], chat.system), True)
+    # Blanks before an answer may be joined in other tokens than at the end of a text. So a question
+    # has the tokens that it has before any answer.
+    (fed, ends), (tokens, _) = (
+      _tokens(chat, turns(ask, [question], [words], chat.system)) for words in (_ANSWER, answer))
+    count = sum(end <= len(before) for end in ends)
+    if tokens[:count] != fed[:count] or not count or ends[count - 1] != len(before):
+      raise InputError(
+        f'config.data.chat=True: note {example.document!r}, character {example.start}: the tokens '
+        'of the question depend on its answer by the chat template of the model; use False')
+    found.append(TokenExample(np.asarray(tokens, np.int32), count))
+  return found
+
+
+def _tokens(chat: Chat, said: Sequence[dict[str, str]]) -> tuple[list[int], list[int]]:
+  """The tokens of a dialogue, and the character of its text behind each."""
+  read = chat.tokenizer(
+    _rendered(chat.tokenizer, said, False), add_special_tokens=False, return_offsets_mapping=True)
+  return read['input_ids'], [end for _, end in read['offset_mapping']]
+
+
+def _shared(chat: Chat, ask: Ask, examples: Iterable[Example]) -> np.ndarray:
+  """The tokens i32[P + 1] that the questions about all of `examples` begin with."""
+  # Without an example: those that any has.
+  examples = list(examples) or [Example('', 0, _USER, ()), Example('', 0, _ANSWER, ())]
+  first, *others = (
+    one.tokens[:one.prompt_length] for one in _dialogues(chat, ask, examples))
+  length = len(first)
+  for other in others:
+    least = min(length, len(other))
+    unlike = np.flatnonzero(first[:least] != other[:least])
+    length = int(unlike[0]) if len(unlike) else least
+  if not length:
+    raise InputError(
+      f'config.data.chat=True: questions of task {ask.task!r} have not even their first token in '
+      'common by the chat template of the model; use False')
+  return first[:length]
+
+
+def _behind(
+  chat: Chat, ask: Ask, instruction: np.ndarray, examples: Sequence[Example]
+) -> list[TokenExample]:
+  """The dialogues from the instruction's last token on; all begin with `instruction`."""
+  cut = len(instruction) - 1
+  return [
+    TokenExample(one.tokens[cut:], one.prompt_length - cut)
+    for one in _dialogues(chat, ask, examples)]
