@@ -46,6 +46,7 @@ def logits_difference(model, folder: Path) -> float:
   import torch
 
   from fedmedjax.model import llama
+  from fedmedjax.model.attention import capped
   from fedmedjax.model.files.load import load_model
   from fedmedjax.model.loss import packed_attention
   loaded = load_model(folder)
@@ -60,7 +61,7 @@ def logits_difference(model, folder: Path) -> float:
       hidden, _ = llama.Llama(loaded.config, packed_attention).apply(
         {'params': params, 'lora': {}}, tokens, jnp.arange(length), None,
         (jnp.zeros(0, bool), jnp.ones((1, length), jnp.int32)))
-      return hidden @ llama.head_weight(params).T
+      return capped(hidden @ llama.head_weight(params).T, loaded.config.logit_cap)
 
     worst = max(worst, float(np.abs(ours(loaded.params, tokens) - expected).max()))
   return worst
@@ -83,8 +84,12 @@ def main() -> None:
   for name, tiny in families.FAMILIES.items():
     heads = options.width // 64
     groups = heads if tiny.num_key_value_heads == tiny.num_attention_heads else heads // 3
-    config = type(tiny).from_dict(
-      tiny.to_dict() | changes | dict(num_key_value_heads=groups))
+    settings = tiny.to_dict() | changes | dict(num_key_value_heads=groups)
+    if 'long_factor' in (settings['rope_parameters'] or {}):  # one for each pair, of 48 of 64
+      settings['rope_parameters'] |= {
+        key: [value + place / 24 for place in range(24)]
+        for key, value in (('short_factor', 1.0), ('long_factor', 3.0))}
+    config = type(tiny).from_dict(settings)
     with tempfile.TemporaryDirectory() as folder:
       begun = time.monotonic()
       # Weights as initialised: the noise that tiny models get would blow up at this width.

@@ -73,8 +73,7 @@ class Prefix(NamedTuple):
   base: dict            # the `params` collection, leaves of layers [L, ...]
   shared: Cache | None  # [L, KV, P, d], from `prefill`; None for an empty instruction
   length: jax.Array     # i32[], P: tokens in it
-  # i32[], the last position that a row may have, of models that rotate long texts differently.
-  reach: jax.Array | None = None
+  reach: jax.Array | None = None  # i32[], see `rotary.rope`; of a model with long_rope_divisors
 
 
 class Requests(NamedTuple):
@@ -125,9 +124,7 @@ def _likeliest(hidden: jax.Array, base: dict) -> jax.Array:
   return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def prefill(
-  model: Llama, adapter: dict, base: dict, prefix: jax.Array, reach: jax.Array | None = None
-) -> Cache | None:
+def prefill(model: Llama, adapter: dict, base: dict, prefix: jax.Array, reach=None) -> Cache | None:
   """Computes the instruction's keys and values: i32[P] -> Cache [L, KV, P, d], None when P = 0.
 
   Args:

@@ -208,18 +208,19 @@ def _is_shape(node) -> bool:
   return isinstance(node, tuple) and isinstance(node[0], int)
 
 
-@pytest.mark.parametrize('kind', ['none', 'int8', 'nf4'])
-def test_one_rule_for_every_leaf(kind):
+@pytest.mark.parametrize('kind, fused', [
+  ('none', False), ('int8', False), ('nf4', False), ('nf4', True)])
+def test_one_rule_for_every_leaf(kind, fused):
   """Of a model with all that a model may have; layers stay whole, kernels are split both ways."""
   mesh = meshes.make_mesh(2, 2, 2)
   config = dataclasses.replace(
-    CONFIG, hidden_size=256, intermediate_size=384, head_dim=64, biases=PROJECTIONS,
-    qk_norm=True, vocab_size=97)
+    CONFIG, hidden_size=256, intermediate_size=384, head_dim=64, fused=fused, norms_after=fused,
+    biases=() if fused else PROJECTIONS, qk_norm=True, vocab_size=97)
   shapes = params_shape(config, Placement(jnp.float32, kind))
   found = base_shardings(mesh, config, shapes)
   held = jax.tree.map(lambda leaf, where: where.shard_shape(leaf.shape), shapes, found)
   assert {shape[0] for shape in jax.tree.leaves(held['layers'], is_leaf=_is_shape)} == {4}
-  for name in PROJECTIONS:
+  for name in config.projections:
     # The codes of a quantised kernel come before their scales.
     whole = jax.tree.leaves(shapes['layers'][name]['kernel'])[0]
     part = jax.tree.leaves(held['layers'][name]['kernel'], is_leaf=_is_shape)[0]

@@ -176,7 +176,8 @@ def test_a_finished_run_gives_up_its_text(finished, copied, whole, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('family, quantization', [('qwen3', 'nf4'), ('llama32', 'int8')])
+@pytest.mark.parametrize('family, quantization', [
+  ('qwen3', 'nf4'), ('llama32', 'int8'), ('gemma3', 'nf4'), ('gemma2', 'int8')])
 def test_other_families_and_quantised_bases(family, quantization, smollm, command, tmp_path):
   """One round on a tiny saved model of another architecture, its base in few bits."""
   shape = dict(
@@ -186,6 +187,9 @@ def test_other_families_and_quantised_bases(family, quantization, smollm, comman
   torch.manual_seed(1)
   transformers.AutoModelForCausalLM.from_config({
     'qwen3': lambda: transformers.Qwen3Config(**shape),
+    'gemma2': lambda: transformers.Gemma2Config(**shape, sliding_window=64),
+    'gemma3': lambda: transformers.Gemma3TextConfig(
+      **shape, sliding_window=64, sliding_window_pattern=2),
     'llama32': lambda: transformers.LlamaConfig(**shape, rope_parameters={
       'rope_type': 'llama3', 'rope_theta': 5e5, 'factor': 32.0, 'low_freq_factor': 1.0,
       'high_freq_factor': 4.0, 'original_max_position_embeddings': 256}),

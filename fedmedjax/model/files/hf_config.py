@@ -142,6 +142,8 @@ def config_from_hugging_face(settings: dict[str, Any], origin: str) -> LlamaConf
   except Exception as error:  # its checks raise many kinds
     raise InputError(f'{origin}: not a usable configuration: {error}') from None
   with settings_of(origin):
+    # As transformers does before it makes frequencies, now that all settings are in their places.
+    read.standardize_rope_params()
     return _config_of(family, read, origin)
 
 

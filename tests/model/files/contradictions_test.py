@@ -256,6 +256,7 @@ _W, _KV, _EOS = gguf.gguf.GGUFWriter, 'llama.attention.head_count_kv', 'tokenize
 
 @pytest.mark.parametrize('change, extra, message', [
   (replaced(_KV, _W.add_head_count_kv, [4, 4, 4]), {}, None),  # one number for each layer
+  (replaced('', _W.add_expert_count, 8), {}, 'llama.expert_count=8: a mixture of experts is not'),
   (replaced(_KV, _W.add_head_count_kv, [4, 2, 4]), {}, r'head_count_kv=\[4, 2, 4\]: the same for'),
   (replaced('', _W.add_pad_token_id, 2**32 - 1), {}, None),     # none
   (replaced(_EOS, _W.add_eos_token_id, 2**32 - 1), {}, 'names no end token'),
