@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmedjax.data import order, pack
+from fedmedjax.data import pack, step_order
 from fedmedjax.data.groups import deal, groups_needed
 from fedmedjax.data.layout import Layout, rows_layout
 from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
@@ -127,8 +127,8 @@ def plan_rounds(
       done[index] += count
     if pooled:
       together = [step for own in steps for step in own]
-      mixed = np.random.default_rng((seed, number)).permutation(len(together))
-      steps = [tuple(together[i] for i in mixed)]
+      order = np.random.default_rng((seed, number)).permutation(len(together))
+      steps = [tuple(together[i] for i in order)]
     plan.append(tuple(steps))
   if not any(own for steps in plan for own in steps):
     raise InputError(
@@ -151,13 +151,13 @@ def _site_round(
   first, end = (
     np.diff(np.floor(upto * n + 0.5).astype(int), prepend=0) for n in (done, done + count))
   steps = [
-    iter(order.site_steps(
+    iter(step_order.site_steps(
       np.asarray([len(example.tokens) for example in part.train]), batch_size, seed, index,
       first[task], end[task] - first[task], task))
     for task, part in enumerate(site.tasks)]
-  tasks = np.random.default_rng((seed, number, index, 1)).permutation(
+  order = np.random.default_rng((seed, number, index, 1)).permutation(
     np.repeat(np.arange(len(site.tasks)), end - first))
-  return tuple(Step(index, int(task), next(steps[task])) for task in tasks)
+  return tuple(Step(index, int(task), next(steps[task])) for task in order)
 
 
 def _training_steps(sites: Sequence[SiteData], plan: Plan) -> list[tuple[TaskData, list]]:
@@ -212,7 +212,7 @@ def _validation_steps(part: TaskData, batch_size: int) -> list[list]:
   if not part.validation:
     return []
   return [[part.validation[i] for i in members]
-          for members in order.one_pass(part.validation, batch_size, SPLIT_SEED)]
+          for members in step_order.one_pass(part.validation, batch_size, SPLIT_SEED)]
 
 
 def _taken(schedule: Schedule, number: int, cohort, steps) -> list[tuple[Step, ...]]:

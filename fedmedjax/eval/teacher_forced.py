@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedmedjax.data import order, pack
+from fedmedjax.data import pack, step_order
 from fedmedjax.data.answers import markup
 from fedmedjax.data.scripts import word_ranges
 from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
@@ -66,7 +66,7 @@ def forcer(
   if not parts:
     return None
   passes = [[part.test_tokens[i] for i in members] for part in parts
-            for members in order.one_pass(part.test_tokens, batch_size, SPLIT_SEED)]
+            for members in step_order.one_pass(part.test_tokens, batch_size, SPLIT_SEED)]
   prefix = max(len(part.instruction) for part in parts) - 1
   return Forcer(
     jax.jit(partial(packed_choices, model)), tokenizer, batch_size,
@@ -106,7 +106,7 @@ def _chosen(
   forcer: Forcer, base: dict, adapter: dict, part: TaskData, advance: Callable[[int], None]
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (index of a test sentence, the token chosen at each token of its answer i32[m])."""
-  for members in order.one_pass(part.test_tokens, forcer.batch_size, SPLIT_SEED):
+  for members in step_order.one_pass(part.test_tokens, forcer.batch_size, SPLIT_SEED):
     examples = [part.test_tokens[i] for i in members]
     batch = pack.pack(part.instruction, examples, forcer.shape, 'completion')
     found, place = np.asarray(forcer.choices(adapter, base, batch)), 0

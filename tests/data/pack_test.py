@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmedjax.data import order, pack
+from fedmedjax.data import pack, step_order
 from fedmedjax.data.tokenize import TokenExample
 
 
 def test_every_example_once_an_epoch_in_nearly_equal_steps():
   lengths = np.random.default_rng(0).integers(10, 200, 43)
-  steps = order.site_steps(lengths, 8, seed=1, site=0, first=0, count=12)
+  steps = step_order.site_steps(lengths, 8, seed=1, site=0, first=0, count=12)
   for epoch in (steps[:6], steps[6:]):
     assert sorted(np.concatenate(epoch)) == list(range(43))
     assert {len(step) for step in epoch} <= {7, 8}
@@ -22,20 +22,20 @@ def test_every_example_once_an_epoch_in_nearly_equal_steps():
 
 def test_steps_do_not_depend_on_where_the_asking_starts():
   lengths = np.arange(10, 60)
-  whole = order.site_steps(lengths, 4, 5, 2, 0, 40)
-  part = order.site_steps(lengths, 4, 5, 2, 17, 9)
+  whole = step_order.site_steps(lengths, 4, 5, 2, 0, 40)
+  part = step_order.site_steps(lengths, 4, 5, 2, 17, 9)
   for a, b in zip(whole[17:26], part, strict=True):
     np.testing.assert_array_equal(a, b)
-  first_task = order.site_steps(lengths, 4, 5, 2, 17, 9, task=0)
+  first_task = step_order.site_steps(lengths, 4, 5, 2, 17, 9, task=0)
   assert all((a == b).all() for a, b in zip(part, first_task, strict=True))
-  other = order.site_steps(lengths, 4, 5, 3, 0, 40)
+  other = step_order.site_steps(lengths, 4, 5, 3, 0, 40)
   assert any((a != b).any() for a, b in zip(whole, other, strict=True))
 
 
 def test_every_epoch_has_steps_of_its_own():
   """Forty examples in steps of 4, five epochs: another one groups its examples anew, so that of its
   ten steps hardly one has the same four, in whatever order the steps come."""
-  steps = order.site_steps(np.arange(10, 50), 4, seed=5, site=0, first=0, count=50)
+  steps = step_order.site_steps(np.arange(10, 50), 4, seed=5, site=0, first=0, count=50)
   epochs = [{frozenset(step.tolist()) for step in steps[i:i + 10]} for i in range(0, 50, 10)]
   for i, epoch in enumerate(epochs):
     assert len(epoch) == 10
@@ -92,7 +92,7 @@ def test_the_planned_shape_holds_every_step_and_wastes_little():
   rng = np.random.default_rng(0)
   lengths = rng.integers(20, 150, 400)
   members = [TokenExample(np.zeros(n, np.int32), n // 2) for n in lengths]
-  steps = [[members[i] for i in s] for s in order.site_steps(lengths, 8, 0, 0, 0, 50)]
+  steps = [[members[i] for i in s] for s in step_order.site_steps(lengths, 8, 0, 0, 0, 50)]
   shape = pack.plan_shape(steps, 130, 'completion')
   for step in steps:
     pack.pack(np.zeros(131, np.int32), step, shape, 'completion')

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from fedmedjax.data import order, pack
+from fedmedjax.data import pack, step_order
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tasks import ask
@@ -227,7 +227,7 @@ def test_the_streams_of_a_seed_stay_what_they_are():
     for ours, place in zip(pooled.plan[number][0], places, strict=True):
       assert ours.members.tolist() == every[place].members.tolist()
   one = task(3, 300, validation=9)
-  steps = order.site_steps(
+  steps = step_order.site_steps(
     np.asarray([len(example.tokens) for example in one.validation]), 4, schedules.SPLIT_SEED,
     site=0, first=0, count=3, task=0)
   batches, *_ = schedules.validation_arrays(plan((site('c', one),)))
@@ -344,7 +344,7 @@ def test_work_and_validation_by_hand():
   schedule = plan((site('a', part),), rounds=1)
   batches, groups, *_ = schedules.validation_arrays(schedule)
   assert len(groups) == 2 and [int(np.sum(step > 0)) for step in batches.segments] == [
-    sum(len(part.validation[i].tokens) for i in members) for members in order.site_steps(
+    sum(len(part.validation[i].tokens) for i in members) for members in step_order.site_steps(
       np.asarray([len(example.tokens) for example in part.validation]), 4, schedules.SPLIT_SEED,
       0, 0, 2)]
   assert schedules.round_work(schedule, 0) == (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from fedmedjax.data import order, pack
+from fedmedjax.data import pack, step_order
 from fedmedjax.data.groups import deal
 from fedmedjax.data.layout import rows_layout
 from fedmedjax.data.tokenize import TokenExample
@@ -171,7 +171,7 @@ def test_smollm_packing_on_real_notes(smollm, data_folder):
   (site,) = site.tasks
   lengths = np.asarray([len(example.tokens) for example in site.train])
   steps = [
-    [site.train[i] for i in members] for members in order.site_steps(lengths, 8, 0, 0, 0, 20)]
+    [site.train[i] for i in members] for members in step_order.site_steps(lengths, 8, 0, 0, 0, 20)]
   shape = pack.plan_shape(steps, len(site.instruction) - 1, 'completion')
   padded = [
     8 * (len(site.instruction) - 1 + max(len(e.tokens) for e in step)) for step in steps]
