@@ -26,13 +26,27 @@ _FEW = ['--config.data.external=()', '--config.data.max_train_notes=4',
         '--config.log.steps=False', '--config.eval.zero_shot=False']
 
 
+@pytest.fixture(scope='module')
+def few(data_folder, tmp_path_factory) -> str:
+  """The first notes of two corpora, where config.data.root looks for them."""
+  root = tmp_path_factory.mktemp('few')
+  (root / 'bc5cdr').mkdir()
+  for path in (data_folder / 'bc5cdr').glob('*.PubTator.txt'):
+    blocks = path.read_text().replace('\r\n', '\n').split('\n\n')[:30]
+    (root / 'bc5cdr' / path.name).write_text('\n\n'.join(blocks) + '\n')
+  (root / 'maccrobat2020').mkdir()
+  for path in sorted((data_folder / 'maccrobat2020').glob('*.[at]*'))[:60]:
+    shutil.copy(path, root / 'maccrobat2020')
+  return f'--config.data.root={root}'
+
+
 def per_type(workdir: Path, site: str, task: str = 'ner') -> dict:
   scores = json.loads((workdir / 'summary.json').read_text())['scores'][site][task]
   return scores.get('modifier', scores)['per_type']
 
 
 @pytest.fixture(scope='module')
-def bc5cdr(tiny_folder, data_folder, tmp_path_factory) -> Path:
+def bc5cdr(tiny_folder, few, tmp_path_factory) -> Path:
   """A run on BC5CDR by its own names, entities and relations. Its adapter is drawn in place of
   training, and its answers are the annotation."""
   def drawn(study, workdir, reporter, display, plan):
@@ -58,7 +72,7 @@ def bc5cdr(tiny_folder, data_folder, tmp_path_factory) -> Path:
       'fedmedjax', '--config=configs/quickstart.py:fed_medlora', f'--workdir={folder / "run"}',
       f'--config.model.path={tiny_folder}', f'--config.data.schema={folder / "own.toml"}',
       f'--config.data.prompt={folder / "words.toml"}',
-      "--config.data.sites=('bc5cdr',)", "--config.data.tasks=('ner','re')", *_FEW,
+      "--config.data.sites=('bc5cdr',)", "--config.data.tasks=('ner','re')", *_FEW, few,
       '--config.data.max_length=400', '--config.lora.rank=2',
       '--config.lora.targets=("q_proj","v_proj")']) == 0
   return folder / 'run'
@@ -124,21 +138,21 @@ def test_new_notes_are_annotated_with_the_schema_of_the_run(bc5cdr, tmp_path, mo
   assert 't-Chemical' in page and '<option>CID</option>' in page and '<option>drug' not in page
 
 
-def test_a_tagger_has_a_head_for_each_of_twenty_types(data_folder, tmp_path, capsys):
+def test_a_tagger_has_a_head_for_each_of_twenty_types(few, tmp_path, capsys):
   """MACCROBAT2020's 20 commonest types: 41 labels, and a row of scores for each type. What the
   schema lacks is in one line. The finished run notices another text of its schema."""
   workdir, own = tmp_path / 'run', tmp_path / 'own.toml'
   text = Path(read_schema('maccrobat20').source).read_text()
   own.write_text(text)
   argv = [
-    'fedmedjax', '--config=configs/ablation.py:centralised', f'--workdir={workdir}', *_FEW,
+    'fedmedjax', '--config=configs/ablation.py:centralised', f'--workdir={workdir}', *_FEW, few,
     f'--config.data.schema={own}', "--config.data.sites=('maccrobat2020',)",
     '--config.data.partition.kind=', '--config.fed.rounds=1', '--config.fed.local_steps=2',
     '--config.tagger.width=8', '--config.tagger.buckets=64']
   assert main.main(argv) == 0
   (line,) = [line for line in capsys.readouterr().out.splitlines() if 'the schema lacks' in line]
-  assert line.startswith('maccrobat2020: ') and 'Activity 107, Family_history 81, ' in line
-  assert line.count(', ') > 20 and '; relations ' in line
+  assert line.startswith('maccrobat2020: ') and re.search(r'\bActivity \d+, ', line)
+  assert line.count(', ') > 15 and '; relations ' in line
   types = read_schema('maccrobat20').types
   assert tuple(per_type(workdir, 'maccrobat2020')) == types
   assert len(json.loads((workdir / 'summary.json').read_text())['labels']) == 1 + 2 * 20
