@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {
   'fedmedjax/fed': 'tests/fed', 'fedmedjax/data/schedule.py': 'tests/data/schedule_test.py',
   'fedmedjax/data/pack.py': 'tests/data/pack_test.py',
-  'fedmedjax/data/order.py': 'tests/data/pack_test.py',
+  'fedmedjax/data/step_order.py': 'tests/data/pack_test.py',
   'fedmedjax/data/groups.py': 'tests/data/groups_test.py', 'fedmedjax/eval': 'tests/eval'}
 # What the tests and their conftest.py need of the tree.
 COPIED = ('fedmedjax', 'configs', 'tests', 'pyproject.toml')
