@@ -18,7 +18,7 @@ def test_the_clinic_of_the_page(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'configs').symlink_to(root / 'configs')
   for name, text in shown_files(_PAGE).items():
-    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_text(text)
   site = load_folder(SiteFolder('clinic', 'clinic', 'tables', 'clinic.toml', test_share=0.5))
   notes = {note.name: note for note in (*site.train, *site.test)}

@@ -255,7 +255,7 @@ def test_both_tasks_in_one_run(command, smollm, tmp_path, monkeypatch, style, ch
     asked.extend(part.test)
     assert len(part.test_tokens) == len(part.test)
     text = smollm.tokenizer.decode([*part.instruction[:-1], *part.test_tokens[0].tokens])
-    assert chat == text.startswith('<|im_start|>system') and part.test[0].text in text
+    assert chat == text.startswith('<|im_start|>system')
     return [part.ask.render(planted(example))[1] for example in part.test]
 
   def planted(example):

@@ -55,7 +55,7 @@ def study(sites, number):
 
   return SimpleNamespace(
     data=SimpleNamespace(tested=sites[:1], external=sites[1:]),
-    options=SimpleNamespace(seed=1, bootstrap_samples=5, max_zero_shot=number),
+    options=SimpleNamespace(seed=1, bootstrap_samples=5, text=True, max_zero_shot=number),
     trainable=SimpleNamespace(answer=answer))
 
 
