@@ -229,7 +229,6 @@ def test_layouts_agree():
   assert max(gap(laid_out(layout, jnp.float32, **parts), expected) for layout in LAYOUTS) < 1e-6
 
 
-@pytest.mark.slow
 def test_layouts_agree_where_float32_cannot_show_it():
   """Leave-one-out weights at a low temperature divide the difference of two nearly equal losses by
   0.01: float32's last bit of a loss of about 10 nats becomes 1e-4 of a weight. In float64 the same
