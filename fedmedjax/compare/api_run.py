@@ -32,6 +32,12 @@ from fedmedjax.report.warnings import warnings
 from fedmedjax.runtime.cli import versions
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, tensorboard, words
+from fedmedjax.train.fingerprint import (
+  check_inputs,
+  compare_inputs,
+  schema_checksum,
+  write_schema,
+)
 from fedmedjax.types import Example, InputError
 
 # Groups of keys that an answer or a score depends on; then the keys in them that change neither.
@@ -54,8 +60,11 @@ def folder_name(model: str) -> str:
 
 def settings(config: ConfigDict) -> dict[str, Any]:
   """The part of a configuration that a run of an endpoint depends on, flat, as JSON values."""
+  # Whether there is a turn for the system is the base model's to say.
+  more = {'model.path'} if config.data.chat else set()
   return files.plain({
-    key: value for key, value in leaves(config.to_dict()).items() if key.split('.')[0] in _USED})
+    key: value for key, value in leaves(config.to_dict()).items()
+    if key.split('.')[0] in _USED or key in more})
 
 
 def plan(config: ConfigDict, data: Data) -> dict[str, dict[str, Prompt]]:
@@ -81,6 +90,8 @@ def run_api(
   """
   started = time.monotonic()
   finished = files.check_workdir(workdir, settings(config), HARMLESS)
+  inputs = schema_checksum(data.schema)
+  compare_inputs(workdir, inputs, only=inputs)
   if not config.store.text:
     words.take_out(workdir)
   if finished and not finished['api']['failed']:
@@ -92,14 +103,8 @@ def run_api(
   cache = _cache(config.api.cache, workdir, endpoint.model)
   files.claim(workdir, settings(config))
   (workdir / report.FILE).unlink(missing_ok=True)
-  files.write_json(workdir / report.SITES, used(data.sites, data.tested, data.external))
   system = chat_of(data.base.tokenizer).system if config.data.chat else None
-  if config.store.text:
-    # The messages of the first question of each site and task, to be read by people.
-    files.write_json(workdir / words.PROMPTS, {
-      site: {task: messages(prompt, prompt.part.test[0], system)
-             for task, prompt in prompts.items()}
-      for site, prompts in plans.items()})
+  _write_what_is_asked(workdir, data, plans, inputs, system, config.store.text)
   limits = api.Limits(config.api.concurrency, config.api.max_attempts, config.api.timeout)
   answers: list[Answer] = []
 
@@ -163,6 +168,24 @@ def check_cache(config: ConfigDict, study: Path, workdir: Path, model: str) -> N
     raise InputError(
       f'{held}: holds words of notes; with config.store.text=False move it to '
       f'{Path(folder) / folder_name(model)}.jsonl, or delete it')
+
+
+def _write_what_is_asked(
+  workdir: Path, data: Data, plans: dict[str, dict[str, Prompt]],
+  inputs: dict[str, dict[str, str]], system: bool | None, text: bool
+) -> None:
+  """The study's own schema and words, the sites, and, where text is kept, the prompts."""
+  if inputs:
+    check_inputs(workdir, inputs)
+    write_schema(workdir, data.schema)
+  files.write_json(workdir / report.SITES, used(
+    data.sites, data.tested, data.external, data.server, data.schema))
+  if text:
+    # The messages of the first question of each site and task, to be read by people.
+    files.write_json(workdir / words.PROMPTS, {
+      site: {task: messages(prompt, prompt.part.test[0], system)
+             for task, prompt in prompts.items()}
+      for site, prompts in plans.items()})
 
 
 def _cache(folder: str, workdir: Path, model: str) -> Path:

@@ -45,11 +45,13 @@ def turns(
     answers: of the first questions, or of all.
     system: whether the instruction is the system's; else the first question begins with it.
   """
-  head = ask.instruction.removesuffix(ask.heading).strip()
+  head, heading = ask.instruction.removesuffix(ask.heading).strip(), ask.heading
+  if not head or not ask.instruction.endswith(heading):  # words of one's own may be a single line
+    head, heading = ask.instruction.strip(), ''
   said = [{'role': 'system', 'content': head}] if system else []
   for number, question in enumerate(questions):
     # Many templates remove blanks around what is said.
-    content = f'{ask.heading}{question}'.strip()
+    content = f'{heading}{question}'.strip()
     said.append({
       'role': 'user', 'content': content if number or system else f'{head}\n{content}'})
     said += [{'role': 'assistant', 'content': answer.strip()}
@@ -115,7 +117,9 @@ def make_encoder(tokenizer: Any, chat: bool) -> Encoder:
     return plain_encoder(tokenizer)
   template = chat_of(tokenizer)
   return Encoder(
-    partial(_shared, template), partial(_behind, template), (template.end,), str.strip)
+    partial(_shared, template), partial(_behind, template),
+    lambda ask, instruction: max(0, len(instruction) - len(_shared(template, ask, ()))),
+    (template.end,), str.strip)
 
 
 def _dialogues(chat: Chat, ask: Ask, examples: Sequence[Example]) -> list[TokenExample]:

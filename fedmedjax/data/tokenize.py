@@ -23,6 +23,8 @@ class Encoder(NamedTuple):
   instruction: Callable[[Ask, Iterable[Example]], np.ndarray]
   # (task, instruction, examples) -> their tokens
   encode: Callable[[Ask, np.ndarray, Sequence[Example]], list[TokenExample]]
+  # (task, instruction) -> how many of its last tokens are of the question, as all begin alike
+  within: Callable[[Ask, np.ndarray], int]
   ends: tuple[int, ...]        # tokens that end an answer
   read: Callable[[str], str]   # the text of an answer -> the answer
 
@@ -34,7 +36,7 @@ def plain_encoder(tokenizer: Any) -> Encoder:
 
   return Encoder(
     lambda ask, examples: encode_instruction(tokenizer, ask.instruction), encode,
-    (tokenizer.eos_token_id,), str)
+    lambda ask, instruction: 0, (tokenizer.eos_token_id,), str)
 
 
 def encode_instruction(tokenizer: Any, instruction: str) -> np.ndarray:

@@ -33,7 +33,8 @@ from fedmedjax.data.schema import wrong_line
 from fedmedjax.types import InputError, Schema, Wording
 
 FILE = 'prompt.toml'  # the wording of a run, in its folder
-_PLACEHOLDER = re.compile(r'\{\s*(\w*)\s*\}')
+# Braces around words with quotes are an answer in JSON.
+_PLACEHOLDER = re.compile(r'\{\s*([^{}"\'\n]*?)\s*\}')
 _SENTENCE, _PROMPT = ('types',), ('types', 'definitions', 'examples', 'input')
 _KEYS = ('sentence', 'prompt')
 

@@ -51,9 +51,12 @@ def _task_calls(
   answers = [
     min(question.limit, len(example.tokens) - example.prompt_length) if adapter else question.limit
     for question, example in zip(questions, part.test_tokens, strict=True)]
+  passes = [max(1, round(answer / kept)) for answer in answers]
+  # Copies of the program share the questions, long and short ones alike.
+  own = sorted(range(len(questions)), key=lambda i: len(questions[i].tokens))[::decoder.copies]
   runs = batch_passes(
-    [len(question.tokens) for question in questions],
-    [max(1, round(answer / kept)) for answer in answers], generator.batch_size // decoder.copies)
+    [len(questions[i].tokens) for i in own], [passes[i] for i in own],
+    -(-generator.batch_size // decoder.copies))
   config, length = model.config, round_up(len(part.instruction) - 1, _BUCKET)
   keys = array((config.num_layers, config.num_kv_heads, length, config.head_dim), model.dtype)
   prefix = Prefix(

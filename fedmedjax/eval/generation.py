@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from fedmedjax import tree
 from fedmedjax.data.site import SiteData, TaskData
+from fedmedjax.data.tasks import Ask
 from fedmedjax.data.tokenize import Encoder, plain_encoder
 from fedmedjax.model import batching
 from fedmedjax.model.decode import Cache, Prefix, begin
@@ -85,10 +86,12 @@ def decoder_of(generator: Generator, adapter: dict) -> batching.Decoder:
 
 
 def questions(generator: Generator, part: TaskData) -> list[batching.Question]:
+  encoder = generator.encoder
+  within = encoder.within(part.ask, part.instruction) if encoder else 0
   return [
     batching.Question(
       example.tokens[:example.prompt_length],
-      most_new_tokens(example.prompt_length, generator.max_new_ratio))
+      most_new_tokens(within + example.prompt_length, generator.max_new_ratio))
     for example in part.test_tokens]
 
 
@@ -159,14 +162,19 @@ def most_new_tokens(prompt_length: int, max_new_ratio: float) -> int:
 
 
 def check_context(
-  base: BaseModel, sites: Iterable[SiteData], max_length: int, max_new_ratio: float
+  base: BaseModel, sites: Iterable[SiteData], max_length: int, max_new_ratio: float,
+  within: Callable[[Ask, np.ndarray], int] = lambda ask, instruction: 0,
 ) -> None:
-  """Raises InputError when training or decoding would need more positions than the model has."""
+  """Raises InputError when training or decoding would need more positions than the model has.
+
+  `within` is that of the sites' `Encoder`.
+  """
   context = base.config.max_position_embeddings
   for site in sites:
     for part in site.tasks:
       prompt = max((example.prompt_length for example in part.test_tokens), default=0)
-      decoding = prompt + most_new_tokens(prompt, max_new_ratio)
+      decoding = prompt + most_new_tokens(
+        within(part.ask, part.instruction) + prompt, max_new_ratio)
       needed = len(part.instruction) + (max(max_length, decoding) if part.train else decoding)
       if needed > context:
         raise InputError(

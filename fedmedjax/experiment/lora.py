@@ -65,13 +65,33 @@ def load_lora_data(
 
   data = encode_sites(base, encode, config, corpora, reporter)
   _check_tasks(config.data.tasks, data.sites)
+  _check_groups(config.fed.micro_batch, base, (*data.sites, *data.server))
   check_context(
     base, (
       *{site.name: site for site in (
         *data.sites, *data.tested, *data.external, *data.server)}.values(),
       *(watched_sites((*data.sites, *data.server)) if config.eval.every else ())),
-    config.data.max_length, config.eval.max_new_ratio)
+    config.data.max_length, config.eval.max_new_ratio,
+    make_encoder(base.tokenizer, config.data.chat).within)
   return data
+
+
+def _check_groups(micro_batch: int, base: BaseModel, sites: Sequence[SiteData]) -> None:
+  """Raises InputError where groups of a step would rotate by other frequencies than the step.
+
+  LongRoPE takes those of long texts for all examples of a step as soon as one of them is long.
+  """
+  if not (micro_batch and base.config.long_rope_divisors):
+    return
+  for site in sites:
+    for part in site.tasks:
+      for example in (*part.train, *part.validation):
+        last = len(part.instruction) - 1 + len(example.tokens)
+        if last > base.config.rope_original:
+          raise InputError(
+            f'config.fed.micro_batch={micro_batch}: an example of site {site.name!r} ends at '
+            f'position {last}, and beyond {base.config.rope_original} the model rotates a whole '
+            'step otherwise; use 0, or a smaller config.data.max_length')
 
 
 def _check_tasks(tasks: Sequence[str], sites: Sequence[SiteData]) -> None:

@@ -24,10 +24,6 @@ def check_stored(values: dict[str, Any]) -> None:
     raise InputError(
       f"config.report.examples={values['report.examples']}: with config.store.text=False no text "
       'is kept that could be quoted; use 0 or -1')
-  if values.get('data.shots'):
-    raise InputError(
-      f"config.data.shots={values['data.shots']}: the prompt shows training sentences and is kept "
-      'in summary.json; with config.store.text=False use 0')
 
 
 def quoted_sentences(config: ConfigDict, given: Collection[str] = ()) -> int:

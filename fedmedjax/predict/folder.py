@@ -127,6 +127,7 @@ def _settings(trained: Trained) -> dict[str, Any]:
     'base': file_checksums(*base),
     **{key: chosen[key]
        for key in ('model.dtype', 'model.quantization', 'data.style', 'eval.max_new_ratio')},
+    **({'data.chat': True} if chosen['data.chat'] else {}),
     'prompts': {ask.task: ask.instruction for ask in trained.asks},
     'asked': {ask.task: {main: sorted(kinds) for main, kinds in ask.asked.items()}
               for ask in trained.asks},
@@ -179,7 +180,11 @@ def _load(trained: Trained, reporter: Reporter) -> Annotator:
     DTYPES[chosen['model.dtype']], chosen['model.quantization'],
     mesh and partial(base_shardings, mesh))
   with reporter.task(f'loading {Path(path).name}'):
-    return make_annotator(trained, load_model(path, placement), mesh)
+    base = load_model(path, placement)
+    annotator = make_annotator(trained, base, mesh)
+  if base.left_out:
+    reporter.warn(base.left_out)
+  return annotator
 
 
 def _carried_out(

@@ -116,10 +116,11 @@ def _of_rows(rows: Rows, chosen: dict[str, str]) -> tuple[dict[str, str], dict[s
         raise InputError(f'{place[0]}:{place[1]}: {ident!r} is empty')
       if name in texts or name in skipped:
         raise InputError(f'{place[0]}:{place[1]}: the id {name!r} occurs twice')
-      if row.get(text) is None:
-        skipped[name] = f'{place[1]}: has no {text!r}'
+      words = '' if row.get(text) is None else cell_text(place, row, text)
+      if words.strip():
+        texts[name] = words
       else:
-        texts[name] = cell_text(place, row, text)
+        skipped[name] = f'{place[1]}: has no {text!r}'
   faults.tell()
   return texts, skipped
 

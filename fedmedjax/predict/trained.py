@@ -182,7 +182,8 @@ def _of_a_site(
     if chosen not in asked:
       continue
     asks.append(_ask(task, names[chosen][task], style, schema)._replace(
-      instruction=prompts[chosen][task]))
+      instruction=prompts[chosen][task],
+      heading=(prompts[chosen][task].splitlines(keepends=True) or [''])[-1]))
     missing = {kind: name for name in asked for kind in names[name][task]
                if kind not in names[chosen][task]}
     mains = asks[-1].asked if asks[-1].given else ()

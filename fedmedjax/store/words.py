@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from fedmedjax.store.files import read_json, read_lines, write_lines
 from fedmedjax.types import InputError
@@ -27,13 +26,14 @@ _QUOTES = '<details class="excerpts"'
 # are no words; what they give away was not measured.
 _WORDLESS = {
   'config.json', 'inputs.json', 'sites.json', 'metrics.jsonl', 'ledger.csv', 'compare.json',
-  'findings.json', 'description.json', 'description.svg', 'description.png', 'schema.toml',
-  'prompt.toml', 'lock', 'own_parts', 'adapter', 'model', 'checkpoints', 'tensorboard', 'ablation'}
+  'findings.json', 'summary.json', 'description.json', 'description.svg', 'description.png',
+  'schema.toml', 'prompt.toml', 'lock', 'own_parts', 'adapter', 'model', 'checkpoints',
+  'tensorboard', 'ablation'}
 # Of a folder that predict has written.
 _ANNOTATIONS = 'predict.json'
 _WORDLESS_ANNOTATIONS = {
   _ANNOTATIONS, 'skipped.jsonl', 'lock', 'html/index.html',
-  # Of types alone.
+  # They hold the names of types.
   'brat/annotation.conf', 'label_studio/labelling.xml', 'uima_xmi/TypeSystem.xml'}
 # Of a regime api:MODEL.
 PROMPTS, ANSWERS = 'prompts.json', 'answers.jsonl'
@@ -128,8 +128,8 @@ def _rules(folder: Path) -> Rules | None:
     return lambda path: _of_annotations(path, folder)
   # Models in Hugging Face's format have a config.json, too.
   path = folder / 'config.json'
-  if path.is_file() and 'data.sites' in (settings := read_json(path)):
-    return lambda path: _of_run(path, folder, settings)
+  if path.is_file() and 'data.sites' in read_json(path):
+    return lambda path: _of_run(path, folder)
   return None
 
 
@@ -138,13 +138,10 @@ def _of_annotations(path: Path, folder: Path) -> str:
   return '' if wordless or not path.lstat().st_size else 'annotated notes'
 
 
-def _of_run(path: Path, folder: Path, settings: Mapping[str, Any]) -> str:
+def _of_run(path: Path, folder: Path) -> str:
   inside = path.relative_to(folder).parts
   if inside[0] in _WORDLESS:
     return ''
-  if inside == ('summary.json',):
-    return 'training sentences in its prompts (config.data.shots)' if (
-      settings.get('data.shots')) else ''
   if inside[0] == PREDICTIONS:
     if inside[1:] == ('counts.json',):
       return ''

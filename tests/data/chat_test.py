@@ -108,10 +108,23 @@ def test_the_instruction_is_the_longest_common_run(tokenizer):
   (tokens,) = encoder.encode(asked, alone, [one])
   assert tokens.prompt_length == 1 and tokens.tokens[0] == alone[-1]
   both, nobody = encoder.instruction(asked, [one, other]), encoder.instruction(asked, [])
+  # What all questions begin with counts as part of them, where an answer's length goes by theirs.
+  assert encoder.within(asked, alone) == len(alone) - len(nobody) > 0
+  assert encoder.within(asked, both) == 0
   assert both.tolist() == nobody.tolist() == alone[:len(both)].tolist() and len(both) < len(alone)
   assert not encoder.encode(asked, both, [])
   plain = chat.make_encoder(tokenizer('smollm2'), False)
   assert plain.instruction(asked, [one]).tolist() == plain.instruction(asked, []).tolist()
+
+
+def test_words_of_ones_own_may_be_a_single_line():
+  """The system says all that stands before the sentence, also where no heading is its end."""
+  for heading in ('Tag drugs in: ', 'Note:\n'):
+    asked = ask('ner', CORPUS)._replace(instruction='Tag drugs in: ', heading=heading)
+    assert chat.turns(asked, ['No fever.\n'], [], True) == [
+      {'role': 'system', 'content': 'Tag drugs in:'}, {'role': 'user', 'content': 'No fever.'}]
+    (only,) = chat.turns(asked, ['No fever.'], [], False)
+    assert only['content'] == 'Tag drugs in:\nNo fever.'
 
 
 def test_shots_are_turns_and_the_endpoint_is_sent_the_same():

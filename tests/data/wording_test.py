@@ -86,6 +86,8 @@ def prompt(text: str) -> str:
 @pytest.mark.parametrize('text, line, words', [
   (prompt('x {kinds} {input}'), 1, "unknown placeholder '{kinds}'; allowed are {types}"),
   (prompt('x { input }'), 1, "unknown placeholder '{ input }'"),
+  (prompt('x {entity-types} {input}'), 1, "unknown placeholder '{entity-types}'"),
+  (prompt('x {types,} {input}'), 1, "unknown placeholder '{types,}'"),
   (prompt('x {types}'), 1, 'has {input} 0 times; once'),
   (prompt('x {input} {input}'), 1, 'has {input} 2 times; once'),
   (prompt('{input}'), 1, 'nothing before {input}'),

@@ -5,7 +5,7 @@ import pytest
 from fedmedjax.compare import api_run
 from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.defaults import get_config
-from fedmedjax.experiment.stored import check_stored, quoted_sentences
+from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.store.files import check_workdir, plain, write_json
 from fedmedjax.types import InputError
 
@@ -48,13 +48,6 @@ def test_what_is_refused(settings, said):
   with pytest.raises(InputError) as error:
     validate(config)
   assert str(error.value).startswith(said)
-
-
-def test_no_prompt_with_sentences_is_kept():
-  check_stored({'store.text': True, 'report.examples': 6, 'data.shots': 2})
-  check_stored({'store.text': False, 'report.examples': -1, 'data.shots': 0})
-  with pytest.raises(InputError, match='config.data.shots=2: the prompt shows training sentences'):
-    check_stored({'store.text': False, 'report.examples': -1, 'data.shots': 2})
 
 
 def test_a_run_of_an_older_version_goes_on(tmp_path):

@@ -42,8 +42,8 @@ def data(content: bytes) -> str:
   ('a.tsv', 'ROW_ID\tTEXT\n7\ta,b;c\n', {}, {'7': 'a,b;c'}),
   ('a.csv', 'visit;report;text\n7;Fever;-\n', {'text_column': 'report', 'id_column': 'visit'},
    {'7': 'Fever'}),
-  ('a.jsonl', '{"text": "\ufeffFever\\r\\n", "note_id": 7}\n\n{"note_id": "b", "text": ""}\n', {},
-   {'7': '\ufeffFever\r\n', 'b': ''}),
+  ('a.jsonl', '{"text": "\ufeffFever\\r\\n", "note_id": 7}\n\n{"note_id": "b", "text": "-"}\n', {},
+   {'7': '\ufeffFever\r\n', 'b': '-'}),
   ('a.json', [{'text': 'Fever'}, {'text': 'Well'}], {}, {'a_000001': 'Fever', 'a_000002': 'Well'}),
 ])
 def test_rows_keep_their_ids_and_texts(name, content, flags, expected, tmp_path):
@@ -173,6 +173,12 @@ def test_files_of_text_keep_their_folders_and_other_ids_stay_inside():
              and not place(name).startswith('.') for name in others)
   assert len({place(name) for name in (*same, *others)}) == len(same) + len(others)
   assert (stem('ward/a.txt'), stem('../x'), stem('7')) == ('ward/a', '%2E.%2Fx', '7')
+
+
+def test_rows_of_blanks_are_skipped(tmp_path):
+  """In a CSV file an empty cell is an empty text."""
+  assert taken(written(tmp_path / 'a.csv', 'id,text\n7,Fever\n8,\n9," "\n')) == (
+    {'7': 'Fever'}, {'8': "3: has no 'text'", '9': "4: has no 'text'"})
 
 
 def test_two_ids_of_one_place_and_ids_that_are_too_long(tmp_path):

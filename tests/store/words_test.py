@@ -1,6 +1,5 @@
 """Words of notes in the files of a run: left out where asked, and found where they are."""
 
-import json
 import shutil
 
 import pytest
@@ -98,10 +97,6 @@ def test_a_comparison_and_annotations_are_looked_into(tmp_path, capsys):
     (out / 'brat' / name).write_text(MARK if name.endswith('txt') else '')
   assert set(listed(study, capsys)) - {''} == {
     'annotated/annotations.jsonl', 'annotated/brat/ward/a.txt'} == with_the_word(study)
-  config = json.loads((run / 'config.json').read_text())
-  write(run / 'config.json', config | {'data.shots': 1})
-  assert f'{INSIDE}/summary.json' in listed(study, capsys)
-  write(run / 'config.json', config)
   # Nobody knows what is in these.
   (run / 'notes.csv').write_text('x')
   (run / 'report.html.part').write_text('x')

@@ -46,14 +46,18 @@ def read_label_studio(path: str | Path) -> tuple[list[Document], Counter]:
   """
   path = Path(path)
   content = parse_json(path, read_text(path))
-  counts, faults, drafts = Counter(), Faults(), []
+  counts, faults, drafts, rows = Counter(), Faults(), [], set()
   for task in content if isinstance(content, list) else [content]:
     with faults:
       if not isinstance(task, Located):
         raise InputError(f'{path}:1: malformed, expected {_FORM} (an array of tasks)')
       draft = _document(path, task, counts)
-      if draft:
+      # JSON-MIN has a row for each annotation of a task.
+      if draft and 'data' not in task and task.get('id') in rows:
+        counts['other_annotations'] += 1
+      elif draft:
         drafts.append(draft)
+        rows |= {task['id']} if 'id' in task else set()
   faults.tell()
   if not drafts:
     raise InputError(f'no annotated task in {path}')
@@ -147,7 +151,9 @@ def _labels(place, result: dict) -> list[str]:
   """The labels of a region of text; [] for results of other kinds."""
   value = result.get('value')
   kind = result.get('type')
-  if not isinstance(value, dict) or kind not in value or 'start' not in value:
+  # Choices and ratings of a region repeat its place.
+  if not isinstance(value, dict) or 'start' not in value or kind not in value or (
+      not str(kind).endswith('labels')):
     return []
   labels = value[kind]
   if isinstance(value['start'], str):

@@ -56,7 +56,8 @@ _VISION = re.compile(r'(model\.)?(vision_tower|multi_modal_projector)\..*')
 _INSIDE = 'language_model.'
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+(@[\w./-]+)?')
 _HUB_FILES = ('config.json', 'generation_config.json', '*.safetensors', INDEX, 'tokenizer*',
-              'special_tokens_map.json', 'vocab.json', 'merges.txt', 'added_tokens.json')
+              'special_tokens_map.json', 'chat_template*', 'vocab.json', 'merges.txt',
+              'added_tokens.json')
 
 
 def load_model(path: str | Path, placement: Placement = _FLOAT32) -> BaseModel:

@@ -237,9 +237,11 @@ def _pairs(
 
 def _setting(settings: dict, pattern: str, default: str, name: str, layer: int) -> float:
   """A pair's own rank or alpha: the first pattern that ends its module's name, as PEFT picks it."""
-  module = f'model.layers.{layer}.{PEFT_MODULES[name]}'
+  # As the module is called in a language model, and in a model that sees images, too.
+  modules = [f'model.{inside}layers.{layer}.{PEFT_MODULES[name]}'
+             for inside in ('', 'language_model.')]
   for key, value in (settings.get(pattern) or {}).items():
-    if re.fullmatch(rf'(.*\.)?({key})', module):
+    if any(re.fullmatch(rf'(.*\.)?({key})', module) for module in modules):
       return value
   return settings[default]
 

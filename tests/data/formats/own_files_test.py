@@ -122,7 +122,10 @@ def test_an_export_of_label_studio(tmp_path):
   first = [region('a', 0, 4, 'Rash', 'sign'), region('b', 8, 13, 'asa\\nx', 'drug', 'cause'),
            {'type': 'relation', 'from_id': 'a', 'to_id': 'b', 'direction': 'left', 'labels': []},
            {'type': 'relation', 'from_id': 'a', 'to_id': 'gone', 'labels': ['by']},
-           {'id': 'c', 'type': 'choices', 'value': {'choices': ['yes']}}]
+           {'id': 'c', 'type': 'choices', 'value': {'choices': ['yes']}},
+           # Of a region, whose place they repeat.
+           {'id': 'a', 'type': 'choices', 'value': {'start': 0, 'end': 4, 'choices': ['mild']}},
+           {'id': 'a', 'type': 'rating', 'value': {'start': 0, 'end': 4, 'rating': 4}}]
   other = [{'id': 1, 'result': [], 'was_cancelled': True}, {'id': 2, 'result': []},
            {'id': 3, 'result': first, 'ground_truth': True}]
   path = written(tmp_path, {'a.json': [
@@ -137,17 +140,20 @@ def test_an_export_of_label_studio(tmp_path):
     Document('n', '🫁 pain, 🫁 cough', (Span(2, 6, 'sign'), Span(10, 15, 'sign')), ())]
   assert {key: counts[key] for key in (
     'unannotated', 'other_annotations', 'other_results', 'unanchored', 'offsets_utf16',
-    'predictions')} == {'unannotated': 1, 'other_annotations': 1, 'other_results': 1,
+    'predictions')} == {'unannotated': 1, 'other_annotations': 1, 'other_results': 3,
                         'unanchored': 1, 'offsets_utf16': 2, 'predictions': 0}
 
 
 def test_the_short_export_of_label_studio(tmp_path):
   written(tmp_path, {'a.json': [
     {'id': 3, 'report': 'Rash.', 'created_at': 'today', 'annotator': 1, 'kinds': [
-      {'start': 0, 'end': 4, 'text': 'Rash', 'labels': ['sign']}]}, {'id': 4, 'report': 'No.'}]})
+      {'start': 0, 'end': 4, 'text': 'Rash', 'labels': ['sign']}]}, {'id': 4, 'report': 'No.'},
+    # Of a second annotator.
+    {'id': 3, 'report': 'Rash.', 'created_at': 'today', 'annotator': 2, 'kinds': [
+      {'start': 0, 'end': 5, 'text': 'Rash.', 'labels': ['sign']}]}]})
   found, counts = read('label_studio', tmp_path)
   assert found == [Document('3', 'Rash.', (Span(0, 4, 'sign'),), ())]
-  assert counts['unannotated'] == 1
+  assert counts['unannotated'] == counts['other_annotations'] == 1
 
 
 @pytest.mark.parametrize('task, line, said', [

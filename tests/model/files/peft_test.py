@@ -17,6 +17,7 @@ from conftest import TINY
 from families import FAMILIES, build, save
 from llama_test import logits
 
+from fedmedjax.model.files import peft
 from fedmedjax.model.files.load import load_model
 from fedmedjax.model.files.peft import load_peft, save_peft
 from fedmedjax.model.llama import PROJECTIONS
@@ -188,3 +189,14 @@ def test_merged_weights_are_the_tuned_model(model, tmp_path):
   assert found.config == loaded.config
   again = subprocess.run(command, capture_output=True, text=True, env=environment)
   assert again.returncode == 2 and again.stderr.startswith('error: --output=')
+
+
+@pytest.mark.parametrize('key', [
+  'q_proj', 'layers.0.self_attn.q_proj', r'model\.layers\.[01]\.self_attn\.q_proj',
+  'model.language_model.layers.0.self_attn.q_proj'])
+def test_patterns_name_modules_of_either_kind_of_model(key):
+  """As they are called in a language model, or inside one that sees images."""
+  settings = {'alpha_pattern': {'k_proj': 8, key: 64}, 'lora_alpha': 16}
+  found = [peft._setting(settings, 'alpha_pattern', 'lora_alpha', name, 0)
+           for name in ('q_proj', 'k_proj', 'v_proj')]
+  assert found == [64, 8, 16]
