@@ -23,5 +23,5 @@ def test_a_step_that_would_rotate_otherwise_is_not_cut_into_groups():
   _check_groups(0, base, [site(25)])
   _check_groups(2, plain, [site(25)])
   _check_groups(2, base, [site(24, 10)])
-  with pytest.raises(InputError, match="fed.micro_batch=2: an example of site 'ward' ends at posit"):
+  with pytest.raises(InputError, match="micro_batch=2: an example of site 'ward' ends at pos"):
     _check_groups(2, base, [site(24), site(10, 25)])

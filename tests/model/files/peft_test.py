@@ -17,9 +17,8 @@ from conftest import TINY
 from families import FAMILIES, build, save
 from llama_test import logits
 
-from fedmedjax.model.files import peft
 from fedmedjax.model.files.load import load_model
-from fedmedjax.model.files.peft import load_peft, save_peft
+from fedmedjax.model.files.peft import _setting, load_peft, save_peft
 from fedmedjax.model.llama import PROJECTIONS
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.types import InputError
@@ -197,6 +196,6 @@ def test_merged_weights_are_the_tuned_model(model, tmp_path):
 def test_patterns_name_modules_of_either_kind_of_model(key):
   """As they are called in a language model, or inside one that sees images."""
   settings = {'alpha_pattern': {'k_proj': 8, key: 64}, 'lora_alpha': 16}
-  found = [peft._setting(settings, 'alpha_pattern', 'lora_alpha', name, 0)
+  found = [_setting(settings, 'alpha_pattern', 'lora_alpha', name, 0)
            for name in ('q_proj', 'k_proj', 'v_proj')]
   assert found == [64, 8, 16]
