@@ -31,6 +31,7 @@ class Chat(NamedTuple):
 
   tokenizer: Any
   system: bool  # whether it has a turn for the system
+  gap: int      # characters between what asks for an answer and the answer
   end: int      # the token that ends an answer
 
 
@@ -83,7 +84,8 @@ def chat_of(tokenizer: Any) -> Chat:
     system = False
   if not system:
     before, whole = tried(user)
-  answer = whole.removeprefix(before).lstrip()
+  rest = whole.removeprefix(before)
+  answer = rest.lstrip()
   if _USER not in before or not whole.startswith(before) or not answer.startswith(_ANSWER):
     raise InputError(
       'config.data.chat=True: the chat template of the model asks for an answer otherwise than it '
@@ -93,7 +95,7 @@ def chat_of(tokenizer: Any) -> Chat:
     raise InputError(
       'config.data.chat=True: the chat template of the model ends an answer with '
       f'{answer.removeprefix(_ANSWER)!r}, which is no token that stands for an end; use False')
-  return Chat(tokenizer, system, after[0])
+  return Chat(tokenizer, system, len(rest) - len(answer), after[0])
 
 
 def _rendered(tokenizer: Any, said: Sequence[dict[str, str]], asks: bool) -> str:
@@ -122,38 +124,57 @@ def make_encoder(tokenizer: Any, chat: bool) -> Encoder:
     (template.end,), str.strip)
 
 
-def _dialogues(chat: Chat, ask: Ask, examples: Sequence[Example]) -> list[TokenExample]:
-  """The tokens of whole dialogues, and how many of them stand before the answer."""
+def _questions(chat: Chat, ask: Ask, examples: Sequence[Example]) -> list[list[int]]:
+  """The tokens of each question, which are those that it has before any answer.
+
+  Blanks before an answer may be joined in other tokens there than at the end of a text.
+  """
+  texts = [
+    _rendered(chat.tokenizer, turns(ask, [ask.render(example)[0]], [_ANSWER], chat.system), False)
+    for example in examples]
   found = []
-  for example in examples:
-    question, answer = ask.render(example)
-    before = _rendered(chat.tokenizer, turns(ask, [question], [], chat.system), True)
-    # Blanks before an answer may be joined in other tokens than at the end of a text. So a question
-    # has the tokens that it has before any answer.
-    (fed, ends), (tokens, _) = (
-      _tokens(chat, turns(ask, [question], [words], chat.system)) for words in (_ANSWER, answer))
-    count = sum(end <= len(before) for end in ends)
-    if tokens[:count] != fed[:count] or not count or ends[count - 1] != len(before):
-      raise InputError(
-        f'config.data.chat=True: note {example.document!r}, character {example.start}: the tokens '
-        'of the question depend on its answer by the chat template of the model; use False')
-    found.append(TokenExample(np.asarray(tokens, np.int32), count))
+  for example, text, tokens, places in zip(examples, texts, *_tokens(chat, texts), strict=True):
+    length = text.rindex(_ANSWER) - chat.gap
+    count = sum(end <= length for _, end in places)
+    if not count or places[count - 1][1] != length:
+      raise _depends(example)
+    found.append(tokens[:count])
   return found
 
 
-def _tokens(chat: Chat, said: Sequence[dict[str, str]]) -> tuple[list[int], list[int]]:
-  """The tokens of a dialogue, and the character of its text behind each."""
-  read = chat.tokenizer(
-    _rendered(chat.tokenizer, said, False), add_special_tokens=False, return_offsets_mapping=True)
-  return read['input_ids'], [end for _, end in read['offset_mapping']]
+def _dialogues(chat: Chat, ask: Ask, examples: Sequence[Example]) -> list[TokenExample]:
+  """The tokens of whole dialogues, and how many of them stand before the answer."""
+  texts = [
+    _rendered(chat.tokenizer, turns(ask, [question], [answer], chat.system), False)
+    for question, answer in map(ask.render, examples)]
+  found = []
+  for example, asked, tokens in zip(
+      examples, _questions(chat, ask, examples), _tokens(chat, texts)[0], strict=True):
+    if tokens[:len(asked)] != asked:
+      raise _depends(example)
+    found.append(TokenExample(np.asarray(tokens, np.int32), len(asked)))
+  return found
+
+
+def _depends(example: Example) -> InputError:
+  return InputError(
+    f'config.data.chat=True: note {example.document!r}, character {example.start}: the tokens of '
+    'the question depend on its answer by the chat template of the model; use False')
+
+
+def _tokens(chat: Chat, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+  """The tokens of some texts, and the characters of each token."""
+  if not texts:
+    return [], []
+  read = chat.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+  return read['input_ids'], read['offset_mapping']
 
 
 def _shared(chat: Chat, ask: Ask, examples: Iterable[Example]) -> np.ndarray:
   """The tokens i32[P + 1] that the questions about all of `examples` begin with."""
   # Without an example: those that any has.
   examples = list(examples) or [Example('', 0, _USER, ()), Example('', 0, _ANSWER, ())]
-  first, *others = (
-    one.tokens[:one.prompt_length] for one in _dialogues(chat, ask, examples))
+  first, *others = map(np.asarray, _questions(chat, ask, examples))
   length = len(first)
   for other in others:
     least = min(length, len(other))
@@ -163,7 +184,7 @@ def _shared(chat: Chat, ask: Ask, examples: Iterable[Example]) -> np.ndarray:
     raise InputError(
       f'config.data.chat=True: questions of task {ask.task!r} have not even their first token in '
       'common by the chat template of the model; use False')
-  return first[:length]
+  return first[:length].astype(np.int32)
 
 
 def _behind(
