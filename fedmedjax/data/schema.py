@@ -15,13 +15,13 @@ Types stand in prompts in the order of the file.
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fedmedjax.data.formats.files import read_text
+from fedmedjax.data.toml_file import parse_toml
 from fedmedjax.types import PAPER, EntityType, InputError, RelationType, Schema
 
 FILE = 'schema.toml'  # the schema of a run, in its folder
@@ -74,12 +74,7 @@ def parse_schema(text: str, source: str) -> Schema:
     entry = f'[{section}.{name}]' if str(name).isprintable() else f'[{section}.{name!r}]'
     return InputError(f'{source}:{_line(text, section, str(name))}: {entry}: {said}')
 
-  try:
-    table = tomllib.loads(text)
-  except (ValueError, RecursionError) as error:  # not all of them are TOMLDecodeErrors
-    line = re.search(r'at line (\d+)', str(error))
-    line = line[1] if line else text.count('\n') + 1
-    raise InputError(f'{source}:{line}: no TOML: {error}') from None
+  table = parse_toml(text, source)
   rows = {}
   for section, entries in table.items():
     if section not in _KEYS:

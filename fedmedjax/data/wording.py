@@ -23,13 +23,13 @@ ends the question. {examples} and {definitions} are a line for each type that a 
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedmedjax.data.formats.files import read_text
 from fedmedjax.data.schema import wrong_line
+from fedmedjax.data.toml_file import parse_toml
 from fedmedjax.types import InputError, Schema, Wording
 
 FILE = 'prompt.toml'  # the wording of a run, in its folder
@@ -73,12 +73,7 @@ def parse_wording(
                  if sign in line.replace(' ', '')), 1)
     return InputError(f'{source}:{line}: [{entry}]: {said}')
 
-  try:
-    table = tomllib.loads(text)
-  except (ValueError, RecursionError) as error:  # not all of them are TOMLDecodeErrors
-    line = re.search(r'at line (\d+)', str(error))
-    line = line[1] if line else text.count('\n') + 1
-    raise InputError(f'{source}:{line}: no TOML: {error}') from None
+  table = parse_toml(text, source)
   definitions, rows = table.pop('definitions', {}), []
   if not isinstance(definitions, dict):
     raise wrong('definitions', 'is no table')

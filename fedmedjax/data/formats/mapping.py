@@ -37,7 +37,6 @@ has no file: each type of the schema stands for itself.
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -45,6 +44,7 @@ from typing import Any, NamedTuple
 
 from fedmedjax.data.formats.files import read_text
 from fedmedjax.data.schema import plain_name
+from fedmedjax.data.toml_file import parse_toml
 from fedmedjax.types import PAPER, InputError, Schema
 
 OWN_NAMES = 'schema'  # the mapping that takes any schema's own names
@@ -105,12 +105,7 @@ def read_mapping(name: str | Path, schema: Schema = PAPER) -> Mapping:
     raise InputError(f'mapping {str(name)!r} is neither one of {", ".join(SHIPPED)} nor a .toml '
                      'file')
   text = read_text(path)
-  try:
-    table = tomllib.loads(text)
-  except (ValueError, RecursionError) as error:  # not all of them are TOMLDecodeErrors
-    line = re.search(r'at line (\d+)', str(error))
-    line = line[1] if line else text.count('\n') + 1
-    raise InputError(f'{path}:{line}: no TOML: {error}') from None
+  table = parse_toml(text, path)
   if str(name) in SHIPPED:
     yielded = ', '.join(dict.fromkeys(table['entities'].values()))
     table = _within(table, schema)
