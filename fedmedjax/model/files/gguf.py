@@ -32,10 +32,13 @@ class Architecture(NamedTuple):
   full_every: int = 0           # of layers with a window every n-th sees all; 0 = none of them
   local_base: float = 0.0       # of the rotation in layers with a window; 0 = as in all
   by_width: int = 0             # models of so many layers scale scores by width / heads
+  tokenizers: tuple[str, ...] = ('gpt2',)  # kinds that are read, keys of TOKENIZERS
 
 
 _GEMMA = {
   'norm_plus_one': True, 'norms_after': True, 'scaled_embedding': True, 'activation': 'gelu_tanh'}
+# transformers rebuilds the tokenizer of these from SentencePiece vocabularies.
+_EITHER = ('gpt2', 'llama')
 _ARCHITECTURES = {
   'llama': Architecture(pairs=True),
   'qwen2': Architecture({'biases': ('q_proj', 'k_proj', 'v_proj')}),
@@ -44,14 +47,16 @@ _ARCHITECTURES = {
     _GEMMA, numbers={
       'score_cap': ('attn_logit_softcapping', 50.0),
       'logit_cap': ('final_logit_softcapping', 30.0)},
-    window=4096, full_every=2, by_width=46),
+    window=4096, full_every=2, by_width=46, tokenizers=_EITHER),
   'gemma3': Architecture(
     _GEMMA | {'qk_norm': True}, numbers={'logit_cap': ('final_logit_softcapping', 0.0)},
-    full_every=6, local_base=10000.0, by_width=62),
-  'phi3': Architecture({'fused': True}, partial=True),
+    full_every=6, local_base=10000.0, by_width=62, tokenizers=_EITHER),
+  'phi3': Architecture({'fused': True}, partial=True, tokenizers=_EITHER),
 }
 _ROPE_DIVISORS = 'rope_freqs.weight'
 _LONG_ROPE = ('rope_factors_short.weight', 'rope_factors_long.weight')
+# Values of rope.scaling.type -> the tensors that it needs.
+_SCALINGS: dict[str, tuple[str, ...]] = {'none': (), 'linear': (), 'longrope': _LONG_ROPE}
 
 
 def load_gguf(path: Path, placement: Placement) -> BaseModel:
@@ -74,7 +79,8 @@ def load_gguf(path: Path, placement: Placement) -> BaseModel:
     name: tensors.pop(name) for name in (_ROPE_DIVISORS, *_LONG_ROPE) if name in tensors}
   with settings_of(str(path)):
     config = _config_from_gguf(fields, tensors, rotation, str(path))
-    tokenizer = tokenizer_from_gguf(fields, parts[0].path)
+    tokenizer = tokenizer_from_gguf(
+      fields, parts[0].path, _ARCHITECTURES[fields['general.architecture']].tokenizers)
   if config.norm_plus_one:  # which the file has done already
     tensors = {
       name: tensor._replace(read=_less_one(tensor.read)) if name.endswith('norm.weight') else tensor
@@ -215,9 +221,9 @@ def _rotation(
     origin: the file, for error messages.
   """
   kind = value('rope.scaling.type', 'none')
-  if kind not in ('none', 'linear', 'longrope'):
+  if kind not in _SCALINGS:
     raise InputError(
-      f"{origin}: rope.scaling.type={kind!r}: 'none', 'linear', 'longrope' and the tensor "
+      f'{origin}: rope.scaling.type={kind!r}: {", ".join(map(repr, _SCALINGS))} and the tensor '
       'rope_freqs are supported')
   rotated = value('rope.dimension_count', head_dim)
   if rotated != head_dim and not (architecture.partial and 0 < rotated < head_dim and (
@@ -239,7 +245,9 @@ def _rotation(
       'rope_divisors': long[0], 'long_rope_divisors': long[1], 'rope_original': original,
       'rope_factor': float(value(
         'rope.scaling.attn_factor', long_rope_factor(context, original)))}
-  if any(long) or kind == 'longrope' or factor != 1.0 and (divisors or not 0 < factor < math.inf):
+  # Here not all that LongRoPE has are there.
+  if any(long) or _SCALINGS[kind] or (
+      factor != 1.0 and (divisors or not 0 < factor < math.inf)):
     raise InputError(
       f'{origin}: rope.scaling.type={kind!r}, rope.scaling.factor={factor:g} and the tensors '
       f'{sorted(divisors)}: a factor, rope_freqs or both of {", ".join(_LONG_ROPE)} are supported')

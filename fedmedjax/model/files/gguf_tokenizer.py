@@ -1,6 +1,8 @@
 """The tokenizer in a GGUF file's metadata: byte-level BPE, and SentencePiece by transformers."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import tokenizers
@@ -9,9 +11,6 @@ import transformers
 from fedmedjax.types import InputError
 
 _NO_TOKEN = 0xffffffff  # -1 where a number has no sign
-# Architectures of whose SentencePiece vocabularies transformers rebuilds the tokenizer.
-_SENTENCE_PIECE = ('gemma2', 'gemma3', 'phi3')
-
 # How text is split before byte-pair encoding, by GGUF's names for it; None is GPT-2's own pattern.
 # smollm parts digits besides, which its vocabulary does anyway.
 _WORDS = (
@@ -56,28 +55,30 @@ def _split_name(fields: dict, origin: str) -> str:
   return told.pop()
 
 
-def tokenizer_from_gguf(fields: dict, path: Path) -> transformers.PreTrainedTokenizerBase:
+def tokenizer_from_gguf(
+  fields: dict, path: Path, kinds: Sequence[str]
+) -> transformers.PreTrainedTokenizerBase:
   """A tokenizer from GGUF metadata, as transformers rebuilds it.
 
   Args:
     fields: the metadata.
     path: the file that holds it.
+    kinds: keys of TOKENIZERS that the architecture may have.
 
   Raises:
     InputError: it is of a kind that is not read, or damaged.
   """
-  kind, origin = fields['tokenizer.ggml.model'], str(path)
-  if kind == 'llama' and fields['general.architecture'] in _SENTENCE_PIECE:
-    tokenizer = _sentence_piece(path)
-  elif kind == 'gpt2':
-    tokenizer = _byte_level(fields, origin)
-  else:
-    raise InputError(f"{origin}: tokenizer model {kind!r}: 'gpt2' (byte-level BPE) is supported")
+  kind = fields['tokenizer.ggml.model']
+  if kind not in kinds:
+    allowed = ' and '.join(f'{name!r} ({TOKENIZERS[name].called})' for name in kinds)
+    raise InputError(f'{path}: tokenizer model {kind!r}: {allowed} is supported')
+  tokenizer = TOKENIZERS[kind].read(fields, path)
   tokenizer.chat_template = fields.get('tokenizer.chat_template')
   return tokenizer
 
 
-def _sentence_piece(path: Path) -> transformers.PreTrainedTokenizerBase:
+def _sentence_piece(fields: dict, path: Path) -> transformers.PreTrainedTokenizerBase:
+  """SentencePiece as transformers rebuilds it, which reads the file itself."""
   try:
     return transformers.AutoTokenizer.from_pretrained(
       path.parent, gguf_file=path.name, local_files_only=True)
@@ -86,8 +87,9 @@ def _sentence_piece(path: Path) -> transformers.PreTrainedTokenizerBase:
     raise InputError(f'{path}: its tokenizer cannot be rebuilt: {line}') from None
 
 
-def _byte_level(fields: dict, origin: str) -> transformers.PreTrainedTokenizerFast:
+def _byte_level(fields: dict, path: Path) -> transformers.PreTrainedTokenizerFast:
   """Byte-level BPE from a file's words, merges and the name of how it splits text."""
+  origin = str(path)
   split = _split_name(fields, origin)
   if split not in _SPLITS:
     raise InputError(
@@ -131,3 +133,16 @@ def _byte_level(fields: dict, origin: str) -> transformers.PreTrainedTokenizerFa
     tokenizer_object=backend, bos_token=named('bos'), eos_token=named('eos'),
     unk_token=named('unknown'), pad_token=named('padding'),
     add_bos_token=bool(fields.get('tokenizer.ggml.add_bos_token', starts)))
+
+
+class TokenizerKind(NamedTuple):
+  """A value of the field tokenizer.ggml.model."""
+
+  read: Callable  # (fields, path) -> the tokenizer
+  called: str     # in messages
+
+
+TOKENIZERS = {
+  'gpt2': TokenizerKind(_byte_level, 'byte-level BPE'),
+  'llama': TokenizerKind(_sentence_piece, 'SentencePiece'),
+}
