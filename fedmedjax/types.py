@@ -146,6 +146,7 @@ class Document(NamedTuple):
   outside of them is split by rules. `covering` are the ranges of spans that only cover an entity in
   several pieces: other words stand between these. `linked` are relations between concepts, (type,
   spans that mention the one, spans that mention the other): `relations` has their first mentions.
+  `target` is what is to be written about `text`, of a row of the task 'text'; None = a note.
   """
 
   name: str
@@ -156,6 +157,7 @@ class Document(NamedTuple):
   sentences: tuple[tuple[int, int], ...] = ()
   covering: tuple[tuple[int, int], ...] = ()
   linked: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+  target: str | None = None
 
 
 class SiteCorpus(NamedTuple):
@@ -188,7 +190,8 @@ class Example(NamedTuple):
 
   In entity recognition they are the entities and `main` is None. In relation extraction there is
   one example per main entity, and they are the modifiers of `main` (docs/methods.md, section 5).
-  `source` is that of the document; '' = the document itself.
+  `source` is that of the document; '' = the document itself. In the task 'text' the example is a
+  whole row, and `target` is the text to be written; None in the other tasks.
   """
 
   document: str
@@ -197,6 +200,7 @@ class Example(NamedTuple):
   entities: tuple[Span, ...]
   main: Span | None = None
   source: str = ''
+  target: str | None = None
 
 
 class Parse(NamedTuple):
