@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fedmedjax.report.measures import TEXT, asks_text
 from fedmedjax.report.rates import Rates, groups, rates
 
 Summary = Mapping[str, Any]
@@ -119,9 +120,11 @@ def too_long(summary: Summary) -> Iterator[str]:
     examples, entities = (
       f'{part:,.10g} of {whole:,.10g} {what} ({part / max(whole, 1):.1%})'
       for (part, whole), what in zip(lost, ('examples', 'entities'), strict=True))
+    with_them = '' if asks_text(summary) else f', and with them {entities}'
     yield (
-      f'{examples} of the training and validation notes are longer than config.data.max_length '
-      f'and were left out, and with them {entities}; raise config.data.max_length')
+      f'{examples} of the training and validation {"rows" if asks_text(summary) else "notes"} are '
+      f'longer than config.data.max_length and were left out{with_them}; raise '
+      'config.data.max_length')
 
 
 def no_format(summary: Summary) -> Iterator[str]:
@@ -141,4 +144,5 @@ def zero_shot_left_out(summary: Summary) -> bool:
     return False
   return not any(
     entry['strict']['typed']['f1'] for tasks in zero_shot['scores'].values()
-    for task, scores in tasks.items() for entry in ([scores] if task == 'ner' else scores.values()))
+    for task, scores in tasks.items() if task != TEXT
+    for entry in ([scores] if task == 'ner' else scores.values()))
