@@ -14,6 +14,7 @@ from fedmedjax.data.pieces import is_cut
 from fedmedjax.data.sentences import note_sentences
 from fedmedjax.data.sources import distinct, source_of
 from fedmedjax.data.tasks import Ask, ask
+from fedmedjax.data.text_task import is_solved
 from fedmedjax.data.tokenize import TokenExample
 from fedmedjax.data.watched import few
 from fedmedjax.types import Document, Example, InputError, SiteCorpus
@@ -86,7 +87,8 @@ def encode_site(
     corpus: the site's notes.
     tokenizer: a transformers tokenizer.
     max_length: longest training or validation example in tokens.
-    tasks, style: keys of `tasks.TASKS`, of which a site has those that it annotates, and of STYLES.
+    tasks: keys of TASKS, of which a site has those that it annotates, or `text_task.TEXT` alone.
+    style: a key of STYLES.
     chat: whether examples are dialogues, see `chat.make_encoder`.
     split: see `read_site`, which also lists the errors.
   """
@@ -283,7 +285,7 @@ def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[
   notes = corpus.train if trains else corpus.test
   owned = [
     form for form in forms if form.ask.types
-    and any(example.entities for note in notes for example in form.ask.find(note)[0])]
+    and any(is_solved(example) for note in notes for example in form.ask.find(note)[0])]
   if not owned and any(note_sentences(note) for note in notes):
     asked = ' and '.join(
       f'{form.ask.task!r} ({", ".join(form.ask.types) or "which it does not annotate"})'

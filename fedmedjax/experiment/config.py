@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fedmedjax.data import partition
+from fedmedjax.data import partition, text_task
 from fedmedjax.data.pack import LOSS_ON
 from fedmedjax.data.tasks import STYLES, TASKS
 from fedmedjax.experiment.checks import (
@@ -45,7 +45,7 @@ from fedmedjax.types import InputError
 
 # build.py maps these names to values and imports too much for here; a test holds both together.
 LEARNERS = ('lora', 'bert', 'tagger')
-TASK_SETS = (('ner',), ('re',), ('ner', 're'))
+TASK_SETS = (('ner',), ('re',), ('ner', 're'), ('text',))
 
 def one_of_or_own(names: Iterable[str]) -> Check:
   """A name of a table, or a part of the user's own."""
@@ -75,7 +75,7 @@ CHECKS = {
     lambda v: type(v) is int and -1 <= v < 2**32, f'an integer >= -1 and <= {2**32 - 1}'),
   'data.root': TEXT, 'data.schema': TEXT,
   'data.prompt': TEXT, 'data.sites': names(1), 'data.external': names(0),
-  'data.tasks': Check(lambda v: v in TASK_SETS, "('ner',), ('re',) or ('ner', 're')"),
+  'data.tasks': Check(lambda v: v in TASK_SETS, "('ner',), ('re',), ('ner', 're') or ('text',)"),
   'data.site_tasks': Check(
     lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
     "a tuple of 'ner', 're' and 'ner+re', or ()"),
@@ -193,6 +193,10 @@ def _check_learner(values: dict[str, Any]) -> None:
     raise InputError(
       f'config.fed.train=False: an untrained classifier (config.fed.learner={learner!r}) has no '
       'answers; use True')
+  if values['data.tasks'] == (text_task.TEXT,):
+    raise InputError(
+      f"config.data.tasks=('text',): config.fed.learner={learner!r} labels words and writes no "
+      "text; use 'lora'")
   if learner == 'bert' and values['fed.loss_on'] != 'completion':
     raise InputError(
       f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
@@ -238,6 +242,9 @@ def _check_tasks(values: dict[str, Any]) -> None:
     raise InputError(
       f"config.data.site_tasks={own!r}: the notes of config.data.sites are dealt out "
       f"(config.data.partition.kind={values['data.partition.kind']!r}); () is allowed")
+  if own and tasks == (text_task.TEXT,):
+    raise InputError(f"config.data.site_tasks={own!r}: config.data.tasks=('text',) is the task of "
+                     'all sites; () is allowed')
   if values['eval.teacher_forced'] and (
       values['fed.learner'] != 'lora' or values['data.style'] != 'markup' or 'ner' not in tasks
       or values['data.chat']):
