@@ -39,9 +39,7 @@ def check_new_site(
     return
   config = next(iter(part.rows.values())).config
   notes = site.train[:config.data.max_train_notes or None]
-  # A row of an own task is one example, however many sentences it has.
-  rows = any(note.target is not None for note in notes)
-  available = len(notes) if rows else sum(len(note_sentences(note)) for note in notes)
+  available, rows = sum(len(note_sentences(note)) for note in notes), notes[0].target is not None
   if number > available:
     raise InputError(
       f'--sentences={number}: the training {"rows" if rows else "notes"} of {site.name!r} '

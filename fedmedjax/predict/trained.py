@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from fedmedjax.data.schema import FILE as SCHEMA
 from fedmedjax.data.tasks import TASKS, Ask, ask
+from fedmedjax.data.text_task import TEXT
 from fedmedjax.data.wording import FILE as PROMPT
 from fedmedjax.experiment import defaults
 from fedmedjax.experiment.config import CHECKS, leaves
@@ -19,7 +20,6 @@ FLAGS = {
   'batch_size': 'eval.batch_size',
   'mesh_site': 'mesh.site', 'mesh_fsdp': 'mesh.fsdp', 'mesh_tensor': 'mesh.tensor'}
 _SETTINGS = (*FLAGS.values(), 'data.style', 'data.chat', 'eval.max_new_ratio', 'eval.guesses')
-TEXT = 'text'  # the task of a user's own
 _LISTED = 8  # most names in a printed line
 _INVALID = 'invalid'  # no type, but a row of scores in summaries of earlier versions
 

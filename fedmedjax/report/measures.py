@@ -7,7 +7,8 @@ Those of extraction are F1 of spans, each strict and lenient. Those of an own ta
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-TEXT = 'text'
+from fedmedjax.data.text_task import TEXT
+
 # A metric of own tasks -> its name in sentences, and what it says.
 _WRITTEN = {
   'exact_match': ('exact match', 'share of answers that are their target, character for character'),

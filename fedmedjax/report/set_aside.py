@@ -49,7 +49,7 @@ _DROPPED = {
 }
 # Counts of what a site holds, which other columns show; every other count is shown by its key.
 _HOLDS = re.compile(
-  r'(raw|mapped|lacking)_.*|(used_)?(sentences|entities|mains|modifiers)|'
+  r'(raw|mapped|lacking)_.*|(used_)?(sentences|entities|mains|modifiers|rows)|'
   r'relations|events|assertions|records|attributes|corrupted|'
   r'measured_(examples|entities)|((train|dev|test|validation)_)?(documents|sentences)|(held_out|unseen)_test_.*')
 
