@@ -106,7 +106,7 @@ def _rows(sites: dict) -> list:
       f'{targets["commonest"] / targets["rows"]:.0%}' if targets else NONE])
     if targets and targets['counts']:
       told.append([label, ', '.join(f'{count:,}' for count in targets['counts'])])
-    if said := set_aside(site['report']):
+    if said := set_aside(site['report'], 'rows'):
       aside.append([label, said])
   columns = ('site', 'training', 'held out', 'test', 'words an input (median)',
              'words a target (median)', 'different targets', 'the commonest')

@@ -81,7 +81,7 @@ def row_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Table
       _label(site, external), f'{site.train_notes:,} + {site.test_notes:,}',
       f'{len(site.vocabulary):,}', f'{given[0]:.0f}, {given[1]:.0f}',
       f'{written[0]:.0f}, {written[1]:.0f}', f'{len(counts):,}',
-      f'{max(counts) / sum(counts):.1%}' if counts else '-', set_aside(site.report) or '-')
+      f'{max(counts) / sum(counts):.1%}' if counts else '-', set_aside(site.report, 'rows') or '-')
   return table
 
 

@@ -54,9 +54,11 @@ _HOLDS = re.compile(
   r'measured_(examples|entities)|((train|dev|test|validation)_)?(documents|sentences)|(held_out|unseen)_test_.*')
 
 
-def set_aside(report: dict[str, int]) -> str:
-  """What a site's reading left out or repaired, in words."""
+def set_aside(report: dict[str, int], unit: str = 'notes') -> str:
+  """What a site's reading left out or repaired, in words; `unit` is what its documents are called.
+  """
   unnamed = {key: key.replace('_', ' ') for key in report
              if key not in _DROPPED and not _HOLDS.fullmatch(key)}
   return ', '.join(
-    f'{report[key]:,} {name}' for key, name in (_DROPPED | unnamed).items() if report.get(key))
+    f'{report[key]:,} {name.replace("notes", unit)}'
+    for key, name in (_DROPPED | unnamed).items() if report.get(key))

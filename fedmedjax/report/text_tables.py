@@ -46,7 +46,7 @@ def row_table(
       *(f'{sum(len(getattr(part, key)) for part in site.tasks):,}'
         for key in ('train', 'validation', 'test')),
       f'{len(counts):,} (the commonest {most / counts.total():.0%})' if counts else '-',
-      set_aside(site.report) or '-')
+      set_aside(site.report, 'rows') or '-')
   if more > 0:
     table.caption = f'without {more} sites that train'
   return table
