@@ -6,10 +6,13 @@ last screen, in summary.json and at the top of its report; a run with nothing to
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fedmedjax.report.measures import TEXT, asks_text
 from fedmedjax.report.rates import Rates, groups, rates
+from fedmedjax.report.text_answers import of_rows
+from fedmedjax.store.files import read_lines
 
 Summary = Mapping[str, Any]
 Lines = Sequence[Mapping[str, Any]]
@@ -29,16 +32,17 @@ LOST = 0.01
 _NAMED = 6
 
 
-def warnings(summary: Summary, lines: Lines) -> list[str]:
+def warnings(summary: Summary, lines: Lines, predictions: Path | None = None) -> list[str]:
   """All sentences about a run, [] for a healthy one.
 
   Args:
     summary: summary.json, `warnings` not needed.
     lines: of metrics.jsonl; [] where nothing was trained.
+    predictions: the folder of the run's answers, into which is looked for an own task.
   """
   return [
     *unreadable(summary), *uncopied(summary), *not_learnt(lines), *diverging(lines),
-    *too_long(summary), *no_format(summary)]
+    *too_long(summary), *no_format(summary), *same_answers(summary, predictions)]
 
 
 def _places(summary: Summary) -> Iterator[tuple[str, Rates]]:
@@ -134,6 +138,25 @@ def no_format(summary: Summary) -> Iterator[str]:
     yield (
       'zero-shot: strict F1 is 0 since the untrained model does not follow the format of answers '
       f'({found.unreadable:,.10g} of {found.asked:,.10g} unreadable); tables leave it out')
+
+
+def same_answers(summary: Summary, predictions: Path | None) -> Iterator[str]:
+  """Sites at which an own task's answers are all the same, although their targets are not.
+
+  The answer is not quoted: it may be words of a note.
+  """
+  found = []
+  for site in summary['scores'] if predictions and asks_text(summary) else ():
+    records = of_rows(read_lines(predictions / f'{site}.jsonl')).values()
+    answers, targets = (
+      {record[key].strip() for record in records} for key in ('generated', 'target'))
+    if len(answers) == 1 and len(targets) > 1:
+      found.append(site + ' (an empty one)' * (answers == {''}))
+  if found:
+    more = f' and {len(found) - _NAMED} more' if len(found) > _NAMED else ''
+    yield (
+      f'all rows have the same answer at {", ".join(found[:_NAMED])}{more}, and unlike targets' + (
+        ': the model has not learnt the task; train longer' if summary.get('local_steps') else ''))
 
 
 def zero_shot_left_out(summary: Summary) -> bool:

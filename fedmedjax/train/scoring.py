@@ -39,9 +39,8 @@ def watched_f1(study: Study, state: FedState, reporter: Reporter) -> dict:
   """The keys of a round's line that say how the held-out sentences are answered after it.
 
   `validation_f1_sites` is {site: typed strict F1} of entities, or of modifiers where a site has no
-  entities, or the first metric of an own task, `validation_f1` their plain mean. A site's own
-  adapter answers where it has one, and every site's for notes of the server, as for an external
-  cohort.
+  entities, `validation_f1` their plain mean. A site's own adapter answers where it has one, and
+  every site's for notes of the server, as for an external cohort.
   """
   answering, found = adapters(study, state), {}
   asked = {site.name: [site.name] if site.name in answering else list(answering)
@@ -52,17 +51,10 @@ def watched_f1(study: Study, state: FedState, reporter: Reporter) -> dict:
       records = [
         study.trainable.answer(answering[name], site, advance) for name in asked[site.name]]
       scores = evaluate.score(site, records, study.options.seed, 1).scores
-      found[site.name] = _watched(scores)
+      entry = scores['ner'] if 'ner' in scores else scores['re']['modifier']
+      found[site.name] = entry['strict']['typed']['f1']
   return {
     'validation_f1': float(np.mean(list(found.values()))), 'validation_f1_sites': found}
-
-
-def _watched(scores: dict) -> float:
-  """The one number of a site's scores by which a run is watched."""
-  if 'text' in scores:
-    return next(iter(scores['text'].values()))['value']
-  entry = scores['ner'] if 'ner' in scores else scores['re']['modifier']
-  return entry['strict']['typed']['f1']
 
 
 def fewer(site: SiteData, number: int) -> SiteData:

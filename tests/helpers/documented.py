@@ -39,7 +39,9 @@ def _general(path: tuple[str, ...]) -> str:
     return head
   if head not in ('scores', 'instructions'):
     return '.'.join((head, *rest))
-  _, _, *rest = rest
+  _, task, *rest = rest
+  if (head, task) == ('scores', 'text'):
+    return f'scores.SITE.text.METRIC.{rest[-1]}'
   out = [head, 'SITE', 'TASK']
   if rest and rest[0] == 'per_type':
     out += ['per_type', 'TYPE']
