@@ -80,10 +80,12 @@ def _values(line: dict, each: bool) -> Iterator[tuple[str, float | None]]:
 
 
 def _scores(scores: dict, name: str = 'f1') -> Iterator[tuple[str, float]]:
-  """(tag, typed F1) of every task and site, strict and lenient."""
+  """(tag, typed F1) of every task and site, strict and lenient, and metrics of texts."""
   for key, entry in scores.items():
     if 'typed' in entry:
       yield f'{name}/{key}', entry['typed']['f1']
+    elif 'value' in entry:
+      yield f'{name}/{key}'.replace('f1', 'score', 1), entry['value']
     elif key != 'per_type':
       yield from _scores(entry, f'{name}/{key}')
 

@@ -40,6 +40,8 @@ def _general(path: tuple[str, ...]) -> str:
   if head not in ('scores', 'instructions'):
     return '.'.join((head, *rest))
   _, _, *rest = rest
+  if path[2] == 'text' and head == 'scores':
+    return '.'.join((head, 'SITE', 'text', 'METRIC', *rest[1:]))
   out = [head, 'SITE', 'TASK']
   if rest and rest[0] == 'per_type':
     out += ['per_type', 'TYPE']
