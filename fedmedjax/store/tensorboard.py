@@ -82,12 +82,12 @@ def _values(line: dict, each: bool) -> Iterator[tuple[str, float | None]]:
 
 
 def _scores(scores: dict, name: str = 'f1') -> Iterator[tuple[str, float]]:
-  """(tag, typed F1) of every task and site, strict and lenient; the metrics of own tasks."""
+  """(tag, typed F1) of every task and site, strict and lenient, and metrics of texts."""
   for key, entry in scores.items():
     _, _, site = name.partition('/')
     if site and key == _TEXT:
       yield from (
-        (f'{_TEXT}/{site}/{metric}', found['value']) for metric, found in entry.items())
+        (f'score/{site}/{key}/{metric}', found['value']) for metric, found in entry.items())
     elif 'typed' in entry:
       yield f'{name}/{key}', entry['typed']['f1']
     elif key != 'per_type':
@@ -98,7 +98,7 @@ def _event(clock: float, step: int, values: dict[str, float | None]) -> bytes:
   """An Event: wall_time = 1, step = 2, summary = 5 of values = 1 with tag = 1, simple_value = 2."""
   summary = b''.join(
     _field(1, _field(1, tag.encode()) + struct.pack('<Bf', 2 << 3 | 5, value))
-    for tag, value in values.items() if value is not None and math.isfinite(value))
+    for tag, value in values.items() if value is not None and abs(value) <= _MOST)
   return b''.join((
     struct.pack('<Bd', 1 << 3 | 1, clock), bytes([2 << 3]), _varint(step), _field(5, summary)))
 

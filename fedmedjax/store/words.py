@@ -14,8 +14,7 @@ from fedmedjax.types import InputError
 PREDICTIONS = 'predictions'
 # Keys of a prediction record that hold words of its note, or may.
 _WORDS = ('model_input', 'generated', 'target')
-# Keys of a record without words; `predicted` and `gold` are lists of [start, end, type]. Own tasks
-# have neither.
+# Keys of a record without words; `predicted` and `gold`, if there, are lists of [start, end, type].
 _OFFSETS = {
   'document', 'sentence_start', 'sentence_end', 'task', 'predicted', 'gold', 'main',
   'parse_failed', 'copied', 'dropped', 'output_heading'}

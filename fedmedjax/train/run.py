@@ -33,6 +33,7 @@ from fedmedjax.train.fingerprint import (
   check_inputs,
   compare_inputs,
   fingerprint,
+  may_mend,
   own_checksums,
   schema_checksum,
   starting_adapter,
@@ -100,14 +101,15 @@ def run(
     if data.skew:
       reporter.say(f'sites dealt out: {data.skew}')
     inputs = fingerprint(config, data, mine)
-    compare_inputs(workdir, inputs)
+    mendable = may_mend(workdir, settings)
+    compare_inputs(workdir, inputs, mendable=mendable)
     # After all checks, since compiling may take minutes.
     plan = planned(study, workdir, reporter) if rounds else None
     if plan:
       reporter.say(str(plan))
   workdir.mkdir(parents=True, exist_ok=True)
   with locked(workdir, reporter.warn):
-    check_inputs(workdir, inputs)
+    check_inputs(workdir, inputs, mendable)
     files.claim(workdir, settings)
     write_own_parts(workdir, mine)
     write_schema(workdir, data.schema)
