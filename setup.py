@@ -52,6 +52,8 @@ setup(
     'datasets': ['datasets>=4'],
     # Sites in the format 'uima', and predict's formats uima_xmi and uima_json.
     'uima': ['dkpro-cassis>=0.12'],
+    # The metric 'rouge_l' of config.eval.metrics.
+    'rouge': ['rouge-score>=0.1.2'],
     # Peers of scripts/bench_*.py.
     'bench': ['peft', 'torch', 'flwr[simulation]'],
     # Oracles of the tests; the package never imports torch. This build of it is CPU only on
@@ -61,6 +63,6 @@ setup(
       'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'torch==2.13.0', 'peft', 'qwix',
       'flwr[simulation]', 'openai>=2', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate',
       'nbclient', 'ipykernel',
-      'datasets>=4', 'dkpro-cassis>=0.12', 'tensorboardX'],
+      'datasets>=4', 'dkpro-cassis>=0.12', 'rouge-score>=0.1.2', 'tensorboardX'],
   },
 )

@@ -166,7 +166,8 @@ def prepare(config: ConfigDict, data: Data, **parts: Any) -> Study:
   Args:
     config: validated.
     data: of `load_data`.
-    parts: parts of your own, by keyword: aggregator, rule, sharing, server_optimizer, partition.
+    parts: parts of your own, by keyword: aggregator, rule, sharing, server_optimizer, partition,
+      metric.
   """
   config, own = _with_parts(config, parts, data)
   return build.prepare(config, data, own=own)
@@ -186,7 +187,8 @@ def run(
     reporter: shows progress; None = on the terminal or in the notebook.
     parts: parts of your own, by keyword: aggregator, rule, sharing, server_optimizer, partition;
       each is a value, such as `Aggregator`, or a builder that is called with those
-      hyper-parameters of the run that its signature names.
+      hyper-parameters of the run that its signature names. And metric, a function (predictions,
+      targets) -> {name: a number, or a list of one a row}, of the task 'text'.
 
   Raises:
     InputError: bad configuration, data, model, part or folder, before anything is saved.

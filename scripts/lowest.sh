@@ -11,7 +11,7 @@ python=.venv-lowest/bin/python
 
 echo 'installing the lowest versions ...'
 uv venv --quiet --clear --python .venv/bin/python .venv-lowest
-uv pip install --quiet --python "$python" --resolution lowest-direct -e '.[api,datasets,uima]'
+uv pip install --quiet --python "$python" --resolution lowest-direct -e '.[api,datasets,uima,rouge]'
 "$python" - <<'CHECK'
 import importlib.metadata
 import re

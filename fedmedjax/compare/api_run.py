@@ -23,8 +23,11 @@ from fedmedjax.eval.evaluate import SiteScores
 from fedmedjax.eval.generation import most_new_tokens
 from fedmedjax.eval.prompt import Prompt, make_prompt, messages
 from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.methods import Own
 from fedmedjax.experiment.notes import data_seed
+from fedmedjax.experiment.own_parts import METRIC, own_parts
 from fedmedjax.experiment.stored import quoted_sentences
+from fedmedjax.experiment.text_scores import text_metrics
 from fedmedjax.experiment.types import Data
 from fedmedjax.report.description import used
 from fedmedjax.report.terminal import show
@@ -35,7 +38,10 @@ from fedmedjax.store import files, tensorboard, words
 from fedmedjax.train.fingerprint import (
   check_inputs,
   compare_inputs,
+  may_mend,
+  own_checksums,
   schema_checksum,
+  write_own_parts,
   write_schema,
 )
 from fedmedjax.types import Example, InputError
@@ -89,9 +95,12 @@ def run_api(
     RuntimeError: the endpoint fails; what it answered is kept.
   """
   started = time.monotonic()
+  values = leaves(config.to_dict())
   finished = files.check_workdir(workdir, settings(config), HARMLESS)
-  inputs = schema_checksum(data.schema)
-  compare_inputs(workdir, inputs, only=inputs)
+  own = own_parts({METRIC: config.eval.metric})
+  inputs = schema_checksum(data.schema) | own_checksums(own)
+  mendable = may_mend(workdir, values)
+  compare_inputs(workdir, inputs, only=inputs, mendable=mendable)
   if not config.store.text:
     words.take_out(workdir)
   if finished and not finished['api']['failed']:
@@ -99,12 +108,14 @@ def run_api(
     show(finished, reporter)
     report.freshen(workdir, quoted_sentences(config))
     return finished
+  judged_by = text_metrics(values, own, (*data.tested, *data.external))
   plans = plan(config, data)
   cache = _cache(config.api.cache, workdir, endpoint.model)
   files.claim(workdir, settings(config))
   (workdir / report.FILE).unlink(missing_ok=True)
   system = chat_of(data.base.tokenizer).system if config.data.chat else None
-  _write_what_is_asked(workdir, data, plans, inputs, system, config.store.text)
+  _keep(workdir, data, own, inputs, mendable)
+  _write_what_is_asked(workdir, data, plans, system, config.store.text)
   limits = api.Limits(config.api.concurrency, config.api.max_attempts, config.api.timeout)
   answers: list[Answer] = []
 
@@ -134,13 +145,13 @@ def run_api(
     files.write_lines(
       workdir / 'predictions' / f'{site.name}.jsonl', words.kept(records, config.store.text))
     scores[site.name] = evaluate.score(
-      site, [records], config.seed, config.eval.bootstrap_samples)
+      site, [records], config.seed, config.eval.bootstrap_samples, judged_by)
   files.write_json(workdir / 'predictions' / evaluate.COUNTS, files.plain({
     'scores': evaluate.source_counts(scores)}))
   summary = _summary(config, data, endpoint.model, scores) | {
     'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started,
     'versions': versions()}
-  summary['warnings'] = warnings(summary, [])
+  summary['warnings'] = warnings(summary, [], workdir / 'predictions')
   tensorboard.finish(workdir, [], summary)
   files.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
@@ -170,14 +181,20 @@ def check_cache(config: ConfigDict, study: Path, workdir: Path, model: str) -> N
       f'{Path(folder) / folder_name(model)}.jsonl, or delete it')
 
 
-def _write_what_is_asked(
-  workdir: Path, data: Data, plans: dict[str, dict[str, Prompt]],
-  inputs: dict[str, dict[str, str]], system: bool | None, text: bool
+def _keep(
+  workdir: Path, data: Data, own: Own, inputs: dict[str, dict[str, str]], mendable: bool
 ) -> None:
-  """The study's own schema and words, the sites, and, where text is kept, the prompts."""
+  """Writes the study's own schema, words and metric, and their checksums, if there are any."""
   if inputs:
-    check_inputs(workdir, inputs)
-    write_schema(workdir, data.schema)
+    check_inputs(workdir, inputs, mendable)
+  write_own_parts(workdir, own)
+  write_schema(workdir, data.schema)
+
+
+def _write_what_is_asked(
+  workdir: Path, data: Data, plans: dict[str, dict[str, Prompt]], system: bool | None, text: bool
+) -> None:
+  """The sites, and, where text is kept, the prompts."""
   files.write_json(workdir / report.SITES, used(
     data.sites, data.tested, data.external, data.server, data.schema))
   if text:

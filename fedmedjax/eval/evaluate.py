@@ -7,8 +7,9 @@ import numpy as np
 
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tasks import OUTPUT_HEADING, Ask
-from fedmedjax.eval import metrics
+from fedmedjax.eval import metrics, text_metrics
 from fedmedjax.eval.generation import Generator, encoder_of, generate
+from fedmedjax.eval.text_metrics import TextMetrics
 from fedmedjax.types import Example, Span
 
 
@@ -55,6 +56,7 @@ def predictions(ask: Ask, examples: Sequence[Example], outputs: Sequence[str]) -
 
   Offsets of `predicted`, `gold` and `main` are into the document; `model_input` follows the
   instruction. `main`, the main entity [start, end, type], is there in relation extraction only.
+  In the task 'text' an answer is not read: `target` stands in the place of what reading finds.
 
   Args:
     ask: the task at the site, which renders prompts and parses outputs.
@@ -63,18 +65,24 @@ def predictions(ask: Ask, examples: Sequence[Example], outputs: Sequence[str]) -
   """
   records = []
   for example, output in zip(examples, outputs, strict=True):
-    parsed = ask.parse(output, example)
     record = {
       'document': example.document, 'sentence_start': example.start, 'task': ask.task,
-      'model_input': ask.render(example)[0], 'generated': output,
-      'predicted': [in_document(span, example) for span in parsed.spans],
-      'gold': [in_document(span, example) for span in example.entities],
-      'parse_failed': parsed.failed, 'copied': parsed.copied, 'dropped': parsed.dropped,
-    }
+      'model_input': ask.render(example)[0], 'generated': output}
+    found = {'target': example.target} if ask.task == text_metrics.TASK else _read(
+      ask, example, output)
     main = {} if example.main is None else {'main': in_document(example.main, example)}
     ending = {} if ask.after == OUTPUT_HEADING else {'output_heading': ask.after}
-    records.append(record | main | ending)
+    records.append(record | found | main | ending)
   return records
+
+
+def _read(ask: Ask, example: Example, output: str) -> dict:
+  """The keys of a record that say what an answer found, and what there was to find."""
+  parsed = ask.parse(output, example)
+  return {
+    'predicted': [in_document(span, example) for span in parsed.spans],
+    'gold': [in_document(span, example) for span in example.entities],
+    'parse_failed': parsed.failed, 'copied': parsed.copied, 'dropped': parsed.dropped}
 
 
 def in_document(span: Span, example: Example) -> list:
@@ -129,8 +137,13 @@ def _texts(site: SiteData) -> dict[tuple[str, int], str]:
 
 
 def asked(site: SiteData, records: Sequence[dict]) -> bool:
-  """Whether these are the records of one adapter that answered all test examples of a site."""
-  return sum(record['task'] != END_TO_END for record in records) == len(site.test)
+  """Whether these are the records of one adapter that answered all test examples of a site.
+
+  Those of the task 'text' are none once their answers were taken out: only these can be scored.
+  """
+  return sum(
+    record['task'] != END_TO_END and (record['task'] != text_metrics.TASK or 'generated' in record)
+    for record in records) == len(site.test)
 
 
 # File in the folder of the predictions: the counts that scores add up from, by source.
@@ -140,10 +153,12 @@ COUNTS = 'counts.json'
 class SiteScores(NamedTuple):
   """A site's scores in the form of summary.json, and the counts that they add up from."""
 
-  scores: dict                   # {'ner': ..., 're': {'modifier': ..., 'triple': ..., ...}}
+  # {'ner': ..., 're': {'modifier': ..., 'triple': ..., ...}}, or {'text': {metric: ...}}
+  scores: dict
   sources: tuple[str, ...]       # N tested sources: articles, trials, patients or just notes
-  counts: dict[str, np.ndarray]  # 'ner', 're.modifier', ...: i64[N, 2, T + 1, 3]
-  asked: int                     # answers that were read
+  # 'ner', 're.modifier', ...: i64[N, 2, T + 1, 3]; 'text.exact_match', ...: of floats
+  counts: dict[str, np.ndarray]
+  asked: int                     # answers that were read, of the task 'text' none
   copied: int                    # of them, those that copy their sentence
   unreadable: int                # of them, those that had to be repaired
   dropped: int                   # entities written that stand nowhere in their sentence
@@ -151,28 +166,30 @@ class SiteScores(NamedTuple):
   few: 'SiteScores | None' = None
 
   @property
-  def copy_rate(self) -> float:
-    return self.copied / self.asked
+  def copy_rate(self) -> float | None:
+    return self.copied / self.asked if self.asked else None
 
   @property
-  def parse_failure_rate(self) -> float:
-    return self.unreadable / self.asked
+  def parse_failure_rate(self) -> float | None:
+    return self.unreadable / self.asked if self.asked else None
 
 
 def score(
-  site: SiteData, answers: Sequence[Sequence[dict]], seed: int, samples: int
+  site: SiteData, answers: Sequence[Sequence[dict]], seed: int, samples: int,
+  text: TextMetrics = text_metrics.USUAL,
 ) -> SiteScores:
   """Scores the answers for a site; intervals resample its sources.
 
   A task that asks about main entities has three scores: `modifier`, of the spans, the true main
   entity given, one question after the other; `triple`, of (main entity, modifier) pairs, each once,
   typed by both; `end_to_end`, the same with the main entities that the model found itself, where
-  the site has the task that finds them.
+  the site has the task that finds them. The task 'text' has those of `text_metrics.score`.
 
   Args:
     site: whose sentences and tasks were asked about.
     answers: the records (`answer`) of each adapter that answered; counts add up over adapters.
     seed, samples: of the bootstrap.
+    text: what the texts of the task 'text' are judged by.
   """
   texts, scores, counts = _texts(site), {}, {}
   source_of = {example.document: example.source or example.document for example in site.test}
@@ -189,6 +206,10 @@ def score(
 
   for part in site.tasks:
     task, types, pairs = part.ask.task, part.ask.types, _pairs(part.ask)
+    if task == text_metrics.TASK:
+      scores[task], more = text_metrics.score(text, site.name, part.test, answers, seed, samples)
+      counts |= more
+      continue
     spans = summed(f'{task}.modifier' if pairs else task, types, (
       pair for records in answers for pair in _span_counts(records, task, types, texts)))
     if not pairs:
@@ -202,11 +223,23 @@ def score(
       scores[task][name] = summed(f'{task}.{name}', pairs, (
         pair for records in answers
         for pair in _link_counts(records, task, source, pairs, texts)))
-  records = [record for adapter_records in answers for record in _asked_once(adapter_records)]
+  records = [
+    record for adapter_records in answers for record in _asked_once(adapter_records)
+    if record['task'] != text_metrics.TASK]
   return SiteScores(
     scores, tuple(dict.fromkeys(source_of.values())), counts,
     len(records), *(sum(record[key] for record in records)
                     for key in ('copied', 'parse_failed', 'dropped')))
+
+
+def headline(scores: dict) -> float:
+  """A site's score that comes first: strict typed F1 of entities, else of modifiers; of texts, the
+  first metric."""
+  if text_metrics.TASK in scores:
+    first, *_ = scores[text_metrics.TASK].values()
+    return first['value']
+  entry = scores['ner'] if 'ner' in scores else scores['re']['modifier']
+  return entry['strict']['typed']['f1']
 
 
 def _asked_once(records: Sequence[dict]) -> list[dict]:
@@ -231,12 +264,19 @@ def answer_counts(scores: dict[str, SiteScores]) -> dict[str, dict[str, int]]:
           for name, site in scores.items()}
 
 
-def rates(scores: Iterable[SiteScores]) -> dict[str, float]:
-  """Shares of summary.json about the answers as such: means over sites, and the number dropped."""
+def rates(scores: Iterable[SiteScores]) -> dict[str, float | None]:
+  """Shares of summary.json about the answers as such: means over sites, and the number dropped.
+
+  The means are None where no answer was read.
+  """
   scores = list(scores)
+
+  def mean(key: str) -> float | None:
+    known = [getattr(site, key) for site in scores if site.asked]
+    return np.mean(known) if known else None
+
   return {
-    'copy_rate': np.mean([site.copy_rate for site in scores]),
-    'parse_failure_rate': np.mean([site.parse_failure_rate for site in scores]),
+    'copy_rate': mean('copy_rate'), 'parse_failure_rate': mean('parse_failure_rate'),
     'dropped': sum(site.dropped for site in scores)}
 
 

@@ -171,7 +171,9 @@ def scores(
   return out
 
 
-def bootstrap_f1(counts: np.ndarray, seed: int, samples: int = 1000) -> np.ndarray:
+def bootstrap_f1(
+  counts: np.ndarray, seed: int, samples: int = 1000, limits: tuple[float, float] = (0.0, 1.0)
+) -> np.ndarray:
   """95 % interval of each F1: a t interval whose standard error is that of draws of sources.
 
   Percentiles of the draws would be too narrow for few sources: of two there are three draws.
@@ -180,6 +182,7 @@ def bootstrap_f1(counts: np.ndarray, seed: int, samples: int = 1000) -> np.ndarr
     counts: i64[N, 2, T + 1, 3], one entry per source.
     seed: of the draws.
     samples: number of draws.
+    limits: of what the F1 stands for, see `text_metrics.py`.
 
   Returns:
     f64[2 match kinds, 3 averages, (low, high)]; NaN where there is nothing to draw, with a single
@@ -189,7 +192,7 @@ def bootstrap_f1(counts: np.ndarray, seed: int, samples: int = 1000) -> np.ndarr
   error = averages(resampled(counts, seed, samples))[..., 2].std(axis=0)
   half = half_width(error, len(counts)) if len(counts) > 1 else np.full(f1.shape, np.nan)
   half = np.where(error > 1e-12, half, np.nan)
-  return np.clip(np.stack([f1 - half, f1 + half], axis=-1), 0, 1)
+  return np.clip(np.stack([f1 - half, f1 + half], axis=-1), *limits)
 
 
 def resampled(

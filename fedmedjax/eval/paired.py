@@ -1,6 +1,7 @@
 """Comparisons of runs: differences of mean F1, with intervals over sources and seeds.
 
-The statistic is the mean over seeds of the plain mean over sites of typed micro F1. A draw takes
+The statistic is the mean over seeds of the plain mean over sites of typed micro F1, or of a metric
+of texts, whose counts have it as their F1 (see `text_metrics.py`). A draw takes
 every site's sources with replacement, the same ones for all runs that were tested on them; over
 seeds the interval is a t interval, of a difference that of the paired differences. See
 `intervals.py`, which also says where there is none.
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedmedjax.eval import intervals, metrics
+from fedmedjax.eval import intervals, metrics, text_metrics
 from fedmedjax.eval.evaluate import COUNTS
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.types import InputError
@@ -29,7 +30,7 @@ class NoteCounts(NamedTuple):
   """
 
   sources: tuple[str, ...]
-  counts: np.ndarray  # i64[N, 2 match kinds, T + 1, (tp, fp, fn)]
+  counts: np.ndarray  # i64 or f64[N, 2 match kinds, T + 1, (tp, fp, fn)]
 
 
 # One run's answers, or one adapter's: {site: {score such as 'ner' or 're.modifier': NoteCounts}}.
@@ -78,9 +79,17 @@ def _answers(sites: dict[str, dict]) -> Answers:
   for site, stored in sites.items():
     sources = tuple(stored['sources'])
     answers[site] = {
-      name: NoteCounts(sources, np.array(counts, np.int64).reshape(len(sources), 2, -1, 3))
+      name: NoteCounts(sources, _table(counts, len(sources)))
       for name, counts in stored.items() if name != 'sources'}
   return answers
+
+
+def _table(counts: list, sources: int) -> np.ndarray:
+  """Counts of a file, [N, 2, T + 1, 3]: integers as such, floats where a metric has them."""
+  table = np.array(counts)
+  if table.dtype.kind not in 'if':
+    raise ValueError('counts are numbers')
+  return table.reshape(sources, 2, -1, 3)
 
 
 def mean_f1(
@@ -92,7 +101,7 @@ def mean_f1(
   Args:
     runs: the answers of one run a seed.
     sites: the mean is taken over these; all must have the score.
-    score: 'ner', 're.modifier', 're.triple' or 're.end_to_end'.
+    score: 'ner', 're.modifier', 're.triple', 're.end_to_end' or 'text.METRIC'.
     seed, samples: of the bootstrap.
     kind: 'strict' or 'lenient'.
   """
@@ -101,7 +110,7 @@ def mean_f1(
   return intervals.estimate(
     float(values.mean()),
     [intervals.of_sources(drawn, _numbers(first, sites, score)), intervals.of_seeds(values)],
-    (0.0, 1.0))
+    text_metrics.limits(score))
 
 
 def difference(
@@ -121,10 +130,11 @@ def difference(
     _statistic([pair[side] for pair in pairs], sites, score, seed, samples, kind)
     for side in (0, 1))
   (first, _), *_ = pairs
+  low, high = text_metrics.limits(score)
   return intervals.estimate(
     float((a - b).mean()), [
       intervals.of_sources(drawn_a - drawn_b, _numbers(first, sites, score)),
-      intervals.of_seeds(a - b)], (-1.0, 1.0), test=True)
+      intervals.of_seeds(a - b)], (low - high, high - low), test=True)
 
 
 def fewest_sources(runs: Sequence[Answers], sites: Sequence[str], score: str) -> int:
@@ -143,7 +153,7 @@ def _on_all_sources(
   """The answers with the sources of either run, in one order, so that draws are of the same."""
   def spread(tested: NoteCounts, sources: tuple[str, ...]) -> NoteCounts:
     place = {source: i for i, source in enumerate(sources)}
-    counts = np.zeros((len(sources), *tested.counts.shape[1:]), np.int64)
+    counts = np.zeros((len(sources), *tested.counts.shape[1:]), tested.counts.dtype)
     counts[[place[source] for source in tested.sources]] = tested.counts
     return NoteCounts(sources, counts)
 
@@ -176,12 +186,13 @@ def _statistic(
       tested = answers[site][score]
       # Sources of the same names are drawn alike for all runs; those of other sites are not.
       stream = zlib.crc32('\n'.join((site, *tested.sources)).encode())
-      values[run] += _f1(tested.counts.sum(0))[k] / len(sites)
+      values[run] += _f1(tested.counts.sum(0), score)[k] / len(sites)
       draws = metrics.resampled(tested.counts, (seed, stream), samples)
-      drawn[run, place] = _f1(draws)[:, k] / len(sites)
+      drawn[run, place] = _f1(draws, score)[:, k] / len(sites)
   return values, drawn
 
 
-def _f1(counts: np.ndarray) -> np.ndarray:
-  """Typed micro F1 of counts: [..., 2, T + 1, 3] -> [..., 2]."""
-  return metrics.averages(counts)[..., 0, 2]
+def _f1(counts: np.ndarray, score: str) -> np.ndarray:
+  """F1 of counts in the average that a score is: [..., 2, T + 1, 3] -> [..., 2]."""
+  average = metrics.AVERAGES.index(text_metrics.average(score))
+  return metrics.averages(counts)[..., average, 2]

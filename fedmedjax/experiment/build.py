@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
+from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import communication, meshes, methods
 from fedmedjax.experiment.bert import bert_parts, classifier_sizes, load_bert_data
 from fedmedjax.experiment.config import leaves
@@ -16,9 +17,10 @@ from fedmedjax.experiment.execution import Execution, executions, sites_at_once
 from fedmedjax.experiment.lora import load_lora_data, lora_parts, lora_sizes
 from fedmedjax.experiment.methods import Own
 from fedmedjax.experiment.notes import load_corpora, watched_sites
-from fedmedjax.experiment.own_parts import OWN_KEYS, is_own, own_parts
+from fedmedjax.experiment.own_parts import METRIC, OWN_KEYS, is_own, own_parts
 from fedmedjax.experiment.refusals import check_method
 from fedmedjax.experiment.tagger import load_tagger_data, tagger_parts
+from fedmedjax.experiment.text_scores import text_metrics
 from fedmedjax.experiment.types import Data, Options, Study, Trainable, TrainableKind
 from fedmedjax.fed.gradient import over_groups
 from fedmedjax.fed.round import federated_algorithm
@@ -52,7 +54,8 @@ def options(config: ConfigDict) -> Options:
   """What running needs to know beside the algorithm."""
   fed, values = config.fed, leaves(config.to_dict())
   return Options(
-    fed.preset, [f'{key}={values[key]}' for key in OWN_KEYS if is_own(values[key])], config.seed,
+    fed.preset, [f'{key}={values[key]}' for key in OWN_KEYS
+                 if key != METRIC and is_own(values[key])], config.seed,
     f'config.{methods.rate_key(values)}', fed.rounds if fed.train else 0,
     fed.pooled, config.eval.zero_shot, config.eval.max_zero_shot,
     config.eval.bootstrap_samples, config.checkpoint.keep,
@@ -88,7 +91,8 @@ def prepare(
       user's own breaks its contract.
   """
   fed, values = config.fed, leaves(config.to_dict())
-  own = own_parts(values, own)
+  own, watched = own_parts(values, own), _watched(config, data)
+  judged_by = text_metrics(values, own, (*data.tested, *data.external, *watched))
   kind, parts = LEARNERS[fed.learner], methods.method(values, own)
   sizes = kind.sizes(config, data)
   sampler = communication.site_sampler(config, sizes)
@@ -103,12 +107,6 @@ def prepare(
     raise InputError(
       f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
       f'for validation, and preset {fed.preset!r} weighs sites by their validation loss')
-  watched = watched_sites((*data.sites, *data.server)) if config.eval.every and fed.train else ()
-  if config.eval.every and fed.train and not watched:
-    raise InputError(
-      f'config.eval.every={config.eval.every}: no site has a held-out sentence to answer while '
-      f'training (config.data.validation_examples={config.data.validation_examples}, '
-      f'validation_share={config.data.validation_share}); 0 = never')
   sharing = methods.sharing(values, own, tree.paths(trainable.adapter))
   if own:
     check_method(values, own, tree.paths(trainable.adapter))
@@ -140,7 +138,21 @@ def prepare(
   return Study(
     data, options(config), trainable, parts, sharing, schedule, plan,
     validation, algorithm_with(order[0]), optimizer, order, site_map, algorithm_with,
-    layout.groups, step_loss, partial(_with_micro_batch, config, data, on_step, own), own, watched)
+    layout.groups, step_loss, partial(_with_micro_batch, config, data, on_step, own), own, watched,
+    judged_by)
+
+
+def _watched(config: ConfigDict, data: Data) -> tuple[SiteData, ...]:
+  """`Study.watched`; raises InputError where config.eval.every asks for some and there are none."""
+  if not config.eval.every or not config.fed.train:
+    return ()
+  watched = watched_sites((*data.sites, *data.server))
+  if not watched:
+    raise InputError(
+      f'config.eval.every={config.eval.every}: no site has a held-out sentence to answer while '
+      f'training (config.data.validation_examples={config.data.validation_examples}, '
+      f'validation_share={config.data.validation_share}); 0 = never')
+  return watched
 
 
 def _step_loss(trainable: Trainable, groups: int, remat: str) -> LossFn:
@@ -154,4 +166,5 @@ def _with_micro_batch(
   """The study of `prepare` with so many examples at once, to see whether it fits into memory."""
   other = config.copy_and_resolve_references()
   other.fed.micro_batch = size
+  other.eval.metric = ''  # which would be tried again
   return prepare(other, data, on_step, own)

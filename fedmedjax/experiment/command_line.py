@@ -137,7 +137,8 @@ def _config_help() -> str:
     'The commonest keys of the configuration, with the values that they have by default:',
     *keys, '',
     'such as --config.fed.rounds=5 --config.data.tasks="(\'ner\',\'re\')". Every key and preset is',
-    'explained in fedmedjax/experiment: defaults.py, federation_defaults.py, presets.py.'])
+    'explained in fedmedjax/experiment: defaults.py, eval_defaults.py, federation_defaults.py,',
+    'presets.py.'])
 
 
 def _one_line(error: Exception) -> str:

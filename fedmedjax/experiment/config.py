@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data import partition, text_task
 from fedmedjax.data.pack import LOSS_ON
-from fedmedjax.data.tasks import STYLES, TASKS
+from fedmedjax.data.tasks import STYLES
+from fedmedjax.experiment import text_scores
 from fedmedjax.experiment.checks import (
   BELOW_ONE,
   BOOLEAN,
@@ -64,7 +65,7 @@ CHECKS = {
   'mesh.fsdp': integer(1), 'mesh.tensor': integer(1),
   'lora.rank': integer(1, 10_000), 'lora.alpha': POSITIVE, 'lora.targets': names(1),
   'lora.start': TEXT,
-  'bert.path': TEXT, 'bert.task': one_of(tuple(TASKS)), 'bert.max_length': integer(16),
+  'bert.path': TEXT, 'bert.task': one_of(('ner', 're')), 'bert.max_length': integer(16),
   'bert.learning_rate': POSITIVE,
   'tagger.width': integer(1, 65_536), 'tagger.buckets': integer(1, 2**24),
   'tagger.max_length': integer(1, 65_536),
@@ -129,7 +130,7 @@ CHECKS = {
   'eval.max_new_ratio': number(lambda v: 0 < v <= 1000, 'a number in (0, 1000]'),
   'eval.bootstrap_samples': integer(1, 100_000),
   'eval.guesses': integer(0, 100), 'eval.cross_site': BOOLEAN,
-  'eval.teacher_forced': BOOLEAN, 'eval.every': integer(0),
+  'eval.teacher_forced': BOOLEAN, 'eval.every': integer(0), **text_scores.CHECKS,
   'api.shots': integer(0), 'api.concurrency': integer(1, 1000), 'api.max_attempts': integer(1),
   'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
   'api.cache': TEXT,
@@ -180,6 +181,7 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
   _check_learner(values)
   check_partition(values)
   _check_tasks(values)
+  text_scores.check_metrics(values)
   _check_participation(values)
   check_method(values, own_parts(values, given))
 

@@ -1,8 +1,9 @@
-"""Parts of a method that a user wrote: from a file, or given in Python.
+"""Parts of a method, and a metric, that a user wrote: from a file, or given in Python.
 
 On the command line a part is FILE.py:FUNCTION, a builder in the user's file. It is called with
-those hyper-parameters of the run that its signature names (`fed/builders.py`). Its file's text and
-SHA-256 go into the run's folder, and the checksum into what resuming compares.
+those hyper-parameters of the run that its signature names (`fed/builders.py`); a metric is called
+with texts alone (`text_scores.py`). The file's text and SHA-256 go into the run's folder, and the
+checksum into what resuming compares.
 """
 
 import hashlib
@@ -22,7 +23,9 @@ from fedmedjax.types import InputError
 # Keys that may name a part of one's own, and the keyword of `fedmedjax.run` that gives it.
 OWN_KEYS = {
   'fed.aggregator': 'aggregator', 'fed.rule': 'rule', 'fed.sharing': 'sharing',
-  'fed.server_optimizer': 'server_optimizer', 'data.partition.kind': 'partition'}
+  'fed.server_optimizer': 'server_optimizer', 'data.partition.kind': 'partition',
+  'eval.metric': 'metric'}
+METRIC = 'eval.metric'  # the one of them that is no part of the method
 _FILE = re.compile(r'(?P<path>.+\.py):(?P<function>\w+)')
 _PYTHON = re.compile(r'python:\w+')
 # What of a function's globals counts: numbers, texts and arrays that it names.
@@ -33,7 +36,7 @@ class OwnPart(NamedTuple):
   """A user's part as the run knows it."""
 
   name: str          # 'methods.py:fednova', or 'python:fednova' of one given in Python
-  builder: Callable  # called with the hyper-parameters that its signature names
+  builder: Callable  # called with the hyper-parameters that its signature names; or the metric
   text: str          # its source
   checksum: str      # SHA-256 of the text, and of the numbers that a given part closes over
 
@@ -129,8 +132,11 @@ def from_python(key: str, part: Any) -> OwnPart:
   Args:
     key: one of OWN_KEYS.
     part: such as an `Aggregator`, an optax transformation, a partitioner, or a function that
-      returns one when it is called with hyper-parameters of the run.
+      returns one when it is called with hyper-parameters of the run; of METRIC, a function.
   """
+  if key == METRIC and (isinstance(part, tuple) or not callable(part)):
+    raise InputError(
+      f'{OWN_KEYS[key]}={part!r}: a function (predictions, targets) -> {{name: number}} is allowed')
   functions = [one for one in part if callable(one)] if isinstance(part, tuple) else [part]
   if not functions or not all(map(callable, functions)):
     raise InputError(

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData
+from fedmedjax.eval.text_metrics import USUAL, TextMetrics
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.execution import Execution
 from fedmedjax.experiment.methods import Method
@@ -100,6 +101,7 @@ class Study(NamedTuple):
   own: Mapping[str, OwnPart] = {}        # the user's own parts, by key of the configuration
   # Sites whose test examples are held-out sentences, answered every `options.every` rounds.
   watched: tuple[SiteData, ...] = ()
+  text_metrics: TextMetrics = USUAL  # that the task 'text' is scored by
 
 
 class TrainableKind(NamedTuple):

@@ -13,8 +13,8 @@ from fedmedjax.types import InputError
 
 PREDICTIONS = 'predictions'
 # Keys of a prediction record that hold words of its note, or may.
-_WORDS = ('model_input', 'generated')
-# Keys of a record without words; `predicted` and `gold` are lists of [start, end, type].
+_WORDS = ('model_input', 'generated', 'target')
+# Keys of a record without words; `predicted` and `gold`, if there, are lists of [start, end, type].
 _OFFSETS = {
   'document', 'sentence_start', 'sentence_end', 'task', 'predicted', 'gold', 'main',
   'parse_failed', 'copied', 'dropped', 'output_heading'}
@@ -175,7 +175,7 @@ def _has_words(line: bytes) -> bool:
   try:
     record = json.loads(line)
     return not (record.keys() <= _OFFSETS and all(
-      isinstance(span, list) for key in ('predicted', 'gold') for span in record[key]))
+      isinstance(span, list) for key in ('predicted', 'gold') for span in record.get(key, ())))
   except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
     return True
 

@@ -15,7 +15,7 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import checkpoint, files
 from fedmedjax.train import loop
 from fedmedjax.train.duration import expected
-from fedmedjax.train.fingerprint import compare_inputs, fingerprint
+from fedmedjax.train.fingerprint import compare_inputs, fingerprint, may_mend
 from fedmedjax.train.loop import CHECKPOINTS
 from fedmedjax.train.memory import memory_table
 from fedmedjax.train.round_log import participant_names
@@ -28,13 +28,15 @@ def dry_run(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
   Raises:
     InputError: as a run would.
   """
+  settings = files.plain(leaves(config.to_dict()))
   if workdir:
-    check_continued(workdir, files.plain(leaves(config.to_dict())), options(config).rounds)
+    check_continued(workdir, settings, options(config).rounds)
   with reporter.live():
     data = load_data(config, reporter)
     study = prepare(config, data)
   if workdir:
-    compare_inputs(workdir, fingerprint(config, data, study.own))
+    compare_inputs(
+      workdir, fingerprint(config, data, study.own), mendable=may_mend(workdir, settings))
   reporter.say(site_table(data.sites, data.tested, data.external, data.server))
   done = checkpoint.latest_round(workdir / CHECKPOINTS) if workdir else 0
   if study.options.rounds:

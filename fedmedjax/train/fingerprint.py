@@ -12,15 +12,24 @@ from ml_collections import ConfigDict
 from fedmedjax.data.schema import FILE as SCHEMA
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.wording import FILE as PROMPT
-from fedmedjax.experiment.own_parts import OwnPart
+from fedmedjax.experiment.own_parts import METRIC, OwnPart
 from fedmedjax.experiment.types import Data
 from fedmedjax.model.files.load import model_files, model_path
-from fedmedjax.store.files import CHECKSUM_DIGITS, file_checksums, read_json, write_json, write_text
+from fedmedjax.store.files import (
+  CHECKSUM_DIGITS,
+  file_checksums,
+  read_json,
+  read_lines,
+  write_json,
+  write_text,
+)
 from fedmedjax.types import Example, InputError, Schema
 
 FILE = 'inputs.json'
 _VALIDATION = 'its validation notes'
 _PROMPTS = 'its prompts'
+# The group of a metric of the user's own, which may change until there are scores by it.
+_METRIC = 'own metric'
 
 
 def fingerprint(
@@ -63,10 +72,11 @@ def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:
 
 def own_checksums(own: Mapping[str, OwnPart]) -> dict[str, dict[str, str]]:
   """The part of the fingerprint of the user's own parts, {} without any."""
-  if not own:
-    return {}
-  return {'own parts': {
-    f'config.{key}={part.name}': part.checksum for key, part in sorted(own.items())}}
+  groups = defaultdict(dict)
+  for key, part in sorted(own.items()):
+    group = _METRIC if key == METRIC else 'own parts'
+    groups[group][f'config.{key}={part.name}'] = part.checksum
+  return dict(groups)
 
 
 def write_own_parts(workdir: Path, own: Mapping[str, OwnPart]) -> None:
@@ -88,19 +98,43 @@ def write_schema(workdir: Path, schema: Schema) -> None:
       write_text(workdir / name, text)
 
 
-def check_inputs(workdir: Path, inputs: dict[str, dict[str, str]]) -> None:
+def may_mend(workdir: Path, settings: Mapping[str, Any]) -> bool:
+  """Whether a run may go on with a changed metric of the user's own, as after a fault in it.
+
+  So it is until there are scores by it: in summary.json, or in rounds that were watched by it.
+
+  Args:
+    workdir: folder of the run.
+    settings: flat configuration.
+  """
+  if (workdir / 'summary.json').exists():
+    return False
+  return bool(settings['eval.metrics']) or not any(
+    'validation_f1' in line for line in read_lines(workdir / 'metrics.jsonl'))
+
+
+def check_inputs(
+  workdir: Path, inputs: dict[str, dict[str, str]], mendable: bool = False
+) -> None:
   """Writes the fingerprint to WORKDIR/inputs.json, or compares it with the one that is there.
+
+  Args:
+    workdir, inputs, mendable: see `compare_inputs`.
 
   Raises:
     InputError: as `compare_inputs`.
   """
-  if not (workdir / FILE).exists():
-    write_json(workdir / FILE, inputs)
-  compare_inputs(workdir, inputs)
+  path = workdir / FILE
+  if not path.exists():
+    write_json(path, inputs)
+  compare_inputs(workdir, inputs, mendable=mendable)
+  if mendable and _METRIC in inputs:
+    write_json(path, read_json(path) | {_METRIC: inputs[_METRIC]})
 
 
 def compare_inputs(
-  workdir: Path, inputs: dict[str, dict[str, str]], only: Iterable[str] | None = None
+  workdir: Path, inputs: dict[str, dict[str, str]], only: Iterable[str] | None = None,
+  mendable: bool = False,
 ) -> None:
   """Compares the fingerprint with that of the run in `workdir`, if there is one.
 
@@ -108,6 +142,7 @@ def compare_inputs(
     workdir: folder of the run.
     inputs: from `fingerprint`.
     only: the groups to compare, such as 'model'; None = all.
+    mendable: of `may_mend`; then a metric of the user's own is not compared.
 
   Raises:
     InputError: an input has changed since the run began; the message names it.
@@ -116,7 +151,8 @@ def compare_inputs(
   recorded = read_json(path) if path.exists() else inputs
   if not all(isinstance(entry, dict) for entry in recorded.values()):
     raise InputError(f'{path}: is no list of inputs; bring back the file')
-  for group in sorted(recorded.keys() | inputs.keys() if only is None else only):
+  groups = set(recorded.keys() | inputs.keys() if only is None else only)
+  for group in sorted(groups - {_METRIC} if mendable else groups):
     before, now = recorded.get(group, {}), inputs.get(group, {})
     # Older versions did not record prompts.
     changed = [name for name in sorted(before.keys() | now.keys())

@@ -33,6 +33,7 @@ from fedmedjax.train.fingerprint import (
   check_inputs,
   compare_inputs,
   fingerprint,
+  may_mend,
   own_checksums,
   schema_checksum,
   starting_adapter,
@@ -100,14 +101,15 @@ def run(
     if data.skew:
       reporter.say(f'sites dealt out: {data.skew}')
     inputs = fingerprint(config, data, mine)
-    compare_inputs(workdir, inputs)
+    mendable = may_mend(workdir, settings)
+    compare_inputs(workdir, inputs, mendable=mendable)
     # After all checks, since compiling may take minutes.
     plan = planned(study, workdir, reporter) if rounds else None
     if plan:
       reporter.say(str(plan))
   workdir.mkdir(parents=True, exist_ok=True)
   with locked(workdir, reporter.warn):
-    check_inputs(workdir, inputs)
+    check_inputs(workdir, inputs, mendable)
     files.claim(workdir, settings)
     write_own_parts(workdir, mine)
     write_schema(workdir, data.schema)
@@ -198,7 +200,7 @@ def _carried_out(
     # None = nothing was trained now.
     'predicted_peak_bytes': trained.plan.peak if trained.plan else None, 'versions': versions(),
   }
-  summary['warnings'] = warnings(summary, lines)
+  summary['warnings'] = warnings(summary, lines, workdir / 'predictions')
   files.write_text(workdir / 'ledger.csv', communication.ledger_csv(study.communication, lines))
   tensorboard.finish(workdir, lines, summary)
   files.write_json(workdir / 'summary.json', summary)

@@ -39,8 +39,8 @@ def watched_f1(study: Study, state: FedState, reporter: Reporter) -> dict:
   """The keys of a round's line that say how the held-out sentences are answered after it.
 
   `validation_f1_sites` is {site: typed strict F1} of entities, or of modifiers where a site has no
-  entities, `validation_f1` their plain mean. A site's own adapter answers where it has one, and
-  every site's for notes of the server, as for an external cohort.
+  entities, or the first metric of texts; `validation_f1` is their plain mean. A site's own adapter
+  answers where it has one, and every site's for notes of the server, as for an external cohort.
   """
   answering, found = adapters(study, state), {}
   asked = {site.name: [site.name] if site.name in answering else list(answering)
@@ -50,9 +50,8 @@ def watched_f1(study: Study, state: FedState, reporter: Reporter) -> dict:
     for site in study.watched:
       records = [
         study.trainable.answer(answering[name], site, advance) for name in asked[site.name]]
-      scores = evaluate.score(site, records, study.options.seed, 1).scores
-      entry = scores['ner'] if 'ner' in scores else scores['re']['modifier']
-      found[site.name] = entry['strict']['typed']['f1']
+      found[site.name] = evaluate.headline(evaluate.score(
+        site, records, study.options.seed, 1, study.text_metrics.headline()).scores)
   return {
     'validation_f1': float(np.mean(list(found.values()))), 'validation_f1_sites': found}
 
@@ -102,7 +101,9 @@ def score_all(
     beside: sentences of each site that are also scored without the others (`SiteScores.few`).
   """
   scores, crossed = {}, {name: {} for name in adapters if cross}
-  seed, samples = study.options.seed, study.options.bootstrap_samples
+  score = partial(
+    evaluate.score, seed=study.options.seed, samples=study.options.bootstrap_samples,
+    text=study.text_metrics)
   for site in (fewer(site, only) for site in (*study.data.tested, *study.data.external)):
     path = folder / f'{site.name}.jsonl'
     own = [site.name] if site.name in adapters else list(adapters)
@@ -115,14 +116,14 @@ def score_all(
           name: study.trainable.answer(adapters[name], site, advance) for name in answering}
       files.write_lines(path, words.kept(
         (record for name in own for record in answers[name]), study.options.text))
-    scores[site.name] = evaluate.score(site, [answers[name] for name in own], seed, samples)
+    scores[site.name] = score(site, [answers[name] for name in own])
     if (part := fewer(site, beside)) is not site:
-      scores[site.name] = scores[site.name]._replace(few=evaluate.score(
-        part, [_about(part, answers[name]) for name in own], seed, samples))
+      scores[site.name] = scores[site.name]._replace(few=score(
+        part, [_about(part, answers[name]) for name in own]))
     for name, row in crossed.items():
       files.write_lines(
         folder / 'cross_site' / name / path.name, words.kept(answers[name], study.options.text))
-      row[site.name] = evaluate.score(site, [answers[name]], seed, samples)
+      row[site.name] = score(site, [answers[name]])
   return scores, crossed
 
 

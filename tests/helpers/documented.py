@@ -40,6 +40,8 @@ def _general(path: tuple[str, ...]) -> str:
   if head not in ('scores', 'instructions'):
     return '.'.join((head, *rest))
   _, _, *rest = rest
+  if path[2] == 'text' and head == 'scores':
+    return '.'.join((head, 'SITE', 'text', 'METRIC', *rest[1:]))
   out = [head, 'SITE', 'TASK']
   if rest and rest[0] == 'per_type':
     out += ['per_type', 'TYPE']
@@ -74,5 +76,11 @@ def undocumented(folder: Path) -> dict[str, dict[str, set[str]]]:
     'summary.json': summary_keys(summary) | nullable,
     'ledger.csv': set(header.split(',')),
     'predictions/SITE.jsonl': set(json.loads(record))}
+  if all('text' in tasks for tasks in summary['scores'].values()):
+    # Texts have scores of another form, and nothing is read from them.
+    always, _ = documented('summary.json')
+    written['summary.json'] |= {
+      key for key in always if '.MATCH' in key or '.per_type.' in key}
+    written['predictions/SITE.jsonl'] |= {'predicted', 'gold', 'parse_failed', 'copied', 'dropped'}
   found = {heading: differences(heading, keys) for heading, keys in written.items()}
   return {heading: some for heading, some in found.items() if some}
