@@ -31,7 +31,7 @@ _PUBLIC = {
   'LocalRule': ('fedmedjax.fed.types', 'LocalRule'),
   'Sharing': ('fedmedjax.fed.types', 'Sharing'),
   'LocalData': ('fedmedjax.fed.types', 'LocalData'),
-  'Site': ('fedmedjax.types', 'SiteCorpus'),
+  'Site': ('fedmedjax.api', 'Site'),
   'InputError': ('fedmedjax.types', 'InputError'),
   'fed': ('fedmedjax.fed', ''),
 }

@@ -2,14 +2,16 @@
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
 from ml_collections import ConfigDict
 
+from fedmedjax.data.formats.corpora import site_of_rows
 from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import build
 from fedmedjax.experiment.command_line import choose_preset, parse
@@ -22,7 +24,7 @@ from fedmedjax.runtime.cli import set_up
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.files import plain, read_json, read_lines
 from fedmedjax.train import run as training
-from fedmedjax.types import InputError, SiteCorpus
+from fedmedjax.types import Document, InputError, SiteCorpus
 
 _FACTOR = re.compile(r'.*\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight')
 _PATH = re.compile(r'layers/(\w+)/([ab])')
@@ -78,6 +80,32 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
   return config
 
 
+def Site(
+  name: str, rows: Iterable[Mapping[str, Any]] = (), *, test_share: float = 0.2,
+  types: Sequence[str] = (), train: Sequence[Document] = (), test: Sequence[Document] = (),
+  report: Mapping[str, int] = MappingProxyType({}), **notes: Any,
+) -> SiteCorpus:
+  """A site of your own: rows for config.data.tasks=('text',), or notes with annotation.
+
+  Args:
+    name: letters, digits, _ . - .
+    rows: {'input': text, 'target': text}, with 'source' (which rows belong to one patient or note)
+      and 'part' ('train', 'dev' or 'test') if wanted.
+    test_share: of the sources that rows are tested on, where they do not say their part.
+    types, train, test, report, **notes: of notes instead, the fields of `types.SiteCorpus`.
+
+  Raises:
+    InputError: a row lacks a text, there are too few rows to split, or both or neither are given.
+  """
+  if not types:
+    if train or test or notes:
+      raise InputError(f'Site({name!r}): types=..., the entity types that it annotates, are needed')
+    return site_of_rows(name, rows, test_share)
+  if rows:
+    raise InputError(f'Site({name!r}): rows, or notes with types; one of the two is allowed')
+  return SiteCorpus(name, tuple(types), tuple(train), tuple(test), dict(report), **notes)
+
+
 def load_data(
   config: ConfigDict, *, sites: Sequence[SiteCorpus] = (), reporter: Reporter | None = None
 ) -> Data:
@@ -86,7 +114,8 @@ def load_data(
   Args:
     config: validated.
     sites: the notes of sites in place of config.data.sites, see `Site`; `run` then takes the
-      names of its sites from them.
+      names of its sites from them. Those that config.data.external or server_validation names are
+      read as such.
     reporter: shows progress; None = on the terminal or in the notebook.
   """
   set_up()
@@ -120,7 +149,9 @@ def _check_loaded(config: ConfigDict, data: Data) -> None:
 def _named(config: ConfigDict, sites: Sequence[SiteCorpus | SiteData]) -> ConfigDict:
   """A copy of `config` whose sites have the names of `sites`."""
   config = copy.deepcopy(config)
-  config.data.sites = names = tuple(site.name for site in sites)
+  names = tuple(site.name for site in sites)
+  elsewhere = {*config.data.external, config.data.server_validation}
+  config.data.sites = tuple(name for name in names if name not in elsewhere)
   for place, name in enumerate(names):
     if not SITE_NAME.fullmatch(name) or name in names[:place]:
       raise InputError(
@@ -143,7 +174,7 @@ def prepare(config: ConfigDict, data: Data, **parts: Any) -> Study:
 
 
 def run(
-  config: ConfigDict, workdir: str | Path, *, data: Data | None = None,
+  config: ConfigDict, workdir: str | Path, *, data: Data | Sequence[SiteCorpus] | None = None,
   reporter: Reporter | None = None, **parts: Any,
 ) -> Results:
   """Trains, scores and writes one run, or resumes it; a finished one is only read.
@@ -151,7 +182,8 @@ def run(
   Args:
     config: of `load_config`.
     workdir: the run's folder.
-    data: of `load_data`, to share it between runs of one model, config.data and seed of data.
+    data: of `load_data`, to share it between runs of one model, config.data and seed of data; or
+      the sites of the run, see `Site` and `load_data`.
     reporter: shows progress; None = on the terminal or in the notebook.
     parts: parts of your own, by keyword: aggregator, rule, sharing, server_optimizer, partition;
       each is a value, such as `Aggregator`, or a builder that is called with those
@@ -162,6 +194,8 @@ def run(
     InputError: bad configuration, data, model, part or folder, before anything is saved.
     RuntimeError: training failed; finished rounds stay.
   """
+  if data is not None and not isinstance(data, Data):
+    data = load_data(config, sites=data, reporter=reporter)
   config, own = _with_parts(config, parts, data)
   set_up()
   training.run(config, Path(workdir), reporter or Reporter(), data, own)

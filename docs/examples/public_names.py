@@ -55,7 +55,7 @@ def with_model(model: str, workdir: str) -> fm.Results:
     Document(f'note {day}', f'Day {day}: aspirin for a cough.\n', spans, ())
     for day in range(8)]
   sites = [
-    fm.Site(name, ('problem', 'drug'), train=tuple(notes[:6]), test=tuple(notes[6:]), report={})
+    fm.Site(name, types=('problem', 'drug'), train=notes[:6], test=notes[6:])
     for name in ('north', 'south')]
   try:
     fm.load_config('fedmedjax:quickstart', {'fed.rounds': 0})

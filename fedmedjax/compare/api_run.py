@@ -151,7 +151,7 @@ def run_api(
   summary = _summary(config, data, endpoint.model, scores) | {
     'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started,
     'versions': versions()}
-  summary['warnings'] = warnings(summary, [])
+  summary['warnings'] = warnings(summary, [], workdir / 'predictions')
   tensorboard.finish(workdir, [], summary)
   files.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)

@@ -7,14 +7,11 @@ import numpy as np
 
 from fedmedjax.compare.rows import DEPTH
 from fedmedjax.compare.scenarios import LOCAL
+from fedmedjax.compare.score_words import WORDS, words, written
 from fedmedjax.eval import intervals, metrics, paired
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.eval.paired import Answers
 
-# Score -> its name in sentences.
-WORDS = {
-  'ner': 'entities', 're.modifier': 'modifiers', 're.triple': 'triples',
-  're.end_to_end': 'relations end to end'}
 # Federated methods are compared with these, in this order, and with _REFERENCE.
 _BASELINES = ('zero_shot', 'single_site', 'centralised', DEPTH, 'fed_bert')
 _REFERENCE = 'fed_medlora'
@@ -44,14 +41,15 @@ class Draws(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """The difference between two rows: `ours` minus `theirs`, typed strict F1.
+  """The difference between two rows: `ours` minus `theirs`, typed strict F1 or a metric of an own
+  task.
 
-  F1 is the mean over sites and seeds.
+  It is the mean over sites and seeds.
   """
 
   scenario: str
   label: str     # the part of the scenario, in words
-  score: str     # a key of WORDS
+  score: str     # a name of counts.json
   where: str     # the sites, in words
   ours: str      # name of a row
   theirs: str    # name of a row
@@ -71,7 +69,7 @@ class Comparison(NamedTuple):
       doubt += f'; p {_p(self.estimate.p)}, of {self.family} comparisons by Holm {_p(self.holm)}'
     caution = intervals.caution(self.fewest, self.seeds)
     return (
-      f'{self.ours} − {self.theirs}: {self.estimate} ({WORDS[self.score]}, {label}{self.where}, '
+      f'{self.ours} − {self.theirs}: {self.estimate} ({words(self.score)}, {label}{self.where}, '
       f'{self.sources} source{"s" * (self.sources > 1)}{seeds}{doubt}'
       f'{f"; {caution}" if caution else ""})')
 
@@ -98,7 +96,8 @@ def merged(runs: Runs, draws: Draws) -> dict:
   """One summary for all seeds: means of numbers, intervals over sources and seeds.
 
   Of a single seed, its summary as it is. Of several seeds, `seed` and the lists (weights, cohorts)
-  are the first seed's, `seeds` names all, and only typed F1 has an interval.
+  are the first seed's, `seeds` names all, and only typed F1 and the metrics of own tasks have an
+  interval.
   """
   if len(runs.summaries) == 1:
     return runs.summaries[0]
@@ -111,16 +110,20 @@ def merged(runs: Runs, draws: Draws) -> dict:
     for site, tasks in scores.items():
       for name in answers[0][site]:
         entry = _entry(tasks, name)
-        for kind in metrics.KINDS:
+        for kind in ('strict',) if written(name) else metrics.KINDS:
           estimate = paired.mean_f1(answers, [site], name, kind=kind, **draws._asdict())
           known = None if estimate.low is None else [estimate.low, estimate.high]
-          entry[kind]['typed'] |= {'f1': estimate.value, 'ci95': known}
+          if written(name):
+            entry |= {'value': estimate.value, 'ci95': known}
+          else:
+            entry[kind]['typed'] |= {'f1': estimate.value, 'ci95': known}
   return out
 
 
 def _entry(tasks: Mapping, name: str) -> dict:
   """'ner' -> tasks['ner'], 're.modifier' -> tasks['re']['modifier']."""
-  for key in name.split('.'):
+  # Metrics of one's own may have dots in their names.
+  for key in name.split('.', 1):
     tasks = tasks[key]
   return tasks
 
@@ -194,7 +197,7 @@ def comparisons(
   places = [first['sites'], *([site] for site in first['external'])]
   methods = [name for name in rows if name not in _BASELINES and not name.startswith('api:')]
   compared = []
-  for score in WORDS:
+  for score in scores_of(rows.values()):
     for wanted in places:
       external = wanted is not places[0]
       for name in methods:
@@ -241,7 +244,7 @@ def new_site_comparisons(
   compared, untouched = [], parts.get(none, {})
   for label, rows in parts.items():
     sites = rows[LOCAL].summaries[0]['sites']
-    for score in WORDS:
+    for score in scores_of(rows.values()):
       for name in (arm for arm in rows if arm != LOCAL):
         rivals = [(LOCAL, rows[LOCAL])]
         if name in untouched and label != none:
@@ -267,7 +270,7 @@ def scaling_comparisons(parts: Mapping[int, Mapping[str, Runs]], draws: Draws) -
   before, after = with_everyone(parts[fewest]), with_everyone(parts[most])
   compared = []
   for name in (name for name in after if name in before and after[name].trained):
-    for score in WORDS:
+    for score in scores_of([after[name]]):
       tested = after[name].summaries[0]['sites']
       sites = paired.having([*after[name].scores, *before[name].scores], tested, score)
       if sites:
@@ -289,7 +292,7 @@ def _comparison(scenario, label, score, where, ours, theirs, sites, draws: Draws
 
 
 def scores_of(rows: Iterable[Runs]) -> list[str]:
-  """The scores that any row has, in the order of WORDS."""
-  present = {name for runs in rows for answers in runs.scores
-             for scores in answers.values() for name in scores}
-  return [name for name in WORDS if name in present]
+  """The scores that any row has, in the order of WORDS; then those of own tasks, in their order."""
+  present = dict.fromkeys(name for runs in rows for answers in runs.scores
+                          for scores in answers.values() for name in scores)
+  return [name for name in WORDS if name in present] + list(filter(written, present))

@@ -7,6 +7,7 @@ from fedmedjax.compare import comparisons, tables
 from fedmedjax.compare.comparisons import Comparison, Draws, Runs
 from fedmedjax.compare.headline import headline
 from fedmedjax.report.blocks import Plot, Table
+from fedmedjax.report.measures import unit_of
 
 
 class Contents(NamedTuple):
@@ -67,13 +68,16 @@ def _missing(rows: dict[str, Runs]) -> list[str]:
 _TITLES = {
   'leave_one_out': ('Each site, left out of training', 'trained without {}'),
   'scaling': ('Notes dealt out to so many sites', '{} sites'),
-  'new_site': ('A new site, fine-tuned on so many of its sentences', 'n = {}')}
+  'new_site': ('A new site, fine-tuned on so many of its {}s', 'n = {}')}
 
 
 def _curves(scenario: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -> Contents:
   """Contents of a scenario of several parts: a column for each; a plot if labels are numbers."""
   contents, (title, words) = Contents([], [], []), _TITLES[scenario]
   tested = 'external' if scenario == 'leave_one_out' else 'sites'
+  unit = unit_of([
+    runs.summaries[0] for rows in by_label.values() for runs in rows.values()])
+  title = (title if unit == 'sentence' else title.replace('Notes', 'Rows')).format(unit)
   steps = ', '.join(
     f'{label}: {max(runs.summaries[0]["local_steps"] for runs in rows.values()):g}'
     for label, rows in by_label.items())
@@ -88,7 +92,7 @@ def _curves(scenario: str, by_label: dict[str, dict[str, Runs]], draws: Draws) -
     if scenario != 'leave_one_out':
       x = {label: _place(label, rows) for label, rows in by_label.items()}
       contents.plots.append(tables.curve_plot(
-        title, 'sentences' if scenario == 'new_site' else 'sites', x, curves, score))
+        title, f'{unit}s' if scenario == 'new_site' else 'sites', x, curves, score))
   by_words = {words.format(label): rows for label, rows in by_label.items()}
   if scenario == 'new_site':
     contents.comparisons.extend(

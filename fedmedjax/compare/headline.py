@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 
-from fedmedjax.compare.comparisons import WORDS, Draws, Runs, scores_of, with_everyone
+from fedmedjax.compare.comparisons import Draws, Runs, scores_of, with_everyone
+from fedmedjax.compare.score_words import reached as words_of
 from fedmedjax.eval import paired
 
 
 def headline(rows: Mapping[str, Runs], label: str, draws: Draws, *, external: bool = False) -> str:
-  """One sentence about the regimes of a part: the first by mean strict F1, and the next.
+  """One sentence about the regimes of a part: the first by mean score, and the next.
+
+  The score is strict F1, or the first metric of an own task.
 
   The first is not chosen before its score is known, so its lead is a little too large; whether 0 is
   in the interval is said.
@@ -36,7 +39,7 @@ def headline(rows: Mapping[str, Runs], label: str, draws: Draws, *, external: bo
   sources = sum(len(rows[best].scores[0][site][score].sources) for site in sites)
   on = (f'{len(sites)} site{"s" * (len(sites) > 1)} ({sources} source{"s" * (sources > 1)}, '
         f'{seeds} seed{"s" * (seeds > 1)}{f", {label}" if label else ""})')
-  reached = f'mean strict F1 of {WORDS[score]}'
+  reached = f'mean {words_of(score)}'
   if not others:
     own = means[best]
     interval = '' if own.low is None else f' [95 %: {own.low:.3f} to {own.high:.3f}]'

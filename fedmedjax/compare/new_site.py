@@ -39,11 +39,11 @@ def check_new_site(
     return
   config = next(iter(part.rows.values())).config
   notes = site.train[:config.data.max_train_notes or None]
-  available = sum(len(note_sentences(note)) for note in notes)
+  available, rows = sum(len(note_sentences(note)) for note in notes), notes[0].target is not None
   if number > available:
     raise InputError(
-      f'--sentences={number}: the training notes of {site.name!r} have {available}; fewer, or all, '
-      'are allowed')
+      f'--sentences={number}: the training {"rows" if rows else "notes"} of {site.name!r} '
+      f'{"are" if rows else "have"} {available}; fewer, or all, are allowed')
   chosen = drawn_sentences(site.name, notes, number, data_seed(config))
   for task in config.data.tasks:
     asked = ask(task, site)

@@ -19,7 +19,9 @@ from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.notes import load_corpora
 from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.experiment.types import Data
+from fedmedjax.report.measures import asks_text
 from fedmedjax.report.terminal import compare_table, relation_tables, with_global
+from fedmedjax.report.text_tables import written_comparison
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files
 from fedmedjax.train.run import run
@@ -161,6 +163,8 @@ def _report(
     first = next(iter(shown.values()))
     if any('ner' in tasks for tasks in first['scores'].values()):
       reporter.say(compare_table(shown, first['sites'], first['external']))
+    if asks_text(first):
+      reporter.say(written_comparison(shown, first['sites'], first['external']))
     for table in relation_tables(shown, first['sites'], first['external']):
       reporter.say(table)
   for table in contents.tables:

@@ -5,17 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 import rich.table
 
 from fedmedjax.compare.comparisons import (
-  WORDS,
   Draws,
   Runs,
   best_single_site,
   with_everyone,
 )
+from fedmedjax.compare.score_words import ends, measured_as, titled, words
 from fedmedjax.eval import intervals, paired
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.eval.paired import Answers
 from fedmedjax.report.blocks import Cell, Plot, Table
-from fedmedjax.report.terminal import MARK, MARKED, folded
+from fedmedjax.report.captions import MARK, MARKED, folded
 from fedmedjax.report.warnings import is_unreadable
 
 NONE = '-'
@@ -39,8 +39,8 @@ def seeds_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | N
     return _figure(paired.mean_f1(runs.scores, sites, score, **draws._asdict()) if sites else None)
 
   return Table(
-    f'{_capital(score)}: {seeds} seeds',
-    'Typed strict F1, mean over seeds [95 % by source and seed]'
+    f'{titled(score)}: {seeds} seeds',
+    f'{measured_as(score)}, mean over seeds [95 % by source and seed]'
     + cautioned(rows.values(), [*inside, *outside], score) + _marks(rows.values()),
     ('regime', *inside, 'mean', *(f'{site} (external)' for site in outside)), [
       [marked(name, runs), *(figure(runs, [site]) for site in inside), figure(runs, common),
@@ -62,7 +62,7 @@ def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | 
     [answers for runs in having.values() for answers in runs.scores], first['sites'], score)
   if not sites:
     return None
-  alone, lines = having.get('single_site'), []
+  alone, lines, (least, most) = having.get('single_site'), [], ends(score)
   gains = _gains(having, sites, score, draws) if alone else {}
   for name, runs in having.items():
     values = {site: paired.mean_f1(runs.scores, [site], score, **draws._asdict()).value
@@ -73,14 +73,14 @@ def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | 
       f'{max(values.values()) - values[worst]:.3f}',
       *(gains.get((name, site), NONE) for site in sites)])
   return Table(
-    f'{_capital(score)}: who gains by joining',
-    'Typed strict F1 of the worst site, that of the best one minus it, and what each site gains '
-    'over ' + ('all single-site adapters, counts added' if first.get('partition') else
+    f'{titled(score)}: who gains by joining',
+    f'{measured_as(score)} of the {least} site, that of the {most} one minus it, and what each '
+    'site gains over ' + ('all single-site adapters, counts added' if first.get('partition') else
                'its single-site adapter') + ' [95 % by source]'
     + cautioned(having.values(), sites, score) + (
       f' {_SURE} not 0 at 5 % by Holm\'s correction over the {len(gains)} gains.' if gains else '')
     + _marks(having.values()),
-    ('regime', 'worst site', 'best − worst', *sites), lines)
+    ('regime', f'{least} site', f'{most} − {least}', *sites), lines)
 
 
 def _gains(
@@ -122,10 +122,6 @@ def cautioned(rows: Iterable[Runs], sites: Sequence[str], score: str) -> str:
   return f' ({longest}).' if (longest := max(said, key=len, default='')) else '.'
 
 
-def _capital(score: str) -> str:
-  return WORDS[score][0].upper() + WORDS[score][1:]
-
-
 def cross_site_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | None:
   """Every site's own adapter, and every adapter for all sites, on the test notes of every site.
 
@@ -137,7 +133,7 @@ def cross_site_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Tabl
   first = alone.summaries[0]
   sites = [*first['sites'], *first['external']]
   return Table(
-    f'{_capital(score)}: every adapter on every site', 'Typed strict F1.',
+    f'{titled(score)}: every adapter on every site', f'{measured_as(score)}.',
     ('adapter of', *(f'{site} (external)' if site in first['external'] else site
                      for site in sites)),
     [[name, *(
@@ -175,7 +171,7 @@ def curve(
 
   Args:
     parts: {label: {row: Runs}}.
-    score: a key of WORDS.
+    score: a name of counts.json.
     draws: of the intervals.
     external: True = the mean is over the external cohorts, not over the sites that train.
   """
@@ -195,7 +191,7 @@ def curve(
 
 
 def curve_table(
-  title: str, note: str, parts: Mapping[str, Mapping[str, Runs]],
+  heading: str, note: str, parts: Mapping[str, Mapping[str, Runs]],
   curves: Mapping[str, Mapping[str, Estimate]], score: str,
 ) -> Table:
   """The result of `curve` for these parts: a line for each row, a column for each part.
@@ -204,21 +200,22 @@ def curve_table(
   """
   bad = {name for rows in parts.values() for name, runs in rows.items() if _unreadable(runs)}
   return Table(
-    f'{title}: {WORDS[score]}', f'Typed strict F1 [95 % by source]. {note}'
+    f'{heading}: {words(score)}', f'{measured_as(score)} [95 % by source]. {note}'
     + f' {MARKED}' * bool(bad & curves.keys()), ('regime', *parts),
     [[name + MARK * (name in bad), *(_figure(values.get(label)) for label in parts)]
      for name, values in curves.items()])
 
 
 def curve_plot(
-  title: str, x_label: str, x: Mapping[str, float], curves: Mapping[str, Mapping[str, Estimate]],
+  heading: str, x_label: str, x: Mapping[str, float], curves: Mapping[str, Mapping[str, Estimate]],
   score: str,
 ) -> Plot:
   """The result of `curve` as lines; `x` is {label of the part: its place on the x axis}."""
   series = {name: [(x[label], *estimate[:3]) for label, estimate in values.items()]
             for name, values in curves.items()}
   return Plot(
-    f'{title}: {WORDS[score]}', 'Typed strict F1, with 95 % intervals by source.', x_label, series)
+    f'{heading}: {words(score)}', f'{measured_as(score)}, with 95 % intervals by source.', x_label,
+    series)
 
 
 def _figure(estimate: Estimate | None) -> Cell | str:

@@ -49,12 +49,13 @@ def turns(
   head, heading = ask.instruction.removesuffix(ask.heading).strip(), ask.heading
   if not head or not ask.instruction.endswith(heading):  # words of one's own may be a single line
     head, heading = ask.instruction.strip(), ''
-  said = [{'role': 'system', 'content': head}] if system else []
+  # Rows of a study's own task may have no instruction at all.
+  said = [{'role': 'system', 'content': head}] if system and head else []
   for number, question in enumerate(questions):
     # Many templates remove blanks around what is said.
     content = f'{heading}{question}'.strip()
-    said.append({
-      'role': 'user', 'content': content if number or system else f'{head}\n{content}'})
+    first = head and not (number or system)
+    said.append({'role': 'user', 'content': f'{head}\n{content}' if first else content})
     said += [{'role': 'assistant', 'content': answer.strip()}
              for answer in answers[number:number + 1]]
   return said

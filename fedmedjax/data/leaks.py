@@ -5,7 +5,8 @@ note: of the shorter one's 8-word shingles (Broder, "On the resemblance and cont
 documents", 1997) at least the share SHARE stand in the other one, too. So a copy with another
 date, and a copy with an addendum, are found; what boilerplate two notes share is less than that.
 A note of less than _FEWEST + _LENGTH - 1 words is compared by its whole text only: what a sentence
-says may stand in hundreds of notes, and one word of it makes another note.
+says may stand in hundreds of notes, and one word of it makes another note. So it is with rows
+of the task 'text': many questions are asked about one note, in the same words about many notes.
 """
 
 import re
@@ -48,6 +49,7 @@ class TextIndex:
     """`documents`: of all sites; sentences that were cut out of a longer document do not count."""
     documents = [document for document in documents if not is_piece(document)]
     self._keys = set(map(_key, documents))
+    documents = [document for document in documents if document.target is None]
     shingles = [_shingles(document) for document in documents]
     self._sizes = np.array([*map(len, shingles)], int)
     hashes = np.concatenate([np.zeros(0, np.uint64), *shingles])
@@ -61,7 +63,7 @@ class TextIndex:
 
   def nearly_has(self, document: Document) -> bool:
     """Whether a test note is a near-duplicate of this one."""
-    if is_piece(document):
+    if is_piece(document) or document.target is not None:
       return False
     shingles = _shingles(document)
     first, end = (self._hashes.searchsorted(shingles, side) for side in ('left', 'right'))

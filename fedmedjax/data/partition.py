@@ -14,6 +14,7 @@ import numpy as np
 from fedmedjax.data.damage import CLEAN, CORRUPTIONS, Damage, corrupted_sites, incomplete
 from fedmedjax.data.pieces import sentences_of
 from fedmedjax.data.relations import annotated_by_all
+from fedmedjax.data.row_mixes import row_types, with_target
 from fedmedjax.data.shares import apportioned, in_turn
 from fedmedjax.data.sources import registered, source_of
 from fedmedjax.data.statistics import divergence, word_divergence
@@ -167,7 +168,8 @@ def partition(
   """Deals the training notes of all sources out to sites 'part_001', ..., without test notes.
 
   Args:
-    sources: corpora that annotate the same types. Of modifiers, sites are asked for those that all
+    sources: corpora that annotate the same types, or all of rows, whose targets then count as types
+      (`row_mixes.py`). Of modifiers, sites are asked for those that all
       sources annotated: a note does not tell 'none there' from 'not looked for'.
     kind, unit: keys of `KINDS` and `UNITS`. Sentences of a source may come to several sites.
     sites: S.
@@ -183,9 +185,10 @@ def partition(
       (with an entity) than sites, or types to mix up where there is one.
   """
   _check_alike(sources, kind)
-  types, modifiers = sources[0].types, annotated_by_all(sources)
+  rows = row_types(sources, kind, damage)
+  types, modifiers = rows or sources[0].types, annotated_by_all(sources)
   units = UNITS[unit]([source.train for source in sources])
-  notes = [_together(own) for own in units]
+  notes = [_together([with_target(note, rows) for note in own] if rows else own) for own in units]
   _check_number(len(notes), sum(map(len, units)), unit, sites)
   rng, corruption = np.random.default_rng((seed, 0)), CORRUPTIONS[damage.corruption]
   room = {'room': _room(sizes, len(notes), unit)} if sizes else {}
@@ -206,24 +209,33 @@ def partition(
     own = [note for i in np.flatnonzero(dealt == site) for note in units[i]]
     if site in broken:
       own = [corruption.change(note, called[site]) for note in own]
-    own = [_restricted(note, asked[site]) for note in own]
+    own = own if rows else [_restricted(note, asked[site]) for note in own]
     report = {'documents': len(own), 'corrupted': int(site in broken)}
     if site in damage.missing_sites:
       own, report['left_unannotated'] = _incomplete(
         own, asked[site], damage.missing, (seed, 1, site))
     parts.append(SiteCorpus(
-      f'part_{site + 1:0{digits}}', asked[site], tuple(own), (),
+      f'part_{site + 1:0{digits}}', () if rows else asked[site], tuple(own), (),
       report | {'entities': _entities(own, types)},
       # Mixed-up notes have lost their modifiers: asking for them would teach that there are none.
       modifiers if site not in broken or corruption.keeps_modifiers else {},
       sources[0].definitions, schema=sources[0].schema))
-  counts = np.stack([type_counts(part.train, types).sum(0) for part in parts])
-  whole = sum(_entities(source.train, types) for source in sources)
-  return parts, Skew(
+  held = [[notes[i] for i in np.flatnonzero(dealt == site)] for site in range(sites)] if rows else [
+    part.train for part in parts]
+  return parts, _skew(parts, held, types, asked, 0 if rows else sum(
+    _entities(source.train, types) for source in sources) - _entities(notes, types))
+
+
+def _skew(
+  parts: Sequence[SiteCorpus], held: Sequence[Sequence[Document]], types: Sequence[str],
+  asked: Sequence[Sequence[str]], crossing: int,
+) -> Skew:
+  """What came out; `held` are the notes of each part with entities of `types`."""
+  counts = np.stack([type_counts(own, types).sum(0) for own in held])
+  return Skew(
     tuple(len(part.train) for part in parts), divergence(counts),
-    sum(map(len, asked)) / (sites * len(types)),
-    word_divergence([[note.text for note in part.train] for part in parts]),
-    whole - _entities(notes, types))
+    sum(map(len, asked)) / (len(parts) * len(types)),
+    word_divergence([[note.text for note in part.train] for part in parts]), crossing)
 
 
 def _entities(notes: Sequence[Document], types: Sequence[str]) -> int:

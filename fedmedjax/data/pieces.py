@@ -26,7 +26,7 @@ def sentences_of(note: Document) -> list[Document]:
             if r.head in place and r.tail in place), source,
       sentences=((0, end - start),), covering=tuple(
         (first - start, last - start) for first, last in note.covering
-        if start <= first and last <= end)))
+        if start <= first and last <= end), target=note.target))
   return sentences
 
 

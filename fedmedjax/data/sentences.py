@@ -86,8 +86,10 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 def note_sentences(document: Document) -> list[tuple[int, int]]:
   """The sentences of a note, as `split_sentences` gives them; those that the corpus gives stay.
 
-  Text outside of the given ones is split by rules.
+  Text outside of the given ones is split by rules. A row of the task 'text' is one sentence.
   """
+  if document.target is not None:
+    return [(0, len(document.text))]
   text, sentences, at = document.text, [], 0
   for start, end in (*sorted(document.sentences), (len(text), len(text))):
     start = max(start, at)

@@ -14,6 +14,7 @@ from fedmedjax.data.pieces import is_cut
 from fedmedjax.data.sentences import note_sentences
 from fedmedjax.data.sources import distinct, source_of
 from fedmedjax.data.tasks import Ask, ask
+from fedmedjax.data.text_task import is_solved
 from fedmedjax.data.tokenize import TokenExample
 from fedmedjax.data.watched import few
 from fedmedjax.types import Document, Example, InputError, SiteCorpus
@@ -51,12 +52,10 @@ class SiteData(NamedTuple):
 
   @property
   def train(self) -> tuple[TokenExample | LabelExample, ...]:
-    """The training examples of all tasks."""
     return tuple(example for part in self.tasks for example in part.train)
 
   @property
   def test(self) -> tuple[Example, ...]:
-    """The test examples of all tasks."""
     return tuple(example for part in self.tasks for example in part.test)
 
 
@@ -86,7 +85,8 @@ def encode_site(
     corpus: the site's notes.
     tokenizer: a transformers tokenizer.
     max_length: longest training or validation example in tokens.
-    tasks, style: keys of `tasks.TASKS`, of which a site has those that it annotates, and of STYLES.
+    tasks: keys of TASKS, of which a site has those that it annotates, or `text_task.TEXT` alone.
+    style: a key of STYLES.
     chat: whether examples are dialogues, see `chat.make_encoder`.
     split: see `read_site`, which also lists the errors.
   """
@@ -164,8 +164,8 @@ def read_site(
     trained=drawn_sentences(corpus.name, split.train, max_train_sentences, seed),
     tested=_drawn(split.test, max_test, (SPLIT_SEED, zlib.crc32(corpus.name.encode()), 2)))
   report, parts = Counter(corpus.report), []
-  whole = tests or validates
-  for form in _annotated(corpus, forms, trains) if whole else _trainable(forms, split.train):
+  for form in _annotated(corpus, forms, trains) if tests or validates else _trainable(
+      forms, split.train):
     part = _read_task(form, split, validation_examples, rng, report)
     if trains and not validates:
       _check_training(corpus.name, len(notes), len(held_out), part, {
@@ -283,7 +283,7 @@ def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[
   notes = corpus.train if trains else corpus.test
   owned = [
     form for form in forms if form.ask.types
-    and any(example.entities for note in notes for example in form.ask.find(note)[0])]
+    and any(is_solved(example) for note in notes for example in form.ask.find(note)[0])]
   if not owned and any(note_sentences(note) for note in notes):
     asked = ' and '.join(
       f'{form.ask.task!r} ({", ".join(form.ask.types) or "which it does not annotate"})'

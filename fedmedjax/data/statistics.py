@@ -15,6 +15,9 @@ from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.data.site import SiteData
 from fedmedjax.types import SiteCorpus
 
+# More different targets than these are free text, which has no mix.
+_LABELS = 100
+
 
 class SiteStatistics(NamedTuple):
   """Statistics of one site, training and test notes together. N sentences, D notes."""
@@ -29,6 +32,7 @@ class SiteStatistics(NamedTuple):
   entities: Counter           # type -> how many, as training sees them: whole and flat
   modifiers: Counter          # modifier type -> relations
   report: dict[str, int]      # counts of the reader, with used_nested and used_crossing
+  targets: Counter | None = None  # of an own task's rows: target -> how many rows; None = notes
 
 
 def site_statistics(corpus: SiteCorpus) -> SiteStatistics:
@@ -48,7 +52,13 @@ def site_statistics(corpus: SiteCorpus) -> SiteStatistics:
   report = corpus.report | {f'used_{key}': counts[key] for key in ('nested', 'crossing')}
   return SiteStatistics(
     corpus.name, corpus.types, len(corpus.train), len(corpus.test), np.array(sentence_words, int),
-    np.array(note_words, int), vocabulary, entities, modifiers, report)
+    np.array(note_words, int), vocabulary, entities, modifiers, report,
+    _targets(document.target for document in corpus.train + corpus.test))
+
+
+def _targets(found: Iterable[str | None]) -> Counter | None:
+  counts = Counter(target for target in found if target is not None)
+  return counts or None
 
 
 def used_statistics(site: SiteData) -> SiteStatistics:
@@ -74,7 +84,14 @@ def used_statistics(site: SiteData) -> SiteStatistics:
   return SiteStatistics(
     site.name, site.types, len(train), len(test), np.array([*map(len, words.values())], int),
     np.array([*note_words.values()], int), vocabulary, entities or Counter(mains.values()),
-    modifiers, site.report)
+    modifiers, site.report, _targets(
+      example.target for part in site.tasks for example in (*part.solved, *part.test)))
+
+
+def target_words(targets: Mapping[str, int]) -> np.ndarray:
+  """Words of the target of each row, i64[N]."""
+  lengths = [len(split_words(target)) for target in targets]
+  return np.repeat(np.array(lengths, int), list(targets.values()))
 
 
 def lacking(report: Mapping[str, int]) -> str:
@@ -154,6 +171,12 @@ def type_divergence(a: SiteStatistics, b: SiteStatistics) -> float:
   if len(both) < 2:
     return float('nan')
   return jensen_shannon(*({kind: s.entities[kind] for kind in both} for s in (a, b)))
+
+
+def target_divergence(a: SiteStatistics, b: SiteStatistics) -> float:
+  """Divergence of two sites' mixes of targets, in bits; NaN where they are free text."""
+  mixes = [site.targets or {} for site in (a, b)]
+  return float('nan') if max(map(len, mixes)) > _LABELS else jensen_shannon(*mixes)
 
 
 def vocabulary_divergence(a: SiteStatistics, b: SiteStatistics) -> float:

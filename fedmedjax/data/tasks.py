@@ -4,6 +4,9 @@ One sentence is an example of entity recognition, one (sentence, main entity) pa
 relation extraction; its input marks that entity (docs/methods.md). An answer is written as span
 markup or as a JSON list, see `answers/markup.py` and `answers/json_list.py`. A site is asked for
 the types that it annotates and for no others: those are neither in its prompt nor in its score.
+
+In a study's own task, TEXT, an example is a row: its input is what the model reads behind the
+instruction, its target what it is to write. Nothing is looked for in either.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +16,7 @@ from typing import NamedTuple
 from fedmedjax.data import relations
 from fedmedjax.data.answers import json_list, markup
 from fedmedjax.data.sentences import sentence_examples
+from fedmedjax.data.text_task import TEXT, row_examples
 from fedmedjax.data.wording import filled
 from fedmedjax.types import (
   Document,
@@ -62,6 +66,10 @@ class Task(NamedTuple):
 
 def _entities(corpus: SiteCorpus) -> Asked:
   """The entity types that a site annotates; raises InputError where one is unknown, or none."""
+  if any(note.target is not None for note in (*corpus.train, *corpus.test)):
+    raise InputError(
+      f"site {corpus.name!r}: holds rows of input and target; config.data.tasks=('text',) takes "
+      'them')
   known = corpus.schema.types
   unknown = [name for name in corpus.types if name not in known]
   if unknown or not corpus.types:
@@ -90,6 +98,10 @@ TASKS = {
 }
 
 
+# What stands between a row's input and its target, unless a study has words of its own.
+_ROW_END = '\n'
+
+
 class Ask(NamedTuple):
   """One task at one site: its prompt, and how its answers are read.
 
@@ -105,7 +117,8 @@ class Ask(NamedTuple):
   find: Callable[[Document], tuple[list[Example], Mapping[str, int]]]  # -> examples, counts
   instruction: str        # the prompt in front of every example
   render: Callable[[Example], tuple[str, str]]  # -> (input after the instruction, target)
-  parse: Callable[[str, Example], Parse]        # (generated, example)
+  # (generated, example); None in TEXT, whose answers are scored as they are
+  parse: Callable[[str, Example], Parse] | None
   pieces: tuple[str, ...]  # texts that an answer puts around the words that it copies
   heading: str = INPUT_HEADING  # of the question, its instruction's last line
   after: str = OUTPUT_HEADING   # what ends the question
@@ -115,13 +128,16 @@ def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
   """One task at one site; `types` is empty where the site annotates no type of the task.
 
   Args:
-    task: a key of TASKS.
+    task: a key of TASKS, or TEXT.
     corpus: the site.
-    style: a key of STYLES.
+    style: a key of STYLES; it does not matter to TEXT.
 
   Raises:
-    InputError: the site has an unknown entity type, or no type at all.
+    InputError: the site has an unknown entity type, or no type at all; or rows where the task is of
+      notes, or notes where it is of rows.
   """
+  if task == TEXT:
+    return _ask_rows(corpus)
   row, form = TASKS[task], STYLES[style]
   asked = row.asked(corpus)
   shown = corpus.prompted if row.given and corpus.prompted else asked
@@ -135,6 +151,22 @@ def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:
     task, row.given, asked, shown, types, partial(row.find, asked=asked), instruction,
     partial(_render, form, after), partial(_parse, form, asked, types),
     _pieces(form, [one.name for one in named]), instruction.splitlines(keepends=True)[-1], after)
+
+
+def _ask_rows(corpus: SiteCorpus) -> Ask:
+  """The task TEXT at a site."""
+  if any(note.target is None for note in (*corpus.train, *corpus.test)):
+    raise InputError(
+      f"site {corpus.name!r}: holds notes; config.data.tasks=('text',) takes sites of rows "
+      "(format 'rows' of config.data.folders) only: leave it out of config.data.sites, external "
+      'and server_validation')
+  own = next((one for one in corpus.schema.wording if one.task == TEXT), None)
+  before, after = (own.before, own.after) if own else ('', _ROW_END)
+  asked = {'': (TEXT,)}
+  return Ask(
+    TEXT, '', asked, asked, (TEXT,), row_examples, before,
+    lambda example: (f'{example.text}{after}', example.target), None, (),
+    before.splitlines(keepends=True)[-1] if before else '', after)
 
 
 def asked_types(task: str, corpora: Sequence[SiteCorpus]) -> tuple[str, ...]:

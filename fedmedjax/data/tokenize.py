@@ -40,7 +40,13 @@ def plain_encoder(tokenizer: Any) -> Encoder:
 
 
 def encode_instruction(tokenizer: Any, instruction: str) -> np.ndarray:
-  """Tokens i32[P + 1] of the instruction, with the tokenizer's start token when it has one."""
+  """Tokens i32[P + 1] of the instruction, with the tokenizer's start token when it adds one.
+
+  Of an empty one the start token alone, or the end token where the tokenizer has none.
+  """
+  if not instruction:
+    start = tokenizer.bos_token_id
+    return np.asarray([tokenizer.eos_token_id if start is None else start], np.int32)
   tokens = tokenizer(instruction)['input_ids']
   if tokens[-1] == tokenizer.eos_token_id:
     tokens = tokens[:-1]

@@ -19,6 +19,15 @@
 
 What stands before {input} is the instruction, which all examples of a site share; what follows it
 ends the question. {examples} and {definitions} are a line for each type that a site is asked for.
+
+The task of rows, `text`, has neither styles nor types:
+
+    [text]
+    prompt = '''
+    Answer the question about the note with yes or no.
+    {input}
+    Answer:
+    '''
 """
 
 import os
@@ -29,6 +38,7 @@ from typing import Any
 
 from fedmedjax.data.formats.files import read_text
 from fedmedjax.data.schema import wrong_line
+from fedmedjax.data.text_task import TEXT
 from fedmedjax.data.toml_file import parse_toml
 from fedmedjax.types import InputError, Schema, Wording
 
@@ -47,7 +57,7 @@ def with_wording(
   Args:
     schema: of the study.
     name: of the file; '' = none.
-    tasks, styles: the names that there are.
+    tasks, styles: the names that there are; TEXT has no styles.
 
   Raises:
     InputError: the file cannot be read, or an entry is not allowed; with file and line.
@@ -84,13 +94,14 @@ def parse_wording(
     if fault := wrong_line('definition', said):
       raise wrong(f'definitions.{kind}', fault)
   for task, by_style in table.items():
-    if task not in tasks or not isinstance(by_style, dict):
-      raise wrong(task, f'{", ".join(("definitions", *tasks))} are allowed, as tables')
-    for style, row in by_style.items():
-      if style not in styles or not isinstance(row, dict):
-        raise wrong(f'{task}.{style}', f'{", ".join(styles)} are allowed, as tables')
-      if fault := _fault(row):
-        raise wrong(f'{task}.{style}', fault)
+    if task not in (*tasks, TEXT) or not isinstance(by_style, dict):
+      raise wrong(task, f'{", ".join(("definitions", *tasks, TEXT))} are allowed, as tables')
+    for style, row in ([('', by_style)] if task == TEXT else by_style.items()):
+      entry = f'{task}.{style}' if style else task
+      if style not in styles and style or not isinstance(row, dict):
+        raise wrong(entry, f'{", ".join(styles)} are allowed, as tables')
+      if fault := _fault(row) if style else _row_fault(row):
+        raise wrong(entry, fault)
       before, _, after = row.get('prompt', '').partition('{input}')
       rows.append(Wording(task, style, row.get('sentence', ''), before, after))
   if not rows and not definitions:
@@ -107,23 +118,42 @@ def _defined(one: Any, definitions: Mapping[str, str]) -> Any:
   return one._replace(definition=definitions.get(one.name, one.definition))
 
 
+def _row_fault(row: Mapping[str, Any]) -> str:
+  """What is not allowed about the entry of the task of rows, or ''."""
+  if [*row] != ['prompt']:
+    return f'{", ".join(row) or "nothing"}: prompt is allowed'
+  return _text_fault('prompt', row['prompt'], ('input',)) or _input_fault(row['prompt'])
+
+
+def _text_fault(key: str, value: Any, allowed: Sequence[str]) -> str:
+  """What is not allowed about a text with placeholders, or ''."""
+  if not isinstance(value, str) or not value.strip():
+    return f'{key}={value!r}: a text is allowed'
+  for found in _PLACEHOLDER.finditer(value):
+    if found[1] not in allowed or found[0] != f'{{{found[1]}}}':
+      return (f'{key} has the unknown placeholder {found[0]!r}; allowed are '
+              + ' '.join(f'{{{name}}}' for name in allowed))
+  return ''
+
+
+def _input_fault(prompt: str) -> str:
+  """Whether {input} is missing from a prompt, or there twice."""
+  count = prompt.count('{input}')
+  return '' if count == 1 else f'prompt has {{input}} {count} times; once is needed'
+
+
 def _fault(row: Mapping[str, Any]) -> str:
   """What is not allowed about the entry of a task and style, or ''."""
   if len(row) != 1 or next(iter(row)) not in _KEYS:
     return f'{", ".join(row) or "nothing"}: one of {" and ".join(_KEYS)} is allowed'
   ((key, value),) = row.items()
-  if not isinstance(value, str) or not value.strip():
-    return f'{key}={value!r}: a text is allowed'
-  allowed = _SENTENCE if key == 'sentence' else _PROMPT
-  for found in _PLACEHOLDER.finditer(value):
-    if found[1] not in allowed or found[0] != f'{{{found[1]}}}':
-      return (f'{key} has the unknown placeholder {found[0]!r}; allowed are '
-              + ' '.join(f'{{{name}}}' for name in allowed))
+  if fault := _text_fault(key, value, _SENTENCE if key == 'sentence' else _PROMPT):
+    return fault
   if key == 'sentence':
     return wrong_line(key, value)
+  if fault := _input_fault(value):
+    return fault
   before, _, after = value.partition('{input}')
-  if value.count('{input}') != 1:
-    return f'prompt has {{input}} {value.count("{input}")} times; once is needed'
   if not before.strip():
     return 'prompt has nothing before {input}; the words that all examples share are needed'
   if behind := _PLACEHOLDER.search(after):

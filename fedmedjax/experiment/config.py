@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fedmedjax.data import partition
+from fedmedjax.data import partition, text_task
 from fedmedjax.data.pack import LOSS_ON
 from fedmedjax.data.tasks import STYLES
 from fedmedjax.experiment import text_scores
@@ -195,6 +195,10 @@ def _check_learner(values: dict[str, Any]) -> None:
     raise InputError(
       f'config.fed.train=False: an untrained classifier (config.fed.learner={learner!r}) has no '
       'answers; use True')
+  if values['data.tasks'] == (text_task.TEXT,):
+    raise InputError(
+      f"config.data.tasks=('text',): config.fed.learner={learner!r} labels words and writes no "
+      "text; use 'lora'")
   if learner == 'bert' and values['fed.loss_on'] != 'completion':
     raise InputError(
       f"config.fed.loss_on={values['fed.loss_on']!r}: a classifier has no prompt to learn; use "
@@ -240,6 +244,9 @@ def _check_tasks(values: dict[str, Any]) -> None:
     raise InputError(
       f"config.data.site_tasks={own!r}: the notes of config.data.sites are dealt out "
       f"(config.data.partition.kind={values['data.partition.kind']!r}); () is allowed")
+  if own and tasks == (text_task.TEXT,):
+    raise InputError(f"config.data.site_tasks={own!r}: config.data.tasks=('text',) is the task of "
+                     'all sites; () is allowed')
   if values['eval.teacher_forced'] and (
       values['fed.learner'] != 'lora' or values['data.style'] != 'markup' or 'ner' not in tasks
       or values['data.chat']):

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedmedjax.data.formats.corpora import CORPORA, SiteFolder
 from fedmedjax.data.formats.readers import FORMATS
+from fedmedjax.data.formats.text_rows import ROWS
 from fedmedjax.data.synthetic.cohorts import COHORTS
 from fedmedjax.experiment.checks import TEXT, Check, number, one_of
 from fedmedjax.types import InputError
@@ -43,13 +44,21 @@ def check_folders(folders: Sequence[Mapping], types: Sequence[str]) -> None:
       lambda v: isinstance(v, tuple | list) and all(name in types for name in v),
       f'a tuple of some of {", ".join(types)}, or ()'),
     'source': Check(_expression, 'a regular expression with at most one group')}
-  needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults)
   for i, site in enumerate(folders):
     place = f'config.data.folders[{i}]'
+    rows = site.get('format') == ROWS
+    needed = set(SiteFolder._fields) - set(SiteFolder._field_defaults) | (set() if rows else {
+      'mapping'})
+    for key in ('mapping', 'annotated'):
+      if rows and site.get(key):
+        raise InputError(
+          f'{place}.{key}={site[key]!r}: rows have no entity types; leave it out')
     for key in [*sorted(site.keys() - keys.keys(), key=str), *sorted(needed - site.keys())]:
       raise InputError(f'{place}: {key!r} is {"unknown" if key in site else "missing"}; its keys '
                        f'are {", ".join(keys)}')
     for key, value in site.items():
+      if key == 'mapping' and rows:
+        continue
       if not keys[key].allows(value):
         raise InputError(f'{place}.{key}={value!r}: {keys[key].wording} is allowed')
   used = [site['name'] for site in folders]

@@ -15,10 +15,11 @@ from fedmedjax.data import schedule as schedules
 from fedmedjax.data.chat import make_encoder
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData, encode_site
+from fedmedjax.data.text_task import TEXT
 from fedmedjax.data.tokenize import Encoder
 from fedmedjax.eval import decoding_calls, evaluate, generation
 from fedmedjax.eval import teacher_forced as forcing
-from fedmedjax.eval.generation import check_context
+from fedmedjax.eval.generation import check_context, most_new_tokens
 from fedmedjax.experiment import meshes
 from fedmedjax.experiment.notes import Corpora, encode_sites, watched_sites
 from fedmedjax.experiment.types import Data, Trainable
@@ -66,6 +67,7 @@ def load_lora_data(
   data = encode_sites(base, encode, config, corpora, reporter)
   _check_tasks(config.data.tasks, data.sites)
   _check_groups(config.fed.micro_batch, base, (*data.sites, *data.server))
+  _tell_long_targets(config.eval.max_new_ratio, data, reporter)
   check_context(
     base, (
       *{site.name: site for site in (
@@ -92,6 +94,19 @@ def _check_groups(micro_batch: int, base: BaseModel, sites: Sequence[SiteData]) 
             f'config.fed.micro_batch={micro_batch}: an example of site {site.name!r} ends at '
             f'position {last}, and beyond {base.config.rope_original} the model rotates a whole '
             'step otherwise; use 0, or a smaller config.data.max_length')
+
+
+def _tell_long_targets(max_new_ratio: float, data: Data, reporter: Reporter) -> None:
+  """Warns of rows whose target is longer than an answer may become."""
+  for site in {site.name: site for site in (*data.sites, *data.tested, *data.external)}.values():
+    for part in site.tasks:
+      rows = [] if part.ask.task != TEXT else [*part.train, *part.test_tokens]
+      cut = sum(len(row.tokens) - row.prompt_length > most_new_tokens(
+        row.prompt_length, max_new_ratio) for row in rows)
+      if cut:
+        reporter.warn(
+          f'{site.name}: {cut} of {len(rows)} targets are longer than an answer may become '
+          f'(config.eval.max_new_ratio={max_new_ratio:g}); raise it')
 
 
 def _check_tasks(tasks: Sequence[str], sites: Sequence[SiteData]) -> None:

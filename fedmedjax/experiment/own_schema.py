@@ -4,6 +4,7 @@ from typing import Any
 
 from fedmedjax.data.schema import read_schema
 from fedmedjax.data.tasks import STYLES, TASKS
+from fedmedjax.data.text_task import TEXT
 from fedmedjax.data.wording import with_wording
 from fedmedjax.types import InputError, Schema
 
@@ -23,10 +24,13 @@ def checked_schema(values: dict[str, Any]) -> Schema:
   if prompt and values['fed.learner'] != 'lora':
     raise InputError(f"config.data.prompt={prompt!r}: config.fed.learner={values['fed.learner']!r} "
                      "reads no prompt; use ''")
+  if values['data.schema'] and values['data.tasks'] == (TEXT,):
+    raise InputError(f"config.data.schema={values['data.schema']!r}: rows of config.data.tasks="
+                     "('text',) have no types; use ''")
   if schema.wording and not any(
-      one.style == values['data.style'] and one.task in values['data.tasks']
+      one.style in ('', values['data.style']) and one.task in values['data.tasks']
       for one in schema.wording):
-    said = ', '.join(f'{one.task}.{one.style}' for one in schema.wording)
+    said = ', '.join('.'.join(filter(None, one[:2])) for one in schema.wording)
     raise InputError(
       f"config.data.prompt={prompt!r}: has words for {said}, and config.data.style="
       f"{values['data.style']!r} with config.data.tasks={values['data.tasks']!r} has none of it")

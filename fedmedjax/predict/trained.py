@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from fedmedjax.data.schema import FILE as SCHEMA
 from fedmedjax.data.tasks import TASKS, Ask, ask
+from fedmedjax.data.text_task import TEXT
 from fedmedjax.data.wording import FILE as PROMPT
 from fedmedjax.experiment import defaults
 from fedmedjax.experiment.config import CHECKS, leaves
@@ -52,6 +53,7 @@ def read_trained(folder: Path, flags: Mapping[str, Any], site: str, types: str) 
   """
   adapter = _find_adapter(folder)
   run = _find_run(adapter)
+  _check_annotates(run, adapter)
   settings, schema = _settings(run, flags, adapter), _schema(run)
   if site and types:
     raise InputError(f'--site={site}, --types={types}: only one of them is allowed')
@@ -102,6 +104,15 @@ def _find_run(adapter: Path) -> Path | None:
     if path.is_file() and 'fed.preset' in read_json(path):
       return folder
   return None
+
+
+def _check_annotates(run: Path | None, adapter: Path) -> None:
+  """Raises InputError where the run's task is one of the user's own, which marks no spans."""
+  if run and TEXT in read_json(run / 'config.json').get('data.tasks', ()):
+    raise InputError(
+      f"--adapter={adapter}: {run} trained an own task (config.data.tasks=('text',)), and "
+      "fedmedjax.predict annotates notes only; the adapter is in PEFT's format and answers "
+      'wherever PEFT loads it, with the prompts of summary.json (instructions)')
 
 
 def _settings(run: Path | None, flags: Mapping[str, Any], adapter: Path) -> dict[str, Any]:

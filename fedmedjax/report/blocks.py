@@ -93,6 +93,7 @@ class Excerpts(NamedTuple):
   site: str
   entries: Sequence[Excerpt]
   folded: bool                    # hidden until it is clicked
+  unit: str = 'sentence'          # what the entries are
   kind = 'excerpts'
 
 

@@ -107,50 +107,68 @@ def dots(
   key: str, description: str, groups: Sequence[str], values: np.ndarray, label: str,
   bounds: np.ndarray, places: Sequence[Place],
 ) -> Markup:
-  """Dots in groups, `values` f[G, series] in [0, 1], with whiskers `bounds` f[G, series, 2].
+  """Dots in groups, `values` f[G, series], with whiskers `bounds` f[G, series, 2].
 
   `places` are those of the series.
   """
+  low, high = limits(values, bounds)
   laid = _laid_out(values, 13)
   with canvas(laid.height + 46, bottom=38, right=36) as axes:
     for i, rows in enumerate(laid.rows.T):
       colour, mark, _ = _look(places[i])
       axes.hlines(rows, *bounds[:, i].T, color=colour, linewidth=1.6, alpha=0.55)
       axes.plot(values[:, i], rows, color=colour, marker=mark, markersize=6.5, linestyle='')
-    _finish(axes, laid, groups, values, label)
-    axes.set_xlim(-0.02, 1)
+    _finish(axes, laid, groups, values, label, (low, high))
+    axes.set_xlim(low - 0.02 * (high - low), high)
     return embed(axes, key, description)
 
 
 def bars(
   key: str, description: str, groups: Sequence[str], values: np.ndarray, label: str,
-  lighter: np.ndarray,
+  lighter: np.ndarray | None = None,
 ) -> Markup:
-  """Bars in groups, `values` f[G, series] in [0, 1], with lighter bars f[G, series] behind."""
-  laid = _laid_out(values, 13)
+  """Bars in groups, `values` f[G, series], with lighter bars f[G, series], if any, behind."""
+  laid, behind = _laid_out(values, 13), () if lighter is None else ((lighter, 0.35),)
+  span = limits(values, *(widths for widths, _ in behind))
   with canvas(laid.height + 46, bottom=38, right=36) as axes:
     for i, rows in enumerate(laid.rows.T):
       known = np.isfinite(rows)
-      for widths, alpha in ((lighter, 0.35), (values, 1)):
+      for widths, alpha in (*behind, (values, 1)):
         axes.barh(rows[known], widths[known, i], 9, color=SERIES[i], alpha=alpha, linewidth=0)
-    _finish(axes, laid, groups, values, label)
-    axes.set_xlim(0, 1)
+    _finish(axes, laid, groups, values, label, span)
+    axes.set_xlim(span)
     return embed(axes, key, description)
 
 
-def _finish(axes, laid: _Rows, groups: Sequence[str], values: np.ndarray, label: str) -> None:
-  """Names of groups, values as text, and an axis."""
+def limits(*values: np.ndarray) -> tuple[float, float]:
+  """The ends of an axis: 0 and 1 where all values are between them, as most scores are."""
+  known = np.concatenate([some[np.isfinite(some)] for some in values])
+  low, high = known.min(initial=0.0), known.max(initial=0.0)
+  return (0.0, 1.0) if low >= 0 and high <= 1 else (1.05 * low, 1.05 * high)
+
+
+def shown(value: float) -> str:
+  """A value as drawings show it."""
+  return f'{value:.2f}' if abs(value) < 100 else f'{value:.3g}'
+
+
+def _finish(
+  axes, laid: _Rows, groups: Sequence[str], values: np.ndarray, label: str,
+  span: tuple[float, float],
+) -> None:
+  """Names of groups, values as text, and an axis from the first to the second end of `span`."""
+  low, high = span
   for value, y in zip(values.flat, laid.rows.flat, strict=True):
     if np.isfinite(value):
-      axes.text(1.015, y, f'{value:.2f}', va='center', color=MUTED, fontsize=10)
-  _name(axes, laid, groups)
+      axes.text(high + 0.015 * (high - low), y, shown(value), va='center', color=MUTED, fontsize=10)
+  _name(axes, laid, groups, low)
   axes.grid(axis='x', linewidth=0.8)
   axes.set_xlabel(clean(label))
 
 
-def _name(axes, laid: _Rows, groups: Sequence[str]) -> None:
+def _name(axes, laid: _Rows, groups: Sequence[str], left: float = 0) -> None:
   for name, y in zip(groups, laid.labels, strict=True):
-    axes.text(0, y, clean(name, _LONG), va='center', color=INK, fontsize=11, weight='bold')
+    axes.text(left, y, clean(name, _LONG), va='center', color=INK, fontsize=11, weight='bold')
   axes.set_ylim(laid.height, 0)
   axes.set_yticks([])
   for side in ('left', 'bottom'):
@@ -160,16 +178,18 @@ def _name(axes, laid: _Rows, groups: Sequence[str]) -> None:
 def heat(
   key: str, description: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray
 ) -> Markup:
-  """A heat map of `values` f[rows, columns] in [0, 1]; a deeper colour is a larger value."""
+  """A heat map of `values` f[rows, columns]; a deeper colour is a larger value."""
+  low, high = limits(values)
   left, cell = 108, (WIDTH - 108 - 8) / len(columns)
   side = min(cell, 34)
   top = 78
   with canvas(top + side * len(rows) + 8, left=left, top=top, bottom=8) as axes:
     for (i, j), value in np.ndenumerate(values):
       known = np.isfinite(value)
-      axes.add_patch(_square(j, i, _DEEPEST * min(max(value, 0), 1) if known else 0))
+      axes.add_patch(_square(
+        j, i, _DEEPEST * (value - low) / (high - low) if known else 0))
       axes.text(
-        j + 0.5, i + 0.5, f'{value:.2f}' if known else '\N{EN DASH}', ha='center', va='center',
+        j + 0.5, i + 0.5, shown(value) if known else '\N{EN DASH}', ha='center', va='center',
         color=INK, fontsize=10.5 if cell >= 26 else 8)
     axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
     axes.xaxis.tick_top()
@@ -210,7 +230,7 @@ def shares(
 
 
 def points(key: str, description: str, x: np.ndarray, y: np.ndarray, x_label: str) -> Markup:
-  """A mark for each series; x f[series] >= 0, y f[series] in [0, 1]."""
+  """A mark for each series; x f[series] >= 0, y f[series]."""
   with canvas(210, left=44, right=14, top=12, bottom=40) as axes:
     for i, (across, up) in enumerate(zip(x, y, strict=True)):
       axes.plot([across], [up], color=SERIES[i], marker=MARKERS[i], markersize=8, linestyle='')
@@ -218,7 +238,8 @@ def points(key: str, description: str, x: np.ndarray, y: np.ndarray, x_label: st
     axes.spines['left'].set_visible(False)
     axes.set_xlabel(x_label)
     right, top = (np.nanmax(values, initial=least) for values, least in ((x, 1), (y, 0.1)))
-    axes.set(xlim=(-0.04 * right, 1.08 * right), ylim=(0, 1.15 * top))
+    bottom = min(0.0, 1.15 * np.nanmin(y, initial=0.0))
+    axes.set(xlim=(-0.04 * right, 1.08 * right), ylim=(bottom, 1.15 * top))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     return embed(axes, key, description)

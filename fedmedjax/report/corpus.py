@@ -7,6 +7,7 @@ import numpy as np
 
 from fedmedjax.report import charts
 from fedmedjax.report.blocks import Chart, Charts, Section, Table
+from fedmedjax.report.measures import asks_text
 from fedmedjax.report.runs import Run
 from fedmedjax.report.scores import NONE
 from fedmedjax.report.set_aside import set_aside
@@ -26,11 +27,16 @@ def corpus_section(runs: Sequence[Run]) -> Section:
   run = next((run for run in runs if run.sites), None)
   blocks = _described(run.sites) if run else [_counted(runs[0])] if runs else []
   partition = (run or runs[0]).summary.get('partition')
-  skew = (f' Training notes of all sites were pooled and dealt out: {Skew(**partition)}.'
-          if partition else '')
+  rows = asks_text((run or runs[0]).summary)
+  dealt = str(Skew(**partition)) if partition else ''
+  if rows:
+    dealt = dealt.replace('entity types', 'targets').replace(', 100% of types annotated', '')
+  skew = dealt and (
+    f' Training {"rows" if rows else "notes"} of all sites were pooled and dealt out: {dealt}.')
+  example = 'An example is a row: an input, and the target to be written.' if rows else (
+    'An example is a sentence, or for modifiers a sentence with one main entity.')
   return Section(
-    'sites', 'Sites', 'What each site gave to this study, as it was read. An example is a '
-    'sentence, or for modifiers a sentence with one main entity.' + skew, blocks)
+    'sites', 'Sites', f'What each site gave to this study, as it was read. {example}{skew}', blocks)
 
 
 def _counted(run: Run) -> Table:
@@ -46,6 +52,8 @@ def _counted(run: Run) -> Table:
 
 def _described(sites: dict) -> list:
   described = sites['sites']
+  if any('targets' in site for site in described.values()):
+    return _rows(sites)
   rows, aside = [], []
   for name, site in described.items():
     label = f'{name} (external)' if site['external'] else name
@@ -58,14 +66,8 @@ def _described(sites: dict) -> list:
       _median(site['sentence_words_quantiles']), f'{sum(site["entities"].values()):,}',
       f'{sum(site["modifiers"].values()):,}', NONE if unseen is None else f'{unseen} %'])
     aside.append([label, ', '.join(site['types']), set_aside(site['report']) or NONE])
-  total = sites['training_sites']
-  left = total - sum(bool(sum(e['train'] for e in sites['examples'][name].values()))
-                     for name in described)
   note = ('Examples by task where there are several (entities + modifiers). New test entities '
-          'stand in no training note.') + f' {left} more sites train.' * (left > 0)
-  # Runs of older versions do not say.
-  for name, count in sites.get('server_validation', {}).items():
-    note += f' The validation set is the server\'s own: {count:,} examples of {name}.'
+          'stand in no training note.') + _more(sites)
   columns = ('site', 'training', 'held out', 'test', 'words', 'words a sentence (median)',
              'entities', 'modifiers', 'new test entities')
   known = [any(row[i] not in ('0', NONE) for row in rows) for i in range(len(columns))]
@@ -77,15 +79,55 @@ def _described(sites: dict) -> list:
     *_charts(described, sites['jensen_shannon_bits'], recorded(sites))]
 
 
+def _more(sites: dict) -> str:
+  """Sentences about sites that train, and notes of the server, which no row tells of."""
+  total, described = sites['training_sites'], sites['sites']
+  left = total - sum(bool(sum(e['train'] for e in sites['examples'][name].values()))
+                     for name in described)
+  said = f' {left} more sites train.' * (left > 0)
+  # Runs of older versions do not say.
+  for name, count in sites.get('server_validation', {}).items():
+    said += f' The validation set is the server\'s own: {count:,} examples of {name}.'
+  return said
+
+
+def _rows(sites: dict) -> list:
+  """The blocks about sites of rows. Targets may be words of notes: they are only counted."""
+  rows, told, aside = [], [], []
+  for name, site in sites['sites'].items():
+    label = f'{name} (external)' if site['external'] else name
+    counts = (sum(entry[key] for entry in sites['examples'][name].values())
+              for key in ('train', 'validation', 'test'))
+    targets = site.get('targets')
+    rows.append([
+      label, *(f'{count:,}' for count in counts), _median(site['sentence_words_quantiles']),
+      _median(targets['words_quantiles']) if targets else NONE,
+      f'{targets["different"]:,}' if targets else NONE,
+      f'{targets["commonest"] / targets["rows"]:.0%}' if targets else NONE])
+    if targets and targets['counts']:
+      told.append([label, ', '.join(f'{count:,}' for count in targets['counts'])])
+    if said := set_aside(site['report'], 'rows'):
+      aside.append([label, said])
+  columns = ('site', 'training', 'held out', 'test', 'words an input (median)',
+             'words a target (median)', 'different targets', 'the commonest')
+  return [
+    Table('Rows', 'The commonest: the share of rows with the commonest target of the site. So many '
+          'are right where all answers are this one.' + _more(sites), columns, rows),
+    Table('Rows of each target', 'The commonest first, of sites with few different targets.',
+          ('site', 'rows'), told, words=True),
+    Table('What reading set aside', '', ('site', 'set aside'), aside, words=True),
+    *_apart(sites['sites'], {
+      name: values for name, values in sites['jensen_shannon_bits'].items()
+      if any(row[i] is not None for at, row in enumerate(values) for i in range(at))})]
+
+
 def _median(quantiles: Sequence[float]) -> str:
   return f'{quantiles[2]:.0f}' if quantiles else NONE
 
 
-def _charts(described: dict, divergences: dict, schema: Schema) -> list[Charts]:
-  colours, names = type_colours(schema), list(described)[:_DRAWN]
-  counts = np.array([[described[name]['entities'].get(kind, 0) for kind in colours]
-                     for name in names], float)
-  mix = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+def _apart(described: dict, divergences: dict, *more: Chart) -> list[Charts]:
+  """The drawings of how unlike sites are, behind others."""
+  names = list(described)[:_DRAWN]
   note = f'Drawn are the first {_DRAWN} of {len(described)} sites.' * (len(described) > _DRAWN)
   drawn = [
     Chart(
@@ -95,9 +137,17 @@ def _charts(described: dict, divergences: dict, schema: Schema) -> list[Charts]:
         np.array([[np.nan if value is None else value for value in row[:_DRAWN]]
                   for row in values[:_DRAWN]], float)))
     for index, (name, values) in enumerate(divergences.items())] if len(names) > 1 else []
+  return [Charts([*more, *drawn], note=note)]
+
+
+def _charts(described: dict, divergences: dict, schema: Schema) -> list[Charts]:
+  colours, names = type_colours(schema), list(described)[:_DRAWN]
+  counts = np.array([[described[name]['entities'].get(kind, 0) for kind in colours]
+                     for name in names], float)
+  mix = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   shares = Chart(
     'Mix of entity types', 'Share of each type among a site\'s entities.', charts.shares(
       'mix', 'Share of entity types of every site', names, mix,
       [*map(type_colour, range(1, len(colours) + 1))]),
     [(colour.name, kind) for kind, colour in colours.items()], marks=False)
-  return [Charts([shares, *drawn], note=note)]
+  return _apart(described, divergences, shares)

@@ -6,9 +6,10 @@ import numpy as np
 
 from fedmedjax.report import charts
 from fedmedjax.report.blocks import Chart, Charts, Figures, Section, Table
+from fedmedjax.report.measures import Measure
 from fedmedjax.report.rates import rates
 from fedmedjax.report.runs import Run, tested
-from fedmedjax.report.scores import NONE, f1, mean_f1, measured, number
+from fedmedjax.report.scores import NONE, mean_score, measured, number, score_at
 from fedmedjax.report.svg import SERIES
 
 
@@ -18,12 +19,13 @@ def megabytes(summary: dict) -> float:
 
 
 def points_per_megabyte(run: Run) -> float:
-  """100 times the mean strict F1, divided by the megabytes sent; NaN when nothing was sent.
+  """100 times the mean score, divided by the megabytes sent; NaN when nothing was sent.
 
-  F1 is that of the run's first measure: of entities, or else of modifiers.
+  The score is the run's first: strict F1 of entities, or else of modifiers; of an own task its
+  first metric.
   """
   sent, measures = megabytes(run.summary), measured([run])
-  return 100 * mean_f1(run, measures[0]) / sent if sent and measures else np.nan
+  return 100 * mean_score(run, measures[0]) / sent if sent and measures else np.nan
 
 
 def cost_section(runs: Sequence[Run]) -> Section:
@@ -34,7 +36,7 @@ def cost_section(runs: Sequence[Run]) -> Section:
   if paid:
     blocks.append(_api_table(paid))
   sent = [run for run in own if megabytes(run.summary)]
-  learnt = [_f1_for_bytes(runs)] if any(_watched(run)[1].size for run in sent) else []
+  learnt = [_score_for_bytes(runs)] if any(_watched(run)[1].size for run in sent) else []
   if len(own) > 1 and sent:
     drawn = [_points(runs)] if measured(own) else []
     blocks.append(Charts([*drawn, *learnt, _bytes_of(runs)], [
@@ -55,7 +57,7 @@ def _so_far(run: Run, *keys: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _watched(run: Run) -> tuple[np.ndarray, np.ndarray]:
-  """(megabytes sent so far, mean F1 on held-out sentences) of the rounds that have such an F1."""
+  """(megabytes sent so far, mean score on held-out sentences) of the rounds that have one."""
   _, sent = _so_far(run, 'bytes_up', 'bytes_down')
   pairs = [(x, line['validation_f1']) for x, line in zip(sent, run.lines, strict=True)
            if line.get('validation_f1') is not None]
@@ -63,30 +65,40 @@ def _watched(run: Run) -> tuple[np.ndarray, np.ndarray]:
   return x, y
 
 
-def _f1_for_bytes(runs: Sequence[Run]) -> Chart:
-  """F1 while training against what had been sent by then; a run that sends nothing has no line."""
+def _first(runs: Sequence[Run]) -> Measure | None:
+  """The first measure of an own task, by which runs are judged; None = F1."""
+  return next((measure for measure in measured(runs)[:1] if measure.written), None)
+
+
+def _score_for_bytes(runs: Sequence[Run]) -> Chart:
+  """Scores while training against what had been sent by then; what sends nothing has no line."""
+  own = _first(runs)
+  title, scored, what = (own.title, f'Mean {own.name}', 'rows') if own else (
+    'F1', 'Mean strict F1', 'sentences')
   # Of a single run it has no colour, as colours mean sites then.
   alone = sum(run.own for run in runs) == 1
   series = [(None if alone else place, *_watched(run))
             for place, run in enumerate(runs[:len(SERIES)])
             if run.lines and megabytes(run.summary) and _watched(run)[1].size]
   return Chart(
-    'F1 while training, for the bytes sent', 'Mean strict F1 on a few held-out sentences of the '
-    'sites (config.eval.every), not on test notes. What sends nothing is left out.', charts.lines(
-      'cost-learnt', 'F1 on held-out sentences against the megabytes sent by then', series,
-      'MB sent so far', whole=False, zero=True))
+    f'{title} while training, for the bytes sent', f'{scored} on a few held-out {what} of the '
+    f'sites (config.eval.every), not on test {"rows" if own else "notes"}. What sends nothing is '
+    'left out.', charts.lines(
+      'cost-learnt', f'{title} on held-out {what} against the megabytes sent by then', series,
+      'MB sent so far', whole=False, zero=all((y >= 0).all() for _, _, y in series)))
 
 
 def _points(runs: Sequence[Run]) -> Chart:
   measure = measured(runs)[0]
   shown = [run if run.own else None for run in runs[:len(SERIES)]]
   x, y = (np.array([np.nan if run is None else of(run) for run in shown]) for of in (
-    lambda run: megabytes(run.summary), lambda run: mean_f1(run, measure)))
+    lambda run: megabytes(run.summary), lambda run: mean_score(run, measure)))
+  title, note, scored = (measure.title, 'Mean of the sites.', f'Mean {measure.name}') if (
+    measure.written) else ('F1', f'{measure.title}, mean strict F1.', 'Mean strict F1')
   return Chart(
-    'F1 against megabytes sent',
-    f'{measure.title}, mean strict F1. Up and to the left is better.', charts.points(
-      'cost-points', 'Mean strict F1 of every regime against the megabytes it sent', x, y,
-      'MB sent'))
+    f'{title} against megabytes sent',
+    note + ' Up and to the left is better.' * measure.shipped, charts.points(
+      'cost-points', f'{scored} of every regime against the megabytes it sent', x, y, 'MB sent'))
 
 
 def _bytes_of(runs: Sequence[Run]) -> Chart:
@@ -108,8 +120,8 @@ def _bytes_both_ways(run: Run) -> Chart:
 
 
 _COLUMNS = ('rounds', 'local steps', 'MB up', 'MB down', 'MB as whole model', 'saved',
-            'F1 points per MB', 'time')
-_MEANING = ('MB are 1,000,000 bytes. F1 points per MB: 100 times the mean strict F1, over all that '
+            '{} points per MB', 'time')
+_MEANING = ('MB are 1,000,000 bytes. {} points per MB: 100 times the mean {}, over all that '
             'was sent.')
 
 
@@ -123,11 +135,13 @@ def _cost_table(runs: Sequence[Run]) -> Table:
       f'{s["bytes_down"] / 1e6:,.1f}', f'{full:,.1f}' if full else NONE,
       f'{1 - sent / full:.2%}' if full else NONE, number(points_per_megabyte(run), '.3g'),
       duration(s['wall_seconds'])])
-  title = 'Rounds, bytes, time'
+  own, title = _first(runs), 'Rounds, bytes, time'
+  names = (own.title, own.name) if own else ('F1', 'strict F1')
+  columns, meaning = [text.format(names[0]) for text in _COLUMNS], _MEANING.format(*names)
   if len(runs) == 1:
-    return Table(title, _MEANING, ('', 'this run'), list(zip(_COLUMNS, rows[0], strict=True)),
+    return Table(title, meaning, ('', 'this run'), list(zip(columns, rows[0], strict=True)),
                  beside=True)
-  return Table(title, _MEANING, ('regime', *_COLUMNS), [
+  return Table(title, meaning, ('regime', *columns), [
     [run.name, *row] for run, row in zip(runs, rows, strict=True)])
 
 
@@ -155,16 +169,16 @@ def key_figures(run: Run) -> Figures:
   inside, outside = tested([run])
   entries = []
   for measure in measured([run])[:2]:
-    title = measure.title.lower()
     known = {site: value for site in (*inside, *outside)
-             if np.isfinite(value := f1(run, site, measure))}
+             if np.isfinite(value := score_at(run, site, measure))}
     scored = [site for site in inside if site in known]
     if scored:
       worst = min(scored, key=known.get)
-      entries.append((number(mean_f1(run, measure)),
-                      f'strict F1 of {title}, mean of {len(scored)} sites'))
+      entries.append((number(mean_score(run, measure)),
+                      f'{measure.words}, mean of {len(scored)} sites'))
       if len(scored) > 1:
-        entries.append((number(known[worst]), f'at the worst of them, {worst}'))
+        least = 'worst of them' if measure.shipped else 'lowest of them'
+        entries.append((number(known[worst]), f'at the {least}, {worst}'))
     entries += [(number(known[site]), f'at {site}, external') for site in outside[:1]
                 if site in known]
   s = run.summary

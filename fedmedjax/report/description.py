@@ -1,6 +1,6 @@
 """The description of the sites' notes, without any training: tables, a figure and numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -24,6 +24,20 @@ _COLUMNS = 6
 _CYCLE = 10  # colours of matplotlib's cycle
 DIVERGENCES = {
   'entity types': statistics.type_divergence, 'vocabulary': statistics.vocabulary_divergence}
+# Of rows.
+_ROWS = {'targets': statistics.target_divergence, 'vocabulary': statistics.vocabulary_divergence}
+# Of no more different targets than these, it is told how many rows have each.
+_TOLD = 10
+
+
+def of_rows(sites: Sequence[SiteStatistics]) -> bool:
+  """Whether the sites hold the rows of an own task."""
+  return any(site.targets is not None for site in sites)
+
+
+def divergences(sites: Sequence[SiteStatistics]) -> dict[str, Callable]:
+  """{name: function of two sites} of what is told about these."""
+  return _ROWS if of_rows(sites) else DIVERGENCES
 
 
 def _label(site: SiteStatistics, external: Sequence[str]) -> str:
@@ -47,6 +61,27 @@ def size_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Tabl
       f'{len(site.sentence_words):,}', f'{site.sentence_words.sum():,}',
       f'{len(site.vocabulary):,}', f'{note[0]:,.0f}', f'{sentence[0]:.0f}, {sentence[1]:.0f}',
       f'{site.entities.total():,}', f'{site.modifiers.total():,}')
+  return table
+
+
+def row_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Table:
+  """Numbers of rows and of words in their inputs and targets; what reading set aside."""
+  table = Table(title='Sites: rows, and words an input and a target (median, 95 %)')
+  table.add_column('site', no_wrap=True)
+  for name in ('rows, train + test', 'vocabulary', 'words an input', 'words a target',
+               'different targets', 'the commonest'):
+    table.add_column(name, justify='right', min_width=max(map(len, name.split())))
+  table.add_column('set aside')
+  for site in sites:
+    given, written = (
+      np.percentile(lengths, (50, 95)) if len(lengths) else np.zeros(2)
+      for lengths in (site.sentence_words, statistics.target_words(site.targets or {})))
+    counts = [*(site.targets or {}).values()]
+    table.add_row(
+      _label(site, external), f'{site.train_notes:,} + {site.test_notes:,}',
+      f'{len(site.vocabulary):,}', f'{given[0]:.0f}, {given[1]:.0f}',
+      f'{written[0]:.0f}, {written[1]:.0f}', f'{len(counts):,}',
+      f'{max(counts) / sum(counts):.1%}' if counts else '-', set_aside(site.report, 'rows') or '-')
   return table
 
 
@@ -100,20 +135,27 @@ def figure(
   length.boxplot([site.sentence_words for site in sites], orientation='horizontal',
                  positions=places, showfliers=False, whis=(5, 95))
   length.set(title='words a sentence (whiskers: 5 % and 95 %)', yticks=places, yticklabels=[])
-  start = np.zeros(len(sites))
+  rows, start = of_rows(sites), np.zeros(len(sites))
   # A cycle of colours would begin again.
   colours = matplotlib.colormaps['turbo'](np.linspace(0.05, 0.95, len(kinds))) if (
     len(kinds) > _CYCLE) else [f'C{i}' for i in range(len(kinds))]
-  for kind, colour in zip(kinds, colours, strict=True):
+  for kind, colour in () if rows else zip(kinds, colours, strict=True):
     width = np.array([statistics.shares(site.entities, kinds)[kind] for site in sites])
     mix.barh(places, width, left=start, label=kind, color=colour)
     start += width
-  mix.set(title='share of entity types', yticks=places, yticklabels=[], xlim=(0, 1))
-  mix.legend(ncols=min(len(kinds), 4), fontsize='small', loc='upper center',
-             bbox_to_anchor=(0.5, -0.1))
+  if rows:
+    size.set(title='rows')
+    length.set(title='words an input (whiskers: 5 % and 95 %)')
+    mix.boxplot([statistics.target_words(site.targets or {}) for site in sites],
+                orientation='horizontal', positions=places, showfliers=False, whis=(5, 95))
+    mix.set(title='words a target (whiskers: 5 % and 95 %)', yticks=places, yticklabels=[])
+  else:
+    mix.set(title='share of entity types', yticks=places, yticklabels=[], xlim=(0, 1))
+    mix.legend(ncols=min(len(kinds), 4), fontsize='small', loc='upper center',
+               bbox_to_anchor=(0.5, -0.1))
   for panel in (size, length, mix):
     panel.invert_yaxis()
-  for panel, (name, divergence) in zip((types, words), DIVERGENCES.items(), strict=True):
+  for panel, (name, divergence) in zip((types, words), divergences(sites).items(), strict=True):
     values = statistics.matrix(divergence, sites)
     panel.imshow(values, vmin=0, vmax=1, cmap='viridis')
     for i, j in np.argwhere(~np.isnan(values)):
@@ -138,10 +180,23 @@ def numbers(
       'sentence_words_quantiles': np.percentile(site.sentence_words, (5, 25, 50, 75, 95)).tolist()
       if len(site.sentence_words) else [],
       'entities': dict(site.entities), 'modifiers': dict(site.modifiers), 'report': site.report,
-    } for site in sites},
+    } | _targets(site) for site in sites},
     'jensen_shannon_bits': {
-      name: statistics.matrix(divergence, sites) for name, divergence in DIVERGENCES.items()},
+      name: statistics.matrix(divergence, sites)
+      for name, divergence in divergences(sites).items()},
   }
+
+
+def _targets(site: SiteStatistics) -> dict:
+  """The key `targets` of a site of rows. Targets may be words of notes: they are only counted."""
+  if site.targets is None:
+    return {}
+  counts = sorted(site.targets.values(), reverse=True)
+  return {'targets': {
+    'rows': sum(counts), 'different': len(counts), 'commonest': counts[0],
+    'counts': counts if len(counts) <= _TOLD else [],
+    'words_quantiles': np.percentile(
+      statistics.target_words(site.targets), (5, 25, 50, 75, 95)).tolist()}}
 
 
 def used(
@@ -175,9 +230,12 @@ def describe(
   reporter: Reporter, schema: Schema = PAPER,
 ) -> None:
   """Prints the tables; with `output`, writes description.json, .svg and .png there."""
-  reporter.say(size_table(sites, external))
-  reporter.say(type_table(sites, external, schema.types))
-  for name, divergence in DIVERGENCES.items():
+  if of_rows(sites):
+    reporter.say(row_table(sites, external))
+  else:
+    reporter.say(size_table(sites, external))
+    reporter.say(type_table(sites, external, schema.types))
+  for name, divergence in divergences(sites).items():
     reporter.say(divergence_table(
       name, statistics.matrix(divergence, sites), [_label(site, external) for site in sites]))
   if output is not None:

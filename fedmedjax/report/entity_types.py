@@ -6,8 +6,9 @@ import numpy as np
 
 from fedmedjax.report import charts
 from fedmedjax.report.blocks import Chart, Charts, Section, Table
+from fedmedjax.report.measures import BY_TYPE, Measure
 from fedmedjax.report.runs import Run, is_external
-from fedmedjax.report.scores import MEASURES, Measure, label, left_out, measured, number
+from fedmedjax.report.scores import label, left_out, measured, number
 from fedmedjax.report.svg import SERIES
 
 # Most bars of a chart, so that it fits on a screen; there are sixteen types of modifiers.
@@ -17,7 +18,7 @@ _BARS = 32
 def type_section(runs: Sequence[Run]) -> Section:
   """Tables and charts of F1 by type."""
   blocks, own = [], [run for run in runs if run.own]
-  for measure in measured(runs, MEASURES[:2]):
+  for measure in measured(runs, BY_TYPE):
     blocks += _by_site(own[0], measure) if len(own) == 1 else _by_run(runs, measure)
   return Section(
     'types', 'Types',

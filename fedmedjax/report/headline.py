@@ -6,13 +6,11 @@ import numpy as np
 
 from fedmedjax.eval import evaluate, paired
 from fedmedjax.eval.intervals import Estimate
+from fedmedjax.report.measures import Measure, unit_of
 from fedmedjax.report.runs import PREDICTIONS, Run, is_external
-from fedmedjax.report.scores import Measure, f1, measured
+from fedmedjax.report.scores import measured, score_at
 from fedmedjax.report.warnings import zero_shot_left_out
 
-# Measures that have counts by source, by their key there.
-COUNTED = {'ner': 'ner', 'modifier': 're.modifier', 'triple': 're.triple',
-           'end_to_end': 're.end_to_end'}
 # Of an older run, whose configuration does not say how often its sources are drawn again.
 _SAMPLES = 1000
 
@@ -28,13 +26,14 @@ def headline(run: Run) -> str:
     return ''
   measure, summary = measures[0], run.summary
   inside = [site for site in run.scores if not is_external(run, site)]
-  sites = [site for site in inside or run.scores if np.isfinite(f1(run, site, measure))]
+  sites = [site for site in inside or run.scores if np.isfinite(score_at(run, site, measure))]
   if not sites:
     return ''
   trained = summary.get('local_steps') or summary['preset'].startswith('api:')
   who = run.name if trained else f'Without training, {run.name}'
-  begin = f'{who} finds {measure.title.lower()} with a mean strict F1 of '
-  mean = float(np.mean([f1(run, site, measure) for site in sites]))
+  begin = f'{who} answers with a mean {measure.name} of ' if measure.written else (
+    f'{who} finds {measure.name} with a mean strict F1 of ')
+  mean = float(np.mean([score_at(run, site, measure) for site in sites]))
   on = _tested_on(run, sites)
   own, gained = _estimates(run, measure, sites)
   if gained is None:
@@ -52,14 +51,14 @@ def headline(run: Run) -> str:
 def _asked_of(summary: dict) -> str:
   """On what a run is set against the untrained model, where that answered fewer sentences."""
   few = summary['zero_shot'].get('sentences')
-  return f' (on {max(few.values())} sentences of each)' if few else ''
+  return f' (on {max(few.values())} {unit_of([summary])}s of each)' if few else ''
 
 
 def _estimates(
   run: Run, measure: Measure, sites: Sequence[str]
 ) -> tuple[Estimate | None, Estimate | None]:
   """(mean F1 with its interval, what it is above zero-shot); None where counts do not say."""
-  folder, score = run.answers.parent / PREDICTIONS, COUNTED[measure.key]
+  folder, score = run.answers.parent / PREDICTIONS, measure.counted
   if not (folder / evaluate.COUNTS).exists():
     return None, None
   answers = paired.read_answers(folder)
@@ -82,4 +81,5 @@ def _tested_on(run: Run, sites: Sequence[str]) -> str:
   notes = sum(held[site]['test_notes'] for site in sites) if all(
     site in held for site in sites) else 0
   number = f'{len(sites)} site{"s" * (len(sites) > 1)}'
-  return number + (f' ({notes:,} test note{"s" * (notes > 1)})' if notes else '')
+  what = 'row' if unit_of([run.summary]) == 'row' else 'note'
+  return number + (f' ({notes:,} test {what}{"s" * (notes > 1)})' if notes else '')

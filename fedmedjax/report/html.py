@@ -28,8 +28,10 @@ from fedmedjax.report.corpus import corpus_section
 from fedmedjax.report.cost import cost_section, key_figures
 from fedmedjax.report.entity_types import type_section
 from fedmedjax.report.headline import headline
+from fedmedjax.report.measures import asks_text
 from fedmedjax.report.runs import Run, method_name, read_answers, read_runs, tested
 from fedmedjax.report.scores import cross_section, label, score_section
+from fedmedjax.report.text_answers import choose_rows, kinds_table, of_rows, target_table
 from fedmedjax.report.training_curves import plot_section, training_section
 from fedmedjax.report.type_colours import recorded, type_colours
 from fedmedjax.store import files
@@ -158,6 +160,8 @@ def _example_section(runs: Sequence[Run], count: int) -> Section:
   shown, outside = runs[-_ANSWERS:], tested(runs)[1]
   answers = {site: {run.name: records for run in shown if (records := read_answers(run, site))}
              for site in sum(tested(shown), [])}
+  if any(asks_text(run.summary) for run in shown):
+    return _row_section(shown, answers, outside, count)
   totals = {site: {name: errors.totals(records) for name, records in by_run.items()}
             for site, by_run in answers.items()}
   if len(shown) == 1:
@@ -185,6 +189,31 @@ def _example_section(runs: Sequence[Run], count: int) -> Section:
       'the predictions were kept without (config.store.text).' if count else
       'config.report.examples says when.'))
   return Section('errors', 'Errors', lead, [table, *excerpts])
+
+
+def _row_section(
+  shown: Sequence[Run], answers: Mapping[str, dict[str, list[dict]]], outside: Sequence[str],
+  count: int,
+) -> Section:
+  """The section about the answers of an own task; `answers` are {site: {run: records}}."""
+  excerpts = [
+    Excerpts(site, choose_rows(by_run, count, shown[-1].summary['seed']), folded=index > 0,
+             unit='row') for index, (site, by_run) in enumerate(answers.items())]
+  if len(shown) == 1:
+    first, held = 'site', {
+      label(site, outside): of_rows(records)
+      for site, by_run in answers.items() for records in by_run.values()}
+  else:
+    first, held = 'regime', {run.name: {
+      (site, name): record for site, by_run in answers.items() if site not in outside
+      for name, record in of_rows(by_run.get(run.name, ())).items()} for run in shown}
+  quoted = any(one.entries for one in excerpts)
+  lead = 'How rows were answered' + (
+    ', and some whose answer is not the target.' if quoted else '.') + (
+    '' if quoted or not answers else ' No text of a row is shown' + (
+      '.' if count else ': config.report.examples says when.'))
+  return Section('errors', 'Answers', lead, [
+    kinds_table(first, held), *([target_table(held)] if quoted else []), *excerpts])
 
 
 def _settings_section(runs: Sequence[Run]) -> Section:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedmedjax.report.html import FILE
+from fedmedjax.report.measures import asks_text
 
 
 def next_steps(workdir: Path, summary: dict, learner: str, arguments: Sequence[str]) -> list[str]:
@@ -47,6 +48,8 @@ def _adapter_lines(workdir: Path, summary: dict) -> list[tuple[str, str]]:
   # The one for all sites, else the first site's; gone only if somebody took them away.
   chosen = [*(path for path in (folder, folder / 'global') if path in found), *found, folder][0]
   words = f'{folder}, one a site: {", ".join(own)}' if own else str(folder)
+  if asks_text(summary):
+    return [('adapter', f"{words}, in PEFT's format; fedmedjax.predict annotates notes only")]
   if not any('ner' in tasks for tasks in summary['scores'].values()):
     return [('adapter', words), (
       'predict', "takes an adapter that was trained on entities, too: config.data.tasks=('ner', "

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedmedjax.report.measures import unit_of
 from fedmedjax.report.warnings import zero_shot_left_out
 from fedmedjax.store import files
 
@@ -49,7 +50,8 @@ def method_name(summary: Mapping[str, Any]) -> str:
 def zero_shot_name(summary: Mapping[str, Any]) -> str:
   """'zero-shot', with the number of sentences where it answered fewer than the run."""
   sentences = (summary.get('zero_shot') or {}).get('sentences')
-  return f'zero-shot ({max(sentences.values())} sentences)' if sentences else 'zero-shot'
+  return f'zero-shot ({max(sentences.values())} {unit_of([summary])}s)' if sentences else (
+    'zero-shot')
 
 
 def read_runs(folders: Mapping[str, Path]) -> list[Run]:

@@ -49,14 +49,16 @@ _DROPPED = {
 }
 # Counts of what a site holds, which other columns show; every other count is shown by its key.
 _HOLDS = re.compile(
-  r'(raw|mapped|lacking)_.*|(used_)?(sentences|entities|mains|modifiers)|'
+  r'(raw|mapped|lacking)_.*|(used_)?(sentences|entities|mains|modifiers|rows)|'
   r'relations|events|assertions|records|attributes|corrupted|'
   r'measured_(examples|entities)|((train|dev|test|validation)_)?(documents|sentences)|(held_out|unseen)_test_.*')
 
 
-def set_aside(report: dict[str, int]) -> str:
-  """What a site's reading left out or repaired, in words."""
+def set_aside(report: dict[str, int], unit: str = 'notes') -> str:
+  """What a site's reading left out or repaired, in words; `unit` is what its documents are called.
+  """
   unnamed = {key: key.replace('_', ' ') for key in report
              if key not in _DROPPED and not _HOLDS.fullmatch(key)}
   return ', '.join(
-    f'{report[key]:,} {name}' for key, name in (_DROPPED | unnamed).items() if report.get(key))
+    f'{report[key]:,} {name.replace("notes", unit)}'
+    for key, name in (_DROPPED | unnamed).items() if report.get(key))

@@ -1,16 +1,17 @@
 """Tables for the terminal."""
 
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.table import Table
 
 from fedmedjax.data.site import SiteData
-from fedmedjax.eval.intervals import FEW_SOURCES
+from fedmedjax.report.captions import MARKED, caption, folded, label, marked, zero_shot
+from fedmedjax.report.measures import asks_text
 from fedmedjax.report.rates import groups, out_of, rates
 from fedmedjax.report.runs import method_name
 from fedmedjax.report.set_aside import set_aside
-from fedmedjax.report.warnings import UNREADABLE, is_unreadable, zero_shot_left_out
+from fedmedjax.report.text_tables import is_of_rows, row_table, written_table
+from fedmedjax.report.warnings import is_unreadable
 from fedmedjax.runtime.progress import Reporter
 
 # Sites of a partition that the table lists.
@@ -28,10 +29,12 @@ def site_table(
     external: tested, too.
     server: whose notes are the server's validation set.
   """
+  dealt_out = [] if sites == tested else sites
+  if is_of_rows(tested):
+    return row_table((*dealt_out[:_LISTED], *tested), external, server, len(dealt_out) - _LISTED)
   table = Table(title='Sites')
   for name in ('site', 'types', 'train', 'validation', 'test', 'in no training note', 'set aside'):
     table.add_column(name, justify='right' if name in ('train', 'validation', 'test') else 'left')
-  dealt_out = [] if sites == tested else sites
   roles = {site.name: ' (external)' for site in external} | {
     site.name: " (the server's)" for site in server}
   for site in (*dealt_out[:_LISTED], *tested, *external, *server):
@@ -70,8 +73,8 @@ def score_table(summary: dict) -> Table:
   have their own, and zero-shot, where it followed the format of answers."""
   table = Table(
     title=f'Typed F1, {method_name(summary)}, seed {summary["seed"]} [95 % by source]',
-    caption=_caption(summary, lambda scores, sites: mean_f1(scores, sites, 'strict')))
-  zero, everyone = _zero_shot(summary), (summary.get('global') or {}).get('scores', {})
+    caption=caption(summary, lambda scores, sites: mean_f1(scores, sites, 'strict')))
+  zero, everyone = zero_shot(summary), (summary.get('global') or {}).get('scores', {})
   kinds = ('strict', 'lenient')
   others = [('global', everyone)] * bool(everyone) + [('zero-shot', zero)] * bool(zero)
   for name in ('site', *kinds, *(f'{name} {kind}' for name, _ in others for kind in kinds)):
@@ -81,7 +84,7 @@ def score_table(summary: dict) -> Table:
   between = '\n' if everyone else ' '
   for site, tasks in summary['scores'].items():
     entries = [tasks.get('ner'), *(scores.get(site, {}).get('ner') for _, scores in others)]
-    table.add_row(_label(site, summary), *(
+    table.add_row(label(site, summary), *(
       _f1(entry, kind, between) for entry in entries for kind in kinds))
   table.add_section()
   inside = [site for site in summary['scores'] if site not in summary['external']]
@@ -89,11 +92,6 @@ def score_table(summary: dict) -> Table:
     mean_f1(scores, inside, kind) if scores else '-'
     for scores in (summary['scores'], *(scores for _, scores in others)) for kind in kinds))
   return table
-
-
-def _zero_shot(summary: dict) -> dict:
-  """The scores of the untrained model that tables show, {} where there are none."""
-  return {} if zero_shot_left_out(summary) else (summary.get('zero_shot') or {}).get('scores', {})
 
 
 # Scores of relations, as the tables call them; see `evaluate.score`.
@@ -104,9 +102,9 @@ def relation_table(summary: dict) -> Table:
   """Typed F1 of every site's relations, beside the zero-shot modifiers."""
   table = Table(title=(
     f'Typed F1 of relations, {method_name(summary)}, seed {summary["seed"]} [95 % by source]'),
-    caption=_caption(summary, lambda scores, sites: mean_link_f1(
+    caption=caption(summary, lambda scores, sites: mean_link_f1(
       scores, sites, 'modifier', 'strict')))
-  zero = _zero_shot(summary)
+  zero = zero_shot(summary)
   columns = [
     (f'{word} {kind}', summary['scores'], name, kind)
     for name, word in _LINKS.items() for kind in ('strict', 'lenient')
@@ -116,7 +114,7 @@ def relation_table(summary: dict) -> Table:
     table.add_column(title, justify='right', min_width=11)
   for site in summary['scores']:
     # So many columns fit a terminal only with the intervals below the figures.
-    table.add_row(_label(site, summary), *(
+    table.add_row(label(site, summary), *(
       _f1(scores.get(site, {}).get('re', {}).get(name), kind, '\n')
       for _, scores, name, kind in columns))
   table.add_section()
@@ -125,36 +123,6 @@ def relation_table(summary: dict) -> Table:
     mean_link_f1(scores, inside, name, kind) if scores else '-'
     for _, scores, name, kind in columns))
   return table
-
-
-def few_sources(summary: dict) -> list[str]:
-  """The sites of a run that few sources were tested of, in words; [] for an older run."""
-  sites, numbers = (*summary.get('sites', ()), *summary['external']), summary.get('test_sources')
-  return [f'{site} has {number}' for site, number in zip(sites, numbers or (), strict=False)
-          if number < FEW_SOURCES]
-
-
-def _caption(summary: dict, mean: Callable[[dict, list[str]], str]) -> str:
-  """What the intervals of a run leave out, and the sites of which too little was tested.
-
-  Where fewer sentences were answered before training, how many, and what the run has on them by
-  `mean`, of (scores, sites).
-  """
-  few, zero = few_sources(summary), summary['zero_shot'] if _zero_shot(summary) else {}
-  said = ['Intervals are of one seed: how training varies is left out.'] * (
-    len(summary.get('seeds', ())) < 2)
-  if few:
-    said.append(f'Of few sources they say little: {", ".join(few)}.')
-  if 'sentences' in zero:
-    inside = [site for site in zero['trained'] if site not in summary['external']]
-    said.append(
-      f'Zero-shot is of {max(zero["sentences"].values())} sentences a cohort, on which the run has '
-      f'a strict mean of {mean(zero["trained"], inside)}.')
-  return ' '.join(said)
-
-
-def _label(site: str, summary: dict) -> str:
-  return f'{site} (external)' if site in summary['external'] else site
 
 
 def mean_f1(scores: dict, sites: Sequence[str], kind: str) -> str:
@@ -189,7 +157,7 @@ def cost_lines(summary: dict) -> list[str]:
       f'{1 - sent / full:.2%} less')
   if summary['simulated_seconds']:
     lines.append(f'{summary["simulated_seconds"]:,.0f} s in all on the simulated sites')
-  lines.append(_answers(summary))
+  lines += filter(None, [_answers(summary)])
   speed, predicted = summary['examples_per_second'], summary.get('predicted_peak_bytes')
   lines.append(
     f'{summary["wall_seconds"]:.0f} s in all, {summary["compile_seconds"]:.0f} s of it compiling'
@@ -207,10 +175,10 @@ def _answers(summary: dict) -> str:
       said.append(
         f'exact copies{where} {out_of(found.copied, found.asked)}, unreadable outputs '
         f'{out_of(found.unreadable, found.asked)}')
-  # Older runs have means over sites only.
-  return '; '.join(said) or (
+  # Older runs have means over sites only; answers of own tasks are neither.
+  return '; '.join(said) or ('' if summary['copy_rate'] is None else (
     f'exact copies {summary["copy_rate"]:.1%}, unreadable outputs '
-    f'{summary["parse_failure_rate"]:.1%}')
+    f'{summary["parse_failure_rate"]:.1%}'))
 
 
 def api_lines(summary: dict) -> list[str]:
@@ -224,7 +192,7 @@ def api_lines(summary: dict) -> list[str]:
     f'{read} tokens read, {written} written'
     + ('' if api['usd'] is None else f': {api["usd"]:.4f} USD')
     + ('; the endpoint did not count them all' if '?' in (read, written) else ''),
-    f'{_answers(summary)}; {summary["wall_seconds"]:.0f} s']
+    '; '.join(filter(None, (_answers(summary), f'{summary["wall_seconds"]:.0f} s')))]
   if api['failed']:
     lines.append(
       f'warning: {api["failed"]} questions have no answer and score nothing, the first for: '
@@ -238,22 +206,12 @@ def show(summary: dict, reporter: Reporter) -> None:
     reporter.say(score_table(summary))
   if has_relations(summary['scores']):
     reporter.say(relation_table(summary))
+  if asks_text(summary):
+    reporter.say(written_table(summary))
   for line in (api_lines if 'api' in summary else cost_lines)(summary):
     reporter.say(line)
   for warning in summary.get('warnings', ()):
     reporter.warn(f'{method_name(summary)}, seed {summary["seed"]}: {warning}')
-
-
-# The mark of a regime whose answers are unreadable, and what tables say of it.
-MARK = ' \N{DAGGER}'
-MARKED = (
-  f'{MARK.strip()} more than {UNREADABLE:.0%} of its answers are unreadable: its scores say more '
-  'of their form than of what was found.')
-
-
-def marked(name: str, summary: dict) -> str:
-  """A regime's name in tables, with a mark where its answers are unreadable."""
-  return name + MARK * is_unreadable(summary)
 
 
 def with_global(rows: dict[str, dict]) -> dict[str, dict]:
@@ -312,8 +270,3 @@ def relation_tables(
         mean_link_f1(scores, sites, name, 'strict'), *(cells[site] for site in external))
     tables += [table] if having else []
   return tables
-
-
-def folded(regime: str) -> str:
-  """Names of models can be longer than a column should be."""
-  return '\n'.join(textwrap.wrap(regime, 16))

@@ -6,9 +6,13 @@ last screen, in summary.json and at the top of its report; a run with nothing to
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from fedmedjax.report.measures import TEXT, asks_text
 from fedmedjax.report.rates import Rates, groups, rates
+from fedmedjax.report.text_answers import of_rows
+from fedmedjax.store.files import read_lines
 
 Summary = Mapping[str, Any]
 Lines = Sequence[Mapping[str, Any]]
@@ -28,16 +32,17 @@ LOST = 0.01
 _NAMED = 6
 
 
-def warnings(summary: Summary, lines: Lines) -> list[str]:
+def warnings(summary: Summary, lines: Lines, predictions: Path | None = None) -> list[str]:
   """All sentences about a run, [] for a healthy one.
 
   Args:
     summary: summary.json, `warnings` not needed.
     lines: of metrics.jsonl; [] where nothing was trained.
+    predictions: the folder of the run's answers, into which is looked for an own task.
   """
   return [
     *unreadable(summary), *uncopied(summary), *not_learnt(lines), *diverging(lines),
-    *too_long(summary), *no_format(summary)]
+    *too_long(summary), *no_format(summary), *same_answers(summary, predictions)]
 
 
 def _places(summary: Summary) -> Iterator[tuple[str, Rates]]:
@@ -119,9 +124,11 @@ def too_long(summary: Summary) -> Iterator[str]:
     examples, entities = (
       f'{part:,.10g} of {whole:,.10g} {what} ({part / max(whole, 1):.1%})'
       for (part, whole), what in zip(lost, ('examples', 'entities'), strict=True))
+    with_them = '' if asks_text(summary) else f', and with them {entities}'
     yield (
-      f'{examples} of the training and validation notes are longer than config.data.max_length '
-      f'and were left out, and with them {entities}; raise config.data.max_length')
+      f'{examples} of the training and validation {"rows" if asks_text(summary) else "notes"} are '
+      f'longer than config.data.max_length and were left out{with_them}; raise '
+      'config.data.max_length')
 
 
 def no_format(summary: Summary) -> Iterator[str]:
@@ -133,6 +140,25 @@ def no_format(summary: Summary) -> Iterator[str]:
       f'({found.unreadable:,.10g} of {found.asked:,.10g} unreadable); tables leave it out')
 
 
+def same_answers(summary: Summary, predictions: Path | None) -> Iterator[str]:
+  """Sites at which an own task's answers are all the same, although their targets are not.
+
+  The answer is not quoted: it may be words of a note.
+  """
+  found = []
+  for site in summary['scores'] if predictions and asks_text(summary) else ():
+    records = of_rows(read_lines(predictions / f'{site}.jsonl')).values()
+    answers, targets = (
+      {record[key].strip() for record in records} for key in ('generated', 'target'))
+    if len(answers) == 1 and len(targets) > 1:
+      found.append(site + ' (an empty one)' * (answers == {''}))
+  if found:
+    more = f' and {len(found) - _NAMED} more' if len(found) > _NAMED else ''
+    yield (
+      f'all rows have the same answer at {", ".join(found[:_NAMED])}{more}, and unlike targets' + (
+        ': the model has not learnt the task; train longer' if summary.get('local_steps') else ''))
+
+
 def zero_shot_left_out(summary: Summary) -> bool:
   """Whether zero-shot F1 is 0 everywhere because the format of answers was not followed."""
   zero_shot = summary.get('zero_shot')
@@ -141,4 +167,5 @@ def zero_shot_left_out(summary: Summary) -> bool:
     return False
   return not any(
     entry['strict']['typed']['f1'] for tasks in zero_shot['scores'].values()
-    for task, scores in tasks.items() for entry in ([scores] if task == 'ner' else scores.values()))
+    for task, scores in tasks.items() if task != TEXT
+    for entry in ([scores] if task == 'ner' else scores.values()))

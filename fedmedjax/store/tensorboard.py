@@ -17,6 +17,8 @@ from pathlib import Path
 FILE = 'tensorboard/events.out.tfevents.0.fedmedjax'
 # With more sites than these, there are no curves of single sites.
 _SITES = 50
+# The task whose scores are numbers under names of their own.
+_TEXT = 'text'
 # Keys of a round's line: those with one number, and those with a number for each site.
 _NUMBERS = (
   'seconds', 'simulated_seconds', 'local_steps', 'examples', 'tokens', 'bytes_up', 'bytes_down',
@@ -82,10 +84,12 @@ def _values(line: dict, each: bool) -> Iterator[tuple[str, float | None]]:
 def _scores(scores: dict, name: str = 'f1') -> Iterator[tuple[str, float]]:
   """(tag, typed F1) of every task and site, strict and lenient, and metrics of texts."""
   for key, entry in scores.items():
-    if 'typed' in entry:
+    _, _, site = name.partition('/')
+    if site and key == _TEXT:
+      yield from (
+        (f'score/{site}/{key}/{metric}', found['value']) for metric, found in entry.items())
+    elif 'typed' in entry:
       yield f'{name}/{key}', entry['typed']['f1']
-    elif 'value' in entry:
-      yield f'{name}/{key}'.replace('f1', 'score', 1), entry['value']
     elif key != 'per_type':
       yield from _scores(entry, f'{name}/{key}')
 
@@ -94,7 +98,7 @@ def _event(clock: float, step: int, values: dict[str, float | None]) -> bytes:
   """An Event: wall_time = 1, step = 2, summary = 5 of values = 1 with tag = 1, simple_value = 2."""
   summary = b''.join(
     _field(1, _field(1, tag.encode()) + struct.pack('<Bf', 2 << 3 | 5, value))
-    for tag, value in values.items() if value is not None and math.isfinite(value))
+    for tag, value in values.items() if value is not None and abs(value) <= _MOST)
   return b''.join((
     struct.pack('<Bd', 1 << 3 | 1, clock), bytes([2 << 3]), _varint(step), _field(5, summary)))
 

@@ -200,7 +200,7 @@ def _carried_out(
     # None = nothing was trained now.
     'predicted_peak_bytes': trained.plan.peak if trained.plan else None, 'versions': versions(),
   }
-  summary['warnings'] = warnings(summary, lines)
+  summary['warnings'] = warnings(summary, lines, workdir / 'predictions')
   files.write_text(workdir / 'ledger.csv', communication.ledger_csv(study.communication, lines))
   tensorboard.finish(workdir, lines, summary)
   files.write_json(workdir / 'summary.json', summary)

@@ -7,9 +7,9 @@ on the seed of a run, which must not move a note from test to training.
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,15 @@ from fedmedjax.data.formats.mapping import (
   read_mapping,
   restricted,
 )
-from fedmedjax.data.formats.readers import FORMATS, Parts, asking, read_notes, read_parts
+from fedmedjax.data.formats.readers import (
+  FORMATS,
+  Parts,
+  asking,
+  by_part,
+  read_notes,
+  read_parts,
+)
+from fedmedjax.data.formats.text_rows import ROWS, given_rows
 from fedmedjax.data.leaks import TextIndex, without_sources, without_texts
 from fedmedjax.data.pieces import drawable
 from fedmedjax.data.sources import distinct, known_sources, source_of, with_sources
@@ -45,16 +53,17 @@ class SiteFolder(NamedTuple):
 
   `path` is a file or folder in the `format` of that name. Parts named train, (dev,) test are
   kept; otherwise `test_share` of the notes is tested on, where 0 and 1 are allowed. `mapping`
-  is the name of a shipped one or a .toml file. `annotated` are the types that were annotated
-  throughout; () = what the mapping says, or else those that occur in the notes. `source` is a
-  regular expression that finds the patient, article or trial in a note's name; '' = the rule of
+  is the name of a shipped one or a .toml file; rows of the format 'rows' have none. `annotated` are
+  the types that were annotated throughout; () = what the mapping says, or else those that occur in
+  the notes. `source` is a regular expression that finds the patient, article or trial in a note's
+  name; '' = the rule of
   `data/sources.py`.
   """
 
   name: str
   path: str | os.PathLike
   format: str
-  mapping: str | os.PathLike
+  mapping: str | os.PathLike = ''  # of rows none
   test_share: float = 0.2
   annotated: tuple[str, ...] = ()
   source: str = ''
@@ -121,20 +130,50 @@ def load_folder(site: SiteFolder, schema: Schema = PAPER) -> SiteCorpus:
 
   Args:
     site: an entry of config.data.folders.
-    schema: the study's types.
+    schema: the study's types; rows have none.
 
   Raises:
     InputError: the notes or the mapping cannot be read, the mapping does not fit the notes, or
       there are too few notes to split.
   """
-  mapping = read_mapping(site.mapping, schema)
   # A `~` that no shell has replaced.
+  path = Path(os.path.expanduser(site.path))
+  if site.format == ROWS:
+    notes, counts = read_parts(path, FORMATS[ROWS])
+    return _row_site(site.name, _parted(site, notes, counts), counts)
+  mapping = read_mapping(site.mapping, schema)
   form = asking(FORMATS[site.format], mapping.entities)
-  notes, counts = read_parts(Path(os.path.expanduser(site.path)), form)
+  notes, counts = read_parts(path, form)
   parts = _parted(site, notes, counts)
   corpus = _occurring(site.name, mapping, parts, counts, site.path, tuple(site.annotated))
   return without_texts(
     without_sources(corpus, known_sources(corpus.test)), TextIndex(corpus.test))
+
+
+def site_of_rows(name: str, rows: Iterable[dict[str, Any]], test_share: float = 0.2) -> SiteCorpus:
+  """A site of rows that were given in Python, for the task 'text'.
+
+  Args:
+    name: of the site.
+    rows: {'input': ..., 'target': ...}, with 'source' and 'part' if wanted, as in a file of rows.
+    test_share: of its sources, where no row says its part.
+
+  Raises:
+    InputError: a row lacks a text, or there are too few to split.
+  """
+  documents, counts = given_rows(name, rows)
+  parts = by_part(documents, f'site {name!r}') or documents
+  return _row_site(
+    name, _parted(SiteFolder(name, '', ROWS, test_share=test_share), parts, counts), counts)
+
+
+def _row_site(name: str, parts: Parts, counts: Counter) -> SiteCorpus:
+  """A site of rows, without training rows that have the source or the input of a tested one."""
+  report = counts | {f'{part}_documents': len(documents)
+                     for part, documents in zip(Parts._fields, parts, strict=True)}
+  site = SiteCorpus(name, (), tuple(parts.train), tuple(parts.test), dict(report), {})
+  return without_texts(
+    without_sources(site, known_sources(site.test)), TextIndex(site.test))
 
 
 def _occurring(

@@ -28,7 +28,9 @@ from fedmedjax.data.formats.phee import read_phee
 from fedmedjax.data.formats.pubtator import read_pubtator
 from fedmedjax.data.formats.reference import read_reference
 from fedmedjax.data.formats.saved_datasets import read_datasets
+from fedmedjax.data.formats.table_rows import LINES, TABLES
 from fedmedjax.data.formats.tables import read_tables
+from fedmedjax.data.formats.text_rows import ROWS, read_text_rows
 from fedmedjax.data.formats.uima import read_uima
 from fedmedjax.types import Document, InputError
 
@@ -57,6 +59,7 @@ FORMATS = {
   'doccano': Format(read_doccano, ('.jsonl', '.json')),
   'uima': Format(read_uima, ('.xmi', '.json'), asks=True),
   'tables': Format(read_tables),
+  ROWS: Format(read_text_rows, (*LINES, *TABLES)),
 }
 # The numbering of data sets' files.
 _SHARD = re.compile(r'-[0-9]{5}-of-[0-9]{5}')
@@ -127,13 +130,7 @@ def read_parts(path: Path, form: Format) -> tuple[Parts | list[Document], Counte
   entries_of = find_parts(Path(path), form)
   if not entries_of:
     documents, counts = read_notes(path, form)
-    # Notes of a format that has one in each file, or records that say their part.
-    named = {document.name: named_parts(document.name) for document in documents}
-    if {part for parts in named.values() if len(parts) == 1 for part in parts} >= {'train', 'test'}:
-      parts = parts_by_name(list(named), str(path))
-      return Parts(*([d for d in documents if d.name in parts.get(part, ())]
-                     for part in Parts._fields)), counts
-    return documents, counts
+    return by_part(documents, str(path)) or documents, counts
   parts, total, faults = {}, Counter(), Faults()
   for part, entries in entries_of.items():
     documents = []
@@ -145,6 +142,24 @@ def read_parts(path: Path, form: Format) -> tuple[Parts | list[Document], Counte
     parts[part] = with_own_names(documents, total)
   faults.tell()
   return Parts(*(parts.get(part, []) for part in Parts._fields)), total
+
+
+def by_part(documents: list[Document], where: str) -> Parts | None:
+  """The documents by the part that their names say; None where not both train and test are named.
+
+  So it is with notes of a format that has one in each file, and with records that say their part.
+
+  Args:
+    documents: as read.
+    where: they are from, for errors, see `part_names.parts_by_name`.
+  """
+  named = {document.name: named_parts(document.name) for document in documents}
+  if not {part for parts in named.values() if len(parts) == 1 for part in parts} >= {
+      'train', 'test'}:
+    return None
+  parts = parts_by_name(list(named), where)
+  return Parts(*([d for d in documents if d.name in parts.get(part, ())]
+                 for part in Parts._fields))
 
 
 def _check_forms(files: Sequence[Path]) -> None:

@@ -1,0 +1,59 @@
+"""A task of one's own: yes/no questions about the sentences of invented notes.
+
+    python docs/examples/yes_no.py
+
+writes the rows of two hospitals and of a third one to rows/NAME.jsonl. What is done with them:
+docs/studies.md, "A task of your own".
+"""
+
+import json
+from pathlib import Path
+
+import fedmedjax as fm
+from fedmedjax.data.sentences import note_sentences
+from fedmedjax.data.synthetic.cohorts import generate_cohort
+
+QUESTIONS = {'drug': 'Does it name a drug?', 'test': 'Does it name a test?'}
+HOSPITALS = {
+  'north': 'synthetic_icu', 'south': 'synthetic_clinic', 'east': 'synthetic_external'}
+
+
+def rows(cohort: str) -> list[dict[str, str]]:
+  """Two questions about each sentence; those of one note have one source and stay together."""
+  corpus, found = generate_cohort(cohort, seed=1), []
+  for note in (*corpus.train, *corpus.test):
+    for start, end in note_sentences(note):
+      named = {span.type for span in note.spans if start <= span.start and span.end <= end}
+      for kind, question in QUESTIONS.items():
+        found.append({
+          'input': f'{note.text[start:end]}\n{question}',
+          'target': 'yes' if kind in named else 'no', 'source': note.name})
+  return found
+
+
+def score(predictions: list[str], targets: list[str]) -> dict[str, float | list[float]]:
+  """Two metrics: one number of a site, and one number a row, which gets an interval."""
+  asked = [answer for answer, target in zip(predictions, targets, strict=True) if target == 'yes']
+  found = sum(answer.strip() == 'yes' for answer in asked)
+  return {
+    'sensitivity': found / len(asked) if asked else 0.0,
+    'readable': [float(answer.strip() in ('yes', 'no')) for answer in predictions]}
+
+
+def in_python(workdir: str, changes: dict | None = None, most: int | None = None) -> fm.Results:
+  """The same study without files: rows and metric are given as they are."""
+  config = fm.load_config('fedmedjax:quickstart:fed_medlora', {
+    'data.tasks': ('text',), 'data.external': ('east',),
+    'data.prompt': str(Path(__file__).with_suffix('.toml')),
+    'eval.metrics': ('accuracy', 'macro_f1')} | (changes or {}))
+  sites = [fm.Site(name, rows(cohort)[:most], test_share=1.0 if name == 'east' else 0.2)
+           for name, cohort in HOSPITALS.items()]
+  return fm.run(config, workdir, data=sites, metric=score)
+
+
+if __name__ == '__main__':
+  Path('rows').mkdir(exist_ok=True)
+  for name, cohort in HOSPITALS.items():
+    lines = [json.dumps(row) for row in rows(cohort)]
+    Path(f'rows/{name}.jsonl').write_text('\n'.join(lines) + '\n')
+    print(f'rows/{name}.jsonl: {len(lines)} rows')
