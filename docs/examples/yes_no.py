@@ -26,8 +26,8 @@ def rows(cohort: str) -> list[dict[str, str]]:
       named = {span.type for span in note.spans if start <= span.start and span.end <= end}
       for kind, question in QUESTIONS.items():
         found.append({
-          'input': f'{note.text[start:end]}\n{question}', 'target': 'yes' if kind in named else 'no',
-          'source': note.name})
+          'input': f'{note.text[start:end]}\n{question}',
+          'target': 'yes' if kind in named else 'no', 'source': note.name})
   return found
 
 

@@ -220,15 +220,22 @@ def partition(
       # Mixed-up notes have lost their modifiers: asking for them would teach that there are none.
       modifiers if site not in broken or corruption.keeps_modifiers else {},
       sources[0].definitions, schema=sources[0].schema))
-  counts = np.stack([
-    type_counts([notes[i] for i in np.flatnonzero(dealt == site)], types).sum(0) if rows
-    else type_counts(part.train, types).sum(0) for site, part in enumerate(parts)])
-  whole = 0 if rows else sum(_entities(source.train, types) for source in sources)
-  return parts, Skew(
+  held = [[notes[i] for i in np.flatnonzero(dealt == site)] for site in range(sites)] if rows else [
+    part.train for part in parts]
+  return parts, _skew(parts, held, types, asked, 0 if rows else sum(
+    _entities(source.train, types) for source in sources) - _entities(notes, types))
+
+
+def _skew(
+  parts: Sequence[SiteCorpus], held: Sequence[Sequence[Document]], types: Sequence[str],
+  asked: Sequence[Sequence[str]], crossing: int,
+) -> Skew:
+  """What came out; `held` are the notes of each part with entities of `types`."""
+  counts = np.stack([type_counts(own, types).sum(0) for own in held])
+  return Skew(
     tuple(len(part.train) for part in parts), divergence(counts),
-    sum(map(len, asked)) / (sites * len(types)),
-    word_divergence([[note.text for note in part.train] for part in parts]),
-    0 if rows else whole - _entities(notes, types))
+    sum(map(len, asked)) / (len(parts) * len(types)),
+    word_divergence([[note.text for note in part.train] for part in parts]), crossing)
 
 
 def _entities(notes: Sequence[Document], types: Sequence[str]) -> int:

@@ -52,12 +52,10 @@ class SiteData(NamedTuple):
 
   @property
   def train(self) -> tuple[TokenExample | LabelExample, ...]:
-    """The training examples of all tasks."""
     return tuple(example for part in self.tasks for example in part.train)
 
   @property
   def test(self) -> tuple[Example, ...]:
-    """The test examples of all tasks."""
     return tuple(example for part in self.tasks for example in part.test)
 
 
@@ -166,8 +164,8 @@ def read_site(
     trained=drawn_sentences(corpus.name, split.train, max_train_sentences, seed),
     tested=_drawn(split.test, max_test, (SPLIT_SEED, zlib.crc32(corpus.name.encode()), 2)))
   report, parts = Counter(corpus.report), []
-  whole = tests or validates
-  for form in _annotated(corpus, forms, trains) if whole else _trainable(forms, split.train):
+  for form in _annotated(corpus, forms, trains) if tests or validates else _trainable(
+      forms, split.train):
     part = _read_task(form, split, validation_examples, rng, report)
     if trains and not validates:
       _check_training(corpus.name, len(notes), len(held_out), part, {

@@ -20,7 +20,9 @@ class OwnMetric(NamedTuple):
   """A metric of the user's own."""
 
   name: str       # as messages call it, "config.eval.metric='my.py:score'"
-  call: Callable  # (answers, targets), lists of n texts -> {name: a number, or a list of n}
+  # (answers, targets), lists of n texts -> {name: a number, or a list of n}; where it fails it
+  # raises an InputError, which says where
+  call: Callable
   # {name: whether there is a number for each row}, the same at every site; None = not known yet
   gives: Mapping[str, bool] | None = None
 
@@ -40,8 +42,8 @@ def own_values(
   Raises:
     InputError: it fails, or gives what cannot be used.
   """
-  found = metric.call(list(answers), list(targets))
   try:
+    found = metric.call(list(answers), list(targets))
     values = _checked(found, len(targets), taken)
     gives = {name: value.ndim == 1 for name, value in values.items()}
     if metric.gives is not None and gives != metric.gives:

@@ -65,12 +65,11 @@ def text_metrics(
 
 
 def _called(part: OwnPart, answers: list[str], targets: list[str]) -> Any:
-  """What a user's metric gives; raises InputError, in one line with its place, where it fails."""
+  """What a user's metric gives; raises InputError, which says in one line where it failed."""
   try:
     return part.builder(answers, targets)
   except Exception as error:  # a user's program: it may raise anything
-    raise InputError(
-      f'config.{METRIC}={part.name!r}: {where_it_failed(error, _file(part))}') from None
+    raise InputError(where_it_failed(error, _file(part))) from None
 
 
 def _file(part: OwnPart) -> str:

@@ -98,7 +98,7 @@ def prompt(text: str) -> str:
   ('[ner.markup]\nsentence = "a"\nprompt = "b {input}"', 1, 'one of sentence and prompt'),
   ('[ner.markup]', 1, 'nothing: one of sentence and prompt'),
   ('[ner.html]\nsentence = "a"', 1, 'markup, json are allowed'),
-  ('[nerd.markup]\nsentence = "a"', 1, 'definitions, ner, re are allowed'),
+  ('[nerd.markup]\nsentence = "a"', 1, 'definitions, ner, re, text are allowed'),
   ('ner = 3', 1, 'are allowed, as tables'),
   ('[definitions]\ndose = "d"', 2, '[definitions.dose]: is no type of the schema'),
   ('[definitions]\ndrug = ""', 2, 'one line of text'),

@@ -93,12 +93,14 @@ OTHER = {
   'fed.memory_gib': 1.0, 'fed.shapes': 1,
   'simulation.step_seconds': 1.0, 'simulation.speed_spread': 1.0, 'simulation.bandwidth': 1.0,
   'simulation.bandwidth_spread': 1.0, 'simulation.failure': 0.1, 'simulation.deadline': 3.0,
+  'eval.metrics': ('accuracy',), 'eval.metric': 'nowhere.py:score',
   'optim.weight_decay': 0.1, 'api.price_input': 1.0, 'api.price_output': 1.0, 'api.cache': 'other',
 }
-# What is asked for cannot be had here; that it is asked for is in the error.
+# What is asked for cannot be had here; that it is asked for is in the error. (Metrics of texts:
+# `text_scores_test.py`.)
 REFUSED = {
   'model.path', 'model.attention', 'lora.start', 'bert.path', 'data.folders', 'data.root',
-  'data.schema', 'data.prompt', 'mesh.tensor'}
+  'data.schema', 'data.prompt', 'mesh.tensor', 'eval.metrics', 'eval.metric'}
 
 
 QUIET = Reporter(Console(quiet=True))

@@ -65,6 +65,13 @@ def test_the_points_are_those_of_the_lines(tmp_path):
     ('f1/icu/re/modifier/lenient', 3): pytest.approx(0.625)}
 
 
+def test_metrics_of_texts_are_points(tmp_path):
+  tensorboard.finish(tmp_path, [], {'scores': {'icu': {'text': {
+    'exact_match': {'value': 0.5, 'ci95': None}, 'mine': {'value': -2.0, 'ci95': [-3, -1]}}}}})
+  assert points(tmp_path) == {
+    ('score/icu/text/exact_match', 0): 0.5, ('score/icu/text/mine', 0): -2.0}
+
+
 def test_of_many_sites_the_mean_only(tmp_path):
   many = [f'part_{i}' for i in range(51)]
   tensorboard.restart(tmp_path, [line(1, many)], many)

@@ -47,6 +47,20 @@ def test_a_record_without_text_says_where_its_sentence_stands(style):
   assert list(words.kept([first], text=False)) == [first]
 
 
+def test_a_record_of_a_text_keeps_neither_answer_nor_target(tmp_path, capsys):
+  """'Ward 7?' is 7 characters, and what ends the question is not among them."""
+  asked = {'document': 'row 1', 'sentence_start': 0, 'task': 'text', 'output_heading': ' => '}
+  text = asked | {'model_input': 'Ward 7? => ', 'generated': MARK, 'target': MARK}
+  assert list(words.kept([text], text=False)) == [asked | {'sentence_end': 7}]
+  run = invent(tmp_path / 'run', records=[text], config={'data.sites': ['icu', 'ward']})
+  assert 'predictions/icu.jsonl' in listed(run, capsys)
+  words.take_out(run)
+  assert 'predictions/icu.jsonl' not in listed(run, capsys)
+  # A target alone is words, too.
+  write(run / 'predictions' / 'icu.jsonl', asked | {'target': MARK}, lines=True)
+  assert listed(run, capsys)['predictions/icu.jsonl'] == 'tested sentences and answers'
+
+
 def test_text_is_taken_out_of_a_folder_and_its_report_goes_on(tmp_path, capsys):
   """Both kinds of errors of the invented run are counted from offsets."""
   run = invent(tmp_path / 'run', config={'data.sites': ['icu', 'ward']})

@@ -11,6 +11,7 @@ from fedmedjax.data.site import Form, read_site
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.data.tasks import ask
 from fedmedjax.eval import evaluate
+from fedmedjax.eval.text_metrics import USUAL
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.train.scoring import _untrained, fewer, score_all
 
@@ -56,7 +57,7 @@ def study(sites, number):
   return SimpleNamespace(
     data=SimpleNamespace(tested=sites[:1], external=sites[1:]),
     options=SimpleNamespace(seed=1, bootstrap_samples=5, text=True, max_zero_shot=number),
-    trainable=SimpleNamespace(answer=answer))
+    trainable=SimpleNamespace(answer=answer), text_metrics=USUAL)
 
 
 @pytest.mark.parametrize('names', [('',), ('synthetic_icu', 'other')])
