@@ -2,7 +2,7 @@
 
     python docs/examples/yes_no.py
 
-writes the rows of two hospitals and of a third one to rows/NAME.jsonl. What is done with them:
+writes the rows of two hospitals and of a third one to runs/rows/NAME.jsonl. What is done with them:
 docs/studies.md, "A task of your own".
 """
 
@@ -13,21 +13,26 @@ import fedmedjax as fm
 from fedmedjax.data.sentences import note_sentences
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 
-QUESTIONS = {'drug': 'Does it name a drug?', 'test': 'Does it name a test?'}
+QUESTIONS = {'drug': 'Does it name a drug?', 'test': 'Does it name a test?',
+             'problem': 'Does it name a problem?'}
 HOSPITALS = {
   'north': 'synthetic_icu', 'south': 'synthetic_clinic', 'east': 'synthetic_external'}
 
 
 def rows(cohort: str) -> list[dict[str, str]]:
-  """Two questions about each sentence; those of one note have one source and stay together."""
+  """As many answers are yes as no; the questions about one note have one source, so they are never
+  parted."""
   corpus, found = generate_cohort(cohort, seed=1), []
   for note in (*corpus.train, *corpus.test):
     for start, end in note_sentences(note):
       named = {span.type for span in note.spans if start <= span.start and span.end <= end}
-      for kind, question in QUESTIONS.items():
-        found.append({
-          'input': f'{note.text[start:end]}\n{question}',
-          'target': 'yes' if kind in named else 'no', 'source': note.name})
+      for here, target in ((True, 'yes'), (False, 'no')):
+        kinds = [kind for kind in QUESTIONS if (kind in named) == here]
+        if 0 < len(kinds) < len(QUESTIONS):
+          question = QUESTIONS[kinds[start % len(kinds)]]
+          found.append({
+            'input': f'{note.text[start:end]}\n{question}', 'target': target,
+            'source': note.name})
   return found
 
 
@@ -52,8 +57,8 @@ def in_python(workdir: str, changes: dict | None = None, most: int | None = None
 
 
 if __name__ == '__main__':
-  Path('rows').mkdir(exist_ok=True)
+  Path('runs/rows').mkdir(parents=True, exist_ok=True)
   for name, cohort in HOSPITALS.items():
     lines = [json.dumps(row) for row in rows(cohort)]
-    Path(f'rows/{name}.jsonl').write_text('\n'.join(lines) + '\n')
-    print(f'rows/{name}.jsonl: {len(lines)} rows')
+    Path(f'runs/rows/{name}.jsonl').write_text('\n'.join(lines) + '\n')
+    print(f'runs/rows/{name}.jsonl: {len(lines)} rows')

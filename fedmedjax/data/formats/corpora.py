@@ -130,7 +130,7 @@ def load_folder(site: SiteFolder, schema: Schema = PAPER) -> SiteCorpus:
 
   Args:
     site: an entry of config.data.folders.
-    schema: the study's types; rows have none.
+    schema: the study's types and words.
 
   Raises:
     InputError: the notes or the mapping cannot be read, the mapping does not fit the notes, or
@@ -140,7 +140,7 @@ def load_folder(site: SiteFolder, schema: Schema = PAPER) -> SiteCorpus:
   path = Path(os.path.expanduser(site.path))
   if site.format == ROWS:
     notes, counts = read_parts(path, FORMATS[ROWS])
-    return _row_site(site.name, _parted(site, notes, counts), counts)
+    return _row_site(site.name, _parted(site, notes, counts), counts)._replace(schema=schema)
   mapping = read_mapping(site.mapping, schema)
   form = asking(FORMATS[site.format], mapping.entities)
   notes, counts = read_parts(path, form)

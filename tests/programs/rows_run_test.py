@@ -1,0 +1,112 @@
+"""A task of one's own, from the page that describes it: on the command line and in Python."""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedmedjax import main
+from fedmedjax.compare import __main__ as compare
+from fedmedjax.predict import __main__ as predict
+from fedmedjax.store.files import read_lines
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / 'docs/examples/yes_no.py'
+FEW = {
+  'fed.rounds': 1, 'fed.local_steps': 2, 'fed.batch_size': 2,
+  'lora.rank': 4, 'eval.max_new_ratio': 0.1, 'eval.max_examples': 8, 'eval.max_zero_shot': 4,
+  'eval.bootstrap_samples': 20, 'data.validation_examples': 2, 'log.steps': False}
+
+
+@pytest.fixture(scope='module')
+def commands(tmp_path_factory, tiny_folder) -> tuple[list[str], Path]:
+  """(the words of the page's command that trains, the folder where its rows are)."""
+  page = (ROOT / 'docs/studies.md').read_text()
+  block = re.search(r'```\n(python docs/examples/yes_no\.py\n.*?)```', page, re.S)[1]
+  first, *rest = block.replace('\\\n', ' ').strip().split('\n')
+  place = tmp_path_factory.mktemp('rows')
+  subprocess.run([sys.executable, ROOT / shlex.split(first)[1]], cwd=place, check=True,
+                 capture_output=True)
+  _, _, _, *words = shlex.split(' '.join(rest))
+  words = [word.replace('docs/', f'{ROOT}/docs/').replace('configs/', f'{ROOT}/configs/')
+           for word in words]
+  return [*words, f'--config.model.path={tiny_folder}'], place
+
+
+def flags(values: dict) -> list[str]:
+  return [f'--config.{key}={value}' for key, value in values.items()]
+
+
+def run(commands, *more: str) -> int:
+  words, _ = commands
+  # The preset belongs to the name of the configuration.
+  words = [f'{word}:fed_medlora' if word.startswith('--config=') else word for word in words]
+  return main.main(['fedmedjax', *words, *flags(FEW), *more])
+
+
+@pytest.fixture(scope='module')
+def finished(commands) -> Path:
+  _, place = commands
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(place)
+    assert run(commands) == 0
+  return place / 'runs/yes_no'
+
+
+def read(folder: Path, name: str = 'summary.json') -> dict:
+  return json.loads((folder / name).read_text())
+
+
+def test_it_is_trained_scored_and_written(finished):
+  """One step on each site of a random model: nothing is learnt, all of it is there."""
+  summary = read(finished)
+  for scores in (summary['scores'], summary['zero_shot']['scores']):
+    assert {site: [*tasks['text']] for site, tasks in scores.items()} == dict.fromkeys(
+      ('north', 'south', 'east'), ['accuracy', 'macro_f1', 'sensitivity', 'readable'])
+  records = read_lines(finished / 'predictions/east.jsonl')
+  assert len(records) == 8 and {record['target'] for record in records} <= {'yes', 'no'}
+  assert all(record['model_input'].endswith('?\nAnswer:\n') for record in records)
+  assert summary['instructions']['north']['text'] == (
+    'Answer the question about the sentence with yes or no.\n')
+  assert any('eval.metric' in name for name in read(finished, 'inputs.json')['own parts'])
+  assert EXAMPLE.read_text() == (finished / 'own_parts/eval.metric.py').read_text()
+
+
+def test_rows_and_metric_in_python_give_the_same_run(finished, tiny_folder, tmp_path):
+  spec = importlib.util.spec_from_file_location('yes_no', EXAMPLE)
+  example = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(example)
+  result = example.in_python(str(tmp_path / 'run'), FEW | {'model.path': str(tiny_folder)})
+  summary = read(finished)
+  for key in ('scores', 'train_examples', 'local_steps', 'bytes_up', 'site_weights'):
+    assert result.summary[key] == summary[key], key
+  assert [row['train_loss'] for row in result.metrics] == [
+    loss for line in read_lines(finished / 'metrics.jsonl') for loss in line['train_loss']]
+
+
+def test_an_adapter_of_rows_annotates_nothing(finished, tmp_path, capsys):
+  (tmp_path / 'note.txt').write_text('Aspirin.\n')
+  assert predict.main(['predict', f'--adapter={finished}/adapter', f'--input={tmp_path}',
+                       f'--output={tmp_path}/out']) == 2
+  assert 'annotates notes' in capsys.readouterr().err and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.slow
+def test_all_settings_of_a_comparison(commands, tmp_path):
+  """Zero-shot, single-site, centralised and federated; a new site with none and ten rows."""
+  words, place = commands
+  words = [word for word in words if not word.startswith(('--workdir', '--config.data.external'))]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(place)
+    assert compare.main([
+      'compare', *words, *flags(FEW), f'--workdir={tmp_path}/c', '--settings=in_domain,new_site',
+      '--regimes=zero_shot,single_site,centralised,fed_medlora,fed_medlora_peer',
+      '--new_site=east', '--sentences=0,10', '--config.eval.cross_site=True',
+      '--config.data.external=()']) == 0
+  findings = read(tmp_path / 'c', 'findings.json')
+  assert findings and (tmp_path / 'c/report.html').is_file()
