@@ -73,7 +73,7 @@ def test_it_is_trained_scored_and_written(finished):
   assert all(record['model_input'].endswith('?\nAnswer:\n') for record in records)
   assert summary['instructions']['north']['text'] == (
     'Answer the question about the sentence with yes or no.\n')
-  assert any('eval.metric' in name for name in read(finished, 'inputs.json')['own parts'])
+  assert [*read(finished, 'inputs.json')['own metric']] == [f'config.eval.metric={EXAMPLE}:score']
   assert EXAMPLE.read_text() == (finished / 'own_parts/eval.metric.py').read_text()
 
 
