@@ -98,7 +98,7 @@ def _event(clock: float, step: int, values: dict[str, float | None]) -> bytes:
   """An Event: wall_time = 1, step = 2, summary = 5 of values = 1 with tag = 1, simple_value = 2."""
   summary = b''.join(
     _field(1, _field(1, tag.encode()) + struct.pack('<Bf', 2 << 3 | 5, value))
-    for tag, value in values.items() if value is not None and abs(value) <= _MOST)
+    for tag, value in values.items() if value is not None and math.isfinite(value))
   return b''.join((
     struct.pack('<Bd', 1 << 3 | 1, clock), bytes([2 << 3]), _varint(step), _field(5, summary)))
 
