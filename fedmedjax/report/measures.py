@@ -11,8 +11,9 @@ from fedmedjax.data.text_task import TEXT
 
 # A metric of own tasks -> its name in sentences, and what it says.
 _WRITTEN = {
-  'exact_match': ('exact match', 'share of answers that are their target, character for character'),
-  'accuracy': ('accuracy', 'share of answers that name the label of their target'),
+  'exact_match': (
+    'exact match', 'share of answers that are their target, but for blanks at the ends'),
+  'accuracy': ('accuracy', 'share of answers that are their target, read as labels'),
   'macro_f1': ('macro F1', 'F1 of each label that occurs among the targets, and of these the mean'),
   'rouge_l': ('ROUGE-L', 'the longest common sequence of words of answer and target, as F1'),
 }

@@ -89,7 +89,10 @@ def score_section(runs: Sequence[Run]) -> Section:
 def _lead(measures: Sequence[Measure]) -> str:
   """What the scores are, in words, and their intervals."""
   written = [measure for measure in measures if measure.written]
-  said = ' '.join(f'{measure.title}: {measure.note}.' for measure in written) if written else (
+  own = [measure.title for measure in written if not measure.shipped]
+  said = ' '.join([
+    *(f'{measure.title}: {measure.note}.' for measure in written if measure.shipped),
+    *([f'{", ".join(own)}: of your own (config.eval.metric).'] if own else [])]) if written else (
     'F1 joins precision and recall in one number from 0 to 1. Strict counts a span as right '
     'when its type, start and end are those of the annotation; lenient when its type is right and '
     'it shares a word.')
@@ -99,8 +102,7 @@ def _lead(measures: Sequence[Measure]) -> str:
     f'{said} The range below a figure is its 95 % interval, by resampling sources ({rows}) of one '
     'seed: how training varies is left out. Where there is none, there was a single source, or '
     'nothing varied'
-    + ', or a metric gives one number for all rows' * any(
-      not measure.shipped for measure in written) + '.')
+    + ', or a metric gives one number for all rows' * bool(own) + '.')
 
 
 def _written(
