@@ -23,8 +23,9 @@ from fedmedjax.types import Example, InputError
 TASK = 'text'  # the task whose answers are judged here
 _LIMITS = (0.0, 1.0)  # of the metrics below
 _FREE = (-np.inf, np.inf)  # of the user's own
-# Most entries of a table of sources and labels: 6 numbers of each go to a file.
-_MOST_COUNTS = 1_000_000
+# Most labels, since every draw of the bootstrap has all of them; and most entries of a table of
+# sources and labels, 6 numbers of each of which go to a file.
+_MOST_LABELS, _MOST_COUNTS = 1000, 1_000_000
 _END = re.compile(r'\s*[.!?,;:]$')
 
 
@@ -193,7 +194,7 @@ def _label_counts(
   """
   wanted = [label(target) for target in targets]
   places = {name: place for place, name in enumerate(dict.fromkeys(wanted))}
-  if len(places) * number > _MOST_COUNTS:
+  if len(places) > _MOST_LABELS or len(places) * number > _MOST_COUNTS:
     raise InputError(
       f'config.eval.metrics={text.names!r}: site {site!r} has {len(places)} different targets from '
       f'{number} sources, too many to be labels of {_MACRO}; leave it out')

@@ -33,10 +33,6 @@ def check_metrics(values: Mapping[str, Any]) -> None:
           f'config.{key}={value!r}: config.data.tasks={tasks!r} writes no texts that it could '
           f"judge; use {usual!r}, or config.data.tasks=('{TASK}',)")
     return
-  if values['fed.learner'] != 'lora':
-    raise InputError(
-      f"config.data.tasks={tasks!r}: config.fed.learner={values['fed.learner']!r} writes no texts; "
-      "use 'lora'")
   if not names and not own:
     raise InputError(
       f"config.eval.metrics=(): with config.eval.metric='' nothing is scored; name some of "

@@ -99,7 +99,9 @@ def test_one_seed_and_site_is_the_plain_bootstrap():
 
 
 @pytest.mark.parametrize('text', [
-  None, '', '[]', '{"scores": {"a": {}}}', '{"scores": {"a": {"sources": ["n"], "ner": [1]}}}'])
+  None, '', '[]', '{"scores": {"a": {}}}', '{"scores": {"a": {"sources": ["n"], "ner": [1]}}}',
+  *('{"scores": {"a": {"sources": ["n"], "ner": [[[[X, 1, 1]], [[1, 1, 1]]]]}}}'.replace('X', value)
+    for value in ('"1"', 'null', '[1]'))])
 def test_counts_that_are_none_are_named(tmp_path, text):
   if text is not None:
     (tmp_path / 'counts.json').write_text(text)

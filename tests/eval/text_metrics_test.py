@@ -233,8 +233,9 @@ def test_records_without_their_answers_are_none():
              for record in given])
 
 
-def test_too_many_labels_are_none(monkeypatch):
-  monkeypatch.setattr(text_metrics, '_MOST_COUNTS', 8)
+@pytest.mark.parametrize('limit, most', [('_MOST_COUNTS', 8), ('_MOST_LABELS', 2)])
+def test_too_many_labels_are_none(limit, most, monkeypatch):
+  monkeypatch.setattr(text_metrics, limit, most)
   with pytest.raises(InputError, match="'ward' has 3 different targets from 3 sources, too many"):
     text_metrics.tried(TextMetrics(('macro_f1',)), [YES_NO])
   assert text_metrics.tried(TextMetrics(('accuracy',)), [YES_NO]).names == ('accuracy',)

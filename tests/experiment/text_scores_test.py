@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fedmedjax.compare import api_run
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tasks import Ask
 from fedmedjax.eval import evaluate
+from fedmedjax.eval.answers import Answer
+from fedmedjax.eval.endpoint import Endpoint
 from fedmedjax.eval.text_metrics import TextMetrics
 from fedmedjax.experiment import build, text_scores
 from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.defaults import get_config
 from fedmedjax.experiment.own_parts import METRIC, from_python, own_parts
+from fedmedjax.experiment.types import Data
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.train import fingerprint as inputs
 from fedmedjax.train.scoring import score_all, watched_f1
@@ -79,8 +83,8 @@ SCORE = 'def score(predictions, targets):\n  return {"chars": [len(p) for p in p
   ({'eval.metric': 'nowhere.py:score'},
    "config.eval.metric='nowhere.py:score': nowhere.py cannot be read: No such file"),
   ({'fed.learner': 'bert', 'fed.loss_on': 'completion'},
-   "config.data.tasks=('text',): config.fed.learner='bert' writes no texts; use 'lora'"),
-  ({'fed.learner': 'tagger'}, "config.fed.learner='tagger' labels entities only"),
+   "config.data.tasks=('text',): config.fed.learner='bert' labels words and writes no text"),
+  ({'fed.learner': 'tagger'}, "config.fed.learner='tagger' labels words and writes no text"),
   ({'data.site_tasks': ('text', 'text')}, 'config.data.site_tasks='),
   ({'data.re_share': 0.5}, 'has nothing to mix'),
   ({'eval.teacher_forced': True}, 'config.eval.teacher_forced=True'),
@@ -258,3 +262,29 @@ def test_answers_from_before_training_are_taken_up_where_they_were_kept(text, tm
   again, _ = score_all(one, {'': 'no'}, tmp_path, QUIET, trained=False)
   assert one.answered == ['ward', 'clinic'] * (1 if text else 2)
   assert [entry.scores for entry in first.values()] == [entry.scores for entry in again.values()]
+
+
+def test_an_endpoints_answers_are_scored_by_a_mended_metric(mine, tmp_path, monkeypatch):
+  """It fails on the answer alone, which is then not asked for again; a finished run is bound."""
+  asked = []
+  monkeypatch.setattr(api_run.api, 'ask', lambda endpoint, questions, limits, known, keep, *rest: [
+    asked.append(question) or Answer('Maybe.', 1, 1, 1) for question in questions])
+  data = Data(SimpleNamespace(tokenizer=lambda texts, **_: {'input_ids': [[1]] * len(texts)}),
+              SITES[:1], SITES[:1], SITES[1:])
+
+  def run(code: str) -> dict:
+    chosen = config(TEXT | {'eval.metric': mine(code), 'eval.bootstrap_samples': 5})
+    validate(chosen)
+    return api_run.run_api(
+      chosen, tmp_path / 'run', QUIET, data, Endpoint('small', 'there', 'key'))
+
+  with pytest.raises(InputError, match="site 'ward': .*mine.py, line 2: KeyError: 'Maybe.'"):
+    run('def score(p, t):\n  return {"a": [{"yes": 1, "no": 0, "": 0}[one] for one in p]}\n')
+  assert len(asked) == 5 and (tmp_path / 'run' / 'predictions' / 'ward.jsonl').exists()
+  summary = run(SCORE)
+  assert summary['scores']['clinic']['text'] == {
+    'exact_match': {'value': 0.0, 'ci95': None}, 'chars': {'value': 6.0, 'ci95': None}}
+  assert summary['copy_rate'] is None and run(SCORE)['scores'] == summary['scores']
+  assert (tmp_path / 'run' / 'own_parts' / 'eval.metric.py').read_text() == SCORE
+  with pytest.raises(InputError, match='own metric: .*changed since the run began'):
+    run(SCORE + '\n')
