@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fedmedjax.compare.scenarios import Part
 from fedmedjax.data.leaks import TextIndex
 from fedmedjax.data.sentences import note_sentences
-from fedmedjax.data.site import drawn_sentences
+from fedmedjax.data.split import drawn_sentences
 from fedmedjax.data.tasks import ask
 from fedmedjax.experiment.notes import data_seed
 from fedmedjax.types import InputError, SiteCorpus

@@ -162,6 +162,9 @@ def _data() -> ConfigDict:
   # True = every example is a dialogue in the tokenizer's own chat template: the instruction is the
   # system's, the sentence the user's, the answer the assistant's. For models tuned on dialogues.
   data.chat = False
+  # Solved training sentences that stand before every question of a site, the same before all of
+  # them; they leave training and V. 0 = none.
+  data.shots = 0
   # Training notes that each synthetic cohort has; 0 = as many as its description says.
   data.synthetic_notes = 0
   # Training notes used of each site, the first by the site's order; 0 = all.
@@ -257,7 +260,7 @@ def _api() -> ConfigDict:
   api = ConfigDict()
   # Baselines behind an OpenAI-compatible endpoint: regimes `api` and `api:MODEL` of compare.
   # OPENAI_BASE_URL, OPENAI_API_KEY and, for `api`, OPENAI_MODEL can be no keys here.
-  # Solved training sentences shown before every question; 0 = zero-shot.
+  # Solved training sentences shown before every question (0 with data.shots); 0 = zero-shot.
   api.shots = 0
   # Requests under way at once.
   api.concurrency = 4

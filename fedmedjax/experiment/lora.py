@@ -126,6 +126,9 @@ def lora_parts(
     encoder=make_encoder(data.base.tokenizer, config.data.chat),
     attention=config.model.attention, teacher_forced=config.eval.teacher_forced,
     mesh=meshes.mesh_of(config))
+  # They are words of notes.
+  if config.store.text and (shown := evaluate.shots((*data.tested, *data.external))):
+    trainable = trainable._replace(summary=trainable.summary | {'shots': shown})
   related = config.data.re_share
   schedule = schedules.make_schedule(
     data.sites, sizes, loss_on=config.fed.loss_on, shapes=config.fed.shapes,
