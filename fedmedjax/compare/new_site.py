@@ -65,5 +65,5 @@ def check_new_site(
       if len(possible) < shots or number <= shots:
         raise InputError(
           f'config.data.shots={shots}: of the --sentences={number} drawn of {site.name!r} '
-          f'{len(possible)} can be shown for task {task!r}, and others have to be left to train on; '
+          f'{len(possible)} can be shown for task {task!r}, and others must be left to train on; '
           'allow more sentences, or show fewer')
