@@ -95,10 +95,12 @@ def encode_site(
   """
   encoder = make_encoder(tokenizer, chat)
 
-  def form(asked: Ask, shots: tuple[Example, ...] = ()) -> Form:
+  def form(asked: Ask, shots: tuple[Example, ...] = (), final: bool = True) -> Form:
     asked = asked._replace(shots=tuple(map(asked.render, shots)))
+    # Where prompts will show more, nothing but the length of an example is wanted yet.
     instruction = encoder.instruction(asked, (
-      example for note in (*corpus.train, *corpus.test) for example in asked.find(note)[0]))
+      example for note in (*corpus.train, *corpus.test) for example in asked.find(note)[0]
+    ) if final else ())
     encode = partial(encoder.encode, asked, instruction)
 
     def fitting(examples: list[Example]):
@@ -112,7 +114,9 @@ def encode_site(
     return Form(asked, instruction, fitting, encode, f'config.data.max_length={max_length}',
                 shots, partial(form, asked))
 
-  return read_site(corpus, [form(ask(task, corpus, style)) for task in tasks], **split)
+  final = split.get('show') is None
+  return read_site(
+    corpus, [form(ask(task, corpus, style), final=final) for task in tasks], **split)
 
 
 def _entities(examples: Sequence[Example]) -> int:
