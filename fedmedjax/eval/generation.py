@@ -177,7 +177,7 @@ def check_context(
         within(part.ask, part.instruction) + prompt, max_new_ratio)
       needed = len(part.instruction) + (max(max_length, decoding) if part.train else decoding)
       if needed > context:
-        shown = f'config.data.shots={len(part.ask.shots)}, ' if part.ask.shots else ''
+        shown = f'config.data.shots={len(part.shots)}, ' if part.shots else ''
         raise InputError(
           f'site {site.name!r} needs up to {needed} positions, the model has {context}: lower '
           f'{shown}config.data.max_length={max_length} or config.eval.max_new_ratio='
