@@ -18,6 +18,7 @@ import fedmedjax
 from fedmedjax import describe, main
 from fedmedjax.compare import __main__ as compare
 from fedmedjax.compare import scenarios
+from fedmedjax.experiment import lora
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.experiment.presets import PRESETS
 from fedmedjax.experiment.refusals import NEEDS
@@ -220,6 +221,7 @@ def test_one_sentence_from_note_to_loss(smollm, monkeypatch):
   """docs/data.md: what stands under each line is what the line prints. The model is loaded once for
   all tests."""
   monkeypatch.setattr(load, 'load_model', lambda path: smollm)
+  monkeypatch.setattr(lora, 'load_model', lambda path, placement: smollm)
   code = ''.join(blocks(PAGES['docs/data.md'], 'python'))
   example = doctest.DocTestParser().get_doctest(code, {}, 'docs/data.md', 'docs/data.md', 0)
   assert len(example.examples) > 25

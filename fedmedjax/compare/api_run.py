@@ -2,7 +2,8 @@
 
 In the paper the model is GPT-4o (docs/methods.md), here any model, named by the regime
 `api:MODEL` of compare. Nothing is trained or sent between sites. The test sentences go to the
-endpoint, each after `config.api.shots` training sentences of its site with their solutions.
+endpoint, each after `config.api.shots` training sentences of its site with their solutions, or
+after those that models are shown that are trained (`config.data.shots`).
 """
 
 import time
@@ -243,7 +244,7 @@ def costs(model: str, config: ConfigDict, answers: Sequence[Answer]) -> dict:
   prices = config.api.price_input, config.api.price_output
   known = any(prices) and None not in (read, written)
   return {
-    'model': model, 'shots': config.api.shots,
+    'model': model, 'shots': config.api.shots or config.data.shots,
     'requests': sum(answer.requests for answer in answers),
     'answers': len(answers), 'cached': sum(not answer.requests for answer in answers),
     'input_tokens': read, 'output_tokens': written,
@@ -260,6 +261,8 @@ def _summary(
 ) -> dict:
   """The keys that the summary.json of every regime has, without those of time and cost."""
   sites = (*data.tested, *data.external)
+  # They are words of notes.
+  shown = evaluate.shots(sites) if config.store.text else {}
   return files.plain({
     'preset': f'api:{model}', 'seed': config.seed, 'rounds': 0,
     'sites': [site.name for site in data.tested],
@@ -270,4 +273,5 @@ def _summary(
     'bytes_up': 0, 'bytes_down': 0, 'bytes_full_model': 0, 'local_steps': 0,
     **evaluate.rates(scores.values()), 'answers': evaluate.answer_counts(scores),
     'site_weights': [], 'zero_shot': None, 'instructions': evaluate.instructions(sites),
+    **({words.SHOTS: shown} if shown else {}),
   })

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from fedmedjax.compare.scenarios import Part
 from fedmedjax.data.leaks import TextIndex
 from fedmedjax.data.sentences import note_sentences
-from fedmedjax.data.site import drawn_sentences
+from fedmedjax.data.shots import tested_texts
+from fedmedjax.data.split import drawn_sentences
 from fedmedjax.data.tasks import ask
+from fedmedjax.data.text_task import is_solved
 from fedmedjax.experiment.notes import data_seed
 from fedmedjax.types import InputError, SiteCorpus
 
@@ -23,7 +25,8 @@ def check_new_site(
 
   Raises:
     InputError: the federation trains on a note that the new site is tested on, the site has fewer
-      sentences than the part trains on, or those that were drawn contain no example of a task.
+      sentences than the part trains on, or those that were drawn contain no example of a task, or
+      too few that its prompt could show.
   """
   if part.scenario != 'new_site':
     return
@@ -55,3 +58,13 @@ def check_new_site(
       raise InputError(
         f'--sentences={number}: those drawn of {site.name!r} with seed {data_seed(config)} hold no '
         f'example of task {task!r}; allow more')
+    if (shots := config.data.shots) and any(map(is_solved, examples)):
+      known = tested_texts([site])
+      possible = {
+        example.text for example in examples if is_solved(example) and example.text not in known
+        and (example.document, example.start) in chosen}
+      if len(possible) < shots or number <= shots:
+        raise InputError(
+          f'config.data.shots={shots}: of the --sentences={number} drawn of {site.name!r} '
+          f'{len(possible)} can be shown for task {task!r}, and others must be left to train on; '
+          'allow more sentences, or show fewer')

@@ -24,6 +24,7 @@ from fedmedjax.report.terminal import compare_table, relation_tables, with_globa
 from fedmedjax.report.text_tables import written_comparison
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files
+from fedmedjax.store.words import SHOTS
 from fedmedjax.train.run import run
 from fedmedjax.types import InputError
 
@@ -158,7 +159,10 @@ def _report(
   folder = study.folder / ('' if scenario == 'in_domain' else scenario)
   if scenario == 'in_domain':
     merged = {name: comparisons.merged(runs, draws) for name, runs in by_label[''].items()}
-    files.write_json(folder / 'compare.json', files.plain(merged))
+    # The runs have what their prompts show.
+    files.write_json(folder / 'compare.json', files.plain({
+      name: {key: summary[key] for key in summary if key != SHOTS}
+      for name, summary in merged.items()}))
     shown = with_global(merged)
     first = next(iter(shown.values()))
     if any('ner' in tasks for tasks in first['scores'].values()):

@@ -160,6 +160,8 @@ def new_site(study: Study) -> list[Part]:
       'fed.rounds': 1, 'fed.local_steps': max(steps, 1), 'fed.round_steps': 0, 'fed.ranks': (),
       'fed.cohort_size': 0,
       'simulation.failure': 0.0, 'simulation.deadline': 0.0, 'eval.cross_site': False}
+    if not number:
+      changes['data.shots'] = 0  # there is no sentence that could be shown
     rows = {}
     for arm in (LOCAL, *federation.rows):
       start = '' if arm == LOCAL else str(federation.rows[arm].folder / 'adapter')

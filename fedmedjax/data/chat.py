@@ -40,6 +40,8 @@ def turns(
 ) -> list[dict[str, str]]:
   """A dialogue in the terms of chat completions: each question and, as far as given, its answer.
 
+  The shots of the task are its first questions and answers.
+
   Args:
     ask: the task.
     questions: what follows its instruction, see `Ask.render`.
@@ -49,6 +51,8 @@ def turns(
   head, heading = ask.instruction.removesuffix(ask.heading).strip(), ask.heading
   if not head or not ask.instruction.endswith(heading):  # words of one's own may be a single line
     head, heading = ask.instruction.strip(), ''
+  questions = [*(text for text, _ in ask.shots), *questions]
+  answers = [*(target for _, target in ask.shots), *answers]
   # Rows of a study's own task may have no instruction at all.
   said = [{'role': 'system', 'content': head}] if system and head else []
   for number, question in enumerate(questions):

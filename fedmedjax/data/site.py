@@ -10,18 +10,14 @@ import numpy as np
 
 from fedmedjax.data.chat import make_encoder
 from fedmedjax.data.labels import LabelExample
-from fedmedjax.data.pieces import is_cut
 from fedmedjax.data.sentences import note_sentences
-from fedmedjax.data.sources import distinct, source_of
+from fedmedjax.data.sources import source_of
+from fedmedjax.data.split import SPLIT_SEED, Split, held_out_sources, split_notes
 from fedmedjax.data.tasks import Ask, ask
 from fedmedjax.data.text_task import is_solved
 from fedmedjax.data.tokenize import TokenExample
 from fedmedjax.data.watched import few
 from fedmedjax.types import Document, Example, InputError, SiteCorpus
-
-# The validation set V is held out by source with this seed, whatever the seed of the run
-# (docs/methods.md).
-SPLIT_SEED = 42
 
 
 class TaskData(NamedTuple):
@@ -40,6 +36,7 @@ class TaskData(NamedTuple):
   solved: tuple[Example, ...] = ()  # the examples behind `train`, also those too long for training
   watched: tuple[Example, ...] = ()  # of the held-out notes: a few to answer while training
   watched_tokens: tuple = ()         # their token sequences, as those of `test`
+  shots: tuple[Example, ...] = ()    # solved ones that every prompt shows, see `shots.py`
 
 
 class SiteData(NamedTuple):
@@ -67,6 +64,12 @@ class Form(NamedTuple):
   encode: Callable         # (examples) -> (token sequences to train on, counts)
   encode_test: Callable    # (examples) -> one entry of `TaskData.test_tokens` for each
   limit: str               # the key that bounds a sequence, with its value, for error messages
+  shots: tuple[Example, ...] = ()   # solved examples that every prompt shows
+  showing: Callable | None = None   # (solved examples) -> the form whose prompts show them
+
+
+# (site, form, examples that the site would train on) -> those that its prompts show.
+Show = Callable[[str, Form, Sequence[Example]], tuple[Example, ...]]
 
 
 def encode_site(
@@ -92,9 +95,12 @@ def encode_site(
   """
   encoder = make_encoder(tokenizer, chat)
 
-  def form(asked: Ask) -> Form:
+  def form(asked: Ask, shots: tuple[Example, ...] = (), final: bool = True) -> Form:
+    asked = asked._replace(shots=tuple(map(asked.render, shots)))
+    # Where prompts will show more, nothing but the length of an example is wanted yet.
     instruction = encoder.instruction(asked, (
-      example for note in (*corpus.train, *corpus.test) for example in asked.find(note)[0]))
+      example for note in (*corpus.train, *corpus.test) for example in asked.find(note)[0]
+    ) if final else ())
     encode = partial(encoder.encode, asked, instruction)
 
     def fitting(examples: list[Example]):
@@ -105,9 +111,12 @@ def encode_site(
         'too_long': len(lost), 'too_long_entities': _entities(lost),
         'measured_examples': len(examples), 'measured_entities': _entities(examples)}
 
-    return Form(asked, instruction, fitting, encode, f'config.data.max_length={max_length}')
+    return Form(asked, instruction, fitting, encode, f'config.data.max_length={max_length}',
+                shots, partial(form, asked))
 
-  return read_site(corpus, [form(ask(task, corpus, style)) for task in tasks], **split)
+  final = split.get('show') is None
+  return read_site(
+    corpus, [form(ask(task, corpus, style), final=final) for task in tasks], **split)
 
 
 def _entities(examples: Sequence[Example]) -> int:
@@ -127,8 +136,11 @@ def read_site(
   trains: bool = True,
   tests: bool = True,
   validates: bool = False,
+  show: Show | None = None,
 ) -> SiteData:
   """Splits notes into examples, holds out the validation set V by source, and encodes them.
+
+  Sentences that prompts of the site show are neither trained on there nor in its V.
 
   Args:
     corpus: the site's notes.
@@ -144,6 +156,7 @@ def read_site(
     trains: False for a site that is only tested (its training notes are not read).
     tests: False for a site that only trains.
     validates: True for notes of the server's own: all training notes are V, and none trains.
+    show: draws what the prompts show; None = nothing.
 
   Raises:
     InputError: the site annotates nothing of any task, or has no example to test on or, when it
@@ -153,19 +166,16 @@ def read_site(
   notes = corpus.train[:max_train_notes or None] if trains else ()
   held_out = set(range(len(notes))) if validates else set()
   if notes and validation_examples and not validates:
-    drawn = _held_out(notes, validation_share, rng, dealt_out=not tests)
-    held_out = {i for i, note in enumerate(notes) if source_of(note) in drawn}
-  split = _Split(
-    [note for i, note in enumerate(notes) if i not in held_out],
-    [notes[i] for i in sorted(held_out)], corpus.test)
-  if tests and not any(note_sentences(note) for note in split.test):
+    sources = held_out_sources(notes, validation_share, rng, dealt_out=not tests)
+    held_out = {i for i, note in enumerate(notes) if source_of(note) in sources}
+  if tests and not any(note_sentences(note) for note in corpus.test):
     raise InputError(f'site {corpus.name!r}: no sentence to test on')
-  split = split._replace(
-    trained=drawn_sentences(corpus.name, split.train, max_train_sentences, seed),
-    tested=_drawn(split.test, max_test, (SPLIT_SEED, zlib.crc32(corpus.name.encode()), 2)))
-  report, parts = Counter(corpus.report), []
-  for form in _annotated(corpus, forms, trains) if tests or validates else _trainable(
-      forms, split.train):
+  split = split_notes(corpus, notes, held_out, max_train_sentences, seed, max_test)
+  report, parts, whole = Counter(corpus.report), [], tests or validates
+  forms = _annotated(corpus, forms, trains) if whole else _trainable(forms, split.train)
+  if show:
+    forms, split = _showing(corpus.name, forms, split, show)
+  for form in forms:
     part = _read_task(form, split, validation_examples, rng, report)
     if trains and not validates:
       _check_training(corpus.name, len(notes), len(held_out), part, {
@@ -181,72 +191,29 @@ def read_site(
     raise InputError(
       f'site {corpus.name!r}: none of its {len(notes)} notes gives a validation example '
       f'(config.data.server_validation, {form.limit}); raise it, or name another site')
-  if tests and not any(part.test for part in parts):
-    raise InputError(f'site {corpus.name!r}: no example to test on in the {max_test} sentences '
-                     'drawn (config.eval.max_examples, max_external); raise it')
+  if tests:
+    _check_tests(corpus.name, parts, max_test)
   for key in ('train', 'validation', 'test'):
     report[f'{key}_sentences'] = sum(len(getattr(part, key)) for part in parts)
   return SiteData(corpus.name, corpus.types, tuple(parts), dict(report))
 
 
-def _held_out(
-  notes: Sequence[Document], share: float, rng: np.random.Generator, dealt_out: bool
-) -> set[str]:
-  """The sources that are held out for V: of several at least one, and never all of them.
-
-  `dealt_out`: whether the notes, or sentences of notes, are a part of a pool.
-  """
-  sources = distinct(notes)
-  if dealt_out and any(map(is_cut, notes)):
-    # Sentences of one note were dealt out to several sites, which must hold out the same notes: so
-    # a checksum of its name decides, and a site of few sentences may have none.
-    drawn = {source for source in sources
-             if zlib.crc32(f'{SPLIT_SEED} {source}'.encode()) < share * 2**32}
-    return drawn if len(drawn) < len(sources) else set()
-  # A site with one source keeps it to train on.
-  number = min(max(1, round(share * len(sources))), len(sources) - 1)
-  return {sources[i] for i in rng.permutation(len(sources))[:number]}
-
-
-class _Split(NamedTuple):
-  """A site's notes by use, and the sentences (note, start) of them that are used; None = all."""
-
-  train: Sequence[Document]
-  validation: Sequence[Document]
-  test: Sequence[Document]
-  trained: set[tuple[str, int]] | None = None
-  tested: set[tuple[str, int]] | None = None
-
-
-def drawn_sentences(
-  name: str, notes: Sequence[Document], number: int, seed: int
-) -> set[tuple[str, int]] | None:
-  """The sentences (note, start) of `notes` that a site trains on; None = all.
-
-  A smaller number draws a subset of a larger one's; another seed draws others.
-
-  Args:
-    name: of the site.
-    notes: training notes that are not held out.
-    number: how many sentences, or as many as there are; 0 = all.
-    seed: of the draw.
-  """
-  return _drawn(notes, number, (seed, zlib.crc32(name.encode()), 1))
-
-
-def _drawn(
-  notes: Sequence[Document], number: int, seed: tuple[int, ...]
-) -> set[tuple[str, int]] | None:
-  """`number` random sentences (note, start) of the notes; a larger number draws them, too."""
-  if not number:
-    return None
-  places = [(note.name, start) for note in notes for start, _ in note_sentences(note)]
-  order = np.random.default_rng(seed).permutation(len(places))
-  return {places[i] for i in order[:number]}
+def _showing(
+  name: str, forms: Sequence[Form], split: Split, show: Show
+) -> tuple[list[Form], Split]:
+  """The forms whose prompts show what `show` draws of a site's sentences, which are left out."""
+  shown = []
+  for form in forms:
+    solved = [
+      example for note in split.train for example in form.ask.find(note)[0]
+      if split.trained is None or (example.document, example.start) in split.trained]
+    shown.append(form.showing(show(name, form, solved)))
+  return shown, split._replace(shown=frozenset(
+    example.text for form in shown for example in form.shots))
 
 
 def _read_task(
-  form: Form, split: _Split, validation_examples: int, rng: np.random.Generator, report: Counter
+  form: Form, split: Split, validation_examples: int, rng: np.random.Generator, report: Counter
 ) -> TaskData:
   """One task of a site; adds counts of examples found, kept and dropped to `report`."""
 
@@ -264,7 +231,14 @@ def _read_task(
     report.update(counts)
     return kept
 
-  solved, held_out = examples(split.train, split.trained), examples(split.validation)
+  def unseen(found: list[Example]) -> list[Example]:
+    left = [example for example in found if example.text not in split.shown]
+    if split.shown:
+      report['shown_examples'] += len(found) - len(left)
+    return left
+
+  solved, held_out = map(unseen, (
+    examples(split.train, split.trained), examples(split.validation)))
   train, validation = encoded(solved), encoded(held_out)
   watched = few(form.encode, held_out, validation_examples)
   chosen = np.sort(rng.permutation(len(validation))[:validation_examples])
@@ -272,7 +246,7 @@ def _read_task(
   return TaskData(
     form.ask, form.instruction, tuple(train), tuple(validation[i] for i in chosen), tuple(test),
     tuple(form.encode_test(test)), tuple(solved), tuple(watched),
-    tuple(form.encode_test(watched)))
+    tuple(form.encode_test(watched)), form.shots)
 
 
 def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[Form]:
@@ -310,11 +284,19 @@ def _check_training(
   """Raises InputError when a site has nothing to train on, and says why."""
   if not part.solved:
     raise InputError(
-      f'site {name!r}: no sentence to train on among {notes} notes, {held_out} of them held out '
-      f'(config.data.max_train_notes={settings["max_train_notes"]}, '
+      f'site {name!r}: no sentence to train on among {notes} notes, {held_out} of them held out'
+      + (f' and {len(part.shots)} sentences shown (config.data.shots)' if part.shots else '')
+      + f' (config.data.max_train_notes={settings["max_train_notes"]}, '
       f'config.data.max_train_sentences={settings["max_train_sentences"]}, '
       f'config.data.validation_share={settings["validation_share"]})')
   if not part.train:
     raise InputError(
       f'site {name!r}: each of its {len(part.solved)} training examples is longer than '
       f'{settings["limit"]} tokens; allow longer ones')
+
+
+def _check_tests(name: str, parts: Sequence[TaskData], drawn: int) -> None:
+  """Raises InputError when the sentences drawn for testing hold no example of any task."""
+  if not any(part.test for part in parts):
+    raise InputError(f'site {name!r}: no example to test on in the {drawn} sentences '
+                     'drawn (config.eval.max_examples, max_external); raise it')

@@ -122,6 +122,8 @@ class Ask(NamedTuple):
   pieces: tuple[str, ...]  # texts that an answer puts around the words that it copies
   heading: str = INPUT_HEADING  # of the question, its instruction's last line
   after: str = OUTPUT_HEADING   # what ends the question
+  # (input, target) of solved examples that stand between the instruction and every question.
+  shots: tuple[tuple[str, str], ...] = ()
 
 
 def ask(task: str, corpus: SiteCorpus, style: str = 'markup') -> Ask:

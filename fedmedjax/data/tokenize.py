@@ -30,26 +30,41 @@ class Encoder(NamedTuple):
 
 
 def plain_encoder(tokenizer: Any) -> Encoder:
-  """Instruction, input and target one after the other, without turns."""
+  """Instruction, shots, input and target one after the other, without turns."""
   def encode(ask: Ask, instruction: np.ndarray, examples: Sequence[Example]) -> list[TokenExample]:
     return encode_examples(tokenizer, instruction, ask.render, examples)
 
   return Encoder(
-    lambda ask, examples: encode_instruction(tokenizer, ask.instruction), encode,
+    lambda ask, examples: encode_instruction(
+      tokenizer, ask.instruction, ask.shots, ask.heading), encode,
     lambda ask, instruction: 0, (tokenizer.eos_token_id,), str)
 
 
-def encode_instruction(tokenizer: Any, instruction: str) -> np.ndarray:
+def encode_instruction(
+  tokenizer: Any, instruction: str, shots: Sequence[tuple[str, str]] = (), heading: str = ''
+) -> np.ndarray:
   """Tokens i32[P + 1] of the instruction, with the tokenizer's start token when it adds one.
 
-  Of an empty one the start token alone, or the end token where the tokenizer has none.
+  Of an empty one the start token alone, or the end token where the tokenizer has none. Solved
+  examples have just the tokens that they would have as examples, end token included, and the
+  question's heading follows each.
+
+  Args:
+    tokenizer: a transformers tokenizer.
+    instruction: the text.
+    shots: (input, target) of solved examples.
+    heading: of a question, the last line of the instruction.
   """
-  if not instruction:
-    start = tokenizer.bos_token_id
-    return np.asarray([tokenizer.eos_token_id if start is None else start], np.int32)
-  tokens = tokenizer(instruction)['input_ids']
-  if tokens[-1] == tokenizer.eos_token_id:
+  tokens = tokenizer(instruction)['input_ids'] if instruction else []
+  if tokens and tokens[-1] == tokenizer.eos_token_id:
     tokens = tokens[:-1]
+  if not tokens:
+    start = tokenizer.bos_token_id
+    tokens = [tokenizer.eos_token_id if start is None else start]
+  texts = [text for shot in shots for text in (*shot, heading)]
+  pieces = iter(tokenizer(texts, add_special_tokens=False)['input_ids'] if texts else ())
+  for source, target, next_heading in zip(pieces, pieces, pieces, strict=True):
+    tokens = [*tokens, *source, *target, tokenizer.eos_token_id, *next_heading]
   return np.asarray(tokens, np.int32)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tasks import OUTPUT_HEADING, Ask
+from fedmedjax.data.text_task import TEXT
 from fedmedjax.eval import metrics, text_metrics
 from fedmedjax.eval.generation import Generator, encoder_of, generate
 from fedmedjax.eval.text_metrics import TextMetrics
@@ -51,6 +52,13 @@ def instructions(sites: Sequence[SiteData]) -> dict[str, dict[str, str]]:
   return {site.name: {part.ask.task: part.ask.instruction for part in site.tasks} for site in sites}
 
 
+def shots(sites: Sequence[SiteData]) -> dict[str, dict[str, list[list[str]]]]:
+  """{site: {task: [[input, target], ...]}} of the examples that follow its prompts, if any do."""
+  return {
+    site.name: {part.ask.task: [list(shot) for shot in part.ask.shots] for part in site.tasks}
+    for site in sites if any(part.ask.shots for part in site.tasks)}
+
+
 def predictions(ask: Ask, examples: Sequence[Example], outputs: Sequence[str]) -> list[dict]:
   """One record an example, as `predictions/SITE.jsonl` holds them.
 
@@ -68,7 +76,7 @@ def predictions(ask: Ask, examples: Sequence[Example], outputs: Sequence[str]) -
     record = {
       'document': example.document, 'sentence_start': example.start, 'task': ask.task,
       'model_input': ask.render(example)[0], 'generated': output}
-    found = {'target': example.target} if ask.task == text_metrics.TASK else _read(
+    found = {'target': example.target} if ask.task == TEXT else _read(
       ask, example, output)
     main = {} if example.main is None else {'main': in_document(example.main, example)}
     ending = {} if ask.after == OUTPUT_HEADING else {'output_heading': ask.after}
@@ -142,7 +150,7 @@ def asked(site: SiteData, records: Sequence[dict]) -> bool:
   Those of the task 'text' are none once their answers were taken out: only these can be scored.
   """
   return sum(
-    record['task'] != END_TO_END and (record['task'] != text_metrics.TASK or 'generated' in record)
+    record['task'] != END_TO_END and (record['task'] != TEXT or 'generated' in record)
     for record in records) == len(site.test)
 
 
@@ -206,7 +214,7 @@ def score(
 
   for part in site.tasks:
     task, types, pairs = part.ask.task, part.ask.types, _pairs(part.ask)
-    if task == text_metrics.TASK:
+    if task == TEXT:
       scores[task], more = text_metrics.score(text, site.name, part.test, answers, seed, samples)
       counts |= more
       continue
@@ -225,7 +233,7 @@ def score(
         for pair in _link_counts(records, task, source, pairs, texts)))
   records = [
     record for adapter_records in answers for record in _asked_once(adapter_records)
-    if record['task'] != text_metrics.TASK]
+    if record['task'] != TEXT]
   return SiteScores(
     scores, tuple(dict.fromkeys(source_of.values())), counts,
     len(records), *(sum(record[key] for record in records)
@@ -235,8 +243,8 @@ def score(
 def headline(scores: dict) -> float:
   """A site's score that comes first: strict typed F1 of entities, else of modifiers; of texts, the
   first metric."""
-  if text_metrics.TASK in scores:
-    first, *_ = scores[text_metrics.TASK].values()
+  if TEXT in scores:
+    first, *_ = scores[TEXT].values()
     return first['value']
   entry = scores['ner'] if 'ner' in scores else scores['re']['modifier']
   return entry['strict']['typed']['f1']

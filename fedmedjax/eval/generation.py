@@ -177,6 +177,8 @@ def check_context(
         within(part.ask, part.instruction) + prompt, max_new_ratio)
       needed = len(part.instruction) + (max(max_length, decoding) if part.train else decoding)
       if needed > context:
+        shown = f'config.data.shots={len(part.shots)}, ' if part.shots else ''
         raise InputError(
           f'site {site.name!r} needs up to {needed} positions, the model has {context}: lower '
-          f'config.data.max_length={max_length} or config.eval.max_new_ratio={max_new_ratio}')
+          f'{shown}config.data.max_length={max_length} or config.eval.max_new_ratio='
+          f'{max_new_ratio}')

@@ -7,12 +7,10 @@ no system turn, since some chat templates refuse one, unless config.data.chat as
 that the base model's own template takes.
 """
 
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
+from fedmedjax.data import shots
 from fedmedjax.data.chat import turns
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.types import Example, InputError
@@ -37,35 +35,24 @@ def make_prompt(
     count: number of solved examples.
     seed: of their draw.
   """
-  asked = part.ask.shown
-  pool = []
-  for donor in donors(site, part, trained):
-    for example in donor.solved:
-      kinds = asked.get('' if example.main is None else example.main.type)
-      if kinds is not None:
-        pool.append(example._replace(
-          entities=tuple(span for span in example.entities if span.type in kinds)))
+  pool = [
+    example for donor in donors(site, part, trained)
+    for example in shots.as_asked(part.ask, donor.solved)]
   return Prompt(part, choose_shots(site.name, part.ask.task, pool, part.test, count, seed))
 
 
 def donors(site: SiteData, part: TaskData, trained: Sequence[SiteData]) -> list[TaskData]:
   """The tasks whose training examples may be shown with questions about a site's task: its own.
 
-  An external cohort has none. It is shown those of the training sites that annotate all types of
-  its prompt: another site's sentences would teach that a type is not to be marked.
+  A site that does not train has none; see `shots.lenders`.
   """
-  if site in trained:
-    return [part]
-  return [
-    other for donor in trained for other in donor.tasks
-    if other.ask.task == part.ask.task and all(
-      set(kinds) <= set(other.ask.asked.get(main, ())) for main, kinds in part.ask.shown.items())]
+  return [part] if site in trained else shots.lenders(part.ask, trained)
 
 
 def choose_shots(
   site: str, task: str, pool: Sequence[Example], tested: Sequence[Example], count: int, seed: int
 ) -> tuple[Example, ...]:
-  """Draws `count` different sentences with something to find, a function of (seed, site, task).
+  """Draws `count` different sentences with an answer, a function of (seed, site, task).
 
   Left out are sentences that occur word for word in `tested`: boilerplate stands in the notes
   of both sides.
@@ -80,15 +67,12 @@ def choose_shots(
   Raises:
     InputError: the pool has fewer.
   """
-  known = {example.text for example in tested}
-  fresh = {e.text: e for e in pool if e.entities and e.text not in known}
-  if len(fresh) < count:
+  found = shots.draw(site, task, [pool], {example.text for example in tested}, count, seed)
+  if len(found) < count:
     raise InputError(
-      f'config.api.shots={count}: {len(fresh)} training sentences can be shown for task {task!r} '
+      f'config.api.shots={count}: {len(found)} training sentences can be shown for task {task!r} '
       f'of site {site!r}; fewer shots are allowed')
-  rng = np.random.default_rng((seed, zlib.crc32(f'{site}/{task}'.encode())))
-  candidates = list(fresh.values())
-  return tuple(candidates[i] for i in rng.permutation(len(candidates))[:count])
+  return found
 
 
 def messages(
@@ -109,7 +93,7 @@ def messages(
     return turns(
       ask, [*(text for text, _ in shown), question], [target for _, target in shown], system)
   said, before = [], ask.instruction
-  for text, target in shown:
+  for text, target in (*ask.shots, *shown):
     said += [
       {'role': 'user', 'content': before + text}, {'role': 'assistant', 'content': target}]
     before = ask.heading

@@ -16,11 +16,11 @@ import numpy as np
 
 from fedmedjax.data.scripts import words
 from fedmedjax.data.site import SiteData
+from fedmedjax.data.text_task import TEXT
 from fedmedjax.eval import metrics
 from fedmedjax.eval.own_metric import OwnMetric, own_values
 from fedmedjax.types import Example, InputError
 
-TASK = 'text'  # the task whose answers are judged here
 _LIMITS = (0.0, 1.0)  # of the metrics below
 _FREE = (-np.inf, np.inf)  # of the user's own
 # Most labels, since every draw of the bootstrap has all of them; and most entries of a table of
@@ -95,13 +95,13 @@ USUAL = TextMetrics()
 
 def average(score: str) -> str:
   """The average of `metrics.averages` that a score of this name is, such as 'text.macro_f1'."""
-  return 'macro' if score == f'{TASK}.{_MACRO}' else 'typed'
+  return 'macro' if score == f'{TEXT}.{_MACRO}' else 'typed'
 
 
 def limits(score: str) -> tuple[float, float]:
   """The least and the largest value that a score of this name can have, such as 'ner'."""
   task, _, name = score.partition('.')
-  return _FREE if task == TASK and name not in METRICS else _LIMITS
+  return _FREE if task == TEXT and name not in METRICS else _LIMITS
 
 
 def score(
@@ -128,7 +128,7 @@ def score(
   scores, counts = {}, {}
 
   def add(name: str, table: np.ndarray, value: float) -> None:
-    key = f'{TASK}.{name}'
+    key = f'{TEXT}.{name}'
     place = metrics.KINDS.index('strict'), metrics.AVERAGES.index(average(key))
     counts[key] = table
     interval = metrics.bootstrap_f1(table, seed, samples, limits(key))[place]
@@ -167,7 +167,7 @@ def _source(row: Example) -> str:
 def _written(rows: Sequence[Example], records: Sequence[dict]) -> list[str]:
   """What an adapter wrote about each of the rows."""
   written = {(record['document'], record['sentence_start']): record['generated']
-             for record in records if record['task'] == TASK}
+             for record in records if record['task'] == TEXT}
   return [written[row.document, row.start] for row in rows]
 
 
@@ -222,7 +222,7 @@ def tried(text: TextMetrics, sites: Sequence[SiteData]) -> TextMetrics:
   """
   for site in sites:
     for part in site.tasks:
-      if part.ask.task != TASK or not part.test:
+      if part.ask.task != TEXT or not part.test:
         continue
       targets = [row.target or '' for row in part.test]
       if _MACRO in text.names:

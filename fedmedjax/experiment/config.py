@@ -81,7 +81,7 @@ CHECKS = {
     lambda v: isinstance(v, tuple) and all(n in ('ner', 're', 'ner+re') for n in v),
     "a tuple of 'ner', 're' and 'ner+re', or ()"),
   'data.re_share': BELOW_ONE, 'data.style': one_of(tuple(STYLES)),
-  'data.chat': BOOLEAN,
+  'data.chat': BOOLEAN, 'data.shots': integer(0),
   'data.synthetic_notes': integer(0, 100_000), 'data.max_train_notes': integer(0),
   'data.max_train_sentences': integer(0),
   'data.max_length': integer(8),
@@ -259,6 +259,14 @@ def _check_tasks(values: dict[str, Any]) -> None:
     raise InputError(
       f"config.data.chat=True: config.fed.learner={values['fed.learner']!r} writes no answers; "
       'use False')
+  if values['data.shots'] and values['fed.learner'] != 'lora':
+    raise InputError(
+      f"config.data.shots={values['data.shots']}: config.fed.learner={values['fed.learner']!r} "
+      'reads no prompt that could show examples; use 0')
+  if values['data.shots'] and values['api.shots']:
+    raise InputError(
+      f"config.api.shots={values['api.shots']}: endpoints are shown the "
+      f"{values['data.shots']} examples of config.data.shots already; one of the two has to be 0")
   foreign = {name for one in own for name in one.split('+')} - set(tasks)
   if foreign:
     raise InputError(

@@ -162,6 +162,9 @@ def _data() -> ConfigDict:
   # True = every example is a dialogue in the tokenizer's own chat template: the instruction is the
   # system's, the sentence the user's, the answer the assistant's. For models tuned on dialogues.
   data.chat = False
+  # Solved training sentences that stand before every question of a site, the same before all of
+  # them; they leave training and V. 0 = none.
+  data.shots = 0
   # Training notes that each synthetic cohort has; 0 = as many as its description says.
   data.synthetic_notes = 0
   # Training notes used of each site, the first by the site's order; 0 = all.

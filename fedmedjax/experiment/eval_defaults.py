@@ -48,7 +48,7 @@ def endpoints() -> ConfigDict:
   api = ConfigDict()
   # Baselines behind an OpenAI-compatible endpoint: regimes `api` and `api:MODEL` of compare.
   # OPENAI_BASE_URL, OPENAI_API_KEY and, for `api`, OPENAI_MODEL can be no keys here.
-  # Solved training sentences shown before every question; 0 = zero-shot.
+  # Solved training sentences shown before every question (0 with data.shots); 0 = zero-shot.
   api.shots = 0
   # Requests under way at once.
   api.concurrency = 4

@@ -34,6 +34,7 @@ from fedmedjax.model.lora import LoraConfig, check_lora, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
 from fedmedjax.model.sharding import base_shardings, fetch_on, head_parts
 from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store.words import SHOTS
 from fedmedjax.types import InputError, SiteCorpus
 
 
@@ -141,6 +142,9 @@ def lora_parts(
     encoder=make_encoder(data.base.tokenizer, config.data.chat),
     attention=config.model.attention, teacher_forced=config.eval.teacher_forced,
     mesh=meshes.mesh_of(config))
+  # They are words of notes.
+  if config.store.text and (shown := evaluate.shots((*data.tested, *data.external))):
+    trainable = trainable._replace(summary=trainable.summary | {SHOTS: shown})
   related = config.data.re_share
   schedule = schedules.make_schedule(
     data.sites, sizes, loss_on=config.fed.loss_on, shapes=config.fed.shapes,

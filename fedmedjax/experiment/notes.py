@@ -18,6 +18,7 @@ from fedmedjax.data.partition import annotating, asked_alike, partition
 from fedmedjax.data.pieces import drawable
 from fedmedjax.data.relations import asked_like, asked_of_trained
 from fedmedjax.data.shares import apportioned
+from fedmedjax.data.shots import shots_of, tested_texts
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.statistics import lacking
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
@@ -151,7 +152,10 @@ def build_deal(part: OwnPart, notes, types, sites, strength, rng) -> np.ndarray:
 def encode_sites(
   base, encode: Callable[..., SiteData], config: ConfigDict, corpora: Corpora, reporter: Reporter
 ) -> Data:
-  """Sites that train are tested, too, unless their notes were dealt out."""
+  """Sites that train are tested, too, unless their notes were dealt out.
+
+  `encode` takes the keywords of `site.read_site`, but `show` only where config.data.shots is set.
+  """
   data, scored = config.data, config.eval
   for corpus in (*corpora.sites, *corpora.external, *corpora.server):
     if left_out := lacking(corpus.report):
@@ -162,6 +166,13 @@ def encode_sites(
     # With a V of the server's own sites keep all their notes to train on.
     validation_examples=0 if corpora.server else data.validation_examples)
   counts = map(len, (corpora.sites, corpora.external, corpora.parts, corpora.server))
+  tested_on = tested_texts((*corpora.sites, *corpora.external)) if data.shots else ()
+
+  def showing(trained: Sequence[SiteData] | None = None) -> dict[str, Callable]:
+    return {'show': partial(
+      shots_of, count=data.shots, seed=data_seed(config), tested=tested_on, trained=trained)} if (
+        data.shots) else {}
+
   with reporter.task('tokenising', sum(counts)) as advance:
 
     def encoded(
@@ -174,14 +185,16 @@ def encode_sites(
       return tuple(found)
 
     limits = _limits(config, len(corpora.parts or corpora.sites))
-    tested = partial(encode, trains=False)
-    parts = encoded(corpora.parts, partial(training, tests=False), limits) if corpora.parts else ()
-    sites = encoded(corpora.sites, partial(tested, max_test=scored.max_examples)) if (
-      parts) else encoded(corpora.sites, training, limits)
+    own = partial(training, **showing())
+    parts = encoded(corpora.parts, partial(own, tests=False), limits) if corpora.parts else ()
+    sites = () if parts else encoded(corpora.sites, own, limits)
+    lent = showing(parts or sites)
+    tested = partial(encode, trains=False, **lent)
+    sites = sites or encoded(corpora.sites, partial(tested, max_test=scored.max_examples))
     external = encoded(corpora.external, partial(
       tested, max_test=scored.max_external or scored.max_examples))
     server = encoded(corpora.server, partial(
-      encode, tests=False, validates=True, validation_examples=data.validation_examples))
+      encode, tests=False, validates=True, validation_examples=data.validation_examples, **lent))
   return Data(base, parts or sites, sites, external, corpora.skew, server=server,
               schema=corpora.schema)
 

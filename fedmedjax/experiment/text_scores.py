@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from fedmedjax.data.site import SiteData
+from fedmedjax.data.text_task import TEXT
 from fedmedjax.eval.own_metric import OwnMetric
-from fedmedjax.eval.text_metrics import METRICS, TASK, USUAL, TextMetrics, tried
+from fedmedjax.eval.text_metrics import METRICS, USUAL, TextMetrics, tried
 from fedmedjax.experiment.checks import Check
 from fedmedjax.experiment.own_parts import METRIC, OwnPart, is_own, where_it_failed
 from fedmedjax.types import InputError
@@ -26,12 +27,12 @@ def check_metrics(values: Mapping[str, Any]) -> None:
   `values` are the flat configuration, each allowed on its own.
   """
   tasks, names, own = values['data.tasks'], values['eval.metrics'], values[METRIC]
-  if tasks != (TASK,):
+  if tasks != (TEXT,):
     for key, value, usual in (('eval.metrics', names, USUAL.names), (METRIC, own, '')):
       if value != usual:
         raise InputError(
           f'config.{key}={value!r}: config.data.tasks={tasks!r} writes no texts that it could '
-          f"judge; use {usual!r}, or config.data.tasks=('{TASK}',)")
+          f"judge; use {usual!r}, or config.data.tasks=('{TEXT}',)")
     return
   if not names and not own:
     raise InputError(

@@ -129,6 +129,8 @@ def _settings(trained: Trained) -> dict[str, Any]:
        for key in ('model.dtype', 'model.quantization', 'data.style', 'eval.max_new_ratio')},
     **({'data.chat': True} if chosen['data.chat'] else {}),
     'prompts': {ask.task: ask.instruction for ask in trained.asks},
+    **({'shots': {ask.task: [list(shot) for shot in ask.shots] for ask in trained.asks}}
+       if any(ask.shots for ask in trained.asks) else {}),
     'asked': {ask.task: {main: sorted(kinds) for main, kinds in ask.asked.items()}
               for ask in trained.asks},
   }
@@ -138,9 +140,11 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
   """Raises InputError when predict.json in the output differs from `settings`."""
   path = output / _SETTINGS
   recorded = read_json(path) if path.exists() else settings
-  changed = [key for key in settings if recorded.get(key) != settings[key]]
+  # Examples that were shown before are none now, where there are none.
+  changed = [key for key in {**settings, 'shots': {}}
+             if recorded.get(key, {}) != settings.get(key, {})]
   named = ', '.join(
-    f'other {key}' if isinstance(settings[key], dict)
+    f'other {key}' if isinstance(settings.get(key, {}), dict)
     else f'{key}={recorded.get(key)!r}, this one has {settings[key]!r}' for key in changed)
   if named:
     raise InputError(

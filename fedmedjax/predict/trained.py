@@ -19,7 +19,8 @@ FLAGS = {
   'base': 'model.path', 'dtype': 'model.dtype', 'quantization': 'model.quantization',
   'batch_size': 'eval.batch_size',
   'mesh_site': 'mesh.site', 'mesh_fsdp': 'mesh.fsdp', 'mesh_tensor': 'mesh.tensor'}
-_SETTINGS = (*FLAGS.values(), 'data.style', 'data.chat', 'eval.max_new_ratio', 'eval.guesses')
+_SETTINGS = (*FLAGS.values(), 'data.style', 'data.chat', 'data.shots', 'eval.max_new_ratio',
+             'eval.guesses')
 _LISTED = 8  # most names in a printed line
 _INVALID = 'invalid'  # no type, but a row of scores in summaries of earlier versions
 
@@ -39,7 +40,7 @@ def read_trained(folder: Path, flags: Mapping[str, Any], site: str, types: str) 
 
   A model answers best what it was trained on, so the prompts are those of a site of the run: of
   `site`, else of the site whose own adapter this is, else for each task of the training site that
-  annotates most.
+  annotates most. The examples that they show are those of the run.
 
   Args:
     folder: an adapter's folder, or one that contains a single adapter, such as a run's workdir.
@@ -49,7 +50,8 @@ def read_trained(folder: Path, flags: Mapping[str, Any], site: str, types: str) 
       for instead of a site's types; '' = a site's. Required when no run is around the adapter.
 
   Raises:
-    InputError: no adapter, several, a classifier, a run that is not finished, or unknown names.
+    InputError: no adapter, several, a classifier, a run that is not finished or has not kept the
+      examples that its prompts show, or unknown names.
   """
   adapter = _find_adapter(folder)
   run = _find_run(adapter)
@@ -60,13 +62,15 @@ def read_trained(folder: Path, flags: Mapping[str, Any], site: str, types: str) 
   if types:
     names = [name.strip() for name in types.split(',')]
     return Trained(adapter, settings, _typed(names, settings['data.style'], schema),
-                   (f'asked for {", ".join(names)}',), schema)
+                   (f'asked for {", ".join(names)}' + (
+                     f', without the {settings["data.shots"]} examples that the run showed'
+                     if settings['data.shots'] else ''),), schema)
   if run is None or not (run / 'summary.json').is_file():
     raise InputError(
       f'--adapter={adapter}: no finished run is around it (summary.json), which would say what to '
       'ask; finish the run, or name entity types, such as --types=problem,drug')
   asks, told = _of_a_site(
-    run / 'summary.json', site, adapter.name, settings['data.style'], schema)
+    run / 'summary.json', site, adapter.name, settings, schema)
   return Trained(adapter, settings, asks, told, schema)
 
 
@@ -164,14 +168,22 @@ def _typed(names: Sequence[str], style: str, schema: Schema) -> tuple[Ask, ...]:
 
 
 def _of_a_site(
-  path: Path, site: str, owner: str, style: str, schema: Schema
+  path: Path, site: str, owner: str, settings: Mapping[str, Any], schema: Schema
 ) -> tuple[tuple[Ask, ...], tuple[str, ...]]:
   """(tasks, sentences about the choice) with the prompts that the run's summary.json records.
 
   See `read_trained` for the choice; `owner` is the site whose own adapter this may be.
   """
   summary = read_json(path)
+  if settings['data.shots'] and 'shots' not in summary:
+    raise InputError(
+      f'{path}: the run asked with config.data.shots={settings["data.shots"]} examples out of its '
+      'notes, which were not kept (config.store.text=False); to ask without them, name entity '
+      'types, such as --types=problem,drug')
   try:
+    shots = {(name, task): tuple((before, after) for before, after in shown)
+             for name, tasks in summary.get('shots', {}).items()
+             for task, shown in tasks.items()}
     prompts = {name: dict(tasks) for name, tasks in summary['instructions'].items()}
     names = {name: {task: _names(summary['scores'][name][task], schema) for task in tasks}
              for name, tasks in prompts.items()}
@@ -192,7 +204,8 @@ def _of_a_site(
     chosen = site or most_types
     if chosen not in asked:
       continue
-    asks.append(_ask(task, names[chosen][task], style, schema)._replace(
+    asks.append(_ask(task, names[chosen][task], settings['data.style'], schema)._replace(
+      shots=shots.get((chosen, task), ()),
       instruction=prompts[chosen][task],
       heading=(prompts[chosen][task].splitlines(keepends=True) or [''])[-1]))
     missing = {kind: name for name in asked for kind in names[name][task]
@@ -200,6 +213,7 @@ def _of_a_site(
     mains = asks[-1].asked if asks[-1].given else ()
     what = f'modifiers of {", ".join(mains)}' if mains else ', '.join(names[chosen][task])
     told.append(f'asked for {what}, with the prompt of site {chosen}' + (
+      f' and its {len(asks[-1].shots)} examples' if asks[-1].shots else '') + (
       '; not for ' + ', '.join(f'{kind} (--site={name})' for kind, name in missing.items())
       if missing else ''))
   if not asks or asks[0].given:

@@ -6,6 +6,7 @@ import re
 _DROPPED = {
   'used_nested': 'nested', 'used_crossing': 'crossing sentences', 'too_long': 'too long',
   'too_long_entities': 'entities of them',
+  'shown_examples': 'examples of sentences that prompts show',
   'used_invalid_pairs': 'modifiers of a wrong type', 'invalid_pairs': 'modifiers of a wrong type',
   'between_sentences': 'relations whose ends no sentence holds together',
   'unmapped': 'of other types', 'unmapped_relations': 'other relations',

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from fedmedjax.store.files import read_json, read_lines, write_lines
+from fedmedjax.store.files import read_json, read_lines, write_json, write_lines
 from fedmedjax.types import InputError
 
 PREDICTIONS = 'predictions'
@@ -29,10 +29,14 @@ _WORDLESS = {
   'findings.json', 'summary.json', 'description.json', 'description.svg', 'description.png',
   'schema.toml', 'prompt.toml', 'lock', 'own_parts', 'adapter', 'model', 'checkpoints',
   'tensorboard', 'ablation'}
+# Of a run and of annotations: files that hold words of notes where prompts show examples
+# (config.data.shots), under a key of its own.
+SUMMARY, SHOTS = 'summary.json', 'shots'
+_SHOWN = 'examples out of notes that prompts show'
 # Of a folder that predict has written.
 _ANNOTATIONS = 'predict.json'
 _WORDLESS_ANNOTATIONS = {
-  _ANNOTATIONS, 'skipped.jsonl', 'lock', 'html/index.html',
+  'skipped.jsonl', 'lock', 'html/index.html',
   # They hold the names of types.
   'brat/annotation.conf', 'label_studio/labelling.xml', 'uima_xmi/TypeSystem.xml'}
 # Of a regime api:MODEL.
@@ -74,13 +78,16 @@ def kept(records: Iterable[dict], text: bool) -> Iterator[dict]:
 
 
 def take_out(folder: Path) -> None:
-  """Rewrites the prediction records of a run's folder that still have their text; takes away the
-  questions that an endpoint was asked, and what writes that were stopped have left."""
+  """Rewrites the prediction records of a run's folder that still have their text, and its summary
+  where that has examples; takes away the questions that an endpoint was asked, and what writes that
+  were stopped have left."""
   for path in (folder / PROMPTS, *folder.glob('*.part'), *(folder / PREDICTIONS).rglob('*.part')):
     path.unlink(missing_ok=True)
   for path in sorted((folder / PREDICTIONS).rglob('*.jsonl')):
     if _records_with_words(path):
       write_lines(path, kept(read_lines(path), text=False))
+  if (folder / SUMMARY).exists() and SHOTS in (summary := read_json(folder / SUMMARY)):
+    write_json(folder / SUMMARY, {key: summary[key] for key in summary if key != SHOTS})
 
 
 def files_with_words(folder: Path) -> tuple[list[tuple[Path, str]], int]:
@@ -134,12 +141,16 @@ def _rules(folder: Path) -> Rules | None:
 
 
 def _of_annotations(path: Path, folder: Path) -> str:
+  if path == folder / _ANNOTATIONS:
+    return _SHOWN if read_json(path).get(SHOTS) else ''
   wordless = path.relative_to(folder).as_posix() in _WORDLESS_ANNOTATIONS
   return '' if wordless or not path.lstat().st_size else 'annotated notes'
 
 
 def _of_run(path: Path, folder: Path) -> str:
   inside = path.relative_to(folder).parts
+  if inside == (SUMMARY,):
+    return _SHOWN if read_json(path).get(SHOTS) else ''
   if inside[0] in _WORDLESS:
     return ''
   if inside[0] == PREDICTIONS:

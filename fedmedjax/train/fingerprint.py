@@ -174,7 +174,8 @@ def _notes(site: SiteData) -> dict[str, str]:
   return {name: _checksum(parts) for name, parts in sorted(documents.items())} | {
     _VALIDATION: _checksum(
       example.tokens.tolist() for part in site.tasks for example in part.validation),
-    _PROMPTS: _checksum(part.ask.instruction for part in site.tasks)}
+    _PROMPTS: _checksum(
+      text for part in site.tasks for text in (part.ask.instruction, *part.ask.shots))}
 
 
 def _written(example: Example) -> str:

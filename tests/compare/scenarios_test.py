@@ -178,6 +178,20 @@ def test_the_federation_may_not_train_on_what_a_new_site_is_tested_on():
     check_new_site(none, [new], [leaky])
 
 
+def test_what_a_new_site_shows_is_of_its_few_sentences():
+  """Of none nothing is shown, nor is it checked; of few some must fit, and others be left."""
+  new = generate_cohort('synthetic_newsite')
+  none, few, many = (part for part in planned(
+    '--sentences=0,3,50', '--config.data.shots=3', settings=('new_site',))
+    if part.scenario == 'new_site')
+  assert [next(iter(part.rows.values())).config.data.shots for part in (none, few, many)] == [
+    0, 3, 3]
+  for part in (none, many):
+    check_new_site(part, [new], [])
+  with pytest.raises(InputError, match='config.data.shots=3: of the --sentences=3 drawn of .syn'):
+    check_new_site(few, [new], [])
+
+
 @pytest.mark.slow
 def test_all_settings_to_their_end(tiny_folder, tmp_path, capsys):
   """On a tiny random model: files, tables, a sentence for every pair; the second call runs none."""

@@ -145,6 +145,36 @@ def test_shots_are_turns_and_the_endpoint_is_sent_the_same():
   assert with_system[-1]['content'] == '### Input Text:\nNo cough\n### Output Text:'
 
 
+@pytest.mark.parametrize('name', ['smollm2', *TEMPLATES])
+def test_shots_of_training_are_the_first_turns(tokenizer, name):
+  """Token by token what the template gives the whole dialogue of six turns; of an endpoint, too."""
+  own, asked = tokenizer(name), ask('ner', CORPUS)
+  shots = tuple(Example('x', 0, text, (span,)) for text, span in (
+    ('Mild rash.', Span(5, 9, 'problem')), ('Cough since May', Span(0, 5, 'problem'))))
+  (part,) = encode_site(
+    CORPUS, own, max_length=400, chat=True, show=lambda name, form, solved: shots).tasks
+  head = asked.instruction.removesuffix(INPUT_HEADING).strip()
+  system = chat.chat_of(own).system
+  for example, tokens in (*zip(part.solved, part.train, strict=True),
+                          *zip(part.test, part.test_tokens, strict=True)):
+    first, second, third = (
+      f'### Input Text:\n{text}\n### Output Text:'
+      for text in ('Mild rash.', 'Cough since May', example.text))
+    before = [('system', head), ('user', first)] if system else [('user', f'{head}\n{first}')]
+    said = [
+      *before, ('assistant', 'Mild <span class="problem">rash</span>.'), ('user', second),
+      ('assistant', '<span class="problem">Cough</span> since May'), ('user', third)]
+    answer = asked.render(example)[1].strip()
+    assert [*part.instruction[:-1], *tokens.tokens] == whole(own, *said, ('assistant', answer))
+    fed = [*part.instruction[:-1], *tokens.tokens[:tokens.prompt_length]]
+    assert fed == whole(own, *said, add_generation_prompt=True)
+    assert messages(Prompt(part, ()), example, system) == [
+      {'role': role, 'content': text} for role, text in said]
+  assert own.decode(part.instruction).endswith('### Input Text:\nNo')
+  encoder = chat.make_encoder(own, True)
+  assert encoder.within(part.ask, part.instruction) < 10
+
+
 @pytest.mark.parametrize('template, message', [
   ('', 'the tokenizer of the model has no chat template'),
   ('{{ raise_exception("user and system alternate") }}', 'fails: user and system alternate'),

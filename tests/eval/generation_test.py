@@ -56,6 +56,10 @@ def test_long_training_examples_need_positions_too():
   config = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=110))
   with pytest.raises(InputError, match='needs up to 111 positions'):
     generation.check_context(config, sites, 100, 1.5)
+  # What the prompt shows is a part of its 11.
+  shown = sites[0]._replace(tasks=(part(9)._replace(shots=('one', 'other')),))
+  with pytest.raises(InputError, match='lower config.data.shots=2, config.data.max_length=100 or '):
+    generation.check_context(config, [shown], 100, 1.5)
 
 
 def test_without_test_examples_room_for_a_first_answer_is_kept():

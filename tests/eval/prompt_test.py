@@ -69,5 +69,8 @@ def test_the_dialogue_by_hand():
     {'role': 'user', 'content': part.ask.instruction + text},
     {'role': 'assistant', 'content': target},
     {'role': 'user', 'content': INPUT_HEADING + part.ask.render(question)[0]}]
+  # Those that models are trained with stand in the same places.
+  given = part._replace(ask=part.ask._replace(shots=((text, target),)))
+  assert prompt.messages(prompt.Prompt(given, ()), question) == said
   assert prompt.messages(prompt.Prompt(part, ()), question) == [
     {'role': 'user', 'content': part.ask.instruction + part.ask.render(question)[0]}]

@@ -37,7 +37,7 @@ def _general(path: tuple[str, ...]) -> str:
     return '.'.join((head, 'SITE', *rest[1:]))
   if head in ('cross_site', 'teacher_forced'):
     return head
-  if head not in ('scores', 'instructions'):
+  if head not in ('scores', 'instructions', 'shots'):
     return '.'.join((head, *rest))
   _, _, *rest = rest
   if path[2] == 'text' and head == 'scores':

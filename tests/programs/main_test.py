@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.files.load import load_model
 from fedmedjax.model.llama import Llama
 from fedmedjax.report import terminal
-from fedmedjax.store import checkpoint, files, tensorboard
+from fedmedjax.store import checkpoint, files, tensorboard, words
 from fedmedjax.store.lock import locked
 from fedmedjax.store.words import sentence
 from fedmedjax.train import loop, memory, run
@@ -248,14 +249,18 @@ def test_both_tasks_in_one_run(command, smollm, tmp_path, monkeypatch, style, ch
   right, so every score is 1; each site is scored on its own tasks, and end to end where it has
   both. Main entities that are found are asked about once, not twice. At the external cohort the
   model takes the word before each first entity for a drug: it is asked about that, too, and finds
-  no modifier of it, so only the entities' precision suffers."""
+  no modifier of it, so only the entities' precision suffers. The dialogues have the two examples of
+  docs/data.md as earlier turns, also those about main entities that the model found."""
   asked = []
+  shots = re.search(r'runs/shots (--config.data.shots=2)', Path('docs/data.md').read_text())[1]
 
   def answer(generator, adapter, base, part, advance=None):
     asked.extend(part.test)
     assert len(part.test_tokens) == len(part.test)
     text = smollm.tokenizer.decode([*part.instruction[:-1], *part.test_tokens[0].tokens])
     assert chat == text.startswith('<|im_start|>system')
+    assert text.count('<|im_start|>assistant') == 3 * chat
+    assert all(target in text for _, target in part.ask.shots)
     return [part.ask.render(planted(example))[1] for example in part.test]
 
   def planted(example):
@@ -273,7 +278,8 @@ def test_both_tasks_in_one_run(command, smollm, tmp_path, monkeypatch, style, ch
     "--config.data.tasks=('ner', 're')",
     "--config.data.site_tasks=('ner+re', 'ner', 're')", '--config.data.re_share=0.5',
     '--config.eval.zero_shot=False', '--config.fed.rounds=1', '--config.eval.max_examples=8',
-    '--config.data.max_length=300', '--config.lora.targets=("q_proj","v_proj")')) == 0
+    '--config.data.max_length=300', '--config.lora.targets=("q_proj","v_proj")',
+    *([shots] if chat else []))) == 0
   summary = json.loads((workdir / 'summary.json').read_text())
   tasks = {site: {task: list(entry) for task, entry in scores.items()}
            for site, scores in summary['scores'].items()}
@@ -293,6 +299,10 @@ def test_both_tasks_in_one_run(command, smollm, tmp_path, monkeypatch, style, ch
   assert summary['instructions'].keys() == summary['scores'].keys()
   assert set(summary['instructions']['synthetic_icu']) == {'ner', 're'}
   assert (summary['copy_rate'], summary['parse_failure_rate'], summary['dropped']) == (1, 0, 0)
+  assert {site: [*map(len, kept.values())] for site, kept in summary.get('shots', {}).items()} == (
+    {site: [2] * len(kept) for site, kept in tasks.items()} if chat else {})
+  assert ((workdir / 'summary.json', 'examples out of notes that prompts show') in
+          words.files_with_words(workdir)[0]) == chat
   line = json.loads((workdir / 'metrics.jsonl').read_text())
   assert line['local_steps'] == 6 and all(np.isfinite(line['validation_loss']))
 

@@ -508,6 +508,42 @@ def test_other_settings_in_the_same_output_are_refused(joint, tmp_path, planted,
   assert contents(out) == before
 
 
+def test_new_sentences_are_asked_with_the_examples_of_the_run(
+    joint, tmp_path, planted, monkeypatch, capsys):
+  """Of the prompt's own site and task; without those that were not kept, or by --types, with none
+  or not at all."""
+  shot = ['Given codeine.\n### Output Text:\n', 'Given <span class="drug">codeine</span>.']
+  kept = {'shots': {'synthetic_icu': {'ner': [shot] * 2, 're': [['mild rash', 'mild']]}}}
+  adapter = _bare(tmp_path / 'kept', joint, config={'data.shots': 2}, summary=kept)
+  prompts, generate = {}, evaluate.generate
+
+  def answer(generator, adapter, base, part, *rest):
+    prompts[part.ask.task] = generator.tokenizer.decode(part.instruction)
+    return generate(generator, adapter, base, part, *rest)
+
+  monkeypatch.setattr(evaluate, 'generate', answer)
+  source, out = write_notes(tmp_path / 'notes', {'a.txt': 'Gave aspirin.'}), tmp_path / 'out'
+  assert predict.main(command(adapter, source, out)) == 0
+  assert 'with the prompt of site synthetic_icu and its 2 examples' in ' '.join(
+    capsys.readouterr().out.split())
+  asked = json.loads((out / 'predict.json').read_text())
+  assert asked['shots'] == kept['shots']['synthetic_icu']
+  assert prompts == {task: asked['prompts'][task] + shown for task, shown in (
+    ('ner', 2 * f'{"".join(shot)}<|im_end|>### Input Text:\n'),
+    ('re', 'mild rashmild<|im_end|>### Input Text:\n'))}
+  # With other examples than those of the folder, or without, it does not go on.
+  for flag in ('--site=synthetic_clinic', '--types=problem'):
+    assert predict.main(command(adapter, source, out, flag)) == 2
+    assert 'other prompts, other asked, other shots; choose' in capsys.readouterr().err
+  lacking = _bare(tmp_path / 'lacking', joint, config={'data.shots': 2}, summary={})
+  assert predict.main(command(lacking, source, tmp_path / 'none')) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1 and not (tmp_path / 'none').exists()
+  assert 'with config.data.shots=2 examples out of its notes, which were not kept' in error
+  typed = read_trained(lacking, dict.fromkeys(FLAGS), '', 'drug')
+  assert typed.told == ('asked for drug, without the 2 examples that the run showed',)
+
+
 def test_the_program_says_how_it_is_used(capsys):
   with pytest.raises(SystemExit, match='0'):
     predict.main(['predict', '--help'])

@@ -10,6 +10,7 @@ from fedmedjax.data.tasks import ask
 from fedmedjax.eval.evaluate import predictions
 from fedmedjax.report import freshen
 from fedmedjax.store import words
+from fedmedjax.store.files import read_json
 from fedmedjax.types import Example, SiteCorpus, Span
 
 MARK = 'zyxwarts'  # a word of every sentence of an invented run, and of nothing else
@@ -94,6 +95,26 @@ def test_text_is_taken_out_of_a_folder_and_its_report_goes_on(tmp_path, capsys):
   freshen(run, 3)
   assert 'kept without (config.store.text)' in (run / 'report.html').read_text()
   assert not with_the_word(run)
+
+
+def test_examples_that_prompts_show_are_words_of_notes(tmp_path, capsys):
+  """In the summary of a run, until it is to keep no text, and in what predict has written."""
+  run, out = invent(tmp_path / 'run'), tmp_path / 'out'
+  words.take_out(run)
+  before = (run / 'summary.json').read_bytes()
+  summary = read_json(run / 'summary.json')
+  shown = {'icu': {'ner': [[f'{MARK}\n', f'<b>{MARK}</b>']]}}
+  write(run / 'summary.json', summary | {'shots': shown})
+  write(out / 'predict.json', {'prompts': {}, 'shots': shown['icu']})
+  assert listed(run, capsys)['summary.json'] == 'examples out of notes that prompts show'
+  assert set(listed(out, capsys)) - {''} == {'predict.json'}
+  assert with_the_word(tmp_path) == {'run/summary.json', 'out/predict.json'}
+  words.take_out(run)
+  assert read_json(run / 'summary.json') == summary and set(listed(run, capsys)) == {''}
+  write(run / 'summary.json', summary | {'shots': {}})
+  words.take_out(run)
+  assert before == (run / 'summary.json').read_bytes() or summary == read_json(
+    run / 'summary.json')
 
 
 def test_a_comparison_and_annotations_are_looked_into(tmp_path, capsys):
