@@ -109,7 +109,7 @@ def _written(
   runs: Sequence[Run], measures: Sequence[Measure], inside: Sequence[str], outside: Sequence[str]
 ) -> Table:
   """All scores of an own task, by site."""
-  shown = [(run, measure) for run in runs for measure in measures]
+  shown = [(run, measure) for measure in measures for run in runs]
   alone = len(runs) == 1
   return Table(
     'Scores by site', '', ('site', *(

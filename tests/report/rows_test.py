@@ -190,8 +190,8 @@ def test_the_page_of_a_run(runs, tmp_path):
   said = page(tmp_path / 'none.html', {'fed_medlora': runs['fed_medlora']}, examples=0)
   for words in (
       first, 'exact match, mean of 2 sites', 'at the worst of them, ward',
-      'at the lowest of them, ward', 'icu 0.900 0.80 to 0.90 -2.200',
-      'mean of the sites 0.800 -2.400 7.250 0.000', 'my.gain, whole: of your own',
+      'at the lowest of them, ward', 'icu 0.900 0.80 to 0.90 0.000',
+      'mean of the sites 0.800 0.000 -2.400 -4.000 7.250', 'my.gain, whole: of your own',
       'Exact match points per MB', 'Exact match while training, for the bytes sent',
       # Of 16 rows 12 have the commonest target.
       'icu 10 2 4 17 1 2 75%', 'icu 12, 4', '3 leaked rows', 'How unlike: vocabulary',
