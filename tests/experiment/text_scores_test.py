@@ -22,6 +22,7 @@ from fedmedjax.experiment.defaults import get_config
 from fedmedjax.experiment.own_parts import METRIC, from_python, own_parts
 from fedmedjax.experiment.types import Data
 from fedmedjax.runtime.progress import Reporter
+from fedmedjax.train import dry_run, run
 from fedmedjax.train import fingerprint as inputs
 from fedmedjax.train.scoring import score_all, watched_f1
 from fedmedjax.types import Example, InputError
@@ -202,6 +203,43 @@ def test_a_mended_metric_goes_on_until_there_are_scores_by_it(mine, tmp_path):
         r'own metric: config.eval.metric=.*mine.py:score changed since the run began; bring back '
         'what it began with, or choose another workdir')):
       check(work, other, mendable=mendable)
+
+
+def test_a_run_and_a_dry_run_go_on_with_a_mended_metric(mine, tmp_path, monkeypatch):
+  """All but the run's own checks is left out; it fails where it would be scored."""
+  for program in (run, dry_run):
+    monkeypatch.setattr(program, 'load_data', lambda *rest, **more: Data(None, (), (), ()))
+    monkeypatch.setattr(program, 'prepare', lambda chosen, data, *rest: SimpleNamespace(
+      own=own_parts(leaves(chosen.to_dict()))))
+    monkeypatch.setattr(program, 'fingerprint', lambda chosen, data, own: inputs.own_checksums(own))
+  monkeypatch.setattr(run, 'site_table', lambda *rest: '')
+  monkeypatch.setattr(run, 'planned', lambda *rest: None)
+  monkeypatch.setattr(run, 'show', lambda *rest: None)
+  monkeypatch.setattr(run.report, 'freshen', lambda *rest: None)
+  # The first that comes after a preview's checks.
+  monkeypatch.setattr(dry_run, 'site_table', reached := lambda *rest: 1 / 0)
+  work, faulty = tmp_path / 'run', 'def score(p, t):\n  return {"a": 1 / 0}\n'
+
+  def start(code: str, scored=None) -> None:
+    chosen = config(TEXT | {'eval.metric': mine(code)})
+    monkeypatch.setattr(run, '_carried_out', scored)
+    run.run(chosen, work, QUIET)
+
+  def preview(code: str) -> None:
+    with pytest.raises(ZeroDivisionError):
+      dry_run.dry_run(config(TEXT | {'eval.metric': mine(code)}), work, QUIET)
+
+  with pytest.raises(ZeroDivisionError):
+    start(faulty, reached)
+  preview(faulty)
+  preview(SCORE)
+  start(SCORE, lambda study, workdir, *rest: (workdir / 'summary.json').write_text(
+    json.dumps({'rounds': get_config('fed_medlora').fed.rounds})))
+  start(SCORE)
+  preview(SCORE)
+  for begin in (start, preview):
+    with pytest.raises(InputError, match='own metric: .*mine.py:score changed since the run began'):
+      begin(faulty)
 
 
 def test_rounds_that_were_watched_by_a_metric_bind_the_run_to_it(mine, tmp_path):
