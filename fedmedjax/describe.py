@@ -73,8 +73,10 @@ def _describe(argv: Sequence[str]) -> None:
   shown = (corpora.parts or corpora.sites)[:SHOWN]
   sites = [site_statistics(corpus) for corpus in (*shown, *corpora.external, *corpora.server)]
   if corpora.skew:
-    reporter.say(f'{config.data.partition.kind} partition: {corpora.skew}; the first '
-                 f'{len(shown)} sites are shown')
+    rows = any(note.target is not None for corpus in shown for note in corpus.train)
+    dealt = corpora.skew.told('targets') if rows else corpora.skew
+    reporter.say(f'{config.data.partition.kind} partition: {dealt}; the first {len(shown)} sites '
+                 'are shown')
   try:
     describe(sites, [corpus.name for corpus in corpora.external],
              Path(values.output) if values.output else None, reporter, corpora.schema)

@@ -223,11 +223,15 @@ class Skew(NamedTuple):
 
   def __str__(self) -> str:
     return (
-      f'{len(self.sizes)} sites of {min(self.sizes)} to {max(self.sizes)} (median '
-      f'{int(median(self.sizes))}), entity types diverge by {self.type_divergence:.3f} bits, '
-      + ('' if isnan(self.word_divergence) else f'words by {self.word_divergence:.3f}, ')
-      + f'{self.annotated:.0%} of types annotated'
+      self.told('entity types') + f', {self.annotated:.0%} of types annotated'
       + (f', {self.crossing} entities cross the end of a sentence' if self.crossing else ''))
+
+  def told(self, types: str) -> str:
+    """Sizes and divergences in words; `types` are what was counted, such as 'targets' of rows."""
+    return (
+      f'{len(self.sizes)} sites of {min(self.sizes)} to {max(self.sizes)} (median '
+      f'{int(median(self.sizes))}), {types} diverge by {self.type_divergence:.3f} bits'
+      + ('' if isnan(self.word_divergence) else f', words by {self.word_divergence:.3f}'))
 
 
 class Batch(NamedTuple):

@@ -28,10 +28,9 @@ def corpus_section(runs: Sequence[Run]) -> Section:
   blocks = _described(run.sites) if run else [_counted(runs[0])] if runs else []
   partition = (run or runs[0]).summary.get('partition')
   rows = asks_text((run or runs[0]).summary)
-  dealt = str(Skew(**partition)) if partition else ''
-  if rows:
-    dealt = dealt.replace('entity types', 'targets').replace(', 100% of types annotated', '')
-  skew = dealt and (
+  mix = Skew(**partition) if partition else None
+  dealt = mix and (mix.told('targets') if rows else str(mix))
+  skew = '' if not dealt else (
     f' Training {"rows" if rows else "notes"} of all sites were pooled and dealt out: {dealt}.')
   example = 'An example is a row: an input, and the target to be written.' if rows else (
     'An example is a sentence, or for modifiers a sentence with one main entity.')

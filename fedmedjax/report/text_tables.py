@@ -12,7 +12,7 @@ from fedmedjax.report.runs import method_name
 from fedmedjax.report.set_aside import set_aside
 
 # Most columns of scores in a table; of more, the first metric alone is set beside other answers.
-_ACROSS = 8
+_ACROSS = 6
 
 
 def is_of_rows(sites: Sequence[SiteData]) -> bool:

@@ -21,6 +21,7 @@ from fedmedjax.fed.round import global_adapter
 from fedmedjax.fed.types import FedState
 from fedmedjax.report.description import used
 from fedmedjax.report.terminal import show, site_table
+from fedmedjax.report.text_tables import is_of_rows
 from fedmedjax.report.warnings import warnings
 from fedmedjax.runtime import device
 from fedmedjax.runtime.cli import versions
@@ -99,7 +100,8 @@ def run(
     study = prepare(config, data, display, mine)
     reporter.say(site_table(data.sites, data.tested, data.external, data.server))
     if data.skew:
-      reporter.say(f'sites dealt out: {data.skew}')
+      dealt = data.skew.told('targets') if is_of_rows(data.tested) else data.skew
+      reporter.say(f'sites dealt out: {dealt}')
     inputs = fingerprint(config, data, mine)
     mendable = may_mend(workdir, settings)
     compare_inputs(workdir, inputs, mendable=mendable)
