@@ -89,14 +89,18 @@ def shots_of(
     trained: the sites that train, where this one does not; None = it shows its own.
 
   Raises:
-    InputError: there are fewer.
+    InputError: there are fewer, or no site could lend one.
   """
   pools, whose = [solved], 'its training sentences'
   if trained is not None:
     lent = lenders(form.ask, trained)
+    if not lent:
+      raise InputError(
+        f'config.data.shots={count}: nothing can be shown for task {form.ask.task!r} of site '
+        f'{site!r}, since no site that trains annotates all types of its prompt; use 0')
     pools = [[example for part in lent for example in part.shots],
              [example for part in lent for example in part.solved]]
-    whose = f'training sentences of the {len(lent)} sites that annotate all its types'
+    whose = 'the training sentences of sites that annotate all its types'
   found = draw(
     site, form.ask.task, [as_asked(form.ask, pool) for pool in pools], tested, count, seed,
     lambda example: bool(form.encode([example])[0]))

@@ -165,9 +165,11 @@ def test_a_cohort_is_shown_what_sites_show_that_annotate_all_its_types():
   # The types of its prompt are marked and no others.
   assert all('problem' not in target for _, target in fewer.tasks[0].ask.shots)
   with pytest.raises(InputError, match=(
-      "shots=2: 0 of training sentences of the 0 sites that annotate all its types can be shown "
-      "for task 'ner' of site 'cohort'")):
+      "shots=2: nothing can be shown for task 'ner' of site 'cohort', since no site that trains")):
     encoded([drugs, problems], [cohort])
+  with pytest.raises(InputError, match='shots=3: 0 of the training sentences of sites that annot'):
+    encoded([both], [ward('p', types=('problem',), test=[
+      note('p test', 'Drugz of p daily', kind='problem')])], shots=3)
   # The only lender shows a problem and a drug: a cohort of drugs is lent a sentence more.
   mixed = both._replace(train=tuple(
     one._replace(spans=tuple(

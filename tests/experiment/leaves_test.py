@@ -247,6 +247,16 @@ def test_a_run_without_held_out_sentences_cannot_be_watched(studied):
     'config.eval.every=2: no site has a held-out sentence to answer while training')
 
 
+def test_examples_that_prompts_show_are_in_the_summary_where_text_is_kept(start):
+  data = build.load_data(changed(start, {'data.shots': 1}), QUIET)
+  kept, none = (build.prepare(changed(start, {'data.shots': 1, 'store.text': text}), data)
+                for text in (True, False))
+  shown = kept.trainable.summary['shots']
+  assert list(shown) == ['synthetic_icu', 'synthetic_dictation', 'synthetic_external']
+  assert shown['synthetic_icu'] == {'ner': [list(*data.sites[0].tasks[0].ask.shots)]}
+  assert set(none.trainable.summary) == set(kept.trainable.summary) - {'shots'}
+
+
 def test_every_option_of_a_study_is_read():
   source = ''.join(path.read_text() for path in Path(fedmedjax.__file__).parent.rglob('*.py'))
   for name in Options._fields:

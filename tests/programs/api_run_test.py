@@ -165,7 +165,16 @@ def test_the_key_and_the_address_are_nowhere(server, command, tmp_path, capfd, c
   caplog.set_level('DEBUG')
   workdir, address = tmp_path / 'compare', server.url.split('//')[1].split('/')[0]
   server.script = [error(500, KEY, code=KEY), body(KEY.encode(), 'text/plain')]
-  assert compare.main(command(workdir)) == 0
+  assert compare.main(command(workdir, '--config.data.shots=1')) == 0
+  # The example that models would be trained with is the first turn of every question.
+  summary = summary_of(workdir)
+  assert summary['api']['shots'] == 1 and set(summary['shots']) == set(SITES)
+  shown = [text for site in summary['shots'].values() for (shot,) in site.values() for text in shot]
+  for asked in server.bodies:
+    first, answer, _ = (turn['content'] for turn in asked['messages'])
+    assert answer in shown and any(first.endswith(text) for text in shown)
+  assert all('shots' not in one for one in json.loads(
+    (workdir / 'compare.json').read_text()).values())
   server.script = [error(401, f'Incorrect API key provided: {KEY}', code=KEY)] * 50
   assert compare.main(command(workdir, '--regimes=api:another')) == 2
   said = capfd.readouterr()
