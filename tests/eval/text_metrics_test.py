@@ -166,6 +166,15 @@ def test_no_interval_of_one_source_nor_where_nothing_varies():
   assert list(right.scores['text'].values()) == [{'value': 1.0, 'ci95': None}] * 4
 
 
+def test_intervals_of_shipped_metrics_end_at_0_and_1():
+  """Shares 1/2, 1 and 1 of three sources: their t interval would go beyond 1."""
+  found = scored(YES_NO, ['yes', 'x', 'yes', 'unsure'], names=('exact_match', 'macro_f1'))
+  assert [entry['ci95'][1] for entry in found.scores['text'].values()] == [1.0, 1.0]
+  answers = paired._answers(evaluate.source_counts({'ward': found}))
+  for name in ('exact_match', 'macro_f1'):
+    assert paired.mean_f1([answers], ['ward'], f'text.{name}', seed=0, samples=99).high == 1.0
+
+
 def own(function, **gives) -> OwnMetric:
   return OwnMetric("config.eval.metric='my.py:score'", function, gives or None)
 
