@@ -42,7 +42,8 @@ def check_new_site(
     return
   config = next(iter(part.rows.values())).config
   notes = site.train[:config.data.max_train_notes or None]
-  available, rows = sum(len(note_sentences(note)) for note in notes), notes[0].target is not None
+  available = sum(len(note_sentences(note)) for note in notes)
+  rows = any(note.target is not None for note in notes)
   if number > available:
     raise InputError(
       f'--sentences={number}: the training {"rows" if rows else "notes"} of {site.name!r} '
@@ -53,7 +54,7 @@ def check_new_site(
     examples = [
       example for note in notes for example in asked.find(note)[0]] if asked.types else []
     # A task without a single entity in the site's notes is left out of its training anyway.
-    if any(example.entities for example in examples) and not any(
+    if any(map(is_solved, examples)) and not any(
         (example.document, example.start) in chosen for example in examples):
       raise InputError(
         f'--sentences={number}: those drawn of {site.name!r} with seed {data_seed(config)} hold no '
