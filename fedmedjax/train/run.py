@@ -89,6 +89,8 @@ def run(
     show(finished, reporter)
     if not config.store.text:
       words.take_out(workdir)
+      # The folder says what it holds.
+      files.claim(workdir, files.read_json(workdir / 'config.json') | {'store.text': False})
     report.freshen(workdir, quoted_sentences(config, data.given if data else ()))
     return finished
   if unread := unread_weights(settings, mine):

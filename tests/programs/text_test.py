@@ -87,6 +87,7 @@ def test_without_text_the_word_is_nowhere_and_the_scores_are_the_same(
   shutil.copytree(with_text, later)
   assert run(later, '--config.store.text=False') == 0
   assert with_the_word(later) == listed(later, capsys) == set()
+  assert (later / 'config.json').read_bytes() == (without / 'config.json').read_bytes()
   for path in (without / 'predictions').rglob('*.jsonl'):
     assert path.read_bytes() == (later / path.relative_to(without)).read_bytes()
   # More rounds go on from it as from one with text.
