@@ -195,7 +195,7 @@ def test_the_key_and_the_address_are_nowhere(server, command, tmp_path, capfd, c
   ({}, [f'--regimes=api:{"x" * 300}'], 'too many for a model name'),
   ({}, ['--config.api.shots=100000'], 'config.api.shots=100000'),
   ({}, ['--config.api.timeout=0'], 'config.api.timeout'),
-  ({}, ["--config.data.tasks=('er',)"], "('ner',), ('re',) or ('ner', 're')"),
+  ({}, ["--config.data.tasks=('er',)"], "('ner',), ('re',), ('ner', 're') or ('text',)"),
 ])
 def test_bad_input_is_told_before_anything_starts(
     server, command, tmp_path, monkeypatch, capfd, change, flags, message):

@@ -38,7 +38,7 @@ from fedmedjax.types import Document, InputError, SiteCorpus, Span
   (['--config.data.external=("synthetic_icu",)'], 'a site that trains is no external cohort'),
   (['--config.data.validation_examples=0'], 'weighs sites by their validation loss'),
   (['--config.data.max_length=8'], 'is longer than config.data.max_length=8'),
-  (["--config.data.tasks=('er',)"], "('ner',), ('re',) or ('ner', 're') is allowed"),
+  (["--config.data.tasks=('er',)"], "('ner',), ('re',), ('ner', 're') or ('text',) is allowed"),
   (['--config.data.re_share=0.5'], "config.data.re_share=0.5: config.data.tasks=('ner',) has"),
   (["--config.data.site_tasks=('ner',)"], '3 entries are allowed, one a site'),
   (["--config.data.site_tasks=('ner','re','ner')"], "'re' is not in config.data.tasks=('ner',)"),
