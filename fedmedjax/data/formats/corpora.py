@@ -6,7 +6,7 @@ on the seed of a run, which must not move a note from test to training.
 """
 
 import os
-from collections import Counter
+from collections import Counter, abc
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,7 +150,9 @@ def load_folder(site: SiteFolder, schema: Schema = PAPER) -> SiteCorpus:
     without_sources(corpus, known_sources(corpus.test)), TextIndex(corpus.test))
 
 
-def site_of_rows(name: str, rows: Iterable[dict[str, Any]], test_share: float = 0.2) -> SiteCorpus:
+def site_of_rows(
+  name: str, rows: Iterable[abc.Mapping[str, Any]], test_share: float = 0.2
+) -> SiteCorpus:
   """A site of rows that were given in Python, for the task 'text'.
 
   Args:
