@@ -26,7 +26,9 @@ from chromium import find_browser  # noqa: E402
 from real_data import real_data  # noqa: E402
 from shared_runs import shared_folder  # noqa: E402
 
+from fedmedjax.data.formats import corpora  # noqa: E402
 from fedmedjax.data.synthetic import cohorts  # noqa: E402
+from fedmedjax.experiment.notes import data_root  # noqa: E402
 from fedmedjax.model.files.hf_config import llama3_divisors  # noqa: E402
 from fedmedjax.model.files.load import load_model, model_path  # noqa: E402
 from fedmedjax.model.llama import Llama, LlamaConfig  # noqa: E402
@@ -59,6 +61,23 @@ def notes_written_once():
   """A note of an invented cohort is a function of its number; nearly every run asks for 85."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(cohorts, '_write_note', functools.cache(cohorts._write_note))
+    yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def corpora_read_once():
+  """The files of the public corpora do not change; to read one takes seconds."""
+  root, read = data_root('').resolve(), corpora._read
+  once = functools.cache(read)
+
+  def kept(corpus, folder):
+    if folder.resolve().parent != root:
+      return read(corpus, folder)
+    parts, counts = once(corpus, folder.resolve())
+    return corpora.Parts(*map(list, parts)), counts.copy()
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(corpora, '_read', kept)
     yield
 
 

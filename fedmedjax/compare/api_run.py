@@ -22,7 +22,7 @@ from fedmedjax.eval.answers import Answer, append_answer, read_answers
 from fedmedjax.eval.endpoint import Endpoint
 from fedmedjax.eval.evaluate import SiteScores
 from fedmedjax.eval.generation import most_new_tokens
-from fedmedjax.eval.prompt import Prompt, make_prompt, messages
+from fedmedjax.eval.prompt import Prompt, instructions, make_prompt, messages, shown_examples
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.methods import Own
 from fedmedjax.experiment.notes import data_seed
@@ -262,7 +262,7 @@ def _summary(
   """The keys that the summary.json of every regime has, without those of time and cost."""
   sites = (*data.tested, *data.external)
   # They are words of notes.
-  shown = evaluate.shots(sites) if config.store.text else {}
+  shown = shown_examples(sites) if config.store.text else {}
   return files.plain({
     'preset': f'api:{model}', 'seed': config.seed, 'rounds': 0,
     'sites': [site.name for site in data.tested],
@@ -272,6 +272,6 @@ def _summary(
     'test_sources': [len(entry.sources) for entry in scores.values()],
     'bytes_up': 0, 'bytes_down': 0, 'bytes_full_model': 0, 'local_steps': 0,
     **evaluate.rates(scores.values()), 'answers': evaluate.answer_counts(scores),
-    'site_weights': [], 'zero_shot': None, 'instructions': evaluate.instructions(sites),
+    'site_weights': [], 'zero_shot': None, 'instructions': instructions(sites),
     **({words.SHOTS: shown} if shown else {}),
   })

@@ -47,18 +47,6 @@ def asking(generator: Generator, part: TaskData, examples: Sequence[Example]) ->
     test_tokens=tuple(encoder.encode(part.ask, instruction, examples)))
 
 
-def instructions(sites: Sequence[SiteData]) -> dict[str, dict[str, str]]:
-  """{site: {task: the prompt in front of its examples}}, as summary.json holds them."""
-  return {site.name: {part.ask.task: part.ask.instruction for part in site.tasks} for site in sites}
-
-
-def shots(sites: Sequence[SiteData]) -> dict[str, dict[str, list[list[str]]]]:
-  """{site: {task: [[input, target], ...]}} of the examples that follow its prompts, if any do."""
-  return {
-    site.name: {part.ask.task: [list(shot) for shot in part.ask.shots] for part in site.tasks}
-    for site in sites if any(part.ask.shots for part in site.tasks)}
-
-
 def predictions(ask: Ask, examples: Sequence[Example], outputs: Sequence[str]) -> list[dict]:
   """One record an example, as `predictions/SITE.jsonl` holds them.
 

@@ -98,3 +98,15 @@ def messages(
       {'role': 'user', 'content': before + text}, {'role': 'assistant', 'content': target}]
     before = ask.heading
   return [*said, {'role': 'user', 'content': before + question}]
+
+
+def instructions(sites: Sequence[SiteData]) -> dict[str, dict[str, str]]:
+  """{site: {task: the prompt in front of its examples}}, as summary.json holds them."""
+  return {site.name: {part.ask.task: part.ask.instruction for part in site.tasks} for site in sites}
+
+
+def shown_examples(sites: Sequence[SiteData]) -> dict[str, dict[str, list[list[str]]]]:
+  """{site: {task: [[input, target], ...]}} of the examples that follow its prompts, if any do."""
+  return {
+    site.name: {part.ask.task: [list(shot) for shot in part.ask.shots] for part in site.tasks}
+    for site in sites if any(part.ask.shots for part in site.tasks)}

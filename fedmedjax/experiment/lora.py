@@ -20,6 +20,7 @@ from fedmedjax.data.tokenize import Encoder
 from fedmedjax.eval import decoding_calls, evaluate, generation
 from fedmedjax.eval import teacher_forced as forcing
 from fedmedjax.eval.generation import check_context, most_new_tokens
+from fedmedjax.eval.prompt import instructions, shown_examples
 from fedmedjax.experiment import meshes
 from fedmedjax.experiment.notes import Corpora, encode_sites, watched_sites
 from fedmedjax.experiment.types import Data, Trainable
@@ -143,7 +144,7 @@ def lora_parts(
     attention=config.model.attention, teacher_forced=config.eval.teacher_forced,
     mesh=meshes.mesh_of(config))
   # They are words of notes.
-  if config.store.text and (shown := evaluate.shots((*data.tested, *data.external))):
+  if config.store.text and (shown := shown_examples((*data.tested, *data.external))):
     trainable = trainable._replace(summary=trainable.summary | {SHOTS: shown})
   related = config.data.re_share
   schedule = schedules.make_schedule(
@@ -209,7 +210,7 @@ def lora_trainable(
     save=lambda adapter, folder: save_peft(
       adapter, widened(lora, adapter), folder, base.name, base.inside),
     folder='adapter',
-    summary={'instructions': evaluate.instructions(sites)},
+    summary={'instructions': instructions(sites)},
     forced=forcer and partial(forcing.forced_scores, forcer, base.params))
 
 

@@ -426,7 +426,8 @@ def test_a_damaged_checkpoint_costs_a_round(finished, copied, whole, capsys):
   assert ours == theirs
 
 
-def test_a_preview_says_what_the_run_does_and_writes_nothing(copied, whole, tmp_path, capsys):
+def test_a_preview_says_what_the_run_does_and_writes_nothing(
+    copied, whole, tiny_folder, tmp_path, capsys):
   """Steps, examples, tokens and bytes are those of the run's own lines."""
   workdir = tmp_path / 'none'
   assert main.main(whole(workdir, '--validate_only')) == 0
@@ -442,7 +443,8 @@ def test_a_preview_says_what_the_run_does_and_writes_nothing(copied, whole, tmp_
   # A budget of 64 MiB, which the process itself exceeds; its key may change from run to run.
   before = fingerprint(copied)
   argv = whole(
-    tmp_path / 'small', '--config.fed.memory_gib=0.0625', '--config.fed.chunk=-1')
+    tmp_path / 'small', '--config.fed.memory_gib=0.0625', '--config.fed.chunk=-1',
+    f'--config.model.path={tiny_folder}')
   assert main.main([*argv, '--validate_only']) == 2
   told = capsys.readouterr().err
   assert told.count('\n') == 1 and 'config.fed.batch_size=4: a round needs' in told
