@@ -81,7 +81,7 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 def Site(
-  name: str, rows: Iterable[Mapping[str, Any]] = (), *, test_share: float = 0.2,
+  name: str, rows: Iterable[Mapping[str, Any]] = (), *, test_share: float | None = None,
   types: Sequence[str] = (), train: Sequence[Document] = (), test: Sequence[Document] = (),
   report: Mapping[str, int] = MappingProxyType({}), **notes: Any,
 ) -> SiteCorpus:
@@ -91,7 +91,8 @@ def Site(
     name: letters, digits, _ . - .
     rows: {'input': text, 'target': text}, with 'source' (which rows belong to one patient or note)
       and 'part' ('train', 'dev' or 'test') if wanted.
-    test_share: of the sources that rows are tested on, where they do not say their part.
+    test_share: of the sources that rows are tested on, where they do not say their part; None =
+      0.2, of an external cohort all, of the server's validation set none.
     types, train, test, report, **notes: of notes instead, the fields of `types.SiteCorpus`.
 
   Raises:
@@ -100,6 +101,9 @@ def Site(
   if not types:
     if train or test or notes:
       raise InputError(f'Site({name!r}): types=..., the entity types that it annotates, are needed')
+    if test_share is not None and not 0 <= test_share <= 1:
+      raise InputError(
+        f'Site({name!r}): test_share={test_share!r}: a number in [0, 1], or None, is allowed')
     return site_of_rows(name, rows, test_share)
   if rows:
     raise InputError(f'Site({name!r}): rows, or notes with types; one of the two is allowed')
@@ -107,7 +111,8 @@ def Site(
 
 
 def load_data(
-  config: ConfigDict, *, sites: Sequence[SiteCorpus] = (), reporter: Reporter | None = None
+  config: ConfigDict, *, sites: Iterable[SiteCorpus] | None = None,
+  reporter: Reporter | None = None,
 ) -> Data:
   """The model and the tokenised notes of a configuration; runs of one configuration share them.
 
@@ -119,11 +124,14 @@ def load_data(
     reporter: shows progress; None = on the terminal or in the notebook.
   """
   set_up()
-  if sites:
+  if sites is not None:
+    sites = list(sites)
+    if not sites:
+      raise InputError('sites=[]: at least one site is needed')
     config = _named(config, sites)
     validate(config)
   data = build.load_data(
-    config, reporter or Reporter(), given={site.name: site for site in sites})
+    config, reporter or Reporter(), given={site.name: site for site in sites or ()})
   return data._replace(settings=_loaded_with(config))
 
 
@@ -174,7 +182,7 @@ def prepare(config: ConfigDict, data: Data, **parts: Any) -> Study:
 
 
 def run(
-  config: ConfigDict, workdir: str | Path, *, data: Data | Sequence[SiteCorpus] | None = None,
+  config: ConfigDict, workdir: str | Path, *, data: Data | Iterable[SiteCorpus] | None = None,
   reporter: Reporter | None = None, **parts: Any,
 ) -> Results:
   """Trains, scores and writes one run, or resumes it; a finished one is only read.

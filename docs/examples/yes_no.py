@@ -45,14 +45,13 @@ def score(predictions: list[str], targets: list[str]) -> dict[str, float | list[
     'readable': [float(answer.strip() in ('yes', 'no')) for answer in predictions]}
 
 
-def in_python(workdir: str, changes: dict | None = None, most: int | None = None) -> fm.Results:
+def in_python(workdir: str, changes: dict | None = None) -> fm.Results:
   """The same study without files: rows and metric are given as they are."""
   config = fm.load_config('fedmedjax:quickstart:fed_medlora', {
     'data.tasks': ('text',), 'data.external': ('east',),
     'data.prompt': str(Path(__file__).with_suffix('.toml')),
     'eval.metrics': ('accuracy', 'macro_f1')} | (changes or {}))
-  sites = [fm.Site(name, rows(cohort)[:most], test_share=1.0 if name == 'east' else 0.2)
-           for name, cohort in HOSPITALS.items()]
+  sites = [fm.Site(name, rows(cohort)) for name, cohort in HOSPITALS.items()]
   return fm.run(config, workdir, data=sites, metric=score)
 
 

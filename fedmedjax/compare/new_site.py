@@ -64,7 +64,7 @@ def check_new_site(
       possible = {
         example.text for example in examples if is_solved(example) and example.text not in known
         and (example.document, example.start) in chosen}
-      if len(possible) < shots or number <= shots:
+      if len(possible) < shots or number <= shots * len(config.data.tasks):
         raise InputError(
           f'config.data.shots={shots}: of the --sentences={number} drawn of {site.name!r} '
           f'{len(possible)} can be shown for task {task!r}, and others must be left to train on; '

@@ -297,6 +297,11 @@ def _check_alike(sources: Sequence[SiteCorpus], kind: str) -> None:
   """Raises InputError when notes of `sources` cannot be pooled."""
   first = sources[0]
   for source in sources:
+    if bool(source.types) != bool(first.types):
+      raise InputError(
+        f'config.data.partition.kind={kind!r}: rows and notes cannot be pooled; '
+        f'{(source if source.types else first).name} has notes, '
+        f'{(first if source.types else source).name} rows')
     if set(source.types) != set(first.types):
       raise InputError(
         f'config.data.partition.kind={kind!r}: sites that annotate the same types can be pooled; '

@@ -92,6 +92,11 @@ def with_sources(
   return named
 
 
+def is_counter(source: str) -> bool:
+  """Whether it is a small number, which may count documents anew in each part of a corpus."""
+  return bool(_COUNTER.fullmatch(source))
+
+
 def registered(source: str) -> bool:
   """Whether it means the same article or trial in corpora of any origin."""
   return bool(_ANYWHERE.fullmatch(source))

@@ -92,7 +92,10 @@ def prepare(
   """
   fed, values = config.fed, leaves(config.to_dict())
   own, watched = own_parts(values, own), _watched(config, data)
-  judged_by = text_metrics(values, own, (*data.tested, *data.external, *watched))
+  # While training, the first metric alone is computed, of held-out rows.
+  first_is_own = not config.eval.metrics
+  judged_by = text_metrics(
+    values, own, (*data.tested, *data.external, *(watched if first_is_own else ())))
   kind, parts = LEARNERS[fed.learner], methods.method(values, own)
   sizes = kind.sizes(config, data)
   sampler = communication.site_sampler(config, sizes)

@@ -69,14 +69,15 @@ def load_lora_data(
   data = encode_sites(base, encode, config, corpora, reporter)
   _check_tasks(config.data.tasks, data.sites)
   _check_groups(config.fed.micro_batch, base, (*data.sites, *data.server))
-  _tell_long_targets(config.eval.max_new_ratio, data, reporter)
+  within = make_encoder(base.tokenizer, config.data.chat).within
+  _tell_long_targets(config.eval.max_new_ratio, data, within, reporter)
   check_context(
     base, (
       *{site.name: site for site in (
         *data.sites, *data.tested, *data.external, *data.server)}.values(),
       *(watched_sites((*data.sites, *data.server)) if config.eval.every else ())),
     config.data.max_length, config.eval.max_new_ratio,
-    make_encoder(base.tokenizer, config.data.chat).within)
+    within)
   return data
 
 
@@ -98,13 +99,15 @@ def _check_groups(micro_batch: int, base: BaseModel, sites: Sequence[SiteData]) 
             'step otherwise; use 0, or a smaller config.data.max_length')
 
 
-def _tell_long_targets(max_new_ratio: float, data: Data, reporter: Reporter) -> None:
+def _tell_long_targets(
+  max_new_ratio: float, data: Data, within: Callable, reporter: Reporter
+) -> None:
   """Warns of rows whose target is longer than an answer may become."""
   for site in {site.name: site for site in (*data.sites, *data.tested, *data.external)}.values():
     for part in site.tasks:
       rows = [] if part.ask.task != TEXT else [*part.train, *part.test_tokens]
       cut = sum(len(row.tokens) - row.prompt_length > most_new_tokens(
-        row.prompt_length, max_new_ratio) for row in rows)
+        within(part.ask, part.instruction) + row.prompt_length, max_new_ratio) for row in rows)
       if cut:
         reporter.warn(
           f'{site.name}: {cut} of {len(rows)} targets are longer than an answer may become '

@@ -12,7 +12,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax.data.damage import Damage
-from fedmedjax.data.formats.corpora import CORPORA, SiteFolder, load_corpus, load_folder
+from fedmedjax.data.formats.corpora import (
+  CORPORA,
+  UNDIVIDED,
+  SiteFolder,
+  divided,
+  load_corpus,
+  load_folder,
+)
 from fedmedjax.data.leaks import unjudged, unleaked
 from fedmedjax.data.partition import annotating, asked_alike, partition
 from fedmedjax.data.pieces import drawable
@@ -31,7 +38,8 @@ from fedmedjax.types import PAPER, InputError, Schema, SiteCorpus, Skew
 
 # Most sites whose held-out sentences are answered while training (config.eval.every).
 _WATCHED_SITES = 12
-# Of a folder's notes that are not parted yet, by the key that names it.
+_TEST_SHARE = 0.2
+# Of notes or rows that are not parted yet, by the key that names their site.
 _TEST_SHARES = {'external': {'test_share': 1.0}, 'server_validation': {'test_share': 0.0}}
 
 
@@ -72,7 +80,10 @@ def load_corpora(
 
   def load(key: str, name: str) -> SiteCorpus:
     if name in given:
-      return _drawable(given[name]._replace(schema=schema))
+      site = given[name]
+      if UNDIVIDED in site.report:
+        site = divided(site, _TEST_SHARES.get(key, {}).get('test_share', _TEST_SHARE))
+      return _drawable(site._replace(schema=schema))
     if name in COHORTS:
       wanted = config.data.synthetic_notes if key == 'sites' else 0
       return _within(

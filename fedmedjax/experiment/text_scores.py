@@ -34,10 +34,6 @@ def check_metrics(values: Mapping[str, Any]) -> None:
           f'config.{key}={value!r}: config.data.tasks={tasks!r} writes no texts that it could '
           f"judge; use {usual!r}, or config.data.tasks=('{TEXT}',)")
     return
-  if not names and not own:
-    raise InputError(
-      f"config.eval.metrics=(): with config.eval.metric='' nothing is scored; name some of "
-      f'{", ".join(METRICS)}')
   if 'rouge_l' in names and importlib.util.find_spec('rouge_score') is None:
     raise InputError(
       f"config.eval.metrics={names!r}: rouge_l needs a package; pip install 'fedmedjax[rouge]'")
@@ -57,6 +53,11 @@ def text_metrics(
     InputError: a metric of the user's own that fails on them, or gives what cannot be used.
   """
   part = own.get(METRIC)
+  # Only here a metric that was given in Python is known for sure.
+  if values['data.tasks'] == (TEXT,) and not values['eval.metrics'] and not part:
+    raise InputError(
+      f"config.eval.metrics=(): with config.eval.metric='' nothing is scored; name some of "
+      f'{", ".join(METRICS)}')
   metric = part and OwnMetric(f'config.{METRIC}={part.name!r}', partial(_called, part))
   return tried(TextMetrics(tuple(values['eval.metrics']), metric), sites)
 

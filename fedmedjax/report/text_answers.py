@@ -46,9 +46,9 @@ def kinds_table(first: str, answers: Mapping[str, Mapping[str, Mapping]]) -> Tab
       f'{len(said):,}', Cell(f'{common / len(records):.0%}', f'{common:,} of {len(records):,}'),
     ]] if records else []
   return Table(
-    'Answers', 'Right: the target, but for blanks at the ends. The commonest: the share of answers '
-    'that are the commonest one; a model that has learnt little says the same to all rows.',
-    (first, 'answers', 'right', 'empty', 'different', 'the commonest'), rows)
+    'Answers', 'Exactly the target: but for blanks at the ends. The commonest: the share of '
+    'answers that are the commonest one; a model that has learnt little says the same to all rows.',
+    (first, 'answers', 'exactly the target', 'empty', 'different', 'the commonest'), rows)
 
 
 def target_table(answers: Mapping[str, Mapping[str, Mapping]]) -> Table:

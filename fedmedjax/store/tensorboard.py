@@ -14,11 +14,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fedmedjax.data.text_task import TEXT
+
 FILE = 'tensorboard/events.out.tfevents.0.fedmedjax'
 # With more sites than these, there are no curves of single sites.
 _SITES = 50
-# The task whose scores are numbers under names of their own.
-_TEXT = 'text'
 # Keys of a round's line: those with one number, and those with a number for each site.
 _NUMBERS = (
   'seconds', 'simulated_seconds', 'local_steps', 'examples', 'tokens', 'bytes_up', 'bytes_down',
@@ -85,7 +85,7 @@ def _scores(scores: dict, name: str = 'f1') -> Iterator[tuple[str, float]]:
   """(tag, typed F1) of every task and site, strict and lenient, and metrics of texts."""
   for key, entry in scores.items():
     _, _, site = name.partition('/')
-    if site and key == _TEXT:
+    if site and key == TEXT:
       yield from (
         (f'score/{site}/{key}/{metric}', found['value']) for metric, found in entry.items())
     elif 'typed' in entry:

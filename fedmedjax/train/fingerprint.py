@@ -23,7 +23,7 @@ from fedmedjax.store.files import (
   write_json,
   write_text,
 )
-from fedmedjax.types import Example, InputError, Schema
+from fedmedjax.types import InputError, Schema
 
 FILE = 'inputs.json'
 _VALIDATION = 'its validation notes'
@@ -170,18 +170,12 @@ def _notes(site: SiteData) -> dict[str, str]:
   for part in site.tasks:
     for use, examples in (('train', part.solved), ('test', part.test)):
       for example in examples:
-        documents[example.document].append(f'{use} {_written(example)}')
+        documents[example.document].append(f'{use} {example!r}')
   return {name: _checksum(parts) for name, parts in sorted(documents.items())} | {
     _VALIDATION: _checksum(
       example.tokens.tolist() for part in site.tasks for example in part.validation),
     _PROMPTS: _checksum(
       text for part in site.tasks for text in (part.ask.instruction, *part.ask.shots))}
-
-
-def _written(example: Example) -> str:
-  """An example as text; of notes as it was before rows had a target, so that older runs go on."""
-  text, end = repr(example), ', target=None)'
-  return f'{text.removesuffix(end)})' if text.endswith(end) else text
 
 
 def _checksum(parts: Iterable[Any]) -> str:

@@ -144,7 +144,7 @@ def test_a_tested_sentence_is_shown_nowhere():
   assert examples.tested_texts([ward('rows', test=[row])]) == {'One. Two.'}
   for seed in range(4):
     first, _ = encoded(sites, shots=1, run_seed=seed).sites
-    assert shown(first) <= ['Drugc of ward once'] and 'Drugb of ward once' not in shown(first)
+    assert {*shown(first)} <= {'Druga of ward once', 'Drugc of ward once'}
   with pytest.raises(InputError, match='config.data.shots=3: . of its training sentences'):
     encoded(sites, shots=3)
 

@@ -75,7 +75,6 @@ SCORE = 'def score(predictions, targets):\n  return {"chars": [len(p) for p in p
    'exact_match, accuracy, macro_f1, rouge_l is allowed'),
   ({'eval.metrics': ('accuracy', 'accuracy')}, 'a tuple of different ones'),
   ({'eval.metric': 'score'}, "config.eval.metric='score': FILE.py:FUNCTION, or '', is allowed"),
-  ({'eval.metrics': ()}, "config.eval.metrics=(): with config.eval.metric='' nothing is scored; "),
   ({'eval.metrics': ('accuracy',), 'data.tasks': ('ner',)},
    "config.eval.metrics=('accuracy',): config.data.tasks=('ner',) writes no texts that it could "
    "judge; use ('exact_match',), or config.data.tasks=('text',)"),
@@ -327,3 +326,12 @@ def test_an_endpoints_answers_are_scored_by_a_mended_metric(mine, tmp_path, monk
   assert (tmp_path / 'run' / 'own_parts' / 'eval.metric.py').read_text() == SCORE
   with pytest.raises(InputError, match='own metric: .*changed since the run began'):
     run(SCORE + '\n')
+
+
+def test_something_has_to_be_scored():
+  """A metric given in Python is enough; it is known only once the study is prepared."""
+  values = {'data.tasks': ('text',), 'eval.metrics': (), 'eval.metric': 'python:score'}
+  with pytest.raises(InputError, match="with config.eval.metric='' nothing is scored"):
+    text_scores.text_metrics(values | {'eval.metric': ''}, {}, ())
+  given = {'eval.metric': from_python('eval.metric', lambda answers, targets: {'mine': 1.0})}
+  assert text_scores.text_metrics(values, given, ()).names == ()

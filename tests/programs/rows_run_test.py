@@ -98,13 +98,16 @@ def test_an_adapter_of_rows_annotates_nothing(finished, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_all_settings_of_a_comparison(commands, tmp_path):
-  """Zero-shot, single-site, centralised and federated; a new site with none and ten rows."""
+  """Zero-shot, single-site, centralised and federated; a new site with none and ten rows. Without
+  words of its own the model is shown the start token alone."""
   words, place = commands
-  words = [word for word in words if not word.startswith(('--workdir', '--config.data.external'))]
+  words = [word for word in words if not word.startswith((
+    '--workdir', '--config.data.external', '--config.data.prompt'))]
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(place)
     assert compare.main([
-      'compare', *words, *flags(FEW), f'--workdir={tmp_path}/c', '--settings=in_domain,new_site',
+      'compare', *words, *flags(FEW), f'--workdir={tmp_path}/c',
+      '--settings=in_domain,leave_one_out,new_site',
       '--regimes=zero_shot,single_site,centralised,fed_medlora,fed_medlora_peer',
       '--new_site=east', '--sentences=0,10', '--config.eval.cross_site=True',
       '--config.data.external=()']) == 0

@@ -26,17 +26,24 @@ from fedmedjax.data.formats.readers import (
   FORMATS,
   Parts,
   asking,
-  by_part,
+  of_rows,
   read_notes,
   read_parts,
 )
 from fedmedjax.data.formats.text_rows import ROWS, given_rows
 from fedmedjax.data.leaks import TextIndex, without_sources, without_texts
 from fedmedjax.data.pieces import drawable
-from fedmedjax.data.sources import distinct, known_sources, source_of, with_sources
+from fedmedjax.data.sources import (
+  distinct,
+  known_sources,
+  origin_of,
+  source_of,
+  with_sources,
+)
 from fedmedjax.types import PAPER, Document, InputError, Schema, SiteCorpus
 
 _SPLIT_SEED = 42
+UNDIVIDED = 'undivided'  # in the report of rows: how many wait for `divided`
 _HELD_OUT = 0.1  # share of dev, and of test, where a corpus has no official split
 
 
@@ -151,22 +158,31 @@ def load_folder(site: SiteFolder, schema: Schema = PAPER) -> SiteCorpus:
 
 
 def site_of_rows(
-  name: str, rows: Iterable[abc.Mapping[str, Any]], test_share: float = 0.2
+  name: str, rows: Iterable[abc.Mapping[str, Any]], test_share: float | None = None
 ) -> SiteCorpus:
   """A site of rows that were given in Python, for the task 'text'.
 
   Args:
     name: of the site.
     rows: {'input': ..., 'target': ...}, with 'source' and 'part' if wanted, as in a file of rows.
-    test_share: of its sources, where no row says its part.
+    test_share: of its sources, where no row says its part; None = as `divided` is told later.
 
   Raises:
     InputError: a row lacks a text, or there are too few to split.
   """
   documents, counts = given_rows(name, rows)
-  parts = by_part(documents, f'site {name!r}') or documents
-  return _row_site(
-    name, _parted(SiteFolder(name, '', ROWS, test_share=test_share), parts, counts), counts)
+  parts = of_rows(documents)
+  if test_share is None and not isinstance(parts, Parts):
+    return SiteCorpus(name, (), tuple(documents), (), {UNDIVIDED: len(documents)}, {})
+  share = SiteFolder(name, '', ROWS, test_share=test_share or 0.0)
+  return _row_site(name, _parted(share, parts, counts), counts)
+
+
+def divided(site: SiteCorpus, test_share: float) -> SiteCorpus:
+  """A site of rows of which nobody has said what is tested on, with that share tested on."""
+  counts = Counter(documents=len(site.train))
+  share = SiteFolder(site.name, '', ROWS, test_share=test_share)
+  return _row_site(site.name, _parted(share, list(site.train), counts), counts)
 
 
 def _row_site(name: str, parts: Parts, counts: Counter) -> SiteCorpus:
@@ -223,6 +239,11 @@ def _parted(site: SiteFolder, notes: Parts | list[Document], counts: Counter) ->
 
   if isinstance(notes, Parts):
     parts = Parts(*map(sourced, notes))
+    # Before a part of one source is taken apart: its notes stand for themselves then.
+    tested = known_sources(parts.test)
+    train = [document for document in parts.train if origin_of(document) not in tested]
+    counts['leaked_documents'] += len(parts.train) - len(train)
+    parts = parts._replace(train=train)
     return parts._replace(train=drawable(parts.train, counts), test=drawable(parts.test, counts))
   documents = drawable(sourced(notes), counts)
   sources = distinct(documents)

@@ -12,6 +12,7 @@ from xml.parsers import expat
 
 from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.part_names import named_papers, named_parts
+from fedmedjax.data.sources import source_of
 from fedmedjax.types import Document, InputError
 
 # At most nine digits: Python refuses to convert absurdly long ones, with an untyped error.
@@ -76,7 +77,7 @@ def hint(folder: Path, endings: Sequence[str]) -> str:
 def with_own_names(documents: Sequence[Document], counts: Counter) -> list[Document]:
   """The documents, with a name that occurs again made NAME_2, NAME_3, ... and counted.
 
-  The name as it was is their source: they are parts of one article or record.
+  The source of the name as it was is theirs: they are parts of one article or record.
   """
   seen, kept = Counter(), []
   taken = {document.name for document in documents}
@@ -84,7 +85,7 @@ def with_own_names(documents: Sequence[Document], counts: Counter) -> list[Docum
     name = document.name
     seen[name] += 1
     if seen[name] > 1:
-      document = document._replace(source=document.source or name)
+      document = document._replace(source=source_of(document))
       while (name := f'{document.name}_{seen[document.name]}') in taken:
         seen[document.name] += 1
       taken.add(name)

@@ -30,7 +30,7 @@ from fedmedjax.data.formats.reference import read_reference
 from fedmedjax.data.formats.saved_datasets import read_datasets
 from fedmedjax.data.formats.table_rows import LINES, TABLES
 from fedmedjax.data.formats.tables import read_tables
-from fedmedjax.data.formats.text_rows import ROWS, read_text_rows
+from fedmedjax.data.formats.text_rows import ROWS, read_text_rows, stated_parts
 from fedmedjax.data.formats.uima import read_uima
 from fedmedjax.types import Document, InputError
 
@@ -130,7 +130,7 @@ def read_parts(path: Path, form: Format) -> tuple[Parts | list[Document], Counte
   entries_of = find_parts(Path(path), form)
   if not entries_of:
     documents, counts = read_notes(path, form)
-    return by_part(documents, str(path)) or documents, counts
+    return _by_part(documents, str(path)) or documents, counts
   parts, total, faults = {}, Counter(), Faults()
   for part, entries in entries_of.items():
     documents = []
@@ -144,7 +144,13 @@ def read_parts(path: Path, form: Format) -> tuple[Parts | list[Document], Counte
   return Parts(*(parts.get(part, []) for part in Parts._fields)), total
 
 
-def by_part(documents: list[Document], where: str) -> Parts | None:
+def of_rows(documents: list[Document]) -> Parts | list[Document]:
+  """Rows by the part that they say themselves, or all of them where none says one."""
+  parts = stated_parts(documents)
+  return documents if parts is None else Parts(*(parts.get(part, []) for part in Parts._fields))
+
+
+def _by_part(documents: list[Document], where: str) -> Parts | None:
   """The documents by the part that their names say; None where not both train and test are named.
 
   So it is with notes of a format that has one in each file, and with records that say their part.
@@ -153,6 +159,9 @@ def by_part(documents: list[Document], where: str) -> Parts | None:
     documents: as read.
     where: they are from, for errors, see `part_names.parts_by_name`.
   """
+  if any(document.target is not None for document in documents):  # an id of a row says no part
+    found = of_rows(documents)
+    return found if isinstance(found, Parts) else None
   named = {document.name: named_parts(document.name) for document in documents}
   if not {part for parts in named.values() if len(parts) == 1 for part in parts} >= {
       'train', 'test'}:

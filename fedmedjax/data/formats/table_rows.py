@@ -3,9 +3,12 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import Place, json_records, read_text, text_field
@@ -158,11 +161,16 @@ def cell_text(place: Place, row: Mapping[str, Any], name: str | None) -> str:
     InputError: it holds something else than a text or a number.
   """
   value = row.get(name)
-  if value is None or value != value:  # not a number: what pandas has in an empty cell
+  # What pandas has in an empty cell.
+  if value is None or isinstance(value, float) and value != value or (
+      type(value).__name__ in ('NAType', 'NaTType')):
     return ''
-  if isinstance(value, float) and value.is_integer():  # of a column with empty cells
-    value = int(value)
-  if isinstance(value, bool) or not isinstance(value, str | int | float):
+  if isinstance(value, bool | np.bool_):
+    raise InputError(
+      f"{place[0]}:{place[1]}: {name!r} holds no text but {value}; write it as text, such as 'yes'")
+  if isinstance(value, Integral) or isinstance(value, float) and value.is_integer():
+    value = int(value)  # floats are those of a column with empty cells
+  if not isinstance(value, str | Real):
     raise InputError(f'{place[0]}:{place[1]}: {name!r} holds no text')
   try:
     return str(value).encode().decode()

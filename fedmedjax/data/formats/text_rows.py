@@ -12,7 +12,7 @@ from fedmedjax.data.formats.faults import Faults
 from fedmedjax.data.formats.files import with_own_names
 from fedmedjax.data.formats.part_names import PARTS, named_parts
 from fedmedjax.data.formats.table_rows import IDS, cell_text, column, needed, read_rows
-from fedmedjax.data.sources import stated
+from fedmedjax.data.sources import is_counter, stated
 from fedmedjax.types import Document, InputError
 
 ROWS = 'rows'  # the format's name
@@ -20,6 +20,7 @@ _INPUTS, _TARGETS = ('input',), ('target',)
 _SOURCES = ('source', 'patient_id', 'subject_id', 'patient', 'hadm_id', 'pmid')
 _SPLITS = ('part', 'split')
 _SHOWN = 40  # characters of a wrong cell that an error quotes
+_PART_END = '/'  # ends the part at the head of a row's name, where the row says its part
 
 
 def read_text_rows(path: str | Path) -> tuple[list[Document], Counter]:
@@ -43,7 +44,8 @@ def read_text_rows(path: str | Path) -> tuple[list[Document], Counter]:
   if not rows.rows:
     raise InputError(f'no row in {path}')
   names = needed(rows, input=_INPUTS, target=_TARGETS)
-  return _documents(rows.columns, names, rows.rows, rows.path.stem)
+  return _documents(
+    rows.columns, names, rows.rows, rows.path.stem.replace(_PART_END, '_'))
 
 
 def given_rows(
@@ -69,7 +71,7 @@ def given_rows(
     if name is None:
       raise InputError(
         f"{origin}:1: has no {use!r}; it has {', '.join(map(repr, columns)) or 'nothing'}")
-  return _documents(columns, found, placed, 'row')
+  return _documents(columns, found, placed, site)
 
 
 def _documents(
@@ -87,19 +89,36 @@ def _documents(
       for use, text in cells.items():
         if not text.strip():
           raise InputError(f'{place[0]}:{place[1]}: {names[use]!r} is empty')
-      name = cell_text(place, row, ident).strip() or f'{stem}_{place[1]:06d}'
-      if parted:
-        part = _part(place, row, split)
-        # An id such as 'test 12' must not say another part than the row does.
-        name = next(one for one in (f'{part}_{name}', f'{part}_{place[1]:06d}')
-                    if named_parts(one) == {part})
+      own = cell_text(place, row, ident).strip()
       of = cell_text(place, row, source).strip() or stated(row)
+      of = '' if of == own else of
       # Within one site a small number is a source like any other; see `sources.known_sources`.
-      of = f'source-{of}' if of.isdigit() else of
-      documents.append(Document(name, cells['input'], (), (), of, target=cells['target']))
+      of = f'source-{of}' if is_counter(of) else of
+      name = own.replace(_PART_END, '_') or f'row_{stem}_{place[1]:06d}'
+      part = f'{_part(place, row, split)}{_PART_END}' if parted else ''
+      documents.append(
+        Document(f'{part}{name}', cells['input'], (), (), of, target=cells['target']))
   faults.tell()
   counts = Counter(documents=len(documents))
   return with_own_names(documents, counts), counts
+
+
+def stated_parts(documents: Sequence[Document]) -> dict[str, list[Document]] | None:
+  """{part: its rows} where rows say their part; None where no row says one.
+
+  Raises:
+    InputError: some rows say their part, and others do not.
+  """
+  parts: dict[str, list[Document]] = {}
+  for document in documents:
+    part, end, _ = document.name.partition(_PART_END)
+    parts.setdefault(part if end else '', []).append(document)
+  silent = parts.get('', [])
+  if silent and len(parts) > 1:
+    raise InputError(
+      f'row {silent[0].name!r} says no part, and others do; train, dev or test in all rows, or in '
+      'none, is allowed')
+  return None if silent else parts
 
 
 def _part(place: tuple, row: Mapping, name: str | None) -> str:

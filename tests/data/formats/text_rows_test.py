@@ -3,6 +3,7 @@
 import json
 
 import datasets
+import numpy as np
 import pytest
 
 import fedmedjax as fm
@@ -44,7 +45,8 @@ def test_forms_of_files_and_python_give_the_same_site(name, write, tmp_path):
   site = read(tmp_path / name)
   assert [(note.text, note.target, note.source) for note in (*site.train, *site.test)] == [
     (row['input'], row['target'], f'source-{row["source"]}') for row in ROWS]
-  assert [note.name for note in site.test] == ['test_q3'] and site.types == ()
+  assert [note.name for note in (*site.train, *site.test)] == [
+    'train/q1', 'train/test 2', 'test/q3'] and site.types == ()
   given = fm.Site('here', ROWS)
   assert [note[1:] for note in given.train] == [note[1:] for note in site.train]
   assert given.test == site.test
@@ -146,3 +148,61 @@ def test_words_that_are_refused(text, said):
   with pytest.raises(InputError) as error:
     parse_wording(text, 'p.toml', PAPER, ('ner',), ('markup',))
   assert said in str(error.value)
+
+
+def test_a_part_that_rows_state_is_taken_at_its_word_and_ids_say_none(tmp_path):
+  """Six rows to train on and two to develop with are no eight to be divided."""
+  rows = [{'input': f'{i}?', 'target': 'yes', 'part': part, 'id': 'stress test'} for i, part in
+          enumerate(['train'] * 6 + ['dev'] * 2)]
+  site = fm.Site('here', rows)
+  assert (len(site.train), len(site.test)) == (6, 0)
+  alone = fm.Site('here', [row | {'part': 'test'} for row in rows])
+  assert (len(alone.train), len(alone.test)) == (0, 8)
+  named = fm.Site('here', [
+    {'input': f'{i}?', 'target': 'yes', 'id': f'{("training", "stress test")[i % 2]} {i}'}
+    for i in range(10)], test_share=0.5)
+  assert (len(named.train), len(named.test)) == (5, 5)
+  for part in ('train', ''):
+    (tmp_path / f'{part or "more"}_1.csv').write_text(f'input,target,part\na{part}?,b,{part}\n')
+  with pytest.raises(InputError):
+    read(tmp_path)
+
+
+def test_rows_of_one_id_or_source_stay_together():
+  """Four questions about each of ten notes, whose id says patient and kind; sources that a part has
+  to itself; articles that another site tests."""
+  site = fm.Site('here', [
+    {'input': f'{note} {i}?', 'target': 'yes', 'id': f'1000{note:04d}-DS-21'}
+    for note in range(10) for i in range(4)], test_share=0.3)
+  from fedmedjax.data.sources import source_of
+  trained, tested = (set(map(source_of, part)) for part in (site.train, site.test))
+  assert len(site.test) == 12 and len(tested) == 3 and not trained & tested
+  site = fm.Site('here', [
+    {'input': f'{part} {source} {i}?', 'target': 'yes', 'part': part, 'source': source}
+    for part, source in (('test', 'p1'), ('train', 'p1'), ('train', 'p2')) for i in range(3)])
+  assert {row.source[:2] for row in site.train} == {'tr'} and len(site.train) == 3
+  assert site.report['leaked_documents'] == 3
+  from fedmedjax.data.leaks import unleaked
+  a, b = (fm.Site(name, [
+    {'input': f'{number} {name} {i}?', 'target': 'yes', 'part': of, 'pmid': number + i}
+    for of, number, count in ((part, 8701013, 4), ('train', 9000000, 2)) for i in range(count)])
+    for name, part in (('a', 'test'), ('b', 'train')))
+  cleaned = unleaked([a, b], [])[1]
+  assert (len(cleaned.train), cleaned.report['leaked_documents']) == (2, 4)
+
+
+def test_cells_of_data_frames():
+  """Whole numbers of any width are text; what is no number is an empty cell, and yes is no True."""
+  pandas = pytest.importorskip('pandas')
+  frame = pandas.DataFrame({'input': [1, 2], 'target': pandas.array([1, None], 'Int64')})
+  with pytest.raises(InputError, match="row:2: 'target' is empty"):
+    fm.Site('here', frame.to_dict('records'))
+  with pytest.raises(InputError, match="'target' holds no text but True; write it as text"):
+    fm.Site('here', [{'input': 'a', 'target': np.bool_(True)}])
+  with pytest.raises(InputError, match="'target' holds no text"):
+    fm.Site('here', [{'input': 'a', 'target': np.zeros(2)}])
+  rows = fm.Site('here', [{'input': np.int64(3), 'target': 2.0}])
+  assert (rows.train[0].text, rows.train[0].target) == ('3', '2')
+  for share in (20, -1):
+    with pytest.raises(InputError, match='a number in \\[0, 1\\], or None'):
+      fm.Site('here', ROWS, test_share=share)
