@@ -47,6 +47,9 @@ def headline(rows: Mapping[str, Runs], label: str, draws: Draws, *, external: bo
   gap = paired.difference(
     rows[best].scores, rows[others[0]].scores, sites, score, **draws._asdict())
   known = gap.low is not None
+  if not (known or gap.value):
+    return (f'Of {len(means)} regimes, {best} and {others[0]} have the highest {reached}, '
+            f'{means[best].value:.3f}, on {on}.')
   interval = f' [95 %: {gap.low:+.3f} to {gap.high:+.3f}]' if known else ' (no interval)'
   begin = (f'Of {len(means)} regimes, {best} has the highest {reached}, {means[best].value:.3f}, '
            f'{gap.value:.3f}{interval} above the next, {others[0]}, on {on}')

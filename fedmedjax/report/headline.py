@@ -44,6 +44,9 @@ def headline(run: Run) -> str:
   if gained.low is not None and gained.low <= 0 <= gained.high:
     return (f'{begin}{mean:.3f} on {on}, which is not told apart from the untrained '
             f'model{_asked_of(summary)} ({gained}), seed {summary["seed"]}.')
+  if not gained.value:
+    return f'{begin}{mean:.3f} on {on}, as the untrained model{_asked_of(summary)}, seed ' + (
+      f'{summary["seed"]}.')
   return (f'{begin}{mean:.3f} on {on}, {told} {"above" if gained.value > 0 else "below"} the '
           f'untrained model{_asked_of(summary)}, seed {summary["seed"]}.')
 

@@ -235,6 +235,9 @@ def test_the_first_sentence_of_a_report(rows):
   assert headline(level, '3 sites', DRAWS) == (
     'Of 2 regimes, y has the highest mean strict F1 of entities, 0.700, 0.200 (no interval) '
     'above the next, x, on 1 site (2 sources, 1 seed, 3 sites).')
+  even = {'x': runs(answers(a=[5, 5])), 'y': runs(answers(a=[5, 5]))}
+  assert headline(even, '', DRAWS).startswith(
+    'Of 2 regimes, x and y have the highest mean strict F1 of entities, 0.500, on 1 site')
   # 20 notes of which all but one are gained by 0.2: far from 0.
   clear = {'x': runs(answers(a=[5] * 20)), 'y': runs(answers(a=[7] * 19 + [6]))}
   assert 'not told apart' not in headline(clear, '', DRAWS) and '+0.1' in headline(clear, '', DRAWS)

@@ -18,6 +18,8 @@ from fedmedjax.compare.contents import contents_of
 from fedmedjax.data.site import Form, read_site
 from fedmedjax.data.statistics import site_statistics
 from fedmedjax.data.tasks import ask
+from fedmedjax.eval import paired
+from fedmedjax.eval.intervals import Estimate
 from fedmedjax.eval.paired import read_answers
 from fedmedjax.predict.trained import read_trained
 from fedmedjax.report import charts, description, terminal, text_tables
@@ -88,9 +90,10 @@ def test_the_last_screen_of_a_run(runs, capsys):
   terminal.show(summary, terminal.Reporter())
   out = capsys.readouterr().out
   assert 'exact copies' not in out and 'F1' not in out and 'Scores, fed_medlora' in out
-  assert any('answers of' not in one for one in terminal.api_lines(summary | {'api': {
+  told = ' '.join(terminal.api_lines(summary | {'api': {
     'answers': 2, 'shots': 0, 'cached': 0, 'requests': 2, 'input_tokens': 1, 'output_tokens': 1,
     'usd': None, 'failed': 0}}))
+  assert 'copies' not in told and 'unreadable' not in told and '2 questions' in told
   # Six metrics of three kinds of answers are too many columns: beside them stands the first alone.
   many = {f'm{i}': {'value': 0.5, 'ci95': None} for i in range(6)}
   few = summary | {'scores': {'icu': {'text': many}}, 'zero_shot': {'scores': {
@@ -187,6 +190,9 @@ def test_the_page_of_a_run(runs, tmp_path):
   assert first.startswith('fed_medlora answers with a mean exact match of 0.800 on 2 sites (8 test '
                           'rows), 0.800 [95 %: +0.')
   assert first.endswith('above the untrained model, seed 3.')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(paired, 'difference', lambda *args, **draws: Estimate(0.0, None, None))
+    assert headline(run).endswith('test rows), as the untrained model, seed 3.')
   said = page(tmp_path / 'none.html', {'fed_medlora': runs['fed_medlora']}, examples=0)
   for words in (
       first, 'exact match, mean of 2 sites', 'at the worst of them, ward',
