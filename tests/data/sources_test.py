@@ -142,7 +142,7 @@ def test_a_note_alone_in_each_part_is_another_unless_its_name_is_registered(tmp_
   site = load_folder(SiteFolder('x', str(tmp_path), 'brat', str(tmp_path / 'map.toml')))
   assert (len(site.train), site.report['leaked_documents'], len(site.test)) == (kept, not kept, 4)
   if not kept:
-    with pytest.raises(InputError, match="site 'x': each of its 4 training notes has the source"):
+    with pytest.raises(InputError, match="site 'x': each of its 1 training notes has the source"):
       unleaked([site], [])
 
 
