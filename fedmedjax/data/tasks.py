@@ -161,7 +161,7 @@ def _ask_rows(corpus: SiteCorpus) -> Ask:
     raise InputError(
       f"site {corpus.name!r}: holds notes; config.data.tasks=('text',) takes sites of rows "
       "(format 'rows' of config.data.folders) only: leave it out of config.data.sites, external "
-      'and server_validation')
+      '(external=() if you did not name it) and server_validation')
   own = next((one for one in corpus.schema.wording if one.task == TEXT), None)
   before, after = (own.before, own.after) if own else ('', _ROW_END)
   asked = {'': (TEXT,)}

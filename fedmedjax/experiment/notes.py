@@ -130,7 +130,8 @@ def _within(site: SiteCorpus, schema: Schema) -> SiteCorpus:
   if not types:
     raise InputError(
       f'config.data.schema={schema.source!r}: site {site.name!r} annotates '
-      f'{", ".join(site.types)}, none of which is in it')
+      f'{", ".join(site.types)}, none of which is in it; leave it out of config.data.sites and '
+      'external (external=() if you did not name it)')
   left_out = Counter(
     f'lacking_type_{span.type}' for note in (*site.train, *site.test) for span in note.spans
     if span.type in site.types and span.type not in types)

@@ -13,7 +13,7 @@ _DROPPED = {
   'unmapped_attributes': 'other attributes', 'attributes_without_cue': 'negations without a cue',
   'discontinuous': 'discontinuous', 'duplicate': 'repeated', 'leaked_documents': 'leaked notes',
   'near_duplicate_documents': 'notes nearly as test notes',
-  'renamed_documents': 'notes of an id that others have (kept on one side)',
+  'renamed_documents': 'notes that share an id (all kept, on one side)',
   'sentences_as_notes': 'sentences taken for notes, for want of several notes',
   'cut_entities': 'entities lost by that',
   'documents_of_one_source': 'notes of a single source, each drawn alone',
