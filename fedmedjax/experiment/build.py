@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.site import SiteData
+from fedmedjax.eval.text_metrics import TextMetrics
 from fedmedjax.experiment import communication, meshes, methods
 from fedmedjax.experiment.bert import bert_parts, classifier_sizes, load_bert_data
 from fedmedjax.experiment.config import leaves
@@ -72,7 +73,7 @@ LEARNERS = {
 
 def prepare(
   config: ConfigDict, data: Data, on_step: Callable[..., None] | None = None,
-  own: Own | None = None,
+  own: Own | None = None, judged_by: TextMetrics | None = None,
 ) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet.
 
@@ -85,6 +86,7 @@ def prepare(
     data: of `load_data`.
     on_step: host callback of every local step, see `local_training`.
     own: parts that were given in Python, by key.
+    judged_by: metrics of texts that were tried before; None = those of the configuration.
 
   Raises:
     InputError: the method needs a validation set and no site has a note for it, or a part of the
@@ -94,7 +96,7 @@ def prepare(
   own, watched = own_parts(values, own), _watched(config, data)
   # While training, the first metric alone is computed, of held-out rows.
   first_is_own = not config.eval.metrics
-  judged_by = text_metrics(
+  judged_by = judged_by or text_metrics(
     values, own, (*data.tested, *data.external, *(watched if first_is_own else ())))
   kind, parts = LEARNERS[fed.learner], methods.method(values, own)
   sizes = kind.sizes(config, data)
@@ -141,8 +143,8 @@ def prepare(
   return Study(
     data, options(config), trainable, parts, sharing, schedule, plan,
     validation, algorithm_with(order[0]), optimizer, order, site_map, algorithm_with,
-    layout.groups, step_loss, partial(_with_micro_batch, config, data, on_step, own), own, watched,
-    judged_by)
+    layout.groups, step_loss,
+    partial(_with_micro_batch, config, data, on_step, own, judged_by), own, watched, judged_by)
 
 
 def _watched(config: ConfigDict, data: Data) -> tuple[SiteData, ...]:
@@ -164,10 +166,10 @@ def _step_loss(trainable: Trainable, groups: int, remat: str) -> LossFn:
 
 
 def _with_micro_batch(
-  config: ConfigDict, data: Data, on_step: Callable[..., None] | None, own: Own, size: int
+  config: ConfigDict, data: Data, on_step: Callable[..., None] | None, own: Own,
+  judged_by: TextMetrics, size: int,
 ) -> Study:
   """The study of `prepare` with so many examples at once, to see whether it fits into memory."""
   other = config.copy_and_resolve_references()
   other.fed.micro_batch = size
-  other.eval.metric = ''  # which would be tried again
-  return prepare(other, data, on_step, own)
+  return prepare(other, data, on_step, own, judged_by)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import fedmedjax as fm
 from fedmedjax import main
 from fedmedjax.compare import __main__ as compare
 from fedmedjax.predict import __main__ as predict
@@ -87,6 +88,26 @@ def test_rows_and_metric_in_python_give_the_same_run(finished, tiny_folder, tmp_
     assert result.summary[key] == summary[key], key
   assert [row['train_loss'] for row in result.metrics] == [
     loss for line in read_lines(finished / 'metrics.jsonl') for loss in line['train_loss']]
+
+
+def test_a_metric_alone_judges_steps_of_other_groups_too(tiny_folder):
+  """Nothing is compiled: the study that the memory planner would try has the same metrics."""
+  config = fm.load_config('fedmedjax:quickstart:fed_medlora', {
+    'model.path': str(tiny_folder), 'data.tasks': ('text',), 'data.external': (),
+    'eval.metrics': ()})
+  rows = [{'input': f'{i}?', 'target': 'yes'} for i in range(20)]
+  data = fm.load_data(config, sites=[fm.Site('north', rows)])
+  calls = []
+
+  def length(predictions, targets):
+    calls.append(len(predictions))
+    return {'length': [len(one) for one in predictions]}
+
+  study = fm.prepare(config, data, metric=length)
+  assert study.text_metrics.own.gives == {'length': True} and calls == [4, 4]
+  other = study.with_micro_batch(1)
+  assert other.text_metrics == study.text_metrics and other.schedule.layout.groups == 4
+  assert calls == [4, 4]
 
 
 def test_an_adapter_of_rows_annotates_nothing(finished, tmp_path, capsys):
