@@ -123,15 +123,29 @@ def load_data(
       read as such.
     reporter: shows progress; None = on the terminal or in the notebook.
   """
-  set_up()
-  if sites is not None:
-    sites = list(sites)
-    if not sites:
-      raise InputError('sites=[]: at least one site is needed')
-    config = _named(config, sites)
+  given = () if sites is None else _some(sites)
+  if given:
+    config = _named(config, given)
     validate(config)
+  return _loaded(config, given, reporter)
+
+
+def _some(sites: Iterable[SiteCorpus]) -> list[SiteCorpus]:
+  """The sites as a list; raises InputError when there are none."""
+  given = list(sites)
+  if not given:
+    raise InputError('sites=[]: at least one site is needed')
+  return given
+
+
+def _loaded(
+  config: ConfigDict, given: Sequence[SiteCorpus], reporter: Reporter | None,
+  own: Mapping[str, OwnPart] | None = None,
+) -> Data:
+  """The data of a configuration that names the given sites; `own` are parts given in Python."""
+  set_up()
   data = build.load_data(
-    config, reporter or Reporter(), given={site.name: site for site in sites or ()})
+    config, reporter or Reporter(), own=own, given={site.name: site for site in given})
   return data._replace(settings=_loaded_with(config))
 
 
@@ -202,9 +216,12 @@ def run(
     InputError: bad configuration, data, model, part or folder, before anything is saved.
     RuntimeError: training failed; finished rounds stay.
   """
-  if data is not None and not isinstance(data, Data):
-    data = load_data(config, sites=data, reporter=reporter)
-  config, own = _with_parts(config, parts, data)
+  if data is None or isinstance(data, Data):
+    config, own = _with_parts(config, parts, data)
+  else:
+    sites = _some(data)
+    config, own = _with_parts(_named(config, sites), parts, None)
+    data = _loaded(config, sites, reporter, own)
   set_up()
   training.run(config, Path(workdir), reporter or Reporter(), data, own)
   return load_results(workdir)

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import fedmedjax as fm
-from fedmedjax import main
+from fedmedjax import api, main
 from fedmedjax.compare import __main__ as compare
 from fedmedjax.predict import __main__ as predict
 from fedmedjax.store.files import read_lines
+from fedmedjax.train import run as training
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / 'docs/examples/yes_no.py'
@@ -108,6 +109,29 @@ def test_a_metric_alone_judges_steps_of_other_groups_too(tiny_folder):
   other = study.with_micro_batch(1)
   assert other.text_metrics == study.text_metrics and other.schedule.layout.groups == 4
   assert calls == [4, 4]
+
+
+def test_sites_in_python_are_dealt_out_by_a_partitioner_in_python(
+    tiny_folder, tmp_path, monkeypatch):
+  """What is run: the given sites are tested, and rows are dealt out by the last figure of each."""
+  config = fm.load_config('fedmedjax:quickstart:fed_medlora', {
+    'model.path': str(tiny_folder), 'data.tasks': ('text',), 'data.external': ('east',),
+    'data.partition.sites': 2})
+  sites = (fm.Site(name, [{'input': f'{name} {i}', 'target': 'ab'[i % 2]} for i in range(20)])
+           for name in ('north', 'east'))
+  ran = []
+  monkeypatch.setattr(training, 'run', lambda *given: ran.append(given))
+  monkeypatch.setattr(api, 'load_results', lambda workdir: None)
+
+  def deal(notes, sites):
+    return [int(note.text[-1]) % sites for note in notes]
+
+  fm.run(config, tmp_path, data=sites, partition=deal, metric=lambda predictions, targets: {'a': 1})
+  ((used, _, _, data, own),) = ran
+  assert {*own} == {'data.partition.kind', 'eval.metric'} and used.data.sites == ('north',)
+  assert [{int(example.text[-1]) % 2 for example in site.tasks[0].solved}
+          for site in data.sites] == [{0}, {1}]
+  assert [site.name for site in (*data.tested, *data.external)] == ['north', 'east']
 
 
 def test_an_adapter_of_rows_annotates_nothing(finished, tmp_path, capsys):
