@@ -169,8 +169,8 @@ def partition(
 
   Args:
     sources: corpora that annotate the same types, or all of rows, whose targets then count as types
-      (`row_mixes.py`). Of modifiers, sites are asked for those that all
-      sources annotated: a note does not tell 'none there' from 'not looked for'.
+      (`row_mixes.py`). Of modifiers, sites are asked for those that all sources annotated: a note
+      does not tell 'none there' from 'not looked for'.
     kind, unit: keys of `KINDS` and `UNITS`. Sentences of a source may come to several sites.
     sites: S.
     strength: of the skew, see the partitioners.

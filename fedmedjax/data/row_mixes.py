@@ -4,11 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fedmedjax.data.damage import CLEAN, Damage
-from fedmedjax.data.text_task import TEXT
+from fedmedjax.data.text_task import MOST_LABELS, TEXT
 from fedmedjax.types import Document, InputError, SiteCorpus, Span
-
-# More different targets than these are free text, which has no mix.
-_MOST = 100
 
 
 def row_types(
@@ -39,12 +36,12 @@ def row_types(
       raise InputError(
         f'config.data.partition.{key}={value}: damages annotated entities, and rows have none; '
         f'{type(value)()} is allowed')
-  if len(targets) <= _MOST:
+  if len(targets) <= MOST_LABELS:
     return tuple(target for target, _ in targets.most_common())
   if kind == 'types':
     raise InputError(
       f"config.data.partition.kind='types': deals rows out by their targets, and {len(targets)} "
-      f"different ones are too many; at most {_MOST} are allowed, or kind 'iid', 'quantity' or "
+      f"different ones are too many; at most {MOST_LABELS} are allowed, or kind 'iid', 'quantity' or "
       "'style'")
   return (TEXT,)
 

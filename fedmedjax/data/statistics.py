@@ -13,10 +13,8 @@ import numpy as np
 from fedmedjax.data.scripts import words as split_words
 from fedmedjax.data.sentences import sentence_examples
 from fedmedjax.data.site import SiteData
+from fedmedjax.data.text_task import MOST_LABELS
 from fedmedjax.types import SiteCorpus
-
-# More different targets than these are free text, which has no mix.
-_LABELS = 100
 
 
 class SiteStatistics(NamedTuple):
@@ -176,7 +174,7 @@ def type_divergence(a: SiteStatistics, b: SiteStatistics) -> float:
 def target_divergence(a: SiteStatistics, b: SiteStatistics) -> float:
   """Divergence of two sites' mixes of targets, in bits; NaN where they are free text."""
   mixes = [site.targets or {} for site in (a, b)]
-  return float('nan') if max(map(len, mixes)) > _LABELS else jensen_shannon(*mixes)
+  return float('nan') if max(map(len, mixes)) > MOST_LABELS else jensen_shannon(*mixes)
 
 
 def vocabulary_divergence(a: SiteStatistics, b: SiteStatistics) -> float:

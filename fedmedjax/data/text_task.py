@@ -6,6 +6,8 @@ from fedmedjax.data.sources import source_of
 from fedmedjax.types import Document, Example
 
 TEXT = 'text'  # its name in config.data.tasks
+# More different targets than these are free text, which has no mix.
+MOST_LABELS = 100
 
 
 def row_examples(document: Document) -> tuple[list[Example], Counter]:

@@ -1,10 +1,10 @@
 """Comparisons of runs: differences of mean F1, with intervals over sources and seeds.
 
 The statistic is the mean over seeds of the plain mean over sites of typed micro F1, or of a metric
-of texts, whose counts have it as their F1 (see `text_metrics.py`). A draw takes
-every site's sources with replacement, the same ones for all runs that were tested on them; over
-seeds the interval is a t interval, of a difference that of the paired differences. See
-`intervals.py`, which also says where there is none.
+of texts, whose counts have it as their F1 (see `text_metrics.py`). A draw takes every site's
+sources with replacement, the same ones for all runs that were tested on them; over seeds the
+interval is a t interval, of a difference that of the paired differences. See `intervals.py`, which
+also says where there is none.
 
 Letters: K seeds, N sources of a site.
 """

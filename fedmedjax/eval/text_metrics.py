@@ -38,7 +38,8 @@ def label(text: str) -> str:
   return _END.sub('', text) or text
 
 
-def _exact_match(answer: str, target: str) -> float:
+def exact_match(answer: str, target: str) -> float:
+  """1 where the answer is the target, but for blanks at the ends, else 0."""
   return float(answer.strip() == target.strip())
 
 
@@ -73,7 +74,7 @@ def _rouge_l(answer: str, target: str) -> float:
 
 # Means over rows: (answer, target) -> a number.
 _BY_ROW: dict[str, Callable[[str, str], float]] = {
-  'exact_match': _exact_match, 'accuracy': _accuracy, 'rouge_l': _rouge_l}
+  'exact_match': exact_match, 'accuracy': _accuracy, 'rouge_l': _rouge_l}
 _MACRO = 'macro_f1'
 # Values of config.eval.metrics.
 METRICS = ('exact_match', 'accuracy', _MACRO, 'rouge_l')

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fedmedjax.data.text_task import TEXT
+from fedmedjax.eval.text_metrics import exact_match
 from fedmedjax.report.blocks import Cell, Excerpt, Piece, Table
 from fedmedjax.store.words import has_sentence, sentence
 
@@ -27,7 +28,7 @@ def of_rows(records: Records) -> dict[str, Mapping]:
 
 def is_right(record: Mapping) -> bool:
   """Whether the answer is the target, but for blanks at the ends."""
-  return record['generated'].strip() == record['target'].strip()
+  return bool(exact_match(record['generated'], record['target']))
 
 
 def kinds_table(first: str, answers: Mapping[str, Mapping[str, Mapping]]) -> Table:

@@ -63,8 +63,7 @@ class SiteFolder(NamedTuple):
   is the name of a shipped one or a .toml file; rows of the format 'rows' have none. `annotated` are
   the types that were annotated throughout; () = what the mapping says, or else those that occur in
   the notes. `source` is a regular expression that finds the patient, article or trial in a note's
-  name; '' = the rule of
-  `data/sources.py`.
+  name; '' = the rule of `data/sources.py`.
   """
 
   name: str
