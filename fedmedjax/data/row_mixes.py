@@ -41,8 +41,8 @@ def row_types(
   if kind == 'types':
     raise InputError(
       f"config.data.partition.kind='types': deals rows out by their targets, and {len(targets)} "
-      f"different ones are too many; at most {MOST_LABELS} are allowed, or kind 'iid', 'quantity' or "
-      "'style'")
+      f"different ones are too many; at most {MOST_LABELS} are allowed, or kind 'iid', 'quantity' "
+      "or 'style'")
   return (TEXT,)
 
 
