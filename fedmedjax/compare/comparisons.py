@@ -7,7 +7,7 @@ import numpy as np
 
 from fedmedjax.compare.rows import DEPTH
 from fedmedjax.compare.scenarios import LOCAL
-from fedmedjax.compare.score_words import WORDS, words, written
+from fedmedjax.compare.score_words import WORDS, score_name, text_score
 from fedmedjax.eval import intervals, metrics, paired
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.eval.paired import Answers
@@ -69,8 +69,8 @@ class Comparison(NamedTuple):
       doubt += f'; p {_p(self.estimate.p)}, of {self.family} comparisons by Holm {_p(self.holm)}'
     caution = intervals.caution(self.fewest, self.seeds)
     return (
-      f'{self.ours} − {self.theirs}: {self.estimate} ({words(self.score)}, {label}{self.where}, '
-      f'{self.sources} source{"s" * (self.sources > 1)}{seeds}{doubt}'
+      f'{self.ours} − {self.theirs}: {self.estimate} ({score_name(self.score)}, '
+      f'{label}{self.where}, {self.sources} source{"s" * (self.sources > 1)}{seeds}{doubt}'
       f'{f"; {caution}" if caution else ""})')
 
   def record(self) -> dict[str, Any]:
@@ -110,10 +110,10 @@ def merged(runs: Runs, draws: Draws) -> dict:
     for site, tasks in scores.items():
       for name in answers[0][site]:
         entry = _entry(tasks, name)
-        for kind in ('strict',) if written(name) else metrics.KINDS:
+        for kind in ('strict',) if text_score(name) else metrics.KINDS:
           estimate = paired.mean_f1(answers, [site], name, kind=kind, **draws._asdict())
           known = None if estimate.low is None else [estimate.low, estimate.high]
-          if written(name):
+          if text_score(name):
             entry |= {'value': estimate.value, 'ci95': known}
           else:
             entry[kind]['typed'] |= {'f1': estimate.value, 'ci95': known}
@@ -295,4 +295,4 @@ def scores_of(rows: Iterable[Runs]) -> list[str]:
   """The scores that any row has, in the order of WORDS; then those of own tasks, in their order."""
   present = dict.fromkeys(name for runs in rows for answers in runs.scores
                           for scores in answers.values() for name in scores)
-  return [name for name in WORDS if name in present] + list(filter(written, present))
+  return [name for name in WORDS if name in present] + list(filter(text_score, present))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fedmedjax.compare.comparisons import Draws, Runs, scores_of, with_everyone
-from fedmedjax.compare.score_words import reached as words_of
+from fedmedjax.compare.score_words import score_phrase
 from fedmedjax.eval import paired
 
 
@@ -39,7 +39,7 @@ def headline(rows: Mapping[str, Runs], label: str, draws: Draws, *, external: bo
   sources = sum(len(rows[best].scores[0][site][score].sources) for site in sites)
   on = (f'{len(sites)} site{"s" * (len(sites) > 1)} ({sources} source{"s" * (sources > 1)}, '
         f'{seeds} seed{"s" * (seeds > 1)}{f", {label}" if label else ""})')
-  reached = f'mean {words_of(score)}'
+  reached = f'mean {score_phrase(score)}'
   if not others:
     own = means[best]
     interval = '' if own.low is None else f' [95 %: {own.low:.3f} to {own.high:.3f}]'

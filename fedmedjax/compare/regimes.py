@@ -21,7 +21,7 @@ from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.experiment.types import Data
 from fedmedjax.report.measures import asks_text
 from fedmedjax.report.terminal import compare_table, relation_tables, with_global
-from fedmedjax.report.text_tables import written_comparison
+from fedmedjax.report.text_tables import text_comparison
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files
 from fedmedjax.store.words import SHOTS
@@ -168,7 +168,7 @@ def _report(
     if any('ner' in tasks for tasks in first['scores'].values()):
       reporter.say(compare_table(shown, first['sites'], first['external']))
     if asks_text(first):
-      reporter.say(written_comparison(shown, first['sites'], first['external']))
+      reporter.say(text_comparison(shown, first['sites'], first['external']))
     for table in relation_tables(shown, first['sites'], first['external']):
       reporter.say(table)
   for table in contents.tables:

@@ -10,7 +10,7 @@ from fedmedjax.compare.comparisons import (
   best_single_site,
   with_everyone,
 )
-from fedmedjax.compare.score_words import ends, measured_as, titled, words
+from fedmedjax.compare.score_words import ends, figure_name, score_name, score_title
 from fedmedjax.eval import intervals, paired
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.eval.paired import Answers
@@ -39,8 +39,8 @@ def seeds_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | N
     return _figure(paired.mean_f1(runs.scores, sites, score, **draws._asdict()) if sites else None)
 
   return Table(
-    f'{titled(score)}: {seeds} seeds',
-    f'{measured_as(score)}, mean over seeds [95 % by source and seed]'
+    f'{score_title(score)}: {seeds} seeds',
+    f'{figure_name(score)}, mean over seeds [95 % by source and seed]'
     + cautioned(rows.values(), [*inside, *outside], score) + _marks(rows.values()),
     ('regime', *inside, 'mean', *(f'{site} (external)' for site in outside)), [
       [marked(name, runs), *(figure(runs, [site]) for site in inside), figure(runs, common),
@@ -73,8 +73,8 @@ def spread_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Table | 
       f'{max(values.values()) - values[worst]:.3f}',
       *(gains.get((name, site), NONE) for site in sites)])
   return Table(
-    f'{titled(score)}: who gains by joining',
-    f'{measured_as(score)} of the {least} site, that of the {most} one minus it, and what each '
+    f'{score_title(score)}: who gains by joining',
+    f'{figure_name(score)} of the {least} site, that of the {most} one minus it, and what each '
     'site gains over ' + ('all single-site adapters, counts added' if first.get('partition') else
                'its single-site adapter') + ' [95 % by source]'
     + cautioned(having.values(), sites, score) + (
@@ -133,7 +133,7 @@ def cross_site_table(rows: Mapping[str, Runs], score: str, draws: Draws) -> Tabl
   first = alone.summaries[0]
   sites = [*first['sites'], *first['external']]
   return Table(
-    f'{titled(score)}: every adapter on every site', f'{measured_as(score)}.',
+    f'{score_title(score)}: every adapter on every site', f'{figure_name(score)}.',
     ('adapter of', *(f'{site} (external)' if site in first['external'] else site
                      for site in sites)),
     [[name, *(
@@ -200,7 +200,7 @@ def curve_table(
   """
   bad = {name for rows in parts.values() for name, runs in rows.items() if _unreadable(runs)}
   return Table(
-    f'{heading}: {words(score)}', f'{measured_as(score)} [95 % by source]. {note}'
+    f'{heading}: {score_name(score)}', f'{figure_name(score)} [95 % by source]. {note}'
     + f' {MARKED}' * bool(bad & curves.keys()), ('regime', *parts),
     [[name + MARK * (name in bad), *(_figure(values.get(label)) for label in parts)]
      for name, values in curves.items()])
@@ -214,8 +214,8 @@ def curve_plot(
   series = {name: [(x[label], *estimate[:3]) for label, estimate in values.items()]
             for name, values in curves.items()}
   return Plot(
-    f'{heading}: {words(score)}', f'{measured_as(score)}, with 95 % intervals by source.', x_label,
-    series)
+    f'{heading}: {score_name(score)}', f'{figure_name(score)}, with 95 % intervals by source.',
+    x_label, series)
 
 
 def _figure(estimate: Estimate | None) -> Cell | str:

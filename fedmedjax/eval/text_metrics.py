@@ -125,7 +125,7 @@ def score(
   targets = [row.target or '' for row in rows]
   sources = {name: place for place, name in enumerate(dict.fromkeys(map(_source, rows)))}
   source = np.array([sources[_source(row)] for row in rows], int)
-  written = [_written(rows, records) for records in answers]
+  generated = [_generated(rows, records) for records in answers]
   scores, counts = {}, {}
 
   def add(name: str, table: np.ndarray, value: float) -> None:
@@ -143,15 +143,16 @@ def score(
 
   for name in text.names:
     if name == _MACRO:
-      table = _label_counts(text, site, targets, written, source, len(sources))
+      table = _label_counts(text, site, targets, generated, source, len(sources))
       macro = metrics.AVERAGES.index('macro')
       add(name, table, float(metrics.averages(table.sum(0))[0, macro, 2]))
     else:
       add_mean(name, np.array([
-        [_BY_ROW[name](*pair) for pair in zip(given, targets, strict=True)] for given in written]))
+        [_BY_ROW[name](*pair) for pair in zip(given, targets, strict=True)]
+        for given in generated]))
   if text.own:
     given = [
-      own_values(text.own, f'site {site!r}', one, targets, METRICS) for one in written]
+      own_values(text.own, f'site {site!r}', one, targets, METRICS) for one in generated]
     for name in given[0]:
       values = np.stack([one[name] for one in given])
       if values.ndim == 2:
@@ -165,11 +166,11 @@ def _source(row: Example) -> str:
   return row.source or row.document
 
 
-def _written(rows: Sequence[Example], records: Sequence[dict]) -> list[str]:
+def _generated(rows: Sequence[Example], records: Sequence[dict]) -> list[str]:
   """What an adapter wrote about each of the rows."""
-  written = {(record['document'], record['sentence_start']): record['generated']
-             for record in records if record['task'] == TEXT}
-  return [written[row.document, row.start] for row in rows]
+  texts = {(record['document'], record['sentence_start']): record['generated']
+           for record in records if record['task'] == TEXT}
+  return [texts[row.document, row.start] for row in rows]
 
 
 def _mean_counts(values: np.ndarray, source: np.ndarray, number: int) -> np.ndarray:

@@ -67,7 +67,7 @@ def _watched(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 def _first(runs: Sequence[Run]) -> Measure | None:
   """The first measure of an own task, by which runs are judged; None = F1."""
-  return next((measure for measure in measured(runs)[:1] if measure.written), None)
+  return next((measure for measure in measured(runs)[:1] if measure.of_text), None)
 
 
 def _score_for_bytes(runs: Sequence[Run]) -> Chart:
@@ -94,7 +94,7 @@ def _points(runs: Sequence[Run]) -> Chart:
   x, y = (np.array([np.nan if run is None else of(run) for run in shown]) for of in (
     lambda run: megabytes(run.summary), lambda run: mean_score(run, measure)))
   title, note, scored = (measure.title, 'Mean of the sites.', f'Mean {measure.name}') if (
-    measure.written) else ('F1', f'{measure.title}, mean strict F1.', 'Mean strict F1')
+    measure.of_text) else ('F1', f'{measure.title}, mean strict F1.', 'Mean strict F1')
   return Chart(
     f'{title} against megabytes sent',
     note + ' Up and to the left is better.' * measure.shipped, charts.points(

@@ -31,7 +31,7 @@ def headline(run: Run) -> str:
     return ''
   trained = summary.get('local_steps') or summary['preset'].startswith('api:')
   who = run.name if trained else f'Without training, {run.name}'
-  begin = f'{who} answers with a mean {measure.name} of ' if measure.written else (
+  begin = f'{who} answers with a mean {measure.name} of ' if measure.of_text else (
     f'{who} finds {measure.name} with a mean strict F1 of ')
   mean = float(np.mean([score_at(run, site, measure) for site in sites]))
   on = _tested_on(run, sites)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fedmedjax.data.text_task import TEXT
 
 # A metric of own tasks -> its name in sentences, and what it says.
-_WRITTEN = {
+_TEXTS = {
   'exact_match': (
     'exact match', 'share of answers that are their target, but for blanks at the ends'),
   'accuracy': ('accuracy', 'share of answers that are their target, read as labels'),
@@ -40,7 +40,7 @@ class Measure(NamedTuple):
   shipped: bool = True                  # False = a user's own: more may be better, or less
 
   @property
-  def written(self) -> bool:
+  def of_text(self) -> bool:
     """Whether it is a score of an own task."""
     return self.kinds == ('',)
 
@@ -49,24 +49,24 @@ class Measure(NamedTuple):
     entry = self.find(tasks)
     if not entry:
       return None
-    if self.written:
+    if self.of_text:
       return Value(entry['value'], *(entry.get('ci95') or ()))
     typed = entry[kind or self.kinds[0]]['typed']
     return Value(typed['f1'], *(typed.get('ci95') or ()))
 
   def titled(self, kind: str = '') -> str:
     """'Entities: strict F1', or 'Exact match'."""
-    return self.title if self.written else f'{self.title}: {f"{kind} F1".strip()}'
+    return self.title if self.of_text else f'{self.title}: {f"{kind} F1".strip()}'
 
   @property
   def words(self) -> str:
     """'strict F1 of entities', or 'exact match'."""
-    return self.name if self.written else f'{self.kinds[0]} F1 of {self.name}'
+    return self.name if self.of_text else f'{self.kinds[0]} F1 of {self.name}'
 
   @property
   def unit(self) -> str:
     """What an axis measures."""
-    return self.name if self.written else 'typed F1'
+    return self.name if self.of_text else 'typed F1'
 
 
 def _entities(tasks: Mapping) -> dict | None:
@@ -92,18 +92,18 @@ MEASURES = (
 BY_TYPE = MEASURES[:2]
 
 
-def written_measure(metric: str, place: int = 0) -> Measure:
+def text_measure(metric: str, place: int = 0) -> Measure:
   """The measure of a metric of an own task.
 
   Args:
     metric: its name in summary.json.
     place: its number among the metrics of a run.
   """
-  name, note = _WRITTEN.get(metric, (metric, 'a metric of your own (config.eval.metric)'))
+  name, note = _TEXTS.get(metric, (metric, 'a metric of your own (config.eval.metric)'))
   return Measure(
-    f'{TEXT}{place}', name[0].upper() + name[1:] if metric in _WRITTEN else name, note,
+    f'{TEXT}{place}', name[0].upper() + name[1:] if metric in _TEXTS else name, note,
     f'{TEXT}.{metric}', lambda tasks: tasks.get(TEXT, {}).get(metric), name, ('',),
-    metric in _WRITTEN)
+    metric in _TEXTS)
 
 
 def measures_of(scored: Iterable[Mapping]) -> list[Measure]:
@@ -111,7 +111,7 @@ def measures_of(scored: Iterable[Mapping]) -> list[Measure]:
   scored = list(scored)
   own = dict.fromkeys(metric for tasks in scored for metric in tasks.get(TEXT, ()))
   return [measure for measure in MEASURES if any(map(measure.find, scored))] + [
-    written_measure(metric, place) for place, metric in enumerate(own)]
+    text_measure(metric, place) for place, metric in enumerate(own)]
 
 
 def asks_text(summary: Mapping) -> bool:

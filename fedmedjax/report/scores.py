@@ -64,17 +64,17 @@ def score_section(runs: Sequence[Run]) -> Section:
   few = len(runs) <= _FEW
   said = dict.fromkeys(one for run in runs for one in few_sources(run.summary))
   measures, blocks = measured(runs), []
-  written = [measure for measure in measures if measure.written]
-  if few and len(written) > 1:
+  texts = [measure for measure in measures if measure.of_text]
+  if few and len(texts) > 1:
     most = max(1, _ACROSS // len(runs))
-    blocks = [_written(runs, written[at:at + most], inside, outside)
-              for at in range(0, len(written), most)]
+    blocks = [_texts_by_site(runs, texts[at:at + most], inside, outside)
+              for at in range(0, len(texts), most)]
   for measure in measures:
     make = _by_site if few else _by_run
     drawn = [_dots(runs, measure, inside, outside, few), *([] if few else [_means(runs, measure)])]
     charted = Charts(drawn, note=left_out(
       (len(inside) + len(outside), _DRAWN, 'sites'), (len(runs), len(SERIES), 'rows')))
-    alone = not (few and measure in written and len(written) > 1)
+    alone = not (few and measure in texts and len(texts) > 1)
     blocks += [make(runs, measure, inside, outside), charted] if alone else [charted]
   # Open are the scores of the first measure; drawings and other measures unfold.
   blocks = [*blocks[:1], *([Folded('Charts, and other scores', blocks[1:])] if blocks else [])]
@@ -88,15 +88,15 @@ def score_section(runs: Sequence[Run]) -> Section:
 
 def _lead(measures: Sequence[Measure]) -> str:
   """What the scores are, in words, and their intervals."""
-  written = [measure for measure in measures if measure.written]
-  own = [measure.title for measure in written if not measure.shipped]
+  texts = [measure for measure in measures if measure.of_text]
+  own = [measure.title for measure in texts if not measure.shipped]
   said = ' '.join([
-    *(f'{measure.title}: {measure.note}.' for measure in written if measure.shipped),
-    *([f'{", ".join(own)}: of your own (config.eval.metric).'] if own else [])]) if written else (
+    *(f'{measure.title}: {measure.note}.' for measure in texts if measure.shipped),
+    *([f'{", ".join(own)}: of your own (config.eval.metric).'] if own else [])]) if texts else (
     'F1 joins precision and recall in one number from 0 to 1. Strict counts a span as right '
     'when its type, start and end are those of the annotation; lenient when its type is right and '
     'it shares a word.')
-  rows = 'rows of one source, or just rows' if written else (
+  rows = 'rows of one source, or just rows' if texts else (
     'articles, trials, patients, or just notes')
   return (
     f'{said} The range below a figure is its 95 % interval, by resampling sources ({rows}) of one '
@@ -105,7 +105,7 @@ def _lead(measures: Sequence[Measure]) -> str:
     + ', or a metric gives one number for all rows' * bool(own) + '.')
 
 
-def _written(
+def _texts_by_site(
   runs: Sequence[Run], measures: Sequence[Measure], inside: Sequence[str], outside: Sequence[str]
 ) -> Table:
   """All scores of an own task, by site."""
@@ -191,7 +191,7 @@ def _means(runs: Sequence[Run], measure: Measure) -> Chart:
     f'{measure.title}: mean of the sites',
     'Strict; the lighter bar behind is lenient.' if others else '', charts.bars(
       f'means-{measure.key}',
-      f'{measure.title}: mean{"" if measure.written else " F1"} of every regime, see the table '
+      f'{measure.title}: mean{"" if measure.of_text else " F1"} of every regime, see the table '
       'before',
       ['in-domain sites'], values, measure.unit, *lighter),
     list(enumerate(run.name for run in shown)), marks=False)
@@ -227,7 +227,7 @@ def cross_section(runs: Sequence[Run]) -> Section:
         if other is not run and not other.summary.get('cross_site')][:_CROSSED]
       columns = list(dict.fromkeys(site for _, row in rows for site in row))[:_CROSSED]
       values = np.array([[_crossed(row.get(site), measure) for site in columns] for _, row in rows])
-      scored = measure.title if measure.written else 'Strict F1'
+      scored = measure.title if measure.of_text else 'Strict F1'
       blocks.append(Charts([Chart(
         f'{measure.title}: {run.name}',
         f'{scored}. Rows: whose adapter, or which regime. Columns: where it was tested.',
@@ -244,7 +244,7 @@ def cross_section(runs: Sequence[Run]) -> Section:
 
 def _crossing(run: Run) -> list[Measure]:
   """The measures of which a heat map is drawn."""
-  return measured([run], BY_TYPE) or [one for one in measured([run]) if one.written][:2]
+  return measured([run], BY_TYPE) or [one for one in measured([run]) if one.of_text][:2]
 
 
 def _crossed(tasks: dict | None, measure: Measure) -> float:

@@ -10,7 +10,7 @@ from fedmedjax.report.measures import asks_text
 from fedmedjax.report.rates import groups, out_of, rates
 from fedmedjax.report.runs import method_name
 from fedmedjax.report.set_aside import set_aside
-from fedmedjax.report.text_tables import is_of_rows, row_table, written_table
+from fedmedjax.report.text_tables import is_of_rows, row_table, text_score_table
 from fedmedjax.report.warnings import is_unreadable
 from fedmedjax.runtime.progress import Reporter
 
@@ -207,7 +207,7 @@ def show(summary: dict, reporter: Reporter) -> None:
   if has_relations(summary['scores']):
     reporter.say(relation_table(summary))
   if asks_text(summary):
-    reporter.say(written_table(summary))
+    reporter.say(text_score_table(summary))
   for line in (api_lines if 'api' in summary else cost_lines)(summary):
     reporter.say(line)
   for warning in summary.get('warnings', ()):

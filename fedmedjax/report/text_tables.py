@@ -65,16 +65,16 @@ def mean_of(scores: Mapping, sites: Sequence[str], measure: Measure) -> str:
   return f'{sum(found) / len(found):.3f}' if found else '-'
 
 
-def written_measures(rows: Mapping[str, dict]) -> list[Measure]:
+def text_measures(rows: Mapping[str, dict]) -> list[Measure]:
   """The metrics of the own tasks of runs, in order."""
   return [measure for measure in measures_of(
-    tasks for row in rows.values() for tasks in row['scores'].values()) if measure.written]
+    tasks for row in rows.values() for tasks in row['scores'].values()) if measure.of_text]
 
 
-def written_table(summary: dict) -> Table:
+def text_score_table(summary: dict) -> Table:
   """All scores of every site, beside those of the adapter for all, where sites have their own, and
   those of the untrained model."""
-  measures = written_measures({'': summary})
+  measures = text_measures({'': summary})
   first = measures[0]
   table = Table(
     title=f'Scores, {method_name(summary)}, seed {summary["seed"]} [95 % by source]',
@@ -100,11 +100,11 @@ def written_table(summary: dict) -> Table:
   return table
 
 
-def written_comparison(
+def text_comparison(
   rows: dict[str, dict], sites: Sequence[str], external: Sequence[str]
 ) -> Table:
   """Regime x site: the first metric, means of it and of all others, and what was sent."""
-  first, *others = written_measures(rows)
+  first, *others = text_measures(rows)
   table = Table(title=f'{first.title} by regime [95 % by source]')
   table.add_column('regime', no_wrap=True)
   # Blanks, so that long names wrap between words.

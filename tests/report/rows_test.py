@@ -80,7 +80,7 @@ def test_the_last_screen_of_a_run(runs, capsys):
   """Exact match 0.9 and 0.7, mean 0.8, elsewhere 0.5, all 0 before training; of each gain -2 or -4:
   -2.2 and -2.6; and a number for all rows. Nothing was read, so nothing is unreadable."""
   summary = files.read_json(runs['fed_medlora'] / 'summary.json')
-  said = printed(text_tables.written_table(summary))
+  said = printed(text_tables.text_score_table(summary))
   for words in (
       'site exact match my.gain whole zero-shot exact match zero-shot my.gain zero-shot whole',
       'icu 0.900 -2.200 7.250 0.000 -4.000 7.250', 'ward 0.700 -2.600 7.250',
@@ -98,7 +98,7 @@ def test_the_last_screen_of_a_run(runs, capsys):
   many = {f'm{i}': {'value': 0.5, 'ci95': None} for i in range(6)}
   few = summary | {'scores': {'icu': {'text': many}}, 'zero_shot': {'scores': {
     'icu': {'text': many}}, 'trained': {'icu': {'text': many}}, 'sentences': {'icu': 3}}}
-  said = printed(text_tables.written_table(few))
+  said = printed(text_tables.text_score_table(few))
   assert 'm5 zero-shot m0 ' in said and 'zero-shot m1' not in said
   assert 'Zero-shot is of 3 rows a cohort, on which the run has a mean m0 of 0.500' in said
 
@@ -131,7 +131,7 @@ def test_points_for_tensorboard(runs, tmp_path):
 def test_regimes_beside_each_other(runs):
   """0.8 and 0.5 over the same ten rows of each: 0.3 and 0.3 are gained; of 'my.gain' 2 x 0.3."""
   rows = loaded(runs)
-  said = printed(text_tables.written_comparison(
+  said = printed(text_tables.text_comparison(
     {name: one.summaries[0] for name, one in rows.items()}, SITES, (ELSEWHERE,)))
   assert ('regime icu ward mean elsewhere (external) mean my.gain mean whole steps MB sent '
           'fed_medlora 0.900 0.700 0.800 0.500 -2.400 7.250 8 2 ') in said
