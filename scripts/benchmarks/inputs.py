@@ -46,6 +46,11 @@ SHAPES = {
   'llama31_8b': _LLAMA3 | dict(
     hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=8, head_dim=128, tie_word_embeddings=False, rope_parameters=_rope(8.0)),
+  'qwen3_4b': dict(
+    model_type='qwen3', vocab_size=151_936, rms_norm_eps=1e-6, max_position_embeddings=40_960,
+    hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
+    num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+    rope_parameters={'rope_type': 'default', 'rope_theta': 1_000_000.0}),
   'width_256': dict(
     model_type='llama', vocab_size=49_152, rms_norm_eps=1e-5, max_position_embeddings=8192,
     hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,

@@ -1,0 +1,120 @@
+"""The rows of docs/accelerators.md: which programs are compiled for which devices."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedmedjax.types import InputError
+
+# Two cohorts that annotate the same types, so that their notes can be dealt out.
+_NOTES = "--config.data.sites=('synthetic_icu','synthetic_dictation')"
+# Name in the table -> the configuration and its keys.
+MODELS = {
+  'llama32_1b': ('llama32_1b', ('--config.model.quantization=none',)),
+  'llama31_8b': ('llama31_8b', ('--config.model.quantization=none',)),
+  'llama31_8b_nf4': ('llama31_8b', ()),
+  'qwen3_4b': ('qwen3_4b', ('--config.model.quantization=none',))}
+# Name -> (topology, keys of the mesh).
+DEVICES = {
+  'h100': ('h100:1', ()),
+  'h100x8_fsdp': ('h100:8', ('--config.mesh.fsdp=8',)),
+  'h100x8_tensor': ('h100:8', ('--config.mesh.tensor=8',)),
+  'v5e': ('v5e:1x1', ()),
+  'v5e_8_fsdp': ('v5e:2x4', ('--config.mesh.fsdp=8',)),
+  'v5e_8_tensor': ('v5e:2x4', ('--config.mesh.tensor=8',)),
+  'v5p': ('v5p:1x1x1', ())}
+SITES = (1, 3, 8, 16)
+
+
+class Row(NamedTuple):
+  """A program to compile, and its command line."""
+
+  name: str
+  arguments: tuple[str, ...]
+
+
+def rows() -> Iterator[Row]:
+  """All rows: each model's round on each device, then validation and decoding at 8 sites."""
+  for program, counts in (('round', SITES), ('validate', (8,)), ('decode', (8,))):
+    for device, (topology, mesh) in DEVICES.items():
+      for model, (config, keys) in MODELS.items():
+        for sites in counts:
+          yield Row(f'{program}/{model}/{device}/{sites}', (
+            f'--topology={topology}', f'--config=configs/{config}.py', f'--sites={sites}',
+            f'--program={program}', _NOTES, *keys, *mesh))
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+  """The rows of a file by name; InputError for what is no row."""
+  if not path.exists():
+    return {}
+  out = {}
+  for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+      row = json.loads(line)
+      out[row['name']] = row
+    except (ValueError, TypeError, KeyError):
+      raise InputError(f'{path}:{number}: not a row of this table') from None
+  return out
+
+
+def compile_missing(
+  program: Path, out: Path, only: Sequence[str], minutes: float, listing: bool,
+  say: Callable[[str], None],
+) -> None:
+  """Compiles the rows that `out` lacks, each in a process of its own, and appends them.
+
+  A row that the compiler refuses is a row, too; one that fails for another reason is named, and
+  tried again by the next call.
+
+  Args:
+    program: scripts/aot.py.
+    out: file of the rows.
+    only: parts of names; a row with any of them is wanted, () = all.
+    minutes: no row begins later; 0 = no limit.
+    listing: name the missing rows and stop.
+    say: is told of every row.
+
+  Raises:
+    RuntimeError: rows failed.
+  """
+  begun, done, failed = time.monotonic(), read(out), []
+  missing = [row for row in rows() if row.name not in done and (
+    not only or any(part in row.name for part in only))]
+  for place, row in enumerate(missing):
+    if listing:
+      say(row.name)
+      continue
+    if minutes and time.monotonic() - begun > 60 * minutes:
+      say(f'{len(missing) - place} rows are left')
+      break
+    say(f'{place + 1} of {len(missing)}: {row.name}')
+    with tempfile.TemporaryDirectory() as folder:
+      file = Path(folder, 'row.json')
+      call = subprocess.run(
+        [sys.executable, str(program), *row.arguments, f'--json={file}'],
+        cwd=program.parents[1], capture_output=True, text=True)
+      if call.returncode or not file.exists():
+        failed.append(row.name)
+        say(f'  failed: {(call.stderr.strip().splitlines() or ["no message"])[-1]}')
+        continue
+      found = json.loads(file.read_text())
+    with out.open('a') as rows_file:
+      rows_file.write(json.dumps({'name': row.name} | found) + '\n')
+    say('  ' + summary(found))
+  if failed:
+    raise RuntimeError(f'{len(failed)} rows failed: {", ".join(failed)}')
+
+
+def summary(row: dict[str, Any]) -> str:
+  """A row in a line."""
+  if 'refused' in row:
+    return f"refused: {row['refused']}"
+  return (
+    f"{row['total_gib']:.2f} of {row['device_gib']} GiB ({row['arguments_gib']:.2f} arguments, "
+    f"{row['temporaries_gib']:.2f} temporaries), compiled in {row['compile_seconds']:.0f} s")
