@@ -1,8 +1,8 @@
 """Compiles a run's program for accelerators that are not there, and says what it needs.
 
     bash scripts/aot_environment.sh                     # once: .venv-aot, Python 3.12 or newer
-    .venv-aot/bin/python scripts/aot.py --topology=h100:1 --config=configs/llama31_8b.py --sites=8 \\
-      [--config.KEY=...] [--program=round|validate|decode] [--top=10] [--dump=FOLDER]
+    .venv-aot/bin/python scripts/aot.py --topology=h100:1 --config=configs/llama31_8b.py \\
+      [--config.KEY=...] [--sites=8] [--program=round|validate|decode] [--top=10] [--dump=FOLDER]
     .venv-aot/bin/python scripts/aot.py --table --out=docs/aot.jsonl [--only=h100] [--minutes=60]
 
 Topologies: v5e:1x1, v5e:2x4, v5p:1x1x1, v5p:2x2x1, v6e:..., h100:1, h100:8; a run takes those of
@@ -25,6 +25,8 @@ from fedmedjax.runtime.cli import guarded, read_flags
 from fedmedjax.types import InputError
 
 PROGRAMS = ('round', 'validate', 'decode')
+# Pattern of the names that XLA has for them.
+_MODULES = 'round_fn|validate|generate'
 
 
 def define(values: flags.FlagValues) -> None:
@@ -60,9 +62,7 @@ def one(argv: list[str]) -> None:
     dump = Path(values.dump or scratch)
     if any(dump.glob('*')):
       raise InputError(f'--dump={dump}: an empty folder is allowed')
-    devices.prepare_environment(
-      topology, dump, {'round': 'round_fn', 'validate': 'validate', 'decode': 'generate'}[
-        values.program])
+    devices.prepare_environment(topology, dump, _MODULES)
     # Imported here, since JAX reads its environment when it is imported.
     from absent import compiled
     from fedmedjax.experiment.config import validate

@@ -16,7 +16,7 @@ from absent.programs import PROGRAMS, Absent, asked_of, study_of
 from fedmedjax import tree
 from fedmedjax.experiment.execution import Execution
 from fedmedjax.model.dtypes import DTYPES
-from fedmedjax.model.sharding import FSDP, TENSOR
+from fedmedjax.model.sharding import FSDP
 from fedmedjax.runtime.cli import versions
 from fedmedjax.train import memory
 from fedmedjax.types import InputError
@@ -38,29 +38,48 @@ class Asked(NamedTuple):
 def compiled_row(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
   """What the compiler says of the program: a row of the table, numbers in GiB of one device.
 
+  Of the executions that the configuration allows it is the first that fits, as in a run: those that
+  cannot fit by the planner's estimate are skipped, others compiled. Where none fits, the last one's
+  numbers are told.
+
   Raises:
-    InputError: as a run would for this configuration, or the compiler says that it does not fit.
+    InputError: as a run would for this configuration.
   """
   jax.config.update('jax_traceback_in_locations_limit', 100)  # source lines of buffers
   with asked_of(asked.devices, 'gpu' if asked.topology.gpu else 'tpu'):
     absent = study_of(asked.config, asked.devices)
-    execution = absent.study.executions[0]
-    say(described(asked, absent, execution))
-    begun = time.monotonic()
-    lowered = PROGRAMS[asked.program].lowered(absent, execution)
-    estimated = _estimated(absent, execution) if asked.program == 'round' else {}
-    traced = time.monotonic()
-    try:
-      compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-      line = next(iter(str(error).splitlines()), '')
-      return _identity(asked, absent, execution) | estimated | {
-        'refused': line[:200], 'compile_seconds': time.monotonic() - traced}
-    seconds = time.monotonic() - traced
-  row = _identity(asked, absent, execution) | _memory(asked, compiled) | estimated
-  row |= _work(compiled, lowered) | {
-    'trace_seconds': traced - begun, 'compile_seconds': seconds}
-  return row | _texts(asked, absent, compiled.as_text())
+    order, limit = absent.study.executions, memory.SHARE * MEMORY_GIB[asked.topology.kind]
+    estimate = memory.estimate(absent.study, absent.inputs)
+    base = _held(absent.study.trainable.base) / GIB
+    row: dict[str, Any] = {}
+    for execution in order:
+      estimated = estimate(execution) / GIB
+      if asked.program != 'decode' and execution != order[-1] and base + estimated > limit:
+        continue
+      say(described(asked, absent, execution))
+      for file in asked.dump.glob('*'):  # of the execution before
+        file.unlink()
+      row = _identity(asked, absent, execution) | {
+        'estimated_gib': estimated} | _compiled(asked, absent, execution)
+      if row.get('fits') or asked.program == 'decode':
+        break
+  return row
+
+
+def _compiled(asked: Asked, absent: Absent, execution: Execution) -> dict[str, Any]:
+  """The compiler's part of a row, of one execution."""
+  begun = time.monotonic()
+  lowered = PROGRAMS[asked.program](absent, execution)
+  traced = time.monotonic()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    line = next(iter(str(error).splitlines()), '')
+    return {'refused': line[:200], 'compile_seconds': time.monotonic() - traced}
+  seconds = time.monotonic() - traced
+  return _memory(asked, compiled) | _work(compiled, lowered) | {
+    'trace_seconds': traced - begun, 'compile_seconds': seconds} | _texts(
+      asked, absent, compiled.as_text())
 
 
 def described(asked: Asked, absent: Absent, execution: Execution) -> str:
@@ -91,11 +110,6 @@ def _plugin(one: Topology) -> dict[str, str]:
   return {name: importlib.metadata.version(name)}
 
 
-def _estimated(absent: Absent, execution: Execution) -> dict[str, Any]:
-  """The planner's guess before anything is compiled."""
-  return {'estimated_gib': memory.estimate(absent.study, absent.inputs)(execution) / GIB}
-
-
 def _memory(asked: Asked, compiled: Any) -> dict[str, Any]:
   counted = compiled.memory_analysis()
   sizes = {
@@ -122,12 +136,10 @@ def _texts(asked: Asked, absent: Absent, text: str) -> dict[str, Any]:
   alive = hlo.fullest(
     hlo.parsed(text, PACKAGE), assignment, hlo.report(asked.dump, 'live-range'))
   shape, base = absent.study.data.base.config, absent.study.trainable.base
-  mesh = asked.config.mesh
-  kernels = [
-    (d_in // a, d_out // b) for d_in, d_out in map(shape.projection_shape, shape.projections)
-    for a in {1, mesh.fsdp, mesh.tensor} for b in {1, mesh.fsdp, mesh.tensor}]
   copies = hlo.base_copies(
-    assignment, kernels, shape.num_layers, DTYPES[asked.config.model.dtype].dtype.itemsize)
+    assignment, _kernel_shapes(base) or set(map(shape.projection_shape, shape.projections)),
+    shape.num_layers,
+    DTYPES[asked.config.model.dtype].dtype.itemsize)
   return {
     'collectives': hlo.collectives(text),
     'base_on_a_device': _held(base) / tree.num_bytes(base),
@@ -136,6 +148,20 @@ def _texts(asked: Asked, absent: Absent, text: str) -> dict[str, Any]:
     'buffers': [
       {'gib': one.bytes / GIB, 'shape': one.shape, 'source': one.source,
        'operation': one.operation[-90:]} for one in alive[:asked.top]]}
+
+
+def _kernel_shapes(base: Any) -> set[tuple[int, int]]:
+  """(D_in, D_out) of kernels that are arrays, as they lie on a device and gathered over 'fsdp'."""
+  out = set()
+  for path, leaf in zip(tree.paths(base), jax.tree.leaves(base), strict=True):
+    if path.endswith('kernel'):
+      here = list(leaf.sharding.shard_shape(leaf.shape))
+      out.add(tuple(here[1:]))
+      for place, entry in enumerate(getattr(leaf.sharding, 'spec', ())):
+        if entry == FSDP:
+          here[place] = leaf.shape[place]
+      out.add(tuple(here[1:]))
+  return out
 
 
 def _held(base: Any) -> int:
@@ -181,8 +207,3 @@ def with_sites(config: ConfigDict, sites: int) -> None:
     raise InputError(f'--sites={sites}: an integer >= 0 is allowed')
   if sites:
     config.data.partition.update(kind='iid', unit='sentence', sites=sites)
-
-
-def devices_of(config: ConfigDict) -> int:
-  """How many devices the mesh of a configuration takes at least."""
-  return max(1, config.mesh.site) * config.mesh[FSDP] * config.mesh[TENSOR]

@@ -130,13 +130,6 @@ def lowered_decoding(absent: Absent, execution: Any) -> Any:
       x.shape, x.dtype, sharding=absent.whole), program.arguments))
 
 
-class Kind(NamedTuple):
-  """A value of --program."""
-
-  lowered: Callable[[Absent, Any], Any]
-  module: str  # pattern of the name that XLA has for it
-
-
-PROGRAMS = {
-  'round': Kind(lowered_round, 'round_fn'), 'validate': Kind(lowered_validation, 'validate'),
-  'decode': Kind(lowered_decoding, 'generate')}
+# Value of --program -> (study, execution) lowered.
+PROGRAMS: dict[str, Callable[[Absent, Any], Any]] = {
+  'round': lowered_round, 'validate': lowered_validation, 'decode': lowered_decoding}
