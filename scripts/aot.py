@@ -3,7 +3,8 @@
     bash scripts/aot_environment.sh                     # once: .venv-aot, Python 3.12 or newer
     .venv-aot/bin/python scripts/aot.py --topology=h100:1 --config=configs/llama31_8b.py \\
       [--config.KEY=...] [--sites=8] [--program=round|validate|decode] [--top=10] [--dump=FOLDER]
-    .venv-aot/bin/python scripts/aot.py --table --out=docs/aot.jsonl [--only=h100] [--minutes=60]
+    .venv-aot/bin/python scripts/aot.py --table --out=docs/aot.jsonl [--only=h100] [--minutes=60] \\
+      [--page=docs/accelerators.md]
 
 Topologies: v5e:1x1, v5e:2x4, v5p:1x1x1, v5p:2x2x1, v6e:..., h100:1, h100:8; a run takes those of
 them that config.mesh asks for. Nothing is run: weights are shapes, no answer is checked, no time is
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
-from absent import devices, table
+from absent import devices, page, table
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.runtime.cli import guarded, read_flags
 from fedmedjax.types import InputError
@@ -49,6 +50,8 @@ def define_table(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'only', '', 'Rows whose name has this in it only; a comma between several.', flag_values=values)
   flags.DEFINE_float('minutes', 0.0, 'Begin no row later; 0 = no limit.', flag_values=values)
+  flags.DEFINE_string(
+    'page', None, 'Page whose tables are made anew of the rows, at the end.', flag_values=values)
   flags.DEFINE_bool('list', False, 'Only name the rows that are missing.', flag_values=values)
 
 
@@ -83,8 +86,12 @@ def main(argv: list[str]) -> int:
       return
     values = read_flags(argv, define_table, ('out',))
     only = tuple(filter(None, values.only.split(',')))
-    table.compile_missing(
-      Path(__file__), Path(values.out), only, values.minutes, values.list, print)
+    try:
+      table.compile_missing(
+        Path(__file__), Path(values.out), only, values.minutes, values.list, print)
+    finally:
+      if values.page:
+        page.fill(Path(values.page), table.read(Path(values.out)))
 
   return guarded(body)
 

@@ -29,6 +29,7 @@ DEVICES = {
   'v5e_8_tensor': ('v5e:2x4', ('--config.mesh.tensor=8',)),
   'v5p': ('v5p:1x1x1', ())}
 SITES = (1, 3, 8, 16)
+CHUNKS = (1, 2, 4, 8)
 
 
 class Row(NamedTuple):
@@ -39,7 +40,7 @@ class Row(NamedTuple):
 
 
 def rows() -> Iterator[Row]:
-  """All rows: each model's round on each device, then validation and decoding at 8 sites."""
+  """All rows: rounds by model, device and sites; validation and decoding; sites at once."""
   for program, counts in (('round', SITES), ('validate', (8,)), ('decode', (8,))):
     for device, (topology, mesh) in DEVICES.items():
       for model, (config, keys) in MODELS.items():
@@ -47,6 +48,12 @@ def rows() -> Iterator[Row]:
           yield Row(f'{program}/{model}/{device}/{sites}', (
             f'--topology={topology}', f'--config=configs/{config}.py', f'--sites={sites}',
             f'--program={program}', _NOTES, *keys, *mesh))
+  topology, _ = DEVICES['h100']
+  config, keys = MODELS['llama31_8b']
+  for chunk in CHUNKS:
+    yield Row(f'chunk/llama31_8b/h100/8/{chunk}', (
+      f'--topology={topology}', f'--config=configs/{config}.py', '--sites=8', _NOTES, *keys,
+      f'--config.fed.chunk={chunk}', '--config.model.remat=products'))
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
