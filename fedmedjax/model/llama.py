@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from fedmedjax.model.attention import SAVED, Attention, Window
+from fedmedjax.model.attention import SAVED, WIDE, Attention, Window
 from fedmedjax.model.llama_config import PROJECTIONS as PROJECTIONS
 from fedmedjax.model.llama_config import LlamaConfig as LlamaConfig
 from fedmedjax.model.quant import matmul
@@ -54,6 +54,7 @@ class Linear(nn.Module):
   lora_scale: float
   use_bias: bool = False
   fetch: Fetch = as_stored
+  saved_as: str = SAVED  # the name by which REMAT knows what it gives
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -67,7 +68,7 @@ class Linear(nn.Module):
       a = self.get_variable('lora', 'a').astype(x.dtype)
       b = self.get_variable('lora', 'b').astype(x.dtype)
       y = y + checkpoint_name(x @ a * self.lora_scale, SAVED) @ b
-    return checkpoint_name(y, SAVED)
+    return checkpoint_name(y, self.saved_as)
 
   def _product(self, x: Array, kernel: Any) -> Array:
     """x @ kernel, [T, D_in] -> [T, D_out].
@@ -83,6 +84,12 @@ class Linear(nn.Module):
     return jax.checkpoint(product, prevent_cse=False)(x, kernel)
 
 
+def _made_again(function: Callable[..., Array]) -> Callable[..., Array]:
+  """The same function; its gradient keeps the arguments, and nothing of what lies between."""
+  # Without a barrier against CSE, as in the scan below: what is merged costs no more memory there.
+  return jax.checkpoint(function, prevent_cse=False)
+
+
 class RMSNorm(nn.Module):
   """Division by the root of the mean square, times a weight or 1 + it: [..., D] -> [..., D].
 
@@ -95,9 +102,11 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     weight = self.param('weight', nn.initializers.ones, (x.shape[-1],), x.dtype)
+    return _made_again(self._normalised)(x, weight.reshape((1,) * (x.ndim - 1) + (-1,)))
+
+  def _normalised(self, x: Array, weight: Array) -> Array:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-    weight = weight.reshape((1,) * (x.ndim - 1) + (-1,))
     if self.plus_one:  # rounded once, after the product: 1 + weight has few digits in 16 bits
       return ((1.0 + weight.astype(wide.dtype)) * wide).astype(x.dtype)
     return weight * wide.astype(x.dtype)
@@ -125,18 +134,18 @@ class Layer(nn.Module):
     if rotation is not None:  # which of two this layer has
       cos, sin = cos[rotation], sin[rotation]
 
-    def linear(name: str, inputs: Array) -> Array:
+    def linear(name: str, inputs: Array, saved_as: str = SAVED) -> Array:
       features = config.projection_shape(name)[1]
       return Linear(
-        features, self.lora_scale, name in config.biases, self.fetch, name=name)(inputs)
+        features, self.lora_scale, name in config.biases, self.fetch, saved_as, name=name)(inputs)
 
     def norm(name: str, inputs: Array) -> Array:
       return RMSNorm(config.rms_norm_eps, config.norm_plus_one, name=name)(inputs)
 
-    def parts_of(fused: str, ends: tuple[int, ...], inputs: Array):
+    def parts_of(fused: str, ends: tuple[int, ...], inputs: Array, saved_as: str = SAVED):
       """Returns the function (place, name) -> a part of one fused product, or a product alone."""
-      whole = jnp.split(linear(fused, inputs), ends, axis=-1) if config.fused else ()
-      return lambda place, name: whole[place] if whole else linear(name, inputs)
+      whole = jnp.split(linear(fused, inputs, saved_as), ends, axis=-1) if config.fused else ()
+      return lambda place, name: whole[place] if whole else linear(name, inputs, saved_as)
 
     def heads(values: Array) -> Array:
       return values.reshape(values.shape[0], -1, config.head_dim)
@@ -155,9 +164,9 @@ class Layer(nn.Module):
     out = linear('o_proj', out.reshape(x.shape[0], -1))
     x = x + (norm('after_attention_norm', out) if config.norms_after else out)
     h = norm('before_mlp_norm' if config.norms_after else 'post_norm', x)
-    part = parts_of('gate_up_proj', (config.intermediate_size,), h)
-    gate = ACTIVATIONS[config.activation](part(0, 'gate_proj'))
-    out = linear('down_proj', gate * part(1, 'up_proj'))
+    part = parts_of('gate_up_proj', (config.intermediate_size,), h, WIDE)
+    gated = _made_again(lambda gate, up: ACTIVATIONS[config.activation](gate) * up)
+    out = linear('down_proj', gated(part(0, 'gate_proj'), part(1, 'up_proj')))
     return x + (norm('after_mlp_norm', out) if config.norms_after else out), kept
 
 
@@ -166,7 +175,9 @@ class Layer(nn.Module):
 REMAT = {
   'none': None,
   # Products with weights, and attention's results; all else is made again from these.
-  'products': jax.checkpoint_policies.save_only_these_names(SAVED),
+  'products': jax.checkpoint_policies.save_only_these_names(SAVED, WIDE),
+  # Of these, not the widest, which are two thirds of the memory: gate's and up's.
+  'narrow_products': jax.checkpoint_policies.save_only_these_names(SAVED),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
