@@ -85,24 +85,27 @@ class Linear(nn.Module):
 
 
 def _made_again(function: Callable[..., Array]) -> Callable[..., Array]:
-  """The same function; its gradient keeps the arguments, and nothing of what lies between."""
-  # Without a barrier against CSE, as in the scan below: what is merged costs no more memory there.
+  """The same function, whose gradient keeps its arguments only and computes it again."""
+  # Without a barrier against CSE: inside a scan there is nothing to merge.
   return jax.checkpoint(function, prevent_cse=False)
 
 
 class RMSNorm(nn.Module):
   """Division by the root of the mean square, times a weight or 1 + it: [..., D] -> [..., D].
 
-  Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
+  Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467. With `again` its
+  gradient keeps x rather than float32 arrays of that shape.
   """
 
   eps: float
   plus_one: bool = False
+  again: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     weight = self.param('weight', nn.initializers.ones, (x.shape[-1],), x.dtype)
-    return _made_again(self._normalised)(x, weight.reshape((1,) * (x.ndim - 1) + (-1,)))
+    normalised = _made_again(self._normalised) if self.again else self._normalised
+    return normalised(x, weight.reshape((1,) * (x.ndim - 1) + (-1,)))
 
   def _normalised(self, x: Array, weight: Array) -> Array:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -120,12 +123,16 @@ class Layer(nn.Module):
   """One block: x [T, D] -> (x [T, D], what `attention` keeps for its cache).
 
   Its signature is that of a scan body: the carry, then inputs of each layer, then shared ones.
+  With `again` the gradient makes norms and the gated product again: they cost no product with
+  weights, and kept they would be a third of a layer. It is for a layer that is not under remat as a
+  whole, which rounds differently.
   """
 
   config: LlamaConfig
   lora_scale: float
   attention: Attention
   fetch: Fetch = as_stored
+  again: bool = False
 
   @nn.compact
   def __call__(self, x: Array, cache: Any, window: Any, rotation: Any, cos: Array, sin: Array,
@@ -140,7 +147,7 @@ class Layer(nn.Module):
         features, self.lora_scale, name in config.biases, self.fetch, saved_as, name=name)(inputs)
 
     def norm(name: str, inputs: Array) -> Array:
-      return RMSNorm(config.rms_norm_eps, config.norm_plus_one, name=name)(inputs)
+      return RMSNorm(config.rms_norm_eps, config.norm_plus_one, self.again, name=name)(inputs)
 
     def parts_of(fused: str, ends: tuple[int, ...], inputs: Array, saved_as: str = SAVED):
       """Returns the function (place, name) -> a part of one fused product, or a product alone."""
@@ -165,15 +172,19 @@ class Layer(nn.Module):
     x = x + (norm('after_attention_norm', out) if config.norms_after else out)
     h = norm('before_mlp_norm' if config.norms_after else 'post_norm', x)
     part = parts_of('gate_up_proj', (config.intermediate_size,), h, WIDE)
-    gated = _made_again(lambda gate, up: ACTIVATIONS[config.activation](gate) * up)
-    out = linear('down_proj', gated(part(0, 'gate_proj'), part(1, 'up_proj')))
+
+    def gated(gate: Array, up: Array) -> Array:
+      return ACTIVATIONS[config.activation](gate) * up
+
+    out = linear('down_proj', (_made_again(gated) if self.again else gated)(
+      part(0, 'gate_proj'), part(1, 'up_proj')))
     return x + (norm('after_mlp_norm', out) if config.norms_after else out), kept
 
 
 # Which results of a layer are kept for the backward pass, from most to least: value of
 # config.model.remat -> jax.checkpoint's policy.
 REMAT = {
-  'none': None,
+  'none': None,  # but see `Layer.again`
   # Products with weights, and attention's results; all else is made again from these.
   'products': jax.checkpoint_policies.save_only_these_names(SAVED, WIDE),
   # Of these, not the widest, which are two thirds of the memory: gate's and up's.
@@ -219,7 +230,8 @@ class Llama(nn.Module):
       split_rngs={'params': True},
       in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
       length=config.num_layers,
-    )(config, self.lora_scale, self.attention, self.fetch, name='layers')
+    )(config, self.lora_scale, self.attention, self.fetch, REMAT[self.remat] is None,
+      name='layers')
     cos, sin = rope(positions, config, self.dtype, reach)
     windows = rotations = None
     if any(config.windows):
