@@ -33,7 +33,7 @@ from fedmedjax.model.rotary import rotate
 Array = jax.Array
 
 # (path such as 'layers/q_proj/kernel', weights of one layer) -> the same weights, brought to the
-# device that computes with them.
+# device that computes with them. One that is not `as_stored` has `rows`, too, for a table's.
 Fetch = Callable[[str, Any], Any]
 
 
@@ -239,7 +239,7 @@ class Llama(nn.Module):
       windows = jnp.asarray([size or farthest for size in config.windows], jnp.int32)
     if config.local_rope_theta:
       rotations = jnp.asarray([size > 0 for size in config.windows], jnp.int32)
-    x = embedding[tokens]
+    x = embedding[tokens] if self.fetch is as_stored else self.fetch.rows(embedding, tokens)
     if config.scaled_embedding:
       x = x * jnp.asarray(config.hidden_size**0.5, self.dtype)
     x, kept = layers(x, cache, windows, rotations, cos, sin, positions, context)
