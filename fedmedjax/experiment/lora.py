@@ -1,5 +1,6 @@
 """A LLaMA with LoRA adapters as what a study trains: its notes, parts and predictions."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,8 @@ from fedmedjax.eval.generation import check_context, most_new_tokens
 from fedmedjax.eval.prompt import instructions, shown_examples
 from fedmedjax.experiment import meshes
 from fedmedjax.experiment.notes import Corpora, encode_sites, watched_sites
-from fedmedjax.experiment.types import Data, Trainable
+from fedmedjax.experiment.types import Data, DeviceShare, Trainable
+from fedmedjax.model.attention import Attention
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.files.convert import BaseModel, Placement, parameter_count
@@ -33,10 +35,20 @@ from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, check_lora, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
-from fedmedjax.model.sharding import base_shardings, fetch_on, head_parts
+from fedmedjax.model.sharding import (
+  FSDP,
+  TENSOR,
+  base_shardings,
+  fetch_on,
+  head_parts,
+  tensor_share,
+)
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.words import SHOTS
 from fedmedjax.types import InputError, SiteCorpus
+
+# Kernels of a layer, the largest ones, of which copies live at once: those of the MLP.
+_CUT_OUT = 3
 
 
 def load_lora_data(
@@ -200,12 +212,12 @@ def lora_trainable(
   forcer = forcing.forcer(
     llama(packed, fetch=fetch_on(mesh)), base.tokenizer, sites, batch_size) if (
       teacher_forced) else None
+  adapter = given or init_adapter(jax.random.key(seed), base.config, lora)
   return Trainable(
     loss_fn=lambda remat: partial(
       packed_loss, llama(packed, remat=remat, fetch=fetch_on(mesh)),
       head_parts=head_parts(mesh, base.config.vocab_size)),
-    adapter=given or init_adapter(jax.random.key(seed), base.config, lora),
-    base=base.params, whole_parameters=parameters,
+    adapter=adapter, base=base.params, whole_parameters=parameters,
     whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained=given,
     answer=partial(evaluate.answer, generator, base.params),
     answer_calls=partial(decoding_calls.answer_calls, generator, base.params),
@@ -214,7 +226,27 @@ def lora_trainable(
       adapter, widened(lora, adapter), folder, base.name, base.inside),
     folder='adapter',
     summary={'instructions': instructions(sites)},
-    forced=forcer and partial(forcing.forced_scores, forcer, base.params))
+    forced=forcer and partial(forcing.forced_scores, forcer, base.params),
+    share=_device_share(base, lora, adapter, packed, dtype, mesh))
+
+
+def _device_share(
+  base: BaseModel, lora: LoraConfig, adapter: dict, attention: Attention, dtype, mesh: Mesh | None
+) -> DeviceShare:
+  """What a device of `mesh` computes; None = there is one device."""
+  tensor, fsdp = (mesh.shape[TENSOR], mesh.shape[FSDP]) if mesh else (1, 1)
+  # A TPU's compiler splits the residual stream, too, so that all is shared alike.
+  even = tensor if jax.default_backend() == 'tpu' else 1
+  config, params = tensor_share(base.config, base.params, tensor // even)
+  sizes = sorted((
+    math.prod(config.projection_shape(name)) for name in config.projections), reverse=True)
+  model = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype)
+  if tensor > even:
+    adapter = jax.eval_shape(lambda: init_adapter(jax.random.key(0), config, lora))
+  return DeviceShare(
+    lambda remat: partial(packed_loss, model(remat=remat)), adapter, params,
+    sum(sizes[:_CUT_OUT]) * jnp.dtype(dtype).itemsize * (1 if fsdp == 1 else 2),
+    config.num_layers, even)
 
 
 def _starting_adapter(folder: Path, base: BaseModel, lora: LoraConfig) -> dict:

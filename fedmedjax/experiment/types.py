@@ -58,6 +58,18 @@ class Options(NamedTuple):
   signal: str = ''       # what weighs a site beside its size; '' = nothing
 
 
+class DeviceShare(NamedTuple):
+  """What one device computes of a model, to estimate memory: shapes only."""
+
+  loss_fn: Callable[[str], LossFn]  # of a key of REMAT
+  adapter: Any
+  base: Any
+  # Bytes of base weights that are brought together, or cut out of the stacked layers, at a time.
+  weights: int = 0
+  layers: int = 1   # whose results are kept one by one for the gradient
+  parts: int = 1    # devices that share all else evenly
+
+
 class Trainable(NamedTuple):
   """A model as the federated round and the scoring see it."""
 
@@ -77,6 +89,7 @@ class Trainable(NamedTuple):
   summary: dict[str, Any]  # further entries of summary.json
   # (adapter, site, advance) -> its scores by teacher forcing; None = it is not asked for
   forced: Callable | None = None
+  share: DeviceShare | None = None  # None = the whole model
 
 
 class Study(NamedTuple):

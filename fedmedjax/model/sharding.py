@@ -3,12 +3,14 @@
 Projections that read the residual stream are split by their outputs over 'tensor', those that
 write to it by their inputs, as in Shoeybi et al., "Megatron-LM: Training Multi-Billion Parameter
 Language Models Using Model Parallelism", arXiv:1909.08053: a block then needs two sums over
-'tensor'. The other dimension is split over 'fsdp' as in stage 3 of Rajbhandari et al., "ZeRO:
-Memory Optimizations Toward Training Trillion Parameter Models", arXiv:1910.02054: a layer is
-gathered when it is computed, in the form in which it is stored. We deviate in that the base is
-frozen: nothing of it is ever reduced or written back. Over 'site' the base is copied.
+'tensor'. Inputs are split over 'fsdp', too, as in stage 3 of Rajbhandari et al., "ZeRO: Memory
+Optimizations Toward Training Trillion Parameter Models", arXiv:1910.02054: a layer is gathered
+when it is computed, in the form in which it is stored. Rows of a kernel are gathered rather than
+columns, since for columns the compiler keeps a transposed copy of all layers. We deviate in that
+the base is frozen: nothing of it is ever reduced or written back. Over 'site' the base is copied.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -34,7 +36,7 @@ RULES: dict[str, dict[int, P]] = {
   'layers/(q|k|v|qkv|gate|up|gate_up)_proj/.+': {
     2: P(None, TENSOR), 3: P(None, FSDP, TENSOR), 4: P(None, FSDP, None, TENSOR)},
   'layers/(o|down)_proj/.+': {
-    2: P(), 3: P(None, TENSOR, FSDP), 4: P(None, TENSOR, None, FSDP)},
+    2: P(), 3: P(None, (TENSOR, FSDP)), 4: P(None, (TENSOR, FSDP))},
 }
 # Rows of a table that are brought together to be looked up in.
 _ROWS_AT_ONCE = 4096
@@ -104,8 +106,8 @@ def _spec_for(mesh: Mesh, path: str, spec: P, shape: tuple[int, ...]) -> P:
       parts *= mesh.shape[axis]
     if size > 1 and size % parts and path not in _MAY_STAY_WHOLE:
       raise InputError(
-        f'config.mesh.{entry}={parts}: {path} is of shape {list(shape)}, and its {size} are not '
-        f'divided by {parts}')
+        f'config.mesh.{" x ".join(_axes(entry))}={parts}: {path} is of shape {list(shape)}, and '
+        f'its {size} are not divided by {parts}')
     entries.append(entry if size % parts == 0 else None)
   return P(*entries)
 
@@ -126,7 +128,7 @@ class GatherOverFsdp(NamedTuple):
       spec = _spec_for(self.mesh, full, rule[len(shape)], shape)[stacked:]
       kept = [tuple(axis for axis in _axes(entry) if axis != FSDP) or None for entry in spec]
       # As it lies at first: else what it is a part of might be gathered, and then cut.
-      leaf = jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
+      leaf = jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, P(*spec)))
       return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, P(*kept)))
 
     return jax.tree_util.tree_map_with_path(fetched, weights)
@@ -151,6 +153,32 @@ class GatherOverFsdp(NamedTuple):
 
     return jax.lax.fori_loop(
       0, -(-words // size), see, jnp.zeros((*places.shape, width), table.dtype))
+
+
+def tensor_share(config: LlamaConfig, shapes: Any, parts: int) -> tuple[LlamaConfig, Any]:
+  """What one device of 'tensor' computes with -> (its hyper-parameters, its base by shape).
+
+  It is a model of fewer heads and a narrower MLP; the residual stream has its whole width, and
+  embedding and head are left as they are.
+
+  Args:
+    config: the model's.
+    shapes: the `params` tree, kernels [L, D_in, D_out], arrays or their shapes.
+    parts: devices of 'tensor', which divide the model as `base_shardings` wants it.
+  """
+  def of_one(place, leaf):
+    path = tree.path_string(place)
+    rule = next(rule for pattern, rule in RULES.items() if re.fullmatch(pattern, path))
+    shape = list(leaf.shape)
+    for axis, entry in enumerate(rule[len(shape)] if path.startswith('layers/') else ()):
+      if TENSOR in _axes(entry) and shape[axis] > 1:  # a dimension of 1 holds scales
+        shape[axis] //= parts
+    return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype)
+
+  share = dataclasses.replace(
+    config, num_heads=config.num_heads // parts, num_kv_heads=config.num_kv_heads // parts,
+    intermediate_size=config.intermediate_size // parts)
+  return share, jax.tree_util.tree_map_with_path(of_one, shapes)
 
 
 def fetch_on(mesh: Mesh | None) -> Fetch:

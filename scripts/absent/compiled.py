@@ -158,8 +158,8 @@ def _kernel_shapes(base: Any) -> set[tuple[int, int]]:
       here = list(leaf.sharding.shard_shape(leaf.shape))
       out.add(tuple(here[1:]))
       for place, entry in enumerate(getattr(leaf.sharding, 'spec', ())):
-        if entry == FSDP:
-          here[place] = leaf.shape[place]
+        if FSDP in (entry if isinstance(entry, tuple) else (entry,)):
+          here[place] *= leaf.sharding.mesh.shape[FSDP]
       out.add(tuple(here[1:]))
   return out
 

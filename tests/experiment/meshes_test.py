@@ -200,7 +200,7 @@ def test_a_round_on_a_mesh(shape, chunk, remat, params, alone):
   np.testing.assert_allclose(found[1], alone[1], rtol=1e-6)
   for name in PROJECTIONS:
     kernel = base['layers'][name]['kernel']
-    ways = (fsdp, tensor) if name not in ('o_proj', 'down_proj') else (tensor, fsdp)
+    ways = (fsdp, tensor) if name not in ('o_proj', 'down_proj') else (tensor * fsdp, 1)
     expected = (4, *(size // way for size, way in zip(kernel.shape[1:], ways, strict=True)))
     assert {shard.data.shape for shard in kernel.addressable_shards} == {expected}
   assert {s.data.shape for s in base['embedding'].addressable_shards} == {
