@@ -126,7 +126,7 @@ class GatherOverFsdp(NamedTuple):
       spec = _spec_for(self.mesh, full, rule[len(shape)], shape)[stacked:]
       kept = [tuple(axis for axis in _axes(entry) if axis != FSDP) or None for entry in spec]
       # As it lies at first: else what it is a part of might be gathered, and then cut.
-      leaf = jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
+      leaf = jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, P(*spec)))
       return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, P(*kept)))
 
     return jax.tree_util.tree_map_with_path(fetched, weights)

@@ -174,14 +174,24 @@ def reduced(study: Study, failed: Plan, inputs: tuple, reporter: Reporter) -> Pl
 def _smaller(
   study: Study, inputs: tuple, failed: Execution
 ) -> Callable[[Execution], Execution | None]:
-  """(one without memory) -> the next that is tried: the fastest of those that need less."""
+  """(one without memory) -> the next that is tried: the fastest of those that need a tenth less.
+
+  Where none does, the smallest, if that needs any less; None otherwise.
+  """
   sites, peak = study.communication.sampler.size, _peak()
   if peak is None:
     return partial(smaller, sites=sites, groups=study.groups)
   guess = estimate(study, inputs)
   order = roofline.by_time(
     study, inputs, alternatives(failed, sites, study.groups), guess, peak)
-  return lambda execution: next((one for one in order if guess(one) < guess(execution)), None)
+
+  def after(execution: Execution) -> Execution | None:
+    room = guess(execution)
+    less = [one for one in order if guess(one) < room]
+    return next(
+      (one for one in less if guess(one) <= 0.9 * room), min(less, key=guess, default=None))
+
+  return after
 
 
 def compile_round(
