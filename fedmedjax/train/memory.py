@@ -271,7 +271,7 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
   try:
     counted = program.function.lower(*program.arguments).compile().memory_analysis()
     needed += (
-      counted.temp_size_in_bytes + counted.output_size_in_bytes
+      temporaries(counted) + counted.output_size_in_bytes
       + counted.generated_code_size_in_bytes)
   except jax.errors.JaxRuntimeError as error:
     if not exhausted(error):
