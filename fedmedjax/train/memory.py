@@ -174,14 +174,24 @@ def reduced(study: Study, failed: Plan, inputs: tuple, reporter: Reporter) -> Pl
 def _smaller(
   study: Study, inputs: tuple, failed: Execution
 ) -> Callable[[Execution], Execution | None]:
-  """(one without memory) -> the next that is tried: the fastest of those that need less."""
+  """(one without memory) -> the next that is tried: the fastest of those that need a tenth less.
+
+  Where none does, the smallest, if that needs any less; None otherwise.
+  """
   sites, peak = study.communication.sampler.size, _peak()
   if peak is None:
     return partial(smaller, sites=sites, groups=study.groups)
   guess = estimate(study, inputs)
   order = roofline.by_time(
     study, inputs, alternatives(failed, sites, study.groups), guess, peak)
-  return lambda execution: next((one for one in order if guess(one) < guess(execution)), None)
+
+  def after(execution: Execution) -> Execution | None:
+    room = guess(execution)
+    less = [one for one in order if guess(one) < room]
+    return next(
+      (one for one in less if guess(one) <= 0.9 * room), min(less, key=guess, default=None))
+
+  return after
 
 
 def compile_round(
@@ -214,11 +224,24 @@ def _uses(compiled: Any, inputs: tuple) -> dict[str, int]:
     'base model': _on_device(base), 'state of server and sites': _on_device(state)}
   return given | {
     'examples of the round and of validation': tree.num_bytes(fed),
-    "the round's own room (gradients, moments, activations)": counted.temp_size_in_bytes,
+    "the round's own room (gradients, moments, activations)": temporaries(counted),
     'what it returns beside the state': (
       counted.output_size_in_bytes - counted.alias_size_in_bytes),
     'its program': counted.generated_code_size_in_bytes,
     'all else that is held (libraries, notes)': max(0, device.held() - sum(given.values()))}
+
+
+def temporaries(counted: Any) -> int:
+  """Bytes of a compiled program beside its arguments and results, by the compiler's count.
+
+  They are what its `peak_memory_in_bytes` has beside these, where jax knows a peak: on a TPU the
+  sum of all temporaries (`temp_size_in_bytes`) is more than is ever alive. A peak without even half
+  of them does not count them at all, as on CPUs with jax 0.10.2; then the sum is taken.
+  """
+  every = counted.temp_size_in_bytes
+  alive = getattr(counted, 'peak_memory_in_bytes', 0) - (
+    counted.argument_size_in_bytes + counted.output_size_in_bytes - counted.alias_size_in_bytes)
+  return alive if every / 2 <= alive < every else every
 
 
 def _on_device(arrays: Any) -> int:
@@ -248,7 +271,7 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
   try:
     counted = program.function.lower(*program.arguments).compile().memory_analysis()
     needed += (
-      counted.temp_size_in_bytes + counted.output_size_in_bytes
+      temporaries(counted) + counted.output_size_in_bytes
       + counted.generated_code_size_in_bytes)
   except jax.errors.JaxRuntimeError as error:
     if not exhausted(error):

@@ -141,6 +141,20 @@ def test_what_a_round_needs_by_hand(monkeypatch):
   assert float(plan.compiled(*inputs)[0][0]) == 1.0
 
 
+def test_temporaries_are_those_alive_where_that_is_counted():
+  """100 bytes of arguments and 30 of results, 10 of which take an argument's place; 1,000 bytes of
+  temporaries. A peak of 920 has 800 of them alive. One of 160 leaves them out; 0 is no count."""
+  def counted(**peak):
+    return SimpleNamespace(
+      argument_size_in_bytes=100, output_size_in_bytes=30, alias_size_in_bytes=10,
+      temp_size_in_bytes=1000, **peak)
+
+  assert memory.temporaries(counted(peak_memory_in_bytes=920)) == 800
+  for peak in (160, 0, 1120, 2000):
+    assert memory.temporaries(counted(peak_memory_in_bytes=peak)) == 1000
+  assert memory.temporaries(counted()) == 1000
+
+
 def test_the_fastest_that_fits_is_taken_and_little_else_compiled(monkeypatch):
   """Rounds of 64, 32, 16, 8 (all sites), 32 to 4 (two), 16 to 2 arrays (one), as the budget shrinks
   to 1.5 times each. How much more than guessed the first one needs is expected of the others."""
