@@ -83,12 +83,17 @@ def bert_trainable(
   adapter, base = split_frozen(bert.params)
   base = replicate(mesh, base)
   tagger = tagging.Tagger(model(), bert.labels, max_length, batch_size)
+  def loss_fn(remat: str) -> LossFn:
+    return partial(label_loss, model(remat))
+
   return Trainable(
-    loss_fn=lambda remat: partial(label_loss, model(remat)), adapter=adapter, base=base,
+    loss_fn=loss_fn, adapter=adapter, base=base,
     whole_parameters=tree.size(bert.params), whole_bytes=tree.num_bytes(bert.params),
     # Its classifier is drawn at random: what it says before training means nothing.
     untrained=None,
     answer=partial(tagging.answer, tagger, base),
     answer_calls=partial(tagging.answer_calls, tagger, base),
     largest_answer=partial(tagging.largest_call, tagger, base), save=partial(save_bert, bert),
-    folder='model', summary={'labels': list(bert.labels)})
+    folder='model', summary={'labels': list(bert.labels)},
+    share=DeviceShare(
+      loss_fn, adapter, base, tree.num_bytes(adapter), layers=bert.config.num_layers))

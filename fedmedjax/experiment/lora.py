@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fedmedjax import tree
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.chat import make_encoder
@@ -44,7 +45,7 @@ from fedmedjax.model.sharding import (
 )
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.words import SHOTS
-from fedmedjax.types import InputError, SiteCorpus
+from fedmedjax.types import Batch, InputError, SiteCorpus
 
 # Share of a layer's weights that are cut out of the stacked base at once; fitted to the rows of
 # docs/accelerators.md.
@@ -233,19 +234,29 @@ def lora_trainable(
 def _device_share(
   base: BaseModel, lora: LoraConfig, adapter: dict, attention: Attention, dtype, mesh: Mesh | None
 ) -> DeviceShare:
-  """What a device of `mesh` computes; None = there is one device."""
+  """What a device of `mesh` computes; None = there is one device.
+
+  What the compilers were seen to do: on a GPU the residual stream is whole on each device of
+  'tensor', and the adapter's factors as wide as it; on a TPU all of it is split, and the stream is
+  brought together before and after a block. On a TPU a product reads its part of the stacked base
+  as it lies; on a GPU that part is cut out.
+  """
   tensor, on_tpu = mesh.shape[TENSOR] if mesh else 1, jax.default_backend() == 'tpu'
-  # A TPU's compiler splits the residual stream, too, so that all is shared alike.
   even = tensor if on_tpu else 1
   config, params = tensor_share(base.config, base.params, tensor // even)
   layer = sum(math.prod(config.projection_shape(name)) for name in config.projections)
-  model = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype)
+  model, width = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype), (
+    jnp.dtype(dtype).itemsize)
+  sent = tree.num_bytes(adapter) // (tensor // even)
   if tensor > even:
     adapter = jax.eval_shape(lambda: init_adapter(jax.random.key(0), config, lora))
+
+  def streams(batch: Batch) -> int:
+    return 2 * (batch.prefix.size + batch.tokens.size) * config.hidden_size * width
+
   return DeviceShare(
-    lambda remat: partial(packed_loss, model(remat=remat)), adapter, params,
-    # On a TPU a product reads its part of the stacked base as it lies.
-    0 if on_tpu else int(_CUT_OUT * layer) * jnp.dtype(dtype).itemsize,
+    lambda remat: partial(packed_loss, model(remat=remat)), adapter, params, sent,
+    0 if on_tpu else int(_CUT_OUT * layer) * width, streams if even > 1 else lambda batch: 0,
     config.num_layers, even)
 
 

@@ -64,10 +64,12 @@ class DeviceShare(NamedTuple):
   loss_fn: Callable[[str], LossFn]  # of a key of REMAT
   adapter: Any
   base: Any
-  # Bytes of base weights that are brought together, or cut out of the stacked layers, at a time.
-  weights: int = 0
-  layers: int = 1   # whose results are kept one by one for the gradient
-  parts: int = 1    # devices that share all else evenly
+  sent: int         # bytes of what a site sends
+  weights: int = 0  # bytes of base weights that are cut out of the stacked layers at a time
+  # (shapes of a site's examples) -> bytes of activations brought together from other devices
+  gathered: Callable[[Any], int] = lambda batch: 0
+  layers: int = 0   # that make again one after the other what is not kept; 0 = not known
+  parts: int = 1    # devices that share adapter, what is kept and what is sent evenly
 
 
 class Trainable(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedmedjax import tree
 from fedmedjax.experiment.execution import Execution, sites_at_once
-from fedmedjax.experiment.types import Study
+from fedmedjax.experiment.types import DeviceShare, Study
 
 
 def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
@@ -25,31 +25,37 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
     study: what is trained.
     inputs: arguments of the round, arrays or their shapes.
   """
-  data, share, kept = inputs[2], study.trainable.share, activations(study, inputs)
-  adapter = share.adapter if share else study.trainable.adapter
-  layers, weights, parts = (share.layers, share.weights, share.parts) if share else (1, 0, 1)
+  data, share = inputs[2], device_share(study, inputs)
+  kept, group = activations(study, inputs), group_shapes(study, inputs)
   sites, grouped = study.communication.sampler.size, study.schedule.layout.groups > 1
-  copies = tree.num_bytes(adapter)
-  moments = tree.num_bytes(jax.eval_shape(study.optimizer.transform.init, adapter))
+  copies = tree.num_bytes(share.adapter)
+  moments = tree.num_bytes(jax.eval_shape(study.optimizer.transform.init, share.adapter))
 
   def needed(execution: Execution) -> int:
     at_once = -(-sites_at_once(execution, sites) // study.groups)  # on a device
-    sent = -(-sites // study.groups) * copies
-    again = (kept('none') - kept(execution.remat)) // layers if share else 0
+    again = (kept('none') - kept(execution.remat)) // share.layers if share.layers else 0
     # Activations of one group at a time, beside the sum of the gradients so far.
-    return tree.num_bytes((data.batches, study.validation)) + (
-      sent + at_once * ((2 + grouped) * copies + moments + kept(execution.remat))
-      + max(at_once * again, weights)) // parts
+    of_sites = -(-sites // study.groups) * share.sent + at_once * (
+      (2 + grouped) * copies + moments + kept(execution.remat))
+    return (
+      tree.num_bytes((data.batches, study.validation)) + at_once * share.gathered(group)
+      + (of_sites + max(at_once * again, share.weights)) // share.parts)
 
   return needed
 
 
+def device_share(study: Study, inputs: tuple) -> DeviceShare:
+  """What one device computes: all of it where the model does not say."""
+  own = study.trainable
+  return own.share or DeviceShare(
+    own.loss_fn, own.adapter, inputs[1], tree.num_bytes(own.adapter))
+
+
 def activations(study: Study, inputs: tuple) -> Callable[[str], int]:
   """(remat) -> bytes that the gradient of one group of a site's step keeps on a device."""
-  group, share = group_shapes(study, inputs), study.trainable.share
-  loss_fn, adapter, base = share[:3] if share else (
-    study.trainable.loss_fn, study.trainable.adapter, inputs[1])
-  return cache(lambda remat: kept_for_gradient(loss_fn(remat), adapter, base, group))
+  group, share = group_shapes(study, inputs), device_share(study, inputs)
+  return cache(
+    lambda remat: kept_for_gradient(share.loss_fn(remat), share.adapter, share.base, group))
 
 
 def group_shapes(study: Study, inputs: tuple) -> Any:

@@ -35,17 +35,19 @@ def test_what_a_round_needs_by_hand(weights, parts, kept, again):
 
   Each of the four sends 20 bytes. Each of two has its adapter, its gradient and 20 bytes that are
   kept, or none of these and, of one of two layers, 10 that are made again. Beside what is made
-  again the weights that are cut out count if they are more.
+  again the weights that are cut out count if they are more. For each of five numbers of its
+  examples 3 bytes are brought together.
   """
   one = DeviceShare(
-    lambda remat: loss if remat == 'none' else jax.checkpoint(loss), FIVE, FIVE, weights, layers=2,
-    parts=parts)
+    lambda remat: loss if remat == 'none' else jax.checkpoint(loss), FIVE, FIVE, 20, weights,
+    lambda batch: 3 * batch.size, layers=2, parts=parts)
   study = SimpleNamespace(
     trainable=SimpleNamespace(share=one, adapter=FIVE), groups=1, validation=None,
     schedule=SimpleNamespace(layout=SimpleNamespace(groups=1)),
     communication=SimpleNamespace(sampler=SimpleNamespace(size=4)),
     optimizer=SimpleNamespace(transform=optax.identity()))
   batches = np.ones((4, 3, 5), np.float32)
+  gathered = 2 * 3 * 5
   needed = estimate(study, (None, FIVE, SimpleNamespace(batches=batches)))
-  assert needed(Execution(2, 'none')) == tree.num_bytes(batches) + kept
-  assert needed(Execution(2, 'full')) == tree.num_bytes(batches) + again
+  assert needed(Execution(2, 'none')) == tree.num_bytes(batches) + gathered + kept
+  assert needed(Execution(2, 'full')) == tree.num_bytes(batches) + gathered + again
