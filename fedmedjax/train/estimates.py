@@ -46,10 +46,15 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
 
 def activations(study: Study, inputs: tuple) -> Callable[[str], int]:
   """(remat) -> bytes that the gradient of one group of a site's step keeps on a device."""
-  group, share = group_shapes(study, inputs), study.trainable.share
-  loss_fn, adapter, base = share[:3] if share else (
-    study.trainable.loss_fn, study.trainable.adapter, inputs[1])
-  return cache(lambda remat: kept_for_gradient(loss_fn(remat), adapter, base, group))
+  loss_fn, *given = computed(study, inputs)
+  return cache(lambda remat: kept_for_gradient(loss_fn(remat), *given))
+
+
+def computed(study: Study, inputs: tuple) -> tuple[Callable, Any, Any, Any]:
+  """What a device computes of a step: (remat) -> its loss, and the arguments of that loss."""
+  trainable, share = study.trainable, study.trainable.share
+  model = share[:3] if share else (trainable.loss_fn, trainable.adapter, inputs[1])
+  return *model, group_shapes(study, inputs)
 
 
 def group_shapes(study: Study, inputs: tuple) -> Any:

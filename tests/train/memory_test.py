@@ -117,7 +117,8 @@ def study(monkeypatch, *, order=None, limit=0, held=10_000):
     options=SimpleNamespace(memory=limit), executions=order or executions(
       -1, 'auto', SITES, False),
     communication=SimpleNamespace(sampler=SimpleNamespace(size=SITES)),
-    algorithm_with=algorithm_with, trainable=SimpleNamespace(adapter=adapter, loss_fn=loss),
+    algorithm_with=algorithm_with, trainable=SimpleNamespace(
+      adapter=adapter, loss_fn=loss, share=None),
     optimizer=sgd(1.0), validation=None,
     schedule=SimpleNamespace(batch_size=6, layout=SimpleNamespace(
       groups=1, blank=np.zeros(3, np.float32))),
