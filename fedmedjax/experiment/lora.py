@@ -36,7 +36,6 @@ from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, check_lora, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
 from fedmedjax.model.sharding import (
-  FSDP,
   TENSOR,
   base_shardings,
   fetch_on,
@@ -235,9 +234,9 @@ def _device_share(
   base: BaseModel, lora: LoraConfig, adapter: dict, attention: Attention, dtype, mesh: Mesh | None
 ) -> DeviceShare:
   """What a device of `mesh` computes; None = there is one device."""
-  tensor, fsdp = (mesh.shape[TENSOR], mesh.shape[FSDP]) if mesh else (1, 1)
+  tensor, on_tpu = mesh.shape[TENSOR] if mesh else 1, jax.default_backend() == 'tpu'
   # A TPU's compiler splits the residual stream, too, so that all is shared alike.
-  even = tensor if jax.default_backend() == 'tpu' else 1
+  even = tensor if on_tpu else 1
   config, params = tensor_share(base.config, base.params, tensor // even)
   layer = sum(math.prod(config.projection_shape(name)) for name in config.projections)
   model = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype)
@@ -245,7 +244,8 @@ def _device_share(
     adapter = jax.eval_shape(lambda: init_adapter(jax.random.key(0), config, lora))
   return DeviceShare(
     lambda remat: partial(packed_loss, model(remat=remat)), adapter, params,
-    int(_CUT_OUT * layer) * jnp.dtype(dtype).itemsize * (1 if fsdp == 1 else 2),
+    # On a TPU a product reads its part of the stacked base as it lies.
+    0 if on_tpu else int(_CUT_OUT * layer) * jnp.dtype(dtype).itemsize,
     config.num_layers, even)
 
 

@@ -6,8 +6,9 @@ Language Models Using Model Parallelism", arXiv:1909.08053: a block then needs t
 'tensor'. Inputs are split over 'fsdp', too, as in stage 3 of Rajbhandari et al., "ZeRO: Memory
 Optimizations Toward Training Trillion Parameter Models", arXiv:1910.02054: a layer is gathered
 when it is computed, in the form in which it is stored. Rows of a kernel are gathered rather than
-columns, since for columns the compiler keeps a transposed copy of all layers. We deviate in that
-the base is frozen: nothing of it is ever reduced or written back. Over 'site' the base is copied.
+columns, since for columns the compiler keeps a transposed copy of all layers; NF4 has too few
+blocks of rows for that. We deviate in that the base is frozen: nothing of it is ever reduced or
+written back. Over 'site' the base is copied.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ RULES: dict[str, dict[int, P]] = {
   'layers/(q|k|v|qkv|gate|up|gate_up)_proj/.+': {
     2: P(None, TENSOR), 3: P(None, FSDP, TENSOR), 4: P(None, FSDP, None, TENSOR)},
   'layers/(o|down)_proj/.+': {
-    2: P(), 3: P(None, (TENSOR, FSDP)), 4: P(None, (TENSOR, FSDP))},
+    2: P(), 3: P(None, (TENSOR, FSDP)), 4: P(None, TENSOR, None, FSDP)},
 }
 # Rows of a table that are brought together to be looked up in.
 _ROWS_AT_ONCE = 4096
@@ -106,8 +107,8 @@ def _spec_for(mesh: Mesh, path: str, spec: P, shape: tuple[int, ...]) -> P:
       parts *= mesh.shape[axis]
     if size > 1 and size % parts and path not in _MAY_STAY_WHOLE:
       raise InputError(
-        f'config.mesh.{" x ".join(_axes(entry))}={parts}: {path} is of shape {list(shape)}, and '
-        f'its {size} are not divided by {parts}')
+        f'config.mesh.{" x ".join(axis for axis in _axes(entry) if mesh.shape[axis] > 1)}={parts}: '
+        f'{path} is of shape {list(shape)}, and its {size} are not divided by {parts}')
     entries.append(entry if size % parts == 0 else None)
   return P(*entries)
 

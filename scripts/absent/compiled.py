@@ -18,7 +18,7 @@ from fedmedjax.experiment.execution import Execution
 from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.sharding import FSDP
 from fedmedjax.runtime.cli import versions
-from fedmedjax.train import memory
+from fedmedjax.train import estimates, memory, roofline
 from fedmedjax.types import InputError
 
 PACKAGE = 'fedmedjax'
@@ -38,9 +38,9 @@ class Asked(NamedTuple):
 def compiled_row(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
   """What the compiler says of the program: a row of the table, numbers in GiB of one device.
 
-  Of the executions that the configuration allows it is the first that fits, as in a run: those that
-  cannot fit by the planner's estimate are skipped, others compiled. Where none fits, the last one's
-  numbers are told.
+  Of the executions that the configuration allows it is the fastest that fits, as in a run: those
+  that cannot fit by the planner's estimate are skipped, others compiled. Where none fits, the last
+  one's numbers are told.
 
   Raises:
     InputError: as a run would for this configuration.
@@ -48,8 +48,11 @@ def compiled_row(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
   jax.config.update('jax_traceback_in_locations_limit', 100)  # source lines of buffers
   with asked_of(asked.devices, 'gpu' if asked.topology.gpu else 'tpu'):
     absent = study_of(asked.config, asked.devices)
-    order, limit = absent.study.executions, memory.SHARE * MEMORY_GIB[asked.topology.kind]
-    estimate = memory.estimate(absent.study, absent.inputs)
+    limit = memory.SHARE * MEMORY_GIB[asked.topology.kind]
+    estimate = estimates.estimate(absent.study, absent.inputs)
+    order = roofline.by_time(
+      absent.study, absent.inputs, absent.study.executions, estimate, roofline.peak_of(
+        'gpu' if asked.topology.gpu else 'tpu', asked.devices[0].device_kind))
     base = _held(absent.study.trainable.base) / GIB
     row: dict[str, Any] = {}
     for execution in order:
@@ -117,10 +120,10 @@ def _memory(asked: Asked, compiled: Any) -> dict[str, Any]:
       ('arguments', 'argument'), ('outputs', 'output'), ('aliased', 'alias'),
       ('temporaries', 'temp'))}
   total = sizes['arguments'] + sizes['outputs'] + sizes['temporaries'] - sizes['aliased']
-  device = MEMORY_GIB[asked.topology.kind]
+  device, peak = MEMORY_GIB[asked.topology.kind], counted.peak_memory_in_bytes / GIB
   return {f'{use}_gib': size for use, size in sizes.items()} | {
-    'total_gib': total, 'peak_gib': getattr(counted, 'peak_memory_in_bytes', 0) / GIB,
-    'device_gib': device, 'fits': total <= memory.SHARE * device}
+    'total_gib': total, 'peak_gib': peak, 'device_gib': device,
+    'fits': peak <= memory.SHARE * device}
 
 
 def _work(compiled: Any, lowered: Any) -> dict[str, float]:
@@ -182,7 +185,7 @@ def shown(row: dict[str, Any]) -> str:
   lines = [
     f"{key.removesuffix('_gib'):>12} {row[key]:9.3f} GiB"
     + (f" of {row['device_gib']} on a device{'' if row['fits'] else ': too much'}"
-       if key == 'total_gib' else '')
+       if key == 'peak_gib' else '')
     for key in ('arguments_gib', 'outputs_gib', 'aliased_gib', 'temporaries_gib', 'total_gib',
                 'peak_gib', 'estimated_gib') if key in row]
   lines += [

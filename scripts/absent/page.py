@@ -47,7 +47,7 @@ def _total(row: dict[str, Any] | None) -> str:
     return ''
   if 'refused' in row:
     return 'refused'
-  return f"{row['total_gib']:.1f}" + ('' if row['fits'] else f" of {row['device_gib']}")
+  return f"{row['peak_gib']:.1f}" + ('' if row['fits'] else f" of {row['device_gib']}")
 
 
 def _round_cell(row: dict[str, Any] | None) -> str:

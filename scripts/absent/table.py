@@ -123,5 +123,5 @@ def summary(row: dict[str, Any]) -> str:
   if 'refused' in row:
     return f"refused: {row['refused']}"
   return (
-    f"{row['total_gib']:.2f} of {row['device_gib']} GiB ({row['arguments_gib']:.2f} arguments, "
-    f"{row['temporaries_gib']:.2f} temporaries), compiled in {row['compile_seconds']:.0f} s")
+    f"{row['peak_gib']:.2f} of {row['device_gib']} GiB ({row['arguments_gib']:.2f} arguments), "
+    f"compiled in {row['compile_seconds']:.0f} s")

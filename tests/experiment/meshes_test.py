@@ -217,7 +217,7 @@ def test_a_round_on_a_mesh(shape, chunk, remat, params, alone):
   # No base is put together: of kernels one layer, with this device's heads and channels.
   shapes, kernels = gathered(program), kernel_parts()
   assert not [one for one in shapes if one[-2:] in kernels and 4 in one[:-2]], shapes
-  assert (fsdp > 1) == bool({(24, 40 // tensor), (1, 24, 40 // tensor)} & shapes), shapes
+  assert (fsdp > 1) == ((24, 40 // tensor) in {one[-2:] for one in shapes})
   # Of head and embedding one block of words at a time, a third of what is on the devices of 'fsdp'.
   assert_no_table(program, tensor)
   assert (fsdp > 1) == ((fsdp, 32 // fsdp // tensor, 24) in shapes), shapes

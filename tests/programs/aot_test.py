@@ -123,8 +123,7 @@ words = dict(word[2:].split('=', 1) for word in sys.argv[1:])
 if words['sites'] == '3':
   sys.exit('error: planted')
 row = {'refused': 'too large'} if words['sites'] == '16' else {
-  'total_gib': 2.0, 'device_gib': 80, 'arguments_gib': 1.0, 'temporaries_gib': 1.0,
-  'compile_seconds': 3.0}
+  'peak_gib': 2.0, 'device_gib': 80, 'arguments_gib': 1.0, 'compile_seconds': 3.0}
 pathlib.Path(words['json']).write_text(json.dumps(row))
 '''
 

@@ -1,14 +1,51 @@
 """Estimates of memory, by hand."""
 
-import jax.numpy as jnp
+from types import SimpleNamespace
 
-from fedmedjax.train.estimates import kept_for_gradient
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedmedjax import tree
+from fedmedjax.experiment.execution import Execution
+from fedmedjax.experiment.types import DeviceShare
+from fedmedjax.train.estimates import estimate, kept_for_gradient
+
+FIVE = jnp.ones(5)
+
+
+def loss(adapter, base, batch):
+  return (jnp.sin(adapter * base) * batch).sum(), jnp.float32(1)
 
 
 def test_what_a_gradient_keeps_by_hand():
   """sum(sin(a x) y) over 5 entries keeps cos(a x), 5 float32; x and y are arguments."""
-  def loss(adapter, base, batch):
-    return (jnp.sin(adapter * base) * batch).sum(), jnp.float32(1)
+  assert kept_for_gradient(loss, FIVE, FIVE, FIVE) == 5 * 4
 
-  five = jnp.ones(5)
-  assert kept_for_gradient(loss, five, five, five) == 5 * 4
+
+@pytest.mark.parametrize('weights, parts, kept, again', [
+  (7, 1, 4 * 20 + 2 * (2 * 20 + 20) + 7, 4 * 20 + 2 * (2 * 20) + 2 * 10),
+  # More than two sites make again; and shared by two devices.
+  (50, 1, 4 * 20 + 2 * (2 * 20 + 20) + 50, 4 * 20 + 2 * (2 * 20) + 50),
+  (7, 2, (4 * 20 + 2 * (2 * 20 + 20) + 7) // 2, (4 * 20 + 2 * (2 * 20) + 2 * 10) // 2)])
+def test_what_a_round_needs_by_hand(weights, parts, kept, again):
+  """Four sites, two at once, an adapter of 20 bytes, plain steps, and the loss above.
+
+  Each of the four sends 20 bytes. Each of two has its adapter, its gradient and 20 bytes that are
+  kept, or none of these and, of one of two layers, 10 that are made again. Beside what is made
+  again the weights that are cut out count if they are more.
+  """
+  one = DeviceShare(
+    lambda remat: loss if remat == 'none' else jax.checkpoint(loss), FIVE, FIVE, weights, layers=2,
+    parts=parts)
+  study = SimpleNamespace(
+    trainable=SimpleNamespace(share=one, adapter=FIVE), groups=1, validation=None,
+    schedule=SimpleNamespace(layout=SimpleNamespace(groups=1)),
+    communication=SimpleNamespace(sampler=SimpleNamespace(size=4)),
+    optimizer=SimpleNamespace(transform=optax.identity()))
+  batches = np.ones((4, 3, 5), np.float32)
+  needed = estimate(study, (None, FIVE, SimpleNamespace(batches=batches)))
+  assert needed(Execution(2, 'none')) == tree.num_bytes(batches) + kept
+  assert needed(Execution(2, 'full')) == tree.num_bytes(batches) + again
