@@ -17,7 +17,8 @@ from fedmedjax.eval import tagging
 from fedmedjax.experiment import meshes
 from fedmedjax.experiment.meshes import replicate
 from fedmedjax.experiment.notes import Corpora, encode_sites
-from fedmedjax.experiment.types import Data, Trainable
+from fedmedjax.experiment.types import Data, DeviceShare, Trainable
+from fedmedjax.fed.types import LossFn
 from fedmedjax.model.bert import BertTagger, label_loss, split_frozen
 from fedmedjax.model.files.bert import Bert, load_bert, save_bert
 from fedmedjax.model.files.convert import BaseModel

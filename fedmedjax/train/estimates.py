@@ -53,9 +53,13 @@ def device_share(study: Study, inputs: tuple) -> DeviceShare:
 
 def activations(study: Study, inputs: tuple) -> Callable[[str], int]:
   """(remat) -> bytes that the gradient of one group of a site's step keeps on a device."""
-  group, share = group_shapes(study, inputs), device_share(study, inputs)
-  return cache(
-    lambda remat: kept_for_gradient(share.loss_fn(remat), share.adapter, share.base, group))
+  loss_fn, *given = computed(study, inputs)
+  return cache(lambda remat: kept_for_gradient(loss_fn(remat), *given))
+
+
+def computed(study: Study, inputs: tuple) -> tuple[Callable, Any, Any, Any]:
+  """What a device computes of a step: (remat) -> its loss, and the arguments of that loss."""
+  return *device_share(study, inputs)[:3], group_shapes(study, inputs)
 
 
 def group_shapes(study: Study, inputs: tuple) -> Any:

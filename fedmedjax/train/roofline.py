@@ -18,7 +18,7 @@ from fedmedjax import tree
 from fedmedjax.experiment.execution import Execution, sites_at_once
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.types import LossFn
-from fedmedjax.train.estimates import activations, group_shapes
+from fedmedjax.train.estimates import activations, computed
 from fedmedjax.train.flop import calls, products
 
 # Seconds to start a product and the passes around it, whatever their size.
@@ -152,9 +152,7 @@ def by_time(
   """
   if peak is None or len(executions) < 2:
     return tuple(executions)
-  work = step_work(
-    study.trainable.loss_fn, study.trainable.adapter, inputs[1], group_shapes(study, inputs),
-    activations(study, inputs))
+  work = step_work(*computed(study, inputs), activations(study, inputs))
   sites = study.communication.sampler.size
   return ranked(
     executions, lambda one: seconds(one, work(one.remat), peak, sites, study.groups), guess)
