@@ -52,7 +52,8 @@ class Machine(NamedTuple):
 def parts(machine: Machine, out: Path) -> tuple[Part, ...]:
   """All parts, in the order of what they tell."""
   remat = 'products' if machine.memory >= _ROOMY else 'full'
-  share = lambda count: f'{min(count, 0.92):.4f}'  # noqa: E731
+  # Rounded down: a limit.
+  share = lambda count: f'{int(1e4 * min(count, 0.92)) / 1e4}'  # noqa: E731
   alone = {'XLA_CLIENT_MEM_FRACTION': share(1.0)}
   capped = {'XLA_CLIENT_MEM_FRACTION': share(NF4_BYTES / max(machine.memory, 1))}
 
