@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 WORK = ROOT / 'gpu_bench'
 GIB = 2**30
 NF4_BYTES = 16 * GIB
+# Values of config.model.attention that are raced against the default, which part 8b has.
+KERNELS = ('cudnn',)
 # Bytes of a card on which 'products' fits with 8 sites at once, torch's copy of the weights beside.
 _ROOMY = 70 * GIB
 # Prints what JAX computes on. The share of the memory is asked for, not taken.
@@ -79,8 +81,9 @@ def parts(machine: Machine, out: Path) -> tuple[Part, ...]:
         os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=3']).strip()}),
     Part('8b', 'an 8B model, rounds of 1, 3 and 8 sites, beside the PEFT recipe', 90, 330, train(
       '8b', 'llama31_8b', '1,3,8', peers=f'{recipe},peft_batch8_checkpointing')),
-    Part('attention', "cuDNN's attention in place of the plain one", 60, 150, train(
-      'attention', 'llama31_8b', '8', '--attention=cudnn'), alone),
+    *(Part(f'attention_{kernel}', f"attention={kernel} in place of part 8b's", 60, 150, train(
+      f'attention_{kernel}', 'llama31_8b', '8', f'--attention={kernel}'), alone)
+      for kernel in KERNELS),
     Part('nf4', 'an 8B model in NF4, within 16 GiB', 60, 150, train(
       'nf4', 'llama31_8b', '1,3', '--quantization=nf4'), capped),
     Part('estimate', 'bytes as planned, as compiled and as seen', 0, 10, (

@@ -18,7 +18,6 @@ from typing import Any
 GIB = 2**30
 # Of the ceiling, times the recipe, of a site-step's cost at 1 site, bytes, share of the bytes.
 CEILING_SHARE, FASTER, STEP_COST, NF4_BYTES, ESTIMATE_ERROR = 0.55, 6.0, 1.05, 16 * GIB, 0.05
-TRAINED = ('8b', 'attention', 'nf4', '1b', 'sites16')
 _RECIPE = 'peft_batch4_checkpointing'
 _NONE = 'not measured'
 
@@ -41,6 +40,12 @@ def number(found: Found | None, *keys: str) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
       return float(value)
   return None
+
+
+def trained(parts: dict[str, Found | None]) -> list[str]:
+  """The parts that measured training, in the order of the script."""
+  kernels = sorted(name for name in parts if name.startswith('attention_'))
+  return [name for name in ('8b', *kernels, 'nf4', '1b', 'sites16') if parts.get(name)]
 
 
 def site_counts(found: Found) -> list[int]:
@@ -70,8 +75,8 @@ def estimates(parts: dict[str, Found | None]) -> list[Found]:
   before, and holds what lay beside it.
   """
   rows = []
-  for name in TRAINED:
-    for sites in site_counts(parts.get(name) or {}):
+  for name in trained(parts):
+    for sites in site_counts(parts[name] or {}):
       of = lambda key, name=name, sites=sites: number(  # noqa: E731
         parts[name], f'{key}_{sites}_sites')
       base, planned, compiled, seen = map(of, (
@@ -138,7 +143,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def races(parts: dict[str, Found | None]) -> list[Sequence[str]]:
   """A row for every entrant of every race."""
   rows = []
-  for name in (*TRAINED, 'decode'):
+  for name in (*trained(parts), 'decode'):
     found = parts.get(name) or {}
     for key in found:
       match = re.fullmatch(r'(ours|ours_guesses\d+|peer_\w+?)_examples_per_second', key)
@@ -158,15 +163,15 @@ def rounds(parts: dict[str, Found | None]) -> list[Sequence[str]]:
   """A row for every round: its speed, and its bytes as planned, as compiled and as seen."""
   rows, plain = [], parts.get('8b')
   told = {(row['part'], row['sites']): row for row in estimates(parts)}
-  for name in TRAINED:
-    found = parts.get(name) or {}
+  for name in trained(parts):
+    found = parts[name] or {}
     for sites in site_counts(found):
       row = told.get((name, sites), {})
       seconds = f'ours_seconds_per_site_step_{sites}_sites'
       own, theirs = number(found, seconds), number(plain, seconds)
       rows.append((
         name, str(sites), _shown(own), _shown(ceiling_share(found, sites)),
-        f'{theirs / own:.2f}' if own and theirs and name in ('attention', 'nf4') else '',
+        f'{theirs / own:.2f}' if own and theirs and name.startswith(('attention_', 'nf4')) else '',
         *(_shown(number(row, key), _gib) for key in (
           'estimated_bytes', 'compiled_bytes', 'device_peak_bytes')),
         _shown(number(row, 'estimate_error'), '{:+.1%}'.format)))

@@ -25,7 +25,7 @@ CARD = gpu_parts.Machine('a card', 80 * GIB, True, 'maccrobat2020', '')
 
 @pytest.mark.parametrize('argument, message', [
   ('--minutes=0', '--minutes=0: a number > 0'), ('--minutes=ten', '--minutes=ten: a number > 0'),
-  ('--parts=8b,moon', '--parts=moon: some of tests, 8b, attention, nf4, estimate, 1b, sites16'),
+  ('--parts=8b,moon', '--parts=moon: some of tests, 8b, attention_cudnn, nf4, estimate, 1b'),
   ('--tokenizer=/nowhere', '--tokenizer=/nowhere: no folder'), ('--minute=3', '--minute=3')])
 def test_one_line_and_status_two(argument, message):
   done = subprocess.run(
@@ -56,7 +56,8 @@ def flags_of(part: gpu_parts.Part):
 def test_the_scripts_take_the_commands(card, tmp_path):
   """In their order, and likewise when they are shrunk; NF4 never gets over 16 GiB."""
   parts = {part.name: part for part in gpu_parts.parts(card, tmp_path)}
-  assert [*parts] == ['tests', '8b', 'attention', 'nf4', 'estimate', '1b', 'sites16', 'decode']
+  assert [*parts] == [
+    'tests', '8b', 'attention_cudnn', 'nf4', 'estimate', '1b', 'sites16', 'decode']
   assert 'tests/model/kernels_test.py' in parts['tests'].command
   benches = [part for part in parts.values() if 'scripts/bench_' in part.command[1]]
   assert len(benches) == 6
@@ -209,12 +210,13 @@ def test_the_estimate_against_the_truth_is_a_file(folder, capsys):
 def test_dry_runs_what_a_gpu_would(tmp_path):
   """The commands themselves for a tiny model; cuDNN's kernel says that it is not here."""
   done = subprocess.run(
-    ['bash', SCRIPT, '--dry', f'--out={tmp_path}', '--parts=tests,attention,nf4,estimate',
+    ['bash', SCRIPT, '--dry', f'--out={tmp_path}', '--parts=tests,attention_cudnn,nf4,estimate',
      '--minutes=5'],
     capture_output=True, text=True, env=os.environ | {'PYTHON': sys.executable})
   found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob('*.json')}
   assert {name: one['part_status'] for name, one in found.items()} == {
-    'tests': 'skipped', 'attention': 'skipped', 'nf4': 'done', 'estimate': 'done'}, done.stdout
-  assert 'this machine computes on cpu' in found['attention']['part_why']
+    'tests': 'skipped', 'attention_cudnn': 'skipped', 'nf4': 'done',
+    'estimate': 'done'}, done.stdout
+  assert 'this machine computes on cpu' in found['attention_cudnn']['part_why']
   assert [row['sites'] for row in found['estimate']['rounds']] == [1, 3]
   assert '| nf4 | 3 | ' in done.stdout and done.returncode == 1
