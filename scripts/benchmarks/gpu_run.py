@@ -67,7 +67,7 @@ def run(part: Part, seconds: float, log: Path) -> tuple[str, str]:
     return 'done', ''
   last = next((line for line in reversed(said(log)) if line.strip()), '') or f'status {status}'
   # 2: bad input, as of a kernel or package that is not there; pytest's 5: no test is left.
-  absent = status == (5 if 'pytest' in part.command else 2) or last.startswith('ModuleNotFound')
+  absent = status == (5 if 'pytest' in part.command else 2) or 'No module named' in last
   return 'skipped' if absent else 'failed', last
 
 
@@ -113,6 +113,10 @@ def run_all(chosen: Sequence[Part], out: Path, logs: Path, deadline: float) -> b
     (out / f'{part.name}.json').unlink(missing_ok=True)
   for place, part in enumerate(chosen):
     path, left = out / f'{part.name}.json', deadline - time.monotonic()
+    if part.absent:
+      complete = False
+      note(path, part, 'skipped', part.absent)
+      continue
     if left < part.least:
       complete = False
       note(path, part, 'no time',
@@ -128,7 +132,8 @@ def run_all(chosen: Sequence[Part], out: Path, logs: Path, deadline: float) -> b
       raise
     finally:
       note(path, part, status, why, part_seconds=round(time.monotonic() - begun, 1), **(
-        {'part_said': said(logs / f'{part.name}.txt')} if status != 'done' else {}))
+        {} if status == 'done' and '--out' in ' '.join(part.command) else
+        {'part_said': said(logs / f'{part.name}.txt')}))
     complete = complete and status == 'done'
   return complete
 

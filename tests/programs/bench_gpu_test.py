@@ -25,7 +25,7 @@ CARD = gpu_parts.Machine('a card', 80 * GIB, True, 'maccrobat2020', '')
 
 @pytest.mark.parametrize('argument, message', [
   ('--minutes=0', '--minutes=0: a number > 0'), ('--minutes=ten', '--minutes=ten: a number > 0'),
-  ('--parts=8b,moon', '--parts=moon: some of tests, 8b, attention_cudnn, nf4, estimate, 1b'),
+  ('--parts=8b,moon', '--parts=moon: some of tests, 8b, peft, attention_cudnn, nf4, estimate'),
   ('--tokenizer=/nowhere', '--tokenizer=/nowhere: no folder'), ('--minute=3', '--minute=3')])
 def test_one_line_and_status_two(argument, message):
   done = subprocess.run(
@@ -57,10 +57,10 @@ def test_the_scripts_take_the_commands(card, tmp_path):
   """In their order, and likewise when they are shrunk; NF4 never gets over 16 GiB."""
   parts = {part.name: part for part in gpu_parts.parts(card, tmp_path)}
   assert [*parts] == [
-    'tests', '8b', 'attention_cudnn', 'nf4', 'estimate', '1b', 'sites16', 'decode']
+    'tests', '8b', 'peft', 'attention_cudnn', 'nf4', 'estimate', '1b', 'sites16', 'decode']
   assert 'tests/model/kernels_test.py' in parts['tests'].command
   benches = [part for part in parts.values() if 'scripts/bench_' in part.command[1]]
-  assert len(benches) == 6
+  assert len(benches) == 7
   for part in benches:
     values = flags_of(part)
     assert values.out == str(tmp_path / f'{part.name}.json') and values.site == card.site
@@ -69,8 +69,11 @@ def test_the_scripts_take_the_commands(card, tmp_path):
     tiny = flags_of(gpu_parts.shrunk(part))
     assert tiny.model == 'width_256' and tiny.repeats == 1 and tiny.out == values.out
   large = flags_of(parts['8b'])
-  assert large.sites == ['1', '3', '8'] and large.remat == (
+  assert large.sites == ['1', '3', '8'] and not large.loop and large.remat == (
     'products' if card.memory == 80 * GIB else 'full')
+  assert flags_of(parts['peft']).peers == (
+    ['peft_batch4_checkpointing', 'peft_batch8_checkpointing'] if card.peers else [])
+  assert bool(parts['peft'].absent) != card.peers
   share = float(parts['nf4'].environment['XLA_CLIENT_MEM_FRACTION'])
   assert 15.9 * GIB < share * card.memory <= 16 * GIB
   assert sum(part.least for part in parts.values()) < 10 * 60
@@ -95,6 +98,7 @@ def test_parts_end_in_every_way(tmp_path, monkeypatch, capsys):
       planted('wrong', 'echo failed: they differ; exit 1'),
       planted('slow', f'sleep 60 & echo $! > {folder}/pid; wait', most=0.5),
       planted('late', 'true', least=1e6),
+      planted('bare', 'true')._replace(absent='no torch'),
       planted('last', 'true'))
 
   monkeypatch.setattr(gpu_run, 'parts', parts)
@@ -105,13 +109,14 @@ def test_parts_end_in_every_way(tmp_path, monkeypatch, capsys):
   found = {path.stem: json.loads(path.read_text()) for path in out.glob('*.json')}
   assert {name: one['part_status'] for name, one in found.items()} == {
     'good': 'done', 'half': 'partial', 'absent': 'skipped', 'package': 'skipped',
-    'wrong': 'failed', 'slow': 'stopped', 'late': 'no time', 'last': 'done'}
+    'wrong': 'failed', 'slow': 'stopped', 'late': 'no time',
+    'bare': 'skipped', 'last': 'done'}
   assert found['good']['flop'] == 3 and found['half']['flop'] == 4 and 'flop' not in found['late']
   assert found['half']['part_why'] == 'no memory' and found['half']['part_said'] == ['no memory']
   said = capsys.readouterr().out
   assert 'absent: skipped: error: no kernel here\n' in said
   assert 'late: no time: ' in said and 'of the 1000000 it needs' in said
-  assert (f'--parts=half,absent,package,wrong,slow,late --out={out} --dry\n') in said
+  assert (f'--parts=half,absent,package,wrong,slow,late,bare --out={out} --dry\n') in said
   # What a part started ends with it.
   with pytest.raises(ProcessLookupError):
     for _ in range(100):
@@ -155,11 +160,14 @@ def folder(tmp_path) -> Path:
   files = {
     'tests': {'part_status': 'done'},
     '8b': {
-      'part_status': 'partial', 'part_why': 'no more than 330 s', 'ceiling_flop_per_second': 800.0,
-      'ratio_to_peft_batch4_checkpointing_bfloat16': 6.5, 'ours_examples_per_second': 20.0,
+      'part_status': 'partial', 'part_why': 'no more than 330 s', 'ceiling_flop_per_second': 700.0,
+      'ours_examples_per_second': 20.0,
       'ours_site_step_cost_8_over_1_sites': 1.06, 'machine': {'device': 'a card'}, 'commit': 'abc',
       'versions': {'jax': '0.11.2', 'numpy': '2'},
       **rounds(1, 0.10, 400.0, 12.0, 12.5, 13.0), **rounds(8, 0.106, 480.0, 30.5, 30.0, 31.0)},
+    'peft': {
+      'ceiling_flop_per_second': 800.0, 'ratio_to_peft_batch4_checkpointing_bfloat16': 6.5,
+      'ours_examples_per_second': 20.0, 'peer_peft_batch4_checkpointing_examples_per_second': 3.0},
     'nf4': {'part_status': 'done', **rounds(3, 0.2, 300.0, 14.0, 14.0, 16.01)},
     '1b': {'part_status': 'no time', 'part_why': '3 s were left of the 50 it needs'},
   }
@@ -178,8 +186,8 @@ def test_targets_by_hand(folder):
     ('done', 'yes'), ('0.500', 'no'), ('not measured', 'not measured'), ('0.600', 'yes'),
     ('6.50', 'yes'), ('1.060', 'no'), ('0.833', 'yes'), ('16.01', 'no'), ('0.200', 'no')]
   assert {met for *_, met in gpu_summary.targets({})} == {'not measured'}
-  unlike = {'8b': {
-    'ratio_to_peft_batch4_checkpointing': float('nan'), 'ceiling_flop_per_second': 0,
+  unlike = {'peft': {'ratio_to_peft_batch4_checkpointing': float('nan')}, '8b': {
+    'ceiling_flop_per_second': 0,
     'ours_site_step_cost_8_over_1_sites': '1.0', **rounds(8, 1, 1, 1, 1, 1)}}
   assert {met for *_, met in list(gpu_summary.targets(unlike))[:7]} == {'not measured'}
 
@@ -189,7 +197,8 @@ def test_the_summary_is_rows_of_markdown(folder, capsys):
   said = capsys.readouterr().out
   assert said.startswith('a card, commit abc, jax 0.11.2\n')
   assert '| 8b | 8 | 0.106 | 0.6 |  | 30.50 | 30.00 | 31.00 | +2.5% |\n' in said
-  assert '| nf4 | 3 | 0.2 | not measured | ' in said
+  assert '| nf4 | 3 | 0.2 | 0.375 |  | 14.00 | 14.00 | 16.01 | +0.0% |\n' in said
+  assert '| peft | peer peft batch4 checkpointing | 3 | not measured | not measured | 6.5 |' in said
   assert '- 1b: no time, 3 s were left of the 50 it needs\n' in said
   assert gpu_summary.main(['script', str(folder / 'nowhere')]) == 2
   assert capsys.readouterr().err.count('\n') == 1
