@@ -156,6 +156,7 @@ def this_machine(values: argparse.Namespace) -> Machine:
     if found['platform'] != 'gpu':
       raise ValueError(
         f'JAX computes on {found["platform"]} here, a GPU is needed; --dry tries the script itself')
-  print(f'on {kind}, {memory / GIB:.1f} GiB, notes of {site}' + (
+  print(('a tiny model on the CPU' if values.dry else
+         f'on {kind}, {memory / GIB:.1f} GiB, notes of {site}') + (
     '' if peers else '; no peers: torch, transformers and peft are not all installed'), flush=True)
   return Machine(kind, memory, peers, site, values.tokenizer)
