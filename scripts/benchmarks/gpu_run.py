@@ -47,8 +47,8 @@ from benchmarks.gpu_parts import (  # noqa: E402
   this_machine,
 )
 
-_STOP_SECONDS = 5.0    # from SIGTERM to SIGKILL
-_LAST_SECONDS = 8.0    # of --minutes, for a part that has to be killed and for the summary
+_STOP_SECONDS = 5.0    # from SIGTERM to SIGKILL, and the least that a part is given
+_LAST_SECONDS = 12.0   # of --minutes, for a part that has to be killed and for the summary
 _SAID_LINES = 15       # of a part that failed, kept in its file
 
 
@@ -91,7 +91,9 @@ def note(path: Path, part: Part, status: str, why: str = '', **more: Any) -> Non
     status = 'partial'
   text = json.dumps(found | {
     'part': part.name, 'part_title': part.title, 'part_status': status, 'part_why': why,
-    'part_command': shlex.join(part.command), **more}, indent=2)
+    'part_command': shlex.join(
+      Path(word).name if word == sys.executable else word for word in part.command), **more},
+    indent=2)
   beside = path.with_name(f'{path.name}.part')
   beside.write_text(text + '\n', encoding='utf-8')
   beside.replace(path)
@@ -125,7 +127,8 @@ def run_all(chosen: Sequence[Part], out: Path, logs: Path, deadline: float) -> b
     print(f'{part.name}: {part.title} ...', flush=True)
     begun, (status, why) = time.monotonic(), ('stopped', 'by a signal')
     try:
-      status, why = run(part, min(left, part.most), logs / f'{part.name}.txt')
+      status, why = run(
+        part, min(max(left, _STOP_SECONDS), part.most), logs / f'{part.name}.txt')
     except BaseException:
       for late in chosen[place + 1:]:
         note(out / f'{late.name}.json', late, 'no time', 'all was stopped by a signal')
@@ -163,7 +166,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument('--minutes', default='10', help='after which all ends (10)')
   parser.add_argument(
     '--out', default='', help='folder of the files ($OUT, else gpu_bench of the checkout)')
-  parser.add_argument('--parts', default='', help='some of them, as 8b,nf4 (all)')
+  parser.add_argument('--parts', default='', help='some of ' + ','.join(
+    part.name for part in parts(Machine('', 0, True, '', ''), WORK)))
   parser.add_argument('--site', default='', help='whose notes (maccrobat2020, else synthetic_icu)')
   parser.add_argument('--tokenizer', default='', help="folder of a tokenizer (SmolLM2's)")
   parser.add_argument(

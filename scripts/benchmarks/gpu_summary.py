@@ -126,8 +126,9 @@ def targets(parts: dict[str, Found | None]) -> Iterator[tuple[str, str, str, str
     'the same for a FLOP, as sentences differ', f'<= {STEP_COST}',
     one / eight if one and eight else None, lambda x: x <= STEP_COST)
   peaks = [number(narrow, f'ours_device_peak_bytes_{n}_sites') for n in site_counts(narrow or {})]
+  counts = ' and '.join(map(str, site_counts(narrow or {}))) or 'no'
   yield row(
-    f'8B in NF4, up to {max(site_counts(narrow or {}), default=0)} sites: GiB that the card saw',
+    f'8B in NF4, rounds of {counts} sites: GiB that the card saw',
     f'<= {_gib(NF4_BYTES)}', max((x for x in peaks if x is not None), default=None),
     lambda x: x <= NF4_BYTES, _gib)
   errors = [row['estimate_error'] for row in estimates(parts)]
@@ -186,8 +187,8 @@ def text(folder: Path) -> str:
   lines = [
     f'{found["machine"].get("device")}, commit {found.get("commit")}, {versions}' for found in done
     for versions in [', '.join(
-      f'{name} {version}' for name, version in (found.get('versions') or {}).items()
-      if name in ('jax', 'torch', 'transformers', 'peft'))]]
+      f'{name} {found["versions"][name]}' for name in ('jax', 'torch', 'transformers', 'peft')
+      if name in (found.get('versions') or ()))]]
   lines = [*dict.fromkeys(lines), '', *table(
     ('target', 'wanted', 'found', 'met'), list(targets(parts)))]
   for title, head, rows in (
