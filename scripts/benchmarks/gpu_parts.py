@@ -27,7 +27,7 @@ _PROBE = (
 # --dry: flags of a tiny model in place of the true one's.
 _TINY = {
   '--model': 'width_256', '--batch': '2', '--steps': '1', '--repeats': '1',
-  '--max_new_ratio': '0.1', '--site': 'synthetic_icu', '--dtype': 'float32'}
+  '--max_new_ratio': '0.1', '--site': 'synthetic_icu'}
 
 
 class Part(NamedTuple):
