@@ -143,7 +143,8 @@ def environment(part: Part) -> dict[str, str]:
 
 def this_machine(values: argparse.Namespace) -> Machine:
   """Raises ValueError where JAX has no GPU and the run is not dry."""
-  notes = Path(os.path.expanduser(os.environ.get('FEDMEDJAX_DATA') or ROOT / '../shared/data'))
+  # Of a relative path, as the parts see it.
+  notes = ROOT / os.path.expanduser(os.environ.get('FEDMEDJAX_DATA') or '../shared/data')
   site = values.site or (
     'maccrobat2020' if (notes / 'maccrobat2020').is_dir() else 'synthetic_icu')
   peers = all(importlib.util.find_spec(name) for name in ('torch', 'transformers', 'peft'))
