@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,11 @@ ROOT = Path(__file__).parents[2]
 WORK = ROOT / 'gpu_bench'
 GIB = 2**30
 NF4_BYTES = 16 * GIB
-# Values of config.model.attention that are raced against the default, which part 8b has.
-KERNELS = ('cudnn',)
+# Values of config.model.attention that are raced against the plain one, which part 8b has. Read,
+# not imported: that takes seconds.
+KERNELS = tuple(name for name in re.findall(r"'(\w+)':", re.search(
+  r'^ATTENTIONS = \{(.*?)\}', (ROOT / 'fedmedjax/model/kernels.py').read_text(encoding='utf-8'),
+  re.M | re.S)[1]) if name != 'plain')
 # Bytes of a card on which an 8B model in bfloat16 trains so many sites at once with 'products'.
 _ROOMY = {8: 42 * GIB, 16: 66 * GIB}
 # Prints what JAX computes on. The share of the memory is asked for, not taken.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.runtime.cli import read_flags
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ CARD = gpu_parts.Machine('a card', 80 * GIB, True, 'maccrobat2020', '')
 
 @pytest.mark.parametrize('argument, message', [
   ('--minutes=0', '--minutes=0: a number > 0'), ('--minutes=ten', '--minutes=ten: a number > 0'),
-  ('--parts=8b,moon', '--parts=moon: some of tests, 8b, peft, attention_cudnn, nf4, estimate'),
+  ('--parts=8b,moon', '--parts=moon: some of tests, 8b, peft, attention_'),
   ('--tokenizer=/nowhere', '--tokenizer=/nowhere: no folder'), ('--minute=3', '--minute=3')])
 def test_one_line_and_status_two(argument, message):
   done = subprocess.run(
@@ -57,10 +58,12 @@ def test_the_scripts_take_the_commands(card, tmp_path):
   """In their order, and likewise when they are shrunk; NF4 never gets over 16 GiB."""
   parts = {part.name: part for part in gpu_parts.parts(card, tmp_path)}
   assert [*parts] == [
-    'tests', '8b', 'peft', 'attention_cudnn', 'nf4', 'estimate', '1b', 'sites16', 'decode']
+    'tests', '8b', 'peft', *(f'attention_{name}' for name in gpu_parts.KERNELS), 'nf4', 'estimate',
+    '1b', 'sites16', 'decode']
+  assert {'plain', *gpu_parts.KERNELS} == set(ATTENTIONS)
   assert 'tests/model/kernels_test.py' in parts['tests'].command
   benches = [part for part in parts.values() if 'scripts/bench_' in part.command[1]]
-  assert len(benches) == 7
+  assert len(benches) == 6 + len(gpu_parts.KERNELS)
   for part in benches:
     values = flags_of(part)
     assert values.out == str(tmp_path / f'{part.name}.json') and values.site == card.site
