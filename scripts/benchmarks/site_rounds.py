@@ -33,6 +33,7 @@ from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.types import LocalData
 from fedmedjax.model.files.peft import save_peft
+from fedmedjax.runtime import device
 from fedmedjax.train import memory
 
 
@@ -56,6 +57,8 @@ class Compiled(NamedTuple):
 
   run: Callable[[], Round]
   peak_bytes: Callable[[], int]  # by the compiler: arguments, results and temporaries
+  needs: Callable[[], dict[str, int]]  # the same beside the planner's estimate and the device's own
+                                       # count, as entries of the file
 
 
 def federation(config: ConfigDict, data: Data) -> Federation:
@@ -77,12 +80,16 @@ def arguments(one: Federation) -> tuple:
 
 def compiled(one: Federation) -> Compiled:
   """A run's own program, compiled when it is first asked for."""
+  seen: list[int] = []  # by the device at most, after the first call
+
   @cache
   def program():
     return one.study.algorithm.round.lower(*arguments(one)).compile()
 
   def run() -> Round:
     state, metrics = jax.block_until_ready(program()(*arguments(one)))
+    if not seen:
+      seen.append(device.peak())
     return Round(np.nanmean(metrics.train_loss, axis=1), state.adapter)
 
   def peak_bytes() -> int:
@@ -90,19 +97,28 @@ def compiled(one: Federation) -> Compiled:
     return (sizes.argument_size_in_bytes + sizes.output_size_in_bytes
             + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes)
 
-  return Compiled(run, peak_bytes)
+  def needs() -> dict[str, int]:
+    return estimated(one, arguments(one)) | {
+      'ours_peak_bytes': peak_bytes(),
+      'ours_temporary_bytes': program().memory_analysis().temp_size_in_bytes,
+      'ours_device_peak_bytes': seen[0]}
+
+  return Compiled(run, peak_bytes, needs)
+
+
+def estimated(one: Federation, inputs: tuple) -> dict[str, int]:
+  """Bytes of the round with its first execution, as the memory planner estimates them."""
+  study, base = one.study, tree.num_bytes(one.study.trainable.base)
+  return {
+    'base_bytes': base, 'adapter_bytes': tree.num_bytes(study.trainable.adapter),
+    'ours_estimated_bytes': base + memory.estimate(study, inputs)(study.executions[0])}
 
 
 def dry_run(one: Federation) -> dict[str, int]:
   """Lowers the round, whose base may be shapes; nothing is compiled -> entries of the file."""
   study, inputs = one.study, arguments(one)
   study.algorithm.round.lower(*inputs)
-  at_once = study.executions[0]
-  found = {
-    'base_bytes': tree.num_bytes(study.trainable.base),
-    'adapter_bytes': tree.num_bytes(study.trainable.adapter),
-    'ours_estimated_bytes': (
-      tree.num_bytes(study.trainable.base) + memory.estimate(study, inputs)(at_once))}
+  at_once, found = study.executions[0], estimated(one, inputs)
   print(f'dry run, {len(one.turn.weights)} sites, {at_once}, lowered and not compiled: '
         + ', '.join(f'{key} {value:,}' for key, value in found.items()))
   return found

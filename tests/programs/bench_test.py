@@ -89,7 +89,14 @@ def test_rounds_are_raced_by_number_of_sites(trained):
     seconds, = trained[f'{name}_seconds_2_sites']
     assert trained[f'{name}_examples_per_second_2_sites'] == pytest.approx(24 / seconds)
     assert trained[f'{name}_seconds_per_site_step_2_sites'] == pytest.approx(seconds / 4)
-  assert 'ratio_to_loop_2_sites' in trained
+  assert 'ratio_to_loop_2_sites' in trained and 'unfinished' not in trained
+  # Two sites do about twice what one does, of other sentences.
+  flop = trained['ours_model_flop_per_second_2_sites'] * trained['ours_seconds_2_sites'][0]
+  assert trained['flop'] < flop < 4 * trained['flop']
+  base, planned, counted, temporary, seen = (trained[f'{key}_2_sites'] for key in (
+    'base_bytes', 'ours_estimated_bytes', 'ours_peak_bytes', 'ours_temporary_bytes',
+    'ours_device_peak_bytes'))
+  assert base < planned and base + temporary < counted < seen
 
 
 @pytest.mark.slow
