@@ -71,4 +71,4 @@ def forecast(
   if _FLOP * study.trainable.whole_parameters * line['tokens'] < _WORTH:
     return None
   seconds = duration.round_seconds(study, plan, inputs, computed)
-  return seconds and Forecast(seconds, 'from its matrix products')
+  return None if seconds is None else Forecast(seconds, 'from its matrix products')
