@@ -26,10 +26,11 @@ def test_a_second_run_compiles_nothing(tiny_folder, tmp_path):
   environment = {
     key: value for key, value in os.environ.items()
     if not key.startswith(('JAX_COMPILATION_CACHE', 'JAX_PERSISTENT_CACHE'))}
+  root = Path(__file__).parents[2]
   done = subprocess.run(
-    [sys.executable, __file__, tiny_folder, tmp_path], cwd=Path(__file__).parents[2],
-    env=environment | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache')},
-    capture_output=True, text=True)
+    [sys.executable, __file__, tiny_folder, tmp_path], cwd=root, capture_output=True, text=True,
+    env=environment | {
+      'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'), 'PYTHONPATH': str(root)})
   assert done.returncode == 0, done.stderr[-2000:]
   first, second, third = (
     json.loads((tmp_path / f'{name}.json').read_text()) for name in ('first', 'second', 'third'))
