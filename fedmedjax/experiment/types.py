@@ -56,6 +56,7 @@ class Options(NamedTuple):
   every: int             # rounds between two scores of the held-out sentences; 0 = never
   text: bool             # predictions keep the words of notes
   signal: str = ''       # what weighs a site beside its size; '' = nothing
+  steps: bool = False    # every local step is shown as it ends
 
 
 class DeviceShare(NamedTuple):

@@ -100,6 +100,10 @@ def set_up() -> None:
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update(
       'jax_compilation_cache_dir', str(Path('~/.cache/fedmedjax/xla').expanduser()))
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    # JAX keeps what took a second to compile, a third of a run's fifty programs. The others
+    # together take seconds, and some kilobytes each on disk.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   device.check()
 
 

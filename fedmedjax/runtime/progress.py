@@ -1,26 +1,30 @@
 """Progress: live bars on a terminal, one output in a notebook, plain lines in a file."""
 
+import math
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import (
-  BarColumn,
-  MofNCompleteColumn,
-  Progress,
-  TextColumn,
-  TimeElapsedColumn,
-  TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedmedjax.runtime.notebook import Block
 
-# Seconds between two lines of a task when the output goes to a file.
-_QUIET = 10.0
+# Seconds between two lines of a task when the output goes to a file. A task that advances by the
+# clock gets no more than `_LINES` lines in the time that it is expected to take.
+_QUIET, _LINES = 10.0, 20
+# Seconds between two moves of a bar that advances by the clock, and the share at which it waits.
+_TICK, _NEARLY = 1.0, 0.99
+
+
+class Forecast(NamedTuple):
+  """How long a task is expected to take that does not tell how far it is."""
+
+  seconds: float
+  basis: str  # where the number is from: 'from the rounds before'
 
 
 class Reporter:
@@ -41,7 +45,7 @@ class Reporter:
     self.warnings: list[str] = []  # each once, in the order of their first time
     self._bars = Progress(
       TextColumn('{task.description:<34}', markup=False), BarColumn(bar_width=24),
-      MofNCompleteColumn(), TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(),
+      TextColumn('{task.fields[count]}'), TimeElapsedColumn(), TextColumn('{task.fields[left]}'),
       TextColumn('{task.fields[note]}', markup=False), console=self.console)
     self._block = Block(self.console.width, display) if self.console.is_jupyter else None
 
@@ -90,33 +94,98 @@ class Reporter:
     """Yields advance(count=1, note=''); safe to call from another thread."""
     lock, started = threading.Lock(), time.monotonic()
     done, last = 0, started
-    # A file has no bars: it gets a line at the start, now and then, and at the end.
-    in_file = not self.console.is_terminal and not self._block
-    bar = self._bars.add_task(label, total=total, note='')
+    bar = self._bars.add_task(label, total=total, count=f'0/{total}', left='', note='')
 
     def advance(count: int = 1, note: str = '') -> None:
       nonlocal done, last
       with lock:
         done += count
-        self._bars.update(bar, advance=count, note=note)
+        now = time.monotonic()
+        left = (now - started) / max(done, 1) * max(total - done, 0)
+        self._bars.update(
+          bar, advance=count, count=f'{done}/{total}', left=f'{spoken(left)} left', note=note)
         if self._block:
           self._block.move(self._moving())
-        now = time.monotonic()
         due = done >= total or now - last > _QUIET
-        if due and in_file:
+        if due and self._in_file:
           last = now
-          left = (now - started) / max(done, 1) * max(total - done, 0)
           self.say_unwrapped(
             f'{label}: {done}/{total}, {now - started:.0f} s, {left:.0f} s left {note}'.rstrip())
 
-    if in_file:
-      self.say_unwrapped(f'{label} ...')
-    elif self._block:
-      self._block.move(self._moving())
+    self._begin(label)
     try:
       yield advance
     finally:
       # A finished task needs no bar, only its line.
       self._bars.update(bar, visible=False)
-      if not in_file:
+      if not self._in_file:
         self._print(f'{label}: {time.monotonic() - started:.1f} s', highlight=False)
+
+  @contextmanager
+  def clock(self, label: str, forecast: Forecast | None = None):
+    """Shows a task that does not tell how far it is: what is shown advances by the clock.
+
+    A thread looks at the clock once a second. It says that the time left is an estimate, stays
+    below 100 % until the task ends, and ends with it. Without a forecast only the time so far is
+    shown.
+    """
+    started, ended = time.monotonic(), threading.Event()
+    expected = forecast.seconds if forecast and 0 < forecast.seconds < math.inf else None
+    bar = self._bars.add_task(label, total=expected, count='', left='', note='')
+
+    def show(last: float) -> float:
+      """Shows the time; returns when the last line was written to a file, in seconds."""
+      now = time.monotonic() - started
+      count, left, line = '', '', spoken(now)
+      if expected:
+        share = min(now / expected, _NEARLY)
+        # Rounded down: nothing is done by the clock alone.
+        count, note = f'{int(100 * share)} %', f'estimated {forecast.basis}'
+        left = (
+          f'about {spoken(expected - now)} left' if now < expected else 'longer than expected')
+        line = f'{line}, {left} ({count}, {note})'
+        self._bars.update(bar, completed=share * expected, count=count, left=left, note=note)
+      if self._block:
+        self._block.move(self._moving())
+      if self._in_file and now - last >= max(_QUIET, max(now, expected or 0) / _LINES):
+        self.say_unwrapped(f'{label}: {line}')
+        return now
+      return last
+
+    def watch() -> None:
+      last = 0.0
+      try:
+        while not ended.wait(_TICK):
+          last = show(last)
+      except (OSError, ValueError):
+        pass  # nobody reads the output any more, which is said where the program writes next
+
+    thread = threading.Thread(target=watch, daemon=True)
+    self._begin(label)
+    thread.start()
+    try:
+      yield
+    finally:
+      ended.set()
+      thread.join()
+      self._bars.update(bar, visible=False)
+      self._print(f'{label}: {time.monotonic() - started:.1f} s', highlight=False)
+
+  @property
+  def _in_file(self) -> bool:
+    """A file has no bars: it gets a line at the start, now and then, and at the end."""
+    return not self.console.is_terminal and not self._block
+
+  def _begin(self, label: str) -> None:
+    """Shows that a task begins."""
+    if self._in_file:
+      self.say_unwrapped(f'{label} ...')
+    elif self._block:
+      self._block.move(self._moving())
+
+
+def spoken(seconds: float) -> str:
+  """Seconds as a sentence says them: 48 s, 12 min, 3.4 h."""
+  if seconds < 100:
+    return f'{seconds:.0f} s'
+  return f'{seconds / 60:.0f} min' if seconds < 6000 else f'{seconds / 3600:.1f} h'

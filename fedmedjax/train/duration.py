@@ -17,6 +17,7 @@ from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.execution import sites_at_once
 from fedmedjax.experiment.types import Study
+from fedmedjax.runtime.progress import spoken
 from fedmedjax.train.flop import Product, product_rate, products
 from fedmedjax.train.memory import Plan
 from fedmedjax.train.round_log import participant_names
@@ -38,13 +39,13 @@ class Duration(NamedTuple):
   rate: float        # FLOP a second of it
 
   def __str__(self) -> str:
-    said = [f'{_time(self.decoding)} of decoding']
+    said = [f'{spoken(self.decoding)} of decoding']
     if self.rounds:
       mean = sum(self.rounds) / len(self.rounds)
-      said = [f'{_time(mean)} a round', f'{_time(sum(self.rounds))} of rounds', *said]
+      said = [f'{spoken(mean)} a round', f'{spoken(sum(self.rounds))} of rounds', *said]
     rows, inner, columns, dtype = self.product
     return (
-      f'time: about {", ".join(said)}: {_time(sum(self.rounds) + self.decoding)} in all without '
+      f'time: about {", ".join(said)}: {spoken(sum(self.rounds) + self.decoding)} in all without '
       f'compiling ({self.flop:.1e} FLOP a round; products [{rows}, {inner}] x [{inner}, {columns}] '
       f'of {dtype} run at {self.rate / 1e9:,.0f} GFLOP/s here now)')
 
@@ -80,6 +81,25 @@ def expected(
     tuple(flop / devices / TRAINING_SHARE / speed for flop in flops),
     sum(times * seconds(found) for found, times in _decoding(study, done)),
     sum(flops) / max(len(flops), 1), common, speed)
+
+
+def round_seconds(
+  study: Study, plan: Plan, inputs: tuple, computed: float,
+  rate: Callable[[Product], float] = product_rate,
+) -> float | None:
+  """Seconds of the round with these inputs; None where its steps have no matrix products.
+
+  Args:
+    study, plan, rate: see `expected`.
+    inputs: arguments of the round.
+    computed: steps that it computes, padded ones included.
+  """
+  step = _step(study, plan, inputs)
+  if not step:
+    return None
+  flop = computed * step.total() + _rest(study, plan, inputs).total()
+  common = max(step, key=lambda product: step[product])
+  return flop / _devices(study) / TRAINING_SHARE / rate(common)
 
 
 def _devices(study: Study) -> int:
@@ -157,10 +177,3 @@ def _asked(study: Study, done: int) -> list[tuple[SiteData, dict, int]]:
     asked += [(fewer(site, options.max_zero_shot), study.trainable.untrained, 1)
               for site in tested]
   return asked
-
-
-def _time(seconds: float) -> str:
-  """Seconds as a sentence says them: 48 s, 12 min, 3.4 h."""
-  if seconds < 100:
-    return f'{seconds:.0f} s'
-  return f'{seconds / 60:.0f} min' if seconds < 6000 else f'{seconds / 3600:.1f} h'

@@ -26,21 +26,10 @@ from fedmedjax.train.round_log import (
   rising,
   round_sentence,
 )
+from fedmedjax.train.round_progress import StepDisplay, forecast, shown
 from fedmedjax.train.scoring import watched_f1
 
 CHECKPOINTS, METRICS = 'checkpoints', 'metrics.jsonl'
-
-
-class StepDisplay:
-  """Shows a round's progress: the compiled program calls it on the host after every step."""
-
-  def __init__(self):
-    self.names: tuple[str, ...] = ()
-    self.advance: Callable = lambda count, note: None
-
-  def __call__(self, site, step, loss, active) -> None:
-    if active:
-      self.advance(1, f'{self.names[int(site)]} loss {float(loss):.3f}')
 
 
 class Trained(NamedTuple):
@@ -85,13 +74,13 @@ def train(
     study: what is trained.
     workdir: folder of the run.
     reporter: prints a sentence for each round, and warnings.
-    display: shows the steps of the current round.
+    display: shows the steps of the current round where config.log.steps asks for that.
     plan: from `planned`; None = planned here, should a round be left after all.
 
   Raises:
     RuntimeError: training failed for good, or a checkpoint could not be written.
   """
-  options, display.names = study.options, participant_names(study)
+  options, names = study.options, participant_names(study)
   state, lines = _restored(study, workdir, reporter)
   if lines:
     reporter.say(f'resuming after round {len(lines)}')
@@ -102,7 +91,7 @@ def train(
     checkpoint.save(workdir / CHECKPOINTS, state, lines, options.keep, options.keep_best)
     files.write_lines(workdir / METRICS, lines)
     spent.append(time.monotonic() - begun)
-    tensorboard.add(workdir, lines, display.names)
+    tensorboard.add(workdir, lines, names)
     reporter.say(round_sentence(lines[-1], options.rounds, options.signal))
 
   saving = Future()
@@ -153,10 +142,10 @@ def _restored(
 
 
 def _overlaps() -> bool:
-  """Whether other threads of the host can work while a round computes.
+  """Whether the host has time for other work while a round computes.
 
-  On a CPU the call of a round holds the interpreter's lock to its end. A save in another thread
-  would reach the disk only after the next round, so a kill would cost two rounds.
+  On a CPU a round takes all cores. A save beside it would slow both down and reach the disk late,
+  so that a kill might cost two rounds. It could run: a round does not hold the interpreter's lock.
   """
   return jax.default_backend() != 'cpu'
 
@@ -229,10 +218,9 @@ def _played(
   if not participation.steps.any():
     return inputs[0], files.plain(
       line | {'skipped': True, 'weights': [0.0] * len(line['sites']), 'seconds': 0.0})
+  seconds = forecast(study, plan, participation, inputs, line, lines)
   begun = time.monotonic()
-  label = f'round {number + 1}/{study.options.rounds}'
-  with reporter.task(label, line['local_steps']) as advance:
-    display.advance = advance
+  with shown(study, reporter, display, line, seconds):
     state, metrics = plan.compiled(*inputs)
     metrics = jax.device_get(metrics)
     jax.effects_barrier()

@@ -41,9 +41,10 @@ from fedmedjax.train.fingerprint import (
   write_own_parts,
   write_schema,
 )
-from fedmedjax.train.loop import CHECKPOINTS, StepDisplay, Trained, planned, train
+from fedmedjax.train.loop import CHECKPOINTS, Trained, planned, train
 from fedmedjax.train.memory import Plan
 from fedmedjax.train.round_log import participant_names
+from fedmedjax.train.round_progress import StepDisplay
 from fedmedjax.train.scoring import (
   counted,
   forced_all,

@@ -3,14 +3,18 @@
 import io
 import re
 import sys
+import threading
+import time
 import types
 
+import jax
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 from rich.table import Table
 
-from fedmedjax.runtime import notebook
-from fedmedjax.runtime.progress import Reporter
+from fedmedjax.runtime import notebook, progress
+from fedmedjax.runtime.progress import Forecast, Reporter, spoken
 
 _WORDS = '[/b] [seed=1] :pill: x'
 
@@ -118,3 +122,105 @@ def test_the_real_display_of_a_notebook_is_found(monkeypatch):
   monkeypatch.setitem(sys.modules, 'IPython.display', module)
   Reporter(Console(force_jupyter=True, file=io.StringIO())).say('hello')
   assert [repr(drawing) for drawing in cell.outputs[0]] == ['hello\n']
+
+
+@pytest.fixture
+def at(monkeypatch):
+  """at(seconds, reporter): the line of a file that is written when the task has taken so long."""
+  now = [0.0]
+  monkeypatch.setattr(progress, 'time', types.SimpleNamespace(monotonic=lambda: now[0]))
+  monkeypatch.setattr(progress, '_TICK', 0.001)
+
+  def line(seconds: float, reporter: Reporter, wait: float = 5.0) -> str:
+    before, now[0] = reporter.console.file.getvalue(), seconds
+    until = time.monotonic() + wait
+    while time.monotonic() < until and reporter.console.file.getvalue() == before:
+      time.sleep(0.001)
+    return reporter.console.file.getvalue()[len(before):].rstrip('\n')
+
+  return line
+
+
+def test_a_file_is_told_the_time_left_by_the_clock(at):
+  """Of 400 s expected: a line each 20 s at most, since 20 lines are enough; never 100 %."""
+  reporter = Reporter(Console(file=io.StringIO(), width=200))
+  said = lambda seconds, **more: at(seconds, reporter, **more)  # noqa: E731
+  with reporter.clock('round 2/9', Forecast(400.0, 'from the rounds before')):
+    assert reporter.console.file.getvalue() == 'round 2/9 ...\n'
+    assert said(19.0, wait=0.05) == ''
+    assert said(30.5) == (
+      'round 2/9: 30 s, about 6 min left (7 %, estimated from the rounds before)')
+    assert said(49.0, wait=0.05) == ''
+    assert said(330.0) == (
+      'round 2/9: 6 min, about 70 s left (82 %, estimated from the rounds before)')
+    assert said(399.9) == (
+      'round 2/9: 7 min, about 0 s left (99 %, estimated from the rounds before)')
+    assert said(500.0) == (
+      'round 2/9: 8 min, longer than expected (99 %, estimated from the rounds before)')
+    # Beyond what was expected, a line each twentieth of the time so far: 526 - 500 < 526 / 20.
+    assert said(526.0, wait=0.05) == '' and said(527.0).startswith('round 2/9: 9 min, longer')
+  assert reporter.console.file.getvalue().endswith('\nround 2/9: 527.0 s\n')
+
+
+@pytest.mark.parametrize('forecast', [
+  None, Forecast(0.0, ''), Forecast(float('nan'), ''), Forecast(float('inf'), '')])
+def test_without_a_forecast_only_the_time_so_far_is_told(at, forecast):
+  reporter = Reporter(Console(file=io.StringIO(), width=200))
+  with reporter.clock('round 1/9', forecast):
+    assert at(9.0, reporter, wait=0.05) == '' and at(24.0, reporter) == 'round 1/9: 24 s'
+
+
+def test_the_bar_of_a_terminal_says_that_it_is_an_estimate(at, monkeypatch):
+  for name, value in {'FORCE_COLOR': '1', 'NO_COLOR': '1', 'TERM': 'xterm',
+                      'COLUMNS': '150'}.items():
+    monkeypatch.setenv(name, value)
+  reporter = Reporter()
+  reporter.console.file = io.StringIO()
+  with reporter.clock('round 1/2', Forecast(100.0, 'from its matrix products')):
+    at(24.0, reporter, wait=0.05)
+    reporter.say(reporter._bars.get_renderable())
+  text = ' '.join(reporter.console.file.getvalue().split())
+  assert re.search(r'round 1/2 \S.* 24 % .* about 76 s left estimated from its matrix prod', text)
+  assert text.endswith('round 1/2: 24.0 s')
+
+
+@pytest.mark.parametrize('spoils', [KeyboardInterrupt, RuntimeError, None])
+def test_the_clock_ends_with_its_task(spoils, monkeypatch):
+  """Whatever ends it, an output that nobody reads any more included."""
+  monkeypatch.setattr(progress, '_TICK', 0.001)
+  monkeypatch.setattr(progress, '_QUIET', 0.0)
+  reporter = Reporter(Console(file=io.StringIO()))
+  before = threading.active_count()
+  if spoils:
+    with pytest.raises(spoils), reporter.clock('round 1/1'):
+      assert threading.active_count() == before + 1
+      raise spoils
+  else:
+    with pytest.raises(ValueError, match='closed file'), reporter.clock('round 1/1'):
+      reporter.console.file.close()
+      while threading.active_count() > before:
+        time.sleep(0.001)
+  assert threading.active_count() == before
+
+
+def test_the_clock_moves_while_a_program_computes(monkeypatch):
+  """A compiled program does not hold the interpreter's lock, on a CPU neither."""
+  monkeypatch.setattr(progress, '_TICK', 0.005)
+  monkeypatch.setattr(progress, '_QUIET', 0.0)
+  program = jax.jit(lambda x, times: jax.lax.fori_loop(0, times, lambda _, x: jnp.sin(x @ x), x))
+  x, times = jnp.ones((200, 200)), 1
+  reporter = Reporter(Console(file=io.StringIO()))
+  seconds = 0.0
+  while seconds < 0.2:
+    times, begun = 2 * times, time.monotonic()
+    before = len(reporter.console.file.getvalue().splitlines())
+    with reporter.clock('round 1/1', Forecast(0.001, '')):
+      jax.device_get(program(x, times))
+    seconds = time.monotonic() - begun
+  assert len(reporter.console.file.getvalue().splitlines()) - before > 2 + 4
+
+
+@pytest.mark.parametrize('seconds, words', [
+  (0.4, '0 s'), (99.4, '99 s'), (100, '2 min'), (5999, '100 min'), (6000, '1.7 h')])
+def test_seconds_as_a_sentence_says_them(seconds, words):
+  assert spoken(seconds) == words
