@@ -53,7 +53,7 @@ def load_lora_data(
     placement = Placement(
       DTYPES[config.model.dtype], config.model.quantization,
       mesh and partial(base_shardings, mesh),
-      matmul.decided(config.model.matmul, config.model.dtype, reporter) == matmul.NARROW)
+      matmul.decided(config.model.matmul, config.model.dtype, reporter) == matmul.ROUNDED)
     with reporter.task(f'loading {Path(path).name}'):
       base = load_model(path, placement)
     if base.left_out:

@@ -15,15 +15,15 @@ from fedmedjax.types import InputError
 KEY = 'model.matmul'
 AUTO = 'auto'
 # What a run keeps. 'float32' leaves operands as config.model.dtype has them.
-WIDE, NARROW = FORMS = ('float32', 'bfloat16')
+WIDE, ROUNDED = FORMS = ('float32', 'bfloat16')
 
 
 def check_matmul(values: Mapping[str, Any]) -> None:
-  """Raises InputError where narrow operands are asked for, and all are narrow already."""
-  if values[KEY] == NARROW and values['model.dtype'] != 'float32':
+  """Raises InputError where operands are to be rounded to the format that they have anyway."""
+  if values[KEY] == ROUNDED and values['model.dtype'] != 'float32':
     raise InputError(
       f"config.{KEY}='bfloat16': with config.model.dtype={values['model.dtype']!r} operands are "
-      f'narrow as they are; use {AUTO!r}')
+      f'rounded as they are; use {AUTO!r}')
 
 
 def settled(
@@ -78,7 +78,7 @@ def decided(value: str, dtype: str, reporter: Reporter) -> str:
   if dtype != 'float32' or jax.default_backend() != 'cpu':
     return WIDE
   gain = product_trial.bfloat16_gain()
-  form = NARROW if gain >= product_trial.LEAST else WIDE
+  form = ROUNDED if gain >= product_trial.LEAST else WIDE
   reporter.say(
     f'{KEY}: {form} products (this CPU multiplies bfloat16 {gain:.2g} times as fast as float32)')
   return form

@@ -195,7 +195,7 @@ def _load(trained: Trained, reporter: Reporter) -> Annotator:
     ) from None
   placement = Placement(
     DTYPES[chosen['model.dtype']], chosen['model.quantization'],
-    mesh and partial(base_shardings, mesh), chosen[matmul.KEY] == matmul.NARROW)
+    mesh and partial(base_shardings, mesh), chosen[matmul.KEY] == matmul.ROUNDED)
   with reporter.task(f'loading {Path(path).name}'):
     base = load_model(path, placement)
     annotator = make_annotator(trained, base, mesh)

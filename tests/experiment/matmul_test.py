@@ -117,9 +117,9 @@ def test_data_in_python_are_for_the_run(tmp_path, told, gain):
     api._check_loaded(config(model__matmul='float32'), data)
 
 
-def test_narrow_weights_have_narrow_operands():
+def test_rounded_weights_are_not_rounded_again():
   with pytest.raises(InputError, match=(
-      "config.model.matmul='bfloat16': with config.model.dtype='bfloat16' operands are narrow")):
+      "config.model.matmul='bfloat16': with config.model.dtype='bfloat16' operands are rounded")):
     validate(config(model__matmul='bfloat16', model__dtype='bfloat16'))
   with pytest.raises(InputError, match="matmul='bf16': one of auto, float32, bfloat16 is"):
     validate(config(model__matmul='bf16'))

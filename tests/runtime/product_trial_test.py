@@ -20,7 +20,8 @@ def test_medians_after_the_first(seconds, expected):
   def work() -> None:
     now[0] += next(times)
 
-  assert product_trial.gain(dict.fromkeys(('float32', 'bfloat16'), work), lambda: now[0]) == expected
+  calls = dict.fromkeys(('float32', 'bfloat16'), work)
+  assert product_trial.gain(calls, lambda: now[0]) == expected
   assert next(times, None) is None
 
 
@@ -32,7 +33,7 @@ def test_both_forms_are_multiplied(monkeypatch):
   monkeypatch.setattr(product_trial.jax, 'block_until_ready', found.append)
   for call in product_trial._calls().values():
     call()
-  wide, narrow = found
-  for one, other in zip(wide, narrow, strict=True):
+  wide, rounded = found
+  for one, other in zip(wide, rounded, strict=True):
     assert one.dtype == other.dtype == jnp.float32 and (one != other).any()
     np.testing.assert_allclose(other, one, atol=0.2)

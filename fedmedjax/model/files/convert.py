@@ -16,7 +16,7 @@ import transformers
 from fedmedjax.model.files.folder import StoredTensor
 from fedmedjax.model.llama_config import LlamaConfig
 from fedmedjax.model.lora import PEFT_MODULES
-from fedmedjax.model.quant import QUANTIZATIONS, narrow
+from fedmedjax.model.quant import QUANTIZATIONS, rounded
 from fedmedjax.types import InputError
 
 
@@ -38,15 +38,15 @@ class Placement(NamedTuple):
   """The form in which weights are stored, kernels [L, D_in, D_out], and the devices that hold them.
 
   `quantization` is a key of QUANTIZATIONS. `sharding` maps (hyper-parameters, the `params` tree as
-  jax.ShapeDtypeStructs) to a tree of jax shardings; None = the default device. `narrow` says that
-  kernels are `quant.Narrow` and the head is in bfloat16: a tied model then has both, its embedding
+  jax.ShapeDtypeStructs) to a tree of jax shardings; None = the default device. `rounded` says that
+  kernels are `quant.Rounded` and the head is in bfloat16: a tied model then has both, its embedding
   in `dtype` and a copy as its head, and a kernel that is not quantised is held in bfloat16 alone.
   """
 
   dtype: jnp.dtype = jnp.float32
   quantization: str = 'none'
   sharding: Callable[[LlamaConfig, dict], dict] | None = None
-  narrow: bool = False
+  rounded: bool = False
 
 
 class Slot(NamedTuple):
@@ -211,7 +211,7 @@ def convert(
   pieces: dict[tuple[str, ...], list] = {}
   for name, path, layer in tensor_names(config, column):
     pieces.setdefault(path, []).append((layer, tensors[name]))
-  if placement.narrow and config.tie_word_embeddings:
+  if placement.rounded and config.tie_word_embeddings:
     pieces[_HEAD] = pieces[_EMBEDDING]
     shapes[_HEAD] = shapes[_EMBEDDING]
   leaves = params_shape(config, placement)
@@ -241,7 +241,7 @@ def params_shape(config: LlamaConfig, placement: Placement) -> dict:
   Nothing is read or allocated.
   """
   params, shapes = {'layers': {}}, expected_shapes(config)
-  if placement.narrow:
+  if placement.rounded:
     shapes[_HEAD] = shapes[_EMBEDDING]
   for path, shape in shapes.items():
     where = ('layers', *path) if path in _LAYER else path
@@ -258,11 +258,11 @@ def _prepare(where: tuple[str, ...], placement: Placement) -> Callable:
   quantize = QUANTIZATIONS[placement.quantization]
   if where[-1] != 'kernel':
     # As rounding what `dtype` holds, with each product anew.
-    rounded = jnp.bfloat16 if placement.narrow and where == _HEAD else placement.dtype
-    return lambda raw: raw.astype(placement.dtype).astype(rounded)
+    dtype = jnp.bfloat16 if placement.rounded and where == _HEAD else placement.dtype
+    return lambda raw: raw.astype(placement.dtype).astype(dtype)
   stored = quantize or (lambda kernel: kernel.astype(placement.dtype))
-  if placement.narrow:
-    return lambda raw: narrow(stored(raw.T))
+  if placement.rounded:
+    return lambda raw: rounded(stored(raw.T))
   return lambda raw: stored(raw.T)
 
 
