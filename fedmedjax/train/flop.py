@@ -57,6 +57,18 @@ def products(jaxpr: Any, trips: int = 1) -> Counter:
   return found
 
 
+def calls(jaxpr: Any) -> int:
+  """How many products a traced program starts, loops of known length included, branches not."""
+  total = 0
+  for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+    total += equation.primitive.name == 'dot_general'
+    times = equation.params['length'] if equation.primitive.name == 'scan' else 1
+    total += times * sum(
+      calls(part) for part in equation.params.values()
+      if hasattr(getattr(part, 'jaxpr', part), 'eqns'))
+  return total
+
+
 def _product(equation: Any) -> tuple[Product, int]:
   """The shape of a `dot_general`, and of how many such products it is a batch."""
   (left, right), (batch, _) = equation.params['dimension_numbers']
