@@ -182,8 +182,7 @@ def insert(
     first, inputs: i32[K] and [L, KV, K, T, d], of `prefill_inputs`.
     eos: i32[E], tokens that end an output.
   """
-  count = len(places)
-  width = state.requests.tokens.shape[1]
+  count, width = len(places), state.requests.tokens.shape[1]
   fresh = DecodeState(
     requests._replace(tokens=_padded(requests.tokens, width, axis=1)), first,
     (requests.lengths == 0) | (requests.limits <= 0) | jnp.isin(first, eos), requests.lengths,
