@@ -84,14 +84,14 @@ def test_gradient_is_that_of_operands_cast_by_hand(kind):
 
 
 def test_training_stays_near_float32(bases, batch, gradient):
-  """Twenty steps: losses within 1e-2, though no two are equal."""
+  """Ten steps: losses within 1e-2, though no two are equal."""
   losses = {}
   for name, base in bases.items():
     adapter, losses[name] = init_adapter(jax.random.key(0), TINY, LORA), []
-    for _ in range(20):
+    for _ in range(10):
       loss, step = gradient(adapter, base, batch, 'none')
       losses[name].append(float(loss))
-      adapter = jax.tree.map(lambda p, g: p - 0.1 * g / (jnp.abs(g).max() + 1e-9), adapter, step)
+      adapter = jax.tree.map(lambda p, g: p - 0.01 * g / (jnp.abs(g).max() + 1e-9), adapter, step)
   wide, rounded = map(np.asarray, losses.values())
   assert wide[-1] < 0.9 * wide[0] and (wide != rounded).all()
   np.testing.assert_allclose(rounded, wide, rtol=1e-2)
@@ -157,7 +157,7 @@ def test_answers_are_decoded_and_forced_in_it(bases, batch):
   assert said.tokens.tolist() == logits[5:-1].argmax(-1).tolist() and len(said.tokens) == 12
 
 
-@pytest.mark.parametrize('kind', ['none', 'int8'])
+@pytest.mark.parametrize('kind', ['none', pytest.param('int8', marks=pytest.mark.slow)])
 def test_loading_rounds_once(tiny_folder, kind):
   """A tied model: kernels in bfloat16 only, and a head that is the embedding's copy in it."""
   wide = load_model(tiny_folder, Placement(quantization=kind))
