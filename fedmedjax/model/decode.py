@@ -119,8 +119,9 @@ def _extend(model, prefix, tokens, positions, own, context):
 
 def _likeliest(hidden: jax.Array, base: dict) -> jax.Array:
   """[B, T, D] -> i32[B, T]: the token of the highest logit, which a cap of the logits keeps."""
+  head = head_weight(base)
   logits = jnp.einsum(
-    'btd,vd->btv', hidden, head_weight(base), preferred_element_type=jnp.float32)
+    'btd,vd->btv', hidden.astype(head.dtype), head, preferred_element_type=jnp.float32)
   return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
@@ -181,8 +182,7 @@ def insert(
     first, inputs: i32[K] and [L, KV, K, T, d], of `prefill_inputs`.
     eos: i32[E], tokens that end an output.
   """
-  count = len(places)
-  width = state.requests.tokens.shape[1]
+  count, width = len(places), state.requests.tokens.shape[1]
   fresh = DecodeState(
     requests._replace(tokens=_padded(requests.tokens, width, axis=1)), first,
     (requests.lengths == 0) | (requests.limits <= 0) | jnp.isin(first, eos), requests.lengths,

@@ -88,6 +88,7 @@ def product_rate(product: Product) -> float:
   the median of five calls, each of as many products as take `_SECONDS`.
   """
   rows, inner, columns, dtype = product
+  wide = jnp.promote_types(dtype, jnp.float32)
   # A large product needs few matrices to last long enough, and a small one many to be read anew.
   pairs = max(1, min(
     _BYTES // (2 * inner * columns * dtype.itemsize), int(5e9 / product.flop)))
@@ -98,7 +99,10 @@ def product_rate(product: Product) -> float:
   @jax.jit
   def multiply(times, x, up, down):
     def both(x, matrices):
-      return x @ matrices[0] @ matrices[1], None
+      for matrix in matrices:
+        # As models add up products of bfloat16 (`quant.rounded_product`).
+        x = jnp.matmul(x, matrix, preferred_element_type=wide).astype(dtype)
+      return x, None
 
     return jax.lax.fori_loop(0, times, lambda _, x: jax.lax.scan(both, x, (up, down))[0], x)
 

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from fedmedjax import tree
-from fedmedjax.experiment import defaults
+from fedmedjax.experiment import defaults, matmul
 from fedmedjax.experiment.config import DTYPES as DTYPE_NAMES
 from fedmedjax.experiment.config import validate
 from fedmedjax.model.dtypes import DTYPES
@@ -24,7 +24,9 @@ from fedmedjax.model.files.convert import BaseModel, Placement, params_shape
 from fedmedjax.model.files.folder import load_tokenizer, read_settings
 from fedmedjax.model.files.hf_config import config_from_hugging_face, to_hugging_face
 from fedmedjax.model.files.load import load_model, model_path, resolve
-from fedmedjax.model.quant import QUANTIZATIONS
+from fedmedjax.model.llama import head_weight
+from fedmedjax.model.quant import QUANTIZATIONS, rounded
+from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
 _LLAMA3 = dict(
@@ -114,6 +116,34 @@ def load(
   return Model(base, settings)
 
 
+def rounded_model(model: Model) -> Model:
+  """The same weights, or their shapes, as a run with config.model.matmul='bfloat16' holds them."""
+  def converted(params: dict) -> dict:
+    return params | {'head': head_weight(params).astype(jnp.bfloat16), 'layers': {
+      name: leaf | {'kernel': rounded(leaf['kernel'])} if 'kernel' in leaf else leaf
+      for name, leaf in params['layers'].items()}}
+
+  params = model.base.params
+  abstract = isinstance(params['embedding'], jax.ShapeDtypeStruct)
+  return model._replace(base=model.base._replace(
+    params=jax.eval_shape(converted, params) if abstract else converted(params)))
+
+
+def forms(model: Model, asked: str, dtype: str) -> dict[str, Model]:
+  """The model by what its frozen weights are multiplied in: 'float32', and 'bfloat16' where that is
+  asked for or a CPU may choose. First comes what is asked for, or what 'auto' decides here.
+
+  Args:
+    model: as loaded.
+    asked: of config.model.matmul.
+    dtype: of config.model.dtype.
+  """
+  own, models = matmul.decided(asked, dtype, Reporter()), {matmul.WIDE: model}
+  if own == matmul.ROUNDED or jax.default_backend() == 'cpu' and dtype == 'float32':
+    models[matmul.ROUNDED] = rounded_model(model)
+  return {own: models[own]} | models
+
+
 def random_params(config, placement: Placement) -> dict:
   """Weights of a given shape as LLaMA models draw them: normal, 0.02; norms are 1.
 
@@ -152,7 +182,7 @@ def configure(
   config.update_from_flattened_dict({
     'data.sites': (site,), 'data.external': (), 'data.tasks': (task,),
     'data.validation_examples': 0, 'fed.local_steps': steps, 'fed.batch_size': batch_size,
-    'log.steps': False,
+    'log.steps': False, 'model.matmul': 'float32',
     **{key.replace('__', '.'): value for key, value in changes.items()}})
   if sites > 1:
     config.data.partition.update(kind='iid', unit='sentence', sites=sites)
