@@ -10,7 +10,7 @@ The same kernels are compiled by Mosaic for TPUs and by Triton for GPUs; on a CP
 interpret them. Letters as in `attention.py`; E is B for keys of a row's own and 1 for shared ones.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -65,6 +65,7 @@ def tiling(backend: str) -> Tiling:
   return Tiling(16, 16, True, interpret=True)
 
 
+@cache
 def flash_attend(tiles: Tiling) -> Attend:
   """An `attention.Attend` by these kernels, with a gradient; it refuses to cap scores.
 
@@ -90,9 +91,9 @@ def _padded(x: Array, *sizes: int) -> Array:
 
 
 def _tiled(tiles: Tiling, source: Source, rows: int) -> Source:
-  """A source as the kernels take it: k, v [KV, E, M, d] and mask i8[E, rows or 1, M] in whole tiles.
+  """A source as the kernels take it, in whole tiles: k, v [KV, E, M, d], mask i8[E, rows or 1, M].
 
-  Queries of padding and keys of padding are hidden from each other and from all others.
+  Keys of padding are hidden from all queries.
   """
   k, v, mask = source
   if k.ndim == 3:
@@ -132,7 +133,7 @@ def _specs_of_queries(sources: tuple[Source, ...], heads: int, size: int) -> lis
   specs = []
   for k, v, mask in sources:
     group, own = heads // k.shape[0], min(1, k.shape[1] - 1)
-    whole = lambda h, b, i, group=group, own=own: (h // group, b * own, 0, 0)  # noqa: E731
+    whole = lambda h, b, i, group=group, own=own: (jax.lax.div(h, group), b * own, 0, 0)  # noqa: E731
     specs += [pl.BlockSpec((None, None, *x.shape[2:]), whole) for x in (k, v)]
     row, each = min(1, mask.shape[0] - 1), min(1, mask.shape[1] - 1)
     specs.append(pl.BlockSpec(
@@ -210,9 +211,12 @@ def _key_kernel(
   group, rows, length, _ = q_ref.shape
   each_row, each_query = mask_ref.shape[0] > 1, mask_ref.shape[1] > 1
 
+  count = length // size
+
   def see(index, carry):
-    place = index // (rows * (length // size)), index // (length // size) % rows
-    start = pl.multiple_of(index % (length // size) * size, size) if length > size else 0
+    head, rest = jax.lax.div(index, rows * count), jax.lax.rem(index, rows * count)
+    place = head, jax.lax.div(rest, count)
+    start = 0 if count == 1 else pl.multiple_of(jax.lax.rem(rest, count) * size, size)
     tile = pl.ds(start, size)
     q, towards = q_ref[*place, tile, :], towards_ref[*place, tile, :]
     mask = mask_ref[place[1] if each_row else 0, tile if each_query else slice(None), :]
@@ -222,7 +226,7 @@ def _key_kernel(
             carry[1] + _product(weight.astype(q.dtype), towards, (0, 0)))
 
   zeros = jnp.zeros(k.shape, jnp.float32)
-  k_sum, v_sum = jax.lax.fori_loop(0, group * rows * (length // size), see, (zeros, zeros))
+  k_sum, v_sum = jax.lax.fori_loop(0, group * rows * count, see, (zeros, zeros))
   k_grad[...], v_grad[...] = k_sum.astype(k_grad.dtype), v_sum.astype(v_grad.dtype)
 
 
