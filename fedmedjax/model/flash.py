@@ -173,7 +173,8 @@ def _forward_kernel(tiles: Tiling, q_ref, *refs):
     value = _product(weight.astype(v_ref.dtype), v_ref[tile, :], (1, 0))
     return higher, total * shrink + weight.sum(axis=1, keepdims=True), out * shrink + value
 
-  carry = (jnp.full((q.shape[0], 1), _HIDDEN), jnp.zeros((q.shape[0], 1)), jnp.zeros(q.shape))
+  zeros = partial(jnp.zeros, dtype=jnp.float32)
+  carry = zeros((q.shape[0], 1)) + _HIDDEN, zeros((q.shape[0], 1)), zeros(q.shape)
   for refs in zip(*[iter(source_refs)] * 3, strict=True):
     carry = _for_tiles(tiles, refs[0].shape[0], partial(see, *refs), carry)
   peak, total, out = carry
