@@ -58,7 +58,7 @@ def tiling(backend: str) -> Tiling:
   # Either import loads a compiler's dialect, which only its machine needs.
   if backend == 'tpu':
     from jax.experimental.pallas import tpu
-    return Tiling(256, 512, False, tpu.CompilerParams())
+    return Tiling(512, 512, False, tpu.CompilerParams())
   if backend == 'gpu':
     from jax.experimental.pallas import triton
     return Tiling(64, 64, True, triton.CompilerParams(num_warps=4, num_stages=2))
