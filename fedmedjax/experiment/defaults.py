@@ -66,9 +66,10 @@ def _model() -> ConfigDict:
   # 'narrow_products' (also the MLP's two wide products, gate and up), 'full'; 'auto' = the fastest
   # that the memory allows. Roundings only depend on it.
   model.remat = 'auto'
-  # Kernel of attention while training: 'plain', or 'cudnn' (FlashAttention; one NVIDIA card and
-  # bfloat16 only), which is refused where a trial finds results unlike those of the plain one, and
-  # whose runs cannot be repeated bit for bit. Roundings only depend on it.
+  # Kernel of attention while training: 'plain'; 'flash' (our FlashAttention in Pallas, which keeps
+  # scores on the chip; one TPU or GPU); or 'cudnn' (one NVIDIA card and bfloat16 only), whose runs
+  # cannot be repeated bit for bit. Both are refused where a trial finds results unlike those of the
+  # plain one. Roundings only depend on it.
   model.attention = 'plain'
   return model
 

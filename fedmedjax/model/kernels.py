@@ -1,12 +1,16 @@
-"""Which kernel computes a packed pass's attention: the plain `attend`, or cuDNN's FlashAttention.
+"""Which kernel computes a packed pass's attention: `attend`, our Pallas kernels, or cuDNN's.
 
-Both take the same sources and give the same averages; they differ in what goes through memory. The
-plain one writes a score for every query and key. cuDNN's (by jax.nn.dot_product_attention; Dao,
-arXiv:2307.08691) keeps scores on the chip, in 16 bits on NVIDIA cards only, and adds up gradients
-in an order of its own, so that a run cannot be repeated bit for bit. It has to be asked for, and is
-used where it was found on this machine, for the model's own heads, to be about as near to float32
-as the plain one is. On TPUs attention is plain: JAX's splash kernel (Pallas) hides keys by equal
-segments only, and the instruction of a packed pass is seen by all.
+All take the same sources and give the same averages; they differ in what goes through memory. The
+plain one writes a score for every query and key. The others (FlashAttention; Dao, arXiv:2307.08691)
+keep scores on the chip, have to be asked for, and are used where they were found on this machine,
+for the model's own heads, to be about as near to float32 as the plain one is.
+
+- 'flash' (`flash.py`) runs on TPUs and GPUs. It is our own because no kernel that JAX ships hides
+  keys by another rule than equal segments and order, while all see a packed pass's instruction, or
+  takes the log-sum-exp of several passes for its gradient. FIGURES
+- 'cudnn' (by jax.nn.dot_product_attention) runs on NVIDIA cards in 16 bits, copies the
+  instruction's keys for every row, and adds up gradients in an order of its own, so that a run
+  cannot be repeated bit for bit.
 """
 
 from collections.abc import Callable
@@ -19,6 +23,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import Mesh
 
 from fedmedjax.model.attention import SAVED, Attend, Source, attend
+from fedmedjax.model.flash import Tiling, flash_attend, tiling
 from fedmedjax.model.llama import LlamaConfig
 from fedmedjax.types import InputError
 
@@ -27,11 +32,14 @@ Array = jax.Array
 # A kernel may be four times as far from float32 as `attend` is: both round to 16 bits, at other
 # places. A key too many or too few is hundreds of times as far.
 FARTHER = 4.0
+# Where `attend` is exact, as float32 on some machines, others may be so far from it, relatively.
+_EXACT = 1e-6
 # Rows, tokens of a row and tokens of the instruction in the trial: as many as in a step, so that a
 # kernel's tiles have edges, and odd.
 _TRIAL = (2, 161, 303)
 
 
+@cache
 def fused_attend(call: Callable[..., Array]) -> Attend:
   """An `attend` that joins the sources and leaves the rest to one kernel.
 
@@ -152,16 +160,16 @@ def _trial(kernel: Attend, inputs: tuple, cotangent: Array) -> list[Array]:
 
 
 @cache
-def distance(call: Callable[..., Array], heads: int, kv_heads: int, head_dim: int, dtype) -> float:
+def distance(kernel: Attend, heads: int, kv_heads: int, head_dim: int, dtype) -> float:
   """A kernel's error in averages and gradients against float32, relative to the error of `attend`.
 
   1 = just as far from float32. On random q [B, T, H, d] and keys of a shared instruction and of
   rows, in the sizes of the model's heads, mapped over two sites.
 
   Args:
-    call: see `fused_attend`; tried in `dtype`.
+    kernel: tried in `dtype`.
     heads, kv_heads, head_dim: H, KV and d.
-    dtype: a number format of 16 bits.
+    dtype: number format of the model.
   """
   inputs = _trial_inputs(heads, kv_heads, head_dim, dtype)
   # Else an accelerator's float32 is one of 10 bits.
@@ -172,7 +180,8 @@ def distance(call: Callable[..., Array], heads: int, kv_heads: int, head_dim: in
     return jnp.stack([
       jnp.linalg.norm(x - y) for x, y in zip(_trial(kernel, *inputs), true, strict=True)])
 
-  return float(jnp.max(error(fused_attend(call)) / error(attend)))
+  least = _EXACT * jnp.stack([jnp.linalg.norm(x) for x in true])
+  return float(jnp.max(error(kernel) / jnp.maximum(error(attend), least)))
 
 
 def plain(config: LlamaConfig, dtype, mesh: Mesh | None) -> Attend:
@@ -195,25 +204,48 @@ def cudnn(
   Raises:
     InputError: the kernel is not available here, or gives other results.
   """
+  why = ''
   if jax.default_backend() != 'gpu':
     why = f'this machine computes on {jax.default_backend()}'
   elif jnp.dtype(dtype).itemsize != 2:
     why = f'the model is in {jnp.dtype(dtype).name}, the kernel in 16 bits'
-  elif config.score_cap:
+  return _trusted('cudnn', fused_attend(call), why, config, dtype, mesh)
+
+
+def flash(
+  config: LlamaConfig, dtype, mesh: Mesh | None, *, tiles: Tiling | None = None
+) -> Attend:
+  """Our Pallas kernels (q [B, T, H, d] -> [B, T, H, d], see `flash.py`), after their trial.
+
+  Args:
+    config, dtype, mesh: as of `cudnn`.
+    tiles: how the kernels are cut; None = as this machine wants it.
+
+  Raises:
+    InputError: the kernels do not run here, or give other results.
+  """
+  backend = jax.default_backend()
+  why = '' if backend in ('tpu', 'gpu') else f'this machine computes on {backend}'
+  return _trusted('flash', flash_attend(tiles or tiling(backend)), why, config, dtype, mesh)
+
+
+def _trusted(
+  name: str, kernel: Attend, why: str, config: LlamaConfig, dtype, mesh: Mesh | None) -> Attend:
+  """`kernel`, or InputError that says why config.model.attention=`name` is refused; `why` first."""
+  if not why and config.score_cap:
     why = f'the kernel does not cap scores, the model does at {config.score_cap:g}'
-  elif mesh is not None:
+  if not why and mesh is not None:
     why = 'it was never tried on several devices (config.mesh)'
-  else:
-    why = _disagreement(call, config, dtype)
+  why = why or _disagreement(kernel, config, dtype)
   if why:
-    raise InputError(f"config.model.attention='cudnn': {why}; 'plain' is allowed here")
-  return fused_attend(call)
+    raise InputError(f"config.model.attention='{name}': {why}; 'plain' is allowed here")
+  return kernel
 
 
-def _disagreement(call: Callable[..., Array], config: LlamaConfig, dtype) -> str:
+def _disagreement(kernel: Attend, config: LlamaConfig, dtype) -> str:
   """Why a kernel cannot be trusted on this machine; '' = it can."""
   try:
-    apart = distance(call, config.num_heads, config.num_kv_heads, config.head_dim, dtype)
+    apart = distance(kernel, config.num_heads, config.num_kv_heads, config.head_dim, dtype)
   # Libraries that are missing, too old or of another card: whatever they raise.
   except Exception as error:
     return f'{type(error).__name__}: {next(iter(str(error).splitlines()), "")}'
@@ -223,4 +255,4 @@ def _disagreement(call: Callable[..., Array], config: LlamaConfig, dtype) -> str
 
 
 # Values of config.model.attention -> (config, dtype, mesh or None) -> `Attend`.
-ATTENTIONS = {'plain': plain, 'cudnn': cudnn}
+ATTENTIONS = {'plain': plain, 'flash': flash, 'cudnn': cudnn}

@@ -14,6 +14,7 @@ from fedmedjax.data import pack
 from fedmedjax.data.tokenize import TokenExample
 from fedmedjax.model import kernels
 from fedmedjax.model.attention import Window, attend
+from fedmedjax.model.flash import flash_attend, tiling
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
@@ -75,15 +76,17 @@ def test_a_step_of_the_model_is_the_same(remat, tiny_params):
     return jax.vmap(jax.value_and_grad(
       lambda adapter: packed_loss(model, adapter, tiny_params, batch)[0]))(adapters)
 
-  for plain, found in zip(*map(jax.tree.leaves, map(
-      gradients, (attend, kernels.fused_attend(dense)))), strict=True):
-    assert np.linalg.norm(found - plain) < 1e-4 * np.linalg.norm(plain)
+  plain = jax.tree.leaves(gradients(attend))
+  for how in (kernels.fused_attend(dense), flash_attend(tiling('cpu'))):
+    for expected, found in zip(plain, jax.tree.leaves(gradients(how)), strict=True):
+      assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
 
 
 def test_the_distance_tells_a_kernel_that_sees_a_key_too_many(trial):
   heads = (4, 2, 8, jnp.bfloat16)
-  assert kernels.distance(dense, *heads) < kernels.FARTHER
-  assert kernels.distance(one_key_more, *heads) > 10 * kernels.FARTHER
+  near, far = map(kernels.fused_attend, (dense, one_key_more))
+  assert kernels.distance(near, *heads) < kernels.FARTHER
+  assert kernels.distance(far, *heads) > 10 * kernels.FARTHER
 
 
 @pytest.fixture
@@ -154,5 +157,5 @@ def test_its_gradient_is_lowered_to_cudnns_kernel_for_a_gpu(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize('heads, kv_heads, head_dim', [(32, 8, 128), (32, 8, 64), (9, 3, 64)])
 def test_cudnns_kernel_on_this_gpu(heads, kv_heads, head_dim):
-  apart = kernels.distance(kernels.cudnn_call, heads, kv_heads, head_dim, jnp.bfloat16)
-  assert apart < kernels.FARTHER
+  kernel = kernels.fused_attend(kernels.cudnn_call)
+  assert kernels.distance(kernel, heads, kv_heads, head_dim, jnp.bfloat16) < kernels.FARTHER
