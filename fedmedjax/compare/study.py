@@ -96,9 +96,15 @@ def identity(unit: Unit) -> dict[str, Any]:
 
 def done(unit: Unit, rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
   """The row of a unit, None if it is still to be carried out."""
-  wanted = identity(unit)
+  wanted = _of_figures(identity(unit))
   return next((row for row in rows if all(
-    row.get(key) == value for key, value in wanted.items())), None)
+    _of_figures(row).get(key) == value for key, value in wanted.items())), None)
+
+
+def _of_figures(row: dict[str, Any]) -> dict[str, Any]:
+  """A row whose settings are those that change figures: what is shown of a step changes none."""
+  return row | {'config': {
+    key: value for key, value in row.get('config', {}).items() if not key.startswith('log.')}}
 
 
 def carry_out(

@@ -41,8 +41,8 @@ def gradients(how, window: int | None = None, parts=slice(None)):
     mask, seen = mask & jnp.tril(jnp.ones((1, WIDTH, WIDTH), bool)), valid
     if window is not None:
       near = Window(at, jnp.int32(window))
-      mask = mask & near.covers(at, at)
-      seen = jnp.tile(valid & near.covers(at, jnp.arange(PREFIX)), (ROWS, 1, 1))
+      mask = mask & near.covers(at, at)[None]
+      seen = jnp.tile(valid[None] & near.covers(at, jnp.arange(PREFIX)), (ROWS, 1, 1))
     out, pull = jax.vjp(lambda q, shared, own: how(
       q, (Source(*shared, seen), Source(*own, mask))), q, shared, own)
     return jax.tree.leaves((out, *pull(towards)))[parts]

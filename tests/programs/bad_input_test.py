@@ -183,7 +183,8 @@ def test_a_workdir_that_is_none(tmp_path, capsys):
 def _held(workdir: Path, **changes):
   """A workdir of the quick start with these settings."""
   config = parse(['fedmedjax', '--config=configs/quickstart.py'], lambda values: None)[0]
-  settings = files.plain(leaves(config.to_dict())) | changes
+  # A run's folder has the answer to 'auto'.
+  settings = files.plain(leaves(config.to_dict())) | {'model.matmul': 'float32'} | changes
   files.write_json(workdir / 'config.json', settings)
 
 
