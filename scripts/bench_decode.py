@@ -10,10 +10,11 @@ same limits and end token, and must write the same tokens: differences are shown
 with status 1 (where either is in bfloat16, in which two programs break ties differently, they are
 counted as NAME_identical_texts_share). Ours gives rows whose output has ended to the next
 sentences, and decodes with each number of guesses (fedmedjax/model/speculation.py); the first is
-the one called 'ours'. The peer decodes one batch after the other, like lengths together, pads on the left and
-keeps its cache, with the adapter beside the weights as PEFT trains it, or merged into them, in
---dtype or in bfloat16 (under autocast where the adapter, which PEFT holds in float32, is beside).
-Without --adapter the untouched model answers, whose text is no answer and often runs to its limit.
+the one called 'ours'. The peer decodes one batch after the other, like lengths together, pads on
+the left and keeps its cache, with the adapter beside the weights as PEFT trains it, or merged into
+them, in --dtype or in bfloat16 (under autocast where the adapter, which PEFT holds in float32, is
+beside). Without --adapter the untouched model answers, whose text is no answer and often runs to its
+limit.
 --dry_run only lowers our largest program, for a --model of shapes.
 """
 
