@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from fedmedjax.data.formats.corpora import site_of_rows
 from fedmedjax.data.site import SiteData
-from fedmedjax.experiment import build
+from fedmedjax.experiment import build, matmul
 from fedmedjax.experiment.command_line import choose_preset, parse
 from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.folders import SITE_NAME
@@ -40,7 +40,7 @@ _BY_ROUND = ('round', 'step_norm', 'step_cosine', 'product_gap', 'seconds')
 
 # Keys beside config.data that decide what `load_data` gives.
 _OF_DATA = (
-  'model.path', 'model.dtype', 'model.quantization', 'fed.learner', 'bert.path',
+  'model.path', 'model.dtype', 'model.matmul', 'model.quantization', 'fed.learner', 'bert.path',
   'bert.max_length', 'tagger.width', 'tagger.buckets', 'tagger.max_length', 'eval.max_examples',
   'eval.max_external')
 
@@ -140,12 +140,16 @@ def _some(sites: Iterable[SiteCorpus]) -> list[SiteCorpus]:
 
 def _loaded(
   config: ConfigDict, given: Sequence[SiteCorpus], reporter: Reporter | None,
-  own: Mapping[str, OwnPart] | None = None,
+  own: Mapping[str, OwnPart] | None = None, workdir: Path | None = None,
 ) -> Data:
-  """The data of a configuration that names the given sites; `own` are parts given in Python."""
+  """The data of a configuration that names the given sites.
+
+  `own` are parts given in Python, and `workdir` the folder of the run that they are loaded for.
+  """
   set_up()
-  data = build.load_data(
-    config, reporter or Reporter(), own=own, given={site.name: site for site in given})
+  reporter = reporter or Reporter()
+  config = matmul.settled(config, reporter, [workdir] if workdir else ())
+  data = build.load_data(config, reporter, own=own, given={site.name: site for site in given})
   return data._replace(settings=_loaded_with(config))
 
 
@@ -162,7 +166,7 @@ def _check_loaded(config: ConfigDict, data: Data) -> None:
   """Raises InputError when a run's configuration would load other data."""
   wanted = _loaded_with(config)
   for key, value in data.settings.items():
-    if (own := wanted.get(key)) != value:
+    if (own := wanted.get(key)) != value and (key, own) != (matmul.KEY, matmul.AUTO):
       raise InputError(
         f'data=...: loaded with config.{key}={value!r}, and this run has {own!r}; give the '
         'data of fedmedjax.load_data(config), or leave out data=')
@@ -221,7 +225,7 @@ def run(
   else:
     sites = _some(data)
     config, own = _with_parts(_named(config, sites), parts, None)
-    data = _loaded(config, sites, reporter, own)
+    data = _loaded(config, sites, reporter, own, Path(workdir))
   set_up()
   training.run(config, Path(workdir), reporter or Reporter(), data, own)
   return load_results(workdir)

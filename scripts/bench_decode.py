@@ -2,7 +2,7 @@
 
     python scripts/bench_decode.py --adapter=WORKDIR [--batch=16 --batches=1 --repeats=3]
       [--task=ner|re --site=maccrobat2020] [--guesses=2,0,5] [--out=FILE]
-      [--model=PATH|llama31_8b --dtype=bfloat16] [--dry_run]
+      [--model=PATH|llama31_8b --dtype=bfloat16] [--matmul=float32|bfloat16] [--dry_run]
       [--peers=transformers,transformers_merged,transformers_bfloat16,transformers_merged_bfloat16]
 
 Sentences are drawn from the site's test notes; all decode the same ones, as many at once, with the
@@ -13,8 +13,9 @@ sentences, and decodes with each number of guesses (fedmedjax/model/speculation.
 the one called 'ours'. The peer decodes one batch after the other, like lengths together, pads on
 the left and keeps its cache, with the adapter beside the weights as PEFT trains it, or merged into
 them, in --dtype or in bfloat16 (under autocast where the adapter, which PEFT holds in float32, is
-beside). Without --adapter the untouched model answers, whose text is no answer and often runs to its
-limit.
+beside). Without --adapter the untouched model answers, whose text is no answer and often runs to
+its limit. --matmul=bfloat16 races ours once more with operands of frozen products rounded, as a run
+with config.model.matmul='bfloat16' decodes, named ours_bfloat16.
 --dry_run only lowers our largest program, for a --model of shapes.
 """
 
@@ -32,6 +33,7 @@ from benchmarks import inputs, interleaved
 from fedmedjax import tree
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.eval.generation import Generator, continuations, largest_call, most_new_tokens
+from fedmedjax.experiment import matmul
 from fedmedjax.experiment.build import load_data
 from fedmedjax.experiment.lora import lora_config
 from fedmedjax.model.batching import Continuation
@@ -86,12 +88,17 @@ def drawn(part: TaskData, count: int) -> TaskData:
 def ours(
   model: inputs.Model, adapter: Adapter, part: TaskData, values: flags.FlagValues
 ) -> dict[str, Callable[[], list[Continuation]]]:
-  """Decoding with each number of guesses."""
-  return {
-    f'ours_guesses{guesses}' if place else 'ours': partial(
-      continuations, _generator(model, adapter.lora, values, int(guesses)), adapter.values,
-      model.base.params, part)
-    for place, guesses in enumerate(values.guesses)}
+  """Decoding with each number of guesses, and in the other form with the first of them."""
+  def run(form: inputs.Model, guesses: str) -> Callable[[], list[Continuation]]:
+    return partial(
+      continuations, _generator(form, adapter.lora, values, int(guesses)), adapter.values,
+      form.base.params, part)
+
+  out = {f'ours_guesses{guesses}' if place else 'ours': run(model, guesses)
+         for place, guesses in enumerate(values.guesses)}
+  if values.matmul == matmul.ROUNDED:
+    out[f'ours{_NARROW}'] = run(inputs.rounded_model(model), values.guesses[0])
+  return out
 
 
 def _generator(
@@ -227,6 +234,9 @@ def define(values: flags.FlagValues) -> None:
     'max_new_ratio', 2.5, 'As config.eval.max_new_ratio.', lower_bound=0.0, flag_values=values)
   flags.DEFINE_list(
     'guesses', ['2', '0', '5'], 'As config.eval.guesses, each of them in turn.', flag_values=values)
+  flags.DEFINE_enum(
+    'matmul', matmul.WIDE, matmul.FORMS, 'As config.model.matmul; float32 is raced in any case.',
+    flag_values=values)
   flags.DEFINE_list(
     'peers', list(PEERS[:2]), f"Some of {', '.join(PEERS)}; '' = none.", flag_values=values)
 
@@ -235,6 +245,7 @@ def check_flags(values: flags.FlagValues) -> None:
   """Raises InputError for flags that do not go together, before anything is read."""
   interleaved.check_out(values.out)
   inputs.check_names('peers', values.peers, PEERS)
+  matmul.check_matmul({matmul.KEY: values.matmul, 'model.dtype': values.dtype})
   if not values.guesses or len(set(values.guesses)) < len(values.guesses):
     raise InputError(f'--guesses={",".join(values.guesses)}: integers, each once, are allowed')
   for guesses in values.guesses:

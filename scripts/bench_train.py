@@ -3,7 +3,7 @@
     python scripts/bench_train.py --task=ner|re [--batch=16 --steps=2 --repeats=5] [--out=FILE]
       [--site=maccrobat2020] [--model=PATH|llama31_8b] [--dtype=bfloat16 --remat=full]
       [--peers=peft_batch4,...] [--variants=one_shape,...] [--sites=1,3,8] [--dry_run]
-      [--attention=plain|cudnn]
+      [--attention=plain|cudnn] [--matmul=auto|float32|bfloat16]
 
 All train the same adapter on the same examples, in random order as a loader gives them: `steps`
 optimiser steps of `batch` examples (AdamW, 2e-4, clipped at 1), packing or padding included. The
@@ -17,6 +17,11 @@ checkpointing.
     ours_no_sharing  packed likewise, the instruction in front of every example
     ours_padded      one example a row behind its instruction, padded to the longest
 
+On a CPU in float32 both forms of config.model.matmul are raced. 'ours' multiplies by frozen weights
+as --matmul says, by default as a run would here, 'ours_float32' or 'ours_bfloat16' in the other
+form; each peer runs in float32 (peer_peft_batch4_float32) and under autocast (.._bfloat16), whose
+losses must agree to bfloat16's tolerance. The ceiling is that of the form of 'ours'.
+
 --sites adds a round over so many sites, each with `steps` steps on its part of the sentences: one
 compiled program, and a loop in Python over the sites.
 --dry_run traces and lowers our programs for abstract shapes: nothing is allocated, compiled or
@@ -25,7 +30,7 @@ run. The bytes it tells are the memory planner's estimate.
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +45,7 @@ from benchmarks.row_layouts import VARIANTS, fed_tokens
 from benchmarks.site_work import Work, amounts, arguments, work
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
+from fedmedjax.experiment import matmul
 from fedmedjax.experiment.build import load_data
 from fedmedjax.experiment.lora import lora_config
 from fedmedjax.model.files.peft import save_peft
@@ -64,6 +70,14 @@ def settings(values: flags.FlagValues, sites: int = 1) -> ConfigDict:
     model__attention=values.attention, fed__chunk=values.chunk)
 
 
+def forms(model: inputs.Model, values: flags.FlagValues) -> dict[str, inputs.Model]:
+  """The model by what its frozen weights are multiplied in, the form of 'ours' first."""
+  own, models = matmul.decided(values.matmul, values.dtype, Reporter()), {matmul.WIDE: model}
+  if own == matmul.ROUNDED or jax.default_backend() == 'cpu' and values.dtype == 'float32':
+    models[matmul.ROUNDED] = inputs.rounded_model(model)
+  return {own: models[own]} | models
+
+
 def ours(
   one: Work, layouts: dict[str, schedules.Layout]
 ) -> dict[str, Callable[[], np.ndarray]]:
@@ -79,10 +93,19 @@ def ours(
     for name, layout in layouts.items()}
 
 
+def with_base(one: Work, model: inputs.Model) -> Work:
+  """The same work on weights that are held otherwise."""
+  trainable = one.study.trainable._replace(base=model.base.params)
+  return one._replace(study=one.study._replace(trainable=trainable))
+
+
 def peers(
-  model: inputs.Model, one: Work, config: ConfigDict, names: Sequence[str]
+  models: dict[str, inputs.Model], one: Work, config: ConfigDict, names: Sequence[str]
 ) -> tuple[dict[str, Callable[[], np.ndarray]], dict[str, int]]:
-  """PEFT's loop by each recipe -> (entrants, tokens that each of them feeds)."""
+  """PEFT's loop by each recipe -> (entrants, tokens that each of them feeds).
+
+  `models` are those of `forms`: where there are two, each recipe runs in both.
+  """
   if not names:
     return {}, {}
   from benchmarks import torch_peer
@@ -90,6 +113,7 @@ def peers(
   steps = [
     torch_peer.PeerStep(part.instruction, tuple(part.train[i] for i in step.members))
     for step in one.schedule.plan[0][0]]
+  model = models[matmul.WIDE]
   twin = torch_peer.twin(model, config.model.dtype, torch_peer.device())
   with tempfile.TemporaryDirectory() as folder:
     save_peft(one.study.trainable.adapter, lora_config(config), Path(folder), model.base.name)
@@ -100,7 +124,10 @@ def peers(
     rewind()
     return torch_peer.train(tuned, steps, one.rates, recipe, config.optim.clip_norm)
 
-  recipes = {f'peer_{name}': torch_peer.Recipe(*PEERS[name]) for name in names}
+  recipes = {
+    f'peer_{name}_{form}': torch_peer.Recipe(*PEERS[name], autocast=form == matmul.ROUNDED)
+    for name in names for form in matmul.FORMS} if len(models) > 1 else {
+    f'peer_{name}': torch_peer.Recipe(*PEERS[name]) for name in names}
   return (
     {name: partial(run, recipe) for name, recipe in recipes.items()},
     {name: torch_peer.fed_tokens(steps, recipe) for name, recipe in recipes.items()})
@@ -109,30 +136,45 @@ def peers(
 def check_losses(
   results: dict[str, np.ndarray],
   tolerance: interleaved.Tolerance = interleaved.TOLERANCES['float32'],
+  rounded: Collection[str] = (),
 ) -> None:
-  """Raises RuntimeError, before anything is measured, when one does not train as ours does."""
-  own = results['ours'][:_COMPARED]
+  """Raises RuntimeError, before anything is measured, when one does not train as ours does.
+
+  `rounded` are entrants that multiply in bfloat16, for which its tolerance holds. Then it is ours
+  in float32 that all are compared with.
+  """
+  first = 'ours_float32' if 'ours' in rounded and 'ours_float32' in results else 'ours'
+  own = results[first][:_COMPARED]
   for name, losses in results.items():
     found = losses[:_COMPARED]
+    allowed = (interleaved.TOLERANCES['bfloat16'] if name in rounded else tolerance).loss
     # Said so that a NaN is no agreement.
-    if not (np.abs(found - own) <= tolerance.loss * np.maximum(1.0, np.abs(own))).all():
+    if not (np.abs(found - own) <= allowed * np.maximum(1.0, np.abs(own))).all():
       raise RuntimeError(
-        f'{name} and ours do not train alike: losses of the first steps '
+        f'{name} and {first} do not train alike: losses of the first steps '
         f'{np.round(found, 5).tolist()} and {np.round(own, 5).tolist()}')
 
 
-def one_site(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
-  """The race on one site -> entries of the file."""
-  config = settings(values)
+def one_site(models: dict[str, inputs.Model], values: flags.FlagValues) -> dict[str, Any]:
+  """The race on one site -> entries of the file; `models` are those of `forms`."""
+  config, (form, *others) = settings(values), models
+  model = models[form]
   one = work(config, load_data(config, Reporter(), model.base))
   layouts = {'ours': one.schedule.layout} | {
     f'ours_{name}': VARIANTS[name](one.schedule) for name in values.variants}
-  theirs, fed = peers(model, one, config, values.peers)
+  mine = ours(one, layouts)
+  rounded = set(mine) if form == matmul.ROUNDED else set()
+  for other in others:
+    layouts[f'ours_{other}'] = one.schedule.layout
+    mine |= ours(with_base(one, models[other]), {f'ours_{other}': one.schedule.layout})
+  theirs, fed = peers(models, one, config, values.peers)
+  rounded |= {name for name in (*mine, *theirs) if name.endswith(f'_{matmul.ROUNDED}')}
   fed |= {name: fed_tokens(one.schedule, layout) for name, layout in layouts.items()}
   timings = interleaved.measure(
-    ours(one, layouts) | theirs, values.repeats,
-    partial(check_losses, tolerance=interleaved.TOLERANCES[values.dtype]))
-  ceiling = interleaved.matmul_ceiling(values.dtype, with_torch=bool(theirs))
+    mine | theirs, values.repeats,
+    partial(check_losses, tolerance=interleaved.TOLERANCES[values.dtype], rounded=rounded))
+  ceiling = interleaved.matmul_ceiling(
+    matmul.ROUNDED if form == matmul.ROUNDED else values.dtype, with_torch=bool(theirs))
   examples, tokens, supervised = amounts(one)
   flop = interleaved.training_flop(model.base.config, lora_config(config), tokens, supervised)
   best = ceiling['ceiling_flop_per_second']
@@ -142,21 +184,29 @@ def one_site(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
     'model_flop_utilisation': lambda seconds: flop / seconds / best}
   interleaved.show(
     f'{values.task}, {values.site}: {values.steps} steps of {values.batch} examples, '
-    f'{model.base.name}, {values.dtype}', timings, quantities)
+    f'{model.base.name}, {values.dtype}' + (f', ours: {form} products' if others else ''),
+    timings, quantities)
   print(f'{interleaved.FLOP_FORMULA}\nHere {flop:.4g} FLOP for {tokens} unique tokens, '
         f'{supervised} supervised; utilisation is of the ceiling, {best:.4g} FLOP a second.')
   losses = {name: timing.result for name, timing in timings.items()}
-  return interleaved.found(timings, quantities) | ceiling | {
-    'examples': examples, 'unique_tokens': tokens, 'supervised_tokens': supervised, 'flop': flop,
+  # One against itself is no entrant.
+  alone = {f'ratio_to_{form}': 1.0, f'ratio_to_{form}_range': [1.0, 1.0]} if others else {}
+  return interleaved.found(timings, quantities) | ceiling | alone | {
+    'matmul': form, 'examples': examples, 'unique_tokens': tokens, 'supervised_tokens': supervised, 'flop': flop,
     'flop_formula': interleaved.FLOP_FORMULA,
     **{f'{name}_fed_tokens': count for name, count in fed.items()},
     **{f'{name}_losses_nats': found for name, found in losses.items()}}
 
 
-def by_sites(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
-  """Rounds over each number of sites, all in turns -> entries with the suffix _N_sites."""
+def by_sites(models: dict[str, inputs.Model], values: flags.FlagValues) -> dict[str, Any]:
+  """Rounds over each number of sites, all in turns -> entries with the suffix _N_sites.
+
+  They are computed in the first of `models`, the form of 'ours'.
+  """
+  form, model = next(iter(models.items()))
   entrants, counts, anchor = {}, [int(count) for count in values.sites], None
-  tolerance, rounds = interleaved.TOLERANCES[values.dtype], {}
+  tolerance, rounds = interleaved.TOLERANCES[
+    matmul.ROUNDED if form == matmul.ROUNDED else values.dtype], {}
   for count in counts:
     config = settings(values, count)
     one = site_rounds.federation(config, load_data(config, Reporter(), model.base))
@@ -226,6 +276,10 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_enum(
     'quantization', 'none', list(QUANTIZATIONS), 'As config.model.quantization; ours only.',
     flag_values=values)
+  flags.DEFINE_enum(
+    'matmul', matmul.AUTO, (matmul.AUTO, *matmul.FORMS),
+    "As config.model.matmul, of 'ours'; on a CPU in float32 the other form is raced, too.",
+    flag_values=values)
   flags.DEFINE_list('peers', list(PEERS), "Peers; '' = none.", flag_values=values)
   flags.DEFINE_list(
     'variants', list(VARIANTS), "Variants of ours; '' = none.", flag_values=values)
@@ -240,6 +294,7 @@ def check_flags(values: flags.FlagValues) -> None:
   interleaved.check_out(values.out)
   inputs.check_names('peers', values.peers, PEERS)
   inputs.check_names('variants', values.variants, VARIANTS)
+  matmul.check_matmul({matmul.KEY: values.matmul, 'model.dtype': values.dtype})
   if values.quantization != 'none' and values.peers:
     raise InputError(
       f'--quantization={values.quantization}: peers train weights as they are; add --peers=')
@@ -252,10 +307,11 @@ def bench(values: flags.FlagValues) -> dict[str, Any]:
   """What --out holds, but for the machine."""
   model = inputs.load(
     values.model, values.dtype, values.quantization, values.tokenizer, values.dry_run)
+  models = forms(model, values)
   if values.dry_run:
-    return dry_run(model, values)
-  found = one_site(model, values)
-  return found | by_sites(model, values) if values.sites else found
+    return dry_run(next(iter(models.values())), values)
+  found = one_site(models, values)
+  return found | by_sites(models, values) if values.sites else found
 
 
 def main(argv: list[str]) -> int:

@@ -49,6 +49,8 @@ SMALL = (
   'model.remat=none', 'bert.max_length=64', 'optim.learning_rate=0.01', 'eval.zero_shot=False',
   'eval.max_examples=1', 'eval.max_new_ratio=0.01', 'eval.bootstrap_samples=10', 'eval.guesses=0',
   'log.steps=False')
+# Given to commits that have the key, so that both sides multiply alike on any processor.
+PRODUCTS = 'model.matmul'
 # As long as the quick start once was, so that commits before and after compare.
 FIRST_ROUND = (
   'fed.rounds=1', 'fed.local_steps=14', 'fed.batch_size=8', 'optim.learning_rate=0.001',
@@ -109,6 +111,12 @@ def presets_of(tree: Path) -> list[str]:
   return said.split()
 
 
+def has_key(tree: Path, key: str) -> bool:
+  """Whether the configurations of a commit have a key."""
+  defaults = tree / 'fedmedjax' / 'experiment' / 'defaults.py'
+  return defaults.exists() and f'  {key} = ' in defaults.read_text()
+
+
 def environment(tree: Path, polished: bool = True) -> dict[str, str]:
   """Of a process that finds the package in `tree` alone."""
   flags = '' if polished else '--xla_backend_optimization_level=0 '
@@ -128,13 +136,15 @@ def run_all(
     polished: whether LLVM optimises what is compiled.
   """
   runs.mkdir(exist_ok=True)
+  products = (f'{PRODUCTS}=float32',) if has_key(tree, PRODUCTS) else ()
 
   def job(name: str) -> dict:
     config, keys = ('configs/quickstart.py', FIRST_ROUND) if name == QUICKSTART else (
       f'configs/base.py:{name}',
       (*SMALL, f'model.path={models / "llama"}', f'bert.path={models / "bert"}'))
     return {'status': str(runs / f'{name}.status'), 'argv': [
-      f'--config={config}', f'--workdir={runs / name}', *(f'--config.{key}' for key in keys)]}
+      f'--config={config}', f'--workdir={runs / name}',
+      *(f'--config.{key}' for key in (*keys, *products))]}
 
   left = list(names)
   with (runs / 'log.txt').open('a') as log:

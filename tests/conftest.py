@@ -33,6 +33,7 @@ from fedmedjax.model.files.hf_config import llama3_divisors  # noqa: E402
 from fedmedjax.model.files.load import load_model, model_path  # noqa: E402
 from fedmedjax.model.llama import Llama, LlamaConfig  # noqa: E402
 from fedmedjax.model.loss import packed_attention  # noqa: E402
+from fedmedjax.runtime import product_trial  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Two pools of spinning threads on two cores cost minutes.
@@ -78,6 +79,14 @@ def corpora_read_once():
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(corpora, '_read', kept)
+    yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def no_units_for_bfloat16():
+  """Runs take float32 products, whatever the processor that tests are run on is good at."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(product_trial, 'bfloat16_gain', lambda: 1.0)
     yield
 
 

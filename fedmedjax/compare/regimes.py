@@ -14,6 +14,7 @@ from fedmedjax.compare.new_site import check_new_site
 from fedmedjax.compare.rows import DEPTH, Row, Study, leaves_adapter
 from fedmedjax.compare.scenarios import SCENARIOS, Part, parts
 from fedmedjax.eval.paired import read_answers
+from fedmedjax.experiment import matmul
 from fedmedjax.experiment.build import load_data, options
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.notes import load_corpora
@@ -75,6 +76,7 @@ def compare(
   if not study.regimes:
     raise InputError(
       f'--regimes is empty: a list of {", ".join(PRESETS)}, FILE.py:FUNCTION, api:MODEL is allowed')
+  study = _settled(study, scenarios, seeds, reporter)
   planned = parts(study, scenarios, seeds)
   _check_workdir(study.folder)
   for part in planned:
@@ -112,6 +114,24 @@ def compare(
   for scenario in scenarios:
     _report(study, scenario, planned, results[scenario], reporter)
   return results
+
+
+def _settled(
+  study: Study, scenarios: Sequence[str], seeds: Sequence[int], reporter: Reporter
+) -> Study:
+  """The study with one value of config.model.matmul for all its language models.
+
+  It is what the first run has that is there already, or it is decided now.
+  """
+  rows = [row for part in parts(study, scenarios, seeds) for row in part.rows.values()
+          if row.run is run and row.config.fed.learner == 'lora']
+  if not rows:
+    return study
+  chosen = {matmul.KEY: matmul.settled(
+    rows[0].config, reporter, [row.folder for row in rows]).model.matmul}
+  config = study.config.copy_and_resolve_references()
+  config.update_from_flattened_dict(chosen)
+  return study._replace(config=config, overrides=study.overrides | chosen)
 
 
 def _config(part: Part) -> ConfigDict:

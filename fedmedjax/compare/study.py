@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from fedmedjax.compare.study_units import Unit
 from fedmedjax.eval import paired
 from fedmedjax.eval.paired import Answers
-from fedmedjax.experiment import defaults
+from fedmedjax.experiment import defaults, matmul
 from fedmedjax.experiment.build import load_data
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.types import Data
@@ -83,6 +83,7 @@ def identity(unit: Unit) -> dict[str, Any]:
     return files.plain({'unit': unit.name, 'config': unit.settings})
   config = unit.run.config
   values, usual = (leaves(one.to_dict()) for one in (config, defaults.get_config()))
+  usual |= {matmul.KEY: matmul.WIDE}  # in which all rows are computed that do not say otherwise
   seed = values['seed']
   own = values.get('data.seed', -1)
   return files.plain({

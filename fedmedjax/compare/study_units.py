@@ -81,6 +81,8 @@ def base_config() -> ConfigDict:
     zero_shot=False, max_examples=100, max_external=200, cross_site=True, teacher_forced=True)
   # A round that calls the host is compiled anew in every process.
   config.log.steps = False
+  # Runs of one study are made on several machines.
+  config.model.matmul = 'float32'
   return config
 
 

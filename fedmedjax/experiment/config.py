@@ -26,6 +26,7 @@ from fedmedjax.experiment.checks import (
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.execution import AUTO_CHUNK, AUTO_REMAT
 from fedmedjax.experiment.folders import check_folders
+from fedmedjax.experiment.matmul import AUTO, FORMS, check_matmul
 from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
 from fedmedjax.experiment.own_schema import checked_schema
@@ -59,7 +60,7 @@ CHECKS = {
   'seed': integer(0, 2**32 - 1),
   'model.path': TEXT, 'model.dtype': one_of(tuple(DTYPES)),
   'model.remat': one_of((AUTO_REMAT, *REMAT)),
-  'model.attention': one_of(tuple(ATTENTIONS)),
+  'model.attention': one_of(tuple(ATTENTIONS)), 'model.matmul': one_of((AUTO, *FORMS)),
   'model.quantization': one_of(tuple(QUANTIZATIONS)),
   'mesh.site': Check(lambda v: type(v) is int and (v == -1 or v >= 1), 'an integer >= 1, or -1'),
   'mesh.fsdp': integer(1), 'mesh.tensor': integer(1),
@@ -178,6 +179,7 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
       f"config.checkpoint.keep_best={values['checkpoint.keep_best']}: the best checkpoint is that "
       f"of least validation loss, which preset {values['fed.preset']!r} does not compute; use 0")
   check_stored(values)
+  check_matmul(values)
   _check_learner(values)
   check_partition(values)
   _check_tasks(values)

@@ -54,6 +54,10 @@ def _model() -> ConfigDict:
   # Number format of base weights and activations: 'float32' or 'bfloat16'. Adapters and their
   # optimiser are always float32.
   model.dtype = 'float32'
+  # What the products with frozen weights take where dtype is 'float32', adding up in float32:
+  # 'float32', or 'bfloat16', which rounds their operands, for CPUs with units for it; 'auto' = what
+  # a trial of milliseconds finds faster on this CPU, 'float32' elsewhere. A run keeps its answer.
+  model.matmul = 'auto'
   # How the frozen projections are stored: 'none' (in model.dtype), 'int8' (a scale per output
   # channel) or 'nf4' (4 bits, a scale per 64 inputs). Embedding, head and norms stay as they are.
   model.quantization = 'none'

@@ -21,7 +21,7 @@ from fedmedjax.eval import decoding_calls, evaluate, generation
 from fedmedjax.eval import teacher_forced as forcing
 from fedmedjax.eval.generation import check_context, most_new_tokens
 from fedmedjax.eval.prompt import instructions, shown_examples
-from fedmedjax.experiment import meshes
+from fedmedjax.experiment import matmul, meshes
 from fedmedjax.experiment.notes import Corpora, encode_sites, watched_sites
 from fedmedjax.experiment.types import Data, Trainable
 from fedmedjax.model.decode import cached_attention
@@ -52,7 +52,8 @@ def load_lora_data(
     path = model_path(config.model.path)
     placement = Placement(
       DTYPES[config.model.dtype], config.model.quantization,
-      mesh and partial(base_shardings, mesh))
+      mesh and partial(base_shardings, mesh),
+      matmul.decided(config.model.matmul, config.model.dtype, reporter) == matmul.ROUNDED)
     with reporter.task(f'loading {Path(path).name}'):
       base = load_model(path, placement)
     if base.left_out:

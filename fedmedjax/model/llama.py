@@ -224,5 +224,8 @@ class Llama(nn.Module):
 
 
 def head_weight(base: dict) -> Array:
-  """The output head [V, D], which a tied model shares with its embedding."""
+  """The output head [V, D], which a tied model shares with its embedding.
+
+  Of a base of `quant.Rounded` kernels it is in bfloat16, a copy where the model is tied.
+  """
   return base.get('head', base['embedding'])

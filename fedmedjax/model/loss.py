@@ -116,7 +116,8 @@ def packed_choices(model: Llama, adapter: dict, base: dict, batch: Batch):
   # A few places at a time: logits of all of them would be hundreds of megabytes. A cap of them
   # keeps their order.
   return jax.lax.map(
-    lambda place: jnp.argmax(jnp.einsum('d,vd->v', place, head, preferred_element_type=wide)),
+    lambda place: jnp.argmax(jnp.einsum(
+      'd,vd->v', place.astype(head.dtype), head, preferred_element_type=wide)),
     places, batch_size=_CHOICES_AT_ONCE).astype(jnp.int32)
 
 
@@ -141,7 +142,7 @@ def _over_vocabulary(most: int, parts: int, cap: float, hidden, head, targets, g
     peak, total, chosen, expected = seen
     block = jax.lax.dynamic_slice_in_dim(whole, first, length, axis=1)
     block = block.reshape(-1, block.shape[-1])
-    logits = capped(jnp.einsum('qd,vd->qv', hidden, block, preferred_element_type=wide), cap)
+    logits = capped(jnp.einsum('qd,vd->qv', operand, block, preferred_element_type=wide), cap)
     place = targets % words - first
     inside = (place >= 0) & (place < length)
     own = jnp.take_along_axis(
@@ -155,7 +156,7 @@ def _over_vocabulary(most: int, parts: int, cap: float, hidden, head, targets, g
     return (
       higher, total * shrink + weights.sum(axis=-1), jnp.where(inside, own, chosen), expected)
 
-  zeros = jnp.zeros(count, wide)
+  zeros, operand = jnp.zeros(count, wide), hidden.astype(head.dtype)
   seen = jax.lax.fori_loop(0, blocks, lambda i, seen: see(seen, i * size, size), (
     jnp.full(count, -jnp.inf, wide), zeros, zeros,
     jnp.zeros(hidden.shape, wide) if gradient else None))

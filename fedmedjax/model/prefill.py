@@ -95,8 +95,9 @@ def extend(model, prefix, tokens, positions, own=None, context=(None, None), sam
 
 def likeliest(hidden: jax.Array, base: dict) -> jax.Array:
   """[B, T, D] -> i32[B, T]: the token of the highest logit, which a cap of the logits keeps."""
+  head = head_weight(base)
   logits = jnp.einsum(
-    'btd,vd->btv', hidden, head_weight(base), preferred_element_type=jnp.float32)
+    'btd,vd->btv', hidden.astype(head.dtype), head, preferred_element_type=jnp.float32)
   return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 

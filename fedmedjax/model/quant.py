@@ -1,4 +1,4 @@
-"""Frozen kernels in 8 or 4 bits, dequantised one projection at a time.
+"""Frozen kernels in 8 or 4 bits, dequantised one projection at a time; and rounded products.
 
 int8: one scale per output channel, symmetric. NF4: the 4-bit NormalFloat of Dettmers et al.,
 "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv:2305.14314, with one float32 scale per 64
@@ -7,6 +7,10 @@ We deviate in the scale: the paper takes the block's largest magnitude, we the o
 NF4_FACTORS times it that leaves the least squared error (a quarter less on LLaMA weights).
 Both hold kernels [..., D_in, D_out]; everything in front is a batch axis (layer). Two NF4 codes
 share a byte, because a uint4 array of JAX takes a byte an element on the host.
+
+A `Rounded` kernel is multiplied in bfloat16 by activations that are wider: both operands are
+rounded, forward and backward, and products are added up in the activations' format. Some CPUs have
+units for just that (AMX, AVX512-BF16), and are slow at all else in bfloat16.
 """
 
 from typing import Any, NamedTuple
@@ -50,6 +54,17 @@ class NF4(NamedTuple):
 
   codes: Array   # u8[..., blocks, 32, D_out]: input i of a block low, input i + 32 high
   scale: Array   # f32[..., blocks, 1, D_out]
+
+
+class Rounded(NamedTuple):
+  """A kernel that is multiplied in bfloat16, see `rounded_product`."""
+
+  kernel: Any  # bf16[..., D_in, D_out], Int8 or NF4
+
+
+def rounded(kernel: Any) -> Rounded:
+  """A kernel [..., D_in, D_out], quantised or not, rounded once for all its products."""
+  return Rounded(kernel if isinstance(kernel, Int8 | NF4) else kernel.astype(jnp.bfloat16))
 
 
 def to_int8(kernel: Array) -> Int8:
@@ -119,14 +134,42 @@ def matmul(x: Array, kernel: Any) -> Array:
   The dequantised kernel lives for this product only: the backward pass makes it again rather than
   keeping one for every layer.
   """
+  product, dtype = jnp.matmul, x.dtype
+  if isinstance(kernel, Rounded):
+    product, dtype, kernel = rounded_product, jnp.bfloat16, kernel.kernel
   if not isinstance(kernel, Int8 | NF4):
-    return x @ kernel
+    return product(x, kernel)
 
-  def product(x, kernel):
-    return x @ dequantize(kernel, x.shape[-1], x.dtype)
+  def dequantized_product(x, kernel):
+    return product(x, dequantize(kernel, x.shape[-1], dtype))
 
   # Called inside the layer scan only, where nothing could be merged.
-  return jax.checkpoint(product, prevent_cse=False)(x, kernel)
+  return jax.checkpoint(dequantized_product, prevent_cse=False)(x, kernel)
+
+
+@jax.custom_vjp
+def rounded_product(x: Array, kernel: Array) -> Array:
+  """x [T, D_in] rounded to bfloat16 times bf16[D_in, D_out], added up in x's dtype -> [T, D_out].
+
+  The gradient [T, D_out] is rounded likewise before it meets the kernel, which is frozen and has
+  none of its own (TypeError). JAX's own rule would multiply it as it is: a float32 product.
+  """
+  return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=x.dtype)
+
+
+def _rounded_forward(x, kernel):
+  if kernel.perturbed:
+    raise TypeError('rounded_product: the kernel is frozen and has no gradient')
+  return rounded_product(x.value, kernel.value), kernel.value
+
+
+def _rounded_backward(kernel, gradient):
+  return jnp.einsum(
+    'to,io->ti', gradient.astype(kernel.dtype), kernel,
+    preferred_element_type=gradient.dtype), None
+
+
+rounded_product.defvjp(_rounded_forward, _rounded_backward, symbolic_zeros=True)
 
 
 # Value of config.model.quantization -> the function that quantises a projection's kernel.

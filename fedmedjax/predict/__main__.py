@@ -31,6 +31,8 @@ def define(values: flags.FlagValues) -> None:
   text('types', '', "What to ask for instead, such as 'problem,drug,drug.route'.")
   text('base', None, "Base model, where the run's config.json does not say it; '' = SmolLM2.")
   text('dtype', None, "float32 or bfloat16; by default the run's.")
+  text('matmul', None, "float32, bfloat16 or auto (what is faster here), see config.model.matmul; "
+       "by default the run's.")
   text('quantization', None, "none, int8 or nf4; by default the run's.")
   for name, meaning in (
       ('batch_size', 'Sentences decoded at once'), ('mesh_site', 'config.mesh.site'),

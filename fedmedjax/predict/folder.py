@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from fedmedjax.data.sentences import split_sentences
 from fedmedjax.data.tasks import Asked
+from fedmedjax.experiment import matmul
 from fedmedjax.experiment.meshes import make_mesh
 from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.files.convert import Placement
@@ -43,6 +44,7 @@ from fedmedjax.store.lock import check_free, locked
 from fedmedjax.types import InputError, Schema
 
 _SETTINGS = 'predict.json'
+_BEFORE = {matmul.KEY: matmul.WIDE}  # what it lacks where an older version wrote it
 _LISTED = 8          # most names in a printed line
 
 
@@ -70,6 +72,7 @@ def annotate_folder(
     FORMS[form].needs(f'--format={form}')
   notes = find_notes(source, text_column, id_column)
   _check_folders(source, output)
+  trained = _settled(trained, output, reporter)
   with reporter.live():
     with reporter.task('checksums'):
       settings = _settings(trained)
@@ -114,6 +117,15 @@ def _check_folders(source: Path, output: Path) -> None:
     raise InputError(f'--output={output}: is not empty and holds no annotations ({_SETTINGS})')
 
 
+def _settled(trained: Trained, output: Path, reporter: Reporter) -> Trained:
+  """The same with a value of model.matmul that is not 'auto': that of the earlier call, if any."""
+  value, path = trained.settings[matmul.KEY], output / _SETTINGS
+  if value == matmul.AUTO and path.exists():
+    value = (_BEFORE | read_json(path))[matmul.KEY]
+  value = matmul.decided(value, trained.settings['model.dtype'], reporter)
+  return trained._replace(settings=trained.settings | {matmul.KEY: value})
+
+
 def _settings(trained: Trained) -> dict[str, Any]:
   """The contents of predict.json: everything that an annotation depends on."""
   chosen = trained.settings
@@ -126,7 +138,8 @@ def _settings(trained: Trained) -> dict[str, Any]:
     'adapter': {name: adapter[name] for name in adapter if name.startswith('adapter_')},
     'base': file_checksums(*base),
     **{key: chosen[key]
-       for key in ('model.dtype', 'model.quantization', 'data.style', 'eval.max_new_ratio')},
+       for key in ('model.dtype', matmul.KEY, 'model.quantization', 'data.style',
+                   'eval.max_new_ratio')},
     **({'data.chat': True} if chosen['data.chat'] else {}),
     'prompts': {ask.task: ask.instruction for ask in trained.asks},
     **({'shots': {ask.task: [list(shot) for shot in ask.shots] for ask in trained.asks}}
@@ -139,7 +152,7 @@ def _settings(trained: Trained) -> dict[str, Any]:
 def _check_settings(output: Path, settings: dict[str, Any]) -> None:
   """Raises InputError when predict.json in the output differs from `settings`."""
   path = output / _SETTINGS
-  recorded = read_json(path) if path.exists() else settings
+  recorded = _BEFORE | read_json(path) if path.exists() else settings
   # Examples that were shown before are none now, where there are none.
   changed = [key for key in {**settings, 'shots': {}}
              if recorded.get(key, {}) != settings.get(key, {})]
@@ -182,7 +195,7 @@ def _load(trained: Trained, reporter: Reporter) -> Annotator:
     ) from None
   placement = Placement(
     DTYPES[chosen['model.dtype']], chosen['model.quantization'],
-    mesh and partial(base_shardings, mesh))
+    mesh and partial(base_shardings, mesh), chosen[matmul.KEY] == matmul.ROUNDED)
   with reporter.task(f'loading {Path(path).name}'):
     base = load_model(path, placement)
     annotator = make_annotator(trained, base, mesh)

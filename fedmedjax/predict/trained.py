@@ -8,7 +8,7 @@ from fedmedjax.data.schema import FILE as SCHEMA
 from fedmedjax.data.tasks import TASKS, Ask, ask
 from fedmedjax.data.text_task import TEXT
 from fedmedjax.data.wording import FILE as PROMPT
-from fedmedjax.experiment import defaults
+from fedmedjax.experiment import defaults, matmul
 from fedmedjax.experiment.config import CHECKS, leaves
 from fedmedjax.experiment.own_schema import study_schema
 from fedmedjax.store.files import read_json
@@ -16,7 +16,8 @@ from fedmedjax.types import PAPER, InputError, Schema, SiteCorpus
 
 # Flag -> the key of the run's config.json that it overrides.
 FLAGS = {
-  'base': 'model.path', 'dtype': 'model.dtype', 'quantization': 'model.quantization',
+  'base': 'model.path', 'dtype': 'model.dtype', 'matmul': matmul.KEY,
+  'quantization': 'model.quantization',
   'batch_size': 'eval.batch_size',
   'mesh_site': 'mesh.site', 'mesh_fsdp': 'mesh.fsdp', 'mesh_tensor': 'mesh.tensor'}
 _SETTINGS = (*FLAGS.values(), 'data.style', 'data.chat', 'data.shots', 'eval.max_new_ratio',
@@ -122,7 +123,8 @@ def _check_annotates(run: Path | None, adapter: Path) -> None:
 def _settings(run: Path | None, flags: Mapping[str, Any], adapter: Path) -> dict[str, Any]:
   """The values of _SETTINGS: flags, else the run's config.json, else the defaults."""
   settings = leaves(defaults.get_config().to_dict())
-  recorded = read_json(run / 'config.json') if run else {}
+  # Of a run from before this key was one, too.
+  recorded = {matmul.KEY: matmul.WIDE} | read_json(run / 'config.json') if run else {}
   if run is None and flags['base'] is None:
     raise InputError(
       f'--adapter={adapter}: no run is around it (config.json), which would name its base model; '
@@ -134,6 +136,9 @@ def _settings(run: Path | None, flags: Mapping[str, Any], adapter: Path) -> dict
     if not CHECKS[key].allows(value):
       place = names[key] if key in given else f'{run}/config.json: {key}'
       raise InputError(f'{place}={value!r}: {CHECKS[key].wording} is allowed')
+  if 'model.dtype' in given and matmul.KEY not in given:
+    chosen[matmul.KEY] = matmul.AUTO  # the run's goes with the run's dtype
+  matmul.check_matmul(chosen)
   return chosen
 
 

@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from fedmedjax.experiment import communication
+from fedmedjax.experiment import communication, matmul
 from fedmedjax.experiment.build import load_data, options, prepare
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.types import Study
@@ -28,6 +28,7 @@ def dry_run(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
   Raises:
     InputError: as a run would.
   """
+  config = matmul.settled(config, reporter, [workdir] if workdir else [])
   settings = files.plain(leaves(config.to_dict()))
   if workdir:
     check_continued(workdir, settings, options(config).rounds)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from fedmedjax import report, tree
 from fedmedjax.eval import evaluate
-from fedmedjax.experiment import communication
+from fedmedjax.experiment import communication, matmul
 from fedmedjax.experiment.build import load_data, options, prepare
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.methods import Own, harmless_keys, unread_weights
@@ -78,6 +78,8 @@ def run(
     RuntimeError: training diverged or did not move, or the disk is full; finished rounds stay.
   """
   times = time.monotonic(), device.compile_seconds()
+  config = matmul.settled(
+    config, reporter, [workdir], data.settings.get(matmul.KEY) if data else None)
   settings, rounds = files.plain(leaves(config.to_dict())), options(config).rounds
   mine = own_parts(settings, own)
   finished = check_continued(workdir, settings, rounds, mine)

@@ -24,7 +24,8 @@ from fedmedjax.model.files.convert import BaseModel, Placement, params_shape
 from fedmedjax.model.files.folder import load_tokenizer, read_settings
 from fedmedjax.model.files.hf_config import config_from_hugging_face, to_hugging_face
 from fedmedjax.model.files.load import load_model, model_path, resolve
-from fedmedjax.model.quant import QUANTIZATIONS
+from fedmedjax.model.llama import head_weight
+from fedmedjax.model.quant import QUANTIZATIONS, rounded
 from fedmedjax.types import InputError
 
 _LLAMA3 = dict(
@@ -109,6 +110,19 @@ def load(
   return Model(base, settings)
 
 
+def rounded_model(model: Model) -> Model:
+  """The same weights, or their shapes, as a run with config.model.matmul='bfloat16' holds them."""
+  def converted(params: dict) -> dict:
+    return params | {'head': head_weight(params).astype(jnp.bfloat16), 'layers': {
+      name: leaf | {'kernel': rounded(leaf['kernel'])} if 'kernel' in leaf else leaf
+      for name, leaf in params['layers'].items()}}
+
+  params = model.base.params
+  abstract = isinstance(params['embedding'], jax.ShapeDtypeStruct)
+  return model._replace(base=model.base._replace(
+    params=jax.eval_shape(converted, params) if abstract else converted(params)))
+
+
 def random_params(config, placement: Placement) -> dict:
   """Weights of a given shape as LLaMA models draw them: normal, 0.02; norms are 1.
 
@@ -147,7 +161,7 @@ def configure(
   config.update_from_flattened_dict({
     'data.sites': (site,), 'data.external': (), 'data.tasks': (task,),
     'data.validation_examples': 0, 'fed.local_steps': steps, 'fed.batch_size': batch_size,
-    'log.steps': False,
+    'log.steps': False, 'model.matmul': 'float32',
     **{key.replace('__', '.'): value for key, value in changes.items()}})
   if sites > 1:
     config.data.partition.update(kind='iid', unit='sentence', sites=sites)

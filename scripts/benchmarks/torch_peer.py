@@ -30,6 +30,7 @@ class Recipe(NamedTuple):
 
   micro_batch: int
   checkpointing: bool   # of activations, a layer at a time
+  autocast: bool = False  # products in bfloat16, of float32 weights
 
 
 class PeerStep(NamedTuple):
@@ -109,7 +110,8 @@ def train(
 ) -> np.ndarray:
   """AdamW from the adapter as it is, a fresh optimiser; a step at each rate.
 
-  In bfloat16 under autocast, as transformers' trainer runs it; the adapter is float32.
+  In bfloat16, or with a recipe that says so, under autocast to bfloat16, as transformers' trainer
+  runs it; the adapter is float32.
 
   Returns:
     f64[K]: mean nats per supervised token of each step.
@@ -124,7 +126,7 @@ def train(
   model.train()
   weights = [weight for weight in model.parameters() if weight.requires_grad]
   optimizer = torch.optim.AdamW(weights, lr=rates[0], weight_decay=0.0)
-  narrow = model.dtype == torch.bfloat16
+  narrow = recipe.autocast or model.dtype == torch.bfloat16
   losses = []
   for step, rate in zip(steps, rates, strict=True):
     optimizer.param_groups[0]['lr'] = rate

@@ -71,8 +71,8 @@ NEEDED = {
 # Another value of what is no number or switch, and where half of it, or one more, is not allowed.
 OTHER = {
   'model.path': '/nowhere/a', 'model.dtype': 'bfloat16', 'model.quantization': 'int8',
-  'model.remat': 'full', 'model.attention': 'cudnn', 'lora.targets': ('q_proj',),
-  'lora.start': '/nowhere/a',
+  'model.remat': 'full', 'model.matmul': 'bfloat16', 'model.attention': 'cudnn',
+  'lora.targets': ('q_proj',), 'lora.start': '/nowhere/a',
   'bert.path': '/nowhere/a', 'bert.task': 're',
   'data.folders': ({**_WARD, 'path': '/nowhere/b'},), 'data.root': '/nowhere/b',
   'data.schema': 'bc5cdr', 'data.prompt': '/nowhere/p.toml', 'data.sites': ('synthetic_icu',),

@@ -57,26 +57,37 @@ def trained(command, tmp_path_factory) -> dict:
   out = tmp_path_factory.mktemp('bench') / 'train.json'
   assert command(
     bench_train, out, '--batch=6', '--peers=peft_batch4,peft_batch4_checkpointing',
-    '--variants=padded', '--sites=2') == 0
+    '--variants=padded', '--sites=2', '--matmul=bfloat16') == 0
   return json.loads(out.read_text())
 
 
 @pytest.mark.slow
 def test_training_is_raced_on_equal_terms(trained):
-  """All losses agree with ours; every figure follows from the seconds, which are there, too."""
-  for name in ('ours', 'ours_padded', 'peer_peft_batch4', 'peer_peft_batch4_checkpointing'):
+  """All losses agree with ours in float32, to 1e-3 but where products are of bfloat16; every figure
+  follows from the seconds, which are there, too."""
+  peers = [f'peer_peft_batch4{again}_{form}' for again in ('', '_checkpointing')
+           for form in ('float32', 'bfloat16')]
+  for name in ('ours', 'ours_float32', 'ours_padded', *peers):
     seconds, = trained[f'{name}_seconds']
     assert trained[f'{name}_examples_per_second'] == pytest.approx(12 / seconds)
     assert trained[f'{name}_unique_tokens_per_second'] == pytest.approx(
       trained['unique_tokens'] / seconds)
     assert trained[f'{name}_model_flop_utilisation'] == pytest.approx(
       trained['flop'] / seconds / trained['ceiling_flop_per_second'])
-    np.testing.assert_allclose(
-      trained[f'{name}_losses_nats'], trained['ours_losses_nats'], atol=1e-3)
-  assert trained['ratio_to_peft_batch4'] == pytest.approx(
-    trained['peer_peft_batch4_seconds'][0] / trained['ours_seconds'][0])
-  assert {'ratio_to_padded', 'ratio_padded_to_peft_batch4', 'ours_compile_seconds'} <= set(trained)
-  fed = [trained[f'{name}_fed_tokens'] for name in ('ours', 'peer_peft_batch4', 'ours_padded')]
+    losses, exact = trained[f'{name}_losses_nats'], trained['ours_float32_losses_nats']
+    rough = name in ('ours', 'ours_padded') or name.endswith('bfloat16')
+    np.testing.assert_allclose(losses, exact, atol=1e-2 if rough else 1e-3)
+    assert rough == (losses != exact) or name.startswith('peer')
+  for name in ('float32', 'peft_batch4_float32', 'peft_batch4_bfloat16'):
+    other = 'ours_float32' if name == 'float32' else f'peer_{name}'
+    assert trained[f'ratio_to_{name}'] == pytest.approx(
+      trained[f'{other}_seconds'][0] / trained['ours_seconds'][0])
+  assert trained['ratio_to_bfloat16'] == 1.0 and trained['matmul'] == 'bfloat16'
+  # The two formats of a peer are two ways to train.
+  assert trained[f'{peers[0]}_losses_nats'] != trained[f'{peers[1]}_losses_nats']
+  assert {'ratio_to_padded', 'ratio_padded_to_peft_batch4_float32', 'ours_compile_seconds'} <= set(
+    trained)
+  fed = [trained[f'{name}_fed_tokens'] for name in ('ours', peers[0], 'ours_padded')]
   assert trained['unique_tokens'] <= fed[0] < fed[1] <= fed[2]
   assert trained['examples'] == 12 and trained['machine']['cores_used'] == 2
   assert {'jax', 'torch', 'peft'} <= set(trained['versions']) and trained['commit']
@@ -101,14 +112,14 @@ def test_unlike_training_is_no_race(trained, command, tmp_path, monkeypatch, cap
     return padded(instruction, [
       example._replace(prompt_length=example.prompt_length - 1) for example in examples])
 
-  monkeypatch.setattr(bench_train, 'ours', lambda one, layouts: {
-    'ours': lambda: np.asarray(trained['ours_losses_nats'])})
+  monkeypatch.setattr(bench_train, 'ours', lambda one, layouts: dict.fromkeys(
+    layouts, lambda: np.asarray(trained['ours_float32_losses_nats'])))
   flags = bench_train, tmp_path / 'train.json', '--batch=6', '--peers=peft_batch4', '--variants='
   assert command(*flags) == 0
   monkeypatch.setattr(torch_peer, 'padded', one_more)
   (tmp_path / 'train.json').unlink()
   assert command(*flags) == 1
-  assert 'peer_peft_batch4 and ours do not train alike' in capsys.readouterr().err
+  assert 'peer_peft_batch4_float32 and ours do not train alike' in capsys.readouterr().err
   assert not (tmp_path / 'train.json').exists()
 
 
@@ -152,6 +163,12 @@ def test_losses_that_are_not_finite_do_not_agree():
   for wrong in ([2.0021, 5.0], [2.0, np.nan]):
     with pytest.raises(RuntimeError, match='peer and ours do not train alike'):
       bench_train.check_losses({'ours': np.asarray([2.0, 5.0]), 'peer': np.asarray(wrong)})
+  # Of those that multiply in bfloat16; then the float32 form is the measure of all.
+  far = {'ours': np.asarray([2.019]), 'ours_float32': np.asarray([2.0]), 'p': np.asarray([1.981])}
+  bench_train.check_losses(far, rounded=('ours', 'p'))
+  for rounded in (('ours',), ('p',)):
+    with pytest.raises(RuntimeError, match='do not train alike'):
+      bench_train.check_losses(far, rounded=rounded)
   rough = interleaved.TOLERANCES['bfloat16']
   bench_train.check_losses({'ours': np.asarray([2.0]), 'peer': np.asarray([2.019])}, rough)
   with pytest.raises(RuntimeError, match='peer and ours do not train alike'):
@@ -289,11 +306,12 @@ def test_entrants_take_turns():
   (bench_train, '--sites=0', '--sites=0: integers >= 1'),
   (bench_train, '--quantization=nf4', 'add --peers='),
   (bench_train, '--steps=0', '--steps'),
+  (bench_train, '--dtype=bfloat16 --matmul=bfloat16', 'operands are rounded as they are'),
   (bench_decode, '--guesses=0,0', 'each once'),
   (bench_decode, '--out=nowhere/x.json', 'its folder is not there'),
 ])
 def test_flags_are_checked_first(script, flag, message, capsys):
-  assert script.main(['script', flag]) == 2
+  assert script.main(['script', *flag.split()]) == 2
   assert message in capsys.readouterr().err
 
 

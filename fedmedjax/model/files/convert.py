@@ -16,7 +16,7 @@ import transformers
 from fedmedjax.model.files.folder import StoredTensor
 from fedmedjax.model.llama_config import LlamaConfig
 from fedmedjax.model.lora import PEFT_MODULES
-from fedmedjax.model.quant import QUANTIZATIONS
+from fedmedjax.model.quant import QUANTIZATIONS, rounded
 from fedmedjax.types import InputError
 
 
@@ -38,12 +38,15 @@ class Placement(NamedTuple):
   """The form in which weights are stored, kernels [L, D_in, D_out], and the devices that hold them.
 
   `quantization` is a key of QUANTIZATIONS. `sharding` maps (hyper-parameters, the `params` tree as
-  jax.ShapeDtypeStructs) to a tree of jax shardings; None = the default device.
+  jax.ShapeDtypeStructs) to a tree of jax shardings; None = the default device. `rounded` says that
+  kernels are `quant.Rounded` and the head is in bfloat16: a tied model then has both, its embedding
+  in `dtype` and a copy as its head, and a kernel that is not quantised is held in bfloat16 alone.
   """
 
   dtype: jnp.dtype = jnp.float32
   quantization: str = 'none'
   sharding: Callable[[LlamaConfig, dict], dict] | None = None
+  rounded: bool = False
 
 
 class Slot(NamedTuple):
@@ -121,6 +124,7 @@ _LAYER = {
   for ours, theirs, shape in (('kernel', 'weight', _kernel), ('bias', 'bias', _bias))
 }
 HUGGING_FACE, GGUF = 0, 1
+_EMBEDDING, _HEAD = ('embedding',), ('head',)
 _LAYER_PREFIX = ('model.layers.{}.', 'blk.{}.')
 # Largest piece of an embedding or head that is read at once.
 _PIECE_BYTES = 1 << 24
@@ -207,6 +211,9 @@ def convert(
   pieces: dict[tuple[str, ...], list] = {}
   for name, path, layer in tensor_names(config, column):
     pieces.setdefault(path, []).append((layer, tensors[name]))
+  if placement.rounded and config.tie_word_embeddings:
+    pieces[_HEAD] = pieces[_EMBEDDING]
+    shapes[_HEAD] = shapes[_EMBEDDING]
   leaves = params_shape(config, placement)
   shardings = placement.sharding and placement.sharding(config, leaves)
   params = {'layers': {}}
@@ -233,8 +240,10 @@ def params_shape(config: LlamaConfig, placement: Placement) -> dict:
 
   Nothing is read or allocated.
   """
-  params = {'layers': {}}
-  for path, shape in expected_shapes(config).items():
+  params, shapes = {'layers': {}}, expected_shapes(config)
+  if placement.rounded:
+    shapes[_HEAD] = shapes[_EMBEDDING]
+  for path, shape in shapes.items():
     where = ('layers', *path) if path in _LAYER else path
     node = params
     for key in where[:-1]:
@@ -248,10 +257,13 @@ def _prepare(where: tuple[str, ...], placement: Placement) -> Callable:
   """The function that turns a tensor as read, [D_out, D_in] or [D], into its form in the tree."""
   quantize = QUANTIZATIONS[placement.quantization]
   if where[-1] != 'kernel':
-    return lambda raw: raw.astype(placement.dtype)
-  if quantize is None:
-    return lambda raw: raw.T.astype(placement.dtype)
-  return lambda raw: quantize(raw.T)
+    # As rounding what `dtype` holds, with each product anew.
+    dtype = jnp.bfloat16 if placement.rounded and where == _HEAD else placement.dtype
+    return lambda raw: raw.astype(placement.dtype).astype(dtype)
+  stored = quantize or (lambda kernel: kernel.astype(placement.dtype))
+  if placement.rounded:
+    return lambda raw: rounded(stored(raw.T))
+  return lambda raw: stored(raw.T)
 
 
 def _leaf_shape(where, shape, layers: int | None, placement: Placement):
