@@ -42,7 +42,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import inputs, interleaved, site_rounds
 from benchmarks.row_layouts import VARIANTS, fed_tokens
-from benchmarks.site_work import Work, amounts, arguments, work
+from benchmarks.site_work import Work, amounts, arguments, with_base, work
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import matmul
@@ -70,14 +70,6 @@ def settings(values: flags.FlagValues, sites: int = 1) -> ConfigDict:
     model__attention=values.attention, fed__chunk=values.chunk)
 
 
-def forms(model: inputs.Model, values: flags.FlagValues) -> dict[str, inputs.Model]:
-  """The model by what its frozen weights are multiplied in, the form of 'ours' first."""
-  own, models = matmul.decided(values.matmul, values.dtype, Reporter()), {matmul.WIDE: model}
-  if own == matmul.ROUNDED or jax.default_backend() == 'cpu' and values.dtype == 'float32':
-    models[matmul.ROUNDED] = inputs.rounded_model(model)
-  return {own: models[own]} | models
-
-
 def ours(
   one: Work, layouts: dict[str, schedules.Layout]
 ) -> dict[str, Callable[[], np.ndarray]]:
@@ -93,18 +85,12 @@ def ours(
     for name, layout in layouts.items()}
 
 
-def with_base(one: Work, model: inputs.Model) -> Work:
-  """The same work on weights that are held otherwise."""
-  trainable = one.study.trainable._replace(base=model.base.params)
-  return one._replace(study=one.study._replace(trainable=trainable))
-
-
 def peers(
   models: dict[str, inputs.Model], one: Work, config: ConfigDict, names: Sequence[str]
 ) -> tuple[dict[str, Callable[[], np.ndarray]], dict[str, int]]:
   """PEFT's loop by each recipe -> (entrants, tokens that each of them feeds).
 
-  `models` are those of `forms`: where there are two, each recipe runs in both.
+  `models` are those of `inputs.forms`: where there are two, each recipe runs in both.
   """
   if not names:
     return {}, {}
@@ -156,7 +142,7 @@ def check_losses(
 
 
 def one_site(models: dict[str, inputs.Model], values: flags.FlagValues) -> dict[str, Any]:
-  """The race on one site -> entries of the file; `models` are those of `forms`."""
+  """The race on one site -> entries of the file; `models`: of `inputs.forms`."""
   config, (form, *others) = settings(values), models
   model = models[form]
   one = work(config, load_data(config, Reporter(), model.base))
@@ -166,7 +152,7 @@ def one_site(models: dict[str, inputs.Model], values: flags.FlagValues) -> dict[
   rounded = set(mine) if form == matmul.ROUNDED else set()
   for other in others:
     layouts[f'ours_{other}'] = one.schedule.layout
-    mine |= ours(with_base(one, models[other]), {f'ours_{other}': one.schedule.layout})
+    mine |= ours(with_base(one, models[other].base.params), {f'ours_{other}': one.schedule.layout})
   theirs, fed = peers(models, one, config, values.peers)
   rounded |= {name for name in (*mine, *theirs) if name.endswith(f'_{matmul.ROUNDED}')}
   fed |= {name: fed_tokens(one.schedule, layout) for name, layout in layouts.items()}
@@ -192,8 +178,8 @@ def one_site(models: dict[str, inputs.Model], values: flags.FlagValues) -> dict[
   # One against itself is no entrant.
   alone = {f'ratio_to_{form}': 1.0, f'ratio_to_{form}_range': [1.0, 1.0]} if others else {}
   return interleaved.found(timings, quantities) | ceiling | alone | {
-    'matmul': form, 'examples': examples, 'unique_tokens': tokens, 'supervised_tokens': supervised, 'flop': flop,
-    'flop_formula': interleaved.FLOP_FORMULA,
+    'matmul': form, 'examples': examples, 'unique_tokens': tokens,
+    'supervised_tokens': supervised, 'flop': flop, 'flop_formula': interleaved.FLOP_FORMULA,
     **{f'{name}_fed_tokens': count for name, count in fed.items()},
     **{f'{name}_losses_nats': found for name, found in losses.items()}}
 
@@ -307,7 +293,7 @@ def bench(values: flags.FlagValues) -> dict[str, Any]:
   """What --out holds, but for the machine."""
   model = inputs.load(
     values.model, values.dtype, values.quantization, values.tokenizer, values.dry_run)
-  models = forms(model, values)
+  models = inputs.forms(model, values.matmul, values.dtype)
   if values.dry_run:
     return dry_run(next(iter(models.values())), values)
   found = one_site(models, values)

@@ -78,7 +78,7 @@ def prepare(
   """Plans the rounds and composes the algorithm; nothing is compiled yet.
 
   n_k, the sampler, the schedule and the communication follow from each other in this order.
-  Where config.fed.chunk or config.model.remat is left to the planner, `algorithm` is the fastest of
+  Where config.fed.chunk or config.model.remat is left to the planner, `algorithm` is the first of
   the executions; see `train/memory.py`.
 
   Args:

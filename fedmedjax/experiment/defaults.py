@@ -62,8 +62,9 @@ def _model() -> ConfigDict:
   # channel) or 'nf4' (4 bits, a scale per 64 inputs). Embedding, head and norms stay as they are.
   model.quantization = 'none'
   # What the backward pass recomputes of a layer: 'none' (keeps all), 'products' (all but products
-  # with weights and attention's results: a third of the memory, and on a CPU the fastest), 'full';
-  # 'auto' = the fastest that the memory allows. Roundings only depend on it.
+  # with weights and attention's results: less than half of the memory, and on a CPU the fastest),
+  # 'narrow_products' (also the MLP's two wide products, gate and up), 'full'; 'auto' = the fastest
+  # that the memory allows. Roundings only depend on it.
   model.remat = 'auto'
   # Kernel of attention while training: 'plain', or 'cudnn' (FlashAttention; one NVIDIA card and
   # bfloat16 only), which is refused where a trial finds results unlike those of the plain one, and

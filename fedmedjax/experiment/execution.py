@@ -3,6 +3,7 @@
 They change results by rounding only (tested), so they may differ between the rounds of a run.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from fedmedjax.model.llama import REMAT
@@ -24,7 +25,9 @@ class Execution(NamedTuple):
 def executions(
   chunk: int, remat: str, sites: int, one_by_one: bool, groups: int = 1
 ) -> tuple[Execution, ...]:
-  """What the configuration allows, from the fastest to the smallest.
+  """What the configuration allows, from all sites and results at once to the smallest.
+
+  On a CPU that is from the fastest on; on accelerators `train/memory.py` orders them by time.
 
   Args:
     chunk, remat: of the configuration.
@@ -35,10 +38,7 @@ def executions(
   """
   chunks = [chunk]
   if chunk == AUTO_CHUNK:
-    chunks = [groups] if one_by_one else [0]
-    while not one_by_one and sites > groups:
-      sites = _halved(sites, groups)
-      chunks.append(sites)
+    chunks = [groups] if one_by_one else [0, *_halves(sites, groups)]
   remats = [remat]
   if remat == AUTO_REMAT:
     remats = list(REMAT)
@@ -48,7 +48,7 @@ def executions(
 
 
 def smaller(execution: Execution, sites: int, groups: int = 1) -> Execution | None:
-  """What to try when this one found no memory: half the sites at once, else a stronger remat.
+  """What a CPU tries when this one found no memory: half the sites at once, else a stronger remat.
 
   None when there is nothing smaller. `sites`: C, of a round; `groups`: see `executions`.
   """
@@ -57,6 +57,25 @@ def smaller(execution: Execution, sites: int, groups: int = 1) -> Execution | No
     return execution._replace(chunk=_halved(at_once, groups))
   stronger = list(REMAT)[list(REMAT).index(execution.remat) + 1:]
   return Execution(groups, stronger[0]) if stronger else None
+
+
+def alternatives(
+  execution: Execution, sites: int, groups: int = 1
+) -> tuple[Execution, ...]:
+  """What an accelerator may try when this one found no memory: with no more sites at once.
+
+  Arguments as of `smaller`. They may need less memory or more.
+  """
+  at_once = sites_at_once(execution, sites)
+  chunks = execution.chunk, *_halves(at_once, groups)
+  return tuple(Execution(count, kept) for count in chunks for kept in REMAT)
+
+
+def _halves(sites: int, groups: int) -> Iterator[int]:
+  """Half of them, half of that, and so on, until each group has one."""
+  while sites > groups:
+    sites = _halved(sites, groups)
+    yield sites
 
 
 def _halved(sites: int, groups: int) -> int:

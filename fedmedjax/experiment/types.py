@@ -92,7 +92,7 @@ class Study(NamedTuple):
   validation: Validation | None
   algorithm: FederatedAlgorithm
   optimizer: LocalOptimizer
-  executions: tuple[Execution, ...]  # that memory is planned with, fastest first
+  executions: tuple[Execution, ...]  # that memory is planned with
   site_map: Callable[[int], SiteMap]     # of a chunk
   algorithm_with: Callable[[Execution], FederatedAlgorithm]
   groups: int                            # of devices, each with sites of its own

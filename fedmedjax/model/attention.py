@@ -17,6 +17,8 @@ Array = jax.Array
 # Name (jax.ad_checkpoint.checkpoint_name) of the intermediate values that `llama.REMAT` keeps for
 # the backward pass: results of matrix products, which it would cost a product to compute again.
 SAVED = 'saved'
+# The same of those as wide as the MLP, of which 'narrow_products' keeps none.
+WIDE = 'wide'
 
 
 def heads_first(x: Array) -> Array:

@@ -163,6 +163,8 @@ class _Batch:
     self._questions, copies = questions, decoder.copies
     self._sizes = largest(decoder, questions, rows)
     self._levels = levels(-(-rows // copies), -(-len(questions) // copies))
+    self._inputs = [question.tokens for question in questions]
+    self._lengths = [len(tokens) for tokens in self._inputs]
     # Of each copy: inputs that wait in the block (first, Cache) that was read last.
     self._read: list[list[Place]] = [[] for _ in range(copies)]
     self._block: Any = None
@@ -191,7 +193,7 @@ class _Batch:
         places[copy, at], chosen[copy, at] = place, one.question
         picked[:, copy, at] = self._picked[one.question], one.row, one.column
         assigned[place] = one.question
-        self._filled[copy, place] = len(self._questions[one.question].tokens)
+        self._filled[copy, place] = self._lengths[one.question]
     if (chosen < 0).all():  # other copies have the free rows
       return False
     self._resize(rows)
@@ -202,18 +204,18 @@ class _Batch:
 
   def _read_block(self, queue: list[int]) -> None:
     """Reads the next inputs."""
-    inputs, copies = [question.tokens for question in self._questions], len(self._assigned)
-    lengths = [len(tokens) for tokens in inputs]
-    rows, width = input_blocks.shape(queue, lengths, self._sizes.read, copies)
+    copies = len(self._assigned)
+    rows, width = input_blocks.shape(queue, self._lengths, self._sizes.read, copies)
     for copy in range(copies):
       self._read[copy] = input_blocks.take(
-        queue, lengths, rows, width, -(-len(queue) // (copies - copy)))
+        queue, self._lengths, rows, width, -(-len(queue) // (copies - copy)))
       for number, one in enumerate(self._read[copy]):
         self._picked[one.question] = number
     self._block = None  # or two would be kept at once
     self._block = self._decoder.prefill_inputs(self._prefix, Block(*(
       np.concatenate(parts) for parts in zip(
-        *(input_blocks.block(taken, inputs, rows, width) for taken in self._read), strict=True))))
+        *(input_blocks.block(taken, self._inputs, rows, width) for taken in self._read),
+        strict=True))))
 
   def run(self, waiting: int) -> dict[int, Continuation]:
     """Runs passes until rows are free for those who wait, or the batch can be made smaller ->

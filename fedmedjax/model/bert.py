@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from fedmedjax.model.attention import SAVED
+from fedmedjax.model.attention import SAVED, WIDE
 from fedmedjax.model.label_loss import label_nats, of_annotated
 from fedmedjax.model.llama import REMAT
 from fedmedjax.types import LabelBatch
@@ -82,14 +82,14 @@ class Layer(nn.Module):
     config = self.config
     heads = (*x.shape[:2], config.num_heads, config.hidden_size // config.num_heads)
 
-    def dense(name: str, features: int, inputs: Array) -> Array:
-      return checkpoint_name(nn.Dense(features, name=name)(inputs), SAVED)
+    def dense(name: str, features: int, inputs: Array, saved_as: str = SAVED) -> Array:
+      return checkpoint_name(nn.Dense(features, name=name)(inputs), saved_as)
 
     q, k, v = (
       dense(name, config.hidden_size, x).reshape(heads) for name in ('query', 'key', 'value'))
     out = jax.nn.dot_product_attention(q, k, v, mask=valid[:, None, None, :]).reshape(x.shape)
     x = _norm(config, 'attention_norm')(x + dense('attention_output', config.hidden_size, out))
-    h = nn.gelu(dense('intermediate', config.intermediate_size, x), approximate=False)
+    h = nn.gelu(dense('intermediate', config.intermediate_size, x, WIDE), approximate=False)
     h = dense('output', config.hidden_size, h)
     return _norm(config, 'output_norm')(x + h), None
 

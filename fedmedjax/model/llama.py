@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from fedmedjax.model.attention import SAVED, Attention, Window
+from fedmedjax.model.attention import SAVED, WIDE, Attention, Window
 from fedmedjax.model.llama_config import PROJECTIONS as PROJECTIONS
 from fedmedjax.model.llama_config import LlamaConfig as LlamaConfig
 from fedmedjax.model.quant import matmul
@@ -33,7 +33,7 @@ from fedmedjax.model.rotary import rotate
 Array = jax.Array
 
 # (path such as 'layers/q_proj/kernel', weights of one layer) -> the same weights, brought to the
-# device that computes with them.
+# device that computes with them. One that is not `as_stored` has `rows`, too, for a table's.
 Fetch = Callable[[str, Any], Any]
 
 
@@ -54,6 +54,7 @@ class Linear(nn.Module):
   lora_scale: float
   use_bias: bool = False
   fetch: Fetch = as_stored
+  saved_as: str = SAVED  # the name by which REMAT knows what it gives
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -67,7 +68,7 @@ class Linear(nn.Module):
       a = self.get_variable('lora', 'a').astype(x.dtype)
       b = self.get_variable('lora', 'b').astype(x.dtype)
       y = y + checkpoint_name(x @ a * self.lora_scale, SAVED) @ b
-    return checkpoint_name(y, SAVED)
+    return checkpoint_name(y, self.saved_as)
 
   def _product(self, x: Array, kernel: Any) -> Array:
     """x @ kernel, [T, D_in] -> [T, D_out].
@@ -83,21 +84,32 @@ class Linear(nn.Module):
     return jax.checkpoint(product, prevent_cse=False)(x, kernel)
 
 
+def _made_again(function: Callable[..., Array]) -> Callable[..., Array]:
+  """The same function, whose gradient keeps its arguments only and computes it again."""
+  # Without a barrier against CSE: inside a scan there is nothing to merge.
+  return jax.checkpoint(function, prevent_cse=False)
+
+
 class RMSNorm(nn.Module):
   """Division by the root of the mean square, times a weight or 1 + it: [..., D] -> [..., D].
 
-  Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
+  Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467. With `again` its
+  gradient keeps x rather than float32 arrays of that shape.
   """
 
   eps: float
   plus_one: bool = False
+  again: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     weight = self.param('weight', nn.initializers.ones, (x.shape[-1],), x.dtype)
+    normalised = _made_again(self._normalised) if self.again else self._normalised
+    return normalised(x, weight.reshape((1,) * (x.ndim - 1) + (-1,)))
+
+  def _normalised(self, x: Array, weight: Array) -> Array:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-    weight = weight.reshape((1,) * (x.ndim - 1) + (-1,))
     if self.plus_one:  # rounded once, after the product: 1 + weight has few digits in 16 bits
       return ((1.0 + weight.astype(wide.dtype)) * wide).astype(x.dtype)
     return weight * wide.astype(x.dtype)
@@ -111,12 +123,16 @@ class Layer(nn.Module):
   """One block: x [T, D] -> (x [T, D], what `attention` keeps for its cache).
 
   Its signature is that of a scan body: the carry, then inputs of each layer, then shared ones.
+  With `again` the gradient makes norms and the gated product again: they cost no product with
+  weights, and kept they would be a third of a layer. It is for a layer that is not under remat as a
+  whole, which rounds differently.
   """
 
   config: LlamaConfig
   lora_scale: float
   attention: Attention
   fetch: Fetch = as_stored
+  again: bool = False
 
   @nn.compact
   def __call__(self, x: Array, cache: Any, window: Any, rotation: Any, cos: Array, sin: Array,
@@ -125,18 +141,18 @@ class Layer(nn.Module):
     if rotation is not None:  # which of two this layer has
       cos, sin = cos[rotation], sin[rotation]
 
-    def linear(name: str, inputs: Array) -> Array:
+    def linear(name: str, inputs: Array, saved_as: str = SAVED) -> Array:
       features = config.projection_shape(name)[1]
       return Linear(
-        features, self.lora_scale, name in config.biases, self.fetch, name=name)(inputs)
+        features, self.lora_scale, name in config.biases, self.fetch, saved_as, name=name)(inputs)
 
     def norm(name: str, inputs: Array) -> Array:
-      return RMSNorm(config.rms_norm_eps, config.norm_plus_one, name=name)(inputs)
+      return RMSNorm(config.rms_norm_eps, config.norm_plus_one, self.again, name=name)(inputs)
 
-    def parts_of(fused: str, ends: tuple[int, ...], inputs: Array):
+    def parts_of(fused: str, ends: tuple[int, ...], inputs: Array, saved_as: str = SAVED):
       """Returns the function (place, name) -> a part of one fused product, or a product alone."""
-      whole = jnp.split(linear(fused, inputs), ends, axis=-1) if config.fused else ()
-      return lambda place, name: whole[place] if whole else linear(name, inputs)
+      whole = jnp.split(linear(fused, inputs, saved_as), ends, axis=-1) if config.fused else ()
+      return lambda place, name: whole[place] if whole else linear(name, inputs, saved_as)
 
     def heads(values: Array) -> Array:
       return values.reshape(values.shape[0], -1, config.head_dim)
@@ -155,18 +171,24 @@ class Layer(nn.Module):
     out = linear('o_proj', out.reshape(x.shape[0], -1))
     x = x + (norm('after_attention_norm', out) if config.norms_after else out)
     h = norm('before_mlp_norm' if config.norms_after else 'post_norm', x)
-    part = parts_of('gate_up_proj', (config.intermediate_size,), h)
-    gate = ACTIVATIONS[config.activation](part(0, 'gate_proj'))
-    out = linear('down_proj', gate * part(1, 'up_proj'))
+    part = parts_of('gate_up_proj', (config.intermediate_size,), h, WIDE)
+
+    def gated(gate: Array, up: Array) -> Array:
+      return ACTIVATIONS[config.activation](gate) * up
+
+    out = linear('down_proj', (_made_again(gated) if self.again else gated)(
+      part(0, 'gate_proj'), part(1, 'up_proj')))
     return x + (norm('after_mlp_norm', out) if config.norms_after else out), kept
 
 
 # Which results of a layer are kept for the backward pass, from most to least: value of
 # config.model.remat -> jax.checkpoint's policy.
 REMAT = {
-  'none': None,
+  'none': None,  # but see `Layer.again`
   # Products with weights, and attention's results; all else is made again from these.
-  'products': jax.checkpoint_policies.save_only_these_names(SAVED),
+  'products': jax.checkpoint_policies.save_only_these_names(SAVED, WIDE),
+  # Of these, not the widest, which are two thirds of the memory: gate's and up's.
+  'narrow_products': jax.checkpoint_policies.save_only_these_names(SAVED),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -208,7 +230,8 @@ class Llama(nn.Module):
       split_rngs={'params': True},
       in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
       length=config.num_layers,
-    )(config, self.lora_scale, self.attention, self.fetch, name='layers')
+    )(config, self.lora_scale, self.attention, self.fetch, REMAT[self.remat] is None,
+      name='layers')
     cos, sin = rope(positions, config, self.dtype, reach)
     windows = rotations = None
     if any(config.windows):
@@ -216,7 +239,7 @@ class Llama(nn.Module):
       windows = jnp.asarray([size or farthest for size in config.windows], jnp.int32)
     if config.local_rope_theta:
       rotations = jnp.asarray([size > 0 for size in config.windows], jnp.int32)
-    x = embedding[tokens]
+    x = embedding[tokens] if self.fetch is as_stored else self.fetch.rows(embedding, tokens)
     if config.scaled_embedding:
       x = x * jnp.asarray(config.hidden_size**0.5, self.dtype)
     x, kept = layers(x, cache, windows, rotations, cos, sin, positions, context)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedmedjax.model.attention import Attend, Source, attend, capped, heads_first
-from fedmedjax.model.llama import Llama, head_weight
+from fedmedjax.model.llama import Fetch, Llama, as_stored, head_weight
 from fedmedjax.types import Batch
 
 # Words per head product: 4,096 float32 logits are 16 KB for each supervised place.
@@ -71,7 +71,7 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch, *, head_p
     adapter: the `lora` collection, leaves [L, *p] (may be empty).
     base: the `params` collection, leaves of layers [L, ...].
     batch: rows i32[R, N] and M supervised targets, see `types.Batch`.
-    head_parts: devices that the head's V words are split over while it is used.
+    head_parts: devices that the head's V words are split over as it is stored.
 
   Returns:
     (sum of nats f32[], sum of target weights f32[]).
@@ -81,10 +81,9 @@ def packed_loss(model: Llama, adapter: dict, base: dict, batch: Batch, *, head_p
   hidden = jnp.concatenate([hidden[:supervised], places])
   targets = jnp.concatenate([batch.prefix_targets, batch.targets])
   weights = jnp.concatenate([batch.prefix_weight, batch.target_weight])
-  # Once, not for every block of words.
-  head = model.fetch('head', head_weight(base))
   total = weighted_nll(
-    HEAD_BLOCK, head_parts, hidden, head, targets, weights, model.config.logit_cap)
+    HEAD_BLOCK, head_parts, hidden, head_weight(base), targets, weights, model.config.logit_cap,
+    model.fetch)
   return total, weights.sum()
 
 
@@ -111,7 +110,7 @@ def packed_choices(model: Llama, adapter: dict, base: dict, batch: Batch):
     batch: M supervised targets in rows i32[R, N]; what stands at padding means nothing.
   """
   _, places = _hidden(model, adapter, base, batch)
-  head = model.fetch('head', head_weight(base))
+  head = head_weight(base)  # each device compares the words that it has
   wide = jnp.promote_types(places.dtype, jnp.float32)
   # A few places at a time: logits of all of them would be hundreds of megabytes. A cap of them
   # keeps their order.
@@ -121,32 +120,38 @@ def packed_choices(model: Llama, adapter: dict, base: dict, batch: Batch):
     places, batch_size=_CHOICES_AT_ONCE).astype(jnp.int32)
 
 
-def _over_vocabulary(most: int, parts: int, cap: float, hidden, head, targets, gradient: bool):
+def _over_vocabulary(
+  most: int, parts: int, cap: float, fetch: Fetch, hidden, head, targets, gradient: bool):
   """hidden [Q, D], targets i32[Q] -> (nats [Q], their gradient for hidden [Q, D] or None).
 
   At most about `most` words are taken at a time, and sums so far are rescaled to the largest logit
   so far: the online softmax of FlashAttention (Dao et al., arXiv:2205.14135, section 3.1) with
   words for keys. Logits [Q, block] are read again while they are near, and each is exponentiated
-  once. A block has as many words of each of the `parts`, so that no part of a split head moves.
+  once. A block has as many words of each of the `parts`, and of a head that is split over devices
+  `fetch` brings one block at a time: the whole is never together on one of them.
   """
   wide = jnp.promote_types(hidden.dtype, jnp.float32)
   count, words = hidden.shape[0], head.shape[0] // parts
   whole = head.reshape(parts, words, -1)
   # Blocks of one size, without a smaller last one, where that takes at most twice as many blocks.
+  # For the gradient, rows of targets: of a head that is split, those of a block while it is there.
+  along = gradient and fetch is not as_stored
   least = min(words, -(-head.shape[0] // most))
   blocks = next((n for n in range(least, 2 * least) if words % n == 0), least)
   size = words // blocks
 
   def see(seen, first, length):
     """`seen` after the words first ... first + length - 1 of each part, too."""
-    peak, total, chosen, expected = seen
+    peak, total, chosen, expected, rows = seen
     block = jax.lax.dynamic_slice_in_dim(whole, first, length, axis=1)
-    block = block.reshape(-1, block.shape[-1])
+    block = fetch('head', block).reshape(-1, block.shape[-1])
     logits = capped(jnp.einsum('qd,vd->qv', operand, block, preferred_element_type=wide), cap)
     place = targets % words - first
     inside = (place >= 0) & (place < length)
-    own = jnp.take_along_axis(
-      logits, jnp.where(inside, targets // words * length + place, 0)[:, None], axis=1)[:, 0]
+    index = jnp.where(inside, targets // words * length + place, 0)
+    own = jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]
+    if along:
+      rows = jnp.where(inside[:, None], block[index], rows)
     higher = jnp.maximum(peak, logits.max(axis=-1))
     weights, shrink = jnp.exp(logits - higher[:, None]), jnp.exp(peak - higher)
     if gradient:
@@ -154,18 +159,20 @@ def _over_vocabulary(most: int, parts: int, cap: float, hidden, head, targets, g
       expected = expected * shrink[:, None] + jnp.einsum(
         'qv,vd->qd', steep.astype(head.dtype), block, preferred_element_type=wide)
     return (
-      higher, total * shrink + weights.sum(axis=-1), jnp.where(inside, own, chosen), expected)
+      higher, total * shrink + weights.sum(axis=-1), jnp.where(inside, own, chosen), expected,
+      rows)
 
   zeros, operand = jnp.zeros(count, wide), hidden.astype(head.dtype)
   seen = jax.lax.fori_loop(0, blocks, lambda i, seen: see(seen, i * size, size), (
     jnp.full(count, -jnp.inf, wide), zeros, zeros,
-    jnp.zeros(hidden.shape, wide) if gradient else None))
+    jnp.zeros(hidden.shape, wide) if gradient else None,
+    jnp.zeros(hidden.shape, head.dtype) if along else None))
   if words % blocks:
     seen = see(seen, blocks * size, words % blocks)
-  peak, total, chosen, expected = seen
+  peak, total, chosen, expected, rows = seen
   if not gradient:
     return peak + jnp.log(total) - chosen, None
-  own = head[targets].astype(wide)
+  own = (rows if along else head[targets]).astype(wide)
   if cap:
     own = own * _slope(chosen, cap)[:, None]
   return peak + jnp.log(total) - chosen, expected / total[:, None] - own
@@ -176,7 +183,9 @@ def _slope(logits, cap: float):
   return 1.0 - jnp.square(logits / cap)
 
 
-def weighted_nll(most: int, parts: int, hidden, head, targets, weights, cap: float = 0.0):
+def weighted_nll(
+  most: int, parts: int, hidden, head, targets, weights, cap: float = 0.0,
+  fetch: Fetch = as_stored):
   """The sum over q of weights_q * -log softmax(hidden_q head^T)[targets_q], in blocks of words.
 
   The head is frozen, so d/d hidden = w (softmax head - head[target]) is formed in the forward
@@ -191,28 +200,30 @@ def weighted_nll(most: int, parts: int, hidden, head, targets, weights, cap: flo
     targets: i32[Q].
     weights: f32[Q], not differentiated.
     cap: of the logits, see `attention.capped`.
+    fetch: brings a block of words, [parts, words of each, D], to the devices that use it.
 
   Returns:
     f32[] (float64 when hidden is).
   """
-  return _weighted_nll(most, parts, cap, hidden, head, targets, weights)
+  return _weighted_nll(most, parts, cap, fetch, hidden, head, targets, weights)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _weighted_nll(most: int, parts: int, cap: float, hidden, head, targets, weights):
-  return jnp.sum(_over_vocabulary(most, parts, cap, hidden, head, targets, False)[0] * weights)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _weighted_nll(most: int, parts: int, cap: float, fetch: Fetch, hidden, head, targets, weights):
+  nats, _ = _over_vocabulary(most, parts, cap, fetch, hidden, head, targets, False)
+  return jnp.sum(nats * weights)
 
 
-def _nll_forward(most, parts, cap, hidden, head, targets, weights):
+def _nll_forward(most, parts, cap, fetch, hidden, head, targets, weights):
   if head.perturbed:
     raise TypeError('weighted_nll: the head is frozen and has no gradient')
   hidden, head, weights = hidden.value, head.value, weights.value
-  nats, gradient = _over_vocabulary(most, parts, cap, hidden, head, targets.value, True)
+  nats, gradient = _over_vocabulary(most, parts, cap, fetch, hidden, head, targets.value, True)
   return jnp.sum(nats * weights), (gradient * weights[:, None]).astype(hidden.dtype)
 
 
-def _nll_backward(most, parts, cap, gradient, cotangent):
-  del most, parts, cap
+def _nll_backward(most, parts, cap, fetch, gradient, cotangent):
+  del most, parts, cap, fetch
   return (gradient * cotangent).astype(gradient.dtype), None, None, None
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,15 +26,18 @@ SITE, FSDP, TENSOR = AXES = ('site', 'fsdp', 'tensor')
 
 _WHOLE = {1: P(), 2: P()}
 # Path pattern -> by number of dimensions, how a leaf is split. Kernels are [L, D_in, D_out] or, as
-# NF4, [L, blocks of D_in, n, D_out]; biases [L, D_out]; layers are scanned, so L stays whole.
+# NF4, [L, blocks of D_in, n, D_out]; biases [L, D_out]; layers are scanned, so L stays whole. A
+# block of the head's words is [parts, words of each, D].
 RULES: dict[str, dict[int, P]] = {
-  'embedding|head': {2: P((TENSOR, FSDP))},
+  'embedding|head': {2: P((TENSOR, FSDP)), 3: P((TENSOR, FSDP))},
   r'norm/weight|layers/\w+_norm/weight': _WHOLE,
   'layers/(q|k|v|qkv|gate|up|gate_up)_proj/.+': {
     2: P(None, TENSOR), 3: P(None, FSDP, TENSOR), 4: P(None, FSDP, None, TENSOR)},
   'layers/(o|down)_proj/.+': {
     2: P(), 3: P(None, TENSOR, FSDP), 4: P(None, TENSOR, None, FSDP)},
 }
+# Rows of a table that are brought together to be looked up in.
+_ROWS_AT_ONCE = 4096
 # Leaves that stay whole where their size cannot be split: odd vocabularies.
 _MAY_STAY_WHOLE = ('embedding', 'head')
 
@@ -112,7 +116,7 @@ class GatherOverFsdp(NamedTuple):
   mesh: Mesh
 
   def __call__(self, path: str, weights: Any) -> Any:
-    """The same weights, gathered: [D_in, D_out] of one layer, or those outside of layers."""
+    """The same weights, gathered: [D_in, D_out] of one layer, or a block of the head's words."""
     stacked = path.startswith('layers/')
 
     def fetched(place, leaf):
@@ -121,9 +125,32 @@ class GatherOverFsdp(NamedTuple):
       rule = next(rule for pattern, rule in RULES.items() if re.fullmatch(pattern, full))
       spec = _spec_for(self.mesh, full, rule[len(shape)], shape)[stacked:]
       kept = [tuple(axis for axis in _axes(entry) if axis != FSDP) or None for entry in spec]
+      # As it lies at first: else what it is a part of might be gathered, and then cut.
+      leaf = jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, P(*spec)))
       return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, P(*kept)))
 
     return jax.tree_util.tree_map_with_path(fetched, weights)
+
+
+  def rows(self, table: jax.Array, places: jax.Array) -> jax.Array:
+    """table[places], from [V, D] and i32[T] -> [T, D], by blocks of words: it is never whole."""
+    parts = head_parts(self.mesh, len(table))
+    if parts == 1:
+      return table[places]
+    words, width = len(table) // parts, table.shape[1]
+    size = min(words, max(1, _ROWS_AT_ONCE // parts))
+    split = table.reshape(parts, words, width)
+
+    def see(number, found):
+      first = jnp.minimum(number * size, words - size)
+      block = self('embedding', jax.lax.dynamic_slice_in_dim(split, first, size, axis=1))
+      place = places % words - first
+      inside = (place >= 0) & (place < size)
+      index = jnp.where(inside, places // words * size + place, 0)
+      return jnp.where(inside[:, None], block.reshape(-1, width)[index], found)
+
+    return jax.lax.fori_loop(
+      0, -(-words // size), see, jnp.zeros((*places.shape, width), table.dtype))
 
 
 def fetch_on(mesh: Mesh | None) -> Fetch:
@@ -132,8 +159,7 @@ def fetch_on(mesh: Mesh | None) -> Fetch:
 
 
 def head_parts(mesh: Mesh | None, words: int) -> int:
-  """How many devices the head's V = `words` are split over once it is gathered over 'fsdp'."""
+  """How many devices the head's V = `words` are split over."""
   # Those of an odd vocabulary stay whole, see _MAY_STAY_WHOLE.
-  if mesh is None or words % (mesh.shape[FSDP] * mesh.shape[TENSOR]):
-    return 1
-  return mesh.shape[TENSOR]
+  parts = 1 if mesh is None else mesh.shape[FSDP] * mesh.shape[TENSOR]
+  return 1 if words % parts else parts

@@ -123,7 +123,7 @@ def _check_annotates(run: Path | None, adapter: Path) -> None:
 def _settings(run: Path | None, flags: Mapping[str, Any], adapter: Path) -> dict[str, Any]:
   """The values of _SETTINGS: flags, else the run's config.json, else the defaults."""
   settings = leaves(defaults.get_config().to_dict())
-  # Of a run from before this key was one, too.
+  # As a run multiplied whose version had no such key.
   recorded = {matmul.KEY: matmul.WIDE} | read_json(run / 'config.json') if run else {}
   if run is None and flags['base'] is None:
     raise InputError(
@@ -136,8 +136,8 @@ def _settings(run: Path | None, flags: Mapping[str, Any], adapter: Path) -> dict
     if not CHECKS[key].allows(value):
       place = names[key] if key in given else f'{run}/config.json: {key}'
       raise InputError(f'{place}={value!r}: {CHECKS[key].wording} is allowed')
-  if 'model.dtype' in given and matmul.KEY not in given:
-    chosen[matmul.KEY] = matmul.AUTO  # the run's goes with the run's dtype
+  if chosen['model.dtype'] != 'float32' and matmul.KEY not in given:
+    chosen[matmul.KEY] = matmul.WIDE  # the run's is of float32
   matmul.check_matmul(chosen)
   return chosen
 

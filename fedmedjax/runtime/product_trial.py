@@ -27,7 +27,9 @@ def bfloat16_gain() -> float:
   return gain(_calls())
 
 
-def gain(calls: dict[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter):
+def gain(
+  calls: dict[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter
+) -> float:
   """Seconds of calls['float32'] over those of calls['bfloat16']: medians, timed in turns."""
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for _ in range(1 + _REPEATS):

@@ -13,11 +13,11 @@ from fedmedjax.experiment.types import Study
 from fedmedjax.report.terminal import site_table
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import checkpoint, files
-from fedmedjax.train import loop
+from fedmedjax.train import loop, memory
 from fedmedjax.train.duration import expected
 from fedmedjax.train.fingerprint import compare_inputs, fingerprint, may_mend
 from fedmedjax.train.loop import CHECKPOINTS
-from fedmedjax.train.memory import memory_table
+from fedmedjax.train.memory import Plan
 from fedmedjax.train.round_log import participant_names
 from fedmedjax.train.run import check_continued
 
@@ -44,7 +44,7 @@ def dry_run(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
     reporter.say(_rounds_table(study, done))
     # Shown even when all rounds are done.
     plan = loop.planned(study, None, reporter)
-    reporter.say(memory_table(plan))
+    reporter.say(_memory_table(plan))
     with reporter.task('timing a product') as advance:
       duration = expected(study, plan, loop.first_inputs(study), done)
       advance()
@@ -82,3 +82,22 @@ def _rounds_table(study: Study, done: int) -> Table:
 def _work(line: dict) -> list[str]:
   return [f'{line[key]:,}' for key in ('local_steps', 'examples', 'tokens')] + [
     f'{line[key] / 1e6:.2f}' for key in ('bytes_down', 'bytes_up')]
+
+
+def _memory_table(plan: Plan) -> Table:
+  table = Table(title=f'Memory, with {plan.execution}')
+  table.add_column('while a round runs')
+  table.add_column('MiB', justify='right')
+
+  def row(name: str, count: int) -> None:
+    table.add_row(name, f'{count / 2**20:,.1f}')
+
+  for use, count in plan.training.items():
+    row(use, count)
+  table.add_section()
+  row('together', sum(plan.training.values()))
+  row('while the largest batch is decoded', plan.decoding)
+  row('before', plan.before)
+  table.add_section()
+  row(f'there are, of which {memory.SHARE:.0%} may be used', plan.limit)
+  return table

@@ -57,6 +57,18 @@ def products(jaxpr: Any, trips: int = 1) -> Counter:
   return found
 
 
+def calls(jaxpr: Any) -> int:
+  """How many products a traced program starts, loops of known length included, branches not."""
+  total = 0
+  for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+    total += equation.primitive.name == 'dot_general'
+    times = equation.params['length'] if equation.primitive.name == 'scan' else 1
+    total += times * sum(
+      calls(part) for part in equation.params.values()
+      if hasattr(getattr(part, 'jaxpr', part), 'eqns'))
+  return total
+
+
 def _product(equation: Any) -> tuple[Product, int]:
   """The shape of a `dot_general`, and of how many such products it is a batch."""
   (left, right), (batch, _) = equation.params['dimension_numbers']
@@ -76,6 +88,7 @@ def product_rate(product: Product) -> float:
   the median of five calls, each of as many products as take `_SECONDS`.
   """
   rows, inner, columns, dtype = product
+  wide = jnp.promote_types(dtype, jnp.float32)
   # A large product needs few matrices to last long enough, and a small one many to be read anew.
   pairs = max(1, min(
     _BYTES // (2 * inner * columns * dtype.itemsize), int(5e9 / product.flop)))
@@ -86,7 +99,10 @@ def product_rate(product: Product) -> float:
   @jax.jit
   def multiply(times, x, up, down):
     def both(x, matrices):
-      return x @ matrices[0] @ matrices[1], None
+      for matrix in matrices:
+        # As models add up products of bfloat16 (`quant.rounded_product`).
+        x = jnp.matmul(x, matrix, preferred_element_type=wide).astype(dtype)
+      return x, None
 
     return jax.lax.fori_loop(0, times, lambda _, x: jax.lax.scan(both, x, (up, down))[0], x)
 

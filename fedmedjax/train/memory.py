@@ -1,25 +1,27 @@
 """The memory plan of a run: the fastest execution whose compiled round fits into memory.
 
 Executions (`experiment/execution.py`) differ in how many sites are computed at once and in what is
-recomputed for the gradient. They are tried from the fastest on. XLA reports the memory of a
-compiled round. An execution that cannot fit, by an estimate from its traced gradient, is skipped
-without compilation. The program that was compiled for the plan is the one that then runs.
+recomputed for the gradient. They are tried from the fastest on, which on accelerators
+`train/roofline.py` tells: fewer sites at once read the base more often, and keeping less takes more
+products. XLA reports the memory of a compiled round. An execution that cannot fit, by
+`train/estimates.py`, is skipped without compilation. The program that was compiled for the plan is
+the one that then runs.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from rich.table import Table
 
 from fedmedjax import tree
-from fedmedjax.experiment.execution import Execution, sites_at_once, smaller
+from fedmedjax.experiment.execution import Execution, alternatives, smaller
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.runtime import device
 from fedmedjax.runtime.progress import Reporter
+from fedmedjax.train import roofline
+from fedmedjax.train.estimates import estimate
 from fedmedjax.types import InputError
 
 # Share of the limit that a plan may use. The rest is for memory that XLA does not report:
@@ -55,7 +57,7 @@ def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] 
   """The fastest execution that fits, compiled.
 
   Args:
-    study: its executions are tried in their order.
+    study: its executions are tried, in the order of `roofline.by_time`.
     inputs: arguments of its round.
     reporter: shows compilations.
     lines: lines of the finished rounds. A run that resumes begins with the execution of the last.
@@ -64,8 +66,9 @@ def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] 
     InputError: no execution fits, or decoding does not.
   """
   limit, in_use = study.options.memory or device.limit(), device.held()
-  order, factor = _remaining(study.executions, lines), 1.0
-  guess = estimate(study, inputs)
+  guess, factor = estimate(study, inputs), 1.0
+  order = _remaining(
+    roofline.by_time(study, inputs, study.executions, guess, _peak()), lines)
   for execution in order:
     if execution != order[-1] and in_use + factor * guess(execution) > SHARE * limit:
       continue
@@ -87,6 +90,11 @@ def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] 
     + ('' if smallest else "set config.fed.chunk=-1 and config.model.remat='auto', ")
     + 'lower it, config.data.max_length or config.lora.rank, take a narrower '
     'config.model.quantization, or raise config.fed.memory_gib')
+
+
+def _peak() -> roofline.Peak | None:
+  first = jax.local_devices()[0]
+  return roofline.peak_of(first.platform, first.device_kind)
 
 
 def fitting_micro_batch(
@@ -150,8 +158,8 @@ def reduced(study: Study, failed: Plan, inputs: tuple, reporter: Reporter) -> Pl
   Raises:
     RuntimeError: there is no smaller execution.
   """
-  execution, sites = failed.execution, study.communication.sampler.size
-  while execution := smaller(execution, sites, study.groups):
+  execution, after = failed.execution, _smaller(study, inputs, failed.execution)
+  while execution := after(execution):
     reporter.warn(
       f'memory ran out with {failed.execution}; the round is tried again with {execution}')
     compiled = compile_round(study, execution, inputs, reporter)
@@ -161,6 +169,29 @@ def reduced(study: Study, failed: Plan, inputs: tuple, reporter: Reporter) -> Pl
   raise RuntimeError(
     f'memory ran out with {failed.execution}, and nothing smaller is left; finished rounds are '
     'kept: go on with a smaller config.fed.micro_batch')
+
+
+def _smaller(
+  study: Study, inputs: tuple, failed: Execution
+) -> Callable[[Execution], Execution | None]:
+  """(one without memory) -> the next that is tried: the fastest of those that need a tenth less.
+
+  Where none does, the smallest, if that needs any less; None otherwise.
+  """
+  sites, peak = study.communication.sampler.size, _peak()
+  if peak is None:
+    return partial(smaller, sites=sites, groups=study.groups)
+  guess = estimate(study, inputs)
+  order = roofline.by_time(
+    study, inputs, alternatives(failed, sites, study.groups), guess, peak)
+
+  def after(execution: Execution) -> Execution | None:
+    room = guess(execution)
+    less = [one for one in order if guess(one) < room]
+    return next(
+      (one for one in less if guess(one) <= 0.9 * room), min(less, key=guess, default=None))
+
+  return after
 
 
 def compile_round(
@@ -193,11 +224,24 @@ def _uses(compiled: Any, inputs: tuple) -> dict[str, int]:
     'base model': _on_device(base), 'state of server and sites': _on_device(state)}
   return given | {
     'examples of the round and of validation': tree.num_bytes(fed),
-    "the round's own room (gradients, moments, activations)": counted.temp_size_in_bytes,
+    "the round's own room (gradients, moments, activations)": temporaries(counted),
     'what it returns beside the state': (
       counted.output_size_in_bytes - counted.alias_size_in_bytes),
     'its program': counted.generated_code_size_in_bytes,
     'all else that is held (libraries, notes)': max(0, device.held() - sum(given.values()))}
+
+
+def temporaries(counted: Any) -> int:
+  """Bytes of a compiled program beside its arguments and results, by the compiler's count.
+
+  They are what its `peak_memory_in_bytes` has beside these, where jax knows a peak: on a TPU the
+  sum of all temporaries (`temp_size_in_bytes`) is more than is ever alive. A peak without even half
+  of them does not count them at all, as on CPUs with jax 0.10.2; then the sum is taken.
+  """
+  every = counted.temp_size_in_bytes
+  alive = getattr(counted, 'peak_memory_in_bytes', 0) - (
+    counted.argument_size_in_bytes + counted.output_size_in_bytes - counted.alias_size_in_bytes)
+  return alive if every / 2 <= alive < every else every
 
 
 def _on_device(arrays: Any) -> int:
@@ -227,7 +271,7 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
   try:
     counted = program.function.lower(*program.arguments).compile().memory_analysis()
     needed += (
-      counted.temp_size_in_bytes + counted.output_size_in_bytes
+      temporaries(counted) + counted.output_size_in_bytes
       + counted.generated_code_size_in_bytes)
   except jax.errors.JaxRuntimeError as error:
     if not exhausted(error):
@@ -238,71 +282,6 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
       f'config.eval.batch_size: decoding needs {_gib(needed)}, of {_gib(limit)} {SHARE:.0%} may be '
       'used; lower it or config.eval.max_new_ratio, or raise config.fed.memory_gib')
   return needed
-
-
-def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
-  """(execution) -> estimated bytes that a round needs in addition to those in use before it.
-
-  Nothing is compiled. The estimate counts too much, since the compiler drops a part of what the
-  traced loss keeps for its gradient, and too little, since the compiler's temporary arrays are not
-  in it.
-
-  Args:
-    study: what is trained.
-    inputs: arguments of the round, arrays or their shapes.
-  """
-  _, base, data, *_ = inputs
-  sites, adapter = study.communication.sampler.size, study.trainable.adapter
-  grouped = study.schedule.layout.groups > 1
-  group = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape[2 + grouped:], x.dtype), data.batches)
-
-  @cache
-  def kept(remat: str) -> int:
-    # Activations of one group at a time, beside the sum of the gradients so far.
-    return grouped * tree.num_bytes(adapter) + kept_for_gradient(
-      study.trainable.loss_fn(remat), adapter, base, group)
-
-  def needed(execution: Execution) -> int:
-    copies = tree.num_bytes(adapter)
-    moments = tree.num_bytes(jax.eval_shape(study.optimizer.transform.init, adapter))
-    at_once = -(-sites_at_once(execution, sites) // study.groups)  # on a device
-    return (
-      tree.num_bytes((data.batches, study.validation)) + sites * copies
-      + at_once * (2 * copies + moments + kept(execution.remat)))
-
-  return needed
-
-
-def kept_for_gradient(loss_fn, adapter: Any, base: Any, batch: Any) -> int:
-  """Bytes that the loss's forward pass hands to its backward pass, besides its own arguments."""
-
-  def residuals(adapter, base, batch):
-    return jax.tree.leaves(jax.vjp(lambda one: loss_fn(one, base, batch)[0], adapter)[1])
-
-  traced = jax.make_jaxpr(residuals)(adapter, base, batch).jaxpr
-  given = {id(var) for var in (*traced.invars, *traced.constvars)}
-  kept = {id(var): var.aval for var in traced.outvars if id(var) not in given}
-  return sum(int(np.prod(aval.shape)) * aval.dtype.itemsize for aval in kept.values())
-
-
-def memory_table(plan: Plan) -> Table:
-  table = Table(title=f'Memory, with {plan.execution}')
-  table.add_column('while a round runs')
-  table.add_column('MiB', justify='right')
-
-  def row(name: str, count: int) -> None:
-    table.add_row(name, f'{count / 2**20:,.1f}')
-
-  for use, count in plan.training.items():
-    row(use, count)
-  table.add_section()
-  row('together', sum(plan.training.values()))
-  row('while the largest batch is decoded', plan.decoding)
-  row('before', plan.before)
-  table.add_section()
-  row(f'there are, of which {SHARE:.0%} may be used', plan.limit)
-  return table
 
 
 def _gib(count: float) -> str:

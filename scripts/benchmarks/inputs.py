@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from fedmedjax import tree
-from fedmedjax.experiment import defaults
+from fedmedjax.experiment import defaults, matmul
 from fedmedjax.experiment.config import DTYPES as DTYPE_NAMES
 from fedmedjax.experiment.config import validate
 from fedmedjax.model.dtypes import DTYPES
@@ -26,6 +26,7 @@ from fedmedjax.model.files.hf_config import config_from_hugging_face, to_hugging
 from fedmedjax.model.files.load import load_model, model_path, resolve
 from fedmedjax.model.llama import head_weight
 from fedmedjax.model.quant import QUANTIZATIONS, rounded
+from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
 _LLAMA3 = dict(
@@ -121,6 +122,21 @@ def rounded_model(model: Model) -> Model:
   abstract = isinstance(params['embedding'], jax.ShapeDtypeStruct)
   return model._replace(base=model.base._replace(
     params=jax.eval_shape(converted, params) if abstract else converted(params)))
+
+
+def forms(model: Model, asked: str, dtype: str) -> dict[str, Model]:
+  """The model by what its frozen weights are multiplied in: 'float32', and 'bfloat16' where that is
+  asked for or a CPU may choose. First comes what is asked for, or what 'auto' decides here.
+
+  Args:
+    model: as loaded.
+    asked: of config.model.matmul.
+    dtype: of config.model.dtype.
+  """
+  own, models = matmul.decided(asked, dtype, Reporter()), {matmul.WIDE: model}
+  if own == matmul.ROUNDED or jax.default_backend() == 'cpu' and dtype == 'float32':
+    models[matmul.ROUNDED] = rounded_model(model)
+  return {own: models[own]} | models
 
 
 def random_params(config, placement: Placement) -> dict:

@@ -74,6 +74,12 @@ def work(config: ConfigDict, data: Data) -> Work:
     study.method.rule.init(study.trainable.adapter))
 
 
+def with_base(one: Work, base: dict) -> Work:
+  """The same work on a base that is held otherwise."""
+  return one._replace(study=one.study._replace(
+    trainable=one.study.trainable._replace(base=base)))
+
+
 def arguments(one: Work, packed: tuple, site: int = 0) -> tuple:
   """Of `train`, for one site; `packed` is what `schedules.round_arrays` made of a round."""
   batches, mask = packed

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from fedmedjax.experiment import meshes
 from fedmedjax.fed import rules, sharing
@@ -20,6 +22,7 @@ from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import map_sites, spread_state, spread_vmap
 from fedmedjax.fed.types import LocalData
 from fedmedjax.model import loss
+from fedmedjax.model import sharding as model_sharding
 from fedmedjax.model.batching import Question, decode, decoder
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.files.convert import Placement, params_shape
@@ -61,9 +64,10 @@ DATA = LocalData(
 
 @pytest.fixture(scope='module', autouse=True)
 def blocks():
-  """Words in three blocks."""
+  """Words in three blocks, of the head and of the embedding."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loss, 'HEAD_BLOCK', 32)
+    patch.setattr(model_sharding, '_ROWS_AT_ONCE', 32)
     yield
 
 
@@ -141,6 +145,46 @@ def gathered(program) -> set[tuple[int, ...]]:
   return {tuple(map(int, filter(None, shape.split(',')))) for shape in found}
 
 
+def assert_no_table(program, tensor):
+  """Of 96 words in `tensor` parts no device gathers all of its part: [V / tensor, 24] or so."""
+  tables = [one for one in gathered(program) if one[-1:] == (24,) and len(one) in (2, 3)]
+  assert all(np.prod(one[:-1]) < 96 // tensor for one in tables), tables
+
+
+@pytest.mark.parametrize('shape', [(1, 4, 2), (1, 8, 1)])
+def test_a_split_head_is_never_whole(shape):
+  """Losses and gradients of eight sites, and looked up rows, are those of one device."""
+  mesh, rng = meshes.make_mesh(*shape), np.random.default_rng(5)
+  table, hidden = (rng.normal(size=size).astype(np.float32) for size in ((96, 24), (8, 18, 24)))
+  words = rng.integers(0, 96, (8, 18)).astype(np.int32)
+
+  def found(where):
+    fetch, parts = fetch_on(where), head_parts(where, 96)
+
+    def one(hidden, table, words):
+      looked_up = table[words] if where is None else fetch.rows(table, words)
+      total = partial(loss.weighted_nll, 32, parts, fetch=fetch)
+      return jax.value_and_grad(total)(
+        hidden + looked_up, table, words, jnp.ones(18)), looked_up
+
+    mapped = jax.vmap(one, (0, None, 0)) if where is None else jax.vmap(
+      one, (0, None, 0), spmd_axis_name=('site', 'fsdp'))
+    args = hidden, table, words
+    if where is not None:
+      sites, split = (NamedSharding(where, P(axes)) for axes in (
+        ('site', 'fsdp'), ('tensor', 'fsdp')))
+      args = jax.device_put(args, (sites, split, sites))
+    program = jax.jit(mapped).lower(*args).compile()
+    return program, jax.device_get(program(*args))
+
+  (_, alone), (program, ours) = found(None), found(mesh)
+  np.testing.assert_array_equal(ours[1], alone[1])
+  for a, b in zip(ours[0], alone[0], strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  assert_no_table(program, mesh.shape['tensor'])
+  assert gathered(program)
+
+
 # (site, fsdp, tensor), chunk
 @pytest.mark.parametrize('shape, chunk, remat', [
   # The one that splits all three ways.
@@ -174,8 +218,9 @@ def test_a_round_on_a_mesh(shape, chunk, remat, params, alone):
   shapes, kernels = gathered(program), kernel_parts()
   assert not [one for one in shapes if one[-2:] in kernels and 4 in one[:-2]], shapes
   assert (fsdp > 1) == ((1, 24, 40 // tensor) in shapes)
-  # Of the head, all that is split over 'fsdp', and no more.
-  assert not {one for one in shapes if one[-1:] == (24,) and 96 in one}, shapes
+  # Of head and embedding one block of words at a time, a third of what is on the devices of 'fsdp'.
+  assert_no_table(program, tensor)
+  assert (fsdp > 1) == ((fsdp, 32 // fsdp // tensor, 24) in shapes), shapes
   # Nor kept for the gradient.
   assert fsdp == 1 or f'f64[4,24,{40 // tensor}]' not in text
 

@@ -185,7 +185,7 @@ def test_remat_changes_no_gradient(classifier):
     return jax.jit(jax.grad(lambda adapter: label_loss(model, adapter, base, batch)[0]))(adapter)
 
   kept = gradient('none')
-  for remat in ('products', 'full'):
+  for remat in ('products', 'narrow_products', 'full'):
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), gradient(remat), kept)
 
 

@@ -1,5 +1,6 @@
 """The decoder against transformers, and its attention against a dense formula."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -10,9 +11,10 @@ import torch
 import transformers
 from conftest import TINY
 
-from fedmedjax.model import attention, llama
+from fedmedjax.model import attention, llama, lora
 from fedmedjax.model.batching import Question, decode, decoder
 from fedmedjax.model.decode import cached_attention
+from fedmedjax.model.files.convert import Placement, params_shape
 from fedmedjax.model.files.load import model_path
 from fedmedjax.model.loss import packed_attention
 from fedmedjax.model.speculation import END
@@ -30,7 +32,6 @@ def logits(config, params, tokens, adapter=None, scale=1.0):
 
 
 def test_tied_model_uses_its_embedding_as_head(tiny_params):
-  import dataclasses
   tied = dataclasses.replace(TINY, tie_word_embeddings=True)
   params = {key: value for key, value in tiny_params.items() if key != 'head'}
   untied = params | {'head': params['embedding']}
@@ -88,7 +89,7 @@ def test_gradient_of_attention_is_that_of_the_dense_formula(cap):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize('remat', ['products', 'full'])
+@pytest.mark.parametrize('remat', ['products', 'narrow_products', 'full'])
 def test_remat_changes_nothing(tiny_params, remat):
   tokens = jnp.arange(5, 21)
 
@@ -102,6 +103,42 @@ def test_remat_changes_nothing(tiny_params, remat):
   plain = jax.grad(loss)(tiny_params, 'none')
   saved = jax.grad(loss)(tiny_params, remat)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), plain, saved)
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_what_a_layer_keeps(fused, tiny_params):
+  """Of 16 tokens in bfloat16, width 32, MLP 64, as [L, T, size] arrays of a scan over L layers.
+
+  An adapter of down_proj needs that product's own input for its gradient, so 'none' keeps three
+  arrays as wide as the MLP: gate, up, gated. 'products' keeps the first two, fused or not;
+  'narrow_products' neither. None keeps a norm's float32 part.
+  """
+  config = dataclasses.replace(TINY, fused=fused)
+  base = params_shape(config, Placement(jnp.bfloat16))
+  adapter = jax.eval_shape(
+    lambda: lora.init_adapter(jax.random.key(0), config, lora.LoraConfig(4, 8.0, ('down_proj',))))
+
+  def kept(remat):
+    model = llama.Llama(config, packed_attention, remat=remat, dtype=jnp.bfloat16)
+
+    def residuals(adapter, base):
+      def total(adapter):
+        hidden, _ = model.apply(
+          {'params': base, 'lora': adapter}, jnp.arange(5, 21), jnp.arange(16), None,
+          (jnp.zeros(0, bool), jnp.ones((1, 16), jnp.int32)))
+        return hidden.sum()
+      return jax.tree.leaves(jax.vjp(total, adapter)[1])
+
+    leaves = jax.tree.leaves(jax.eval_shape(residuals, adapter, base))
+    layers, wide = config.num_layers, config.intermediate_size
+    float32 = (layers, 16, config.hidden_size)
+    assert not [leaf for leaf in leaves if leaf.dtype == jnp.float32 and leaf.shape == float32]
+    return sum(
+      leaf.shape[-1] for leaf in leaves if leaf.shape[:2] == (layers, 16) and leaf.ndim == 3
+      and leaf.shape[-1] in (wide, 2 * wide)) // wide
+
+  found = [kept(remat) for remat in llama.REMAT]
+  assert found == [3, 2, 0, 0]
 
 
 @pytest.fixture(scope='module')

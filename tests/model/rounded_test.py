@@ -84,14 +84,14 @@ def test_gradient_is_that_of_operands_cast_by_hand(kind):
 
 
 def test_training_stays_near_float32(bases, batch, gradient):
-  """Twenty steps: losses within 1e-2, though no two are equal."""
+  """Ten steps: losses within 1e-2, though no two are equal."""
   losses = {}
   for name, base in bases.items():
     adapter, losses[name] = init_adapter(jax.random.key(0), TINY, LORA), []
-    for _ in range(20):
+    for _ in range(10):
       loss, step = gradient(adapter, base, batch, 'none')
       losses[name].append(float(loss))
-      adapter = jax.tree.map(lambda p, g: p - 0.1 * g / (jnp.abs(g).max() + 1e-9), adapter, step)
+      adapter = jax.tree.map(lambda p, g: p - 0.01 * g / (jnp.abs(g).max() + 1e-9), adapter, step)
   wide, rounded = map(np.asarray, losses.values())
   assert wide[-1] < 0.9 * wide[0] and (wide != rounded).all()
   np.testing.assert_allclose(rounded, wide, rtol=1e-2)
@@ -107,13 +107,13 @@ def equations(jaxpr):
         yield from equations(inner)
 
 
-def uses(base, batch, remat, cast=lambda base: base) -> tuple[set, set]:
-  """Of a step's gradient: formats that arrays of a weight's shape are changed to, and formats of
-  the operands of products with such an array."""
+def uses(base, batch, remat, cast=lambda base: base) -> tuple[set, set, set]:
+  """Of a step's gradient: formats that arrays of a weight's shape are changed to, formats of the
+  operands of products with such an array, and such arrays that a loop hands on, as copies."""
   adapter = init_adapter(jax.random.key(0), TINY, LORA)
   shapes = {TINY.projection_shape(name) for name in PROJECTIONS} | {(97, 24)}
   frozen = {size for shape in shapes for size in (shape, shape[::-1], (2, *shape), (1, *shape))}
-  casts, operands = set(), set()
+  casts, operands, copies = set(), set(), set()
   for equation in equations(jax.make_jaxpr(jax.grad(lambda adapter, base: of_adapter(
       adapter, cast(base), batch, remat)))(adapter, base).jaxpr):
     taken = [variable.aval for variable in equation.invars if hasattr(variable.aval, 'shape')]
@@ -122,15 +122,17 @@ def uses(base, batch, remat, cast=lambda base: base) -> tuple[set, set]:
         casts.add(str(equation.outvars[0].aval.dtype))
       if equation.primitive.name == 'dot_general':
         operands |= {str(one.dtype) for one in taken}
-  return casts, operands
+    if equation.primitive.name == 'scan':
+      copies |= {one.aval.shape for one in equation.outvars} & frozen
+  return casts, operands, copies
 
 
 @pytest.mark.parametrize('remat', ['none', 'products'])
 def test_the_base_is_cast_by_no_step(bases, batch, remat):
   """Each product with a frozen weight, forward and backward, is of two operands in bfloat16, and no
-  weight changes its format; a base that is cast anew in every step is noticed."""
-  assert uses(bases['rounded'], batch, remat) == (set(), {'bfloat16'})
-  assert uses(bases['wide'], batch, remat) == (set(), {'float32'})
+  weight changes its format or is kept twice; a base that is cast in every step is noticed."""
+  assert uses(bases['rounded'], batch, remat) == (set(), {'bfloat16'}, set())
+  assert uses(bases['wide'], batch, remat) == (set(), {'float32'}, set())
   assert uses(bases['wide'], batch, remat, lambda base: base | {
     'head': base['head'].astype(BF16)})[0] == {'bfloat16'}
 
@@ -155,7 +157,7 @@ def test_answers_are_decoded_and_forced_in_it(bases, batch):
   assert said.tokens.tolist() == logits[5:-1].argmax(-1).tolist() and len(said.tokens) == 12
 
 
-@pytest.mark.parametrize('kind', ['none', 'int8'])
+@pytest.mark.parametrize('kind', ['none', pytest.param('int8', marks=pytest.mark.slow)])
 def test_loading_rounds_once(tiny_folder, kind):
   """A tied model: kernels in bfloat16 only, and a head that is the embedding's copy in it."""
   wide = load_model(tiny_folder, Placement(quantization=kind))

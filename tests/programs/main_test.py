@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -491,7 +490,7 @@ def test_a_round_without_memory_is_begun_again_with_less(
   assert main.main(command(
     workdir, '--config.fed.chunk=2', '--config.eval.zero_shot=False',
     '--config.eval.max_examples=1', '--config.data.external=()')) == 0
-  assert calls == [(2, 'products'), (1, 'products'), (1, 'full')]
+  assert calls == [(2, 'products'), (1, 'products'), (1, 'narrow_products')]
   out = ' '.join(capsys.readouterr().out.split())
   # Each when it happens and once more at the end, last of all.
   assert out.count('warning: memory ran out with') == 4
@@ -500,21 +499,13 @@ def test_a_round_without_memory_is_begun_again_with_less(
   assert f'report {workdir / "report.html"}' in end and '--regimes' not in end
   ours, theirs = ([json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
                   for folder in (workdir, finished))
-  assert [(line['chunk'], line['remat']) for line in ours] == [(1, 'products'), (1, 'full')]
+  assert [(line['chunk'], line['remat']) for line in ours] == [
+    (1, 'products'), (1, 'narrow_products')]
   for mine, other in zip(ours, theirs, strict=True):
     for key in ('train_loss', 'validation_loss', 'weights', 'update_norm', 'step_norm'):
       np.testing.assert_allclose(mine[key], other[key], rtol=1e-4)
   # Points of rounds that were begun again are not there twice.
   assert (workdir / tensorboard.FILE).stat().st_size <= (finished / tensorboard.FILE).stat().st_size
-
-
-def test_what_a_gradient_keeps_by_hand():
-  """sum(sin(a x) y) over 5 entries keeps cos(a x), 5 float32; x and y are arguments."""
-  def loss(adapter, base, batch):
-    return (jnp.sin(adapter * base) * batch).sum(), jnp.float32(1)
-
-  five = jnp.ones(5)
-  assert memory.kept_for_gradient(loss, five, five, five) == 5 * 4
 
 
 def test_a_model_that_changed_is_named(copied, whole, tiny_folder, tmp_path, capsys):

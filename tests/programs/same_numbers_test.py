@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from same_numbers import differences, verdict
+from same_numbers import PRODUCTS, differences, has_key, verdict
 
 SCRIPT = Path(__file__).parents[2] / 'scripts' / 'same_numbers.py'
 LINE = {
@@ -88,6 +88,14 @@ def test_the_verdict_of_a_preset(old, tmp_path):
   (tmp_path / 'new' / 'preset.status').write_text('2')
   told = verdict('preset', sides)
   assert told == f'ended with status 2, see {tmp_path / "new" / "log.txt"}'
+
+
+def test_commits_from_before_a_key_are_not_given_it(tmp_path):
+  defaults = tmp_path / 'fedmedjax' / 'experiment' / 'defaults.py'
+  assert not has_key(tmp_path, PRODUCTS) and has_key(SCRIPT.parents[1], PRODUCTS)
+  defaults.parent.mkdir(parents=True)
+  defaults.write_text("  # model.matmul = 'auto'\n  model.remat = 'auto'\n")
+  assert not has_key(tmp_path, PRODUCTS)
 
 
 def test_what_is_no_commit_is_refused():

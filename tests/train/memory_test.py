@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from planted_steps import PEAK, works
 from rich.console import Console
 
 from fedmedjax.experiment.execution import Execution, executions, smaller
@@ -13,7 +14,7 @@ from fedmedjax.fed.local import sgd
 from fedmedjax.fed.types import LocalData
 from fedmedjax.runtime import device
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.train import loop, memory
+from fedmedjax.train import loop, memory, roofline
 from fedmedjax.types import InputError, Program
 
 SITES, WIDTH = 4, 50_000
@@ -22,13 +23,13 @@ QUIET = Reporter(Console(quiet=True))
 
 def test_what_is_left_open_is_tried_from_fast_to_small():
   """Five sites: all, 3, 2, 1; on a CPU one after the other at once."""
-  order = [(0, 'none'), (0, 'products'), (0, 'full')] + [
-    (chunk, remat) for chunk in (3, 2, 1) for remat in ('none', 'products', 'full')]
+  levels = ('none', 'products', 'narrow_products', 'full')
+  order = [(chunk, remat) for chunk in (0, 3, 2, 1) for remat in levels]
   assert executions(-1, 'auto', 5, False) == tuple(order)
   # Keeping all is slower than making it again.
-  assert executions(-1, 'auto', 5, True) == tuple(order[-2:])
-  assert executions(-1, 'products', 5, False) == tuple(order[1::3])
-  assert executions(4, 'auto', 5, False) == ((4, 'none'), (4, 'products'), (4, 'full'))
+  assert executions(-1, 'auto', 5, True) == tuple(order[-3:])
+  assert executions(-1, 'products', 5, False) == tuple(order[1::4])
+  assert executions(4, 'auto', 5, False) == tuple((4, remat) for remat in levels)
   assert executions(0, 'none', 5, True) == ((0, 'none'),)
   assert executions(-1, 'none', 1, False) == ((0, 'none'),)
   # Four groups of devices share a chunk evenly.
@@ -40,7 +41,8 @@ def test_what_follows_an_arrangement_that_found_no_memory():
   found, one = [], Execution(0, 'none')
   while one := smaller(one, 5):
     found.append(one)
-  assert found == [(3, 'none'), (2, 'none'), (1, 'none'), (1, 'products'), (1, 'full')]
+  assert found == [
+    (3, 'none'), (2, 'none'), (1, 'none'), (1, 'products'), (1, 'narrow_products'), (1, 'full')]
   assert smaller(Execution(9, 'full'), 2) == (1, 'full')
   assert smaller(Execution(0, 'none'), 6, 4) == (4, 'none')
   assert smaller(Execution(4, 'none'), 6, 4) == (4, 'products')
@@ -49,7 +51,7 @@ def test_what_follows_an_arrangement_that_found_no_memory():
 def test_a_run_goes_on_with_the_arrangement_that_it_had():
   order = executions(-1, 'auto', 2, False)
   lines = [{'chunk': 0, 'remat': 'full'}, {'chunk': 1, 'remat': 'none'}, {'skipped': True}]
-  assert memory._remaining(order, lines) == order[3:]
+  assert memory._remaining(order, lines) == order[4:]
   assert memory._remaining(order, ()) == order
   # Told otherwise since then.
   assert memory._remaining(order[:1], lines) == order[:1]
@@ -76,14 +78,14 @@ def test_limits_of_containers(group, files, limits, tmp_path):
 def study(monkeypatch, *, order=None, limit=0, held=10_000):
   """A study whose round holds `at once * copies` arrays of WIDTH floats at the same time.
 
-  copies: 8 for 'none', 4 for 'products', 2 for 'full'. For its gradient the loss keeps a few
-  percent of that. Returns it, the arguments of its round and the list of executions that get
-  compiled.
+  copies: 16 for 'none', 8 for 'products', 4 for 'narrow_products', 2 for 'full'. For its gradient
+  the loss keeps a few percent of that. Returns it, the arguments of its round and the list of
+  executions that get compiled.
   """
   monkeypatch.setattr(device, 'held', lambda: held + tree_bytes)
   monkeypatch.setattr(device, 'peak', lambda: held + tree_bytes)
   monkeypatch.setattr(memory, '_decoding', lambda *rest: 0)
-  copies = {'none': 8, 'products': 4, 'full': 2}
+  copies = {'none': 16, 'products': 8, 'narrow_products': 4, 'full': 2}
   compiled = []
 
   def algorithm_with(execution):
@@ -139,9 +141,23 @@ def test_what_a_round_needs_by_hand(monkeypatch):
   assert float(plan.compiled(*inputs)[0][0]) == 1.0
 
 
+def test_temporaries_are_those_alive_where_that_is_counted():
+  """100 bytes of arguments and 30 of results, 10 of which take an argument's place; 1,000 bytes of
+  temporaries. A peak of 920 has 800 of them alive. One of 160 leaves them out; 0 is no count."""
+  def counted(**peak):
+    return SimpleNamespace(
+      argument_size_in_bytes=100, output_size_in_bytes=30, alias_size_in_bytes=10,
+      temp_size_in_bytes=1000, **peak)
+
+  assert memory.temporaries(counted(peak_memory_in_bytes=920)) == 800
+  for peak in (160, 0, 1120, 2000):
+    assert memory.temporaries(counted(peak_memory_in_bytes=peak)) == 1000
+  assert memory.temporaries(counted()) == 1000
+
+
 def test_the_fastest_that_fits_is_taken_and_little_else_compiled(monkeypatch):
-  """Rounds of 32, 16, 8 (all sites), 16, 8, 4 (two), 8, 4, 2 arrays (one), as the budget shrinks to
-  1.5 times each. How much more than guessed the first one needs is expected of the others."""
+  """Rounds of 64, 32, 16, 8 (all sites), 32 to 4 (two), 16 to 2 arrays (one), as the budget shrinks
+  to 1.5 times each. How much more than guessed the first one needs is expected of the others."""
   given, inputs, compiled = study(monkeypatch)
   order, needs = given.executions, {}
   for one in order:
@@ -149,12 +165,38 @@ def test_the_fastest_that_fits_is_taken_and_little_else_compiled(monkeypatch):
     needs[one] = sum(memory.plan(given, inputs, QUIET).training.values())
   given.executions = order
   assert needs[order[0]] > 1.5 * needs[order[1]] > 2 * needs[order[2]]
-  for place in (0, 1, 2, 5, 8):
+  for place in (0, 1, 2, 3, 7, 11):
     compiled.clear()
     given.options.memory = int(1.5 * needs[order[place]] / memory.SHARE)
     plan = memory.plan(given, inputs, QUIET)
     assert plan.execution == order[place] == compiled[-1]
     assert len(compiled) == 1 + (place > 0)
+
+
+@pytest.mark.parametrize('weights, taken, after', [
+  # Half the sites cost no more products, and little else.
+  (1.0, (2, 'products'), (1, 'products')),
+  # But the whole base once more: a second pass over it takes longer than gate and up again.
+  (30.0, (0, 'narrow_products'), (0, 'full'))])
+def test_on_an_accelerator_time_and_memory_decide(weights, taken, after, monkeypatch):
+  """See `planted_steps.works`. A budget of 24 arrays holds all sites with 'narrow_products' (16),
+  two with 'products' (16) or one with 'none' (16). Where memory runs out all the same it is the
+  fastest of those with less; without a limit all is kept of all sites."""
+  given, inputs, compiled = study(monkeypatch)
+  monkeypatch.setattr(memory, '_peak', lambda: PEAK)
+  monkeypatch.setattr(roofline, 'step_work', lambda *rest: works(weights).__getitem__)
+  given.options.memory = 10**10
+  most = memory.plan(given, inputs, QUIET)
+  assert most.execution == (0, 'none') and len(compiled) == 1
+  given.options.memory = int(sum(most.training.values()) * 24 / 64 / memory.SHARE)
+  plan = memory.plan(given, inputs, QUIET)
+  assert plan.execution == taken
+  assert memory.reduced(given, plan, inputs, QUIET).execution == after
+  with pytest.raises(RuntimeError, match='nothing smaller is left'):
+    memory.reduced(given, plan._replace(execution=Execution(1, 'full')), inputs, QUIET)
+  # A run that goes on begins with what its last round had.
+  line = {'chunk': 1, 'remat': 'products'}
+  assert memory.plan(given, inputs, QUIET, [line]).execution == (1, 'products')
 
 
 def test_when_nothing_fits_the_numbers_are_told(monkeypatch):
