@@ -1,7 +1,7 @@
 """Speed of greedy decoding beside transformers' generate, on real test sentences.
 
     python scripts/bench_decode.py --adapter=WORKDIR [--batch=16 --batches=1 --repeats=3]
-      [--task=ner|re --site=maccrobat2020] [--guesses=2,0,5] [--out=FILE]
+      [--task=ner|re --site=maccrobat2020] [--guesses=3,0,5] [--out=FILE]
       [--model=PATH|llama31_8b --dtype=bfloat16] [--matmul=float32|bfloat16] [--dry_run]
       [--peers=transformers,transformers_merged,transformers_bfloat16,transformers_merged_bfloat16]
 
@@ -233,7 +233,7 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_float(
     'max_new_ratio', 2.5, 'As config.eval.max_new_ratio.', lower_bound=0.0, flag_values=values)
   flags.DEFINE_list(
-    'guesses', ['2', '0', '5'], 'As config.eval.guesses, each of them in turn.', flag_values=values)
+    'guesses', ['3', '0', '5'], 'As config.eval.guesses, each of them in turn.', flag_values=values)
   flags.DEFINE_enum(
     'matmul', matmul.WIDE, matmul.FORMS, 'As config.model.matmul; float32 is raced in any case.',
     flag_values=values)
