@@ -258,12 +258,13 @@ class _Batch:
     Slots that are no longer needed are given up.
     """
     needed = int(self._filled[self._assigned >= 0].max(initial=0)) + self._decoder.guesses + 1
-    slots = self._slots
+    slots, spare = self._slots, self._rounded_slots(needed * 5 // 4)
     if needed > slots:
       slots = self._rounded_slots(needed)
-    elif self._rounded_slots(needed * 5 // 4) < slots:
-      # With some to spare, so that it need not grow again at once.
-      slots = self._rounded_slots(needed * 5 // 4)
+    elif spare < slots or rows < self._assigned.shape[1]:
+      # With some to spare, so that it need not grow again at once: each size is a compilation, and
+      # fewer rows are one anyway.
+      slots = spare
     if (slots, rows) == (self._slots, self._assigned.shape[1]):
       return
     # Rows with a question first.
