@@ -1,18 +1,21 @@
 """Speed of greedy decoding beside transformers' generate, on real test sentences.
 
     python scripts/bench_decode.py --adapter=WORKDIR [--batch=16 --batches=1 --repeats=3]
-      [--task=ner|re --site=maccrobat2020] [--guesses=2,0,5] [--out=FILE]
-      [--model=PATH|llama31_8b --dtype=bfloat16] [--peers=transformers,transformers_merged]
-      [--dry_run]
+      [--task=ner|re --site=maccrobat2020] [--guesses=3,0,5] [--out=FILE]
+      [--model=PATH|llama31_8b --dtype=bfloat16] [--matmul=float32|bfloat16] [--dry_run]
+      [--peers=transformers,transformers_merged,transformers_bfloat16,transformers_merged_bfloat16]
 
 Sentences are drawn from the site's test notes; all decode the same ones, as many at once, with the
 same limits and end token, and must write the same tokens: differences are shown, and end the script
-with status 1 (in bfloat16, where two programs break ties differently, they are counted as
-NAME_identical_texts_share). Ours gives rows whose output has ended to the next sentences, and
-decodes with each number of guesses (fedmedjax/model/speculation.py); the first is the one called
-'ours'. The peer decodes one batch after the other, like lengths together, pads on the left and
-keeps its cache, with the adapter beside the weights as PEFT trains it, or merged into them. Without
---adapter the untouched model answers, whose text is no answer and often runs to its limit.
+with status 1 (where either is in bfloat16, in which two programs break ties differently, they are
+counted as NAME_identical_texts_share). Ours gives rows whose output has ended to the next
+sentences, and decodes with each number of guesses (fedmedjax/model/speculation.py); the first is
+the one called 'ours'. The peer decodes one batch after the other, like lengths together, pads on
+the left and keeps its cache, with the adapter beside the weights as PEFT trains it, or merged into
+them, in --dtype or in bfloat16 (under autocast where the adapter, which PEFT holds in float32, is
+beside). Without --adapter the untouched model answers, whose text is no answer and often runs to
+its limit. --matmul=bfloat16 races ours once more with operands of frozen products rounded, as a run
+with config.model.matmul='bfloat16' decodes, named ours_bfloat16.
 --dry_run only lowers our largest program, for a --model of shapes.
 """
 
@@ -30,6 +33,7 @@ from benchmarks import inputs, interleaved
 from fedmedjax import tree
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.eval.generation import Generator, continuations, largest_call, most_new_tokens
+from fedmedjax.experiment import matmul
 from fedmedjax.experiment.build import load_data
 from fedmedjax.experiment.lora import lora_config
 from fedmedjax.model.batching import Continuation
@@ -41,7 +45,9 @@ from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
-PEERS = ('transformers', 'transformers_merged')
+_NARROW = '_bfloat16'  # ends the name of a peer in that format
+PEERS = ('transformers', 'transformers_merged', 'transformers_bfloat16',
+         'transformers_merged_bfloat16')
 _SHOWN = 5  # texts that differ
 
 
@@ -82,12 +88,17 @@ def drawn(part: TaskData, count: int) -> TaskData:
 def ours(
   model: inputs.Model, adapter: Adapter, part: TaskData, values: flags.FlagValues
 ) -> dict[str, Callable[[], list[Continuation]]]:
-  """Decoding with each number of guesses."""
-  return {
-    f'ours_guesses{guesses}' if place else 'ours': partial(
-      continuations, _generator(model, adapter.lora, values, int(guesses)), adapter.values,
-      model.base.params, part)
-    for place, guesses in enumerate(values.guesses)}
+  """Decoding with each number of guesses, and in the other form with the first of them."""
+  def run(form: inputs.Model, guesses: str) -> Callable[[], list[Continuation]]:
+    return partial(
+      continuations, _generator(form, adapter.lora, values, int(guesses)), adapter.values,
+      form.base.params, part)
+
+  out = {f'ours_guesses{guesses}' if place else 'ours': run(model, guesses)
+         for place, guesses in enumerate(values.guesses)}
+  if values.matmul == matmul.ROUNDED:
+    out[f'ours{_NARROW}'] = run(inputs.rounded_model(model), values.guesses[0])
+  return out
 
 
 def _generator(
@@ -102,17 +113,20 @@ def _generator(
 def peers(
   model: inputs.Model, adapter: Adapter, part: TaskData, values: flags.FlagValues
 ) -> dict[str, Callable[[], list[np.ndarray]]]:
-  """transformers' generate with the adapter beside and merged into the weights."""
+  """transformers' generate with the adapter beside and merged into the weights, in both formats."""
   if not values.peers:
     return {}
   from benchmarks import torch_peer
 
   def built(name: str):
-    twin = torch_peer.twin(model, values.dtype, torch_peer.device())
+    dtype = 'bfloat16' if name.endswith(_NARROW) else values.dtype
+    merged = name.removesuffix(_NARROW) == 'transformers_merged'
+    twin = torch_peer.twin(model, values.dtype if merged else dtype, torch_peer.device())
     if adapter.folder is None:
-      return twin
+      return torch_peer.in_format(twin, dtype)
     tuned = torch_peer.adapted(twin, adapter.folder)
-    return tuned.merge_and_unload() if name == 'transformers_merged' else tuned
+    # Added up before it is rounded.
+    return torch_peer.in_format(tuned.merge_and_unload(), dtype) if merged else tuned
 
   prompts = [example.tokens[:example.prompt_length] for example in part.test_tokens]
   limits = [most_new_tokens(len(prompt), values.max_new_ratio) for prompt in prompts]
@@ -140,7 +154,7 @@ def identical(results: dict[str, Sequence[Any]]) -> dict[str, float]:
 
 
 def check_texts(tokenizer: Any, dtype: str, results: dict[str, Sequence[Any]]) -> None:
-  """Shows texts whose tokens differ from ours; raises RuntimeError in float32."""
+  """Shows texts whose tokens differ from ours; raises RuntimeError where both are in float32."""
   wrong = [
     (name, index) for name, outputs in results.items() for index, one in enumerate(outputs)
     if _tokens(one) != _tokens(results['ours'][index])]
@@ -149,11 +163,12 @@ def check_texts(tokenizer: Any, dtype: str, results: dict[str, Sequence[Any]]) -
       print(f'{who}, example {index}: {tokenizer.decode(_tokens(results[who][index]))!r}')
   if not wrong:
     return
-  name, index = wrong[0]
-  said = f'{len(wrong)} texts differ from ours, first {name}, example {index}'
-  if dtype == 'float32':
+  exact = [one for one in wrong if dtype == 'float32' and not one[0].endswith(_NARROW)]
+  name, index = (exact or wrong)[0]
+  said = f'{len(exact or wrong)} texts differ from ours, first {name}, example {index}'
+  if exact:
     raise RuntimeError(said)
-  print(f'{dtype}: {said}')
+  print(f'bfloat16: {said}')
 
 
 def dry_run(
@@ -218,14 +233,19 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_float(
     'max_new_ratio', 2.5, 'As config.eval.max_new_ratio.', lower_bound=0.0, flag_values=values)
   flags.DEFINE_list(
-    'guesses', ['2', '0', '5'], 'As config.eval.guesses, each of them in turn.', flag_values=values)
-  flags.DEFINE_list('peers', list(PEERS), "Peers; '' = none.", flag_values=values)
+    'guesses', ['3', '0', '5'], 'As config.eval.guesses, each of them in turn.', flag_values=values)
+  flags.DEFINE_enum(
+    'matmul', matmul.WIDE, matmul.FORMS, 'As config.model.matmul; float32 is raced in any case.',
+    flag_values=values)
+  flags.DEFINE_list(
+    'peers', list(PEERS[:2]), f"Some of {', '.join(PEERS)}; '' = none.", flag_values=values)
 
 
 def check_flags(values: flags.FlagValues) -> None:
   """Raises InputError for flags that do not go together, before anything is read."""
   interleaved.check_out(values.out)
   inputs.check_names('peers', values.peers, PEERS)
+  matmul.check_matmul({matmul.KEY: values.matmul, 'model.dtype': values.dtype})
   if not values.guesses or len(set(values.guesses)) < len(values.guesses):
     raise InputError(f'--guesses={",".join(values.guesses)}: integers, each once, are allowed')
   for guesses in values.guesses:

@@ -1,6 +1,6 @@
 """Which compiled calls answer a site's test sentences, and how often, before any is answered."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -11,13 +11,14 @@ from fedmedjax.data.pack import round_up
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.eval import generation
 from fedmedjax.eval.generation import Generator
-from fedmedjax.model import batching
-from fedmedjax.model.decode import Cache, Prefix, Requests, begin
+from fedmedjax.model import batch_sizes, batching, input_blocks
+from fedmedjax.model.decode import begin
+from fedmedjax.model.prefill import Block, Cache, Prefix
 from fedmedjax.types import Program
 
-# Share of guesses that a model makes, too, once it has learnt to copy: 2 guesses gave 2.3 to 2.5
-# tokens a pass, 5 gave 3.7 to 4.0 (docs/benchmarks.md).
-_RIGHT = 0.8
+# Share of guesses that a model makes, too, once it has learnt to copy: of 64 real sentences 2 gave
+# 2.5 tokens a pass and 3 gave 3.2 (docs/log.md).
+_RIGHT = 0.85
 # Instructions of like length are counted as one of a multiple of so many tokens.
 _BUCKET = 64
 
@@ -65,13 +66,14 @@ def _task_calls(
   calls = [(Program(
     decoder.prefill, (adapter, base, array((length,), jnp.int32)), 0, 0), 1)] if length else []
   for (rows, width), times in runs.items():
-    count = array((rows * decoder.copies,), jnp.int32)
     if width:
-      requests = Requests(array((*count.shape, width), jnp.int32), count, count)
-      calls.append((Program(decoder.prefill_inputs, (prefix, requests), 0, 0), times))
+      total = rows * decoder.copies
+      tokens = array((total, width), jnp.int32)
+      block = Block(tokens, tokens, tokens, array((total * input_blocks.MOST,), jnp.int32))
+      calls.append((Program(decoder.prefill_inputs, (prefix, block), 0, 0), times))
     else:
       state = jax.eval_shape(lambda rows=rows: begin(
-        model, rows * decoder.copies, sizes.width, sizes.most, sizes.slots))
+        model, rows * decoder.copies, sizes.places, sizes.most, sizes.slots))
       calls.append((Program(decoder.generate, (
         prefix, array((1,), jnp.int32), array(pieces.shape, jnp.int32), state,
         array((decoder.copies,), jnp.int32)), 0, 0), times))
@@ -89,16 +91,21 @@ def batch_passes(widths: Sequence[int], passes: Sequence[int], rows: int) -> Cou
     rows: most rows at once.
   """
   sizes = batching.levels(rows, len(widths))
-  now, at_once = sizes[0], min(-(-rows // batching.INSERTED_SHARE), sizes[-1])
-  queue = deque(sorted(range(len(widths)), key=lambda i: -widths[i]))
+  now, most = sizes[0], batch_sizes.read_rows(sizes[0])
+  queue, read = sorted(range(len(widths)), key=lambda i: -widths[i]), []
   left, calls = np.zeros(0, int), Counter()
-  while queue or left.size:
-    while queue and now - left.size >= (enough := min(at_once, len(queue))):
-      chosen = [queue.popleft() for _ in range(enough)]
-      calls[at_once, round_up(max(widths[i] for i in chosen), batching.INPUT_BUCKET)] += 1
-      left = np.append(left, [passes[i] for i in chosen])
-    if queue:
-      until = now - min(at_once, len(queue))
+  while queue or read or left.size:
+    while (queue or read) and left.size < now:
+      if not read:
+        shape = input_blocks.shape(queue, widths, most, 1)
+        read = [one.question for one in input_blocks.take(queue, widths, *shape, len(queue))]
+        calls[shape] += 1
+      free = now - left.size
+      left = np.append(left, [passes[i] for i in read[:free]])
+      read = read[free:]
+    waiting = len(queue) + len(read)
+    if waiting:
+      until = now - batch_sizes.rows_awaited(now, waiting)
     else:
       now = min(size for size in sizes if size >= left.size)
       until = max((size for size in sizes if size < left.size), default=0)

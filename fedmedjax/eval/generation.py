@@ -13,11 +13,12 @@ from fedmedjax import tree
 from fedmedjax.data.site import SiteData, TaskData
 from fedmedjax.data.tasks import Ask
 from fedmedjax.data.tokenize import Encoder, plain_encoder
+from fedmedjax.eval.copies import piece_tokens, sources
 from fedmedjax.model import batching
-from fedmedjax.model.decode import Cache, Prefix, begin
+from fedmedjax.model.decode import begin
 from fedmedjax.model.files.convert import BaseModel
 from fedmedjax.model.llama import Llama
-from fedmedjax.model.speculation import END
+from fedmedjax.model.prefill import Cache, Prefix
 from fedmedjax.types import InputError, Program
 
 # Every sentence may grow by this many tokens, whatever its length.
@@ -88,11 +89,12 @@ def decoder_of(generator: Generator, adapter: dict) -> batching.Decoder:
 def questions(generator: Generator, part: TaskData) -> list[batching.Question]:
   encoder = generator.encoder
   within = encoder.within(part.ask, part.instruction) if encoder else 0
+  inputs = [example.tokens[:example.prompt_length] for example in part.test_tokens]
   return [
     batching.Question(
-      example.tokens[:example.prompt_length],
-      most_new_tokens(within + example.prompt_length, generator.max_new_ratio))
-    for example in part.test_tokens]
+      tokens, most_new_tokens(within + len(tokens), generator.max_new_ratio), source)
+    for tokens, source in zip(
+      inputs, sources(generator.tokenizer, part.ask.pieces, inputs), strict=True)]
 
 
 def largest_call(
@@ -124,8 +126,9 @@ def largest_call(
   keys = array(
     (config.num_layers, config.num_kv_heads, length, config.head_dim), model.dtype)
   state = jax.eval_shape(partial(
-    begin, model, batch.rows * compiled.copies, batch.width, batch.most, batch.slots))
+    begin, model, batch.rows * compiled.copies, batch.places, batch.most, batch.slots))
   own = tree.num_bytes(state) // compiled.copies
+  read = array((*keys.shape[:2], batch.read * batch.width, keys.shape[-1]), keys.dtype)
   pieces = piece_tokens(generator.tokenizer, part.ask.pieces)
   return Program(
     compiled.generate,
@@ -133,27 +136,9 @@ def largest_call(
             array((), jnp.int32) if compiled.original else None),
      array((1,), jnp.int32), array(pieces.shape, jnp.int32), state,
      array((compiled.copies,), jnp.int32)),
-    tree.num_bytes((adapter, keys, keys)) + own,
-    # The old state, where it is resized. Prefilling inputs, a quarter of the rows at once, needs
-    # less.
+    tree.num_bytes((adapter, keys, keys, read, read)) + own,
+    # The old state, where it is resized. Reading inputs, a quarter of the rows at once, needs less.
     own)
-
-
-def piece_tokens(tokenizer: Any, pieces: Sequence[str]) -> np.ndarray:
-  """Tokens of the fixed pieces of an answer, for `speculation.guess` -> i32[F].
-
-  Each piece is tokenized twice, after a word and after a blank, and closed by END.
-  """
-  out = []
-  for piece in pieces:
-    for before in ('a', 'a '):
-      # A piece's tokens depend on the text before it.
-      alone, whole = (
-        tokenizer(text, add_special_tokens=False)['input_ids'] for text in (before, before + piece))
-      shared = next(
-        (i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone))
-      out += [*whole[shared:], END]
-  return np.asarray(out or [END], np.int32)
 
 
 def most_new_tokens(prompt_length: int, max_new_ratio: float) -> int:

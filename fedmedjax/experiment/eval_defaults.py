@@ -20,8 +20,8 @@ def evaluation() -> ConfigDict:
   # Most new tokens of a sentence, as a multiple of its input tokens (32 are always allowed more).
   evaluation.max_new_ratio = 2.5
   # Tokens guessed from the input and checked in each pass of decoding with an adapter, which mostly
-  # copies; answers stay the same. Two cores gain most by 2 or 3; 0 = none.
-  evaluation.guesses = 2
+  # copies; answers stay the same. Two cores gain most by 3; 0 = none.
+  evaluation.guesses = 3
   # Where sites have adapters of their own: score each of them on every site, not only on its own.
   evaluation.cross_site = False
   # Score entities by teacher forcing, too: a cheap upper bound in kind, not what a user gets

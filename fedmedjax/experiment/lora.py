@@ -36,6 +36,7 @@ from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, check_lora, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
+from fedmedjax.model.quant import NF4, Int8
 from fedmedjax.model.sharding import (
   TENSOR,
   base_shardings,
@@ -240,7 +241,7 @@ def _device_share(
   What the compilers were seen to do: on a GPU the residual stream is whole on each device of
   'tensor', and the adapter's factors as wide as it; on a TPU all of it is split, and the stream is
   brought together before and after a block. On a TPU a product reads its part of the stacked base
-  as it lies; on a GPU that part is cut out.
+  as it lies, unless it is quantised; on a GPU that part is cut out.
   """
   tensor, on_tpu = mesh.shape[TENSOR] if mesh else 1, jax.default_backend() == 'tpu'
   even = tensor if on_tpu else 1
@@ -249,6 +250,8 @@ def _device_share(
   model, width = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype), (
     jnp.dtype(dtype).itemsize)
   sent = tree.num_bytes(adapter) // (tensor // even)
+  quantized = any(isinstance(one['kernel'], Int8 | NF4) for one in params['layers'].values()
+                  if 'kernel' in one)
   if tensor > even:
     adapter = jax.eval_shape(lambda: init_adapter(jax.random.key(0), config, lora))
 
@@ -257,7 +260,7 @@ def _device_share(
 
   return DeviceShare(
     lambda remat: partial(packed_loss, model(remat=remat)), adapter, params, sent,
-    0 if on_tpu else int(_CUT_OUT * layer) * width, streams if even > 1 else lambda batch: 0,
+    0 if on_tpu and not quantized else int(_CUT_OUT * layer) * width, streams if even > 1 else lambda batch: 0,
     config.num_layers, even)
 
 

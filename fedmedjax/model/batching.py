@@ -8,7 +8,6 @@ batch is halved when no example is left for its free rows.
 Letters as in `decode.py`: R rows, W tokens of an input, N of an output, M slots of a row's cache.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -19,29 +18,25 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fedmedjax.model import input_blocks, speculation
+from fedmedjax.model.batch_sizes import Question as Question
+from fedmedjax.model.batch_sizes import Sizes as Sizes
+from fedmedjax.model.batch_sizes import largest as largest
+from fedmedjax.model.batch_sizes import levels as levels
+from fedmedjax.model.batch_sizes import rows_awaited, source_of
 from fedmedjax.model.decode import (
   DecodeState,
-  Prefix,
+  Picked,
   Requests,
   begin,
   generate,
   insert,
-  prefill,
-  prefill_inputs,
   resize,
 )
+from fedmedjax.model.input_blocks import FEWEST, Place
 from fedmedjax.model.llama import Llama
+from fedmedjax.model.prefill import Block, Prefix, prefill, prefill_inputs
 from fedmedjax.model.sharding import SITE
-
-# Each shape costs a compilation: inputs are padded to a multiple of this many tokens, and what
-# depends on the longest question is rounded up to a `_rung`.
-INPUT_BUCKET = 32
-# The least number of slots of the cache, for each row.
-_FEWEST_SLOTS = 64
-# Questions are put into rows once a quarter of the rows is free.
-INSERTED_SHARE = 4
-# How often the number of rows may be halved when no question is left for the free ones.
-_HALVINGS = 2
 
 
 class Decoder(NamedTuple):
@@ -55,9 +50,9 @@ class Decoder(NamedTuple):
   copies: int               # of the base
   original: int             # `LlamaConfig.rope_original`
   prefill: Callable         # (adapter, base, prefix, reach)
-  begin: Callable           # (rows, width, most, slots), static
-  prefill_inputs: Callable  # (prefix, requests)
-  insert: Callable          # (state, places, requests, first, inputs, eos); donates the old state
+  begin: Callable           # (rows, places, most, slots), static
+  prefill_inputs: Callable  # (prefix, block)
+  insert: Callable          # (state, places, requests, picked, first, block, eos); donates state
   generate: Callable        # (prefix, eos, pieces, state, until); donates the old state
   resize: Callable          # (slots) -> (state, chosen) -> state
 
@@ -69,9 +64,9 @@ def decoder(model: Llama, guesses: int, mesh: Mesh | None = None) -> Decoder:
 
   On a mesh, each of the mesh.shape['site'] copies of the base has as many rows as the others: all
   counts of rows are multiples of the copies, `places` i32[K] and `chosen` i32[K] are places among a
-  copy's own rows, and `until` is i32[copies]. Within a copy kernels stay where they are and the
-  compiler adds up what their parts give (`model` has no `fetch`): a pass has few tokens, so that is
-  less to send than a layer.
+  copy's own rows, `Picked` and `Block.ends` are of a copy's own block, and `until` is i32[copies].
+  Within a copy kernels stay where they are and the compiler adds up what their parts give (`model`
+  has no `fetch`): a pass has few tokens, so that is less to send than a layer.
 
   Args:
     model: a Llama built with `cached_attention`.
@@ -92,7 +87,7 @@ def decoder(model: Llama, guesses: int, mesh: Mesh | None = None) -> Decoder:
     jitted(partial(prefill, model)),
     jax.jit(partial(begin, model), static_argnums=(0, 1, 2, 3), out_shardings=_placed(mesh, state)),
     jitted(partial(prefill_inputs, model), (same, row, (row, keys))),
-    jitted(insert, (state, row, row, row, keys, same, state), donate_argnums=0),
+    jitted(insert, (state, row, row, row, row, keys, same, state), donate_argnums=0),
     jitted(
       partial(generate, model, guesses), (same, same, same, state, row, state), donate_argnums=3),
     cache(lambda slots: jitted(partial(resize, slots), (state, row, state))))
@@ -102,27 +97,11 @@ def _placed(mesh: Mesh | None, specs: Any) -> Any:
   return mesh and jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
-class Question(NamedTuple):
-  """The prompt of one example, and how much the model may write to it."""
-
-  tokens: np.ndarray  # i32[W], W >= 1: the instruction's last, and the input
-  limit: int          # the most tokens to generate
-
-
 class Continuation(NamedTuple):
   """The model's output for one example."""
 
   tokens: np.ndarray  # i32[N], without the closing end token
   passes: int         # passes of the model that the output took
-
-
-class Sizes(NamedTuple):
-  """The sizes R, M, W and N of a batch: numbers of rows, slots and tokens."""
-
-  rows: int   # R, of each copy of the base
-  slots: int  # M, of the cache, for each row
-  width: int  # W, tokens of an input
-  most: int   # N, new tokens
 
 
 def decode(
@@ -162,7 +141,7 @@ def decode(
     jnp.asarray(eos, jnp.int32), pieces, questions, rows)
   # Longest first: those that are left when rows stay free are short, and the time left is never
   # underestimated by much.
-  queue = deque(sorted(range(len(questions)), key=lambda i: -len(questions[i].tokens)))
+  queue = sorted(range(len(questions)), key=lambda i: -len(questions[i].tokens))
   outputs: dict[int, Continuation] = {}
   while len(outputs) < len(questions):
     while batch.insert(queue):
@@ -171,41 +150,6 @@ def decode(
     outputs |= ended
     advance(len(ended))
   return [outputs[index] for index in range(len(questions))]
-
-
-def largest(decoder: Decoder, questions: Sequence[Question], rows: int) -> Sizes:
-  """The largest sizes that the batch of `decode` may grow to, such as its cache [L, KV, R, M, d].
-
-  Args as those of `decode`; nothing is computed on the device.
-  """
-  longest = max(len(question.tokens) for question in questions)
-  slots = max(len(question.tokens) + question.limit for question in questions)
-  return Sizes(
-    levels(-(-rows // decoder.copies), -(-len(questions) // decoder.copies))[0],
-    _rung(max(_up(longest, INPUT_BUCKET), slots + decoder.guesses + 1)), _rung(longest),
-    _rung(max(question.limit for question in questions)))
-
-
-def _up(count: int, multiple: int) -> int:
-  """`count`, rounded up to a multiple."""
-  return -(-count // multiple) * multiple
-
-
-def _rung(count: int) -> int:
-  """The least of 64, 96, 128, 192, 256, 384, 512 ... that is not below `count`."""
-  power = max(_FEWEST_SLOTS, 2 ** (count - 1).bit_length())
-  return power * 3 // 4 if max(count, _FEWEST_SLOTS) <= power * 3 // 4 else power
-
-
-def levels(rows: int, count: int) -> list[int]:
-  """Numbers of rows, the largest first: what `count` questions begin with and are halved to.
-
-  On an accelerator a pass costs what reading the weights costs: fewer rows are not faster.
-  """
-  halvings = _HALVINGS if jax.default_backend() == 'cpu' else 0
-  levels = sorted({-(-rows // 2**n) for n in range(halvings + 1)})
-  enough = next(place for place, level in enumerate(levels) if level >= min(rows, count))
-  return levels[enough::-1]
 
 
 class _Batch:
@@ -219,47 +163,71 @@ class _Batch:
     self._questions, copies = questions, decoder.copies
     self._sizes = largest(decoder, questions, rows)
     self._levels = levels(-(-rows // copies), -(-len(questions) // copies))
-    # There are never fewer rows than that, or questions would wait for ever.
-    self._at_once = min(-(-rows // copies // INSERTED_SHARE), self._levels[-1])
+    self._inputs = [question.tokens for question in questions]
+    self._lengths = [len(tokens) for tokens in self._inputs]
+    # Of each copy: inputs that wait in the block (first, Cache) that was read last.
+    self._read: list[list[Place]] = [[] for _ in range(copies)]
+    self._block: Any = None
+    self._picked = np.zeros(len(questions), np.int32)  # their numbers in the block
     # [copies, rows]: each row's question, -1 = none, and how many slots of its cache are filled.
     self._assigned = np.full((copies, self._sizes.rows), -1)
     self._filled = np.zeros_like(self._assigned)
     self._slots = self._rounded_slots(0)
     self._state = decoder.begin(
-      self._assigned.size, self._sizes.width, self._sizes.most, self._slots)
+      self._assigned.size, self._sizes.places, self._sizes.most, self._slots)
 
-  def insert(self, queue: deque[int]) -> bool:
-    """Gives free rows to the queue's next questions -> whether enough rows were free for it."""
+  def insert(self, queue: list[int]) -> bool:
+    """Gives free rows to the next questions -> whether there were rows and questions."""
     copies, rows = self._assigned.shape
-    places = np.full((copies, self._at_once), rows, np.int32)
-    chosen = np.full(places.shape, -1)
-    for copy, assigned in enumerate(self._assigned):
-      free, enough = np.flatnonzero(assigned < 0), min(self._at_once, len(queue))
-      if enough and len(free) >= enough:
-        places[copy, :enough] = free[:enough]
-        chosen[copy, :enough] = [queue.popleft() for _ in range(enough)]
-        assigned[free[:enough]] = chosen[copy, :enough]
-        self._filled[copy, free[:enough]] = [
-          len(self._questions[i].tokens) for i in chosen[copy, :enough]]
-    if (chosen < 0).all():
+    if (self._assigned >= 0).all() or not (queue or any(self._read)):
       return False
-    requests = self._requests(chosen.ravel())
-    self._resize(requests.tokens.shape[1], rows)
-    first, inputs = self._decoder.prefill_inputs(self._prefix, requests)
+    if not any(self._read):
+      self._read_block(queue)
+    count = self._sizes.read
+    places = np.full((copies, count), rows, np.int32)
+    chosen = np.full(places.shape, -1)
+    picked = np.zeros((3, *places.shape), np.int32)
+    for copy, (assigned, waiting) in enumerate(zip(self._assigned, self._read, strict=True)):
+      for at, place in enumerate(np.flatnonzero(assigned < 0)[:min(count, len(waiting))]):
+        one = waiting.pop(0)
+        places[copy, at], chosen[copy, at] = place, one.question
+        picked[:, copy, at] = self._picked[one.question], one.row, one.column
+        assigned[place] = one.question
+        self._filled[copy, place] = self._lengths[one.question]
+    if (chosen < 0).all():  # other copies have the free rows
+      return False
+    self._resize(rows)
     self._state = self._decoder.insert(
-      self._state, places.ravel(), requests, first, inputs, self._eos)
+      self._state, places.ravel(), self._requests(chosen.ravel()),
+      Picked(*picked.reshape(3, -1)), *self._block, self._eos)
     return True
+
+  def _read_block(self, queue: list[int]) -> None:
+    """Reads the next inputs."""
+    copies = len(self._assigned)
+    rows, width = input_blocks.shape(queue, self._lengths, self._sizes.read, copies)
+    for copy in range(copies):
+      self._read[copy] = input_blocks.take(
+        queue, self._lengths, rows, width, -(-len(queue) // (copies - copy)))
+      for number, one in enumerate(self._read[copy]):
+        self._picked[one.question] = number
+    self._block = None  # or two would be kept at once
+    self._block = self._decoder.prefill_inputs(self._prefix, Block(*(
+      np.concatenate(parts) for parts in zip(
+        *(input_blocks.block(taken, self._inputs, rows, width) for taken in self._read),
+        strict=True))))
 
   def run(self, waiting: int) -> dict[int, Continuation]:
     """Runs passes until rows are free for those who wait, or the batch can be made smaller ->
     {question: output} of those that ended."""
     busy, rows = (self._assigned >= 0).sum(axis=1).max(), self._assigned.shape[1]
+    waiting += max(map(len, self._read))
     if waiting:
-      until = rows - min(self._at_once, waiting)
+      until = rows - rows_awaited(rows, waiting)
     else:
       rows = min(level for level in self._levels if level >= busy)
       until = max((level for level in self._levels if level < busy), default=0)
-    self._resize(0, rows)
+    self._resize(rows)
     self._state = self._decoder.generate(
       self._prefix, self._eos, self._pieces, self._state,
       np.full(self._decoder.copies, until, np.int32))
@@ -279,27 +247,24 @@ class _Batch:
     """The questions of these indices, -1 for none."""
     nothing = Question(np.zeros(0, np.int32), 0)
     chosen = [self._questions[i] if i >= 0 else nothing for i in indices]
-    width = _up(max(len(question.tokens) for question in chosen), INPUT_BUCKET)
-    tokens = np.zeros((len(chosen), width), np.int32)
-    for row, question in zip(tokens, chosen, strict=True):
-      row[:len(question.tokens)] = question.tokens
     return Requests(
-      tokens, np.asarray([len(question.tokens) for question in chosen], np.int32),
+      speculation.stacked([source_of(question) for question in chosen], self._sizes.places),
+      np.asarray([len(question.tokens) for question in chosen], np.int32),
       np.asarray([question.limit for question in chosen], np.int32))
 
-  def _resize(self, width: int, rows: int) -> None:
-    """Gives the batch `rows` rows, and slots for inputs of `width` tokens and a pass of each row.
+  def _resize(self, rows: int) -> None:
+    """Gives the batch `rows` rows, and slots for a pass of each of them.
 
     Slots that are no longer needed are given up.
     """
-    needed = max(
-      width, int(self._filled[self._assigned >= 0].max(initial=0)) + self._decoder.guesses + 1)
-    slots = self._slots
+    needed = int(self._filled[self._assigned >= 0].max(initial=0)) + self._decoder.guesses + 1
+    slots, spare = self._slots, self._rounded_slots(needed * 5 // 4)
     if needed > slots:
       slots = self._rounded_slots(needed)
-    elif self._rounded_slots(needed * 5 // 4) < slots:
-      # With some to spare, so that it need not grow again at once.
-      slots = self._rounded_slots(needed * 5 // 4)
+    elif spare < slots or rows < self._assigned.shape[1]:
+      # With some to spare, so that it need not grow again at once: each size is a compilation, and
+      # fewer rows are one anyway.
+      slots = spare
     if (slots, rows) == (self._slots, self._assigned.shape[1]):
       return
     # Rows with a question first.
@@ -312,4 +277,4 @@ class _Batch:
 
   def _rounded_slots(self, needed: int) -> int:
     """`needed` slots, rounded up to a power of two so that few sizes are compiled, at most all."""
-    return min(self._sizes.slots, max(_FEWEST_SLOTS, 2 ** (needed - 1).bit_length()))
+    return min(self._sizes.slots, max(FEWEST, 2 ** (needed - 1).bit_length()))

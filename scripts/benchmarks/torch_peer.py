@@ -63,6 +63,11 @@ def twin(model: Model, dtype: str, device: str) -> transformers.PreTrainedModel:
   return built.requires_grad_(False)
 
 
+def in_format(model: torch.nn.Module, dtype: str) -> torch.nn.Module:
+  """The same model, its weights rounded to `dtype`."""
+  return model.to(getattr(torch, dtype))
+
+
 def adapted(twin: transformers.PreTrainedModel, folder: Path) -> peft.PeftModel:
   """The twin with a LoRA adapter as `save_peft` wrote it, to be trained or decoded with."""
   with warnings.catch_warnings():
@@ -174,13 +179,14 @@ def generate(
     i64[n] each: cut at its limit and before the end token.
   """
   place = next(model.parameters()).device
+  mixed = len({weight.dtype for weight in model.parameters()}) > 1  # an adapter beside bfloat16
   whole = [np.concatenate([instruction, prompt[1:]]) for prompt in prompts]
   shape = len(whole), max(map(len, whole))
   ids, mask = np.full(shape, end, np.int64), np.zeros(shape, np.int64)
   for row, tokens in enumerate(whole):
     ids[row, shape[1] - len(tokens):], mask[row, shape[1] - len(tokens):] = tokens, 1
   model.eval()
-  with torch.inference_mode():
+  with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16, enabled=mixed):
     out = model.generate(
       input_ids=torch.from_numpy(ids).to(place), attention_mask=torch.from_numpy(mask).to(place),
       generation_config=transformers.GenerationConfig(

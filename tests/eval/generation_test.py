@@ -31,8 +31,8 @@ def test_a_question_is_the_prompt_and_may_be_answered_at_length():
   """1.5 times 9 tokens are 13, and 32 more."""
   assert generation.most_new_tokens(9, 1.5) == 45
   (question,) = generation.questions(generation.Generator(None, None, 4, 1.5, 0), part(9))
-  tokens, most = question
-  assert tokens.tolist() == list(range(9)) and most == 45
+  tokens, most, source = question
+  assert tokens.tolist() == list(range(9)) and most == 45 and source is None
 
 
 @pytest.mark.parametrize('prompt, train, context', [
@@ -106,7 +106,7 @@ def test_the_largest_call_is_of_the_task_with_most_slots(monkeypatch):
     copies=1, guesses=0, original=0, generate='program'))
   monkeypatch.setattr(generation.jax, 'eval_shape', lambda function: {})
   monkeypatch.setattr(batching, 'largest', lambda compiled, questions, rows: SimpleNamespace(
-    rows=2, slots=len(questions[0][0]), width=1, most=1))
+    rows=2, slots=len(questions[0][0]), width=1, places=1, most=1, read=1))
   model = SimpleNamespace(
     config=SimpleNamespace(num_layers=1, num_kv_heads=1, head_dim=1), dtype=np.float32)
   letters = lambda text, add_special_tokens: {'input_ids': [*map(ord, text)]}  # noqa: E731
@@ -117,22 +117,11 @@ def test_the_largest_call_is_of_the_task_with_most_slots(monkeypatch):
     assert program[1][0][2][0].shape[2] == length
 
 
-def test_pieces_are_the_tokens_behind_a_word_and_behind_a_blank():
-  """A tokenizer of single letters, but of ' <' as one token: behind a blank it begins earlier."""
-  def letters(text, add_special_tokens):
-    assert not add_special_tokens
-    ids = [ord(letter) for letter in text.replace(' <', '\x01')]
-    return {'input_ids': ids}
-
-  assert generation.piece_tokens(letters, ['<b']).tolist() == [
-    ord('<'), ord('b'), END, 1, ord('b'), END]
-  assert generation.piece_tokens(letters, []).tolist() == [END]
-
-
 def test_the_memory_of_the_largest_call_is_that_of_its_arrays():
   """Of two tasks the one with most slots. Its keys and values are of 2 layers, 1 head and 8 numbers
   of 4 bytes for 10 tokens of instruction, 640 bytes each. The rest is the state of decoding, which
-  counts once more for when it is resized; each of two devices has half of it."""
+  counts once more for when it is resized; each of two devices has half of it. Keys and values of a
+  block of inputs wait beside it: of 3 rows a quarter is one, of 64 tokens, 4096 bytes each."""
   model = SimpleNamespace(
     config=SimpleNamespace(num_layers=2, num_kv_heads=1, head_dim=8), dtype=np.float32)
   compiled, asked = SimpleNamespace(copies=2, guesses=3, original=0, generate='program'), []
@@ -159,4 +148,4 @@ def test_the_memory_of_the_largest_call_is_that_of_its_arrays():
   assert copies.shape == (2,)
   assert [keys.shape for keys in prefix[2]] == [(2, 1, 10, 8)] * 2
   own = 3 * 7 * 4 // 2
-  assert program[2:] == (20 + 2 * 640 + own, own) and pieces.shape == (10,)
+  assert program[2:] == (20 + 2 * 640 + 2 * 4096 + own, own) and pieces.shape == (10,)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from fedmedjax.model import batching, llama
+from fedmedjax.model import batch_sizes, batching, llama
 from fedmedjax.model.decode import cached_attention
+from fedmedjax.model.input_blocks import rung
 from fedmedjax.model.loss import packed_attention
 from fedmedjax.model.speculation import END
 
@@ -117,7 +118,7 @@ def test_the_cache_grows_and_shrinks(tiny_params, questions, alone):
   """In few sizes, the largest of which is the one that is planned."""
   decoder = batching.decoder(llama.Llama(TINY, cached_attention), 1)
   planned = batching.largest(decoder, questions, 4)
-  assert planned == batching.Sizes(4, 192, 192, 192)
+  assert planned == batching.Sizes(4, 192, 192, 192, 192, 1)
   noted, calls = watched(decoder)
   options = dict(eos=[-1], pieces=np.asarray([END]))
   found = batching.decode(noted, {}, tiny_params, PREFIX, questions, rows=4, **options)
@@ -135,7 +136,7 @@ def test_the_cache_grows_and_shrinks(tiny_params, questions, alone):
 
 def test_an_accelerator_keeps_its_rows(tiny_params, questions, alone, monkeypatch):
   """There fewer are not faster."""
-  monkeypatch.setattr(batching, '_HALVINGS', 0)
+  monkeypatch.setattr(batch_sizes, '_HALVINGS', 0)
   noted, calls = watched(batching.decoder(llama.Llama(TINY, cached_attention), 0))
   some = [i for i, q in enumerate(questions) if q.limit < 20][:3]
   found = batching.decode(
@@ -146,7 +147,7 @@ def test_an_accelerator_keeps_its_rows(tiny_params, questions, alone, monkeypatc
 
 
 def test_few_shapes():
-  assert [batching._rung(n) for n in (0, 1, 64, 65, 96, 97, 129, 193, 385, 513)] == [
+  assert [rung(n) for n in (0, 1, 64, 65, 96, 97, 129, 193, 385, 513)] == [
     64, 64, 64, 96, 96, 128, 192, 256, 512, 768]
   assert batching.levels(32, 100) == [32, 16, 8]
   assert batching.levels(32, 13) == [16, 8]

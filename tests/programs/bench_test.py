@@ -190,6 +190,13 @@ def test_texts_must_be_identical_but_in_bfloat16(capsys):
   assert bench_decode.identical(texts) == {'peer': 0.5}
   with pytest.raises(RuntimeError, match='1 texts differ'):
     bench_decode.check_texts(tokenizer, 'float32', texts)
+  # A peer in bfloat16 may differ, and does not hide one that may not.
+  bench_decode.check_texts(tokenizer, 'float32', {
+    'ours': texts['ours'], 'peer_transformers_bfloat16': texts['peer']})
+  assert 'bfloat16: 1 texts differ' in capsys.readouterr().out
+  with pytest.raises(RuntimeError, match='1 texts differ from ours, first peer, example 1'):
+    bench_decode.check_texts(
+      tokenizer, 'float32', {'peer_merged_bfloat16': texts['peer'], **texts})
 
 
 @pytest.mark.slow

@@ -68,13 +68,15 @@ def test_the_rate_by_a_clock_of_ours(monkeypatch):
 
 
 def test_passes_of_a_batch_by_hand(monkeypatch):
-  """Four rows on a CPU may become two and one. Six answers of 3 passes: each question is read
-  alone, four rows take 3 passes, and two the other 3. Of 1 and 5 passes in two rows one is left
-  after 1, which takes 4 more alone. On an accelerator rows stay: 5 passes of all four."""
-  assert batch_passes([10] * 6, [3] * 6, 4) == {(1, 32): 6, (4, 0): 3, (2, 0): 3}
-  assert batch_passes([40, 10], [1, 5], 4) == {(1, 64): 1, (1, 32): 1, (2, 0): 1, (1, 0): 4}
+  """Four rows on a CPU may become two and one. Six answers of 3 passes: four questions
+  are read in a row of 64 tokens and take 3 passes, and then two. Of 1 and 5 passes in two rows one
+  is left after 1, which takes 4 more alone. Of 60 tokens none is read with another: the third
+  waits for a row, which is free after 1 pass. On an accelerator rows stay: 5 passes of all four."""
+  assert batch_passes([10] * 6, [3] * 6, 4) == {(1, 64): 2, (4, 0): 3, (2, 0): 3}
+  assert batch_passes([40, 10], [1, 5], 4) == {(1, 64): 1, (2, 0): 1, (1, 0): 4}
+  assert batch_passes([60] * 3, [1, 5, 2], 2) == {(1, 64): 3, (2, 0): 3, (1, 0): 2}
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert batch_passes([10, 10], [1, 5], 4) == {(1, 32): 2, (4, 0): 5}
+  assert batch_passes([10, 10], [1, 5], 4) == {(1, 64): 1, (4, 0): 5}
 
 
 def study(sharing, **options):
