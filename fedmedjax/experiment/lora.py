@@ -260,8 +260,8 @@ def _device_share(
 
   return DeviceShare(
     lambda remat: partial(packed_loss, model(remat=remat)), adapter, params, sent,
-    0 if on_tpu and not quantized else int(_CUT_OUT * layer) * width, streams if even > 1 else lambda batch: 0,
-    config.num_layers, even)
+    0 if on_tpu and not quantized else int(_CUT_OUT * layer) * width,
+    streams if even > 1 else lambda batch: 0, config.num_layers, even)
 
 
 def _starting_adapter(folder: Path, base: BaseModel, lora: LoraConfig) -> dict:
