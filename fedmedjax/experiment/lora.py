@@ -46,7 +46,7 @@ from fedmedjax.model.sharding import (
 )
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.words import SHOTS
-from fedmedjax.types import Batch, InputError, SiteCorpus
+from fedmedjax.types import InputError, SiteCorpus
 
 # Share of a layer's weights that are cut out of the stacked base at once; fitted to the rows of
 # docs/accelerators.md.
@@ -238,30 +238,23 @@ def _device_share(
 ) -> DeviceShare:
   """What a device of `mesh` computes; None = there is one device.
 
-  What the compilers were seen to do: on a GPU the residual stream is whole on each device of
-  'tensor', and the adapter's factors as wide as it; on a TPU all of it is split, and the stream is
-  brought together before and after a block. On a TPU a product reads its part of the stacked base
-  as it lies, unless it is quantised; on a GPU that part is cut out.
+  What compilers were seen to do: the residual stream is whole on each device of 'tensor', and so
+  are the adapter's factors as wide as it; what sites send is split. A TPU's sometimes splits the
+  stream, too. On a TPU a product reads its part of the stacked base as it lies, unless it is
+  quantised; on a GPU that part is cut out.
   """
   tensor, on_tpu = mesh.shape[TENSOR] if mesh else 1, jax.default_backend() == 'tpu'
-  even = tensor if on_tpu else 1
-  config, params = tensor_share(base.config, base.params, tensor // even)
+  config, params = tensor_share(base.config, base.params, tensor)
   layer = sum(math.prod(config.projection_shape(name)) for name in config.projections)
-  model, width = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype), (
-    jnp.dtype(dtype).itemsize)
-  sent = tree.num_bytes(adapter) // (tensor // even)
-  quantized = any(isinstance(one['kernel'], Int8 | NF4) for one in params['layers'].values()
-                  if 'kernel' in one)
-  if tensor > even:
+  sent = tree.num_bytes(adapter) // tensor
+  if tensor > 1:
     adapter = jax.eval_shape(lambda: init_adapter(jax.random.key(0), config, lora))
-
-  def streams(batch: Batch) -> int:
-    return 2 * (batch.prefix.size + batch.tokens.size) * config.hidden_size * width
-
+  quantized = any(isinstance(one.get('kernel'), Int8 | NF4) for one in params['layers'].values())
+  weights = int(_CUT_OUT * layer) * jnp.dtype(dtype).itemsize
+  model = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype)
   return DeviceShare(
     lambda remat: partial(packed_loss, model(remat=remat)), adapter, params, sent,
-    0 if on_tpu and not quantized else int(_CUT_OUT * layer) * width,
-    streams if even > 1 else lambda batch: 0, config.num_layers, even)
+    0 if on_tpu and not quantized else weights, config.num_layers)
 
 
 def _starting_adapter(folder: Path, base: BaseModel, lora: LoraConfig) -> dict:

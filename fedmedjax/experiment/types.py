@@ -67,10 +67,7 @@ class DeviceShare(NamedTuple):
   base: Any
   sent: int         # bytes of what a site sends
   weights: int = 0  # bytes of base weights that are cut out of the stacked layers at a time
-  # (shapes of a site's examples) -> bytes of activations brought together from other devices
-  gathered: Callable[[Any], int] = lambda batch: 0
   layers: int = 0   # that make again one after the other what is not kept; 0 = not known
-  parts: int = 1    # devices that share adapter, what is kept and what is sent evenly
 
 
 class Trainable(NamedTuple):

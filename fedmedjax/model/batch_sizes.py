@@ -29,6 +29,7 @@ class Question(NamedTuple):
 
 
 def source_of(question: Question) -> Source:
+  """The tokens that guesses are taken from, i32[S]: the question's own, or those of its input."""
   return question.source or source(question.tokens)
 
 

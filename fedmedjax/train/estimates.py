@@ -18,15 +18,15 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
   Nothing is compiled. For each site that is computed at once these are its adapter, gradient and
   moments, and what the traced loss keeps for its gradient; for each site of the round, what it
   sends. To them comes what lives while the gradient of one layer is made: what that layer makes
-  again, or the weights that are cut out of the stacked base, whichever is more. It is within 5 % of
-  what the compiler needs in every row of docs/accelerators.md.
+  again, or the weights that are cut out of the stacked base, whichever is more. How near that is to
+  what compilers need: docs/accelerators.md.
 
   Args:
     study: what is trained.
     inputs: arguments of the round, arrays or their shapes.
   """
   data, share = inputs[2], device_share(study, inputs)
-  kept, group = activations(study, inputs), group_shapes(study, inputs)
+  kept = activations(study, inputs)
   sites, grouped = study.communication.sampler.size, study.schedule.layout.groups > 1
   copies = tree.num_bytes(share.adapter)
   moments = tree.num_bytes(jax.eval_shape(study.optimizer.transform.init, share.adapter))
@@ -35,11 +35,10 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
     at_once = -(-sites_at_once(execution, sites) // study.groups)  # on a device
     again = (kept('none') - kept(execution.remat)) // share.layers if share.layers else 0
     # Activations of one group at a time, beside the sum of the gradients so far.
-    of_sites = -(-sites // study.groups) * share.sent + at_once * (
-      (2 + grouped) * copies + moments + kept(execution.remat))
     return (
-      tree.num_bytes((data.batches, study.validation)) + at_once * share.gathered(group)
-      + (of_sites + max(at_once * again, share.weights)) // share.parts)
+      tree.num_bytes((data.batches, study.validation)) + -(-sites // study.groups) * share.sent
+      + at_once * ((2 + grouped) * copies + moments + kept(execution.remat))
+      + max(at_once * again, share.weights))
 
   return needed
 
