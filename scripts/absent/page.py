@@ -20,7 +20,8 @@ _MODEL_NAMES = {
 def tables(rows: dict[str, dict[str, Any]]) -> str:
   """Markdown: the round by model, device and sites; then validation and decoding; then chunks."""
   lines = [
-    '| round: model | device | ' + ' | '.join(f'{count} site{"s" * (count > 1)}' for count in SITES) + ' |',
+    '| round: model | device | '
+    + ' | '.join(f'{count} site{"s" * (count > 1)}' for count in SITES) + ' |',
     '|---|---|' + '---|' * len(SITES)]
   for model in MODELS:
     for device in DEVICES:
