@@ -49,7 +49,8 @@ def define_table(values: flags.FlagValues) -> None:
   flags.DEFINE_string('out', None, 'File of the rows, one a line.', flag_values=values)
   flags.DEFINE_string(
     'only', '', 'Rows whose name has this in it only; a comma between several.', flag_values=values)
-  flags.DEFINE_float('minutes', 0.0, 'Begin no row later; 0 = no limit.', flag_values=values)
+  flags.DEFINE_float(
+    'minutes', 0.0, 'Begin no row later; 0 = no limit.', lower_bound=0.0, flag_values=values)
   flags.DEFINE_string(
     'page', None, 'Page whose tables are made anew of the rows, at the end.', flag_values=values)
   flags.DEFINE_bool('list', False, 'Only name the rows that are missing.', flag_values=values)
@@ -61,9 +62,11 @@ def one(argv: list[str]) -> None:
   if not values.topology:
     raise InputError('--topology is missing: such as h100:1 or v5e:2x4')
   topology = devices.topology(values.topology)
+  if values.json and not Path(values.json).absolute().parent.is_dir():
+    raise InputError(f'--json={values.json}: its folder is not there')
   with tempfile.TemporaryDirectory() as scratch:
     dump = Path(values.dump or scratch)
-    if any(dump.glob('*')):
+    if values.dump and dump.exists() and not dump.is_dir() or any(dump.glob('*')):
       raise InputError(f'--dump={dump}: an empty folder is allowed')
     devices.prepare_environment(topology, dump, _MODULES)
     # Imported here, since JAX reads its environment when it is imported.
@@ -85,7 +88,11 @@ def main(argv: list[str]) -> int:
       one(argv)
       return
     values = read_flags(argv, define_table, ('out',))
+    if not values.table:
+      raise InputError('--table=false: leave it out, and name a --topology')
     only = tuple(filter(None, values.only.split(',')))
+    if values.page:
+      page.around(Path(values.page))  # rows take hours
     try:
       table.compile_missing(
         Path(__file__), Path(values.out), only, values.minutes, values.list, print)

@@ -50,7 +50,7 @@ class Topology(NamedTuple):
 
 def topology(name: str) -> Topology:
   """Reads v5e:2x4 and the like; raises InputError for what is not of this form."""
-  found = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', name)
+  found = re.fullmatch(r'(\w+):([1-9]\d*(?:x[1-9]\d*)*)', name)
   if not found or found[1] not in MEMORY_GIB or (found[1] in GPUS and 'x' in found[2]):
     raise InputError(
       f'--topology={name}: a kind of {", ".join(MEMORY_GIB)} and its shape are allowed, such as '
@@ -95,7 +95,7 @@ def devices(one: Topology, gpu_target: Path | None = None) -> list:
       in place of the H100's here.
 
   Raises:
-    InputError: there is no such file, or libtpu knows no such topology.
+    InputError: there is no such file, it describes no card, or libtpu knows no such topology.
   """
   from jax.experimental import topologies
   if not one.gpu:
@@ -108,9 +108,17 @@ def devices(one: Topology, gpu_target: Path | None = None) -> list:
     target = gpu_target.read_text() if gpu_target else h100_target()
   except OSError as error:
     raise InputError(f'--gpu_target={gpu_target}: {error.strerror}') from None
-  return topologies.get_topology_desc(
-    platform='cuda', topology_name=one.kind, topology=f'1x1x{one.shape}',
-    target_config=target).devices
+  except UnicodeDecodeError:
+    raise InputError(f'--gpu_target={gpu_target}: not a text file') from None
+  try:
+    return topologies.get_topology_desc(
+      platform='cuda', topology_name=one.kind, topology=f'1x1x{one.shape}',
+      target_config=target).devices
+  except RuntimeError as error:
+    if gpu_target is None:
+      raise
+    line = (str(error).splitlines() or [''])[0]
+    raise InputError(f'--gpu_target={gpu_target}: XLA refuses it ({line})') from None
 
 
 def h100_target() -> str:

@@ -69,11 +69,20 @@ def _chunk_table(rows: Iterable[dict[str, Any]]) -> list[str]:
   return lines
 
 
+def around(page: Path) -> tuple[str, str]:
+  """What stands before and after the page's two marks; InputError where it has none."""
+  try:
+    text = page.read_text()
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f'--page={page}: cannot be read: {error}') from None
+  before, begin, rest = text.partition(BEGIN)
+  _, end, after = rest.partition(END)
+  if not begin or not end or text.count(BEGIN) + text.count(END) > 2:
+    raise InputError(f'--page={page}: {BEGIN} and {END} are needed, each once and in this order')
+  return before, after
+
+
 def fill(page: Path, rows: dict[str, dict[str, Any]]) -> None:
   """Writes the tables between the page's two marks; InputError where it has none."""
-  text = page.read_text()
-  if text.count(BEGIN) != 1 or text.count(END) != 1:
-    raise InputError(f'{page}: {BEGIN} and {END}, each once, are needed')
-  before, rest = text.split(BEGIN)
-  _, after = rest.split(END)
+  before, after = around(page)
   page.write_text(f'{before}{BEGIN}\n\n{tables(rows)}\n\n{END}{after}')

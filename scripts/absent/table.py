@@ -88,8 +88,14 @@ def compile_missing(
     say: is told of every row.
 
   Raises:
+    InputError: there is no folder for `out`, or no row has any of `only` in its name.
     RuntimeError: rows failed.
   """
+  if not out.absolute().parent.is_dir():
+    raise InputError(f'--out={out}: its folder is not there')
+  for part in only:
+    if not any(part in row.name for row in rows()):
+      raise InputError(f'--only={part}: no row is named so, such as {next(rows()).name}')
   begun, done, failed = time.monotonic(), read(out), []
   missing = [row for row in rows() if row.name not in done and (
     not only or any(part in row.name for part in only))]

@@ -95,7 +95,8 @@ def test_a_card_is_described_by_its_data_sheet():
   assert target.count('{') == target.count('}')
 
 
-@pytest.mark.parametrize('name', ['h200:1', 'h100:2x2', 'v5e', 'v5e:', 'v5e:2x', ''])
+@pytest.mark.parametrize(
+  'name', ['h200:1', 'h100:2x2', 'h100:0', 'v5e:0x2', 'v5e', 'v5e:', 'v5e:2x', ''])
 def test_topologies_that_there_are_not(name):
   with pytest.raises(InputError, match='h100:1 or h100:8'):
     devices.topology(name)
@@ -111,7 +112,14 @@ def test_the_environment_comes_before_jax(tmp_path):
   (['--config=fedmedjax:quickstart'], '--topology is missing'),
   (['--config=fedmedjax:quickstart', '--topology=moon:1'], '--topology=moon:1'),
   (['--config=fedmedjax:quickstart', '--topology=h100:1', '--program=train'], 'program'),
-  (['--table'], '--out is missing')])
+  (['--config=fedmedjax:quickstart', '--topology=h100:1', '--json=/nowhere/a.json'], 'folder'),
+  (['--config=fedmedjax:quickstart', '--topology=h100:1', f'--dump={__file__}'], 'empty folder'),
+  (['--table'], '--out is missing'), (['--table=false', '--out=rows.jsonl'], '--table=false'),
+  (['--table', '--out=/nowhere/rows.jsonl', '--list'], '--out=/nowhere/rows.jsonl'),
+  (['--table', '--out=rows.jsonl', '--list', '--only=h100,v7'], '--only=v7: no row'),
+  (['--table', '--out=rows.jsonl', '--list', '--minutes=-1'], '--minutes=-1'),
+  (['--table', '--out=rows.jsonl', '--list', '--page=/nowhere.md'], '--page=/nowhere.md'),
+  (['--table', '--out=rows.jsonl', '--list', f'--page={table.__file__}'], 'each once')])
 def test_bad_input_is_one_line(arguments, said, capsys):
   assert aot.main(['aot.py', *arguments]) == 2
   error = capsys.readouterr().err
