@@ -34,7 +34,7 @@ def source_of(question: Question) -> Source:
 
 
 class Sizes(NamedTuple):
-  """The sizes R, M, W and N of a batch: numbers of rows, slots and tokens."""
+  """The sizes R, M, W, S, N and Q of a batch: numbers of rows, slots, tokens and places."""
 
   rows: int   # R, of each copy of the base
   slots: int  # M, of the cache, for each row

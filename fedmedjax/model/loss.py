@@ -133,9 +133,9 @@ def _over_vocabulary(
   wide = jnp.promote_types(hidden.dtype, jnp.float32)
   count, words = hidden.shape[0], head.shape[0] // parts
   whole = head.reshape(parts, words, -1)
-  # Blocks of one size, without a smaller last one, where that takes at most twice as many blocks.
-  # For the gradient, rows of targets: of a head that is split, those of a block while it is there.
+  # The gradient needs the targets' rows: of a split head, those of a block while it is there.
   along = gradient and fetch is not as_stored
+  # Blocks of one size, without a smaller last one, where that takes at most twice as many blocks.
   least = min(words, -(-head.shape[0] // most))
   blocks = next((n for n in range(least, 2 * least) if words % n == 0), least)
   size = words // blocks

@@ -106,7 +106,7 @@ def parts(machine: Machine, out: Path) -> tuple[Part, ...]:
       'sites16', 'llama31_8b', '16', most=16), alone),
     Part('decode', 'decoding by an 8B model beside generate', 60, 150, bench(
       'bench_decode.py', 'decode', 'llama31_8b', 'transformers', '--batches=1', '--repeats=2',
-      '--guesses=0,2', '--max_new_ratio=1')),
+      '--guesses=0,3', '--max_new_ratio=1')),
   )
 
 
