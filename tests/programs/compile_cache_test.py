@@ -16,10 +16,10 @@ RUN = (
   '--config=configs/quickstart.py', '--config.data.sites=("synthetic_icu","synthetic_clinic")',
   '--config.data.external=()', '--config.data.synthetic_notes=6', '--config.data.max_length=400',
   '--config.data.validation_examples=1', '--config.fed.rounds=2', '--config.fed.local_steps=2',
-  '--config.fed.batch_size=2', '--config.lora.rank=2', '--config.lora.targets=("q_proj","v_proj")',
+  '--config.fed.batch_size=1', '--config.lora.rank=2', '--config.lora.targets=("q_proj","v_proj")',
   '--config.eval.max_examples=1', '--config.eval.max_zero_shot=1', '--config.eval.every=1',
   '--config.eval.teacher_forced=True', '--config.eval.max_new_ratio=0.02',
-  '--config.eval.bootstrap_samples=5')
+  '--config.eval.batch_size=1', '--config.eval.guesses=0', '--config.eval.bootstrap_samples=5')
 
 
 RUNS = {
