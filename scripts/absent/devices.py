@@ -75,10 +75,10 @@ def prepare_environment(
   if 'jax' in sys.modules:
     raise RuntimeError('the environment is prepared before JAX is imported')
   # This machine computes; TPUs and cards are only compiled for. Without the others libtpu asks a
-  # cloud's metadata server which machine it is on.
+  # cloud's metadata server which machine it is on. Of what a cache holds XLA writes no account.
   environment |= {
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-8'}
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
   options = [
     f'--xla_dump_to={dump}', '--xla_dump_hlo_as_text', f'--xla_dump_hlo_module_re={programs}']
   if one.gpu:  # trying kernels takes a card

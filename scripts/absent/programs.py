@@ -5,12 +5,19 @@ the largest call of decoding.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import (
+  AbstractDevice,
+  AbstractMesh,
+  NamedSharding,
+  PartitionSpec,
+  SingleDeviceSharding,
+  use_abstract_mesh,
+)
 from ml_collections import ConfigDict
 
 from benchmarks import inputs
@@ -51,8 +58,12 @@ def asked_of(devices: list, platform: str) -> Iterator[None]:
   before, trial = [getattr(jax, name) for name in names], kernels._disagreement
   jax.devices, jax.default_backend = (lambda *_: devices), (lambda: platform)
   kernels._disagreement = lambda *_: ''  # it needs a card
+  # Pallas's compiler for GPUs asks which card it is of a mesh; one without axes places nothing.
+  card = AbstractMesh((), (), abstract_device=AbstractDevice(
+    device_kind=devices[0].device_kind, num_cores=None, platform='gpu'))
   try:
-    yield
+    with use_abstract_mesh(card) if platform == 'gpu' else nullcontext():
+      yield
   finally:
     jax.devices, jax.default_backend = before
     kernels._disagreement = trial

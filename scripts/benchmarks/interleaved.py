@@ -31,8 +31,6 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from fedmedjax.model.llama import LlamaConfig
-from fedmedjax.model.lora import LoraConfig
 from fedmedjax.runtime.cli import guarded, read_flags, versions
 from fedmedjax.store.files import plain, write_json
 from fedmedjax.types import InputError
@@ -43,11 +41,6 @@ _SETTLE_SECONDS = 0.1
 # 20 of them are started at once, since to start one takes a part of that.
 _SIDE = {'cpu': 2048, 'accelerator': 8192}
 _PRODUCTS = {'cpu': 1, 'accelerator': 20}
-FLOP_FORMULA = (
-  'FLOP = (4 N + 6 L) x unique tokens + 4 V D x supervised places; N = weights of the seven '
-  'projections of all layers, L = parameters of the adapter, V D = the head. A weight costs 2 '
-  'forward, 2 backward to its input and, if it is trained, 2 more. Not counted: attention '
-  'products, norms, recomputation (remat), padding, an instruction that is fed more than once.')
 
 
 class Tolerance(NamedTuple):
@@ -311,14 +304,3 @@ def matmul_ceiling(dtype: str, with_torch: bool, repeats: int = 5) -> dict[str, 
     f'ceiling_{name}_flop_per_second': 2 * count * side**3 / statistics.median(timing.seconds)
     for name, timing in measure(entrants, repeats).items()}
   return rates | {'ceiling_flop_per_second': max(rates.values())}
-
-
-def training_flop(
-  config: LlamaConfig, lora: LoraConfig, tokens: int, supervised: int
-) -> float:
-  """FLOP_FORMULA of `tokens` unique tokens, at `supervised` places of which the head is applied."""
-  shapes = {name: config.projection_shape(name) for name in config.projections}
-  layers = config.num_layers * sum(d_in * d_out for d_in, d_out in shapes.values())
-  adapter = config.num_layers * sum(lora.rank * sum(shapes[name]) for name in lora.targets)
-  head = config.vocab_size * config.hidden_size
-  return (4 * layers + 6 * adapter) * tokens + 4 * head * supervised

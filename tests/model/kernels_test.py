@@ -14,7 +14,7 @@ from fedmedjax.data import pack
 from fedmedjax.data.tokenize import TokenExample
 from fedmedjax.model import kernels
 from fedmedjax.model.attention import Window, attend
-from fedmedjax.model.flash import flash_attend, tiling
+from fedmedjax.model.flash import Tiling, flash_attend
 from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
@@ -51,7 +51,7 @@ def test_a_packed_pass_is_the_same_under_vmap_with_its_gradient(prefix, width, w
         lambda *x: packed_attention(*x, None, (valid, segments), seen, attend=how)[0], q, k, v)
       return out, *pull(towards)
 
-    return jax.vmap(one)(q, k, v, segments, towards)
+    return jax.jit(jax.vmap(one))(q, k, v, segments, towards)
 
   for plain, found in zip(both(attend), both(kernels.fused_attend(dense)), strict=True):
     np.testing.assert_allclose(found, plain, atol=2e-5)
@@ -73,11 +73,11 @@ def test_a_step_of_the_model_is_the_same(remat, tiny_params):
 
   def gradients(how):
     model = Llama(TINY, partial(packed_attention, attend=how), lora_scale=2.0, remat=remat)
-    return jax.vmap(jax.value_and_grad(
-      lambda adapter: packed_loss(model, adapter, tiny_params, batch)[0]))(adapters)
+    return jax.jit(jax.vmap(jax.value_and_grad(
+      lambda adapter: packed_loss(model, adapter, tiny_params, batch)[0])))(adapters)
 
   plain = jax.tree.leaves(gradients(attend))
-  for how in (kernels.fused_attend(dense), flash_attend(tiling('cpu'))):
+  for how in (kernels.fused_attend(dense), flash_attend(Tiling(512, 512, False, interpret=True))):
     for expected, found in zip(plain, jax.tree.leaves(gradients(how)), strict=True):
       assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
 
@@ -89,12 +89,13 @@ def test_the_distance_tells_a_kernel_that_sees_a_key_too_many(trial):
   assert kernels.distance(far, *heads) > 10 * kernels.FARTHER
 
 
-@pytest.fixture
-def trial(monkeypatch):
-  """A smaller one."""
-  monkeypatch.setattr(kernels, '_TRIAL', (2, 21, 13))
-  kernels.distance.cache_clear()
-  yield
+@pytest.fixture(scope='module')
+def trial():
+  """A smaller one; each kernel is tried once."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(kernels, '_TRIAL', (2, 21, 13))
+    kernels.distance.cache_clear()
+    yield
   kernels.distance.cache_clear()
 
 
