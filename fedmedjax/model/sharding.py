@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedmedjax import tree
-from fedmedjax.model.llama import Fetch, LlamaConfig, as_stored
+from fedmedjax.model.llama import Fetch, LlamaConfig, Stream, as_computed, as_stored
 from fedmedjax.types import InputError
 
 SITE, FSDP, TENSOR = AXES = ('site', 'fsdp', 'tensor')
@@ -185,6 +185,24 @@ def tensor_share(config: LlamaConfig, shapes: Any, parts: int) -> tuple[LlamaCon
 def fetch_on(mesh: Mesh | None) -> Fetch:
   """The `Fetch` of a base that lies on a mesh, or, where `mesh` is None, on one device."""
   return as_stored if mesh is None or mesh.shape[FSDP] == 1 else GatherOverFsdp(mesh)
+
+
+class SplitOverTensor(NamedTuple):
+  """A `Llama.stream`: each device of 'tensor' has as many of the D channels, of all tokens."""
+
+  mesh: Mesh
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x [..., D], of which D is split and nothing is said of the other axes."""
+    if x.shape[-1] % self.mesh.shape[TENSOR]:
+      return x
+    free = (P.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(*free, TENSOR)))
+
+
+def stream_on(mesh: Mesh | None) -> Stream:
+  """The `Stream` of a base that lies on a mesh, or, where `mesh` is None, on one device."""
+  return as_computed if mesh is None or mesh.shape[TENSOR] == 1 else SplitOverTensor(mesh)
 
 
 def head_parts(mesh: Mesh | None, words: int) -> int:

@@ -44,7 +44,7 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
 
 
 def device_share(study: Study, inputs: tuple) -> DeviceShare:
-  """What one device computes: all of it where the model does not say."""
+  """What one device holds and computes: all of it where the model does not say."""
   own = study.trainable
   return own.share or DeviceShare(
     own.loss_fn, own.adapter, inputs[1], tree.num_bytes(own.adapter))
@@ -52,13 +52,15 @@ def device_share(study: Study, inputs: tuple) -> DeviceShare:
 
 def activations(study: Study, inputs: tuple) -> Callable[[str], int]:
   """(remat) -> bytes that the gradient of one group of a site's step keeps on a device."""
-  loss_fn, *given = computed(study, inputs)
-  return cache(lambda remat: kept_for_gradient(loss_fn(remat), *given))
+  share, batch = device_share(study, inputs), group_shapes(study, inputs)
+  return cache(lambda remat: kept_for_gradient(
+    share.loss_fn(remat), share.adapter, share.base, batch))
 
 
 def computed(study: Study, inputs: tuple) -> tuple[Callable, Any, Any, Any]:
   """What a device computes of a step: (remat) -> its loss, and the arguments of that loss."""
-  return *device_share(study, inputs)[:3], group_shapes(study, inputs)
+  share = device_share(study, inputs)
+  return *(share.work or (share.loss_fn, share.adapter, share.base)), group_shapes(study, inputs)
 
 
 def group_shapes(study: Study, inputs: tuple) -> Any:
