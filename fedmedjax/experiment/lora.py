@@ -40,6 +40,7 @@ from fedmedjax.model.lora import LoraConfig, check_lora, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
 from fedmedjax.model.quant import NF4, Int8
 from fedmedjax.model.sharding import (
+  FSDP,
   TENSOR,
   base_shardings,
   fetch_on,
@@ -54,6 +55,8 @@ from fedmedjax.types import InputError, SiteCorpus
 # Share of a layer's weights that are cut out of the stacked base at once; fitted to the rows of
 # docs/accelerators.md.
 _CUT_OUT = 0.7
+# How many times a TPU has a layer unpacked that is gathered as NF4; fitted likewise.
+_GATHERED = 2.2
 
 
 def load_lora_data(
@@ -249,8 +252,9 @@ def _device_share(
   tensor, on_tpu = mesh.shape[TENSOR] if mesh else 1, jax.default_backend() == 'tpu'
   config, params = tensor_share(base.config, base.params, tensor)
   layer = sum(math.prod(config.projection_shape(name)) for name in config.projections)
-  quantized = any(isinstance(one.get('kernel'), Int8 | NF4) for one in params['layers'].values())
-  weights = int(_CUT_OUT * layer) * jnp.dtype(dtype).itemsize
+  kinds = {type(one.get('kernel')) for one in params['layers'].values()}
+  copies = 0.0 if on_tpu and not kinds & {Int8, NF4} else (
+    _GATHERED if on_tpu and NF4 in kinds and mesh and mesh.shape[FSDP] > 1 else _CUT_OUT)
 
   def part(config: LlamaConfig, params: Any) -> tuple[Callable, dict, Any]:
     model = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype)
@@ -262,7 +266,7 @@ def _device_share(
     narrow = dataclasses.replace(config, hidden_size=config.hidden_size // tensor)
     held = part(narrow, params_shape(narrow, Placement(dtype)))
   return DeviceShare(
-    *held, tree.num_bytes(adapter) // tensor, 0 if on_tpu and not quantized else weights,
+    *held, tree.num_bytes(adapter) // tensor, int(copies * layer) * jnp.dtype(dtype).itemsize,
     config.num_layers, work)
 
 

@@ -17,7 +17,8 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
 
   Nothing is compiled. For each site that is computed at once these are its adapter, gradient and
   moments, and what the traced loss keeps for its gradient; for each site of the round, what it
-  sends. To them comes what lives while the gradient of one layer is made: what that layer makes
+  sends, and for those of a chunk once more before it is laid beside that of the others. To them
+  comes what lives while the gradient of one layer is made: what that layer makes
   again, or the weights that are cut out of the stacked base, whichever is more. How near that is to
   what compilers need: docs/accelerators.md.
 
@@ -32,11 +33,13 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
   moments = tree.num_bytes(jax.eval_shape(study.optimizer.transform.init, share.adapter))
 
   def needed(execution: Execution) -> int:
-    at_once = -(-sites_at_once(execution, sites) // study.groups)  # on a device
+    # On a device.
+    at_once, own = (-(-n // study.groups) for n in (sites_at_once(execution, sites), sites))
+    sending = own + (at_once if at_once < own else 0)
     again = (kept('none') - kept(execution.remat)) // share.layers if share.layers else 0
     # Activations of one group at a time, beside the sum of the gradients so far.
     return (
-      tree.num_bytes((data.batches, study.validation)) + -(-sites // study.groups) * share.sent
+      tree.num_bytes((data.batches, study.validation)) + sending * share.sent
       + at_once * ((2 + grouped) * copies + moments + kept(execution.remat))
       + max(at_once * again, share.weights))
 
