@@ -215,6 +215,10 @@ def test_a_round_on_a_mesh(shape, chunk, remat, params, alone):
   text = program.as_text()
   assert f'f64[{at_once // groups},4,24,9]' in text
   assert f'f64[{SITES},4,24,9]' not in text
+  # Of the residual stream that each layer keeps, this device's channels.
+  tokens, width = PREFIX + ROWS * WIDTH, 24 // tensor
+  assert f'f64[4,{at_once // groups},{tokens},{width}]' in text
+  assert tensor == 1 or f'f64[4,{at_once // groups},{tokens},24]' not in text
   # A chunk's results go to where they are kept; nothing else of its sites is on all devices.
   together = [line for line in text.splitlines() if f'= f64[{at_once},4,24,9]' in line]
   assert len(together) <= bool(chunk) and all('all-gather' in line for line in together)
