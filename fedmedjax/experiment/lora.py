@@ -57,6 +57,8 @@ from fedmedjax.types import InputError, SiteCorpus
 _CUT_OUT = 0.7
 # How many times a TPU has a layer unpacked that is gathered as NF4; fitted likewise.
 _GATHERED = 2.2
+# A TPU's arrays are as wide as a multiple of it.
+_TILE = 128
 
 
 def load_lora_data(
@@ -263,11 +265,19 @@ def _device_share(
 
   held = work = part(config, params)
   if tensor > 1 and not config.hidden_size % tensor:
-    narrow = dataclasses.replace(config, hidden_size=config.hidden_size // tensor)
+    tiles = _TILE if on_tpu else 1
+    narrow = dataclasses.replace(
+      config, hidden_size=_rounded_up(config.hidden_size // tensor, tiles),
+      intermediate_size=_rounded_up(config.intermediate_size, tiles))
     held = part(narrow, params_shape(narrow, Placement(dtype)))
   return DeviceShare(
     *held, tree.num_bytes(adapter) // tensor, int(copies * layer) * jnp.dtype(dtype).itemsize,
     config.num_layers, work)
+
+
+def _rounded_up(width: int, tiles: int) -> int:
+  """The next multiple of `tiles`."""
+  return -(-width // tiles) * tiles
 
 
 def _fresh_shapes(config: LlamaConfig, lora: LoraConfig) -> dict:

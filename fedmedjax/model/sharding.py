@@ -3,12 +3,16 @@
 Projections that read the residual stream are split by their outputs over 'tensor', those that
 write to it by their inputs, as in Shoeybi et al., "Megatron-LM: Training Multi-Billion Parameter
 Language Models Using Model Parallelism", arXiv:1909.08053: a block then needs two sums over
-'tensor'. Inputs are split over 'fsdp', too, as in stage 3 of Rajbhandari et al., "ZeRO: Memory
-Optimizations Toward Training Trillion Parameter Models", arXiv:1910.02054: a layer is gathered
-when it is computed, in the form in which it is stored. Rows of a kernel are gathered rather than
-columns, since for columns the compiler keeps a transposed copy of all layers; NF4 has too few
-blocks of rows for that. We deviate in that the base is frozen: nothing of it is ever reduced or
-written back. Over 'site' the base is copied.
+'tensor'. Between blocks the residual stream is split over 'tensor', too, so that those sums are
+scattered and gathered again when they are read: Korthikanti et al., "Reducing Activation
+Recomputation in Large Transformer Models", arXiv:2205.05198. We deviate in that its channels are
+split rather than its tokens, since devices divide channels whatever is packed, and an adapter's
+factors lie as the stream does. Inputs are split over 'fsdp', too, as in stage 3 of Rajbhandari et
+al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", arXiv:1910.02054: a
+layer is gathered when it is computed, in the form in which it is stored. Rows of a kernel are
+gathered rather than columns, since for columns the compiler keeps a transposed copy of all layers;
+NF4 has too few blocks of rows for that. We deviate in that the base is frozen: nothing of it is
+ever reduced or written back. Over 'site' the base is copied.
 """
 
 import dataclasses

@@ -19,14 +19,9 @@ GIB = 2**30
 ROWS = {
   name: row for name, row in table.read(Path(__file__).parents[2] / 'docs' / 'aot.jsonl').items()
   if row['program'] == 'round' and 'refused' not in row}
-# How a TPU's compiler unpacks NF4 is not modelled: a layer may be there several times.
-UNPACKED = [name for name in ROWS if 'nf4/v5' in name]
-# A small model alone, and in two chunks, on one v5e: 5.1 and 6.4 % apart.
-FARTHER = ['round/llama32_1b/v5e/1', 'round/llama32_1b/v5e/16']
-# What a TPU's compiler splits over 'tensor' depends on the program: of the 8B model also the
-# residual stream and the adapters, of Qwen3 alone less than elsewhere.
-SPLIT = [f'round/llama31_8b/v5e_8_tensor/{count}' for count in (3, 8, 16)]
-OTHERWISE = [*UNPACKED, *FARTHER, *SPLIT, 'round/qwen3_4b/v5e_8_tensor/1']
+# A small model alone on one v5e: 5.1 % too much. Qwen3, whose MLP has 1,216 channels a device,
+# no multiple of a TPU's 128: the compiler keeps copies of the MLP's and the queries' kernels.
+FARTHER, COPIED = 'round/llama32_1b/v5e/1', 'round/qwen3_4b/v5e_8_tensor/1'
 
 
 def apart(row) -> float:
@@ -36,12 +31,13 @@ def apart(row) -> float:
 
 def test_estimates_are_within_five_percent_of_the_compilers():
   far = {name: round(apart(row), 3) for name, row in ROWS.items()
-         if name not in OTHERWISE and not abs(apart(row)) <= 0.05}
-  assert len(set(ROWS) - set(OTHERWISE)) > 80 and not far
-  assert all(abs(apart(ROWS[name])) < 0.065 for name in FARTHER)
-  assert all(abs(apart(ROWS[name])) < 0.17 for name in UNPACKED)
-  # Too much, which costs a slower execution, not a refusal.
-  assert all(0 < apart(ROWS[name]) < 2 for name in SPLIT)
+         if name not in (FARTHER, COPIED) and not abs(apart(row)) <= 0.05}
+  assert len(ROWS) > 80 and not far
+  assert 0.05 < apart(ROWS[FARTHER]) < 0.055
+  row = ROWS[COPIED]
+  copies = 2 * 36 * 2560 * (3 * 1216 + 512) / GIB
+  assert row['estimated_gib'] + copies == pytest.approx(
+    row['peak_gib'] - row['arguments_gib'], rel=0.05)
 
 
 @pytest.mark.parametrize('name', [
