@@ -70,6 +70,7 @@ class DeviceShare(NamedTuple):
   layers: int = 0   # that make again one after the other what is not kept; 0 = not known
   # ((remat) -> loss, adapter, base) that it multiplies, where it holds less between products.
   work: tuple[Callable[[str], LossFn], Any, Any] | None = None
+  copied: int = 0   # bytes of base weights of all layers that the compiler keeps once more
 
 
 class Trainable(NamedTuple):

@@ -39,7 +39,7 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
     again = (kept('none') - kept(execution.remat)) // share.layers if share.layers else 0
     # Activations of one group at a time, beside the sum of the gradients so far.
     return (
-      tree.num_bytes((data.batches, study.validation)) + sending * share.sent
+      tree.num_bytes((data.batches, study.validation)) + share.copied + sending * share.sent
       + at_once * ((2 + grouped) * copies + moments + kept(execution.remat))
       + max(at_once * again, share.weights))
 

@@ -19,9 +19,10 @@ GIB = 2**30
 ROWS = {
   name: row for name, row in table.read(Path(__file__).parents[2] / 'docs' / 'aot.jsonl').items()
   if row['program'] == 'round' and 'refused' not in row}
-# A small model alone on one v5e: 5.1 % too much. Qwen3, whose MLP has 1,216 channels a device,
-# no multiple of a TPU's 128: the compiler keeps copies of the MLP's and the queries' kernels.
-FARTHER, COPIED = 'round/llama32_1b/v5e/1', 'round/qwen3_4b/v5e_8_tensor/1'
+# A small model alone on one v5e: 5.1 % too much. Qwen3's MLP has 1,216 channels on each of eight
+# devices, no multiple of a TPU's 128: of its kernels the compiler keeps five copies for several
+# sites, which are counted, and three for one: 36 % too much.
+FARTHER, FEWER = 'round/llama32_1b/v5e/1', 'round/qwen3_4b/v5e_8_tensor/1'
 
 
 def apart(row) -> float:
@@ -31,13 +32,11 @@ def apart(row) -> float:
 
 def test_estimates_are_within_five_percent_of_the_compilers():
   far = {name: round(apart(row), 3) for name, row in ROWS.items()
-         if name not in (FARTHER, COPIED) and not abs(apart(row)) <= 0.05}
-  assert len(ROWS) > 80 and not far
+         if name not in (FARTHER, FEWER) and not abs(apart(row)) <= 0.05}
+  assert len(ROWS) > 70 and not far
   assert 0.05 < apart(ROWS[FARTHER]) < 0.055
-  row = ROWS[COPIED]
-  copies = 2 * 36 * 2560 * (3 * 1216 + 512) / GIB
-  assert row['estimated_gib'] + copies == pytest.approx(
-    row['peak_gib'] - row['arguments_gib'], rel=0.05)
+  # Too much, which costs a slower execution at most, no refusal.
+  assert 0.3 < apart(ROWS[FEWER]) < 0.4
 
 
 @pytest.mark.parametrize('name', [
