@@ -1,9 +1,11 @@
 """A LLaMA with LoRA adapters as what a study trains: its notes, parts and predictions."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,19 +31,21 @@ from fedmedjax.experiment.types import Data, DeviceShare, Trainable
 from fedmedjax.model.attention import Attention
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.dtypes import DTYPES
-from fedmedjax.model.files.convert import BaseModel, Placement, parameter_count
+from fedmedjax.model.files.convert import BaseModel, Placement, parameter_count, params_shape
 from fedmedjax.model.files.load import load_model, model_path
 from fedmedjax.model.files.peft import load_peft, save_peft
 from fedmedjax.model.kernels import ATTENTIONS
-from fedmedjax.model.llama import Llama
+from fedmedjax.model.llama import Llama, LlamaConfig
 from fedmedjax.model.lora import LoraConfig, check_lora, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
 from fedmedjax.model.quant import NF4, Int8
 from fedmedjax.model.sharding import (
+  FSDP,
   TENSOR,
   base_shardings,
   fetch_on,
   head_parts,
+  stream_on,
   tensor_share,
 )
 from fedmedjax.runtime.progress import Reporter
@@ -51,6 +55,13 @@ from fedmedjax.types import InputError, SiteCorpus
 # Share of a layer's weights that are cut out of the stacked base at once; fitted to the rows of
 # docs/accelerators.md.
 _CUT_OUT = 0.7
+# How many times a TPU has a layer unpacked that is gathered as NF4; fitted likewise.
+_GATHERED = 2.2
+# A TPU's arrays are as wide as a multiple of it.
+_TILE = 128
+# Kernels of an MLP that it keeps in another layout, too, for several sites, where 'tensor' makes
+# them as wide as no multiple of that: gate's and up's twice, down's; seen in the same rows.
+_KEPT = 5
 
 
 def load_lora_data(
@@ -211,14 +222,14 @@ def lora_trainable(
 
   parameters = parameter_count(base.config)
   packed = partial(packed_attention, attend=ATTENTIONS[attention](base.config, dtype, mesh))
+  packed_llama = partial(llama, packed, fetch=fetch_on(mesh), stream=stream_on(mesh))
   given = _starting_adapter(Path(start), base, lora) if start else {}
-  forcer = forcing.forcer(
-    llama(packed, fetch=fetch_on(mesh)), base.tokenizer, sites, batch_size) if (
-      teacher_forced) else None
+  forcer = forcing.forcer(packed_llama(), base.tokenizer, sites, batch_size) if (
+    teacher_forced) else None
   adapter = given or init_adapter(jax.random.key(seed), base.config, lora)
   return Trainable(
     loss_fn=lambda remat: partial(
-      packed_loss, llama(packed, remat=remat, fetch=fetch_on(mesh)),
+      packed_loss, packed_llama(remat=remat),
       head_parts=head_parts(mesh, base.config.vocab_size)),
     adapter=adapter, base=base.params, whole_parameters=parameters,
     whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained=given,
@@ -236,25 +247,48 @@ def lora_trainable(
 def _device_share(
   base: BaseModel, lora: LoraConfig, adapter: dict, attention: Attention, dtype, mesh: Mesh | None
 ) -> DeviceShare:
-  """What a device of `mesh` computes; None = there is one device.
+  """What a device of `mesh` holds and computes.
 
-  What compilers were seen to do: the residual stream is whole on each device of 'tensor', and so
-  are the adapter's factors as wide as it; what sites send is split. A TPU's sometimes splits the
-  stream, too. On a TPU a product reads its part of the stacked base as it lies, unless it is
-  quantised; on a GPU that part is cut out.
+  On a mesh the residual stream and the adapter are split over 'tensor' wherever they stay
+  (`sharding.SplitOverTensor`), so what a device holds is a narrower model; products see the whole
+  width. On a TPU a product reads its part of the stacked base as it lies, unless it is quantised;
+  on a GPU that part is cut out.
   """
   tensor, on_tpu = mesh.shape[TENSOR] if mesh else 1, jax.default_backend() == 'tpu'
   config, params = tensor_share(base.config, base.params, tensor)
   layer = sum(math.prod(config.projection_shape(name)) for name in config.projections)
-  sent = tree.num_bytes(adapter) // tensor
-  if tensor > 1:
-    adapter = jax.eval_shape(lambda: init_adapter(jax.random.key(0), config, lora))
-  quantized = any(isinstance(one.get('kernel'), Int8 | NF4) for one in params['layers'].values())
-  weights = int(_CUT_OUT * layer) * jnp.dtype(dtype).itemsize
-  model = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype)
+  kinds = {type(one.get('kernel')) for one in params['layers'].values()}
+  as_is = on_tpu and not kinds & {Int8, NF4}
+  copies = 0.0 if as_is else (
+    _GATHERED if on_tpu and NF4 in kinds and mesh and mesh.shape[FSDP] > 1 else _CUT_OUT)
+
+  def part(config: LlamaConfig, params: Any) -> tuple[Callable, dict, Any]:
+    model = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype)
+    return lambda remat: partial(packed_loss, model(remat=remat)), (
+      adapter if tensor == 1 else _fresh_shapes(config, lora)), params
+
+  held = work = part(config, params)
+  if tensor > 1 and not config.hidden_size % tensor:
+    tiles = _TILE if on_tpu else 1
+    narrow = dataclasses.replace(
+      config, hidden_size=_rounded_up(config.hidden_size // tensor, tiles),
+      intermediate_size=_rounded_up(config.intermediate_size, tiles))
+    held = part(narrow, params_shape(narrow, Placement(dtype)))
   return DeviceShare(
-    lambda remat: partial(packed_loss, model(remat=remat)), adapter, params, sent,
-    0 if on_tpu and not quantized else weights, config.num_layers)
+    *held, tree.num_bytes(adapter) // tensor, int(copies * layer) * jnp.dtype(dtype).itemsize,
+    config.num_layers, work, jnp.dtype(dtype).itemsize * _KEPT * config.num_layers
+    * config.hidden_size * config.intermediate_size
+    * (as_is and tensor > 1 and config.intermediate_size % _TILE > 0))
+
+
+def _rounded_up(width: int, tiles: int) -> int:
+  """The next multiple of `tiles`."""
+  return -(-width // tiles) * tiles
+
+
+def _fresh_shapes(config: LlamaConfig, lora: LoraConfig) -> dict:
+  """The shapes of a fresh adapter, A f32[L, D_in, rank] and B f32[L, rank, D_out]."""
+  return jax.eval_shape(lambda: init_adapter(jax.random.key(0), config, lora))
 
 
 def _starting_adapter(folder: Path, base: BaseModel, lora: LoraConfig) -> dict:

@@ -60,7 +60,7 @@ class Options(NamedTuple):
 
 
 class DeviceShare(NamedTuple):
-  """What one device computes of a model, to estimate memory: shapes only."""
+  """What one device holds and computes of a model, to estimate memory and time: shapes only."""
 
   loss_fn: Callable[[str], LossFn]  # of a key of REMAT
   adapter: Any
@@ -68,6 +68,9 @@ class DeviceShare(NamedTuple):
   sent: int         # bytes of what a site sends
   weights: int = 0  # bytes of base weights that are cut out of the stacked layers at a time
   layers: int = 0   # that make again one after the other what is not kept; 0 = not known
+  # ((remat) -> loss, adapter, base) that it multiplies, where it holds less between products.
+  work: tuple[Callable[[str], LossFn], Any, Any] | None = None
+  copied: int = 0   # bytes of base weights of all layers that the compiler keeps once more
 
 
 class Trainable(NamedTuple):

@@ -43,6 +43,15 @@ def as_stored(path: str, weights: Any) -> Any:
   return weights
 
 
+# x [..., D] of the residual stream, or what is added to it -> the same, laid out over devices.
+Stream = Callable[[Array], Array]
+
+
+def as_computed(x: Array) -> Array:
+  """The `Stream` of one device: returns x [..., D] as it is."""
+  return x
+
+
 class Linear(nn.Module):
   """x W + bias + scale (x A) B, the last term when the adapter holds this projection.
 
@@ -132,6 +141,7 @@ class Layer(nn.Module):
   lora_scale: float
   attention: Attention
   fetch: Fetch = as_stored
+  stream: Stream = as_computed
   again: bool = False
 
   @nn.compact
@@ -157,7 +167,7 @@ class Layer(nn.Module):
     def heads(values: Array) -> Array:
       return values.reshape(values.shape[0], -1, config.head_dim)
 
-    h = norm('input_norm', x)
+    h = self.stream(norm('input_norm', x))
     queries = config.num_heads * config.head_dim
     part = parts_of('qkv_proj', (queries, queries + config.num_kv_heads * config.head_dim), h)
     q, k = heads(part(0, 'q_proj')), heads(part(1, 'k_proj'))
@@ -168,17 +178,17 @@ class Layer(nn.Module):
     out, kept = self.attention(
       rotate(q, cos, sin), rotate(k, cos, sin), heads(part(2, 'v_proj')), cache, context,
       None if window is None else Window(positions, window), config.score_cap)
-    out = linear('o_proj', out.reshape(x.shape[0], -1))
-    x = x + (norm('after_attention_norm', out) if config.norms_after else out)
-    h = norm('before_mlp_norm' if config.norms_after else 'post_norm', x)
+    out = self.stream(linear('o_proj', out.reshape(x.shape[0], -1)))
+    x = self.stream(x + (norm('after_attention_norm', out) if config.norms_after else out))
+    h = self.stream(norm('before_mlp_norm' if config.norms_after else 'post_norm', x))
     part = parts_of('gate_up_proj', (config.intermediate_size,), h, WIDE)
 
     def gated(gate: Array, up: Array) -> Array:
       return ACTIVATIONS[config.activation](gate) * up
 
-    out = linear('down_proj', (_made_again(gated) if self.again else gated)(
-      part(0, 'gate_proj'), part(1, 'up_proj')))
-    return x + (norm('after_mlp_norm', out) if config.norms_after else out), kept
+    out = self.stream(linear('down_proj', (_made_again(gated) if self.again else gated)(
+      part(0, 'gate_proj'), part(1, 'up_proj'))))
+    return self.stream(x + (norm('after_mlp_norm', out) if config.norms_after else out)), kept
 
 
 # Which results of a layer are kept for the backward pass, from most to least: value of
@@ -199,7 +209,7 @@ class Llama(nn.Module):
   `cache` (leaves [L, ...] or None) and `context` go to `attention` as they are; what it keeps
   per layer comes back stacked, [L, ...]. The head is applied by the caller, to the places it
   needs, with `head_weight` and the cap `config.logit_cap`. `fetch` brings weights that are split
-  over devices together; `reach` is that of `rotary.rope`.
+  over devices together; `stream` splits the residual stream; `reach` is that of `rotary.rope`.
   """
 
   config: LlamaConfig
@@ -208,6 +218,7 @@ class Llama(nn.Module):
   remat: str = 'none'
   dtype: Any = jnp.float32
   fetch: Fetch = as_stored
+  stream: Stream = as_computed
 
   @nn.compact
   def __call__(self, tokens: Array, positions: Array, cache: Any = None, context: Any = None,
@@ -230,8 +241,8 @@ class Llama(nn.Module):
       split_rngs={'params': True},
       in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
       length=config.num_layers,
-    )(config, self.lora_scale, self.attention, self.fetch, REMAT[self.remat] is None,
-      name='layers')
+    )(config, self.lora_scale, self.attention, self.fetch, self.stream,
+      REMAT[self.remat] is None, name='layers')
     cos, sin = rope(positions, config, self.dtype, reach)
     windows = rotations = None
     if any(config.windows):
@@ -242,7 +253,7 @@ class Llama(nn.Module):
     x = embedding[tokens] if self.fetch is as_stored else self.fetch.rows(embedding, tokens)
     if config.scaled_embedding:
       x = x * jnp.asarray(config.hidden_size**0.5, self.dtype)
-    x, kept = layers(x, cache, windows, rotations, cos, sin, positions, context)
+    x, kept = layers(self.stream(x), cache, windows, rotations, cos, sin, positions, context)
     return RMSNorm(config.rms_norm_eps, config.norm_plus_one, name='norm')(x), kept
 
 

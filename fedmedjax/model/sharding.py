@@ -3,12 +3,16 @@
 Projections that read the residual stream are split by their outputs over 'tensor', those that
 write to it by their inputs, as in Shoeybi et al., "Megatron-LM: Training Multi-Billion Parameter
 Language Models Using Model Parallelism", arXiv:1909.08053: a block then needs two sums over
-'tensor'. Inputs are split over 'fsdp', too, as in stage 3 of Rajbhandari et al., "ZeRO: Memory
-Optimizations Toward Training Trillion Parameter Models", arXiv:1910.02054: a layer is gathered
-when it is computed, in the form in which it is stored. Rows of a kernel are gathered rather than
-columns, since for columns the compiler keeps a transposed copy of all layers; NF4 has too few
-blocks of rows for that. We deviate in that the base is frozen: nothing of it is ever reduced or
-written back. Over 'site' the base is copied.
+'tensor'. Between blocks the residual stream is split over 'tensor', too, so that those sums are
+scattered and gathered again when they are read: Korthikanti et al., "Reducing Activation
+Recomputation in Large Transformer Models", arXiv:2205.05198. We deviate in that its channels are
+split rather than its tokens, since devices divide channels whatever is packed, and an adapter's
+factors lie as the stream does. Inputs are split over 'fsdp', too, as in stage 3 of Rajbhandari et
+al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", arXiv:1910.02054: a
+layer is gathered when it is computed, in the form in which it is stored. Rows of a kernel are
+gathered rather than columns, since for columns the compiler keeps a transposed copy of all layers;
+NF4 has too few blocks of rows for that. We deviate in that the base is frozen: nothing of it is
+ever reduced or written back. Over 'site' the base is copied.
 """
 
 import dataclasses
@@ -22,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedmedjax import tree
-from fedmedjax.model.llama import Fetch, LlamaConfig, as_stored
+from fedmedjax.model.llama import Fetch, LlamaConfig, Stream, as_computed, as_stored
 from fedmedjax.types import InputError
 
 SITE, FSDP, TENSOR = AXES = ('site', 'fsdp', 'tensor')
@@ -185,6 +189,24 @@ def tensor_share(config: LlamaConfig, shapes: Any, parts: int) -> tuple[LlamaCon
 def fetch_on(mesh: Mesh | None) -> Fetch:
   """The `Fetch` of a base that lies on a mesh, or, where `mesh` is None, on one device."""
   return as_stored if mesh is None or mesh.shape[FSDP] == 1 else GatherOverFsdp(mesh)
+
+
+class SplitOverTensor(NamedTuple):
+  """A `Llama.stream`: each device of 'tensor' has as many of the D channels, of all tokens."""
+
+  mesh: Mesh
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x [..., D], of which D is split and nothing is said of the other axes."""
+    if x.shape[-1] % self.mesh.shape[TENSOR]:
+      return x
+    free = (P.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(*free, TENSOR)))
+
+
+def stream_on(mesh: Mesh | None) -> Stream:
+  """The `Stream` of a base that lies on a mesh, or, where `mesh` is None, on one device."""
+  return as_computed if mesh is None or mesh.shape[TENSOR] == 1 else SplitOverTensor(mesh)
 
 
 def head_parts(mesh: Mesh | None, words: int) -> int:

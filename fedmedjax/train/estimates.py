@@ -17,7 +17,8 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
 
   Nothing is compiled. For each site that is computed at once these are its adapter, gradient and
   moments, and what the traced loss keeps for its gradient; for each site of the round, what it
-  sends. To them comes what lives while the gradient of one layer is made: what that layer makes
+  sends, and for those of a chunk once more before it is laid beside that of the others. To them
+  comes what lives while the gradient of one layer is made: what that layer makes
   again, or the weights that are cut out of the stacked base, whichever is more. How near that is to
   what compilers need: docs/accelerators.md.
 
@@ -32,11 +33,13 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
   moments = tree.num_bytes(jax.eval_shape(study.optimizer.transform.init, share.adapter))
 
   def needed(execution: Execution) -> int:
-    at_once = -(-sites_at_once(execution, sites) // study.groups)  # on a device
+    # On a device.
+    at_once, own = (-(-n // study.groups) for n in (sites_at_once(execution, sites), sites))
+    sending = own + (at_once if at_once < own else 0)
     again = (kept('none') - kept(execution.remat)) // share.layers if share.layers else 0
     # Activations of one group at a time, beside the sum of the gradients so far.
     return (
-      tree.num_bytes((data.batches, study.validation)) + -(-sites // study.groups) * share.sent
+      tree.num_bytes((data.batches, study.validation)) + share.copied + sending * share.sent
       + at_once * ((2 + grouped) * copies + moments + kept(execution.remat))
       + max(at_once * again, share.weights))
 
@@ -44,7 +47,7 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
 
 
 def device_share(study: Study, inputs: tuple) -> DeviceShare:
-  """What one device computes: all of it where the model does not say."""
+  """What one device holds and computes: all of it where the model does not say."""
   own = study.trainable
   return own.share or DeviceShare(
     own.loss_fn, own.adapter, inputs[1], tree.num_bytes(own.adapter))
@@ -52,13 +55,15 @@ def device_share(study: Study, inputs: tuple) -> DeviceShare:
 
 def activations(study: Study, inputs: tuple) -> Callable[[str], int]:
   """(remat) -> bytes that the gradient of one group of a site's step keeps on a device."""
-  loss_fn, *given = computed(study, inputs)
-  return cache(lambda remat: kept_for_gradient(loss_fn(remat), *given))
+  share, batch = device_share(study, inputs), group_shapes(study, inputs)
+  return cache(lambda remat: kept_for_gradient(
+    share.loss_fn(remat), share.adapter, share.base, batch))
 
 
 def computed(study: Study, inputs: tuple) -> tuple[Callable, Any, Any, Any]:
   """What a device computes of a step: (remat) -> its loss, and the arguments of that loss."""
-  return *device_share(study, inputs)[:3], group_shapes(study, inputs)
+  share = device_share(study, inputs)
+  return *(share.work or (share.loss_fn, share.adapter, share.base)), group_shapes(study, inputs)
 
 
 def group_shapes(study: Study, inputs: tuple) -> Any:

@@ -29,9 +29,9 @@ def test_what_a_gradient_keeps_by_hand():
 def test_what_a_round_needs_by_hand(weights, again):
   """Four sites, two at once, an adapter of 20 bytes, plain steps, and the loss above.
 
-  Each of the four sends 20 bytes. Each of two has its adapter, its gradient and 20 bytes that are
-  kept, or none of these and, of one of two layers, 10 that are made again. Beside what is made
-  again the weights that are cut out count if they are more.
+  Each of the four sends 20 bytes, the two at hand once more. Each of two has its adapter, its
+  gradient and 20 bytes that are kept, or none of these and, of one of two layers, 10 that are made
+  again. Beside what is made again the weights that are cut out count if they are more.
   """
   one = DeviceShare(
     lambda remat: loss if remat == 'none' else jax.checkpoint(loss), FIVE, FIVE, 20, weights,
@@ -43,6 +43,8 @@ def test_what_a_round_needs_by_hand(weights, again):
     optimizer=SimpleNamespace(transform=optax.identity()))
   batches = np.ones((4, 3, 5), np.float32)
   needed = estimate(study, (None, FIVE, SimpleNamespace(batches=batches)))
-  fixed = tree.num_bytes(batches) + 4 * 20
+  fixed = tree.num_bytes(batches) + (4 + 2) * 20
   assert needed(Execution(2, 'none')) == fixed + 2 * (2 * 20 + 20) + weights
   assert needed(Execution(2, 'full')) == fixed + 2 * (2 * 20) + again
+  # All at once: there is nothing that they are laid beside.
+  assert needed(Execution(0, 'none')) == tree.num_bytes(batches) + 4 * (3 * 20 + 20) + weights

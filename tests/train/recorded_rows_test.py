@@ -19,14 +19,12 @@ GIB = 2**30
 ROWS = {
   name: row for name, row in table.read(Path(__file__).parents[2] / 'docs' / 'aot.jsonl').items()
   if row['program'] == 'round' and 'refused' not in row}
-# How a TPU's compiler unpacks NF4 is not modelled: a layer may be there several times.
-UNPACKED = [name for name in ROWS if 'nf4/v5' in name]
-# A small model alone, and in two chunks, on one v5e: 5.1 and 6.4 % apart.
-FARTHER = ['round/llama32_1b/v5e/1', 'round/llama32_1b/v5e/16']
-# What a TPU's compiler splits over 'tensor' depends on the program: of the 8B model also the
-# residual stream and the adapters, of Qwen3 alone less than elsewhere.
-SPLIT = [f'round/llama31_8b/v5e_8_tensor/{count}' for count in (3, 8, 16)]
-OTHERWISE = [*UNPACKED, *FARTHER, *SPLIT, 'round/qwen3_4b/v5e_8_tensor/1']
+# A small model alone on one v5e: 5.1 % too much. Qwen3's MLP has 1,216 channels on each of eight
+# devices, no multiple of a TPU's 128: of its kernels the compiler keeps five copies for several
+# sites, which are counted, and three for one: 36 % too much.
+FARTHER, FEWER = 'round/llama32_1b/v5e/1', 'round/qwen3_4b/v5e_8_tensor/1'
+# So little that what does not grow with sites counts: 9.5 % too little, 0.03 GiB.
+SMALL = 'round/qwen3_4b/h100x8_tensor/1'
 
 
 def apart(row) -> float:
@@ -36,12 +34,12 @@ def apart(row) -> float:
 
 def test_estimates_are_within_five_percent_of_the_compilers():
   far = {name: round(apart(row), 3) for name, row in ROWS.items()
-         if name not in OTHERWISE and not abs(apart(row)) <= 0.05}
-  assert len(set(ROWS) - set(OTHERWISE)) > 80 and not far
-  assert all(abs(apart(ROWS[name])) < 0.065 for name in FARTHER)
-  assert all(abs(apart(ROWS[name])) < 0.17 for name in UNPACKED)
-  # Too much, which costs a slower execution, not a refusal.
-  assert all(0 < apart(ROWS[name]) < 2 for name in SPLIT)
+         if name not in (FARTHER, FEWER, SMALL) and not abs(apart(row)) <= 0.05}
+  assert len(ROWS) > 70 and not far
+  assert 0.05 < apart(ROWS[FARTHER]) < 0.055
+  assert -0.1 < apart(ROWS[SMALL]) < -0.05
+  # Too much, which costs a slower execution at most, no refusal.
+  assert 0.3 < apart(ROWS[FEWER]) < 0.4
 
 
 @pytest.mark.parametrize('name', [
