@@ -3,7 +3,8 @@
     python scripts/bench_train.py --task=ner|re [--batch=16 --steps=2 --repeats=5] [--out=FILE]
       [--site=maccrobat2020] [--model=PATH|llama31_8b] [--dtype=bfloat16 --remat=full]
       [--peers=peft_batch4,...] [--variants=one_shape,...] [--sites=1,3,8] [--dry_run]
-      [--attention=plain|cudnn] [--matmul=auto|float32|bfloat16]
+      [--attention=plain|flash|cudnn] [--matmul=auto|float32|bfloat16]
+      [--quantization=none|int8|nf4] [--chunk=1]
 
 All train the same adapter on the same examples, in random order as a loader gives them: `steps`
 optimiser steps of `batch` examples (AdamW, 2e-4, clipped at 1), packing or padding included. The

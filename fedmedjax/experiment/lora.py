@@ -38,7 +38,7 @@ from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import Llama, LlamaConfig
 from fedmedjax.model.lora import LoraConfig, check_lora, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
-from fedmedjax.model.quant import NF4, Int8
+from fedmedjax.model.quant import NF4, Int8, Rounded
 from fedmedjax.model.sharding import (
   FSDP,
   TENSOR,
@@ -257,7 +257,11 @@ def _device_share(
   tensor, on_tpu = mesh.shape[TENSOR] if mesh else 1, jax.default_backend() == 'tpu'
   config, params = tensor_share(base.config, base.params, tensor)
   layer = sum(math.prod(config.projection_shape(name)) for name in config.projections)
-  kinds = {type(one.get('kernel')) for one in params['layers'].values()}
+  kernels = [one.get('kernel') for one in params['layers'].values()]
+  # A kernel that is cut out has the width of its products.
+  width = jnp.dtype(
+    jnp.bfloat16 if any(isinstance(one, Rounded) for one in kernels) else dtype).itemsize
+  kinds = {type(one.kernel if isinstance(one, Rounded) else one) for one in kernels}
   as_is = on_tpu and not kinds & {Int8, NF4}
   copies = 0.0 if as_is else (
     _GATHERED if on_tpu and NF4 in kinds and mesh and mesh.shape[FSDP] > 1 else _CUT_OUT)
@@ -275,8 +279,8 @@ def _device_share(
       intermediate_size=_rounded_up(config.intermediate_size, tiles))
     held = part(narrow, params_shape(narrow, Placement(dtype)))
   return DeviceShare(
-    *held, tree.num_bytes(adapter) // tensor, int(copies * layer) * jnp.dtype(dtype).itemsize,
-    config.num_layers, work, jnp.dtype(dtype).itemsize * _KEPT * config.num_layers
+    *held, tree.num_bytes(adapter) // tensor, int(copies * layer) * width,
+    config.num_layers, work, width * _KEPT * config.num_layers
     * config.hidden_size * config.intermediate_size
     * (as_is and tensor > 1 and config.intermediate_size % _TILE > 0))
 

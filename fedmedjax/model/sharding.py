@@ -138,7 +138,6 @@ class GatherOverFsdp(NamedTuple):
 
     return jax.tree_util.tree_map_with_path(fetched, weights)
 
-
   def rows(self, table: jax.Array, places: jax.Array) -> jax.Array:
     """table[places], from [V, D] and i32[T] -> [T, D], by blocks of words: it is never whole."""
     parts = head_parts(self.mesh, len(table))
