@@ -35,8 +35,10 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
     at_once = -(-sites_at_once(execution, sites) // study.groups)  # on a device
     again = (kept('none') - kept(execution.remat)) // share.layers if share.layers else 0
     # Activations of one group at a time, beside the sum of the gradients so far.
+    # Of several processes, each device has its own sites' examples only.
+    packed = tree.num_bytes(data.batches) // (study.groups if study.spread else 1)
     return (
-      tree.num_bytes((data.batches, study.validation)) + -(-sites // study.groups) * share.sent
+      packed + tree.num_bytes(study.validation) + -(-sites // study.groups) * share.sent
       + at_once * ((2 + grouped) * copies + moments + kept(execution.remat))
       + max(at_once * again, share.weights))
 
