@@ -156,7 +156,8 @@ def start_all(place: Place) -> list[int]:
     port = free.getsockname()[1]
   return [start(place, flags=[
     f'--coordinator=localhost:{port}', f'--num_processes={place.processes}',
-    f'--process_id={rank}', f'--deadline={DEADLINE}', '--config.mesh.site=-1'])
+    f'--process_id={rank}', f'--deadline={DEADLINE}', '--config.mesh.site=-1',
+    '--config.fed.chunk=-1'])
     for rank in range(place.processes)]
 
 

@@ -34,7 +34,8 @@ SITES = 'data.sites=("synthetic_icu","synthetic_dictation","synthetic_clinic","w
 SETTINGS = (
   *(entry for entry in chaos.SETTINGS if not entry.startswith(('fed.rounds', 'data.sites'))),
   SITES, 'fed.local_steps=2', 'fed.cohort_size=3', 'data.external=("synthetic_external",)',
-  'data.synthetic_notes=4', 'eval.max_external=1', 'mesh.site=-1')
+  'data.synthetic_notes=4', 'eval.max_external=1', 'mesh.site=-1',
+  'fed.chunk=-1')
 
 
 def command(

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax import tree
@@ -27,6 +26,7 @@ from fedmedjax.experiment.text_scores import known_to_all, text_metrics
 from fedmedjax.experiment.types import Data, Options, Study, Trainable, TrainableKind
 from fedmedjax.fed.gradient import over_groups
 from fedmedjax.fed.round import federated_algorithm
+from fedmedjax.fed.sites import Spread
 from fedmedjax.fed.slots import slots_needed
 from fedmedjax.fed.types import FederatedAlgorithm, LossFn, Validation
 from fedmedjax.model.files.convert import BaseModel
@@ -114,15 +114,8 @@ def prepare(
     micro_batch=fed.micro_batch, seed=config.seed, pooled=fed.pooled,
     cohorts=communication.cohorts(sampler, fed.rounds))
   layout = meshes.round_layout(config)
-  arrays = schedules.validation_arrays(schedule, here)
-  validation = arrays and Validation(meshes.summed(layout.spread, arrays[0]), *arrays[1:])
-  if validation is None and methods.needs_validation(values):
-    raise InputError(
-      f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
-      f'for validation, and preset {fed.preset!r} weighs sites by their validation loss')
-  if layout.spread:
-    # What lies on one device is no argument of a program on those of all processes.
-    trainable = trainable._replace(adapter=jax.tree.map(np.asarray, trainable.adapter))
+  validation = _validation(config, schedule, layout.spread, here)
+  trainable = trainable._replace(adapter=meshes.anywhere(layout.spread, trainable.adapter))
   sharing = methods.sharing(values, own, tree.paths(trainable.adapter))
   if own:
     check_method(values, own, tree.paths(trainable.adapter))
@@ -132,7 +125,6 @@ def prepare(
   judges = set(validation.group_site.tolist()) if validation and 'peers' in parts.needs else ()
   plan = communication.plan_communication(
     config, sampler, parts, trainable.adapter, sharing, judges)
-  ranks = methods.ranks(values)
   step_loss = partial(_step_loss, trainable, schedule.layout.groups)
   optimizer = methods.local_optimizer(values)
   site_map = partial(layout.site_map, schedule.steps_taken)
@@ -141,7 +133,7 @@ def prepare(
     alone = sites_at_once(execution, plan.sampler.size) == 1
     return federated_algorithm(
       step_loss(execution.remat), len(schedule.weights), optimizer=optimizer,
-      rule=parts.rule, sharing=sharing, ranks=ranks,
+      rule=parts.rule, sharing=sharing, ranks=methods.ranks(values),
       compression=communication.sender(fed), aggregator=parts.aggregator,
       server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
       explosion=fed.explosion, place=layout.place, told=layout.told,
@@ -157,8 +149,21 @@ def prepare(
     layout.groups, step_loss,
     partial(_with_micro_batch, config, data, on_step, own, judged_by), own, watched, judged_by,
     layout.spread, 0 if layout.spread is None else slots_needed(
-      [plan.sampler.draw(number).sites for number in range(fed.rounds)], len(schedule.weights),
-      layout.groups))
+      [plan.sampler.draw(number).sites for number in range(fed.rounds)],
+      len(schedule.weights), layout.groups))
+
+
+def _validation(
+  config: ConfigDict, schedule: schedules.Schedule, spread: Spread | None,
+  here: Callable[[SiteData], bool],
+) -> Validation | None:
+  """V, whose steps each process has packed of its own sites; InputError where it is needed."""
+  arrays = schedules.validation_arrays(schedule, here)
+  if arrays is None and methods.needs_validation(leaves(config.to_dict())):
+    raise InputError(
+      f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
+      f'for validation, and preset {config.fed.preset!r} weighs sites by their validation loss')
+  return arrays and Validation(meshes.summed(spread, arrays[0]), *arrays[1:])
 
 
 def _watched(config: ConfigDict, data: Data) -> tuple[SiteData, ...]:

@@ -177,6 +177,11 @@ def replicate(mesh: Mesh | None, values: Any) -> Any:
     x.shape, whole, lambda part: x[part]), jax.tree.map(np.asarray, values))
 
 
+def anywhere(spread: Spread | None, arrays: Any) -> Any:
+  """Arrays as arguments of a round; what lies on one device is none of one in several processes."""
+  return arrays if spread is None else jax.tree.map(np.asarray, arrays)
+
+
 def summed(spread: Spread | None, arrays: Any) -> Any:
   """The sums over processes of numpy arrays, known to all; as they are in a single process."""
   if spread is None:

@@ -95,19 +95,15 @@ def federated_algorithm(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
   one_site = _site_program(loss_fn, gradient, training, rule, sharing, ranks, compression)
   server_step = _server_program(rule, sharing, server_optimizer)
-  aggregated = aggregation_program(
-    loss_fn, aggregator, sharing, ranks, map_sites, num_sites)
+  aggregated = aggregation_program(loss_fn, aggregator, sharing, ranks, map_sites, num_sites)
   init = _init_program(
     rule, sharing, compression, completed(aggregator), server_optimizer, num_sites)
 
   @partial(jax.jit, donate_argnames='state')
   def round_fn(state, base, data, cohort, val, key):
     before = jax.tree.map(lambda x: x[cohort], state.sites)
-    laid, mask = partial(into_slots, data.slots), data.step_mask
-    steps = laid(mask) if data.slots is None else laid(mask) & data.slots.filled[:, None]
-    sent, after, ctrl_delta, losses, local_norm = out_of_slots(data.slots, map_sites.staged(
-      one_site(state, base, key), _last_steps(steps))(
-        laid(cohort), laid(before), data.batches, steps))
+    sent, after, ctrl_delta, losses, local_norm = _trained(
+      map_sites, one_site(state, base, key), data, cohort, before)
     bound = explosion if sends(sharing, state.adapter) else 0.0
     sound = sound_sites(
       local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
@@ -126,6 +122,15 @@ def federated_algorithm(
       losses, sound=sound, local_norm=local_norm, **metrics))
 
   return FederatedAlgorithm(jax.jit(lambda adapter: place(init(adapter))), round_fn)
+
+
+def _trained(map_sites: SiteMap, program: SiteProgram, data, cohort, before):
+  """What the cohort's sites [C] end with, wherever they are computed."""
+  laid, steps = partial(into_slots, data.slots), data.step_mask
+  if data.slots is not None:
+    steps = laid(steps) & data.slots.filled[:, None]
+  return out_of_slots(data.slots, map_sites.staged(program, _last_steps(steps))(
+    laid(cohort), laid(before), data.batches, steps))
 
 
 def _last_steps(step_mask):

@@ -123,6 +123,12 @@ def several(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
   return _tpu_workers(environ) > 1
 
 
+def alone_there(environ: Mapping[str, str] = os.environ) -> bool:
+  """Whether the launcher has started one process on each machine, which takes all its devices."""
+  tasks, nodes = environ.get('SLURM_NTASKS'), environ.get('SLURM_STEP_NUM_NODES')
+  return (tasks is not None and tasks == nodes) or environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'
+
+
 def _tpu_workers(environ: Mapping[str, str]) -> int:
   """The number of a Cloud TPU's machines; 1 where there is none."""
   if importlib.util.find_spec('libtpu') is None or environ.get('JAX_PLATFORMS') == 'cpu':
@@ -171,7 +177,8 @@ def joined(launch: Launch) -> 'Processes':
   try:
     jax.distributed.initialize(
       launch.coordinator, launch.num_processes, launch.process_id,
-      list(launch.local_device_ids) if launch.local_device_ids else None,
+      # JAX gives a process that Slurm or Open MPI has started one GPU; [] means all.
+      list(launch.local_device_ids or ()) if launch.local_device_ids or alone_there() else None,
       # Flags say all: what else may be found is another launcher's.
       cluster_detection_method='deactivate' if launch.coordinator else None,
       initialization_timeout=int(launch.deadline),
