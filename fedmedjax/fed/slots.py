@@ -75,6 +75,25 @@ def make_slots(
   return Slots(place, filled, slot)
 
 
+def slots_computed(slots: Slots, steps: np.ndarray, groups: int, chunk: int) -> int:
+  """The number of steps that `slot_map` computes for steps i[C], padded ones included.
+
+  Args:
+    slots: of the round.
+    steps: i[C], that each site takes.
+    groups: of devices.
+    chunk: of `slot_map`.
+  """
+  taken = np.where(slots.filled, np.asarray(steps)[slots.place], 0).reshape(groups, -1)
+  width = taken.shape[1]
+  size = min(-(-chunk // groups) or width, width)
+  ends = [*range(width % size, width, size), width]
+  starts = [0, *ends[:-1]] if ends[0] else ends[:-1]
+  return sum(
+    groups * (end - start) * int(taken[:, start:end].max())
+    for start, end in zip(starts, ends if ends[0] else ends[1:], strict=True))
+
+
 def into_slots(slots: Slots | None, tree):
   """[C, ...] -> [Z, ...]; as it is without slots."""
   return tree if slots is None else jax.tree.map(lambda x: x[slots.place], tree)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _COUNTS = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
 _NODES = ('SLURM_STEP_NUM_NODES', 'SLURM_JOB_NUM_NODES', 'OMPI_MCA_orte_num_nodes')
 # Seconds that a live process may take until it comes to where the others wait for it.
-_DEADLINE = 600.0
+_DEADLINE = 1800.0
 # JAX's own patience with silent processes; ours is shorter and says who is missing.
 _HEARTBEATS = 5
 
@@ -51,7 +51,7 @@ def define(values: flags.FlagValues) -> None:
     'local_device_ids', None, 'Devices of this machine that the process takes, such as 0,1; '
     'by default all, or what the launcher says.', flag_values=values)
   flags.DEFINE_float(
-    'deadline', None, 'Seconds that processes wait for another one (default: 600).',
+    'deadline', None, 'Seconds that processes wait for another one (default: 1800).',
     flag_values=values)
 
 

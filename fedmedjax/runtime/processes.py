@@ -30,7 +30,7 @@ class Processes:
   """Process `index` of `count`; of a single one every exchange is a no-operation."""
 
   def __init__(
-    self, index: int = 0, count: int = 1, client: Any = None, deadline: float = 600.0
+    self, index: int = 0, count: int = 1, client: Any = None, deadline: float = 1800.0
   ):
     """
     Args:
@@ -158,6 +158,9 @@ class Processes:
     except BaseException as error:
       if _of_jax(error):
         time.sleep(self.silence + 3 * _BEAT)
+      if isinstance(error, KeyboardInterrupt):
+        # A signal that all have received, or agreed to heed, stops each of them by itself.
+        time.sleep(3 * _BEAT)
       self._over.set()
       self._say(_FAILED + (str(error).splitlines() or [type(error).__name__])[0])
       if self.first:

@@ -276,7 +276,7 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
   adapter = jax.eval_shape(lambda state: site_adapter(state, study.sharing, 0), inputs[0])
   asked = [site for site in (*study.data.tested, *study.data.external, *study.watched)
            if study.data.reading.here(site)]
-  if not any(part.test_tokens for site in asked for part in site.tasks):
+  if study.spread and not any(part.test_tokens for site in asked for part in site.tasks):
     return 0  # other processes answer
   program = study.trainable.largest_answer(adapter, asked)
   needed = device.held() + program.brought

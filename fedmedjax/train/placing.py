@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.participation import Participation
-from fedmedjax.fed.slots import make_slots
+from fedmedjax.fed.slots import Slots, make_slots, slots_computed
 from fedmedjax.fed.types import FedState, LocalData
 from fedmedjax.runtime import signals
 from fedmedjax.runtime.processes import Processes
@@ -27,8 +27,7 @@ def round_data(study: Study, number: int, participation: Participation) -> Local
     batches, mask = schedules.round_arrays(study.schedule, number, sites, steps)
     return LocalData(batches, mask, weights)
   mesh, axes, groups = *study.spread, study.spread.parts
-  slots = make_slots(
-    sites, steps, len(study.schedule.weights), groups, study.slot_width)
+  slots = _slots(study, participation)
   here = [group for group, devices in enumerate(mesh.devices.reshape(groups, -1))
           if devices[0].process_index == study.processes.index]
   mine = np.arange(groups * study.slot_width).reshape(groups, -1)[here].reshape(-1)
@@ -40,6 +39,20 @@ def round_data(study: Study, number: int, participation: Participation) -> Local
   longest = study.schedule.most_steps
   return LocalData(
     batches, np.arange(longest)[None] < np.asarray(steps)[:, None], weights, slots)
+
+
+def steps_computed(study: Study, chunk: int, participation: Participation) -> int:
+  """Steps that a round computes with so many sites at once, padded ones included."""
+  if study.spread is None:
+    return study.site_map(chunk).laid_out(participation.steps)
+  return slots_computed(
+    _slots(study, participation), participation.steps, study.spread.parts, chunk)
+
+
+def _slots(study: Study, participation: Participation) -> Slots:
+  return make_slots(
+    participation.cohort.sites, participation.steps, len(study.schedule.weights),
+    study.spread.parts, study.slot_width)
 
 
 def on_host(study: Study, arrays):

@@ -9,7 +9,7 @@ from quadratics import ADAPTER, data, federation
 from fedmedjax.experiment import meshes
 from fedmedjax.fed import rules
 from fedmedjax.fed.sites import spread_state, spread_vmap
-from fedmedjax.fed.slots import make_slots, owner_group, slot_map, slots_needed
+from fedmedjax.fed.slots import make_slots, owner_group, slot_map, slots_computed, slots_needed
 
 
 def test_who_computes_whom():
@@ -21,6 +21,9 @@ def test_who_computes_whom():
   assert slots.place[:2].tolist() == [1, 0] and slots.place[6] == 2
   assert slots.filled.tolist() == [True, True, False, False, False, False, True, False]
   assert slots.slot.tolist() == [1, 0, 6]
+  # Slot by slot: the first of each group until step 3, then the second until step 1.
+  assert slots_computed(slots, np.array([1, 3, 2]), 4, 4) == 4 * 3 + 4 * 1
+  assert slots_computed(slots, np.array([1, 3, 2]), 4, 0) == 8 * 3
 
 
 @pytest.mark.parametrize('chunk', [0, 4])
@@ -33,7 +36,7 @@ def test_a_round_in_slots_is_the_round(chunk):
     adapter = jax.tree.map(lambda x: np.zeros(x.shape, np.float64), ADAPTER)
     given = jax.tree.map(
       lambda x: np.asarray(x, np.float64) if x.dtype == np.float32 else np.asarray(x),
-      data(steps, targets, sizes=np.arange(1.0, 6.0)))
+      data(steps, targets, (1.0, 0.5, 1.5, 1.0, 0.25), np.arange(1.0, 6.0)))
     slots = make_slots(np.arange(5), np.array(steps), 5, 4, 2)
     laid = given._replace(slots=slots, batches=jax.tree.map(
       # What an empty slot holds must not matter.

@@ -115,7 +115,7 @@ def test_flags_that_cannot_be_meant(words, message, monkeypatch):
 def test_who_is_one_of_several():
   """A launcher of one process, a shell inside a Slurm job, and a pod alone are single processes."""
   single = started()
-  assert single.deadline == 600
+  assert single.deadline == 1800
   slurm = {'SLURM_NTASKS': '4', 'SLURM_STEP_NODELIST': 'node[1-4]'}
   cluster = {'KUBERNETES_SERVICE_HOST': '10.0.0.1'}
   for environ, expected in (
