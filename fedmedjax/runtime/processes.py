@@ -23,7 +23,7 @@ SILENCE, _BEAT = 30.0, 1.0
 # Characters of one entry in the key-value store.
 _PIECE = 2**20
 _ROOT, _ALIVE = 'fedmedjax/values', 'fedmedjax/alive'
-_DONE, _FAILED = 'done', 'failed: '
+_FAILED = 'failed: '
 
 
 class Processes:
@@ -43,7 +43,7 @@ class Processes:
     self.silence = min(deadline, SILENCE)
     self._client, self._number = client, 0
     self._names = [f'process {number}' for number in range(count)]
-    self._beat, self._over = '', threading.Event()
+    self._beats, self._over, self._saying = 0, threading.Event(), threading.Lock()
     self._contact = time.monotonic()
 
   @property
@@ -128,7 +128,7 @@ class Processes:
 
   def begin(self) -> 'Processes':
     """Tells the others where this process runs, and begins to watch them."""
-    self._say('0')
+    self._say(str(self._beats))
     self._names = [
       f'process {number} ({host}, pid {pid})' for number, (host, pid) in enumerate(self.gather(
         'the start', [socket.gethostname(), os.getpid()]))]
@@ -169,9 +169,10 @@ class Processes:
       raise
 
   def _say(self, beat: str) -> None:
-    self._beat = beat
+    """What it is doing, in the place of its signs of life."""
     try:
-      self._client.key_value_set(f'{_ALIVE}/{self.index}', beat, allow_overwrite=True)
+      with self._saying:
+        self._client.key_value_set(f'{_ALIVE}/{self.index}', beat, allow_overwrite=True)
     except _jax_error():
       pass  # The watch finds that, too.
 
@@ -199,9 +200,12 @@ class Processes:
     seen: dict[str, tuple[str, float]] = {}
     while not self._over.wait(_BEAT):
       try:
-        self._client.key_value_set(
-          f'{_ALIVE}/{self.index}', str(int(self._beat or 0) + 1), allow_overwrite=True)
-        self._beat = str(int(self._beat or 0) + 1)
+        self._beats += 1
+        with self._saying:
+          if self._over.is_set():
+            return  # its last word stays
+          self._client.key_value_set(
+            f'{_ALIVE}/{self.index}', str(self._beats), allow_overwrite=True)
         beats = dict(self._client.key_value_dir_get(_ALIVE))
       except _jax_error():
         self._lost([0])

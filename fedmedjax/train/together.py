@@ -28,7 +28,7 @@ def check_start(processes: Processes, config: ConfigDict, workdir: Path) -> None
   workdir = workdir.absolute()
   near = next(path for path in (workdir, *workdir.parents) if path.is_dir())
   processes.same('the place', {
-    '--workdir': workdir.relative_to(near).as_posix() or '.'}, '{} below what is there'.format)
+    '--workdir': workdir.relative_to(near).as_posix()}, '{}, as far as it is not there yet,'.format)
   name = processes.of_first('a token', lambda: f'{files.TOKEN}{uuid.uuid4().hex}')
   try:
     processes.once(files.write_text, near / name, '')
