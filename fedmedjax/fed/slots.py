@@ -33,8 +33,8 @@ class Slots(NamedTuple):
   slot: Any    # i32[C], the slot of each site of the cohort
 
 
-def owner_group(site: int, sites: int, groups: int) -> int:
-  """The group of devices that computes a site: neighbours by number share one."""
+def owner_group(site, sites: int, groups: int):
+  """Sites i[] or i[C] -> the groups of devices that compute them; neighbours share one."""
   return site * groups // sites
 
 
