@@ -1,13 +1,16 @@
 """Disturbs a small run at random moments, resumes it, and compares it with an undisturbed one.
 
     python scripts/chaos.py --kills=100 --out=chaos.json
+    python scripts/chaos.py --processes=2 --kills=20 --out=chaos.json
 
 Each trial is a run of its own that is disturbed once, in one of the ways of `DISTURBANCES`, and
 then resumed by the same command until it is finished. Its adapter, ledger, predictions, metrics
 and summary (but for clocks and memory) are compared byte by byte with those of a run that nobody
 disturbed. FILE gets {"kills", "equal", "different": [what and where], ...}; the exit status is 1
 when anything differed. The model is tiny, random and made here; notes are the synthetic cohorts,
-one of them as a folder of files.
+one of them as a folder of files. With --processes the run is one of so many processes on this
+machine, with two devices each; one after the other is killed at a random moment, and those that are
+left have to end with status 1 within the deadline.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +31,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import safetensors.numpy
 import tokenizers
@@ -45,6 +50,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CLOCKS = (
   'seconds', 'wall_seconds', 'compile_seconds', 'checkpoint_seconds', 'tokens_per_second',
   'examples_per_second', 'peak_memory_bytes', 'predicted_peak_bytes')
+# Seconds that processes wait for each other, and in which the others end after one was killed.
+DEADLINE, ENDS = 20, 60
 # There when the first round's checkpoint is whole.
 FIRST = 'checkpoints/1'
 # A state with every part filled: error feedback, a server optimiser with memory, cohorts of two of
@@ -89,6 +96,7 @@ class Place(NamedTuple):
   notes: Path
   workdir: Path
   log: tuple[int, int]
+  processes: int = 1
 
 
 def said(place: Place) -> str:
@@ -101,7 +109,7 @@ def said(place: Place) -> str:
       return b''.join(parts).decode(errors='replace')
 
 
-def start(place: Place, file_limit: int | None = None) -> int:
+def start(place: Place, file_limit: int | None = None, flags: Sequence[str] = ()) -> int:
   """Runs the program in a child -> its process number. A fork spares the imports."""
   child = os.fork()
   if child:
@@ -113,11 +121,13 @@ def start(place: Place, file_limit: int | None = None) -> int:
     os.dup2(place.log[1], 2)
     if file_limit is not None:
       resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if place.processes > 1:
+      jax.config.update('jax_num_cpu_devices', 2)
     site = dict(name='ward', path=str(place.notes), format='brat', mapping='schema')
     status = program.main([
       'fedmedjax', '--config=configs/quickstart.py', f'--workdir={place.workdir}',
       f'--config.model.path={place.model}', f'--config.data.folders=({site},)',
-      *(f'--config.{entry}' for entry in SETTINGS)])
+      *(f'--config.{entry}' for entry in SETTINGS), *flags])
     sys.stdout.flush()
   except BaseException:
     traceback.print_exc()
@@ -135,6 +145,48 @@ def wait(child: int, seconds: float | None = None) -> int | None:
     if time.monotonic() >= end:
       return None
     time.sleep(0.002)
+
+
+def start_all(place: Place) -> list[int]:
+  """Runs the program in as many children as the place has processes."""
+  if place.processes == 1:
+    return [start(place)]
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  return [start(place, flags=[
+    f'--coordinator=localhost:{port}', f'--num_processes={place.processes}',
+    f'--process_id={rank}', f'--deadline={DEADLINE}', '--config.mesh.site=-1',
+    '--config.fed.chunk=-1'])
+    for rank in range(place.processes)]
+
+
+def one_killed(place: Place, rank: int, delay: float) -> str | None:
+  """Kills one of several processes; the others have to end by themselves, with status 1."""
+  children, end = start_all(place), time.monotonic() + delay
+  statuses: list[int | None] = [None] * len(children)
+  while time.monotonic() < end and None in statuses:
+    statuses = [wait(child, 0) if status is None else status
+                for child, status in zip(children, statuses, strict=True)]
+    time.sleep(0.01)
+  if statuses[rank] is not None:
+    for child, status in zip(children, statuses, strict=True):
+      if status is None:
+        wait(child)
+    return None
+  os.kill(children[rank], signal.SIGKILL)
+  begun = time.monotonic()
+  for place_, child in enumerate(children):
+    if statuses[place_] is None:
+      statuses[place_] = wait(child, max(0.1, begun + ENDS - time.monotonic()))
+    if statuses[place_] is None:
+      os.kill(child, signal.SIGKILL)
+      wait(child)
+  took = f'rank {rank} killed, {statuses} after {time.monotonic() - begun:.1f} s'
+  others = statuses[:rank] + statuses[rank + 1:]
+  # What had nothing left to do may end well.
+  fine = all(status in (0, 1) for status in others) and statuses[rank] == -signal.SIGKILL
+  return took if fine else f'{took} is not expected'
 
 
 def interrupted(place: Place, number: int, delay: float, after: str = '') -> str | None:
@@ -266,14 +318,15 @@ def results(workdir: Path) -> dict[str, bytes]:
 
 def resume(place: Place) -> str | None:
   """The same command again -> what went wrong, or None."""
-  status = wait(start(place))
-  return None if status == 0 else f'resuming ended with status {status}'
+  statuses = [wait(child) for child in start_all(place)]
+  return None if not any(statuses) else f'resuming ended with status {statuses}'
 
 
 def trial(place: Place, kind: str, delay: float, rng: random.Random, whole: dict) -> dict | None:
   """One disturbed run -> {'kind', 'told', 'wrong'}; None when the disturbance came too late."""
   shutil.rmtree(place.workdir, ignore_errors=True)
-  told = DISTURBANCES[kind](place, delay, rng)
+  told = one_killed(place, int(kind[5:]), delay) if place.processes > 1 else (
+    DISTURBANCES[kind](place, delay, rng))
   if told is None:
     return None
   wrong = [told] if 'not expected' in told else []
@@ -297,6 +350,7 @@ def main() -> int:
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument('--out', type=Path, required=True)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--processes', type=int, default=1)
   options = parser.parse_args()
   rng = random.Random(options.seed)
   with tempfile.TemporaryDirectory() as folder:
@@ -309,7 +363,7 @@ def main() -> int:
     load_tokenizer(root / 'model')  # imports much, which the children then need not
     log = os.pipe()
     os.set_blocking(log[0], False)
-    whole = Place(root / 'model', root / 'notes', root / 'whole', log)
+    whole = Place(root / 'model', root / 'notes', root / 'whole', log, options.processes)
     fault = resume(whole)  # fills the compilation cache
     if fault:
       print(f'{fault}:\n{said(whole)}', file=sys.stderr)
@@ -323,12 +377,14 @@ def main() -> int:
     different = [] if not fault and results(whole.workdir) == expected else [
       {'kind': 'none', 'wrong': [fault or 'two undisturbed runs differ']}]
     done, late = [], 0
-    place = Place(root / 'model', root / 'notes', root / 'run', log)
+    place = whole._replace(workdir=root / 'run')
+    kinds = list(DISTURBANCES) if options.processes == 1 else [
+      f'rank {rank}' for rank in range(options.processes)]
     said(place)
     while len(done) < options.kills:
-      kind = list(DISTURBANCES)[len(done) % len(DISTURBANCES)]
+      kind = kinds[len(done) % len(kinds)]
       # Of a run half is over before the first round; what waits for a file goes on from there.
-      waits = kind not in ('kill', 'terminate')
+      waits = options.processes == 1 and kind not in ('kill', 'terminate')
       told = trial(place, kind, rng.uniform(0, length * (0.4 if waits else 1)), rng, expected)
       if told is None:
         late += 1

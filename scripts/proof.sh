@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Runs what README's test command leaves out: hours of two CPU cores. What this state of the
 # checkout has passed is kept in .proof/ and not run again, so the same command goes on.
-# usage: bash scripts/proof.sh [--minutes=N] [slow] [fuzz] [oracle] [kills] [mutants] [lowest] [aot]
+# usage: bash scripts/proof.sh [--minutes=N] [slow] [fuzz] [oracle] [kills] [hosts] [mutants] [lowest] [aot]
 # Without a name all of them but aot, in this order; aot needs Python 3.12 and 1 GB of packages.
 # --minutes=N begins no test of slow and fuzz later than that, and names those that are left.
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 
-usual="slow fuzz oracle kills mutants lowest"
-known="slow fuzz oracle kills mutants lowest aot"
+usual="slow fuzz oracle kills hosts mutants lowest"
+known="slow fuzz oracle kills hosts mutants lowest aot"
 chosen=""
 for name in "$@"; do
   case "$name" in
@@ -79,6 +79,15 @@ kills() {
     once "kills_$seed" .venv/bin/python scripts/chaos.py --kills=20 --seed="$seed" \
       --out="$done_here/kills_$seed.json" || return
   done
+}
+
+# Several processes against one, and twenty-two of them killed.
+hosts() {
+  once hosts .venv/bin/python scripts/hosts.py --out="$done_here/hosts.json" &&
+  once hosts_kills_2 .venv/bin/python scripts/chaos.py --processes=2 --kills=16 \
+    --out="$done_here/hosts_kills_2.json" &&
+  once hosts_kills_3 .venv/bin/python scripts/chaos.py --processes=3 --kills=6 \
+    --out="$done_here/hosts_kills_3.json"
 }
 
 # Says which small errors no test notices.

@@ -10,7 +10,10 @@ of the task 'text': many questions are asked about one note, in the same words a
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -32,40 +35,79 @@ def _key(document: Document) -> str:
   return ''.join(document.text.split()).casefold()
 
 
-def _shingles(document: Document) -> np.ndarray:
+def _shingles(document: Document, hashed_word: Callable[[str], int] = hash) -> np.ndarray:
   """Hashes of the different runs of _LENGTH words, u64[...], sorted."""
   words = _WORD.findall(document.text.casefold())
   if len(words) < _LENGTH:
     return np.zeros(0, np.uint64)
-  hashed = np.array([hash(word) for word in words], np.int64).view(np.uint64)
+  hashed = np.array([hashed_word(word) for word in words], np.int64).view(np.uint64)
   # Sums modulo 2^64; equal runs have equal ones, and unlike runs all but surely unlike ones.
   return np.unique(sliding_window_view(hashed, _LENGTH) @ _FACTORS)
+
+
+@lru_cache(2**18)
+def same_everywhere(word: str) -> int:
+  """A hash of a word, i64, that all processes agree on; Python's own differs between them."""
+  return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), 'big', signed=True)
+
+
+class Traces(NamedTuple):
+  """What a site's test notes leave for others to compare their training notes with: hashes."""
+
+  keys: list[int]                 # of the whole texts
+  shingles: list[np.ndarray]      # of each note that is no row, u64[...]
+  own: list[int]                  # of its sources, see `known_sources`
+  anywhere: list[int]             # of those that mean the same in corpora of another origin
+
+
+def traces(documents: Sequence[Document]) -> Traces:
+  """The traces of test notes, or of the server's validation notes, of one site."""
+  whole = [document for document in documents if not is_piece(document)]
+  return Traces(
+    [same_everywhere(_key(document)) for document in whole],
+    [_shingles(document, same_everywhere) for document in whole if document.target is None],
+    *(sorted(map(same_everywhere, known_sources(documents, anywhere=anywhere)))
+      for anywhere in (False, True)))
 
 
 class TextIndex:
   """Test notes, to which training notes are compared."""
 
-  def __init__(self, documents: Iterable[Document]):
-    """`documents`: of all sites; sentences that were cut out of a longer document do not count."""
+  def __init__(
+    self, documents: Iterable[Document], found: Iterable[Traces] = (),
+    hashed_word: Callable[[str], int] = hash,
+  ):
+    """
+    Args:
+      documents: of all sites; sentences that were cut out of a longer document do not count.
+      found: traces of documents that are not here; with them, `hashed_word` is `same_everywhere`.
+      hashed_word: the hash of a word.
+    """
+    found, self._hashed_word = list(found), hashed_word
     documents = [document for document in documents if not is_piece(document)]
     self._keys = set(map(_key, documents))
+    self._far = {key for part in found for key in part.keys}
     documents = [document for document in documents if document.target is None]
-    shingles = [_shingles(document) for document in documents]
+    shingles = [_shingles(document, hashed_word) for document in documents]
+    shingles += [own for part in found for own in part.shingles]
     self._sizes = np.array([*map(len, shingles)], int)
     hashes = np.concatenate([np.zeros(0, np.uint64), *shingles])
     order = hashes.argsort(kind='stable')
     self._hashes = hashes[order]
-    self._holders = np.repeat(np.arange(len(documents)), self._sizes)[order]
+    self._holders = np.repeat(np.arange(len(shingles)), self._sizes)[order]
 
   def has(self, document: Document) -> bool:
     """Whether a test note has this text."""
-    return not is_piece(document) and _key(document) in self._keys
+    if is_piece(document):
+      return False
+    key = _key(document)
+    return key in self._keys or bool(self._far) and same_everywhere(key) in self._far
 
   def nearly_has(self, document: Document) -> bool:
     """Whether a test note is a near-duplicate of this one."""
     if is_piece(document) or document.target is not None:
       return False
-    shingles = _shingles(document)
+    shingles = _shingles(document, self._hashed_word)
     first, end = (self._hashes.searchsorted(shingles, side) for side in ('left', 'right'))
     shared = np.zeros(len(self._sizes), int)
     for i in np.flatnonzero(end > first):
@@ -77,6 +119,28 @@ class TextIndex:
 def without_sources(site: SiteCorpus, tested: set[str]) -> SiteCorpus:
   """The site without training notes of these sources, which are counted as leaked_documents."""
   return _kept(site, [d for d in site.train if origin_of(d) not in tested], 'leaked_documents')
+
+
+def without_traces(
+  site: SiteCorpus, found: dict[str, Traces], judges: bool
+) -> SiteCorpus:
+  """A site as `unleaked` leaves it, by the traces of all sites' test notes.
+
+  Args:
+    site: that trains.
+    found: {name: traces} of all sites and cohorts that are tested, and of the server's notes.
+    judges: whether the server's are among them.
+
+  Raises:
+    InputError: that leaves it without training notes.
+  """
+  known = {key for name, part in found.items()
+           for key in (part.own if name == site.name else part.anywhere)}
+  kept = [d for d in site.train if same_everywhere(origin_of(d)) not in known]
+  cleaned = without_texts(
+    _kept(site, kept, 'leaked_documents'), TextIndex((), found.values(), same_everywhere))
+  _check_left(site, cleaned, judges)
+  return cleaned
 
 
 def without_texts(site: SiteCorpus, tested: TextIndex) -> SiteCorpus:
@@ -127,15 +191,20 @@ def unleaked(
     elsewhere = known_sources((d for name, d in tests if name != site.name), anywhere=True)
     own = known_sources(d for name, d in tests if name == site.name)
     cleaned.append(without_texts(without_sources(site, own | elsewhere), tested))
-    # Those of a folder were compared with its own test notes when it was read.
-    lost = len(site.train) or sum(
-      site.report.get(f'{key}_documents', 0) for key in ('leaked', 'near_duplicate'))
-    if lost and not cleaned[-1].train:
-      raise InputError(
-        f'site {site.name!r}: each of its {lost} training notes has the source, the text'
-        f' or nearly the text of a test note{" or a note of V" if server else ""}, of it or of'
-        ' another site; leave one of the two out')
+    _check_left(site, cleaned[-1], bool(server))
   return cleaned
+
+
+def _check_left(site: SiteCorpus, cleaned: SiteCorpus, judges: bool) -> None:
+  """Raises InputError where no training note is left; `judges`: V has notes of its own."""
+  # Those of a folder were compared with its own test notes when it was read.
+  lost = len(site.train) or sum(
+    site.report.get(f'{key}_documents', 0) for key in ('leaked', 'near_duplicate'))
+  if lost and not cleaned.train:
+    raise InputError(
+      f'site {site.name!r}: each of its {lost} training notes has the source, the text'
+      f' or nearly the text of a test note{" or a note of V" if judges else ""}, of it or of'
+      ' another site; leave one of the two out')
 
 
 def _kept(site: SiteCorpus, train: Sequence[Document], key: str) -> SiteCorpus:

@@ -237,34 +237,55 @@ def round_arrays(
     cohort: i[C], the participants; None = all of them with all their steps.
     steps: i[C], how many steps each takes; the others are padding.
   """
-  longest, layout = schedule.most_steps, schedule.layout
-  taken = _taken(schedule, number, cohort, steps)
-
-  batches = pack.stack([
-    pack.stack(
-      [layout.pack(*_step_examples(schedule.sites, step)) for step in own]
-      + [layout.blank] * (longest - len(own)))
-    for own in taken
-  ])
+  longest, taken = schedule.most_steps, _taken(schedule, number, cohort, steps)
+  batches = pack.stack([_packed(schedule, own) for own in taken])
   mask = np.asarray([[k < len(own) for k in range(longest)] for own in taken])
   return batches, mask
 
 
+def slot_arrays(
+  schedule: Schedule, number: int, cohort: Sequence[int], steps: Sequence[int],
+  places: Sequence[int],
+) -> Any:
+  """The batches [Z, K, ...] of some participants of a round, each in a slot of its own.
+
+  Args:
+    schedule, number, cohort, steps: see `round_arrays`.
+    places: i[Z], the place in the cohort of the participant of each slot; -1 = an empty slot.
+  """
+  taken = _taken(schedule, number, cohort, steps)
+  return pack.stack([_packed(schedule, taken[place] if place >= 0 else ()) for place in places])
+
+
+def _packed(schedule: Schedule, steps: Sequence[Step]) -> Any:
+  """The steps of a participant as arrays [K, ...], K = schedule.most_steps, blank ones behind."""
+  layout = schedule.layout
+  return pack.stack(
+    [layout.pack(*_step_examples(schedule.sites, step)) for step in steps]
+    + [layout.blank] * (schedule.most_steps - len(steps)))
+
+
 def validation_arrays(
-  schedule: Schedule
+  schedule: Schedule, here: Callable[[SiteData], bool] = lambda site: True
 ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray] | None:
   """The arrays of the validation set V; None when it is empty.
+
+  Args:
+    schedule: of the run.
+    here: whether a site's notes are here; the steps of the others are zeros.
 
   Returns:
     (batches [Q, ...], group f32[Q, G], answers f32[Q], group_site i32[G]), see
     `fed.types.Validation`: Q steps, each of one of G groups, a group for every site and task.
   """
   batches, groups, answers = [], [], []
+  blank = schedule.layout.blank
+  zeros = type(blank)(*map(np.zeros_like, blank))
   owned = (*enumerate(schedule.sites), *((SERVER, site) for site in schedule.server))
   for number, site in owned:
     for part in site.tasks:
       for examples in _validation_steps(part, schedule.batch_size):
-        batches.append(schedule.layout.pack(part, examples))
+        batches.append(schedule.layout.pack(part, examples) if here(site) else zeros)
         groups.append((site.name, part.ask.task, number))
         answers.append(len(examples))
   if not batches:

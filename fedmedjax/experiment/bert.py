@@ -83,6 +83,7 @@ def bert_trainable(
   model = partial(BertTagger, bert.config, len(bert.labels))
   adapter, base = split_frozen(bert.params)
   base = replicate(mesh, base)
+  _, held = meshes.own_part(mesh, base)
   tagger = tagging.Tagger(model(), bert.labels, max_length, batch_size)
   def loss_fn(remat: str) -> LossFn:
     return partial(label_loss, model(remat))
@@ -92,9 +93,9 @@ def bert_trainable(
     whole_parameters=tree.size(bert.params), whole_bytes=tree.num_bytes(bert.params),
     # Its classifier is drawn at random: what it says before training means nothing.
     untrained=None,
-    answer=partial(tagging.answer, tagger, base),
-    answer_calls=partial(tagging.answer_calls, tagger, base),
-    largest_answer=partial(tagging.largest_call, tagger, base), save=partial(save_bert, bert),
+    answer=partial(tagging.answer, tagger, held),
+    answer_calls=partial(tagging.answer_calls, tagger, held),
+    largest_answer=partial(tagging.largest_call, tagger, held), save=partial(save_bert, bert),
     folder='model', summary={'labels': list(bert.labels)},
     share=DeviceShare(
       loss_fn, adapter, base, tree.num_bytes(adapter), layers=bert.config.num_layers))

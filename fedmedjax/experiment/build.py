@@ -19,22 +19,25 @@ from fedmedjax.experiment.lora import load_lora_data, lora_parts, lora_sizes
 from fedmedjax.experiment.methods import Own
 from fedmedjax.experiment.notes import load_corpora, watched_sites
 from fedmedjax.experiment.own_parts import METRIC, OWN_KEYS, is_own, own_parts
+from fedmedjax.experiment.reading import reading_of
 from fedmedjax.experiment.refusals import check_method
 from fedmedjax.experiment.tagger import load_tagger_data, tagger_parts
-from fedmedjax.experiment.text_scores import text_metrics
+from fedmedjax.experiment.text_scores import known_to_all, text_metrics
 from fedmedjax.experiment.types import Data, Options, Study, Trainable, TrainableKind
 from fedmedjax.fed.gradient import over_groups
 from fedmedjax.fed.round import federated_algorithm
-from fedmedjax.fed.sites import fitted_map
+from fedmedjax.fed.sites import Spread
+from fedmedjax.fed.slots import slots_needed
 from fedmedjax.fed.types import FederatedAlgorithm, LossFn, Validation
 from fedmedjax.model.files.convert import BaseModel
+from fedmedjax.runtime.processes import ALONE, Processes
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError, SiteCorpus
 
 
 def load_data(
   config: ConfigDict, reporter: Reporter, base: BaseModel | None = None, own: Own | None = None,
-  given: Mapping[str, SiteCorpus] | None = None,
+  given: Mapping[str, SiteCorpus] | None = None, processes: Processes = ALONE,
 ) -> Data:
   """Reads notes, then weights, then tokenises; notes first, since their mistakes show sooner.
 
@@ -44,10 +47,12 @@ def load_data(
     base: the language model of config.model, if it was loaded before.
     own: parts that were given in Python, by key; a partitioner may be among them.
     given: notes of sites of config.data.sites that were given in Python, by name.
+    processes: of the run; each reads the notes of its own sites.
   """
   own = own_parts(leaves(config.to_dict()), own)
   data = LEARNERS[config.fed.learner].load(
-    config, reporter, base, partial(load_corpora, config, own, given or {}))
+    config, reporter, base, partial(
+      load_corpora, config, own, given or {}, reading_of(config, processes)))
   return data._replace(given=tuple(given or ()))
 
 
@@ -94,11 +99,12 @@ def prepare(
       user's own breaks its contract.
   """
   fed, values = config.fed, leaves(config.to_dict())
-  own, watched = own_parts(values, own), _watched(config, data)
+  own, watched, here = own_parts(values, own), _watched(config, data), data.reading.here
   # While training, the first metric alone is computed, of held-out rows.
   first_is_own = not config.eval.metrics
-  judged_by = judged_by or text_metrics(
-    values, own, (*data.tested, *data.external, *(watched if first_is_own else ())))
+  judged_by = judged_by or known_to_all(data.reading.processes, text_metrics(values, own, [
+    site for site in (*data.tested, *data.external, *(watched if first_is_own else ()))
+    if here(site)]))
   kind, parts = LEARNERS[fed.learner], methods.method(values, own)
   sizes = kind.sizes(config, data)
   sampler = communication.site_sampler(config, sizes)
@@ -107,12 +113,9 @@ def prepare(
     local_epochs=fed.local_epochs, round_steps=fed.round_steps, batch_size=fed.batch_size,
     micro_batch=fed.micro_batch, seed=config.seed, pooled=fed.pooled,
     cohorts=communication.cohorts(sampler, fed.rounds))
-  arrays = schedules.validation_arrays(schedule)
-  validation = arrays and Validation(*arrays)
-  if validation is None and methods.needs_validation(values):
-    raise InputError(
-      f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
-      f'for validation, and preset {fed.preset!r} weighs sites by their validation loss')
+  layout = meshes.round_layout(config)
+  validation = _validation(config, schedule, layout.spread, here)
+  trainable = trainable._replace(adapter=meshes.anywhere(layout.spread, trainable.adapter))
   sharing = methods.sharing(values, own, tree.paths(trainable.adapter))
   if own:
     check_method(values, own, tree.paths(trainable.adapter))
@@ -122,20 +125,19 @@ def prepare(
   judges = set(validation.group_site.tolist()) if validation and 'peers' in parts.needs else ()
   plan = communication.plan_communication(
     config, sampler, parts, trainable.adapter, sharing, judges)
-  layout, ranks = meshes.round_layout(config), methods.ranks(values)
   step_loss = partial(_step_loss, trainable, schedule.layout.groups)
   optimizer = methods.local_optimizer(values)
-  site_map = partial(
-    fitted_map, schedule.steps_taken, vmap=layout.vmap, groups=layout.groups)
+  site_map = partial(layout.site_map, schedule.steps_taken)
 
   def algorithm_with(execution: Execution) -> FederatedAlgorithm:
     alone = sites_at_once(execution, plan.sampler.size) == 1
     return federated_algorithm(
       step_loss(execution.remat), len(schedule.weights), optimizer=optimizer,
-      rule=parts.rule, sharing=sharing, ranks=ranks,
+      rule=parts.rule, sharing=sharing, ranks=methods.ranks(values),
       compression=communication.sender(fed), aggregator=parts.aggregator,
       server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
-      explosion=fed.explosion, place=layout.place, on_step=on_step if config.log.steps else None,
+      explosion=fed.explosion, place=layout.place, told=layout.told,
+      on_step=on_step if config.log.steps else None,
       shape_buckets=schedule.layout.shape_buckets if alone else ())
 
   order = executions(
@@ -145,7 +147,23 @@ def prepare(
     data, options(config), trainable, parts, sharing, schedule, plan,
     validation, algorithm_with(order[0]), optimizer, order, site_map, algorithm_with,
     layout.groups, step_loss,
-    partial(_with_micro_batch, config, data, on_step, own, judged_by), own, watched, judged_by)
+    partial(_with_micro_batch, config, data, on_step, own, judged_by), own, watched, judged_by,
+    layout.spread, 0 if layout.spread is None else slots_needed(
+      [plan.sampler.draw(number).sites for number in range(fed.rounds)],
+      len(schedule.weights), layout.groups))
+
+
+def _validation(
+  config: ConfigDict, schedule: schedules.Schedule, spread: Spread | None,
+  here: Callable[[SiteData], bool],
+) -> Validation | None:
+  """V, whose steps each process has packed of its own sites; InputError where it is needed."""
+  arrays = schedules.validation_arrays(schedule, here)
+  if arrays is None and methods.needs_validation(leaves(config.to_dict())):
+    raise InputError(
+      f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
+      f'for validation, and preset {config.fed.preset!r} weighs sites by their validation loss')
+  return arrays and Validation(meshes.summed(spread, arrays[0]), *arrays[1:])
 
 
 def _watched(config: ConfigDict, data: Data) -> tuple[SiteData, ...]:

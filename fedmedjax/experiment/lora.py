@@ -217,15 +217,20 @@ def lora_trainable(
     InputError: `start` is no adapter of this model, or `attention` cannot be had here.
   """
   llama = partial(Llama, base.config, lora_scale=lora.scale, dtype=dtype)
+  answering, held = meshes.own_part(mesh, base.params)
   generator = generation.Generator(
-    llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses, mesh, encoder)
+    llama(cached_attention), base.tokenizer, batch_size, max_new_ratio, guesses, answering, encoder)
 
   parameters = parameter_count(base.config)
   packed = partial(packed_attention, attend=ATTENTIONS[attention](base.config, dtype, mesh))
   packed_llama = partial(llama, packed, fetch=fetch_on(mesh), stream=stream_on(mesh))
   given = _starting_adapter(Path(start), base, lora) if start else {}
-  forcer = forcing.forcer(packed_llama(), base.tokenizer, sites, batch_size) if (
-    teacher_forced) else None
+  forcer = forcing.forcer(
+    llama(partial(packed_attention, attend=ATTENTIONS[attention](base.config, dtype, answering)),
+          fetch=fetch_on(answering), stream=stream_on(answering)), base.tokenizer,
+    # Other processes have the tests of the others.
+    [site for site in sites if any(part.test_tokens for part in site.tasks)], batch_size) if (
+      teacher_forced) else None
   adapter = given or init_adapter(jax.random.key(seed), base.config, lora)
   return Trainable(
     loss_fn=lambda remat: partial(
@@ -233,14 +238,14 @@ def lora_trainable(
       head_parts=head_parts(mesh, base.config.vocab_size)),
     adapter=adapter, base=base.params, whole_parameters=parameters,
     whole_bytes=parameters * jnp.dtype(dtype).itemsize, untrained=given,
-    answer=partial(evaluate.answer, generator, base.params),
-    answer_calls=partial(decoding_calls.answer_calls, generator, base.params),
-    largest_answer=partial(generation.largest_call, generator, base.params),
+    answer=partial(evaluate.answer, generator, held),
+    answer_calls=partial(decoding_calls.answer_calls, generator, held),
+    largest_answer=partial(generation.largest_call, generator, held),
     save=lambda adapter, folder: save_peft(
       adapter, widened(lora, adapter), folder, base.name, base.inside),
     folder='adapter',
     summary={'instructions': instructions(sites)},
-    forced=forcer and partial(forcing.forced_scores, forcer, base.params),
+    forced=forcer and partial(forcing.forced_scores, forcer, held),
     share=_device_share(base, lora, adapter, packed, dtype, mesh))
 
 

@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fedmedjax.runtime import product_trial
+from fedmedjax.runtime.processes import ALONE, Processes
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.files import read_json
 from fedmedjax.types import InputError
@@ -27,7 +28,8 @@ def check_matmul(values: Mapping[str, Any]) -> None:
 
 
 def settled(
-  config: ConfigDict, reporter: Reporter, folders: Iterable[Path] = (), loaded: str | None = None
+  config: ConfigDict, reporter: Reporter, folders: Iterable[Path] = (), loaded: str | None = None,
+  processes: Processes = ALONE,
 ) -> ConfigDict:
   """The configuration with 'float32' or 'bfloat16' in place of 'auto'; a copy where it changes.
 
@@ -36,14 +38,15 @@ def settled(
     reporter: is told what was decided.
     folders: of runs that may be there already: what one of them began with is taken.
     loaded: what a base that is there already was loaded for, where that is known.
+    processes: of the run; process 0 decides for all.
 
   Raises:
     InputError: a run's config.json cannot be read, or the base was loaded for another form.
   """
   value = config.model.matmul
   if value == AUTO:
-    value = WIDE if config.fed.learner != 'lora' else (
-      recorded(folders) or loaded or decided(AUTO, config.model.dtype, reporter))
+    value = WIDE if config.fed.learner != 'lora' else processes.of_first(KEY, lambda: (
+      recorded(folders) or loaded or decided(AUTO, config.model.dtype, reporter)))
     config = config.copy_and_resolve_references()
     config.model.matmul = value
   if loaded not in (None, value):

@@ -31,6 +31,7 @@ from fedmedjax.data.statistics import lacking
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
 from fedmedjax.experiment.own_schema import study_schema
+from fedmedjax.experiment.reading import Reading, known_corpora, known_sites
 from fedmedjax.experiment.types import Data
 from fedmedjax.fed.builders import build
 from fedmedjax.runtime.progress import Reporter
@@ -39,6 +40,7 @@ from fedmedjax.types import PAPER, InputError, Schema, SiteCorpus, Skew
 # Most sites whose held-out sentences are answered while training (config.eval.every).
 _WATCHED_SITES = 12
 _TEST_SHARE = 0.2
+_ALL_HERE = Reading()
 # Of notes or rows that are not parted yet, by the key that names their site.
 _TEST_SHARES = {'external': {'test_share': 1.0}, 'server_validation': {'test_share': 0.0}}
 
@@ -62,11 +64,12 @@ class Corpora(NamedTuple):
   skew: Skew | None
   server: list[SiteCorpus] = []  # config.data.server_validation: its training notes alone
   schema: Schema = PAPER
+  reading: Reading = Reading()  # whose notes are here
 
 
 def load_corpora(
   config: ConfigDict, own: Mapping[str, OwnPart] | None = None,
-  given: Mapping[str, SiteCorpus] = MappingProxyType({}),
+  given: Mapping[str, SiteCorpus] = MappingProxyType({}), reading: Reading = _ALL_HERE,
 ) -> Corpora:
   """Reads the notes of all sites, and deals them out if config.data.partition says so.
 
@@ -74,6 +77,7 @@ def load_corpora(
     config: validated.
     own: the user's own parts, by key; a partitioner of config.data.partition.kind may be there.
     given: notes that were given in Python, by name; they go before cohorts, corpora and folders.
+    reading: which of them this process reads; the others have no notes here.
   """
   folders = {site['name']: site for site in config.data.folders}
   schema = study_schema(config.data.schema, config.data.prompt)
@@ -99,11 +103,19 @@ def load_corpora(
       f'config.data.{key}: unknown site {name!r}; allowed are '
       f'{", ".join((*COHORTS, *CORPORA, *folders))}')
 
-  sites, external = (
-    [load(key, name) for name in config.data[key]] for key in ('sites', 'external'))
+  def loaded(key: str, names: Sequence[str], owners: Sequence[int]) -> list[SiteCorpus | None]:
+    return [load(key, name) if reading.mine(owners, number) else None
+            for number, name in enumerate(names)]
+
+  sites = loaded('sites', config.data.sites, reading.trained)
+  external = loaded('external', config.data.external, reading.external)
   name, chosen = config.data.server_validation, config.data.partition
-  server = [unjudged(load('server_validation', name), [*sites, *external])] if name else []
-  sites = unleaked(sites, external, server)
+  server = loaded('server_validation', [name] * bool(name), reading.server)
+  if reading.reads_all:
+    server = [unjudged(one, [*sites, *external]) for one in server]
+    sites = unleaked(sites, external, server)
+  else:
+    sites, external, server = known_corpora(reading, sites, external, server, schema)
   mine = own_parts({'data.partition.kind': chosen.kind}, own).get('data.partition.kind')
   parts, skew = partition(
     sites, chosen.kind, unit=chosen.unit, sites=chosen.sites, strength=chosen.strength,
@@ -113,7 +125,8 @@ def load_corpora(
     deal=mine and partial(build_deal, mine)) if chosen.kind else ([], None)
   external = [asked_like(cohort, parts or sites) for cohort in external]
   server = [asked_of_trained(corpus, parts or sites) for corpus in server]
-  return Corpora(asked_alike(sites) if parts else sites, external, parts, skew, server, schema)
+  return Corpora(asked_alike(sites) if parts else sites, external, parts, skew, server, schema,
+                 reading)
 
 
 def _within(site: SiteCorpus, schema: Schema) -> SiteCorpus:
@@ -178,6 +191,7 @@ def encode_sites(
     # With a V of the server's own sites keep all their notes to train on.
     validation_examples=0 if corpora.server else data.validation_examples)
   counts = map(len, (corpora.sites, corpora.external, corpora.parts, corpora.server))
+  reading = corpora.reading
   tested_on = tested_texts((*corpora.sites, *corpora.external)) if data.shots else ()
 
   def showing(trained: Sequence[SiteData] | None = None) -> dict[str, Callable]:
@@ -188,27 +202,45 @@ def encode_sites(
   with reporter.task('tokenising', sum(counts)) as advance:
 
     def encoded(
-      notes: list[SiteCorpus], how: Callable[..., SiteData], limits: Sequence[dict[str, int]] = ()
+      notes: list[SiteCorpus], how: Callable[..., SiteData], owners: Sequence[int], what: str,
+      limits: Sequence[dict[str, int]] = ()
     ) -> tuple[SiteData, ...]:
       found = []
-      for corpus, limit in zip(notes, limits or [{}] * len(notes), strict=True):
-        found.append(how(corpus, **limit))
+      for number, (corpus, limit) in enumerate(
+          zip(notes, limits or [{}] * len(notes), strict=True)):
+        here = reading.encodes_all or owners[number] == reading.processes.index
+        found.append(how(corpus, **limit) if here else None)
         advance()
-      return tuple(found)
+      return known_sites(reading, what, notes, found)
 
     limits = _limits(config, len(corpora.parts or corpora.sites))
     own = partial(training, **showing())
-    parts = encoded(corpora.parts, partial(own, tests=False), limits) if corpora.parts else ()
-    sites = () if parts else encoded(corpora.sites, own, limits)
+    parts = encoded(
+      corpora.parts, partial(own, tests=False), reading.trained, 'sites', limits) if (
+        corpora.parts) else ()
+    sites = () if parts else encoded(corpora.sites, own, reading.trained, 'sites', limits)
     lent = showing(parts or sites)
     tested = partial(encode, trains=False, **lent)
-    sites = sites or encoded(corpora.sites, partial(tested, max_test=scored.max_examples))
+    sites = sites or encoded(
+      corpora.sites, partial(tested, max_test=scored.max_examples), reading.tested, 'tested sites')
     external = encoded(corpora.external, partial(
-      tested, max_test=scored.max_external or scored.max_examples))
+      tested, max_test=scored.max_external or scored.max_examples), reading.external, 'cohorts')
     server = encoded(corpora.server, partial(
-      encode, tests=False, validates=True, validation_examples=data.validation_examples, **lent))
-  return Data(base, parts or sites, sites, external, corpora.skew, server=server,
-              schema=corpora.schema)
+      encode, tests=False, validates=True, validation_examples=data.validation_examples, **lent),
+      reading.server, "the server's notes")
+  return Data(
+    base, parts or sites, sites, external, corpora.skew, server=server, schema=corpora.schema,
+    reading=_named(reading, parts or sites, sites, external, server))
+
+
+def _named(reading: Reading, *sites: Sequence[SiteData]) -> Reading:
+  """With the names of the sites that are here; of the given kinds the owners are in `reading`."""
+  if reading.processes.count == 1:
+    return reading
+  owners = reading.trained, reading.tested, reading.external, reading.server
+  return reading._replace(names=frozenset(
+    site.name for kind, own in zip(sites, owners, strict=True)
+    for site, owner in zip(kind, own, strict=True) if owner == reading.processes.index))
 
 
 def _limits(config: ConfigDict, sites: int) -> list[dict[str, int]]:

@@ -88,6 +88,7 @@ def tagger_trainable(
   """
   shapes = base.config._replace(lora_scale=alpha / rank)
   params = replicate(mesh, base.params)
+  _, held = meshes.own_part(mesh, params)
   tagger = tagging.Tagger(
     shapes, base.labels, max_length, batch_size, len(FEATURES), word_logits,
     partial(working_bytes, features=len(FEATURES)))
@@ -97,9 +98,9 @@ def tagger_trainable(
     whole_parameters=tree.size(params), whole_bytes=tree.num_bytes(params),
     # Its readout is drawn at random: what it says before training means nothing.
     untrained=None,
-    answer=partial(tagging.answer, tagger, params),
-    answer_calls=partial(tagging.answer_calls, tagger, params),
-    largest_answer=partial(tagging.largest_call, tagger, params),
+    answer=partial(tagging.answer, tagger, held),
+    answer_calls=partial(tagging.answer_calls, tagger, held),
+    largest_answer=partial(tagging.largest_call, tagger, held),
     save=partial(save_tagger, base._replace(config=shapes)), folder='adapter',
     summary={'labels': list(base.labels)})
 

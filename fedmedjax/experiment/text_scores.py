@@ -12,6 +12,7 @@ from fedmedjax.eval.own_metric import OwnMetric
 from fedmedjax.eval.text_metrics import METRICS, USUAL, TextMetrics, tried
 from fedmedjax.experiment.checks import Check
 from fedmedjax.experiment.own_parts import METRIC, OwnPart, is_own, where_it_failed
+from fedmedjax.runtime.processes import Processes
 from fedmedjax.types import InputError
 
 CHECKS = {
@@ -60,6 +61,14 @@ def text_metrics(
       f'{", ".join(METRICS)}')
   metric = part and OwnMetric(f'config.{METRIC}={part.name!r}', partial(_called, part))
   return tried(TextMetrics(tuple(values['eval.metrics']), metric), sites)
+
+
+def known_to_all(processes: Processes, text: TextMetrics) -> TextMetrics:
+  """The metrics, with what an own one gives where any process has tried it."""
+  if text.own is None or processes.count == 1:
+    return text
+  return text._replace(own=text.own._replace(gives=processes.merged(
+    'metrics', dict(text.own.gives or {})) or None))
 
 
 def _called(part: OwnPart, answers: list[str], targets: list[str]) -> Any:

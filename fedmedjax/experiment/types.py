@@ -14,8 +14,10 @@ from fedmedjax.experiment import communication
 from fedmedjax.experiment.execution import Execution
 from fedmedjax.experiment.methods import Method
 from fedmedjax.experiment.own_parts import OwnPart
-from fedmedjax.fed.sites import SiteMap
+from fedmedjax.experiment.reading import Reading
+from fedmedjax.fed.sites import SiteMap, Spread
 from fedmedjax.fed.types import FederatedAlgorithm, LocalOptimizer, LossFn, Sharing, Validation
+from fedmedjax.runtime.processes import Processes
 from fedmedjax.types import PAPER, Schema, Skew
 
 
@@ -31,6 +33,7 @@ class Data(NamedTuple):
   server: tuple[SiteData, ...] = ()  # whose notes are the server's V; () = V is from the sites
   schema: Schema = PAPER           # whose types are asked for
   given: tuple[str, ...] = ()      # sites whose notes were given in Python
+  reading: Reading = Reading()     # which of them this process has the notes of
 
 
 class Options(NamedTuple):
@@ -118,6 +121,12 @@ class Study(NamedTuple):
   # Sites whose test examples are held-out sentences, answered every `options.every` rounds.
   watched: tuple[SiteData, ...] = ()
   text_metrics: TextMetrics = USUAL  # that the task 'text' is scored by
+  spread: Spread | None = None       # over the devices of several processes; None = of one
+  slot_width: int = 0                # slots of each of its groups of devices, see `fed/slots.py`
+
+  @property
+  def processes(self) -> Processes:
+    return self.data.reading.processes
 
 
 class TrainableKind(NamedTuple):

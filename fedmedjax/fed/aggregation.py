@@ -1,6 +1,7 @@
 """What an aggregator is given in a round, computed only as far as it asks."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import jax
@@ -11,6 +12,7 @@ from fedmedjax.fed.aggregators.conventions import completed, names_argument
 from fedmedjax.fed.factors import join
 from fedmedjax.fed.local import answer_losses, answer_slopes, mean_loss
 from fedmedjax.fed.sites import SiteMap
+from fedmedjax.fed.slots import into_slots, out_of_slots
 from fedmedjax.fed.types import Aggregate, Aggregator, LossFn, Ranks, Sharing
 
 
@@ -47,8 +49,9 @@ def aggregation_program(
         jax.tree.map(jnp.add, state.adapter, step), updates, base, val)
 
     # A pass over all examples of the round, for those who name its result only.
-    more = {'start_loss': map_sites.every(starts(state, base))(
-      cohort, before, data.batches, data.step_mask)} if named else {}
+    laid, over = partial(into_slots, data.slots), map_sites.every_slot or map_sites.every
+    more = {'start_loss': out_of_slots(data.slots, over(starts(state, base))(
+      laid(cohort), laid(before), data.batches, laid(data.step_mask)))} if named else {}
     return cast(Aggregate, aggregator.update(  # it is `completed`
       sent, state.aggregator, cohort=cohort,
       weights=tree.where(sound, data.weight, jnp.zeros_like(data.weight)),

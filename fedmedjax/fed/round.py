@@ -20,6 +20,7 @@ from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.rules import plain
 from fedmedjax.fed.sharing import everything, sends
 from fedmedjax.fed.sites import SiteMap, SiteProgram, map_sites
+from fedmedjax.fed.slots import into_slots, out_of_slots
 from fedmedjax.fed.types import (
   Aggregate,
   Aggregator,
@@ -61,6 +62,7 @@ def federated_algorithm(
   map_sites: SiteMap = _ALL_AT_ONCE,
   explosion: float = 0.0,
   place: Callable[[FedState], FedState] = lambda state: state,
+  told: Callable[[RoundMetrics], RoundMetrics] = lambda metrics: metrics,
   on_step: OnStep | None = None,
   shape_buckets: Sequence[ShapeBucket] = (),
 ) -> FederatedAlgorithm:
@@ -86,23 +88,22 @@ def federated_algorithm(
     server_optimizer: is given the negative aggregate [*p].
     on_step, shape_buckets: see `local_training`.
     map_sites, place: how sites and state are laid on devices, see `fed/sites.py`.
+    told: where the metrics, f32[C] and the like, are kept.
     explosion: see `sound_sites`; sites that share nothing are no measure of each other.
   """
   training = partial(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
   one_site = _site_program(loss_fn, gradient, training, rule, sharing, ranks, compression)
   server_step = _server_program(rule, sharing, server_optimizer)
-  aggregated = aggregation_program(
-    loss_fn, aggregator, sharing, ranks, map_sites, num_sites)
+  aggregated = aggregation_program(loss_fn, aggregator, sharing, ranks, map_sites, num_sites)
   init = _init_program(
     rule, sharing, compression, completed(aggregator), server_optimizer, num_sites)
 
   @partial(jax.jit, donate_argnames='state')
   def round_fn(state, base, data, cohort, val, key):
     before = jax.tree.map(lambda x: x[cohort], state.sites)
-    sent, after, ctrl_delta, losses, local_norm = map_sites.staged(
-      one_site(state, base, key), _last_steps(data.step_mask))(
-        cohort, before, data.batches, data.step_mask)
+    sent, after, ctrl_delta, losses, local_norm = _trained(
+      map_sites, one_site(state, base, key), data, cohort, before)
     bound = explosion if sends(sharing, state.adapter) else 0.0
     sound = sound_sites(
       local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
@@ -117,10 +118,19 @@ def federated_algorithm(
     ctrl_delta = tree.weighted_sum(ctrl_delta, sound / num_sites)
     new, given, step = server_step(state, aggregate, ctrl_delta, useful)
     metrics = _metrics(state.adapter, new.adapter, local, sent, aggregate, given, step)
-    return place(new._replace(sites=sites)), RoundMetrics(
-      losses, sound=sound, local_norm=local_norm, **metrics)
+    return place(new._replace(sites=sites)), told(RoundMetrics(
+      losses, sound=sound, local_norm=local_norm, **metrics))
 
   return FederatedAlgorithm(jax.jit(lambda adapter: place(init(adapter))), round_fn)
+
+
+def _trained(map_sites: SiteMap, program: SiteProgram, data, cohort, before):
+  """What the cohort's sites [C] end with, wherever they are computed."""
+  laid, steps = partial(into_slots, data.slots), data.step_mask
+  if data.slots is not None:
+    steps = laid(steps) & data.slots.filled[:, None]
+  return out_of_slots(data.slots, map_sites.staged(program, _last_steps(steps))(
+    laid(cohort), laid(before), data.batches, steps))
 
 
 def _last_steps(step_mask):

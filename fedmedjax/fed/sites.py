@@ -74,6 +74,7 @@ class SiteMap(NamedTuple):
   every: MapFunction
   staged: Staged
   laid_out: Callable[[np.ndarray], int]   # steps i[C] -> steps computed, see `laid_out`
+  every_slot: MapFunction | None = None   # over slots [Z, ...] of `slots.py`; None = there are none
 
 
 def map_sites(
@@ -200,10 +201,10 @@ def _staged(
 
   def mapped(*args):
     if size == count and not halvings:
-      return _together(program, vmap, [(count, steps.max())], args)
+      return together(program, vmap, [(count, steps.max())], args)
 
     def chunk_of(places):
-      return _together(
+      return together(
         program, vmap, _phases(steps[places], halvings, groups),
         jax.tree.map(lambda x: x[places], args))
 
@@ -224,7 +225,7 @@ def _staged(
   return mapped
 
 
-def _together(program: SiteProgram, vmap: MapFunction, phases, args):
+def together(program: SiteProgram, vmap: MapFunction, phases, args):
   """One chunk; `args` are [n, ...], by falling number of steps where there are several phases."""
   first, done = jnp.int32(0), []
   carry = _vmap_unless_one(vmap, program.init)(*args)

@@ -47,6 +47,8 @@ class LocalData(NamedTuple):
   batches: Tree      # leaves [C, K, ...]
   step_mask: Array   # bool[C, K]: False = padding, no step is taken
   weight: Array      # f32[C]: n_k, the size a site reports; 0 = padding or sends nothing
+  # `slots.Slots`, where the leaves of `batches` are [Z, K, ...]; None = they are [C, K, ...]
+  slots: Tree = None
 
 
 class Validation(NamedTuple):

@@ -1,6 +1,6 @@
 """The description of the sites' notes, without any training: tables, a figure and numbers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -202,6 +202,7 @@ def _targets(site: SiteStatistics) -> dict:
 def used(
   sites: Sequence[SiteData], tested: Sequence[SiteData], external: Sequence[SiteData],
   server: Sequence[SiteData] = (), schema: Schema = PAPER,
+  known: Mapping[str, SiteStatistics] | None = None,
 ) -> dict:
   """The contents of a run's sites.json: `numbers` of what it uses, and examples by task.
 
@@ -211,6 +212,7 @@ def used(
     external: the external cohorts.
     server: whose notes are the server's validation set; of them only that many are told.
     schema: whose types are asked for.
+    known: statistics by site; None = they are made here.
   """
   shown = (*(() if sites == tested else sites[:SHOWN]), *tested, *external)
   examples = {
@@ -218,7 +220,8 @@ def used(
       key: len(getattr(part, key)) for key in ('train', 'validation', 'test')}
       for part in site.tasks} for site in shown}
   told = numbers(
-    [statistics.used_statistics(site) for site in shown], [site.name for site in external], schema)
+    [statistics.used_statistics(site) if known is None else known[site.name] for site in shown],
+    [site.name for site in external], schema)
   return files.plain(told | {
     'examples': examples, 'training_sites': len(sites),
     'server_validation': {

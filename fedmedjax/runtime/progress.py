@@ -31,17 +31,19 @@ class Reporter:
   """Shows tasks with their counts, a note (such as the loss) and the time left; keeps warnings."""
 
   def __init__(
-    self, console: Console | None = None, display: Callable[..., Any] | None = None
+    self, console: Console | None = None, display: Callable[..., Any] | None = None,
+    quiet: bool = False,
   ):
     """
     Args:
       console: of rich; by default the process's output.
       display: of the notebook that the console is in, see `Block`.
+      quiet: shows nothing, as where another process tells the same.
     """
     # Without a terminal rich would wrap tables at 80 columns. What is shown is other people's names
     # and words: brackets and colons in them are no commands.
     self.console = console or Console(
-      width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
+      width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, quiet=quiet)
     self.warnings: list[str] = []  # each once, in the order of their first time
     self._bars = Progress(
       TextColumn('{task.description:<34}', markup=False), BarColumn(bar_width=24),

@@ -63,6 +63,11 @@ def expect_late_writers() -> None:
   logging.getLogger('asyncio').addFilter(_is_logged)
 
 
+def pending() -> int:
+  """The number of the first signal that came and is not heeded yet; 0 = none."""
+  return _pending[0] if _pending else 0
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
   """A context manager that delays `Stopped` until it closes; another exception takes precedence."""

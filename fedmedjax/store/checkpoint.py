@@ -18,6 +18,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from fedmedjax.fed.types import FedState
+from fedmedjax.runtime.processes import ALONE, Processes
 from fedmedjax.runtime.signals import expect_late_writers
 from fedmedjax.store.files import read_json, read_lines, write_json, write_lines
 from fedmedjax.types import InputError
@@ -37,7 +38,8 @@ def host_copy(state: FedState) -> FedState:
 
 
 def save(
-  folder: Path, state: FedState, lines: Sequence[dict], keep: int, keep_best: int = 0
+  folder: Path, state: FedState, lines: Sequence[dict], keep: int, keep_best: int = 0,
+  processes: Processes = ALONE,
 ) -> None:
   """Writes the checkpoint of the last of `lines`; on return it is on disk. Prunes older ones.
 
@@ -47,6 +49,8 @@ def save(
     lines: the lines of all rounds so far, as JSON values.
     keep: number of newest checkpoints that are kept.
     keep_best: number of other checkpoints that are kept, those of least mean validation loss.
+    processes: all of which call this, and write what they have of global arrays; process 0 writes
+      all else.
 
   Raises:
     RuntimeError: it cannot be written, such as on a full disk. Earlier ones are untouched.
@@ -54,28 +58,33 @@ def save(
   number = lines[-1]['round']
   final, part = folder / str(number), folder / f'{number}{_PART}'
   try:
-    _remove(part)
-    part.mkdir(parents=True)
+    if processes.first:
+      _remove(part)
+      part.mkdir(parents=True)
+    processes.meet(f'the folder {part.name}')
     ocp.save((part / 'state').absolute(), state)
-    write_lines(part / _LINES, lines)
-    write_json(part / MANIFEST, describe(part, sync=True))
-    if final.exists():  # a damaged one, which was skipped on resuming
-      _remove(final)
-    part.rename(final)
-    _sync(folder)
+    processes.meet(f'{part.name} is written')
+    if processes.first:
+      write_lines(part / _LINES, lines)
+      write_json(part / MANIFEST, describe(part, sync=True))
+      if final.exists():  # a damaged one, which was skipped on resuming
+        _remove(final)
+      part.rename(final)
+      _sync(folder)
   except Exception as error:  # Orbax raises whatever its writers hit, a full disk as ValueError
     expect_late_writers()
-    _remove_again(part)
+    if processes.first:
+      _remove_again(part)
     reason = str(error).splitlines()[0]
     raise RuntimeError(
       f'round {number}: its checkpoint cannot be written to {folder}; rounds before it are kept, '
       f'the same command goes on after them: {reason}') from None
-  for old in _superseded(folder, lines, keep, keep_best):
+  for old in _superseded(folder, lines, keep, keep_best) if processes.first else ():
     _remove(old)
 
 
 def newest(
-  folder: Path, like: FedState, warn: Callable[[str], None]
+  folder: Path, like: FedState, warn: Callable[[str], None], processes: Processes = ALONE
 ) -> tuple[FedState, list[dict]] | None:
   """(state, lines) of the newest whole checkpoint, or None; N.part of a crash are removed.
 
@@ -83,24 +92,33 @@ def newest(
     folder: of all checkpoints.
     like: a state of the same run, for structure, shapes, dtypes and placement.
     warn: called with a sentence about each damaged checkpoint that is skipped.
+    processes: all of which call this; process 0 looks for damage.
 
   Raises:
     RuntimeError: a whole checkpoint has another structure or other shapes than `like`.
   """
+  name = processes.of_first('the newest checkpoint', lambda: _whole(folder, warn))
+  if name is None:
+    return None
+  path = folder / name
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+  try:
+    return ocp.load((path / 'state').absolute(), abstract), read_lines(path / _LINES)
+  except Exception as error:  # of whatever kind Orbax finds
+    reason = str(error).splitlines()[0]
+    raise RuntimeError(f'{path}: does not hold the state of this run: {reason}') from None
+
+
+def _whole(folder: Path, warn: Callable[[str], None]) -> str | None:
+  """The name of the newest whole checkpoint; what a crash has left is removed."""
   for part in folder.glob(f'*{_PART}'):
     _remove(part)
   for path in reversed(_checkpoints(folder)):
     fault = damage(path)
-    if fault:
-      warn(f'{path}: damaged ({fault}); the checkpoint before it is used')
-      continue
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-    try:
-      return ocp.load((path / 'state').absolute(), abstract), read_lines(path / _LINES)
-    except Exception as error:  # of whatever kind Orbax finds
-      reason = str(error).splitlines()[0]
-      raise RuntimeError(f'{path}: does not hold the state of this run: {reason}') from None
+    if not fault:
+      return path.name
+    warn(f'{path}: damaged ({fault}); the checkpoint before it is used')
   return None
 
 

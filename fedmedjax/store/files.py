@@ -125,7 +125,8 @@ def check_workdir(
   if not (workdir / 'config.json').exists():
     # These are written before config.json, and a crash may leave them alone.
     first = {'lock', 'inputs.json', 'inputs.json.part', 'config.json.part'}
-    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - first:
+    if workdir.is_dir() and {
+        path.name for path in workdir.iterdir() if not path.name.startswith(TOKEN)} - first:
       raise InputError(f'--workdir={workdir}: is not empty and holds no run of fedmedjax')
     return None
   recorded = read_json(workdir / 'config.json')
@@ -151,6 +152,9 @@ def claim(workdir: Path, settings: dict[str, Any]) -> None:
   if not path.exists() or read_json(path) != settings:
     write_json(path, settings)
 
+
+# How the names of files begin by which processes find out that they share a folder.
+TOKEN = '.fedmedjax-'
 
 # Hexadecimal digits of a checksum: 64 bits of SHA-256 notice an accident. A forgery of one's own
 # notes is not to be feared.

@@ -37,9 +37,11 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
     at_once, own = (-(-n // study.groups) for n in (sites_at_once(execution, sites), sites))
     sending = own + (at_once if at_once < own else 0)
     again = (kept('none') - kept(execution.remat)) // share.layers if share.layers else 0
+    # Of several processes, each device has its own sites' examples only.
+    packed = tree.num_bytes(data.batches) // (study.groups if study.spread else 1)
     # Activations of one group at a time, beside the sum of the gradients so far.
     return (
-      tree.num_bytes((data.batches, study.validation)) + share.copied + sending * share.sent
+      packed + tree.num_bytes(study.validation) + share.copied + sending * share.sent
       + at_once * ((2 + grouped) * copies + moments + kept(execution.remat))
       + max(at_once * again, share.weights))
 

@@ -39,12 +39,19 @@ def fingerprint(
 
   Checksums of notes are of their examples after reading, splitting and tokenising, so that the same
   notes may move to other files. Those of the model, and of the adapter that training starts from,
-  are of their files.
+  are of their files. Of several processes each gives those of its own sites' notes, and all must
+  have the same of everything else.
   """
-  sites = (*data.sites, *data.tested, *data.external, *data.server)
-  return {f'notes of site {site.name}': _notes(site) for site in sites} | {
-    'model': _model(config, data)} | starting_adapter(config) | own_checksums(own) | (
-      schema_checksum(data.schema))
+  sites, processes = (*data.sites, *data.tested, *data.external, *data.server), (
+    data.reading.processes)
+  common = {'model': _model(config, data)} | starting_adapter(config) | own_checksums(own) | (
+    schema_checksum(data.schema))
+  processes.same('checksums of inputs', {
+    f'{group}: {name}': checksum for group, files in common.items()
+    for name, checksum in files.items()})
+  notes = processes.merged('checksums of notes', {
+    site.name: _notes(site) for site in sites if data.reading.here(site)})
+  return {f'notes of site {site.name}': notes[site.name] for site in sites} | common
 
 
 def _model(config: ConfigDict, data: Data) -> dict[str, str]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedmedjax.data import schedule as schedules
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.participation import Participation
@@ -19,6 +18,7 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import checkpoint, files, lock, tensorboard
 from fedmedjax.train import memory
 from fedmedjax.train.memory import Plan
+from fedmedjax.train.placing import check_alike, round_data, stop_together
 from fedmedjax.train.round_log import (
   check_round,
   metrics_line,
@@ -80,18 +80,19 @@ def train(
   Raises:
     RuntimeError: training failed for good, or a checkpoint could not be written.
   """
-  options, names = study.options, participant_names(study)
+  options, names, once = study.options, participant_names(study), study.processes.once
   state, lines = _restored(study, workdir, reporter)
   if lines:
     reporter.say(f'resuming after round {len(lines)}')
   earlier, spent = sum(line['seconds'] for line in lines), []
 
   def keep(state: FedState, lines: list[dict], begun: float) -> None:
-    lock.check_there(workdir)
-    checkpoint.save(workdir / CHECKPOINTS, state, lines, options.keep, options.keep_best)
-    files.write_lines(workdir / METRICS, lines)
+    once(lock.check_there, workdir)
+    checkpoint.save(
+      workdir / CHECKPOINTS, state, lines, options.keep, options.keep_best, study.processes)
+    once(files.write_lines, workdir / METRICS, lines)
     spent.append(time.monotonic() - begun)
-    tensorboard.add(workdir, lines, names)
+    once(tensorboard.add, workdir, lines, names)
     reporter.say(round_sentence(lines[-1], options.rounds, options.signal))
 
   saving = Future()
@@ -105,7 +106,7 @@ def train(
       plan = plan or memory.plan(study, inputs, reporter, lines)
       with signals.deferred():
         played = _within_memory(
-          _played, study, plan, participation, inputs, lines, reporter, display)
+          study, _played, study, plan, participation, inputs, lines, reporter, display)
         saving.result()
         if played is None:
           del state, inputs  # The failed round may have freed parts of the state it was given.
@@ -116,9 +117,12 @@ def train(
         state, line = played
         lines = [*lines, line]
         begun = time.monotonic()
-        saving = disk.submit(keep, checkpoint.host_copy(state), lines, begun)
-        if not _overlaps():
+        # Of several processes each writes its part of the arrays as they are.
+        kept = state if study.spread else checkpoint.host_copy(state)
+        saving = disk.submit(keep, kept, lines, begun)
+        if study.spread or not _overlaps():
           saving.result()
+        stop_together(study.processes, number + 1)
     saving.result()
   _check_streak(study, lines)
   _check_any(study, lines)
@@ -134,10 +138,10 @@ def _restored(
   """
   fresh = study.algorithm.init(study.trainable.adapter)
   state, lines = checkpoint.newest(
-    workdir / CHECKPOINTS, fresh, reporter.warn) or (fresh, [])
+    workdir / CHECKPOINTS, fresh, reporter.warn, study.processes) or (fresh, [])
   # After a crash they may lack a line, or have one of a round without checkpoint.
-  files.write_lines(workdir / METRICS, lines)
-  tensorboard.restart(workdir, lines, participant_names(study))
+  study.processes.once(files.write_lines, workdir / METRICS, lines)
+  study.processes.once(tensorboard.restart, workdir, lines, participant_names(study))
   return state, lines
 
 
@@ -179,9 +183,7 @@ def _packed(
   """
   participation = communication.round_participation(
     study.communication, study.schedule, number, skipped)
-  batches, mask = schedules.round_arrays(
-    study.schedule, number, participation.cohort.sites, participation.steps)
-  return participation, LocalData(batches, mask, participation.weights)
+  return participation, round_data(study, number, participation)
 
 
 def _inputs(
@@ -193,12 +195,15 @@ def _inputs(
     jax.random.fold_in(jax.random.key(study.options.seed), number))
 
 
-def _within_memory(play: Callable, *arguments) -> Any:
-  """What `play` returns, or None when it runs out of memory."""
+def _within_memory(study: Study, play: Callable, *arguments) -> Any:
+  """What `play` returns, or None when it runs out of memory.
+
+  In one of several processes that ends the run: the others wait inside the round.
+  """
   try:
     return play(*arguments)
   except jax.errors.JaxRuntimeError as error:
-    if not memory.exhausted(error):
+    if not memory.exhausted(error) or study.spread:
       raise
     return None
 
@@ -224,6 +229,7 @@ def _played(
     state, metrics = plan.compiled(*inputs)
     metrics = jax.device_get(metrics)
     jax.effects_barrier()
+  check_alike(study, line['round'], state)
   line |= metrics_line(study, plan.execution, participation, metrics) | {
     'seconds': time.monotonic() - begun} | plan.execution._asdict()
   if study.options.every and line['round'] % study.options.every == 0:

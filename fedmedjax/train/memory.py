@@ -8,6 +8,7 @@ products. XLA reports the memory of a compiled round. An execution that cannot f
 the one that then runs.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -65,7 +66,9 @@ def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] 
   Raises:
     InputError: no execution fits, or decoding does not.
   """
-  limit, in_use = study.options.memory or device.limit(), device.held()
+  most = study.processes.most
+  limit = study.options.memory or -int(most('memory', -device.limit()))
+  in_use = int(most('memory in use', device.held()))
   guess, factor = estimate(study, inputs), 1.0
   order = _remaining(
     roofline.by_time(study, inputs, study.executions, guess, _peak()), lines)
@@ -74,11 +77,13 @@ def plan(study: Study, inputs: tuple, reporter: Reporter, lines: Sequence[dict] 
       continue
     compiled = compile_round(study, execution, inputs, reporter)
     training = _uses(compiled, inputs) if compiled else {}
-    needed = sum(training.values()) or in_use + guess(execution)
+    # What one process has no room for, none computes.
+    compiled = None if most('compiled', not compiled) else compiled
+    needed = most('memory needed', sum(training.values()) or in_use + guess(execution))
     if compiled and needed <= SHARE * limit:
-      before = device.peak()
-      return Plan(
-        execution, compiled, training, _decoding(study, inputs, needed, limit), before, limit)
+      before = int(most('memory before', device.peak()))
+      decoding = int(most('decoding', _decoding(study, inputs, needed, limit)))
+      return Plan(execution, compiled, training, decoding, before, limit)
     # The ratio by which the compiled round exceeds its estimate is expected of the others too.
     factor = max(factor, (needed - in_use) / guess(execution))
   smallest = smaller(order[-1], study.communication.sampler.size, study.groups) is None
@@ -111,17 +116,20 @@ def fitting_micro_batch(
     limit: bytes of the device.
   """
   size, room = -(-study.schedule.batch_size // study.schedule.layout.groups), SHARE * limit
-  while size > 1 and device.held() < room:
+  most = study.processes.most
+  while size > 1 and most('memory in use', device.held()) < room:
     size = -(-size // 2)
     other = study.with_micro_batch(size)
     if other.schedule.layout.groups == study.schedule.layout.groups:
       continue  # no step has as many examples as the batch might
     execution, given = other.executions[-1], _inputs_of(other, inputs)
     # Estimates may be too large: of single examples the compiler is asked whatever they say.
-    if size > 1 and device.held() + estimate(other, given)(execution) > room:
+    if size > 1 and most('memory in use', device.held()) + estimate(
+        other, given)(execution) > room:
       continue
     compiled = compile_round(other, execution, given, reporter)
-    if compiled and sum(_uses(compiled, given).values()) <= room:
+    used = sum(_uses(compiled, given).values()) if compiled else math.inf
+    if study.processes.most('memory needed', min(used, 2 * limit)) <= room:
       return size
   return None
 
@@ -129,8 +137,9 @@ def fitting_micro_batch(
 def _inputs_of(study: Study, inputs: tuple) -> tuple:
   """`inputs` of a round, with the shapes of the examples of `study` in place of theirs."""
   state, base, data, cohort, _, key = inputs
+  leading = jax.tree.leaves(data.batches)[0].shape[:2]
   batches = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((*data.step_mask.shape, *x.shape), x.dtype),
+    lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype),
     study.schedule.layout.blank)
   return state, base, data._replace(batches=batches), cohort, study.validation, key
 
@@ -223,7 +232,9 @@ def _uses(compiled: Any, inputs: tuple) -> dict[str, int]:
   given = {
     'base model': _on_device(base), 'state of server and sites': _on_device(state)}
   return given | {
-    'examples of the round and of validation': tree.num_bytes(fed),
+    'examples of the round and of validation': sum(
+      _on_device(leaf) if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+      else tree.num_bytes(leaf) for leaf in jax.tree.leaves(fed)),
     "the round's own room (gradients, moments, activations)": temporaries(counted),
     'what it returns beside the state': (
       counted.output_size_in_bytes - counted.alias_size_in_bytes),
@@ -263,8 +274,11 @@ def _decoding(study: Study, inputs: tuple, training: int, limit: int) -> int:
     InputError: decoding does not fit.
   """
   adapter = jax.eval_shape(lambda state: site_adapter(state, study.sharing, 0), inputs[0])
-  program = study.trainable.largest_answer(adapter, (
-    *study.data.tested, *study.data.external, *study.watched))
+  asked = [site for site in (*study.data.tested, *study.data.external, *study.watched)
+           if study.data.reading.here(site)]
+  if study.spread and not any(part.test_tokens for site in asked for part in site.tasks):
+    return 0  # other processes answer
+  program = study.trainable.largest_answer(adapter, asked)
   needed = device.held() + program.brought
   if needed + 2 * program.working <= training:
     return needed + program.working

@@ -11,6 +11,7 @@ from fedmedjax.experiment.types import Study
 from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.sharing import shared_part
 from fedmedjax.fed.types import RoundMetrics
+from fedmedjax.train.placing import steps_computed
 
 # The server's step may differ from the aggregate by rounding only (docs/methods.md, section 8).
 _STEP_TOLERANCE = 1e-4
@@ -55,8 +56,8 @@ def metrics_line(
   return of_sites | {
     'train_loss': [np.mean(loss) if loss.size else None for loss in losses],
     'last_loss': [loss[-1] if loss.size else None for loss in losses],
-    'useful_step_share': participation.steps.sum() / study.site_map(
-      execution.chunk).laid_out(participation.steps),
+    'useful_step_share': participation.steps.sum() / steps_computed(
+      study, execution.chunk, participation),
     'step_norm': metrics.step_norm, 'step_cosine': metrics.step_cosine,
     'product_gap': metrics.product_gap,
     'quarantined': [names[site] for site in quarantined],

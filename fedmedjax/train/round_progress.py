@@ -8,6 +8,7 @@ from fedmedjax.fed.participation import Participation
 from fedmedjax.runtime.progress import Forecast, Reporter
 from fedmedjax.train import duration
 from fedmedjax.train.memory import Plan
+from fedmedjax.train.placing import steps_computed
 from fedmedjax.train.round_log import participant_names
 
 # Rounds before, the latest, whose seconds the next one is expected to take.
@@ -60,7 +61,7 @@ def forecast(
   """
   if study.options.steps:
     return None
-  computed = float(study.site_map(plan.execution.chunk).laid_out(participation.steps))
+  computed = float(steps_computed(study, plan.execution.chunk, participation))
   alike = [
     earlier for earlier in lines if earlier.get('useful_step_share')
     and plan.execution._asdict().items() <= earlier.items()][-_LATEST:]

@@ -1,6 +1,7 @@
 """Runs a study: zero-shot scores, rounds with checkpoints, final scores, files."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,12 @@ from fedmedjax.report.text_tables import is_of_rows
 from fedmedjax.report.warnings import warnings
 from fedmedjax.runtime import device
 from fedmedjax.runtime.cli import versions
+from fedmedjax.runtime.processes import ALONE, Processes
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, tensorboard, words
 from fedmedjax.store.checkpoint import latest_round
-from fedmedjax.store.lock import check_free, locked
-from fedmedjax.train import scoring
+from fedmedjax.store.lock import check_free
+from fedmedjax.train import scoring, together
 from fedmedjax.train.fingerprint import (
   check_inputs,
   compare_inputs,
@@ -41,8 +43,10 @@ from fedmedjax.train.fingerprint import (
   write_own_parts,
   write_schema,
 )
+from fedmedjax.train.gathered import all_statistics
 from fedmedjax.train.loop import CHECKPOINTS, Trained, planned, train
 from fedmedjax.train.memory import Plan
+from fedmedjax.train.placing import on_host
 from fedmedjax.train.round_log import participant_names
 from fedmedjax.train.round_progress import StepDisplay
 from fedmedjax.train.scoring import (
@@ -61,7 +65,7 @@ _GLOBAL = 'global'
 
 def run(
   config: ConfigDict, workdir: Path, reporter: Reporter, data: Data | None = None,
-  own: Own | None = None,
+  own: Own | None = None, processes: Processes = ALONE,
 ) -> dict:
   """Runs or resumes the study in `workdir` and returns its summary (see `run_summary`).
 
@@ -73,6 +77,7 @@ def run(
     reporter: is told what happens.
     data: of `load_data`, to share it between runs; None = it is loaded.
     own: parts that were given in Python, by key, see `experiment/own_parts.py`.
+    processes: of the run, all of which call this; process 0 keeps the folder.
 
   Raises:
     InputError: bad configuration, data, model or workdir, before anything is compiled or saved.
@@ -80,27 +85,23 @@ def run(
   """
   times = time.monotonic(), device.compile_seconds()
   config = matmul.settled(
-    config, reporter, [workdir], data.settings.get(matmul.KEY) if data else None)
+    config, reporter, [workdir], data.settings.get(matmul.KEY) if data else None, processes)
   settings, rounds = files.plain(leaves(config.to_dict())), options(config).rounds
   mine = own_parts(settings, own)
-  finished = check_continued(workdir, settings, rounds, mine)
+  together.check_start(processes, config, workdir)
+  finished = processes.of_first(
+    'the folder of the run', lambda: check_continued(workdir, settings, rounds, mine))
   if finished and finished['rounds'] == rounds:
     given = starting_adapter(config) | own_checksums(mine) | schema_checksum(
       study_schema(config.data.schema, config.data.prompt))
-    compare_inputs(workdir, given, only=given)
-    reporter.say(f'{workdir}: finished, nothing to do')
-    show(finished, reporter)
-    if not config.store.text:
-      words.take_out(workdir)
-      # The folder says what it holds.
-      files.claim(workdir, files.read_json(workdir / 'config.json') | {'store.text': False})
-    report.freshen(workdir, quoted_sentences(config, data.given if data else ()))
+    processes.once(partial(compare_inputs, workdir, given, only=given))
+    processes.once(_shown_again, workdir, config, reporter, finished, data)
     return finished
   if unread := unread_weights(settings, mine):
     reporter.warn(
       f'{mine["fed.aggregator"].name} chooses its own weights and reads no {", ".join(unread)}')
   with reporter.live():
-    data = data or load_data(config, reporter, own=mine)
+    data = data or load_data(config, reporter, own=mine, processes=processes)
     display = StepDisplay()
     study = prepare(config, data, display, mine)
     reporter.say(site_table(data.sites, data.tested, data.external, data.server))
@@ -109,23 +110,38 @@ def run(
       reporter.say(f'sites dealt out: {dealt}')
     inputs = fingerprint(config, data, mine)
     mendable = may_mend(workdir, settings)
-    compare_inputs(workdir, inputs, mendable=mendable)
+    processes.once(partial(compare_inputs, workdir, inputs, mendable=mendable))
     # After all checks, since compiling may take minutes.
     plan = planned(study, workdir, reporter) if rounds else None
     if plan:
       reporter.say(str(plan))
-  workdir.mkdir(parents=True, exist_ok=True)
-  with locked(workdir, reporter.warn):
-    check_inputs(workdir, inputs, mendable)
-    files.claim(workdir, settings)
-    write_own_parts(workdir, mine)
-    write_schema(workdir, data.schema)
+  with together.kept(processes, workdir, reporter.warn):
+    once = processes.once
+    once(check_inputs, workdir, inputs, mendable)
+    once(files.claim, workdir, settings)
+    once(write_own_parts, workdir, mine)
+    once(write_schema, workdir, data.schema)
     if not config.store.text:
       # Of zero-shot, from before the key was changed.
-      words.take_out(workdir)
+      once(words.take_out, workdir)
+    # Nobody reads there what is not cleared yet.
+    processes.meet('the folder is prepared')
     summary = _carried_out(study, workdir, reporter, display, plan, times)
-    report.freshen(workdir, quoted_sentences(config, data.given))
+    once(report.freshen, workdir, quoted_sentences(config, data.given))
     return summary
+
+
+def _shown_again(
+  workdir: Path, config: ConfigDict, reporter: Reporter, finished: dict, data: Data | None
+) -> None:
+  """What a finished run says; its report is made anew where it is older than this version."""
+  reporter.say(f'{workdir}: finished, nothing to do')
+  show(finished, reporter)
+  if not config.store.text:
+    words.take_out(workdir)
+    # The folder says what it holds.
+    files.claim(workdir, files.read_json(workdir / 'config.json') | {'store.text': False})
+  report.freshen(workdir, quoted_sentences(config, data.given if data else ()))
 
 
 def check_continued(
@@ -164,12 +180,14 @@ def _carried_out(
     plan: of `loop.planned`.
     times: seconds of the clock and of compilation at the start of this call.
   """
+  once = study.processes.once
   # A finished run that goes on has no summary until it has finished again.
   for name in ('summary.json', report.FILE):
-    (workdir / name).unlink(missing_ok=True)
-  files.write_json(workdir / report.SITES, used(
+    once(partial((workdir / name).unlink, missing_ok=True))
+  known = all_statistics(study) if study.spread else None
+  once(lambda: files.write_json(workdir / report.SITES, used(
     study.data.sites, study.data.tested, study.data.external, study.data.server,
-    study.data.schema))
+    study.data.schema, known)))
   rounds = study.options.rounds
   with reporter.live():
     zero_shot, few = None, study.options.max_zero_shot
@@ -183,7 +201,7 @@ def _carried_out(
     state, lines = trained.state, trained.lines
     adapters, averaged = scoring.adapters(study, state), _averaged(study, state, lines)
     for name, adapter in (adapters | averaged).items() if rounds else ():
-      study.trainable.save(adapter, workdir / study.trainable.folder / name)
+      once(study.trainable.save, adapter, workdir / study.trainable.folder / name)
     scores, crossed = score_all(
       study, adapters, workdir / 'predictions', reporter, trained=rounds > 0,
       cross=study.options.cross_site and len(adapters) > 1, beside=few if zero_shot else 0)
@@ -191,7 +209,7 @@ def _carried_out(
     global_scores = None
     if averaged:
       global_scores, _ = score_all(study, averaged, workdir / 'predictions' / _GLOBAL, reporter)
-  files.write_json(workdir / 'predictions' / evaluate.COUNTS, counted(
+  once(files.write_json, workdir / 'predictions' / evaluate.COUNTS, counted(
     study, adapters, scores, crossed, global_scores, zero_shot, forced))
   summary = run_summary(study, lines, scores, zero_shot, global_scores) | {
     'cross_site': files.plain({
@@ -207,12 +225,17 @@ def _carried_out(
     # None = nothing was trained now.
     'predicted_peak_bytes': trained.plan.peak if trained.plan else None, 'versions': versions(),
   }
+  once(_written, study, workdir, lines, summary)
+  show(summary, reporter)
+  return summary
+
+
+def _written(study: Study, workdir: Path, lines: list[dict], summary: dict) -> None:
+  """Writes what a finished run leaves; the summary, which says that it is finished, last."""
   summary['warnings'] = warnings(summary, lines, workdir / 'predictions')
   files.write_text(workdir / 'ledger.csv', communication.ledger_csv(study.communication, lines))
   tensorboard.finish(workdir, lines, summary)
   files.write_json(workdir / 'summary.json', summary)
-  show(summary, reporter)
-  return summary
 
 
 def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[str, dict]:
@@ -235,5 +258,5 @@ def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[s
   weights = adaptive_weights(
     sizes, np.zeros_like(sizes), size_power=study.options.size_power, loss_power=0.0,
     temperature=1.0)
-  return {_GLOBAL: global_adapter(state, study.sharing, weights)}
+  return {_GLOBAL: on_host(study, global_adapter(state, study.sharing, weights))}
 

@@ -18,6 +18,8 @@ from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, words
+from fedmedjax.train.gathered import all_scores
+from fedmedjax.train.placing import on_host
 from fedmedjax.train.round_log import participant_names
 
 
@@ -29,9 +31,9 @@ def adapters(study: Study, state: FedState | None) -> dict[str, dict]:
   if state is None:
     return {'': study.trainable.untrained}
   if shares_all(study.sharing, study.trainable.adapter):
-    return {'': site_adapter(state, study.sharing, 0)}
+    return {'': on_host(study, site_adapter(state, study.sharing, 0))}
   return {
-    name: site_adapter(state, study.sharing, index)
+    name: on_host(study, site_adapter(state, study.sharing, index))
     for index, name in enumerate(participant_names(study))}
 
 
@@ -42,16 +44,18 @@ def watched_f1(study: Study, state: FedState, reporter: Reporter) -> dict:
   entities, or the first metric of texts; `validation_f1` is their plain mean. A site's own adapter
   answers where it has one, and every site's for notes of the server, as for an external cohort.
   """
-  answering, found = adapters(study, state), {}
+  answering, found, here = adapters(study, state), {}, study.data.reading.here
   asked = {site.name: [site.name] if site.name in answering else list(answering)
            for site in study.watched}
   count = sum(len(site.test) * len(asked[site.name]) for site in study.watched)
   with reporter.task('validation sentences', count) as advance:
-    for site in study.watched:
+    for site in filter(here, study.watched):
       records = [
         study.trainable.answer(answering[name], site, advance) for name in asked[site.name]]
       found[site.name] = evaluate.headline(evaluate.score(
         site, records, study.options.seed, 1, study.text_metrics.headline()).scores)
+  told = study.processes.merged('answers while training', files.plain(found))
+  found = {site.name: told[site.name] for site in study.watched}
   return {
     'validation_f1': float(np.mean(list(found.values()))), 'validation_f1_sites': found}
 
@@ -89,6 +93,7 @@ def score_all(
 ) -> tuple[dict[str, evaluate.SiteScores], dict[str, dict[str, evaluate.SiteScores]]]:
   """Decodes and scores every site's test set -> (scores, cross-site scores by adapter and site).
 
+  Of several processes each answers for the sites whose notes it has, and all know all scores.
   A site's test set is answered by the site's own adapter. An external cohort has none: every
   adapter answers for it, and their counts are added.
 
@@ -104,7 +109,8 @@ def score_all(
   score = partial(
     evaluate.score, seed=study.options.seed, samples=study.options.bootstrap_samples,
     text=study.text_metrics)
-  for site in (fewer(site, only) for site in (*study.data.tested, *study.data.external)):
+  asked = filter(study.data.reading.here, (*study.data.tested, *study.data.external))
+  for site in (fewer(site, only) for site in asked):
     path = folder / f'{site.name}.jsonl'
     own = [site.name] if site.name in adapters else list(adapters)
     answers = {} if trained else {name: files.read_lines(path) for name in own}
@@ -124,7 +130,8 @@ def score_all(
       files.write_lines(
         folder / 'cross_site' / name / path.name, words.kept(answers[name], study.options.text))
       row[site.name] = score(site, [answers[name]])
-  return scores, crossed
+  return all_scores(study, 'scores', scores), {
+    name: all_scores(study, f'scores of {name}', row) for name, row in crossed.items()}
 
 
 def _about(site: SiteData, records: list[dict]) -> list[dict]:
@@ -144,7 +151,8 @@ def forced_all(
   """
   scores, crossed = {}, {name: {} for name in adapters if cross}
   forced = study.trainable.forced
-  for site in (*study.data.tested, *study.data.external) if forced else ():
+  tested = filter(study.data.reading.here, (*study.data.tested, *study.data.external))
+  for site in tested if forced else ():
     own = [site.name] if site.name in adapters else list(adapters)
     answering = list(adapters) if cross else own
     with reporter.task(f'teacher forcing {site.name}', len(site.test) * len(answering)) as advance:
@@ -155,7 +163,11 @@ def forced_all(
     scores[site.name] = found[own[0]]._replace(counts=counts)
     for name, row in crossed.items():
       row[site.name] = found[name]
-  return scores, crossed if forced else {}
+  # Of several processes one may have nothing to be asked.
+  if not (study.options.teacher_forced if study.spread else forced):
+    return scores, {}
+  return all_scores(study, 'teacher forcing', scores), {
+    name: all_scores(study, f'teacher forcing of {name}', row) for name, row in crossed.items()}
 
 
 def forced_shown(scores: dict[str, evaluate.SiteScores]) -> dict[str, dict]:

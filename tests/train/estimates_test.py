@@ -38,6 +38,7 @@ def test_what_a_round_needs_by_hand(weights, again):
     layers=2)
   study = SimpleNamespace(
     trainable=SimpleNamespace(share=one, adapter=FIVE), groups=1, validation=None,
+    spread=None,
     schedule=SimpleNamespace(layout=SimpleNamespace(groups=1)),
     communication=SimpleNamespace(sampler=SimpleNamespace(size=4)),
     optimizer=SimpleNamespace(transform=optax.identity()))

@@ -10,9 +10,11 @@ from planted_steps import PEAK, works
 from rich.console import Console
 
 from fedmedjax.experiment.execution import Execution, executions, smaller
+from fedmedjax.experiment.reading import Reading
 from fedmedjax.fed.local import sgd
 from fedmedjax.fed.types import LocalData
 from fedmedjax.runtime import device
+from fedmedjax.runtime.processes import ALONE
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.train import loop, memory, roofline
 from fedmedjax.types import InputError, Program
@@ -114,7 +116,8 @@ def study(monkeypatch, *, order=None, limit=0, held=10_000):
   inputs = (state, base, data, np.arange(SITES), None, jax.random.key(0))
   tree_bytes = state.nbytes + base.nbytes
   return SimpleNamespace(
-    options=SimpleNamespace(memory=limit), executions=order or executions(
+    options=SimpleNamespace(memory=limit), spread=None, processes=ALONE,
+    data=SimpleNamespace(reading=Reading()), executions=order or executions(
       -1, 'auto', SITES, False),
     communication=SimpleNamespace(sampler=SimpleNamespace(size=SITES)),
     algorithm_with=algorithm_with, trainable=SimpleNamespace(
@@ -293,7 +296,8 @@ def test_decoding_is_compiled_only_where_it_may_need_more(monkeypatch):
   monkeypatch.setattr(device, 'held', lambda: 1_000_000)
   monkeypatch.setattr(memory, 'site_adapter', lambda state, sharing, site: state)
   given = SimpleNamespace(
-    sharing=None, data=SimpleNamespace(tested=(), external=()), watched=(),
+    sharing=None, spread=None, watched=(),
+    data=SimpleNamespace(tested=(), external=(), reading=Reading()),
     trainable=SimpleNamespace(
       largest_answer=lambda adapter, sites: Program(
         answer, (adapter, base, tokens), 2020, 100_000)))

@@ -18,7 +18,7 @@ NOW = {'round': 4, 'tokens': 1000, 'local_steps': 7}
 def study(steps=False, parameters=10**6):
   """Three sites whose rounds compute one padded step for each taken one."""
   return SimpleNamespace(
-    options=SimpleNamespace(steps=steps, rounds=9, pooled=False),
+    spread=None, options=SimpleNamespace(steps=steps, rounds=9, pooled=False),
     trainable=SimpleNamespace(whole_parameters=parameters),
     site_map=lambda chunk: SimpleNamespace(laid_out=lambda steps: 2 * steps.sum()),
     data=SimpleNamespace(sites=[SimpleNamespace(name=name) for name in 'abc']))

@@ -12,6 +12,8 @@ from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.data.tasks import ask
 from fedmedjax.eval import evaluate
 from fedmedjax.eval.text_metrics import USUAL
+from fedmedjax.experiment.reading import Reading
+from fedmedjax.runtime.processes import ALONE
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.train.scoring import _untrained, fewer, score_all
 
@@ -55,7 +57,8 @@ def study(sites, number):
                 part.ask, part.test, [part.ask.render(example)[1] for example in part.test]))]
 
   return SimpleNamespace(
-    data=SimpleNamespace(tested=sites[:1], external=sites[1:]),
+    data=SimpleNamespace(tested=sites[:1], external=sites[1:], reading=Reading()),
+    spread=None, processes=ALONE,
     options=SimpleNamespace(seed=1, bootstrap_samples=5, text=True, max_zero_shot=number),
     trainable=SimpleNamespace(answer=answer), text_metrics=USUAL)
 
