@@ -90,6 +90,11 @@ def frame_bytes(data: bytes) -> int:
   return _LENGTH + int.from_bytes(data[:_LENGTH], 'little')
 
 
+def kind(data: bytes) -> str:
+  """The kind of a message that this side has made, without reading its tensors."""
+  return str(_fields(data)['kind'])
+
+
 def _fields(data: bytes) -> dict[str, Any]:
   """Our JSON in safetensors' header; ValueError, KeyError and the like where there is none."""
   length = int.from_bytes(data[:_LENGTH], 'little')
