@@ -11,6 +11,7 @@ import numpy as np
 from fedmedjax import tree
 from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
 from fedmedjax.eval import evaluate, metrics
+from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.local import mean_loss
 from fedmedjax.fed.round import site_adapter
@@ -18,7 +19,6 @@ from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, words
-from fedmedjax.train.round_log import participant_names
 
 
 def adapters(study: Study, state: FedState | None) -> dict[str, dict]:
