@@ -76,13 +76,13 @@ class Flower:
     while True:
       if waiting:
         nodes, twice = self._sites(until)
-        reasons |= {site: 'two SuperNodes say that they are it' for site in twice & waiting}
+        reasons |= {site: 'is what two SuperNodes say that they are' for site in twice & waiting}
         found = sorted(waiting & nodes.keys())
         ids = self._push([(nodes[site], messages[site]) for site in found], until)
         for site, identity in zip(found, ids, strict=True):
           waiting.remove(site)
           if identity is None:
-            answers[site] = Absent('the SuperLink does not take the message')
+            answers[site] = Absent('cannot be reached: the SuperLink does not take the message')
           else:
             sent[identity] = site
       for identity, answer in self._pulled(sent):
@@ -118,7 +118,7 @@ class Flower:
       for reply in self._grid.pull_messages([identity]):
         return failure(_told(reply.error)) if reply.has_error() else reply.content
     except (ValueError, TypeError, KeyError) as error:
-      return failure(f'an answer that Flower cannot read: {error}')
+      return failure(f'Flower cannot read its answer: {error}')
     return None
 
   def _sites(self, until: float) -> tuple[dict[str, int], set[str]]:
@@ -167,13 +167,14 @@ def _site_name(content: RecordDict) -> str:
 def _answer(content: RecordDict, limit: int) -> bytes | Absent:
   """What a relay answered; it may be anything."""
   if _FAILURE in content:
-    return Absent(_line(content[_FAILURE].get('reason', '')))
+    reason = _line(content[_FAILURE].get('reason', ''))
+    return Absent(f'gave no answer: {reason}')
   try:
     data = unpacked(content)
   except (KeyError, TypeError, AttributeError):
-    return Absent('an answer that is no message')
+    return Absent('sent what is no message')
   if len(data) > limit:
-    return Absent(f'an answer of {len(data)} bytes, {limit} are allowed')
+    return Absent(f'sent an answer of {len(data)} bytes, {limit} are allowed')
   return data
 
 

@@ -64,7 +64,7 @@ class Net:
           _BIN / 'flower-supernode', '--insecure', f'--superlink=127.0.0.1:{self.port}',
           f'--port={free_port()}', '--node-config', f'site="{name}" socket="{path}"'])
       for name in (f'node_{site}' for site in self.sites):
-        wait_for(lambda name=name: self._alive(name) and 'SuperNode ID' in self.log(name),
+        wait_for(lambda name=name: self.alive(name) and 'SuperNode ID' in self.log(name),
                  f'{name} at the SuperLink', _START)
     except BaseException:
       self.__exit__()
@@ -85,7 +85,7 @@ class Net:
     self._start('link', 0, [
       _BIN / 'flower-superlink', '--insecure', f'--port={self.port}',
       '--disable-runtime-dependency-installation'])
-    wait_for(lambda: self._alive('link') and listens(self.port), 'a SuperLink', _START)
+    wait_for(lambda: self.alive('link') and listens(self.port), 'a SuperLink', _START)
 
   def kill(self, name: str, number: int = signal.SIGKILL) -> None:
     """Ends a process with all that it has started."""
@@ -110,7 +110,7 @@ class Net:
     words = [word for override in overrides for word in ('--run-config', override)]
     return self._start('run', 0, [_BIN / 'flwr', 'run', app, LINK, '--stream', *words])
 
-  def _alive(self, name: str) -> bool:
+  def alive(self, name: str) -> bool:
     """True; raises RuntimeError with its last words where the process has ended."""
     if self.processes[name].poll() is not None:
       raise RuntimeError(f'{name} ended: {self.log(name)[-2000:]}')

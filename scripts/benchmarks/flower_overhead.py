@@ -17,7 +17,7 @@ import numpy as np
 
 from fedmedjax.deploy import messages, socket
 
-_SUBJECT = ('a', 'b')   # sites
+SITES = ('a', 'b')   # sites
 _TENSORS = 100          # in a message, as of some adapter
 
 _PYPROJECT = '''[project]
@@ -84,7 +84,7 @@ def measure(grid, out: str, sizes: str, repeats: int) -> None:
   from fedmedjax.deploy.flower import Flower
   transport, found = Flower(grid, 2**31), []
   # So that nobody is asked for a name in what is measured.
-  ask(transport, {site: message(site, _TENSORS, -1) for site in _SUBJECT})
+  ask(transport, {site: message(site, _TENSORS, -1) for site in SITES})
   nodes = list(grid.get_node_ids())
 
   def untouched(data: bytes) -> list[bytes]:
@@ -97,7 +97,7 @@ def measure(grid, out: str, sizes: str, repeats: int) -> None:
   for size in [int(float(word) * 1e6) for word in sizes.split(',')]:
     ours, theirs = [], []
     for repeat in range(repeats):
-      sent = {site: message(site, size, repeat) for site in _SUBJECT}
+      sent = {site: message(site, size, repeat) for site in SITES}
       begun = time.monotonic()
       answers = ask(transport, sent)
       ours.append(time.monotonic() - begun)
