@@ -130,7 +130,8 @@ class SiteService:
     policy, count = self.policy, int(self.study.size)
     told = policy.number_of_examples and count >= policy.smallest_count
     return self._answered(message, {
-      'size': count if told else None, 'tasks': list(self._tasks), 'model': self.model, 'withheld': [
+      'size': count if told else None, 'tasks': list(self._tasks), 'model': self.model,
+      'withheld': [
         *policy.withheld, *([EXAMPLES] if policy.number_of_examples and not told else [])],
       'largest_update_norm': float(policy.largest_update_norm),
       'privacy_required': policy.privacy_required}, {}, {})

@@ -30,13 +30,16 @@ from fedmedjax.experiment.own_parts import own_parts
 from fedmedjax.experiment.own_schema import study_schema
 from fedmedjax.experiment.tagger import configured_tagger, word_tagger
 from fedmedjax.experiment.types import Data, Options, Trainable
-from fedmedjax.experiment.undeployed import check_deployable
+from fedmedjax.experiment.undeployed import check_deployable, objection
 from fedmedjax.fed import apart, wire
 from fedmedjax.fed.compression import float32
 from fedmedjax.fed.gradient import over_groups
 from fedmedjax.fed.participation import Sampler
-from fedmedjax.fed.types import Validation
+from fedmedjax.fed.sites import SiteMap, map_sites
+from fedmedjax.fed.types import Sharing, Validation
+from fedmedjax.model.files.load import model_files, model_path
 from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store.files import file_checksums
 from fedmedjax.types import InputError
 
 # Groups of keys, and keys, in which both ends have to agree. What is left is each end's own: where
@@ -83,10 +86,21 @@ class ServerStudy(NamedTuple):
   adapter: dict             # before the first round, [*p]
   trainable: Trainable      # to save and to describe the adapter; it has no base
   options: Options
+  data: Data                # the sites by name, without any notes
   sampler: Callable[[np.ndarray], Sampler]  # of n_k f32[S]
   samples_by_size: bool
   asks_losses: bool         # weights are made of losses on the sites' validation notes
-  rate: str                 # key of the sites' learning rate
+  objection: Callable[..., str | None]  # see `undeployed.objection`
+
+  @property
+  def sharing(self) -> Sharing:
+    """Which leaves are trained and sent, as a simulated study has it."""
+    return self.agreed.parts.sharing
+
+  @property
+  def site_map(self) -> Callable[[int], SiteMap]:
+    """Each site computes alone."""
+    return lambda chunk: map_sites(1)
 
 
 def site_study(config: ConfigDict, name: str, reporter: Reporter) -> SiteStudy:
@@ -168,8 +182,30 @@ def server_study(config: ConfigDict, reporter: Reporter) -> ServerStudy:
     share=None)
   return ServerStudy(
     _agreed(config, values, trainable.adapter), trainable.adapter, trainable, options(config),
+    Data(None, tuple(SiteData(name, (), (), {}) for name in config.data.sites), (), ()),
     partial(communication.site_sampler, config), values['fed.sampler'] == 'size',
-    methods.needs_validation(values), methods.rate_key(values))
+    methods.needs_validation(values), partial(objection, values))
+
+
+def model_digest(config: ConfigDict) -> str:
+  """Of the files of the base model, which has to be the same at all sites."""
+  if config.fed.learner == 'tagger':
+    return 'tagger'
+  sums = file_checksums(*model_files(model_path(config.model.path)))
+  # Where the files lie and what else lies beside them makes no other model.
+  weights = {name: value for name, value in sums.items()
+             if name.endswith(('.gguf', '.safetensors')) or name == 'config.json'}
+  return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def notes_digest(data: Data) -> str:
+  """Of a site's examples; it does not leave the site."""
+  content = hashlib.sha256()
+  for site in data.sites:
+    for part in site.tasks:
+      for example in (*part.train, *part.validation):
+        content.update(repr([np.asarray(value).tolist() for value in example]).encode())
+  return content.hexdigest()[:32]
 
 
 def _checked(config: ConfigDict) -> dict[str, Any]:

@@ -240,3 +240,8 @@ def _checked(
 def codec_name(wire: Wire, kind: str) -> str:
   """Of the arrays of a kind on the way up, as the ledger names it."""
   return wire.codec.name if kind == 'adapter' else float32().name
+
+
+def by_path(values: Tree) -> list[tuple[str, jax.Array]]:
+  """(path, leaf [*p]) of every leaf."""
+  return list(zip(tree.paths(values), jax.tree.leaves(values), strict=True))
