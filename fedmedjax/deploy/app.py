@@ -47,6 +47,8 @@ clientapp = "study.client_app:app"
 workdir = {workdir}
 # Seconds that a site may take for its part of a round.
 deadline = {deadline}
+# What is special to this server, such as "--config.model.path=/models/base.gguf".
+overrides = ""
 '''
 _SERVER = '''"""The server of this study: rounds, aggregation, checkpoints."""
 
@@ -119,12 +121,16 @@ def app_files(
     workdir: of the run, at the server.
     deadline: seconds that a site has for its part of a round.
 
-  Raises InputError: a file that the configuration names cannot be read, or two have one name.
+  Raises InputError: a study that can only be simulated, a file that the configuration names cannot
+  be read, or two have one name.
   """
   # Here since they take seconds: --help and mistakes are answered before.
   from fedmedjax.experiment import defaults
   from fedmedjax.experiment.config import leaves
+  from fedmedjax.experiment.own_parts import own_parts
+  from fedmedjax.experiment.undeployed import check_deployable
   usual, flat = leaves(defaults.get_config().to_dict()), leaves(dict(settings))
+  check_deployable(flat, own_parts(flat))
   copied, flat = _own_files(flat)
   changed = {key: value for key, value in flat.items()
              if key not in usual or repr(value) != repr(usual[key])}
@@ -169,9 +175,6 @@ def _own_files(flat: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]
   for key, value in named.items():
     file, colon, function = value.rpartition(':') if key in OWN_KEYS else (value, '', '')
     path = Path(file)
-    if file == 'python':
-      raise InputError(
-        f'config.{key}={value!r}: a part given in Python cannot be deployed; put it into a file')
     if path.name in taken or sources.get(path.name, path) != path:
       raise InputError(f'config.{key}={value!r}: the app has another file {path.name}; rename it')
     try:

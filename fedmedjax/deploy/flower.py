@@ -21,8 +21,8 @@ TRAIN = 'local_round'
 WHO = 'site'
 _RECORD, _FRAME, _TENSORS = 'message', 'frame', 'tensors'
 _NAME, _FAILURE = 'name', 'failure'
-# Seconds between two looks for answers, and that an exchange waits for a site without a SuperNode
-# when such a one was there before: about what its restart takes.
+# Seconds between two looks for answers, and that an exchange waits for a site without a SuperNode:
+# about what its restart takes. The first exchange waits for it to the deadline.
 _POLL, _PATIENCE = 0.2, 20.0
 
 
@@ -63,14 +63,15 @@ class Flower:
     self._grid, self._limit = grid, limit
     self._names: dict[int, str] = {}   # of SuperNodes, as far as they are known
     self._asked: dict[str, int] = {}   # {message: SuperNode} that has not said its name yet
-    self._seen: set[str] = set()       # sites that had a SuperNode at any time
+    self._begins = True
 
   def exchange(
     self, messages: Mapping[str, bytes], deadline_seconds: float
   ) -> dict[str, bytes | Absent]:
     """Sends to every site whose SuperNode is there or comes, and waits; see `Transport`."""
-    begun = time.monotonic()
-    until = begun + deadline_seconds
+    until = time.monotonic() + deadline_seconds
+    patient = until if self._begins else time.monotonic() + _PATIENCE
+    self._begins = False
     waiting, sent, answers = set(messages), {}, {}
     reasons = dict.fromkeys(messages, 'has no SuperNode at the SuperLink')
     while True:
@@ -88,8 +89,7 @@ class Flower:
       for identity, answer in self._pulled(sent):
         answers[sent.pop(identity)] = answer
       now = time.monotonic()
-      patient = waiting - self._seen or (waiting and now < begun + _PATIENCE)
-      if now >= until or not sent and not patient:
+      if now >= until or not sent and not (waiting and now < patient):
         break
       time.sleep(_POLL)
     late = {site: Absent('late') for site in sent.values()}
@@ -146,7 +146,6 @@ class Flower:
     names = registered | {node: name for node, name in said.items() if name not in proved}
     every = list(names.values())
     twice = {name for name in every if every.count(name) > 1}
-    self._seen |= set(every)
     return {name: node for node, name in names.items() if name not in twice}, twice
 
 

@@ -9,7 +9,12 @@ from fedmedjax.deploy import app
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.experiment.config import leaves
 
-OWN = 'def fednova(server_momentum):\n  return None\n'
+OWN = '''import optax
+def fednova(server_momentum):
+  return optax.sgd(server_momentum)
+def metric(predicted, target):
+  return 1.0
+'''
 
 
 def flat(*words: str) -> dict:
@@ -34,7 +39,8 @@ def test_an_app_says_the_study_again(tmp_path, monkeypatch, capsys):
   folder = tmp_path / '9 Ward_b'
   project = tomllib.loads((folder / 'pyproject.toml').read_text())
   assert project['project']['name'] == 'ward-b'
-  assert project['tool']['flwr']['app']['config'] == {'workdir': 'C:\\ward "b"', 'deadline': 5.0}
+  assert project['tool']['flwr']['app']['config'] == {
+    'workdir': 'C:\\ward "b"', 'deadline': 5.0, 'overrides': ''}
   again = f'--config={folder / "study" / "config.py"}'
   assert flat(again) == flat(*words)
   assert 'study is what every site needs' in capsys.readouterr().out
@@ -73,10 +79,14 @@ def test_two_files_of_one_name_are_refused(tmp_path):
   for folder in ('a', 'b'):
     (tmp_path / folder).mkdir()
     (tmp_path / folder / 'own.py').write_text(OWN)
-  settings.fed.aggregator = f'{tmp_path}/a/own.py:one'
-  settings.fed.rule = f'{tmp_path}/b/own.py:two'
+  settings.fed.server_optimizer = f'{tmp_path}/a/own.py:fednova'
+  settings.eval.metric = f'{tmp_path}/b/own.py:metric'
   with pytest.raises(app.InputError, match='another file own.py; rename it'):
     app.app_files(settings.to_dict(), 'x', 'x', 1.0)
-  settings.fed.rule = 'python:mine'
-  with pytest.raises(app.InputError, match='given in Python cannot be deployed'):
-    app.app_files(settings.to_dict(), 'x', 'x', 1.0)
+
+
+def test_what_can_only_be_simulated_is_no_app(tmp_path, capsys):
+  assert written(
+    tmp_path / 'x', '--config=fedmedjax:quickstart', '--config.fed.secure_aggregation=True') == 2
+  assert 'config.fed.secure_aggregation=True: ' in capsys.readouterr().err
+  assert not (tmp_path / 'x').exists()
