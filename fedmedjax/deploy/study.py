@@ -197,7 +197,7 @@ class _Study:
     if shares_all(study.sharing, study.adapter):
       adapter = own_adapter(study.sharing, state.adapter, state.adapter, state.folded)
       study.trainable.save(jax.device_get(adapter), self._workdir / study.trainable.folder)
-    summary = _summary(study, lines, time.monotonic() - begun)
+    summary = _summary(study, lines, time.monotonic() - begun, self._reporter.warnings)
     files.write_json(self._workdir / 'summary.json', summary)
     report.freshen(self._workdir, 0)
     return summary
@@ -241,12 +241,17 @@ def _check_streak(study: ServerStudy, lines: list[dict]) -> None:
       'why; the adapter is that of the round before')
 
 
-def _summary(study: ServerStudy, lines: list[dict], seconds: float) -> dict[str, Any]:
+def _summary(
+  study: ServerStudy, lines: list[dict], seconds: float, warnings: list[str]
+) -> dict[str, Any]:
   """summary.json of a deployed study: that of a run, without what only sites could score."""
   trainable, options = study.trainable, study.options
   return files.plain({
     'preset': options.preset, 'seed': options.seed, 'rounds': len(lines), 'deployed': True,
-    'scores': {}, 'bytes_up': sum(line['bytes_up'] for line in lines),
+    'own_parts': options.own_parts, 'sites': list(study.agreed.names), 'external': [],
+    # Sites score on their own test notes, and nobody else has them.
+    'scores': {}, 'test_sources': None, 'local_steps': sum(line['local_steps'] for line in lines),
+    'warnings': warnings, 'bytes_up': sum(line['bytes_up'] for line in lines),
     'bytes_down': sum(line['bytes_down'] for line in lines),
     'bytes_full_model': trainable.whole_bytes, 'adapter_parameters': tree.size(study.adapter),
     'base_parameters': trainable.whole_parameters, 'wall_seconds': seconds,

@@ -132,7 +132,10 @@ def last_steps(step_mask):
 
 
 def init_program(rule, sharing, compression, aggregator, server_optimizer, num_sites: int):
-  """The state before the first round; to be compiled, so that it is never all on one device."""
+  """(adapter [*p]) -> the state before the first round, with the sites' leaves [S, *p].
+
+  To be compiled, so that it is never all on one device.
+  """
 
   def init(adapter):
     server_ctrl, site_ctrl = rule.init(adapter)
@@ -225,7 +228,11 @@ def site_program(
 
 
 def server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
-  """From the aggregate to the next state, but for the sites' own; as it was unless `useful`."""
+  """From the aggregate [*p] to the next state, but for the sites' own; as it was unless `useful`.
+
+  (state, aggregate, ctrl_delta [*p], useful bool[]) -> (state, what the optimiser was given [*p],
+  its step [*p]).
+  """
 
   def server_step(state: FedState, aggregate: Aggregate, ctrl_delta, useful):
     ctrl = jax.tree.map(jnp.add, state.ctrl, ctrl_delta)
@@ -245,7 +252,14 @@ def server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
 
 
 def metrics_of(anchor, adapter, local, sent, aggregate: Aggregate, given, step) -> dict:
-  """`given`: what the server optimiser was handed; `adapter`: what the step led to."""
+  """What `RoundMetrics` has of the aggregate.
+
+  Args:
+    anchor, adapter: [*p], the server's before and after its step.
+    local, sent: [C, *p], the sites' adapters and updates.
+    aggregate: of the aggregator.
+    given, step: [*p], what the server optimiser was handed and what it made of it.
+  """
   weights = aggregate.weights
   return {
     'validation_loss': aggregate.utility,

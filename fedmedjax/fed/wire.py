@@ -62,6 +62,7 @@ class Wire(NamedTuple):
 
 
 def name_of(kind: str, tensor: str, part: str = 'values') -> str:
+  """The name of one of the arrays, such as f32[n], in which a tensor travels."""
   return f'{kind}/{tensor}:{part}'
 
 
@@ -127,7 +128,7 @@ def encoder(wire: Wire, owed: Callable) -> Callable:
 
 
 def coded_arrays(wire: Wire, parts: list, paths: Iterable[str], site: int) -> Arrays:
-  """What `encoder` made of the leaves `paths`, cut to the site's rank, with their names."""
+  """What `encoder` made of the leaves `paths` of [*p], cut to the site's rank, with their names."""
   kept, found = set(paths), {}
   for path, like, sent in zip(wire.paths, jax.tree.leaves(wire.adapter), parts, strict=True):
     if path in kept:
@@ -238,7 +239,7 @@ def _checked(
 
 
 def codec_name(wire: Wire, kind: str) -> str:
-  """Of the arrays of a kind on the way up, as the ledger names it."""
+  """The ledger's name of how the arrays of a kind, f32[n] or packed, travel on the way up."""
   return wire.codec.name if kind == 'adapter' else float32().name
 
 
