@@ -120,7 +120,7 @@ class SiteService:
     fields = fields | {'data': self._kept.data}
     answer = messages.encode(message._replace(fields=fields, tensors=arrays))
     self._kept.record({
-      'kind': message.kind, 'round': message.round + 1, **fields, **said,
+      'kind': message.kind, **fields, **said, 'round': message.round + 1,
       'tensors': [{'name': name, 'shape': list(array.shape), 'dtype': str(array.dtype),
                    'bytes': array.nbytes} for name, array in arrays.items()],
       'bytes': len(answer)})
@@ -283,9 +283,8 @@ class SiteService:
 
 
 def message_limit(agreed: Agreed) -> int:
-  """Most bytes of arrays in a message: the adapter and a control variate, all that was added to
-  the base, and, where sites judge, the adapters of a cohort."""
-  adapter = wire.most_bytes(agreed.wire)
+  """Most bytes of arrays in a message: an adapter and a control variate, all that was added to the
+  base, and, where sites judge, the adapters of a cohort."""
   folded = sum(4 * leaf.size for leaf in jax.tree.leaves(
     agreed.parts.aggregator.fold(agreed.wire.adapter)))
-  return (3 + agreed.parts.num_sites) * adapter + folded + 2**16
+  return (2 + agreed.judged) * wire.most_bytes(agreed.wire) + folded + 2**16

@@ -99,11 +99,12 @@ class _Study:
       _check_streak(study, lines)
       self._describe([site for site in cohorts[len(lines)] if site not in self._sites])
       self._talk.traffic.clear()
+      # A stop while the server waits costs nothing: sites answer again what they have answered.
+      state, line = play(len(lines), state, lines, self._sites, self._absent)
+      lines = [*lines, line]
       with signals.deferred():
-        state, line = play(len(lines), state, lines, self._sites, self._absent)
-        lines = [*lines, line]
         self._save(state, lines)
-      self._reporter.say(round_sentence(line, study.options.rounds, study.options.signal))
+      self._reporter.say(_sentence(line, study))
     _check_streak(study, lines)
     summary = self._finish(state, lines, begun)
     return Finished(state, lines, summary)
@@ -201,6 +202,14 @@ class _Study:
     files.write_json(self._workdir / 'summary.json', summary)
     report.freshen(self._workdir, 0)
     return summary
+
+
+def _sentence(line: dict, study: ServerStudy) -> str:
+  """What is said of a round; a loss that a site keeps to itself is nan, as one that is none."""
+  losses = [np.nan if loss is None and steps else loss for loss, steps in zip(
+    line.get('train_loss', ()), line['steps'], strict=False)]
+  return round_sentence(
+    line | {'train_loss': losses}, study.options.rounds, study.options.signal)
 
 
 def _described(message: Message) -> Described | Missing:

@@ -59,6 +59,7 @@ class Agreed(NamedTuple):
   parts: apart.Parts
   wire: wire.Wire
   seed: int
+  judged: int              # most adapters that a site is sent at once to judge them
 
 
 class SiteStudy(NamedTuple):
@@ -89,7 +90,6 @@ class ServerStudy(NamedTuple):
   data: Data                # the sites by name, without any notes
   sampler: Callable[[np.ndarray], Sampler]  # of n_k f32[S]
   samples_by_size: bool
-  asks_losses: bool         # weights are made of losses on the sites' validation notes
   objection: Callable[..., str | None]  # see `undeployed.objection`
 
   @property
@@ -184,7 +184,7 @@ def server_study(config: ConfigDict, reporter: Reporter) -> ServerStudy:
     _agreed(config, values, trainable.adapter), trainable.adapter, trainable, options(config),
     Data(None, tuple(SiteData(name, (), (), {}) for name in config.data.sites), (), ()),
     partial(communication.site_sampler, config), values['fed.sampler'] == 'size',
-    methods.needs_validation(values), partial(objection, values))
+    partial(objection, values))
 
 
 def model_digest(config: ConfigDict) -> str:
@@ -263,7 +263,9 @@ def _agreed(config: ConfigDict, values: dict[str, Any], adapter: dict) -> Agreed
       adapter, sharing, communication.codec(config.fed), tuple(config.fed.ranks),
       parts.rule.control_travels and bool(jax.tree.leaves(server_ctrl)),
       width // max(1, config.fed.rounds)),
-    config.seed)
+    config.seed,
+    # Each site's, and one that is made of all.
+    num_sites + 2 if methods.needs_validation(values) or 'fed.aggregator' in own else 0)
 
 
 def identity(values: dict[str, Any], schema) -> str:

@@ -171,10 +171,8 @@ def read_coded(
 
 
 def most_bytes(wire: Wire) -> int:
-  """i[]: bytes of all leaves [*p] in float32, and of what a round adds to the base."""
-  adapter = 4 * tree.size(wire.adapter)
-  rank = max(1, min((leaf.shape[-1] for leaf in jax.tree.leaves(wire.adapter)), default=1))
-  return adapter + adapter * -(-wire.columns // rank)
+  """i[]: bytes of all leaves [*p] in float32, which no codec's arrays exceed by much."""
+  return 4 * tree.size(wire.adapter)
 
 
 def _flat(wire: Wire, path: str, leaf, site: int | None):

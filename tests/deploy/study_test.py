@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedmedjax.deploy import messages
+from fedmedjax.deploy import messages, server, site
 from fedmedjax.deploy.in_process import InProcess
 from fedmedjax.deploy.server import serve_study
 from fedmedjax.deploy.site import site_service
@@ -158,24 +158,24 @@ def test_server_and_sites_that_are_killed_after_round_1_go_on(scaffold, tmp_path
 
 def test_a_message_that_is_repeated_is_answered_without_training_twice(scaffold, monkeypatch):
   config, folder, _ = scaffold
-  site = services(config, folder)[SITES[0]]
+  service = services(config, folder)[SITES[0]]
   asked, answers = [], []
 
   def ask(message):
     asked.append(message)
-    answers.append(site.handle(message))
+    answers.append(service.handle(message))
     return answers[-1]
 
   # The server's questions of round 2, from its checkpoint of round 1.
   workdir = folder / 'server'
   (workdir / 'checkpoints' / '2').rename(workdir / 'second')
   others = handles_of(services(config, folder))
-  monkeypatch.setattr(type(site), '_trained', None)
+  monkeypatch.setattr(type(service), '_trained', None)
   finished = deployed(config, folder, others | {SITES[0]: ask})
   assert len(finished.lines) == 2
   kinds = [messages.decode(message, 10**6).kind for message in asked]
   assert kinds == ['describe', 'local_round', 'finish']
-  assert answers[1] == site.handle(asked[1])
+  assert answers[1] == service.handle(asked[1])
   lines = files.read_lines(folder / SITES[0] / 'manifest.jsonl')
   # Two rounds were trained: repeated answers are no new ones.
   rounds = [line for line in lines if line['kind'] == 'local_round']
@@ -188,8 +188,8 @@ def test_a_message_that_is_repeated_is_answered_without_training_twice(scaffold,
 
 def test_what_a_site_does_not_answer(scaffold):
   config, folder, _ = scaffold
-  site = services(config, folder)[SITES[1]]
-  identity = site.study.agreed.identity
+  service = services(config, folder)[SITES[1]]
+  identity = service.study.agreed.identity
   good = messages.Message('describe', identity, SITES[1], -1, 'n')
   later = messages.encode(good).replace(b'\\"protocol\\": 1', b'\\"protocol\\": 2')
   many = [[0, 1, 2]] * 2
@@ -210,7 +210,7 @@ def test_what_a_site_does_not_answer(scaffold):
         'cohorts': many, 'changed': 1, 'held': -1, 'count': 1, 'want': 'notes'}), 'not know'),
       (good._replace(kind='finish', fields={'changed': -1, 'used': -1}), 'is missing')):
     data = message if isinstance(message, bytes) else messages.encode(message)
-    answer = messages.decode(site.handle(data), 0)
+    answer = messages.decode(service.handle(data), 0)
     assert answer.kind == 'error' and words in answer.fields['reason'], words
 
 
@@ -244,11 +244,14 @@ FAULTS = (
 
 
 def test_a_site_that_misbehaves_is_left_out_and_comes_back(tmp_path):
-  """15 rounds, in each but the last of which a site does something else wrong."""
+  """15 rounds, in each but the last of which a site does something else wrong; another keeps its
+  losses and norms to itself."""
   config = config_of(
     'fed_medlora', f'--config.fed.rounds={len(FAULTS)}', '--config.fed.local_steps=1',
     '--config.checkpoint.keep=1')
-  sites = services(config, tmp_path)
+  (tmp_path / 'policy.toml').write_text('training_losses = false\nupdate_norm = false\n')
+  sites = services(config, tmp_path) | {SITES[0]: site_service(
+    config, SITES[0], tmp_path / SITES[0], tmp_path / 'policy.toml', Quiet())}
 
   def bad(data):
     answer, asked = sites[SITES[2]].handle(data), messages.decode(data, 10**7)
@@ -262,7 +265,8 @@ def test_a_site_that_misbehaves_is_left_out_and_comes_back(tmp_path):
   assert len(finished.lines) == len(FAULTS)
   for line, (_, words) in zip(finished.lines, FAULTS, strict=True):
     weights = dict(zip(line['sites'], line['weights'], strict=True))
-    assert sum(weights.values()) == pytest.approx(1)
+    assert sum(weights.values()) == pytest.approx(1) and weights[SITES[0]] > 0
+    assert line['train_loss'][0] is None and line['train_loss'][1] > 0
     if words == '':
       assert weights[SITES[2]] > 0 and not line['absent']
     elif words is None:  # it sent something, which is of no use
@@ -272,6 +276,8 @@ def test_a_site_that_misbehaves_is_left_out_and_comes_back(tmp_path):
       assert any(f'round {line["round"]}: site {SITES[2]} is left out' in one
                  for one in reporter.warnings)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(finished.state.adapter))
+  said = files.read_lines(tmp_path / SITES[0] / 'manifest.jsonl')
+  assert not any(key in line for line in said for key in ('train_loss', 'local_norm', 'last_loss'))
   summary = json.loads((tmp_path / 'server' / 'summary.json').read_text())
   assert summary['absent'] == len(FAULTS) - 2 and summary['quarantined'] == 1
 
@@ -288,10 +294,24 @@ def test_a_policy_is_heard_before_anything_is_trained(tmp_path):
 
 def test_notes_that_changed_begin_anew_and_nobody_takes_part(tmp_path):
   config, other = config_of('fed_medlora'), config_of('fed_medlora', '--config.data.seed=7')
-  site = services(config, tmp_path)[SITES[0]]
+  first = services(config, tmp_path)[SITES[0]]
   again, new = services(config, tmp_path)[SITES[0]], services(other, tmp_path)[SITES[0]]
-  assert site._kept.data == again._kept.data != new._kept.data
+  assert first._kept.data == again._kept.data != new._kept.data
   with pytest.raises(InputError, match='state of another study'):
     services(config_of('uniform'), tmp_path)
   with pytest.raises(RuntimeError, match='no site takes part: site synthetic_icu is not here'):
     deployed(config, tmp_path, {})
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
+  config = ['--config=configs/quickstart.py', *SMALL]
+  for program, more, words in (
+      (site, [], '--site is missing'), (site, ['--site=icu', '--workdir=w'], 'one of --socket'),
+      (site, ['--site=icu', f'--workdir={tmp_path}', '--list_only'], "--site='icu': allowed are"),
+      (site, [f'--site={SITES[0]}', f'--workdir={tmp_path}', '--list_only', '--policy=none.toml'],
+       '--policy=none.toml: cannot be read'),
+      (server, [], '--workdir is missing'), (server, ['--workdir=w'], '--folder is missing'),
+      (server, [f'--workdir={tmp_path}', '--folder=f', '--deadline=-1'], 'deadline')):
+    assert program.main(['x', *config, *more]) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.splitlines()) == 1, error
