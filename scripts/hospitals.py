@@ -8,6 +8,7 @@ two sites, and those that Flower starts. Checks:
   equal      adapters within 1e-6 of the simulation's, and the ledger's bytes, for every preset
   restarted  the server is killed after round 1 and goes on
   killed     a site's process is killed in a round: that round goes on without it, the next with it
+  keys       the same by TLS, with registered keys; a SuperNode with another key is sent away
   overhead   seconds that a round's messages take, beside a Flower app that returns them untouched
 FILE gets what was measured; the exit status is 1 when a check failed.
 """
@@ -48,7 +49,7 @@ STUDY = {
   'eval.bootstrap_samples': 2, 'eval.max_new_ratio': 0.01, 'eval.batch_size': 1,
   'log.steps': False, 'report.ablation': False}
 TOLERANCE = 1e-6
-CHECKS = ('equal', 'restarted', 'killed', 'overhead')
+CHECKS = ('equal', 'restarted', 'killed', 'keys', 'overhead')
 # Seconds that one run may take, and a site's process until it listens.
 _RUN, _SITE = 600.0, 180.0
 
@@ -231,6 +232,19 @@ def killed(net: Net, folder: Path, model: Path) -> dict:
           'passed': len(steps) == 4 and lost == [2] and others}
 
 
+def keys(folder: Path, model: Path) -> dict:
+  """A short study by TLS, between sites that are known by their keys."""
+  subprocess.run(
+    ['bash', ROOT / 'scripts' / 'flower_keys.sh', folder / 'keys', '127.0.0.1', *SITES, 'thief'],
+    check=True, stdout=subprocess.DEVNULL)
+  sockets = {site: folder / f'{site}.sock' for site in SITES}
+  with Net(folder / 'net', sockets, folder / 'keys') as net:
+    thief = net.start('thief', net.node_command(SITES[0], str(folder / 'keys' / 'thief.key')))
+    found = equal(net, folder, model, 'short')
+    away = thief.poll() is not None and 'must be registered' in net.log('thief')
+  return found | {'thief_sent_away': away, 'passed': found['passed'] and away}
+
+
 def overhead(folder: Path, sizes: str, repeats: int) -> dict:
   """See `benchmarks/flower_overhead.py`."""
   sockets = {site: folder / f'{site}.sock' for site in flower_overhead.SITES}
@@ -257,13 +271,16 @@ def carried_out(options: argparse.Namespace, folder: Path) -> dict:
 
   sockets = {site: folder / f'{site}.sock' for site in SITES}
   make_model(folder / 'model')
-  if set(options.checks) - {'overhead'}:
+  if set(options.checks) - {'keys', 'overhead'}:
     with Net(folder / 'net', sockets) as net:
       for preset in options.presets if 'equal' in options.checks else ():
         add(f'equal {preset}', equal(net, folder, folder / 'model', preset))
       for check in (restarted, killed):
         if check.__name__ in options.checks:
           add(check.__name__, check(net, folder, folder / 'model'))
+  if 'keys' in options.checks:
+    (folder / 'keys').mkdir()
+    add('keys', keys(folder / 'keys', folder / 'model'))
   if 'overhead' in options.checks:
     (folder / 'overhead').mkdir()
     add('overhead', overhead(folder / 'overhead', options.sizes, options.repeats))

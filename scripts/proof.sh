@@ -99,7 +99,7 @@ hospitals() {
     once "hospitals_$preset" .venv-flower/bin/python scripts/hospitals.py --checks=equal \
       --presets="$preset" --out="$done_here/hospitals_$preset.json" || return
   done
-  for check in restarted killed overhead; do
+  for check in restarted killed keys overhead; do
     once "hospitals_$check" .venv-flower/bin/python scripts/hospitals.py --checks="$check" \
       --out="$done_here/hospitals_$check.json" || return
   done

@@ -8,7 +8,7 @@ pieces, several at a time, but any other value in one.
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmedjax.deploy.messages import frame_bytes, kind
@@ -35,8 +35,8 @@ def packed(data: bytes) -> RecordDict:
 
 
 def unpacked(content: RecordDict) -> bytes:
-  """The bytes that `packed` was given; KeyError or TypeError where it did not make `content`."""
-  record = content[_RECORD]
+  """The bytes that `packed` was given; KeyError where it did not make `content`."""
+  record = content.array_records[_RECORD]
   return record[_FRAME].data + record[_TENSORS].data
 
 
@@ -157,27 +157,24 @@ def _type(data: bytes) -> str:
 
 def _site_name(content: RecordDict) -> str:
   """What `named` was given; '' where it did not make `content`."""
-  try:
-    return str(content[_NAME]['site'])
-  except (KeyError, TypeError):
-    return ''
+  return str(content.config_records.get(_NAME, {}).get('site', ''))
 
 
 def _answer(content: RecordDict, limit: int) -> bytes | Absent:
   """What a relay answered; it may be anything."""
-  if _FAILURE in content:
-    reason = _line(content[_FAILURE].get('reason', ''))
+  if _FAILURE in content.config_records:
+    reason = _line(content.config_records[_FAILURE].get('reason', ''))
     return Absent(f'gave no answer: {reason}')
   try:
     data = unpacked(content)
-  except (KeyError, TypeError, AttributeError):
+  except KeyError:
     return Absent('sent what is no message')
   if len(data) > limit:
     return Absent(f'sent an answer of {len(data)} bytes, {limit} are allowed')
   return data
 
 
-def _told(error) -> str:
+def _told(error: Error) -> str:
   """Flower's own error in one line."""
   return f'Flower says (code {error.code}): {_line(error.reason)}'
 

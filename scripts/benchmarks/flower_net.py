@@ -3,7 +3,8 @@
     with Net(folder, {'a': Path('a.sock')}) as net:
       net.run(app_folder)
 
-Needs the extra `deploy`: Flower's programs are those beside this Python.
+With `keys`, a folder of scripts/flower_keys.sh, by TLS and with registered keys. Needs the extra
+`deploy`: Flower's programs are those beside this Python.
 """
 
 import os
@@ -44,25 +45,23 @@ def wait_for(condition, what: str, seconds: float) -> None:
 class Net:
   """Server and sites; every process writes FOLDER/NAME.log."""
 
-  def __init__(self, folder: Path, sites: Mapping[str, Path], environment: Mapping[str, str] = {}):
-    """sites: {name: unix socket of its process}; environment: of all processes."""
-    self.folder, self.sites = folder, dict(sites)
+  def __init__(self, folder: Path, sites: Mapping[str, Path], keys: Path | None = None):
+    """sites: {name: unix socket of its process}; keys: None = neither TLS nor names."""
+    self.folder, self.sites, self.keys = folder, dict(sites), keys
     self.port = free_port()
     self.processes: dict[str, subprocess.Popen] = {}
     self._environment = os.environ | {
       'FLWR_TELEMETRY_ENABLED': '0', 'FLWR_DISABLE_UPDATE_CHECK': '1',
       'FLWR_SUPEREXEC_TASK_POLL_INTERVAL': '0.1',
       # Flower's programs start each other by name.
-      'PATH': f'{_BIN}{os.pathsep}{os.environ["PATH"]}'} | dict(environment)
+      'PATH': f'{_BIN}{os.pathsep}{os.environ["PATH"]}'}
     folder.mkdir(parents=True, exist_ok=True)
 
   def __enter__(self) -> 'Net':
     try:
       self.start_link()
-      for number, (name, path) in enumerate(self.sites.items()):
-        self._start(f'node_{name}', number + 1, [
-          _BIN / 'flower-supernode', '--insecure', f'--superlink=127.0.0.1:{self.port}',
-          f'--port={free_port()}', '--node-config', f'site="{name}" socket="{path}"'])
+      for number, name in enumerate(self.sites):
+        self._start(f'node_{name}', number + 1, self.node_command(name))
       for name in (f'node_{site}' for site in self.sites):
         wait_for(lambda name=name: self.alive(name) and 'SuperNode ID' in self.log(name),
                  f'{name} at the SuperLink', _START)
@@ -77,15 +76,36 @@ class Net:
 
   def start_link(self) -> None:
     """Starts the SuperLink, also once more after `kill('link')`."""
-    home = self._home(0)
+    home, keys = self._home(0), self.keys
     home.mkdir(exist_ok=True)
+    safe = f'root-certificates = "{keys}/ca.crt"' if keys else 'insecure = true'
     (home / 'config.toml').write_text(
       f'[superlink]\ndefault = "{LINK}"\n[superlink.{LINK}]\n'
-      f'address = "127.0.0.1:{self.port}"\ninsecure = true\n')
+      f'address = "127.0.0.1:{self.port}"\n{safe}\n')
+    flags = [
+      f'--ssl-ca-certfile={keys}/ca.crt', f'--ssl-certfile={keys}/server.crt',
+      f'--ssl-keyfile={keys}/server.key', '--enable-supernode-auth'] if keys else ['--insecure']
     self._start('link', 0, [
-      _BIN / 'flower-superlink', '--insecure', f'--port={self.port}',
-      '--disable-runtime-dependency-installation'])
+      _BIN / 'flower-superlink', f'--port={self.port}',
+      '--disable-runtime-dependency-installation', *flags])
     wait_for(lambda: self.alive('link') and listens(self.port), 'a SuperLink', _START)
+    for name in self.sites if keys else ():
+      self._start('register', 0, [
+        _BIN / 'flwr', 'supernode', 'register', f'{keys}/{name}.key.pub', LINK, f'--name={name}'])
+      if self.processes.pop('register').wait(_START):
+        raise RuntimeError(self.log('register'))
+
+  def node_command(self, name: str, key: str | None = None) -> list:
+    """How a site's SuperNode is started; `key` is a file in place of the site's own."""
+    path, keys = self.sites[name], self.keys
+    # With keys the SuperLink knows the name.
+    config = f'socket="{path}"' if keys else f'site="{name}" socket="{path}"'
+    flags = [
+      f'--root-certificates={keys}/ca.crt',
+      f'--auth-supernode-private-key={key or f"{keys}/{name}.key"}'] if keys else ['--insecure']
+    return [
+      _BIN / 'flower-supernode', f'--superlink=127.0.0.1:{self.port}', f'--port={free_port()}',
+      '--node-config', config, *flags]
 
   def kill(self, name: str, number: int = signal.SIGKILL) -> None:
     """Ends a process with all that it has started."""
