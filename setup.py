@@ -54,14 +54,16 @@ setup(
     'uima': ['dkpro-cassis>=0.12'],
     # The metric 'rouge_l' of config.eval.metrics.
     'rouge': ['rouge-score>=0.1.2'],
+    # Sites and server of a study between hospitals over Flower: docs/deployment.md.
+    'deploy': ['flwr>=1.42'],
     # Peers of scripts/bench_*.py.
-    'bench': ['peft', 'torch', 'flwr[simulation]'],
+    'bench': ['peft', 'torch', 'flwr[simulation]>=1.42'],
     # Oracles of the tests; the package never imports torch. This build of it is CPU only on
     # machines that serve one, and the tests need no more.
     # openai, fastapi and uvicorn are what `transformers serve` needs.
     'test': [
       'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'torch==2.13.0', 'peft', 'qwix',
-      'flwr[simulation]', 'openai>=2', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate',
+      'flwr[simulation]>=1.42', 'openai>=2', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate',
       'nbclient', 'ipykernel',
       'datasets>=4', 'dkpro-cassis>=0.12', 'rouge-score>=0.1.2', 'tensorboardX'],
   },

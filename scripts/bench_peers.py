@@ -3,8 +3,9 @@
     python scripts/bench_peers.py [--sites=32] [--repeats=3] [--out=FILE.json]
       [--site=maccrobat2020] [--model=width_256] [--batch=4 --steps=2] [--chunk=1] [--dry_run]
 
-Needs the extra `bench`. Flower's FedAvg (all sites a round, no evaluation) sends each site the
-adapter; a site is torch and PEFT as in bench_sites.py, in a process a core (four on a GPU).
+Needs the extra `bench`: Flower 1.42 or newer, whose version is named. Flower's FedAvg (all sites a
+round, no evaluation) sends each site the adapter; a site is torch and PEFT as in bench_sites.py, in
+a process a core (four on a GPU).
 Weights, examples and steps are ours, and the first round's mean loss must be ours to 1e-3. Rounds
 of both take turns. The start of Ray, its processes and their models is apart:
 peer_flower_compile_seconds. --dry_run only lowers our round, for a --model of shapes.
@@ -129,6 +130,8 @@ def bench(values: flags.FlagValues, threads: int) -> dict[str, Any]:
   one = site_rounds.federation(config, load_data(config, Reporter(), model.base))
   if values.dry_run:
     return {'dry_run': True} | site_rounds.dry_run(one)
+  import flwr
+
   from benchmarks import flower_site, torch_peer
   with tempfile.TemporaryDirectory() as folder:
     flower_site.write(
@@ -138,8 +141,8 @@ def bench(values: flags.FlagValues, threads: int) -> dict[str, Any]:
     'seconds_per_round': lambda seconds: seconds,
     'seconds_per_site': lambda seconds: seconds / values.sites}
   interleaved.show(
-    f'a round of {values.sites} sites, {values.steps} steps each, {model.base.name}', timings,
-    quantities)
+    f'a round of {values.sites} sites, {values.steps} steps each, {model.base.name}, Flower '
+    f'{flwr.__version__}', timings, quantities)
   return interleaved.found(timings, quantities, f'_{values.sites}_sites')
 
 

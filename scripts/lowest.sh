@@ -20,7 +20,7 @@ import sys
 wrong = []
 for line in importlib.metadata.requires('fedmedjax'):
   # Peers and oracles are not the package's own.
-  if 'extra == "test"' in line or 'extra == "bench"' in line:
+  if any(f'extra == "{name}"' in line for name in ("test", "bench", "deploy")):
     continue
   name, bound = re.match(r'([\w-]+)(?:>=([\d.]+))?', line).groups()
   found = importlib.metadata.version(name)

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Runs what README's test command leaves out: hours of two CPU cores. What this state of the
 # checkout has passed is kept in .proof/ and not run again, so the same command goes on.
-# usage: bash scripts/proof.sh [--minutes=N] [slow] [fuzz] [oracle] [kills] [hosts] [mutants] [lowest] [aot]
+# usage: bash scripts/proof.sh [--minutes=N] [slow] [fuzz] [oracle] [kills] [hosts] [mutants] [lowest]
+#   [hospitals] [aot]
 # Without a name all of them but aot, in this order; aot needs Python 3.12 and 1 GB of packages.
 # --minutes=N begins no test of slow and fuzz later than that, and names those that are left.
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 
-usual="slow fuzz oracle kills hosts mutants lowest"
-known="slow fuzz oracle kills hosts mutants lowest aot"
+usual="slow fuzz oracle kills hosts mutants lowest hospitals"
+known="slow fuzz oracle kills hosts mutants lowest hospitals aot"
 chosen=""
 for name in "$@"; do
   case "$name" in
@@ -97,6 +98,21 @@ mutants() {
 
 lowest() {
   once lowest bash scripts/lowest.sh
+}
+
+# A small study between real processes over Flower, in an environment as a site has it, is the
+# simulated one; it survives kills; what its messages cost.
+hospitals() {
+  local check preset
+  bash scripts/flower_environment.sh || return
+  for preset in fed_medlora fed_medlora_plus fed_medlora_peer fedsa_lora scaffold int8; do
+    once "hospitals_$preset" .venv-flower/bin/python scripts/hospitals.py --checks=equal \
+      --presets="$preset" --out="$done_here/hospitals_$preset.json" || return
+  done
+  for check in restarted killed keys overhead; do
+    once "hospitals_$check" .venv-flower/bin/python scripts/hospitals.py --checks="$check" \
+      --out="$done_here/hospitals_$check.json" || return
+  done
 }
 
 # The quick start's round compiles for chips and cards that are not here.

@@ -18,6 +18,7 @@ import fedmedjax
 from fedmedjax import describe, main
 from fedmedjax.compare import __main__ as compare
 from fedmedjax.compare import scenarios
+from fedmedjax.deploy import app, server, site
 from fedmedjax.experiment import lora
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.experiment.presets import PRESETS
@@ -93,6 +94,9 @@ def commands(page: str) -> list[list[str]]:
   found = []
   for body in blocks(page, '', 'bash', 'sh'):
     for line in body.replace('\\\n', ' ').splitlines():
+      # What runs beside the next command; and the configuration that an app is written with.
+      line = re.sub(r' &$', '', line)
+      line = re.sub(r'--config=\S*study/config\.py', '--config=fedmedjax:quickstart', line)
       if re.match(r'(python (-m fedmedjax|scripts/)|bash (scripts/|\.ci/)|fedmedjax)', line):
         found.append(shlex.split(line, comments=True))
   return found
@@ -101,7 +105,8 @@ def commands(page: str) -> list[list[str]]:
 PROGRAMS = {
   'fedmedjax.main': main, 'fedmedjax': main, 'fedmedjax.compare': compare,
   'fedmedjax-compare': compare, 'fedmedjax.predict': predict, 'fedmedjax-predict': predict,
-  'fedmedjax.describe': describe, 'fedmedjax-describe': describe}
+  'fedmedjax.describe': describe, 'fedmedjax-describe': describe, 'fedmedjax.deploy.app': app,
+  'fedmedjax.deploy.site': site, 'fedmedjax.deploy.server': server}
 _NEEDED = {predict: ('adapter', 'input', 'output')}
 
 

@@ -84,6 +84,7 @@ def plan_rounds(
   round_steps: int = 0,
   cohorts: Sequence[Sequence[int]] | None = None,
   shares: Mapping[str, float] | None = None,
+  only: int | None = None,
 ) -> tuple[Plan, np.ndarray]:
   """Plans the examples of every step of every round -> (plan, n_k f32[S], or f32[1] when pooled).
 
@@ -105,6 +106,8 @@ def plan_rounds(
     cohorts: the sites of each round, the others take no step; None = all of them in every round.
     shares: {task: its share of a site's steps}, relative to the site's other tasks; None = as many
       as the task has in an epoch, so that every example comes as often as any other.
+    only: number of the one site whose steps are planned, where the others' notes are elsewhere;
+      None = all sites' are.
 
   Raises:
     InputError: no site is in any cohort.
@@ -114,6 +117,8 @@ def plan_rounds(
   for number in range(rounds):
     steps: list[tuple[Step, ...]] = [()] * len(sites)
     for place, index in enumerate(cohorts[number]):
+      if only not in (None, index):
+        continue
       site = sites[index]
       epoch = [-(-len(part.train) // batch_size) for part in site.tasks]
       count = local_steps or local_epochs * sum(epoch)

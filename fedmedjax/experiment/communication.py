@@ -38,10 +38,17 @@ def codec(fed: ConfigDict) -> compression.Codec:
   return compression.top_k(fed.top_k, CODECS[fed.outbound](fed.block))
 
 
-def sender(fed: ConfigDict) -> optax.GradientTransformationExtraArgs:
-  """What a site does to its update [*p] before it sends it."""
+def sender(
+  fed: ConfigDict, form: compression.Codec | None = None
+) -> optax.GradientTransformationExtraArgs:
+  """What a site does to its update [*p] before it sends it.
+
+  Args:
+    fed: of the configuration.
+    form: the codec, where it is not the configuration's own.
+  """
   compressed = compression.outbound(
-    codec(fed), clip_norm=fed.clip_update, error_feedback=fed.error_feedback)
+    form or codec(fed), clip_norm=fed.clip_update, error_feedback=fed.error_feedback)
   return rank_first(compressed) if fed.ranks else compressed
 
 

@@ -70,19 +70,9 @@ def load_lora_data(
   """The notes of all sites, which `read` reads, and the base model, if `base` is not it."""
   lora = lora_config(config)
   check_lora(lora)
-  mesh = meshes.mesh_of(config)
   with reporter.task('reading notes'):
     corpora = read()
-  if base is None:
-    path = model_path(config.model.path)
-    placement = Placement(
-      DTYPES[config.model.dtype], config.model.quantization,
-      mesh and partial(base_shardings, mesh),
-      matmul.decided(config.model.matmul, config.model.dtype, reporter) == matmul.ROUNDED)
-    with reporter.task(f'loading {Path(path).name}'):
-      base = load_model(path, placement)
-    if base.left_out:
-      reporter.warn(base.left_out)
+  base = base or load_base(config, reporter)
   check_lora(lora, base.config)
   own = dict(zip(config.data.sites, config.data.site_tasks, strict=False))
 
@@ -105,6 +95,20 @@ def load_lora_data(
     config.data.max_length, config.eval.max_new_ratio,
     within)
   return data
+
+
+def load_base(config: ConfigDict, reporter: Reporter) -> BaseModel:
+  """The language model of config.model."""
+  path, mesh = model_path(config.model.path), meshes.mesh_of(config)
+  placement = Placement(
+    DTYPES[config.model.dtype], config.model.quantization,
+    mesh and partial(base_shardings, mesh),
+    matmul.decided(config.model.matmul, config.model.dtype, reporter) == matmul.ROUNDED)
+  with reporter.task(f'loading {Path(path).name}'):
+    base = load_model(path, placement)
+  if base.left_out:
+    reporter.warn(base.left_out)
+  return base
 
 
 def _check_groups(micro_batch: int, base: BaseModel, sites: Sequence[SiteData]) -> None:
@@ -164,6 +168,16 @@ def lora_parts(
   config: ConfigDict, data: Data, sizes: np.ndarray, **plan
 ) -> tuple[Trainable, Schedule]:
   """The model with its adapter, and the steps of all rounds."""
+  trainable = configured_lora(config, data)
+  related = config.data.re_share
+  schedule = schedules.make_schedule(
+    data.sites, sizes, loss_on=config.fed.loss_on, shapes=config.fed.shapes,
+    shares={'ner': 1 - related, 're': related} if related else None, server=data.server, **plan)
+  return trainable, schedule
+
+
+def configured_lora(config: ConfigDict, data: Data) -> Trainable:
+  """The model of `data` with the adapter that config.lora describes."""
   trainable = lora_trainable(
     data.base, (*data.tested, *data.external), lora_config(config),
     start=config.lora.start, seed=config.seed,
@@ -175,11 +189,7 @@ def lora_parts(
   # They are words of notes.
   if config.store.text and (shown := shown_examples((*data.tested, *data.external))):
     trainable = trainable._replace(summary=trainable.summary | {SHOTS: shown})
-  related = config.data.re_share
-  schedule = schedules.make_schedule(
-    data.sites, sizes, loss_on=config.fed.loss_on, shapes=config.fed.shapes,
-    shares={'ner': 1 - related, 're': related} if related else None, server=data.server, **plan)
-  return trainable, schedule
+  return trainable
 
 
 def lora_trainable(

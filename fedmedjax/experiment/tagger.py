@@ -1,6 +1,6 @@
 """A word tagger with LoRA as what a study trains: its notes, parts, predictions and adapter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,32 +44,48 @@ class WordTagger(NamedTuple):
 
 
 def load_tagger_data(
-  config: ConfigDict, reporter: Reporter, _: BaseModel | None, read: Callable[[], Corpora]
+  config: ConfigDict, reporter: Reporter, base: BaseModel | WordTagger | None,
+  read: Callable[[], Corpora],
 ) -> Data:
-  """The notes of all sites, which `read` reads, and config.tagger's network; it needs no file."""
+  """The notes of all sites, which `read` reads, and config.tagger's network; it needs no file.
+
+  `base` is a tagger whose labels are agreed already; otherwise they are those of the sites.
+  """
   with reporter.task('reading notes'):
     corpora = read()
-  labels = label_names(asked_types('ner', corpora.sites))
+  if not isinstance(base, WordTagger):
+    base = word_tagger(config, asked_types('ner', corpora.sites))
+  encode = partial(
+    encode_word_site, labels=base.labels, buckets=base.config.buckets,
+    max_length=config.tagger.max_length)
+  return encode_sites(base, encode, config, corpora, reporter)
+
+
+def word_tagger(config: ConfigDict, types: Sequence[str]) -> WordTagger:
+  """config.tagger's network for entities of these types, before training."""
+  labels = label_names(types)
   shapes = TaggerConfig(
     len(labels), config.tagger.width, config.tagger.buckets, config.lora.alpha / config.lora.rank)
-  base = WordTagger(shapes, labels, frozen_weights(shapes))
-  encode = partial(
-    encode_word_site, labels=labels, buckets=shapes.buckets, max_length=config.tagger.max_length)
-  return encode_sites(base, encode, config, corpora, reporter)
+  return WordTagger(shapes, labels, frozen_weights(shapes))
 
 
 def tagger_parts(
   config: ConfigDict, data: Data, sizes: np.ndarray, **plan
 ) -> tuple[Trainable, Schedule]:
   """The tagger with its adapter, and the steps of all rounds."""
-  trainable = tagger_trainable(
-    data.base, rank=config.lora.rank, alpha=config.lora.alpha, seed=config.seed,
-    max_length=config.tagger.max_length, batch_size=config.eval.batch_size,
-    mesh=meshes.mesh_of(config))
+  trainable = configured_tagger(config, data)
   schedule = label_schedule(
     data.sites, sizes, labels=data.base.labels, max_length=config.tagger.max_length,
     features=len(FEATURES), server=data.server, **plan)
   return trainable, schedule
+
+
+def configured_tagger(config: ConfigDict, data: Data) -> Trainable:
+  """The tagger of `data` with the adapter that config.lora describes."""
+  return tagger_trainable(
+    data.base, rank=config.lora.rank, alpha=config.lora.alpha, seed=config.seed,
+    max_length=config.tagger.max_length, batch_size=config.eval.batch_size,
+    mesh=meshes.mesh_of(config))
 
 
 def tagger_trainable(

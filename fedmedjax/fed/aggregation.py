@@ -32,7 +32,7 @@ def aggregation_program(
     (state, base, data, cohort i32[C], site state before the round [C, *p], sent [C, *p], local
     [C, *p], sound bool[C], val or None, key) -> Aggregate.
   """
-  starts = _start_program(loss_fn, sharing, ranks)
+  starts = start_program(loss_fn, sharing, ranks)
   named = names_argument(aggregator.update, 'start_loss')
   aggregator = completed(aggregator)
 
@@ -67,7 +67,7 @@ def aggregation_program(
   return aggregated
 
 
-def _start_program(loss_fn: LossFn, sharing: Sharing, ranks: Ranks):
+def start_program(loss_fn: LossFn, sharing: Sharing, ranks: Ranks):
   """The mean loss of a site's examples of the round at its anchor, in nats per supervised token.
 
   (state, base) -> (site i32[], its state, batches [K, ...], step_mask bool[K]) -> f32[].

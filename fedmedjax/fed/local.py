@@ -224,8 +224,13 @@ def mean_loss(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Validation
     base: the frozen weights.
     validation: Q steps, leaves [Q, ...]; the sums are in the dtype of its `group` [Q, G].
   """
+  return jnp.mean(token_losses(loss_fn, adapter, base, validation))
+
+
+def token_losses(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Validation) -> Array:
+  """Nats per supervised token of each group of V -> f32[G]; see `mean_loss`, adapter [*p]."""
   nats, tokens = _group_sums(loss_fn, adapter, base, validation)
-  return jnp.mean(nats / tokens)
+  return nats / tokens
 
 
 def answer_losses(loss_fn: LossFn, adapter: Tree, base: Tree, validation: Validation) -> Array:

@@ -34,6 +34,7 @@ from fedmedjax.fed.types import (
   RoundMetrics,
   Sharing,
   SiteState,
+  Tree,
 )
 
 # What makes FedAvg (McMahan et al., arXiv:1602.05629) of the parts that a caller leaves out.
@@ -93,16 +94,17 @@ def federated_algorithm(
   """
   training = partial(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
-  one_site = _site_program(loss_fn, gradient, training, rule, sharing, ranks, compression)
-  server_step = _server_program(rule, sharing, server_optimizer)
-  aggregated = aggregation_program(loss_fn, aggregator, sharing, ranks, map_sites, num_sites)
-  init = _init_program(
+  one_site = site_program(loss_fn, gradient, training, rule, sharing, ranks, compression)
+  server_step = server_program(rule, sharing, server_optimizer)
+  aggregated = aggregation_program(
+    loss_fn, aggregator, sharing, ranks, map_sites, num_sites)
+  init = init_program(
     rule, sharing, compression, completed(aggregator), server_optimizer, num_sites)
 
   @partial(jax.jit, donate_argnames='state')
   def round_fn(state, base, data, cohort, val, key):
     before = jax.tree.map(lambda x: x[cohort], state.sites)
-    sent, after, ctrl_delta, losses, local_norm = _trained(
+    sent, after, ctrl_delta, losses, local_norm, _ = _trained(
       map_sites, one_site(state, base, key), data, cohort, before)
     bound = explosion if sends(sharing, state.adapter) else 0.0
     sound = sound_sites(
@@ -117,7 +119,7 @@ def federated_algorithm(
     # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
     ctrl_delta = tree.weighted_sum(ctrl_delta, sound / num_sites)
     new, given, step = server_step(state, aggregate, ctrl_delta, useful)
-    metrics = _metrics(state.adapter, new.adapter, local, sent, aggregate, given, step)
+    metrics = metrics_of(state.adapter, new.adapter, local, sent, aggregate, given, step)
     return place(new._replace(sites=sites)), told(RoundMetrics(
       losses, sound=sound, local_norm=local_norm, **metrics))
 
@@ -129,19 +131,22 @@ def _trained(map_sites: SiteMap, program: SiteProgram, data, cohort, before):
   laid, steps = partial(into_slots, data.slots), data.step_mask
   if data.slots is not None:
     steps = laid(steps) & data.slots.filled[:, None]
-  return out_of_slots(data.slots, map_sites.staged(program, _last_steps(steps))(
+  return out_of_slots(data.slots, map_sites.staged(program, last_steps(steps))(
     laid(cohort), laid(before), data.batches, steps))
 
 
-def _last_steps(step_mask):
+def last_steps(step_mask):
   """bool[C, K] -> i32[C], the number of the last step taken: K is that of the longest round."""
   _, steps = step_mask.shape
   numbers = jnp.arange(1, steps + 1, dtype=jnp.int32)
   return jnp.max(step_mask * numbers[None], axis=1)
 
 
-def _init_program(rule, sharing, compression, aggregator, server_optimizer, num_sites: int):
-  """The state before the first round; to be compiled, so that it is never all on one device."""
+def init_program(rule, sharing, compression, aggregator, server_optimizer, num_sites: int):
+  """(adapter [*p]) -> the state before the first round, with the sites' leaves [S, *p].
+
+  To be compiled, so that it is never all on one device.
+  """
 
   def init(adapter):
     server_ctrl, site_ctrl = rule.init(adapter)
@@ -170,12 +175,16 @@ def _private(sharing: Sharing, adapter):
     sharing.shared, jax.tree.map(lambda x: jnp.zeros((), x.dtype), adapter), adapter)
 
 
-def _site_program(
-  loss_fn, gradient, local, rule: LocalRule, sharing: Sharing, ranks: Ranks, compression
+def site_program(
+  loss_fn, gradient, local, rule: LocalRule, sharing: Sharing, ranks: Ranks, compression,
+  encode=lambda update, outbound, key: (),
 ):
   """What one site does in a round, from its anchor to what it sends.
 
-  (state, base, key) -> SiteProgram of (site, its state, its batches, its step_mask).
+  (state, base, key) -> SiteProgram of (site, its state, its batches, its step_mask), whose results
+  are (sent [*p], site state, ctrl_delta [*p], losses f32[K], norm f32[], message). The message is
+  what `encode` makes of the update [*p], the state of `compression` and its key: the arrays that
+  travel where the server is elsewhere.
   """
   compression = optax.with_extra_args_support(compression)
 
@@ -212,8 +221,8 @@ def _site_program(
       anchor, adapter = ranks.to_site(start, site), progress.adapter
       learnt = ranks.to_server(jax.tree.map(jnp.subtract, adapter, anchor), site)
       _, sending_key = keys(site)
-      sent, outbound_state = compression.update(
-        tree.select(learnt, sharing.shared), site_state.outbound, key=sending_key)
+      update = tree.select(learnt, sharing.shared)
+      sent, outbound_state = compression.update(update, site_state.outbound, key=sending_key)
       # A codec need not keep zeros (one bit a value has none), and a site has no say about the
       # columns that it lacks.
       sent = ranks.mask(sent, site)
@@ -221,15 +230,20 @@ def _site_program(
         anchor, adapter, progress.taken, state.ctrl, site_state.ctrl)
       own = _private(sharing, jax.tree.map(jnp.add, start, learnt))
       state_ = SiteState(own, ctrl, outbound_state)
-      return sent, state_, ctrl_delta, progress.losses, tree.norm(learnt)
+      message = encode(update, site_state.outbound, sending_key)
+      return sent, state_, ctrl_delta, progress.losses, tree.norm(learnt), message
 
     return SiteProgram(init, steps, final)
 
   return one_site
 
 
-def _server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
-  """From the aggregate to the next state, but for the sites' own; as it was unless `useful`."""
+def server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
+  """From the aggregate [*p] to the next state, but for the sites' own; as it was unless `useful`.
+
+  (state, aggregate, ctrl_delta [*p], useful bool[]) -> (state, what the optimiser was given [*p],
+  its step [*p]).
+  """
 
   def server_step(state: FedState, aggregate: Aggregate, ctrl_delta, useful):
     ctrl = jax.tree.map(jnp.add, state.ctrl, ctrl_delta)
@@ -248,8 +262,15 @@ def _server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
   return server_step
 
 
-def _metrics(anchor, adapter, local, sent, aggregate: Aggregate, given, step) -> dict:
-  """`given`: what the server optimiser was handed; `adapter`: what the step led to."""
+def metrics_of(anchor, adapter, local, sent, aggregate: Aggregate, given, step) -> dict:
+  """What `RoundMetrics` has of the aggregate.
+
+  Args:
+    anchor, adapter: [*p], the server's before and after its step.
+    local, sent: [C, *p], the sites' adapters and updates.
+    aggregate: of the aggregator.
+    given, step: [*p], what the server optimiser was handed and what it made of it.
+  """
   weights = aggregate.weights
   return {
     'validation_loss': aggregate.utility,
@@ -268,7 +289,13 @@ def site_adapter(state: FedState, sharing: Sharing, site: int):
   """The adapter with which site `site` answers: the server's shared and its own private leaves,
   joined with what is folded into the base."""
   own = jax.tree.map(lambda x: x[site], state.sites.adapter)
-  return join(tree.choose(sharing.shared, state.adapter, own), state.folded)
+  return own_adapter(sharing, state.adapter, own, state.folded)
+
+
+def own_adapter(sharing: Sharing, shared: Tree, own: Tree, folded: Tree):
+  """A site's adapter of the server's `shared` leaves and its `own`, both [*p], and what is folded
+  into the base."""
+  return join(tree.choose(sharing.shared, shared, own), folded)
 
 
 def global_adapter(state: FedState, sharing: Sharing, weights):

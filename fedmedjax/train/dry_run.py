@@ -9,6 +9,7 @@ from rich.table import Table
 from fedmedjax.experiment import communication, matmul
 from fedmedjax.experiment.build import load_data, options, prepare
 from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.types import Study
 from fedmedjax.report.terminal import site_table
 from fedmedjax.runtime.progress import Reporter
@@ -18,7 +19,6 @@ from fedmedjax.train.duration import expected
 from fedmedjax.train.fingerprint import compare_inputs, fingerprint, may_mend
 from fedmedjax.train.loop import CHECKPOINTS
 from fedmedjax.train.memory import Plan
-from fedmedjax.train.round_log import participant_names
 from fedmedjax.train.run import check_continued
 
 

@@ -16,11 +16,11 @@ from fedmedjax import tree
 from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.execution import sites_at_once
+from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.types import Study
 from fedmedjax.runtime.progress import spoken
 from fedmedjax.train.flop import Product, product_rate, products
 from fedmedjax.train.memory import Plan
-from fedmedjax.train.round_log import participant_names
 from fedmedjax.train.scoring import fewer
 
 # FLOP a second of a program over those of its commonest product. Steps of the quick start reached

@@ -10,6 +10,13 @@ from typing import Any, NamedTuple
 import jax
 
 from fedmedjax.experiment import communication
+from fedmedjax.experiment.round_log import (
+  check_round,
+  metrics_line,
+  participant_names,
+  rising,
+  round_sentence,
+)
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.types import FedState, LocalData
@@ -19,13 +26,6 @@ from fedmedjax.store import checkpoint, files, lock, tensorboard
 from fedmedjax.train import memory
 from fedmedjax.train.memory import Plan
 from fedmedjax.train.placing import check_alike, round_data, stop_together
-from fedmedjax.train.round_log import (
-  check_round,
-  metrics_line,
-  participant_names,
-  rising,
-  round_sentence,
-)
 from fedmedjax.train.round_progress import StepDisplay, forecast, shown
 from fedmedjax.train.scoring import watched_f1
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedmedjax.train.round_log import rising, round_sentence
+from fedmedjax.experiment.round_log import rising, round_sentence
 
 NAN = np.nan
 

@@ -1,0 +1,183 @@
+"""Flower as the carrier of messages: SuperLink at the server, a SuperNode at every site.
+
+A message travels as two arrays of bytes, its frame and its tensors (`messages.frame_bytes`). So
+tensors that go to all sites are the same bytes, which Flower stores once; and it sends an array in
+pieces, several at a time, but any other value in one.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedmedjax.deploy.messages import frame_bytes, kind
+from fedmedjax.deploy.transport import Absent
+
+# Kinds of messages (`messages.Message.kind`) that Flower calls a query; the other is training.
+QUERIES = ('describe', 'validate', 'finish')
+TRAIN = 'local_round'
+# Asks a SuperNode for which site it stands.
+WHO = 'site'
+_RECORD, _FRAME, _TENSORS = 'message', 'frame', 'tensors'
+_NAME, _FAILURE = 'name', 'failure'
+# Seconds between two looks for answers, and that an exchange waits for a site without a SuperNode:
+# about what its restart takes. The first exchange waits for it to the deadline.
+_POLL, _PATIENCE = 0.2, 20.0
+
+
+def packed(data: bytes) -> RecordDict:
+  """Bytes of a message as Flower carries them."""
+  frame = min(frame_bytes(data), len(data))
+  parts = {_FRAME: data[:frame], _TENSORS: data[frame:]}
+  return RecordDict({_RECORD: ArrayRecord({
+    name: Array('uint8', (len(part),), 'safetensors', part) for name, part in parts.items()})})
+
+
+def unpacked(content: RecordDict) -> bytes:
+  """The bytes that `packed` was given; KeyError where it did not make `content`."""
+  record = content.array_records[_RECORD]
+  return record[_FRAME].data + record[_TENSORS].data
+
+
+def failure(reason: str) -> RecordDict:
+  """What a relay answers when the site's process does not; `reason` as in `Absent`."""
+  return RecordDict({_FAILURE: ConfigRecord({'reason': reason})})
+
+
+def named(site: str) -> RecordDict:
+  """What a relay answers to `WHO`."""
+  return RecordDict({_NAME: ConfigRecord({'site': site})})
+
+
+class Flower:
+  """The transport over a Flower run's `grid`.
+
+  Whose SuperNode is whose: by the name that it was registered under at the SuperLink, which its key
+  proves; else it is asked, and believed. Two that say the same name are both left alone, since one
+  of them is wrong.
+  """
+
+  def __init__(self, grid: Grid, limit: int):
+    """grid: of the ServerApp; limit: most bytes of an answer."""
+    self._grid, self._limit = grid, limit
+    self._names: dict[int, str] = {}   # of SuperNodes, as far as they are known
+    self._asked: dict[str, int] = {}   # {message: SuperNode} that has not said its name yet
+    self._begins = True
+
+  def exchange(
+    self, messages: Mapping[str, bytes], deadline_seconds: float
+  ) -> dict[str, bytes | Absent]:
+    """Sends to every site whose SuperNode is there or comes, and waits; see `Transport`."""
+    until = time.monotonic() + deadline_seconds
+    patient = until if self._begins else time.monotonic() + _PATIENCE
+    self._begins = False
+    waiting, sent, answers = set(messages), {}, {}
+    reasons = dict.fromkeys(messages, 'has no SuperNode at the SuperLink')
+    while True:
+      if waiting:
+        nodes, twice = self._sites(until)
+        reasons |= {site: 'is what two SuperNodes say that they are' for site in twice & waiting}
+        found = sorted(waiting & nodes.keys())
+        ids = self._push([(nodes[site], messages[site]) for site in found], until)
+        for site, identity in zip(found, ids, strict=True):
+          waiting.remove(site)
+          if identity is None:
+            answers[site] = Absent('cannot be reached: the SuperLink does not take the message')
+          else:
+            sent[identity] = site
+      for identity, answer in self._pulled(sent):
+        answers[sent.pop(identity)] = answer
+      now = time.monotonic()
+      if now >= until or not sent and not (waiting and now < patient):
+        break
+      time.sleep(_POLL)
+    late = {site: Absent('late') for site in sent.values()}
+    missing = {site: Absent(reasons[site]) for site in waiting}
+    return late | missing | answers
+
+  def _push(
+    self, addressed: Sequence[tuple[int, bytes]], until: float
+  ) -> list[str | None]:
+    """Sends messages (SuperNode, bytes) -> their ids; None = not taken."""
+    if not addressed:
+      return []
+    seconds = max(1.0, until - time.monotonic())
+    ids = list(self._grid.push_messages([
+      Message(packed(data), node, _type(data), ttl=seconds) for node, data in addressed]))
+    return ids or [None] * len(addressed)
+
+  def _pulled(self, ids: Iterable[str]) -> list[tuple[str, bytes | Absent]]:
+    """The answers that are there: one by one, since a broken one must not cost the others."""
+    return [(identity, _answer(content, self._limit))
+            for identity in list(ids) if (content := self._content(identity)) is not None]
+
+  def _content(self, identity: str) -> RecordDict | None:
+    """What was answered to a message; None = nothing yet."""
+    try:
+      for reply in self._grid.pull_messages([identity]):
+        return failure(_told(reply.error)) if reply.has_error() else reply.content
+    except (ValueError, TypeError, KeyError) as error:
+      return failure(f'Flower cannot read its answer: {error}')
+    return None
+
+  def _sites(self, until: float) -> tuple[dict[str, int], set[str]]:
+    """({site: its SuperNode} of those online, sites that several say they are)."""
+    online = {node.node_id: node.name for node in self._grid.get_nodes()}
+    registered = {identity: name for identity, name in online.items() if name}
+    for identity, node in list(self._asked.items()):
+      content = self._content(identity)
+      if content is not None:
+        del self._asked[identity]
+        # One that failed is asked again at the next look.
+        if name := _site_name(content):
+          self._names[node] = name
+      elif node not in online:
+        del self._asked[identity]
+    unknown = online.keys() - registered.keys() - self._names.keys() - set(self._asked.values())
+    ids = self._grid.push_messages([
+      Message(RecordDict(), node, f'query.{WHO}', ttl=max(1.0, until - time.monotonic()))
+      for node in sorted(unknown)]) if unknown else []
+    self._asked |= {
+      identity: node for identity, node in zip(ids, sorted(unknown), strict=False) if identity}
+    said = {node: self._names[node] for node in online if node in self._names}
+    # A name that was registered goes before one that is only said.
+    proved = set(registered.values())
+    names = registered | {node: name for node, name in said.items() if name not in proved}
+    every = list(names.values())
+    twice = {name for name in every if every.count(name) > 1}
+    return {name: node for node, name in names.items() if name not in twice}, twice
+
+
+def _type(data: bytes) -> str:
+  """The type of a message in Flower, by its kind."""
+  name = kind(data)
+  return f'train.{name}' if name == TRAIN else f'query.{name}'
+
+
+def _site_name(content: RecordDict) -> str:
+  """What `named` was given; '' where it did not make `content`."""
+  return str(content.config_records.get(_NAME, {}).get('site', ''))
+
+
+def _answer(content: RecordDict, limit: int) -> bytes | Absent:
+  """What a relay answered; it may be anything."""
+  if _FAILURE in content.config_records:
+    reason = _line(content.config_records[_FAILURE].get('reason', ''))
+    return Absent(f'gave no answer: {reason}')
+  try:
+    data = unpacked(content)
+  except KeyError:
+    return Absent('sent what is no message')
+  if len(data) > limit:
+    return Absent(f'sent an answer of {len(data)} bytes, {limit} are allowed')
+  return data
+
+
+def _told(error: Error) -> str:
+  """Flower's own error in one line."""
+  return f'Flower says (code {error.code}): {_line(error.reason)}'
+
+
+def _line(reason: object) -> str:
+  return ' '.join(str(reason).split())[:300]

@@ -1,0 +1,62 @@
+"""The server of a study as a Flower ServerApp; a study's app has it in study/server_app.py."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedmedjax.deploy.flower import Flower
+from fedmedjax.deploy.server import serve_study
+from fedmedjax.experiment.command_line import parse
+from fedmedjax.runtime.cli import set_up
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.types import InputError
+
+
+def server_app(config: Path) -> ServerApp:
+  """The ServerApp of the study whose configuration is the file `config`."""
+  app = ServerApp()
+
+  @app.main()
+  def main(grid: Grid, context: Context) -> None:
+    try:
+      _serve(config, grid, context.run_config)
+    except InputError as error:
+      # Flower shows a traceback of whatever is raised; this is the line that counts.
+      print(f'error: {error}', flush=True)
+      raise RuntimeError(str(error)) from None
+
+  return app
+
+
+def _serve(config: Path, grid: Grid, given: Mapping[str, Any]) -> None:
+  """Runs the study with the run's configuration: workdir, deadline, overrides."""
+  workdir, deadline = _folder(given), _seconds(given)
+  # The user's files that the configuration names lie beside it.
+  os.chdir(config.parent)
+  settings, *_ = parse(
+    ['server_app', f'--config={config}', *str(given.get('overrides', '')).split()],
+    lambda flags: None)
+  set_up()
+  reporter = Reporter()
+  finished = serve_study(
+    settings, workdir, lambda names, limit: Flower(grid, limit), reporter, deadline)
+  reporter.say(f'{workdir}: {finished.summary["rounds"]} rounds are done')
+  reporter.repeat_warnings()
+
+
+def _folder(given: Mapping[str, Any]) -> Path:
+  folder = given.get('workdir')
+  if not isinstance(folder, str) or not folder:
+    raise InputError(f'workdir={folder!r} in the run configuration: name a folder')
+  return Path(folder).absolute()
+
+
+def _seconds(given: Mapping[str, Any]) -> float:
+  seconds = given.get('deadline')
+  if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 1:
+    raise InputError(f'deadline={seconds!r} in the run configuration: seconds >= 1 are allowed')
+  return float(seconds)

@@ -1,0 +1,152 @@
+"""What a site keeps on disk between messages: its own part of the method, and its last answer.
+
+FOLDER/site.json names the files that belong together and is replaced last, so that a site that is
+killed at any moment goes on from before or after a message. Arrays are in safetensors, by their
+number in the tree.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from fedmedjax.fed.types import Tree
+from fedmedjax.store import files
+from fedmedjax.types import InputError
+
+STATE, MANIFEST, LEAVES = 'site.json', 'manifest.jsonl', 'leaves.json'
+NEVER = -1
+
+
+class Anchor(NamedTuple):
+  """What the server has sent so far, as the next message supposes it."""
+
+  adapter: Tree    # [*p]
+  folded: Tree
+  ctrl: Tree       # the server's control variate [*p], or ()
+
+
+class Kept(NamedTuple):
+  """The rounds that the site's files are of, NEVER = none."""
+
+  anchor_round: int = NEVER   # the last round whose message came
+  changed: int = 0            # rounds that had changed something then
+  before_round: int = NEVER   # the round that left the state that `after` began from
+  after_round: int = NEVER    # the round that left the newest state
+  question: str = ''          # digest of the message that is answered by the kept answer
+
+
+class Keeping:
+  """The folder of a site in one study."""
+
+  def __init__(self, folder: Path, identity: str, notes: str, warn: Callable[[str], None]):
+    """Opens the folder, or begins it.
+
+    Args:
+      folder: made when absent.
+      identity: of the study; one folder is of one study.
+      notes: digest of the site's notes; with others it is another site, which begins anew.
+      warn: is told so.
+
+    Raises:
+      InputError: the folder is of another study, or what is in it cannot be read.
+    """
+    self.folder = folder
+    self._files: dict[str, str] = {}
+    self.kept, self.data = Kept(), secrets.token_hex(8)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = files.read_json(folder / STATE) if (folder / STATE).exists() else {}
+    if state and state.get('study') != identity:
+      raise InputError(
+        f'--workdir={folder}: holds the state of another study, or of this one before its '
+        'configuration was changed; choose another folder')
+    self._identity, self._notes = identity, notes
+    if state and state.get('notes') != notes:
+      warn(f'{folder}: the notes are not those that this site began with: it begins anew, and a '
+           'server that knows it leaves it out; bring them back, or begin a new study')
+      state = {}
+    try:
+      if state:
+        self.data, self._files = str(state['data']), dict(state['files'])
+        self.kept = Kept(**state['kept'])
+    except (KeyError, TypeError, ValueError):
+      raise InputError(
+        f'{folder / STATE}: is not what was written; choose another folder') from None
+    self._write()
+
+  def load(self, name: str, like: Tree) -> Tree | None:
+    """The arrays kept as `name`, in the structure of `like`; None where there are none.
+
+    Raises:
+      InputError: they are damaged, or of other shapes.
+    """
+    if name not in self._files:
+      return None
+    path = self.folder / self._files[name]
+    leaves, treedef = jax.tree.flatten(like)
+    try:
+      arrays = safetensors.numpy.load_file(path)
+      read = [arrays[str(number)] for number in range(len(leaves))]
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+      raise InputError(f'{path}: cannot be read: {error}') from None
+    if any(one.shape != other.shape for one, other in zip(read, leaves, strict=True)):
+      raise InputError(f'{path}: holds arrays of other shapes')
+    return treedef.unflatten(read)
+
+  def answer(self, question: bytes) -> bytes | None:
+    """The answer that is kept, where it is to this very message."""
+    if 'answer' not in self._files or self.kept.question != digest(question):
+      return None
+    try:
+      return (self.folder / self._files['answer']).read_bytes()
+    except OSError:
+      return None
+
+  def keep(self, kept: Kept, trees: dict[str, Tree], answer: bytes) -> None:
+    """Puts all of it on disk, as one; what is not among `trees` stays as it is."""
+    tag, old = kept.question[:12], set(self._files.values())
+    for name, values in trees.items():
+      leaves = {str(number): np.ascontiguousarray(np.asarray(leaf)).reshape(np.shape(leaf))
+                for number, leaf in enumerate(jax.tree.leaves(values))}
+      self._files[name] = f'{name}-{tag}.safetensors'
+      _written(self.folder / self._files[name], safetensors.numpy.save(leaves))
+    self._files['answer'] = f'answer-{tag}.safetensors'
+    _written(self.folder / self._files['answer'], answer)
+    self.kept = kept
+    self._write()
+    for name in old - set(self._files.values()):
+      (self.folder / name).unlink(missing_ok=True)
+
+  def record(self, line: dict[str, Any]) -> None:
+    """Adds a line to the manifest of what has left."""
+    files.append_line(self.folder / MANIFEST, files.plain(line))
+
+  def list_leaves(self, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes what can leave, before anything does."""
+    files.write_json(self.folder / LEAVES, {'leaves': list(rows)})
+
+  def _write(self) -> None:
+    files.write_json(self.folder / STATE, {
+      'study': self._identity, 'notes': self._notes, 'data': self.data,
+      'kept': self.kept._asdict(), 'files': self._files})
+
+
+def digest(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _written(path: Path, data: bytes) -> None:
+  """On disk when this returns; a file of the same name is replaced as a whole."""
+  part = path.with_name(path.name + '.part')
+  with part.open('wb') as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+  part.replace(path)
