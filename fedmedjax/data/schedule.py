@@ -106,8 +106,7 @@ def plan_rounds(
     cohorts: the sites of each round, the others take no step; None = all of them in every round.
     shares: {task: its share of a site's steps}, relative to the site's other tasks; None = as many
       as the task has in an epoch, so that every example comes as often as any other.
-    only: number of the one site whose steps are planned, where the others' notes are elsewhere;
-      None = all sites' are.
+    only: number of the one site whose notes are here and whose steps are planned; None = of all.
 
   Raises:
     InputError: no site is in any cohort.
@@ -284,8 +283,7 @@ def validation_arrays(
     `fed.types.Validation`: Q steps, each of one of G groups, a group for every site and task.
   """
   batches, groups, answers = [], [], []
-  blank = schedule.layout.blank
-  zeros = type(blank)(*map(np.zeros_like, blank))
+  zeros = type(schedule.layout.blank)(*map(np.zeros_like, schedule.layout.blank))
   owned = (*enumerate(schedule.sites), *((SERVER, site) for site in schedule.server))
   for number, site in owned:
     for part in site.tasks:

@@ -1,11 +1,8 @@
 """A LLaMA with LoRA adapters as what a study trains: its notes, parts and predictions."""
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +10,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fedmedjax import tree
 from fedmedjax.data import pack
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.chat import make_encoder
@@ -26,42 +22,22 @@ from fedmedjax.eval import teacher_forced as forcing
 from fedmedjax.eval.generation import check_context, most_new_tokens
 from fedmedjax.eval.prompt import instructions, shown_examples
 from fedmedjax.experiment import matmul, meshes
+from fedmedjax.experiment.device_share import device_share
 from fedmedjax.experiment.notes import Corpora, encode_sites, watched_sites
-from fedmedjax.experiment.types import Data, DeviceShare, Trainable
-from fedmedjax.model.attention import Attention
+from fedmedjax.experiment.types import Data, Trainable
 from fedmedjax.model.decode import cached_attention
 from fedmedjax.model.dtypes import DTYPES
-from fedmedjax.model.files.convert import BaseModel, Placement, parameter_count, params_shape
+from fedmedjax.model.files.convert import BaseModel, Placement, parameter_count
 from fedmedjax.model.files.load import load_model, model_path
 from fedmedjax.model.files.peft import load_peft, save_peft
 from fedmedjax.model.kernels import ATTENTIONS
-from fedmedjax.model.llama import Llama, LlamaConfig
+from fedmedjax.model.llama import Llama
 from fedmedjax.model.lora import LoraConfig, check_lora, init_adapter
 from fedmedjax.model.loss import packed_attention, packed_loss
-from fedmedjax.model.quant import NF4, Int8, Rounded
-from fedmedjax.model.sharding import (
-  FSDP,
-  TENSOR,
-  base_shardings,
-  fetch_on,
-  head_parts,
-  stream_on,
-  tensor_share,
-)
+from fedmedjax.model.sharding import base_shardings, fetch_on, head_parts, stream_on
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.words import SHOTS
 from fedmedjax.types import InputError, SiteCorpus
-
-# Share of a layer's weights that are cut out of the stacked base at once; fitted to the rows of
-# docs/accelerators.md.
-_CUT_OUT = 0.7
-# How many times a TPU has a layer unpacked that is gathered as NF4; fitted likewise.
-_GATHERED = 2.2
-# A TPU's arrays are as wide as a multiple of it.
-_TILE = 128
-# Kernels of an MLP that it keeps in another layout, too, for several sites, where 'tensor' makes
-# them as wide as no multiple of that: gate's and up's twice, down's; seen in the same rows.
-_KEPT = 5
 
 
 def load_lora_data(
@@ -256,58 +232,7 @@ def lora_trainable(
     folder='adapter',
     summary={'instructions': instructions(sites)},
     forced=forcer and partial(forcing.forced_scores, forcer, held),
-    share=_device_share(base, lora, adapter, packed, dtype, mesh))
-
-
-def _device_share(
-  base: BaseModel, lora: LoraConfig, adapter: dict, attention: Attention, dtype, mesh: Mesh | None
-) -> DeviceShare:
-  """What a device of `mesh` holds and computes.
-
-  On a mesh the residual stream and the adapter are split over 'tensor' wherever they stay
-  (`sharding.SplitOverTensor`), so what a device holds is a narrower model; products see the whole
-  width. On a TPU a product reads its part of the stacked base as it lies, unless it is quantised;
-  on a GPU that part is cut out.
-  """
-  tensor, on_tpu = mesh.shape[TENSOR] if mesh else 1, jax.default_backend() == 'tpu'
-  config, params = tensor_share(base.config, base.params, tensor)
-  layer = sum(math.prod(config.projection_shape(name)) for name in config.projections)
-  kernels = [one.get('kernel') for one in params['layers'].values()]
-  # A kernel that is cut out has the width of its products.
-  width = jnp.dtype(
-    jnp.bfloat16 if any(isinstance(one, Rounded) for one in kernels) else dtype).itemsize
-  kinds = {type(one.kernel if isinstance(one, Rounded) else one) for one in kernels}
-  as_is = on_tpu and not kinds & {Int8, NF4}
-  copies = 0.0 if as_is else (
-    _GATHERED if on_tpu and NF4 in kinds and mesh and mesh.shape[FSDP] > 1 else _CUT_OUT)
-
-  def part(config: LlamaConfig, params: Any) -> tuple[Callable, dict, Any]:
-    model = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype)
-    return lambda remat: partial(packed_loss, model(remat=remat)), (
-      adapter if tensor == 1 else _fresh_shapes(config, lora)), params
-
-  held = work = part(config, params)
-  if tensor > 1 and not config.hidden_size % tensor:
-    tiles = _TILE if on_tpu else 1
-    narrow = dataclasses.replace(
-      config, hidden_size=_rounded_up(config.hidden_size // tensor, tiles),
-      intermediate_size=_rounded_up(config.intermediate_size, tiles))
-    held = part(narrow, params_shape(narrow, Placement(dtype)))
-  return DeviceShare(
-    *held, tree.num_bytes(adapter) // tensor, int(copies * layer) * width,
-    config.num_layers, work, width * _KEPT * config.num_layers
-    * config.hidden_size * config.intermediate_size
-    * (as_is and tensor > 1 and config.intermediate_size % _TILE > 0))
-
-
-def _rounded_up(width: int, tiles: int) -> int:
-  """The next multiple of `tiles`."""
-  return -(-width // tiles) * tiles
-
-
-def _fresh_shapes(config: LlamaConfig, lora: LoraConfig) -> dict:
-  """The shapes of a fresh adapter, A f32[L, D_in, rank] and B f32[L, rank, D_out]."""
-  return jax.eval_shape(lambda: init_adapter(jax.random.key(0), config, lora))
+    share=device_share(base, lora, adapter, packed, dtype, mesh))
 
 
 def _starting_adapter(folder: Path, base: BaseModel, lora: LoraConfig) -> dict:
