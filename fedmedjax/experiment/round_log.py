@@ -7,11 +7,11 @@ import numpy as np
 
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.execution import Execution
+from fedmedjax.experiment.placing import steps_computed
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.sharing import shared_part
 from fedmedjax.fed.types import RoundMetrics
-from fedmedjax.train.placing import steps_computed
 
 # The server's step may differ from the aggregate by rounding only (docs/methods.md, section 8).
 _STEP_TOLERANCE = 1e-4

@@ -96,8 +96,7 @@ def federated_algorithm(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
   one_site = site_program(loss_fn, gradient, training, rule, sharing, ranks, compression)
   server_step = server_program(rule, sharing, server_optimizer)
-  aggregated = aggregation_program(
-    loss_fn, aggregator, sharing, ranks, map_sites, num_sites)
+  aggregated = aggregation_program(loss_fn, aggregator, sharing, ranks, map_sites, num_sites)
   init = init_program(
     rule, sharing, compression, completed(aggregator), server_optimizer, num_sites)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fedmedjax.experiment import communication
+from fedmedjax.experiment.placing import check_alike, round_data, stop_together
 from fedmedjax.experiment.round_log import (
   check_round,
   metrics_line,
@@ -25,7 +26,6 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import checkpoint, files, lock, tensorboard
 from fedmedjax.train import memory
 from fedmedjax.train.memory import Plan
-from fedmedjax.train.placing import check_alike, round_data, stop_together
 from fedmedjax.train.round_progress import StepDisplay, forecast, shown
 from fedmedjax.train.scoring import watched_f1
 

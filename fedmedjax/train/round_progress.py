@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from fedmedjax.experiment.placing import steps_computed
 from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.participation import Participation
 from fedmedjax.runtime.progress import Forecast, Reporter
 from fedmedjax.train import duration
 from fedmedjax.train.memory import Plan
-from fedmedjax.train.placing import steps_computed
 
 # Rounds before, the latest, whose seconds the next one is expected to take.
 _LATEST = 3

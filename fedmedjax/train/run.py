@@ -15,6 +15,7 @@ from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.methods import Own, harmless_keys, unread_weights
 from fedmedjax.experiment.own_parts import own_parts
 from fedmedjax.experiment.own_schema import study_schema
+from fedmedjax.experiment.placing import on_host
 from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.experiment.types import Data, Study
@@ -47,7 +48,6 @@ from fedmedjax.train.fingerprint import (
 from fedmedjax.train.gathered import all_statistics
 from fedmedjax.train.loop import CHECKPOINTS, Trained, planned, train
 from fedmedjax.train.memory import Plan
-from fedmedjax.train.placing import on_host
 from fedmedjax.train.round_progress import StepDisplay
 from fedmedjax.train.scoring import (
   counted,

@@ -11,6 +11,7 @@ import numpy as np
 from fedmedjax import tree
 from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
 from fedmedjax.eval import evaluate, metrics
+from fedmedjax.experiment.placing import on_host
 from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.local import mean_loss
@@ -20,7 +21,6 @@ from fedmedjax.fed.types import FedState
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, words
 from fedmedjax.train.gathered import all_scores
-from fedmedjax.train.placing import on_host
 
 
 def adapters(study: Study, state: FedState | None) -> dict[str, dict]:
