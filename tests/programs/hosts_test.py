@@ -93,3 +93,25 @@ def _numbers(value) -> list[float]:
     parts = value.values() if isinstance(value, dict) else value
     return [number for part in parts for number in _numbers(part)]
   return [value] if isinstance(value, int | float) else []
+
+
+def refused(ended, message: str) -> bool:
+  """Whether a process has refused in one line; the other may have heard of it first."""
+  lines = [line for status, text in ended if status == 2 for line in text.splitlines()]
+  return {status for status, _ in ended} <= {1, 2} and any(
+    line.startswith('error: ') and message in line for line in lines) and not any(
+      'Traceback' in text for _, text in ended)
+
+
+def test_another_configuration_is_refused(start, tmp_path):
+  ended = start([[f'--workdir={tmp_path / "run"}', f'--config.seed={seed}'] for seed in (1, 2)])
+  assert refused(ended, 'config.seed is not the same in all processes: process 0 ('), ended
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_shared_is_refused(start, tmp_path):
+  """A relative path, which means a folder of each process's own."""
+  ended = start([['--workdir=run']] * 2)
+  assert refused(ended, 'process 1 does not see what process 0 writes there'), ended
+  assert not list(tmp_path.rglob('run')) and not list(tmp_path.rglob('.fedmedjax-*'))
