@@ -26,7 +26,8 @@ print('imported:', sorted(set(sys.modules) & set({HEAVY})))
 '''
 
 
-@pytest.mark.parametrize('program', ['main', 'compare', 'predict', 'describe'])
+@pytest.mark.parametrize('program', [
+  'main', 'compare', 'predict', 'describe', 'deploy.site', 'deploy.server'])
 def test_help_imports_nothing_heavy(program):
   done = subprocess.run(
     [sys.executable, '-c', CODE], input=f'fedmedjax.{program}', capture_output=True, text=True,
