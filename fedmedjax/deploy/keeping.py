@@ -80,6 +80,8 @@ class Keeping:
       raise InputError(
         f'{folder / STATE}: is not what was written; choose another folder') from None
     self._write()
+    # A kill may have left half a line, and lines are added behind it.
+    files.write_lines(folder / MANIFEST, files.read_lines(folder / MANIFEST))
 
   def load(self, name: str, like: Tree) -> Tree | None:
     """The arrays kept as `name`, in the structure of `like`; None where there are none.
@@ -109,10 +111,13 @@ class Keeping:
     except OSError:
       return None
 
-  def keep(self, kept: Kept, trees: dict[str, Tree], answer: bytes) -> None:
-    """Puts all of it on disk, as one; what is not among `trees` stays as it is."""
+  def keep(self, kept: Kept, trees: dict[str, Tree | None], answer: bytes) -> None:
+    """Puts all of it on disk, as one, in place of what was there; None = nothing is kept."""
     tag, old = kept.question[:12], set(self._files.values())
+    self._files = {}
     for name, values in trees.items():
+      if values is None:
+        continue
       leaves = {str(number): np.ascontiguousarray(np.asarray(leaf)).reshape(np.shape(leaf))
                 for number, leaf in enumerate(jax.tree.leaves(values))}
       self._files[name] = f'{name}-{tag}.safetensors'

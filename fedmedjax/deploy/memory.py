@@ -53,10 +53,11 @@ class Memory:
     w, held = self._agreed.wire, whole(message.fields, 'held')
     anchor, since = self.blank, None
     if held != NEVER:
-      kept = self._kept.kept
-      anchor, since = self._held(), kept.changed
-      if anchor is None or held != kept.anchor_round:
+      since, found = self._kept.kept.changed, self._held()
+      if held != self._kept.kept.anchor_round or (
+          found is None and not self._replaced(changed, since)):
         raise Unanswerable(LACKS, f'it has not what it was sent in round {held + 1}')
+      anchor = found or anchor
     ctrl, index = anchor.ctrl, self._index
     adapter = wire.read_plain(
       w, 'adapter', message.tensors, w.lacking(changed, since), index, into=anchor.adapter)
@@ -102,9 +103,16 @@ class Memory:
   ) -> None:
     """Puts a round on disk: what it began with, what it led to, and its answer."""
     self._anchor = anchor
+    # Large, and of no use on disk where the next message has all of it again.
+    lasting = None if self._replaced(changed + 1, changed) else anchor
     self._kept.keep(
       Kept(number, changed, used, number, keeping.digest(question)),
-      {'anchor': anchor, 'before': before, 'after': after}, answer)
+      {'anchor': lasting, 'before': before, 'after': after}, answer)
+
+  def _replaced(self, changed: int, since: int) -> bool:
+    """Whether a message brings everything anew that the server has."""
+    w = self._agreed.wire
+    return w.lacking(changed, since) == w.shared and not w.columns
 
   @property
   def _stateful(self) -> bool:

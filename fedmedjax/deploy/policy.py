@@ -18,7 +18,8 @@ class Policy(NamedTuple):
   training_losses: bool = True      # means of a round
   validation_losses: bool = True    # means over validation notes, of adapters that come
   update_norm: bool = True          # the length of what was learnt, sent or not
-  smallest_count: int = 5           # a number of examples below it is not told, nor a mean of fewer
+  # A number of examples below it is not told, nor a mean loss on fewer validation examples.
+  smallest_count: int = 5
   largest_update_norm: float = 0.0  # a longer update is not sent; 0 = any is
   privacy_required: bool = False    # take part under differential privacy only
 

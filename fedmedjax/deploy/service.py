@@ -191,7 +191,8 @@ class SiteService:
     if policy.update_norm:
       values['local_norm'] = learnt.local_norm
     examples, tokens = schedules.round_work(schedule, number, [self.study.index], [count])
-    counts = {'examples': examples, 'tokens': tokens} if 'weight' in values else {}
+    counts = {'examples': examples, 'tokens': tokens} if (
+      'weight' in values and examples >= policy.smallest_count) else {}
     return (
       {wire.name_of('header', name): np.asarray(value) for name, value in values.items()},
       {name: np.asarray(value).item() for name, value in values.items()}, counts)

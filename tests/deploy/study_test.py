@@ -117,8 +117,7 @@ def test_a_deployed_study_is_the_simulated_one(preset, more, tmp_path):
   for name in ('adapter', 'folded', 'ctrl', 'aggregator', 'server_opt'):
     assert_close(getattr(state, name), getattr(finished.state, name))
   written = (tmp_path / 'server' / 'ledger.csv').read_text()
-  if preset != 'hetlora':  # judged and cut by rank alike
-    assert payload(written) == payload(ledger)
+  assert payload(written) == payload(ledger)
   frames = [row for row in csv.DictReader(written.splitlines()) if row['kind'] == 'message']
   assert all(int(row['frame_down']) > 100 and int(row['frame_up']) > 100 for row in frames)
   # What the sites were given at the end is the adapter with which the simulation answers.
