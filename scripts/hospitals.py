@@ -272,7 +272,7 @@ def carried_out(options: argparse.Namespace, folder: Path) -> dict:
   sockets = {site: folder / f'{site}.sock' for site in SITES}
   make_model(folder / 'model')
   if set(options.checks) - {'keys', 'overhead'}:
-    with Net(folder / 'net', sockets) as net:
+    with Net(folder / 'net', sockets, database=True) as net:
       for preset in options.presets if 'equal' in options.checks else ():
         add(f'equal {preset}', equal(net, folder, folder / 'model', preset))
       for check in (restarted, killed):
