@@ -30,6 +30,7 @@ from chaos import make_model
 
 from benchmarks import flower_overhead
 from benchmarks.flower_net import Net, wait_for
+from fedmedjax.deploy import app
 
 ROOT = Path(__file__).resolve().parent.parent
 SITES = ('synthetic_icu', 'synthetic_dictation')
@@ -65,14 +66,19 @@ def study_of(preset: str, model: Path, **changes: object) -> dict[str, object]:
   return {'fed.preset': preset} | STUDY | {'model.path': str(model)} | PRESETS[preset] | named
 
 
-def program(module: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess:
-  """Runs a program of the package to its end."""
-  done = subprocess.run(
-    [sys.executable, '-m', f'fedmedjax.{module}', *map(str, arguments)], cwd=ROOT,
-    capture_output=True, text=True)
-  if check and done.returncode:
-    raise RuntimeError(f'{module} ended with status {done.returncode}: {done.stderr[-3000:]}')
-  return done
+class Simulation:
+  """The study in one program, beside whatever else goes on; it ends with the net at the latest."""
+
+  def __init__(self, net: Net, study: Mapping[str, object], workdir: Path):
+    self.net, self.workdir = net, workdir
+    self.process = net.start('simulation', [
+      sys.executable, '-m', 'fedmedjax.main', *words(study), f'--workdir={workdir}'])
+
+  def finished(self) -> Path:
+    """Its workdir, once it has ended; RuntimeError where it failed."""
+    if self.process.wait(_RUN):
+      raise RuntimeError(f'the simulation failed: {self.net.log("simulation")[-3000:]}')
+    return self.workdir
 
 
 class Deployment:
@@ -81,8 +87,9 @@ class Deployment:
   def __init__(self, net: Net, folder: Path, study: Mapping[str, object], deadline: float = 300.0):
     self.net, self.folder = net, folder
     self.app, self.workdir = folder / 'app', folder / 'server'
-    program('deploy.app', *words(study), f'--output={self.app}', f'--workdir={self.workdir}',
-            f'--deadline={deadline}')
+    if app.main(['app', *words(study), f'--output={self.app}', f'--workdir={self.workdir}',
+                 f'--deadline={deadline}']):
+      raise RuntimeError(f'{self.app} could not be written')
 
   def start_site(self, site: str) -> None:
     self.net.start(f'site_{site}', [
@@ -175,6 +182,7 @@ def equal(net: Net, folder: Path, model: Path, preset: str) -> dict:
   """The same study, simulated and deployed."""
   study = study_of(preset, model)
   deployed = Deployment(net, folder / preset, study)
+  simulation = Simulation(net, study, folder / preset / 'simulated')
   try:
     deployed.start_sites()
     begun = time.monotonic()
@@ -182,15 +190,14 @@ def equal(net: Net, folder: Path, model: Path, preset: str) -> dict:
     seconds = time.monotonic() - begun
   finally:
     deployed.stop_sites()
-  simulated = folder / preset / 'simulated'
-  program('main', *words(study), f'--workdir={simulated}')
-  return compared(simulated, deployed) | {'seconds': seconds}
+  return compared(simulation.finished(), deployed) | {'seconds': seconds}
 
 
 def restarted(net: Net, folder: Path, model: Path) -> dict:
   """The SuperLink is killed, and the ServerApp with it, when round 1 is on disk."""
   study = study_of('scaffold', model, fed__rounds=3)
   deployed = Deployment(net, folder / 'restarted', study)
+  simulation = Simulation(net, study, folder / 'restarted' / 'simulated')
   try:
     deployed.start_sites()
     net.begin(deployed.app)
@@ -202,9 +209,7 @@ def restarted(net: Net, folder: Path, model: Path) -> dict:
     deployed.run()
   finally:
     deployed.stop_sites()
-  simulated = folder / 'restarted' / 'simulated'
-  program('main', *words(study), f'--workdir={simulated}')
-  return compared(simulated, deployed) | {'rounds_before': held}
+  return compared(simulation.finished(), deployed) | {'rounds_before': held}
 
 
 def killed(net: Net, folder: Path, model: Path) -> dict:
@@ -270,9 +275,10 @@ def carried_out(options: argparse.Namespace, folder: Path) -> dict:
     print(f'{name}: {json.dumps(value)}', flush=True)
 
   sockets = {site: folder / f'{site}.sock' for site in SITES}
-  make_model(folder / 'model')
+  if options.presets != ['short'] or set(options.checks) != {'equal'}:
+    make_model(folder / 'model')
   if set(options.checks) - {'keys', 'overhead'}:
-    with Net(folder / 'net', sockets) as net:
+    with Net(folder / 'net', sockets, database=True) as net:
       for preset in options.presets if 'equal' in options.checks else ():
         add(f'equal {preset}', equal(net, folder, folder / 'model', preset))
       for check in (restarted, killed):

@@ -45,8 +45,18 @@ def wait_for(condition, what: str, seconds: float) -> None:
 class Net:
   """Server and sites; every process writes FOLDER/NAME.log."""
 
-  def __init__(self, folder: Path, sites: Mapping[str, Path], keys: Path | None = None):
-    """sites: {name: unix socket of its process}; keys: None = neither TLS nor names."""
+  def __init__(
+    self, folder: Path, sites: Mapping[str, Path], keys: Path | None = None,
+    database: bool = False,
+  ):
+    """
+    Args:
+      folder: of all files of these processes.
+      sites: {name: unix socket of its process}.
+      keys: None = neither TLS nor names.
+      database: the SuperLink knows its SuperNodes after a restart, too.
+    """
+    self._database = [f'--database={folder / "link.db"}'] if database else []
     self.folder, self.sites, self.keys = folder, dict(sites), keys
     self.port = free_port()
     self.processes: dict[str, subprocess.Popen] = {}
@@ -87,7 +97,7 @@ class Net:
       f'--ssl-keyfile={keys}/server.key', '--enable-supernode-auth'] if keys else ['--insecure']
     self._start('link', 0, [
       _BIN / 'flower-superlink', f'--port={self.port}',
-      '--disable-runtime-dependency-installation', *flags])
+      '--disable-runtime-dependency-installation', *self._database, *flags])
     wait_for(lambda: self.alive('link') and listens(self.port), 'a SuperLink', _START)
     for name in self.sites if keys else ():
       self._start('register', 0, [
