@@ -113,7 +113,7 @@ def prepare(
     local_epochs=fed.local_epochs, round_steps=fed.round_steps, batch_size=fed.batch_size,
     micro_batch=fed.micro_batch, seed=config.seed, pooled=fed.pooled,
     cohorts=communication.cohorts(sampler, fed.rounds))
-  layout = meshes.round_layout(config)
+  layout, ranks = meshes.round_layout(config), methods.ranks(values)
   validation = _validation(config, schedule, layout.spread, here)
   trainable = trainable._replace(adapter=meshes.anywhere(layout.spread, trainable.adapter))
   sharing = methods.sharing(values, own, tree.paths(trainable.adapter))
@@ -133,7 +133,7 @@ def prepare(
     alone = sites_at_once(execution, plan.sampler.size) == 1
     return federated_algorithm(
       step_loss(execution.remat), len(schedule.weights), optimizer=optimizer,
-      rule=parts.rule, sharing=sharing, ranks=methods.ranks(values),
+      rule=parts.rule, sharing=sharing, ranks=ranks,
       compression=communication.sender(fed), aggregator=parts.aggregator,
       server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
       explosion=fed.explosion, place=layout.place, told=layout.told,

@@ -142,8 +142,10 @@ def known_sites(
     corpora: of all, with or without their notes.
     sites: None in the place of each that another process encodes.
   """
+  if reading.encodes_all:
+    return tuple(sites)
   own = {str(number): outline(site) for number, site in enumerate(sites) if site is not None}
-  told = {} if reading.encodes_all else reading.processes.merged(f'lengths of {what}', own)
+  told = reading.processes.merged(f'lengths of {what}', own)
   return tuple(
     restored(told[str(number)], partial(_asked, corpus, reading.style), reading.labels)
     if site is None else site

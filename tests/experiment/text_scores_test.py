@@ -20,7 +20,9 @@ from fedmedjax.experiment import build, text_scores
 from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.defaults import get_config
 from fedmedjax.experiment.own_parts import METRIC, from_python, own_parts
+from fedmedjax.experiment.reading import Reading
 from fedmedjax.experiment.types import Data
+from fedmedjax.runtime.processes import ALONE
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.train import dry_run, run
 from fedmedjax.train import fingerprint as inputs
@@ -260,7 +262,8 @@ def study(metrics: TextMetrics, text: bool = True):
 
   answered: list[str] = []
   return SimpleNamespace(
-    data=SimpleNamespace(tested=SITES[:1], external=SITES[1:]), answered=answered,
+    data=SimpleNamespace(tested=SITES[:1], external=SITES[1:], reading=Reading()),
+    processes=ALONE, answered=answered,
     options=SimpleNamespace(seed=1, bootstrap_samples=5, text=text, max_zero_shot=2),
     trainable=SimpleNamespace(answer=answer, untrained='no'), text_metrics=metrics,
     watched=SITES)
