@@ -17,7 +17,6 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.lock import check_free
 from fedmedjax.types import InputError
 
-
 # Seconds that a server may take to end once its SuperLink is gone.
 _LEAVING = 60.0
 
