@@ -226,7 +226,6 @@ A = 'adapter/layers/hidden/a:values'
 FAULTS = (
   (lambda answer: changed(answer, A, lambda x: x * np.float32('nan')), None),
   (lambda answer: changed(answer, A, lambda x: x[1:]), 'is expected'),
-  (lambda answer: changed(answer, A, lambda x: x.astype(np.float64)), 'is expected'),
   (lambda answer: answer._replace(round=0, nonce='of round 1'), 'answers another message'),
   (lambda answer: answer._replace(study='another'), 'another study'),
   (lambda answer: messages.encode(answer).replace(b'\\"protocol\\": 1', b'\\"protocol\\": 2'),
@@ -234,16 +233,14 @@ FAULTS = (
   (lambda answer: 1 / 0, 'failed: division by zero'),
   (lambda answer: with_fields(answer, data='0'), 'returned with other notes'),
   (lambda answer: b'\xff' * 50, 'no message of fedmedjax'),
-  (lambda answer: b' ' * 10_000_000, 'are allowed'),
   (lambda answer: changed(answer, 'header/weight:values', lambda x: x + 1), 'examples'),
   (lambda answer: changed(answer, 'header/steps:values', lambda x: x * 0), '0 steps'),
   (lambda answer: changed(answer, 'header/local_norm:values', lambda x: x * 0), 'learnt nothing'),
-  (lambda answer: changed(answer, 'header/round:values', lambda x: x + 1), 'another round'),
   (lambda answer: answer, ''))
 
 
 def test_a_site_that_misbehaves_is_left_out_and_comes_back(tmp_path):
-  """15 rounds, in each but the last of which a site does something else wrong; another keeps its
+  """12 rounds, in each but the last of which a site does something else wrong; another keeps its
   losses and norms to itself."""
   config = config_of(
     'fed_medlora', f'--config.fed.rounds={len(FAULTS)}', '--config.fed.local_steps=1',
