@@ -1,6 +1,7 @@
 """The server of a study as a Flower ServerApp; a study's app has it in study/server_app.py."""
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from fedmedjax.deploy.server import serve_study
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.runtime.cli import set_up
 from fedmedjax.runtime.progress import Reporter
+from fedmedjax.store.lock import check_free
 from fedmedjax.types import InputError
+
+# Seconds that a server may take to end once its SuperLink is gone.
+_LEAVING = 60.0
 
 
 def server_app(config: Path) -> ServerApp:
@@ -42,10 +47,26 @@ def _serve(config: Path, grid: Grid, given: Mapping[str, Any]) -> None:
     lambda flags: None)
   set_up()
   reporter = Reporter()
+  _wait_until_free(workdir)
   finished = serve_study(
     settings, workdir, lambda names, limit: Flower(grid, limit), reporter, deadline)
   reporter.say(f'{workdir}: {finished.summary["rounds"]} rounds are done')
   reporter.repeat_warnings()
+
+
+def _wait_until_free(workdir: Path) -> None:
+  """Raises InputError where another process still runs the study after a minute.
+
+  That of a SuperLink that was killed notices it, but goes some seconds later.
+  """
+  until = time.monotonic() + _LEAVING
+  while True:
+    try:
+      return check_free(workdir)
+    except InputError:
+      if time.monotonic() > until:
+        raise
+    time.sleep(1.0)
 
 
 def _folder(given: Mapping[str, Any]) -> Path:

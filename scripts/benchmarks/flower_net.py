@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _BIN = Path(sys.executable).parent
+_SCRIPTS = Path(__file__).resolve().parent.parent
 # Seconds that a program may take until it listens; these are slow to import.
 _START = 90.0
 LINK = 'here'  # the name of the connection in Flower's configuration
@@ -63,6 +64,9 @@ class Net:
     self._environment = os.environ | {
       'FLWR_TELEMETRY_ENABLED': '0', 'FLWR_DISABLE_UPDATE_CHECK': '1',
       'FLWR_SUPEREXEC_TASK_POLL_INTERVAL': '0.1',
+      # An app may import from here.
+      'PYTHONPATH': os.pathsep.join([
+        str(_SCRIPTS), str(_SCRIPTS.parent), os.environ.get('PYTHONPATH', '')]),
       # Flower's programs start each other by name.
       'PATH': f'{_BIN}{os.pathsep}{os.environ["PATH"]}'}
     folder.mkdir(parents=True, exist_ok=True)
