@@ -103,9 +103,9 @@ def read_plain(
 
   others = None if into is None else jax.tree.leaves(into)
   leaves, treedef = jax.tree.flatten(wire.adapter)
-  return treedef.unflatten(
+  return jax.tree.unflatten(treedef, [
     leaf(number, path, like)
-    for number, (path, like) in enumerate(zip(wire.paths, leaves, strict=True)))
+    for number, (path, like) in enumerate(zip(wire.paths, leaves, strict=True))])
 
 
 def encoder(wire: Wire, owed: Callable) -> Callable:
@@ -166,8 +166,8 @@ def read_coded(
     return np.asarray(_unflat(wire, path, like, _padded(flat, size))).astype(like.dtype)
 
   leaves, treedef = jax.tree.flatten(wire.adapter)
-  return treedef.unflatten(
-    leaf(path, like) for path, like in zip(wire.paths, leaves, strict=True))
+  return jax.tree.unflatten(treedef, [
+    leaf(path, like) for path, like in zip(wire.paths, leaves, strict=True)])
 
 
 def most_bytes(wire: Wire) -> int:
