@@ -47,7 +47,7 @@ def watched_f1(study: Study, state: FedState, reporter: Reporter) -> dict:
   answering, found, here = adapters(study, state), {}, study.data.reading.here
   asked = {site.name: [site.name] if site.name in answering else list(answering)
            for site in study.watched}
-  count = sum(len(site.test) * len(asked[site.name]) for site in study.watched)
+  count = sum(len(site.test) * len(asked[site.name]) for site in filter(here, study.watched))
   with reporter.task('validation sentences', count) as advance:
     for site in filter(here, study.watched):
       records = [
