@@ -8,9 +8,10 @@ import pytest
 from absl import flags
 from jax.errors import JaxRuntimeError
 
+from fedmedjax.experiment.reading import Reading, check_read_alike
 from fedmedjax.runtime import launch
 from fedmedjax.runtime.processes import ALONE, Processes
-from fedmedjax.types import InputError
+from fedmedjax.types import Document, InputError, SiteCorpus
 
 
 class Service:
@@ -86,6 +87,18 @@ def test_what_differs_is_named_with_its_process():
   for error in results:
     assert isinstance(error, InputError) and str(error) == (
       'config.seed is not the same in all processes: process 0 has 1, process 1 2')
+
+
+def test_notes_that_all_read_are_the_same():
+  """As where they are dealt out: of unlike copies each process would deal out its own."""
+  def read(text):
+    corpus = SiteCorpus('ward', (), (Document('a', text, (), ()),), (), {'documents': len(text)})
+    return lambda processes: check_read_alike(Reading(processes), [corpus])
+
+  assert together([read('cough'), read('cough')])[0] == [None, None]
+  for error in together([read('cough'), read('fever')])[0]:
+    assert isinstance(error, InputError)
+    assert str(error).startswith('the corpus of site ward is not the same in all processes: ')
 
 
 def started(*words):
