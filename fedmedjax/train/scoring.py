@@ -77,7 +77,8 @@ def fewer(site: SiteData, number: int) -> SiteData:
       i for i, example in enumerate(part.test) if (example.document, example.start) in kept]
     return part._replace(
       test=tuple(part.test[i] for i in chosen),
-      test_tokens=tuple(part.test_tokens[i] for i in chosen))
+      # Of another process's site there are none.
+      test_tokens=tuple(part.test_tokens[i] for i in chosen) if part.test_tokens else ())
 
   return site._replace(tasks=tuple(map(cut, site.tasks)))
 
