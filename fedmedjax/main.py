@@ -41,8 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with launch.together(started) as processes:
       train(argv, config, values, overrides, processes)
 
-  status = guarded(body)
-  launch.leave(status)
+  status = 1  # of an error that nobody expects
+  try:
+    status = guarded(body)
+  finally:
+    launch.leave(status)
   return status
 
 

@@ -4,9 +4,10 @@
 
 Of two and of four processes with two CPU devices each, against one process: after every round the
 adapters may differ by 1e-6 of the adapter's norm and by 3e-6 of a leaf's (float32; sums in another
-order), losses and weights by as little, and the ledger and the predictions not at all. Then one
-run goes on from 1 to 2 and back to 1 process, a round each, and is compared with a run in one. FILE
-gets {"compared": {...}, "different": [...]}; the exit status is 1 when anything differed.
+order), the numbers of metrics.jsonl by 1e-4 of themselves, and the ledger and the predictions not
+at all. Then one run goes on from 1 to 2 and back to 1 process, a round each, and is compared with a
+run in one. FILE gets {"compared": {...}, "different": [...]}; the exit status is 1 when anything
+differed.
 """
 
 import argparse

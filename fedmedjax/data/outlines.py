@@ -18,12 +18,15 @@ from fedmedjax.types import Example
 
 def outline(site: SiteData) -> dict[str, Any]:
   """The outline of a site, as JSON values."""
+  # Of all tasks together: the same sentence has the same number in each.
+  tested, watched = {}, {}
   return {
     'name': site.name, 'types': list(site.types), 'report': dict(site.report),
     'tasks': [{
       'task': part.ask.task, 'instruction': len(part.instruction),
       'train': _lengths(part.train), 'validation': _lengths(part.validation),
-      'solved': len(part.solved), 'test': _places(part.test), 'watched': _places(part.watched),
+      'solved': len(part.solved), 'test': _places(part.test, tested),
+      'watched': _places(part.watched, watched),
     } for part in site.tasks]}
 
 
@@ -49,9 +52,11 @@ def _lengths(examples: Sequence[Any]) -> list[list[int]]:
     one.places)] for one in examples]
 
 
-def _places(examples: Sequence[Example]) -> list[int]:
-  """The number of the sentence that each example is about, in the order of their first times."""
-  places: dict[tuple[str, int], int] = {}
+def _places(examples: Sequence[Example], places: dict[tuple[str, int], int]) -> list[int]:
+  """The number of the sentence that each example is about, in the order of their first times.
+
+  `places` are those that have a number already; new ones are added.
+  """
   return [places.setdefault((one.document, one.start), len(places)) for one in examples]
 
 

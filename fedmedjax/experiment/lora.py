@@ -46,6 +46,7 @@ def load_lora_data(
   """The notes of all sites, which `read` reads, and the base model, if `base` is not it."""
   lora = lora_config(config)
   check_lora(lora)
+  meshes.mesh_of(config)  # its mistakes show before the notes are read
   with reporter.task('reading notes'):
     corpora = read()
   base = base or load_base(config, reporter)

@@ -31,7 +31,7 @@ from fedmedjax.data.statistics import lacking
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
 from fedmedjax.experiment.own_schema import study_schema
-from fedmedjax.experiment.reading import Reading, known_corpora, known_sites
+from fedmedjax.experiment.reading import Reading, check_read_alike, known_corpora, known_sites
 from fedmedjax.experiment.types import Data
 from fedmedjax.fed.builders import build
 from fedmedjax.runtime.progress import Reporter
@@ -112,6 +112,7 @@ def load_corpora(
   name, chosen = config.data.server_validation, config.data.partition
   server = loaded('server_validation', [name] * bool(name), reading.server)
   if reading.reads_all:
+    check_read_alike(reading, [*sites, *external, *server])
     server = [unjudged(one, [*sites, *external]) for one in server]
     sites = unleaked(sites, external, server)
   else:

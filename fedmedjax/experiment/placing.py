@@ -81,5 +81,5 @@ def stop_together(processes: Processes, number: int) -> None:
   """After a round that is kept: a signal that one process has received stops all of them."""
   if processes.count > 1:
     asked = max(processes.gather(f'the end of round {number}', signals.pending()))
-    if asked and not signals.pending():
+    if asked:
       raise signals.Stopped(asked)

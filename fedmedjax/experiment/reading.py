@@ -9,6 +9,7 @@ prompts of others (config.data.shots), every process reads all of them.
 import base64
 from collections.abc import Sequence
 from functools import partial
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +65,16 @@ def reading_of(config: ConfigDict, processes: Processes) -> Reading:
     tuple(-1 - site % processes.count + processes.count for site in range(len(data.external))),
     (0,) * bool(data.server_validation), dealt or bool(data.shots), bool(data.shots),
     config.data.style if config.fed.learner == 'lora' else 'markup', config.fed.learner != 'lora')
+
+
+def check_read_alike(reading: Reading, corpora: Sequence[SiteCorpus]) -> None:
+  """Raises InputError where processes that all read these notes have read unlike ones."""
+  if reading.processes.count == 1:
+    return
+  texts = {corpus.name: repr((corpus.train, corpus.test)) for corpus in corpora}
+  reading.processes.same('checksums of notes that all read', {
+    name: blake2b(text.encode(errors='backslashreplace'), digest_size=8).hexdigest()
+    for name, text in texts.items()}, 'the corpus of site {}'.format)
 
 
 def known_corpora(

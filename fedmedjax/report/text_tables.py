@@ -39,7 +39,8 @@ def row_table(
     site.name: " (the server's)" for site in server}
   for site in (*sites, *external, *server):
     counts = Counter(
-      example.target for part in site.tasks for example in (*part.solved, *part.test))
+      example.target for part in site.tasks for example in (*part.solved, *part.test)
+      if example.target is not None)  # another process may have them
     (_, most), = counts.most_common(1) or [('', 0)]
     table.add_row(
       site.name + roles.get(site.name, ''),

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,8 +19,9 @@ from fedmedjax.types import InputError
 if TYPE_CHECKING:
   from fedmedjax.runtime.processes import Processes
 
-# Environment variables that say how many processes and nodes a launcher has started.
-_COUNTS = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
+# Environment variables that say how many processes and nodes a launcher has started. An interactive
+# shell of Slurm is a step of one task that may have kept the count of its whole job.
+_COUNTS, _STEP = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE'), 'SLURM_STEP_NUM_TASKS'
 _NODES = ('SLURM_STEP_NUM_NODES', 'SLURM_JOB_NUM_NODES', 'OMPI_MCA_orte_num_nodes')
 # Seconds that a live process may take until it comes to where the others wait for it.
 _DEADLINE = 1800.0
@@ -44,7 +46,8 @@ def define(values: flags.FlagValues) -> None:
     'by hand; Slurm, Open MPI, Kubernetes and Cloud TPUs are recognised without it.',
     flag_values=values)
   flags.DEFINE_integer(
-    'num_processes', None, 'With --coordinator: how many processes there are.', flag_values=values)
+    'num_processes', None, 'With --coordinator: how many processes there are; 1 by itself: no '
+    'others are looked for.', flag_values=values)
   flags.DEFINE_integer(
     'process_id', None, 'With --coordinator: which of them this is, from 0.', flag_values=values)
   flags.DEFINE_list(
@@ -72,7 +75,8 @@ def launch_of(values: flags.FlagValues) -> Launch:
     raise InputError(f'--deadline={deadline:g}: 5 seconds or more are allowed')
   given = {name: values[name].value for name in ('coordinator', 'num_processes', 'process_id')}
   if absent := [name for name, value in given.items() if value is None]:
-    if len(absent) < len(given):
+    alone = given == {'coordinator': None, 'num_processes': 1, 'process_id': None}
+    if len(absent) < len(given) and not alone:
       named = next(name for name in given if name not in absent)
       raise InputError(f'--{named}={given[named]}: --{absent[0]} is missing beside it')
   else:
@@ -117,7 +121,8 @@ def several(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
     return launch.num_processes > 1
   if any(environ.get(name, '').isdigit() and int(environ[name]) > 1 for name in _COUNTS):
     # In a Slurm job's own script, outside of srun, they count what srun would start.
-    return 'SLURM_STEP_NODELIST' in environ or 'OMPI_COMM_WORLD_SIZE' in environ
+    return 'OMPI_COMM_WORLD_SIZE' in environ or (
+      'SLURM_STEP_NODELIST' in environ and environ.get(_STEP) != '1')
   if 'KUBERNETES_SERVICE_HOST' in environ and 'JOB_COMPLETION_INDEX' in environ:
     return True
   return _tpu_workers(environ) > 1
@@ -143,6 +148,10 @@ def together(launch: Launch) -> Iterator['Processes']:
   """The processes of this run, joined; a single one joins nobody, and changes nothing."""
   from fedmedjax.runtime.processes import ALONE
   if not several(launch):
+    if launch.local_device_ids:
+      raise InputError(
+        f'--local_device_ids={",".join(map(str, launch.local_device_ids))}: is for one of several '
+        'processes; a single one takes its devices by config.mesh')
     yield ALONE
     return
   processes = joined(launch)
@@ -154,6 +163,8 @@ def leave(status: int) -> None:
   """Ends a process that failed among others at once: JAX would wait for them, and end otherwise."""
   distributed = sys.modules.get('jax._src.distributed')
   if status and distributed and distributed.global_state.client is not None:
+    if sys.exc_info()[0]:
+      traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -185,7 +196,10 @@ def joined(launch: Launch) -> 'Processes':
       heartbeat_timeout_seconds=int(_HEARTBEATS * launch.deadline) + 60,
       shutdown_timeout_seconds=int(launch.deadline))
   except ValueError as error:
-    raise InputError(f'{where}: {error}') from None
+    hint = '' if launch.coordinator else (
+      ' What started this process does not say it; --coordinator, --num_processes and --process_id '
+      'do, or --num_processes=1 where it is alone')
+    raise InputError(f'{where}: {error}{hint}') from None
   except RuntimeError as error:
     line = (str(error).splitlines() or [''])[0]
     hint = '; it means each machine itself: name one that all reach' if (

@@ -45,6 +45,8 @@ class Processes:
     self._names = [f'process {number}' for number in range(count)]
     self._beats, self._over, self._saying = 0, threading.Event(), threading.Lock()
     self._contact = time.monotonic()
+    # What has to be done where the process ends at once, without leaving what it is in.
+    self.before_leaving: Callable[[], None] | None = None
 
   @property
   def first(self) -> bool:
@@ -89,7 +91,7 @@ class Processes:
     if missing:
       raise RuntimeError(
         f'{what}: waited {self.deadline:g} s for {", ".join(missing)}; the same command goes on '
-        'after what is saved')
+        'after what is saved, and --deadline=... waits longer')
     return found
 
   def meet(self, what: str) -> None:
@@ -132,6 +134,7 @@ class Processes:
     self._names = [
       f'process {number} ({host}, pid {pid})' for number, (host, pid) in enumerate(self.gather(
         'the start', [socket.gethostname(), os.getpid()]))]
+    self._contact = time.monotonic()
     for watch in (self._watch, self._watch_the_watch):
       threading.Thread(target=watch, daemon=True).start()
     return self
@@ -159,7 +162,9 @@ class Processes:
       if _of_jax(error):
         time.sleep(self.silence + 3 * _BEAT)
       if isinstance(error, KeyboardInterrupt):
-        # A signal that all have received, or agreed to heed, stops each of them by itself.
+        # A signal that all have received, or agreed to heed, stops each of them by itself, whatever
+        # it hears of the others.
+        self._over.set()
         time.sleep(3 * _BEAT)
       self._over.set()
       self._say(_FAILED + (str(error).splitlines() or [type(error).__name__])[0])
@@ -239,6 +244,11 @@ class Processes:
       # This process is about to end anyway.
       time.sleep(60)
     print(f'failed: {why}', file=sys.stderr, flush=True)
+    if self.before_leaving:
+      # A file system that does not answer must not keep the process.
+      last = threading.Thread(target=self.before_leaving, daemon=True)
+      last.start()
+      last.join(5 * _BEAT)
     os._exit(1)
 
 

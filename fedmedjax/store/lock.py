@@ -5,7 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -46,6 +46,16 @@ def locked(workdir: Path, warn: Callable[[str], None]) -> Iterator[None]:
     finally:
       _write(file, '')
     check_there(workdir)
+
+
+def free(workdir: Path) -> None:
+  """Empties the lock file of a process that holds it and ends without closing `locked`.
+
+  A run that goes on on another host, which does not see that this process is dead, may begin.
+  """
+  with suppress(OSError):
+    if (workdir / FILE).exists():
+      (workdir / FILE).write_text('')
 
 
 def check_there(workdir: Path) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,9 +47,14 @@ def planned(study: Study, workdir: Path | None, reporter: Reporter) -> Plan | No
 
   None when all rounds are done.
   """
-  if workdir and checkpoint.latest_round(workdir / CHECKPOINTS) >= study.options.rounds:
+  if not workdir:
+    return memory.plan(study, first_inputs(study), reporter, [])
+  # Others may see a shared folder as it was a moment ago.
+  of_first = study.processes.of_first
+  if of_first('kept rounds', lambda: checkpoint.latest_round(
+      workdir / CHECKPOINTS)) >= study.options.rounds:
     return None
-  lines = files.read_lines(workdir / METRICS) if workdir else []
+  lines = of_first('lines of rounds', lambda: files.read_lines(workdir / METRICS))
   return memory.plan(study, first_inputs(study), reporter, lines)
 
 
@@ -97,7 +102,9 @@ def train(
 
   saving = Future()
   saving.set_result(None)
-  with ThreadPoolExecutor(1) as disk, _packing(study) as packed:
+  # Of several processes none stops by itself, between rounds, while others compute the next one.
+  heeded = signals.deferred() if study.spread else nullcontext()
+  with ThreadPoolExecutor(1) as disk, _packing(study) as packed, heeded:
     while (number := len(lines)) < options.rounds:
       _check_streak(study, lines)
       participation, data = packed(number, communication.skipped_rounds(lines))

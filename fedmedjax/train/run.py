@@ -84,11 +84,11 @@ def run(
     RuntimeError: training diverged or did not move, or the disk is full; finished rounds stay.
   """
   times = time.monotonic(), device.compile_seconds()
+  together.check_start(processes, config, workdir)
   config = matmul.settled(
     config, reporter, [workdir], data.settings.get(matmul.KEY) if data else None, processes)
   settings, rounds = files.plain(leaves(config.to_dict())), options(config).rounds
   mine = own_parts(settings, own)
-  together.check_start(processes, config, workdir)
   finished = processes.of_first(
     'the folder of the run', lambda: check_continued(workdir, settings, rounds, mine))
   if finished and finished['rounds'] == rounds:

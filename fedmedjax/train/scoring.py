@@ -47,7 +47,7 @@ def watched_f1(study: Study, state: FedState, reporter: Reporter) -> dict:
   answering, found, here = adapters(study, state), {}, study.data.reading.here
   asked = {site.name: [site.name] if site.name in answering else list(answering)
            for site in study.watched}
-  count = sum(len(site.test) * len(asked[site.name]) for site in study.watched)
+  count = sum(len(site.test) * len(asked[site.name]) for site in filter(here, study.watched))
   with reporter.task('validation sentences', count) as advance:
     for site in filter(here, study.watched):
       records = [
@@ -77,7 +77,8 @@ def fewer(site: SiteData, number: int) -> SiteData:
       i for i, example in enumerate(part.test) if (example.document, example.start) in kept]
     return part._replace(
       test=tuple(part.test[i] for i in chosen),
-      test_tokens=tuple(part.test_tokens[i] for i in chosen))
+      # Of another process's site there are none.
+      test_tokens=tuple(part.test_tokens[i] for i in chosen) if part.test_tokens else ())
 
   return site._replace(tasks=tuple(map(cut, site.tasks)))
 

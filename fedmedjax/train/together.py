@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -50,10 +51,16 @@ def kept(
     return
   workdir.mkdir(parents=True, exist_ok=True)
   with lock.locked(workdir, warn):
-    if processes.count > 1:
+    if processes.count == 1:
+      yield
+      return
+    processes.before_leaving = partial(lock.free, workdir)
+    try:
       processes.of_first('the lock', lambda: _reads(workdir))
       _all_see(processes, workdir, lambda: True)
-    yield
+      yield
+    finally:
+      processes.before_leaving = None
 
 
 def _reads(workdir: Path) -> str:

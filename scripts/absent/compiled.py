@@ -1,5 +1,6 @@
 """Compiles one program of a run for devices that are not there, and measures what came out."""
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,8 +61,8 @@ def compiled_row(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
       if asked.program != 'decode' and execution != order[-1] and base + estimated > limit:
         continue
       say(described(asked, absent, execution))
-      for file in asked.dump.glob('*'):  # of the execution before
-        file.unlink()
+      for entry in asked.dump.glob('*'):  # of the execution before
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
       row = _identity(asked, absent, execution) | {
         'estimated_gib': estimated} | _compiled(asked, absent, execution)
       if row.get('fits') or asked.program == 'decode':

@@ -8,9 +8,10 @@ import pytest
 from absl import flags
 from jax.errors import JaxRuntimeError
 
+from fedmedjax.experiment.reading import Reading, check_read_alike
 from fedmedjax.runtime import launch
 from fedmedjax.runtime.processes import ALONE, Processes
-from fedmedjax.types import InputError
+from fedmedjax.types import Document, InputError, SiteCorpus
 
 
 class Service:
@@ -88,6 +89,18 @@ def test_what_differs_is_named_with_its_process():
       'config.seed is not the same in all processes: process 0 has 1, process 1 2')
 
 
+def test_notes_that_all_read_are_the_same():
+  """As where they are dealt out: of unlike copies each process would deal out its own."""
+  def read(text):
+    corpus = SiteCorpus('ward', (), (Document('a', text, (), ()),), (), {'documents': len(text)})
+    return lambda processes: check_read_alike(Reading(processes), [corpus])
+
+  assert together([read('cough'), read('cough')])[0] == [None, None]
+  for error in together([read('cough'), read('fever')])[0]:
+    assert isinstance(error, InputError)
+    assert str(error).startswith('the corpus of site ward is not the same in all processes: ')
+
+
 def started(*words):
   values = flags.FlagValues()
   launch.define(values)
@@ -102,6 +115,7 @@ def started(*words):
   (['--coordinator=:1', '--num_processes=2', '--process_id=0'], 'HOST:PORT is expected'),
   (['--coordinator=a:1', '--num_processes=2', '--process_id=2'], '0 to 1 are allowed'),
   (['--coordinator=a:1', '--num_processes=0', '--process_id=0'], '1 or more are allowed'),
+  (['--num_processes=2'], '--num_processes=2: --coordinator is missing'),
   (['--local_device_ids=0,x'], 'different numbers from 0'),
   (['--local_device_ids=0,0'], 'different numbers from 0'), (['--deadline=1'], '5 seconds or more'),
   (['--coordinator=127.0.0.1:9', '--num_processes=2', '--process_id=0'], 'is on 3 nodes'),
@@ -120,8 +134,9 @@ def test_who_is_one_of_several():
   cluster = {'KUBERNETES_SERVICE_HOST': '10.0.0.1'}
   for environ, expected in (
       ({}, False), (slurm, True), ({'SLURM_NTASKS': '4'}, False), (slurm | {
-        'SLURM_NTASKS': '1'}, False), ({'OMPI_COMM_WORLD_SIZE': '2'}, True), (cluster, False),
-      (cluster | {'JOB_COMPLETION_INDEX': '0'}, True)):
+        'SLURM_NTASKS': '1'}, False), (slurm | {'SLURM_STEP_NUM_TASKS': '4'}, True),
+      (slurm | {'SLURM_STEP_NUM_TASKS': '1'}, False), ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
+      (cluster, False), (cluster | {'JOB_COMPLETION_INDEX': '0'}, True)):
     assert launch.several(single, environ | {'JAX_PLATFORMS': 'cpu'}) == expected
   assert launch.alone_there(slurm | {'SLURM_STEP_NUM_NODES': '4'})
   assert not launch.alone_there(slurm | {'SLURM_STEP_NUM_NODES': '2'})
@@ -129,3 +144,10 @@ def test_who_is_one_of_several():
   flagged = ('--coordinator=localhost:9', '--process_id=0')
   assert launch.several(started(*flagged, '--num_processes=2'), {})
   assert not launch.several(started(*flagged, '--num_processes=1'), slurm)
+  assert not launch.several(started('--num_processes=1'), slurm)
+
+
+def test_a_single_process_is_not_given_devices():
+  with pytest.raises(InputError, match='--local_device_ids=0,2: is for one of several processes'):
+    with launch.together(started('--num_processes=1', '--local_device_ids=0,2')):
+      pass

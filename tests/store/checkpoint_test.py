@@ -18,7 +18,7 @@ import pytest
 from fedmedjax.fed.types import FedState, SiteState
 from fedmedjax.runtime import signals
 from fedmedjax.store import checkpoint
-from fedmedjax.store.lock import FILE, locked
+from fedmedjax.store.lock import FILE, check_free, free, locked
 from fedmedjax.train.fingerprint import check_inputs
 from fedmedjax.types import InputError
 
@@ -152,6 +152,11 @@ def test_one_live_run_a_folder(tmp_path):
   with locked(tmp_path, pytest.fail):
     pass
   assert (tmp_path / FILE).read_text() == ''
+  with locked(tmp_path, pytest.fail):
+    free(tmp_path)  # as before an end at once: no name is left, and the lock is still held
+    assert (tmp_path / FILE).read_text() == ''
+    with pytest.raises(InputError, match='in use by'):
+      check_free(tmp_path)
 
 
 def test_a_folder_that_is_deleted_while_a_run_writes_there(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fedmedjax.data.outlines import outline, restored
 from fedmedjax.data.site import Form, read_site
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.data.tasks import ask
@@ -46,6 +47,13 @@ def test_fewer_sentences_are_a_subset_with_all_their_examples(sites):
       assert part.test_tokens == tuple(example.text for example in part.test)
     assert fewer(site, 0) is fewer(site, 99) is fewer(site, len(places(site))) is site
   assert places(fewer(sites[0], 6)) == places(fewer(sites[0], 6))
+
+
+def test_of_another_process_s_site_as_many_sentences_are_known(sites):
+  for site in sites:
+    other = restored(outline(site), {part.ask.task: part.ask for part in site.tasks}.get, False)
+    assert len(other.test) == len(site.test) and len(places(other)) == len(places(site))
+    assert len(places(fewer(other, 6))) == 6 and fewer(other, 99) is other
 
 
 def study(sites, number):
