@@ -25,7 +25,7 @@ class Question(NamedTuple):
 
 
 class Missing(NamedTuple):
-  """A site has no part in this; `lacks` = it asks for all that it was ever sent."""
+  """A site has no part in this; `lacks` = it has lost what it was sent, and wants it once more."""
 
   reason: str
   lacks: bool = False
@@ -94,16 +94,15 @@ class Conversation:
 
   def _read(self, asked: Message, answer: bytes | Absent) -> Message | Missing:
     if isinstance(answer, Absent):
-      return Missing(answer.reason)
+      return Missing(messages.shown(answer.reason))
     message = messages.decode(answer, self._limit)
     if isinstance(message, Fault):
       return Missing(f'sent {message.reason}')
     if message.study != asked.study:
       return Missing('answers for another study')
     if message.kind == 'error':
-      reason = message.fields.get('reason')
       return Missing(
-        f'says: {str(reason)[:300].splitlines()[0] if reason else "nothing"}',
+        f'says: {messages.shown(message.fields.get("reason")) or "nothing"}',
         message.fields.get('code') == LACKS)
     if (message.kind, message.site, message.round, message.nonce) != (
         asked.kind, asked.site, asked.round, asked.nonce):
