@@ -58,7 +58,8 @@ class Conversation:
     self.traffic: list[Traffic] = []
 
   def ask(
-    self, kind: str, number: int, questions: Mapping[int, Question], travelling: tuple = ()
+    self, kind: str, number: int, questions: Mapping[int, Question], travelling: tuple = (),
+    longest: float | None = None,
   ) -> dict[int, Message | Missing]:
     """{number of the site: question} -> what each answers; see `service.py` for the kinds.
 
@@ -67,13 +68,15 @@ class Conversation:
       number: of the round, from 0; -1 = before the first.
       questions: what each site is asked.
       travelling: paths of the leaves whose update comes back.
+      longest: seconds to wait, where the deadline is later.
     """
     names = self._agreed.names
     asked = {
       names[site]: self._message(kind, number, names[site], question)
       for site, question in questions.items()}
     encoded = {name: messages.encode(message) for name, message in asked.items()}
-    answers = self._transport.exchange(encoded, self._deadline) if asked else {}
+    seconds = self._deadline if longest is None else min(self._deadline, longest)
+    answers = self._transport.exchange(encoded, seconds) if asked else {}
     found: dict[int, Message | Missing] = {}
     for site in questions:
       name = names[site]
