@@ -167,6 +167,11 @@ class Rounds:
       return None if array is None else array.item()
 
     travelling = w.travelling(changed)
+    kinds = ('adapter', 'control') if w.controlled else ('adapter',)
+    agreed = {(kind, path) for kind in kinds for path in travelling}
+    for key in map(wire.key_of, message.tensors):
+      if key[0] != 'header' and key not in agreed:
+        return Missing(f'sent what was not agreed: {"/".join(key)[:200]}')
     try:
       sent = wire.read_coded(w, message.tensors, travelling, site)
       control = wire.read_plain(

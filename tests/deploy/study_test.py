@@ -239,6 +239,8 @@ FAULTS = (
   (lambda answer: answer._replace(tensors={
     name: value * np.float32(0) if name.startswith('adapter') else value
     for name, value in answer.tensors.items()}), 'learnt nothing'),
+  (lambda answer: answer._replace(tensors=answer.tensors | {'adapter/mine:values': np.zeros(1)}),
+   'not agreed: adapter/mine'),
   (lambda answer: messages.encode(answer._replace(kind='error', fields={
     'reason': '\ud800 \x1b[2Jno disk'})), 'says: [2Jno disk'),
   (lambda answer: answer, ''))
