@@ -25,7 +25,7 @@ class Question(NamedTuple):
 
 
 class Missing(NamedTuple):
-  """A site has no part in this; `lacks` = it asks for all that it was ever sent."""
+  """A site has no part in this; `lacks` = it has lost what it was sent, and wants it once more."""
 
   reason: str
   lacks: bool = False
@@ -58,7 +58,8 @@ class Conversation:
     self.traffic: list[Traffic] = []
 
   def ask(
-    self, kind: str, number: int, questions: Mapping[int, Question], travelling: tuple = ()
+    self, kind: str, number: int, questions: Mapping[int, Question], travelling: tuple = (),
+    longest: float | None = None,
   ) -> dict[int, Message | Missing]:
     """{number of the site: question} -> what each answers; see `service.py` for the kinds.
 
@@ -67,13 +68,15 @@ class Conversation:
       number: of the round, from 0; -1 = before the first.
       questions: what each site is asked.
       travelling: paths of the leaves whose update comes back.
+      longest: seconds to wait, where the deadline is later.
     """
     names = self._agreed.names
     asked = {
       names[site]: self._message(kind, number, names[site], question)
       for site, question in questions.items()}
     encoded = {name: messages.encode(message) for name, message in asked.items()}
-    answers = self._transport.exchange(encoded, self._deadline) if asked else {}
+    seconds = self._deadline if longest is None else min(self._deadline, longest)
+    answers = self._transport.exchange(encoded, seconds) if asked else {}
     found: dict[int, Message | Missing] = {}
     for site in questions:
       name = names[site]
@@ -94,16 +97,15 @@ class Conversation:
 
   def _read(self, asked: Message, answer: bytes | Absent) -> Message | Missing:
     if isinstance(answer, Absent):
-      return Missing(answer.reason)
+      return Missing(messages.shown(answer.reason))
     message = messages.decode(answer, self._limit)
     if isinstance(message, Fault):
       return Missing(f'sent {message.reason}')
     if message.study != asked.study:
       return Missing('answers for another study')
     if message.kind == 'error':
-      reason = message.fields.get('reason')
       return Missing(
-        f'says: {str(reason)[:300].splitlines()[0] if reason else "nothing"}',
+        f'says: {messages.shown(message.fields.get("reason")) or "nothing"}',
         message.fields.get('code') == LACKS)
     if (message.kind, message.site, message.round, message.nonce) != (
         asked.kind, asked.site, asked.round, asked.nonce):

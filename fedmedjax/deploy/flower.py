@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 from fedmedjax.deploy.messages import frame_bytes, kind
 from fedmedjax.deploy.transport import Absent
@@ -24,6 +25,9 @@ _NAME, _FAILURE = 'name', 'failure'
 # Seconds between two looks for answers, and that an exchange waits for a site without a SuperNode:
 # about what its restart takes. The first exchange waits for it to the deadline.
 _POLL, _PATIENCE = 0.2, 20.0
+# What Flower raises of an answer that is broken. A SuperLink that is gone is something else.
+_BROKEN = (
+  ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, DecodeError)
 
 
 def packed(data: bytes) -> RecordDict:
@@ -117,7 +121,7 @@ class Flower:
     try:
       for reply in self._grid.pull_messages([identity]):
         return failure(_told(reply.error)) if reply.has_error() else reply.content
-    except (ValueError, TypeError, KeyError) as error:
+    except _BROKEN as error:
       return failure(f'Flower cannot read its answer: {error}')
     return None
 

@@ -2,15 +2,18 @@
 
 FOLDER/outbox/SITE/NAME.safetensors is a message to a site, FOLDER/inbox/SITE/NAME.safetensors its
 answer, of the same name. The name is made from the message's content. So a server that was stopped
-and asks again finds the answer that came meanwhile, and a site knows what it has answered. A file
-is written under another name and renamed when all of it is on disk.
+and asks again finds the answer that came meanwhile, and a site knows what it has answered. Only
+what a site says of itself before it takes part is said anew whenever its process begins, since its
+policy may have changed. A file is written under another name and renamed when all of it is on disk.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from fedmedjax.deploy.messages import kind
 from fedmedjax.deploy.transport import Absent, Handle
 from fedmedjax.types import InputError
 
@@ -70,6 +73,9 @@ def answer_folder(
   """
   outbox, inbox = (_of_site(folder, box, site) for box in (OUTBOX, INBOX))
   inbox.mkdir(parents=True, exist_ok=True)
+  for path in _by_age(outbox):
+    if _asks_for_description(path, limit):
+      (inbox / path.name).unlink(missing_ok=True)
   while True:
     for path in unanswered(outbox, inbox):
       message = _read(path, limit)
@@ -98,22 +104,40 @@ def _of_site(folder: Path, box: str, site: str) -> Path:
   return folder / box / site
 
 
+def _asks_for_description(path: Path, limit: int) -> bool:
+  message = _read(path, limit)
+  try:
+    return isinstance(message, bytes) and kind(message) == 'describe'
+  except (ValueError, RecursionError, KeyError, TypeError):
+    return False
+
+
 def _read(path: Path, limit: int) -> bytes | Absent | None:
   """The file's bytes; Absent where it is longer than `limit`, which is not read; None = no file."""
+  if not path.is_file():  # What else may lie there, such as a pipe, would have no end.
+    return None
   try:
-    length = path.stat().st_size
-    if length > limit:
-      return Absent(f'an answer of {length} bytes, {limit} are allowed')
-    return path.read_bytes()
+    with path.open('rb') as file:
+      length = os.fstat(file.fileno()).st_size
+      if length > limit:
+        return Absent(f'an answer of {length} bytes, {limit} are allowed')
+      return file.read(length)
   except FileNotFoundError:
     return None
+  except OSError as error:
+    return Absent(f'an answer that cannot be read: {error.strerror}')
 
 
 def _write(path: Path, data: bytes) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(path.name + _PART)
-  part.write_bytes(data)
-  part.rename(path)
+  # A file of that name is of a write that was killed, or a link to somewhere else.
+  part.unlink(missing_ok=True)
+  with part.open('xb') as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+  part.replace(path)
 
 
 def _by_age(box: Path) -> list[Path]:

@@ -114,17 +114,17 @@ class Keeping:
   def keep(self, kept: Kept, trees: dict[str, Tree | None], answer: bytes) -> None:
     """Puts all of it on disk, as one, in place of what was there; None = nothing is kept."""
     tag, old = kept.question[:12], set(self._files.values())
-    self._files = {}
+    written = {}  # where the disk is full, what was kept before still is
     for name, values in trees.items():
       if values is None:
         continue
       leaves = {str(number): np.ascontiguousarray(np.asarray(leaf)).reshape(np.shape(leaf))
                 for number, leaf in enumerate(jax.tree.leaves(values))}
-      self._files[name] = f'{name}-{tag}.safetensors'
-      _written(self.folder / self._files[name], safetensors.numpy.save(leaves))
-    self._files['answer'] = f'answer-{tag}.safetensors'
-    _written(self.folder / self._files['answer'], answer)
-    self.kept = kept
+      written[name] = f'{name}-{tag}.safetensors'
+      _written(self.folder / written[name], safetensors.numpy.save(leaves))
+    written['answer'] = f'answer-{tag}.safetensors'
+    _written(self.folder / written['answer'], answer)
+    self._files, self.kept = written, kept
     self._write()
     for name in old - set(self._files.values()):
       (self.folder / name).unlink(missing_ok=True)

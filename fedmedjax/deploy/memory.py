@@ -102,12 +102,12 @@ class Memory:
     before: SiteState, after: SiteState, answer: bytes,
   ) -> None:
     """Puts a round on disk: what it began with, what it led to, and its answer."""
-    self._anchor = anchor
     # Large, and of no use on disk where the next message has all of it again.
     lasting = None if self._replaced(changed + 1, changed) else anchor
     self._kept.keep(
       Kept(number, changed, used, number, keeping.digest(question)),
       {'anchor': lasting, 'before': before, 'after': after}, answer)
+    self._anchor = anchor
 
   def _replaced(self, changed: int, since: int) -> bool:
     """Whether a message brings everything anew that the server has."""

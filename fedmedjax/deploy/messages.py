@@ -6,7 +6,6 @@ frame around them. What cannot be read is no exception but a `Fault`, a sentence
 """
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +19,10 @@ PROTOCOL = 1
 FRAME_LIMIT = 4 * 2**20
 # Bytes in front of the header that say how long it is.
 _LENGTH = 8
+# Larger numbers of a stranger are not read: all sums of smaller ones are finite float32.
+_LARGEST, _MOST_ROUNDS = 1e30, 2**31
+# The longest sentence of a stranger that is shown.
+_LONGEST = 300
 _KEY = 'fedmedjax'
 
 
@@ -80,7 +83,11 @@ def decode(data: bytes, limit: int) -> Message | Fault:
       'fedmedjax at both ends')
   try:
     message = _checked(fields)
-    return message._replace(tensors=safetensors.numpy.load(data))
+    tensors = safetensors.numpy.load(data)
+    # The ledger names them, in lines whose columns are parted by commas.
+    if not all(name.isprintable() and not set(name) & set(' ,"') for name in tensors):
+      raise ValueError('a tensor has a name with blanks, commas or quotes')
+    return message._replace(tensors=tensors)
   except Exception as error:  # noqa: BLE001 - whatever the library finds in a stranger's bytes
     return Fault(f'no message of fedmedjax: {_line(error)}')
 
@@ -117,16 +124,27 @@ def _checked(fields: Mapping[str, Any]) -> Message:
   for name, kind in kinds.items():
     if type(fields.get(name)) is not kind:
       raise ValueError(f'field {name!r} is missing or not {kind.__name__}')
+  if not -1 <= fields['round'] < _MOST_ROUNDS:
+    raise ValueError("field 'round' is no number of a round")
   return Message(**{name: fields[name] for name in kinds})
 
 
 def _line(error: BaseException) -> str:
   """The first line of an exception, or its name; shortened, since it may quote what came."""
   words = str(error).splitlines() or ['']
-  return words[0][:200] or type(error).__name__
+  return shown(words[0])[:200] or type(error).__name__
+
+
+def shown(text: object) -> str:
+  """A stranger's text as a line that can be printed and written: no control codes, not too long."""
+  if not isinstance(text, str):
+    return ''
+  words = ''.join(letter if letter.isprintable() else ' ' for letter in text[:_LONGEST])
+  return ' '.join(words.split())
 
 
 def number(fields: Mapping[str, Any], name: str) -> float | None:
-  """A finite number among the fields of a stranger; None where it is missing or something else."""
+  """A finite number among the fields of a stranger; None where it is missing, beyond 1e30, or
+  something else."""
   value = fields.get(name)
-  return value if type(value) in (int, float) and math.isfinite(value) else None
+  return value if type(value) in (int, float) and abs(value) <= _LARGEST else None

@@ -93,13 +93,15 @@ def leaving(
   return rows + [
     Leaving('number of training examples; examples and tokens of a round', 'before, every round',
             few, policy.number_of_examples),
-    Leaving('mean and last training loss', 'every round', '', policy.training_losses),
+    Leaving('mean and last training loss, and that before training where the method asks for it',
+            'every round', '', policy.training_losses),
     Leaving('norm of the update', 'every round', '', policy.update_norm),
     Leaving('number of local steps', 'every round', '', True),
+    Leaving('why a message is not answered', 'then', '', True),
     Leaving(f'mean losses on validation notes ({", ".join(tasks) or "none"})',
             'when asked', few, policy.validation_losses),
-    Leaving('names of tasks, version of fedmedjax, digest of the model, this policy', 'before', '',
-            True)]
+    Leaving('names of tasks, version of fedmedjax, digest of the model, this policy, a number '
+            'drawn for these notes', 'before', '', True)]
 
 
 def listed(rows: list[Leaving]) -> str:

@@ -16,6 +16,7 @@ from fedmedjax.experiment.deployed import ServerStudy
 from fedmedjax.experiment.execution import Execution
 from fedmedjax.experiment.round_log import check_round, metrics_line
 from fedmedjax.fed import apart, wire
+from fedmedjax.fed.aggregators.conventions import names_argument
 from fedmedjax.fed.participation import Participation, Sampler
 from fedmedjax.fed.types import FedState, RoundMetrics
 from fedmedjax.store import files
@@ -70,6 +71,7 @@ class Rounds:
     self._study, self._conversation, self._sampler = study, conversation, sampler
     self._cohorts, self._warn = cohorts, warn
     self._half = apart.server_half(study.agreed.parts)
+    self._asks_start = names_argument(study.agreed.parts.aggregator.update, 'start_loss')
 
   def play(
     self, number: int, state: FedState, lines: Sequence[dict],
@@ -103,16 +105,22 @@ class Rounds:
     if not updates:
       return state, self._line(number, cohort, here, updates, missing, begun) | files.plain({
         'skipped': True, 'weights': [0.0] * len(here)})
-    state, metrics = self._aggregated(number, state, cohort, updates, described)
+    new, metrics = self._aggregated(number, state, cohort, updates, described)
     line = self._line(number, cohort, here, updates, missing, begun)
     turn = self._participation(cohort, updates, line['seconds'])
     line |= metrics_line(self._study, Execution(1, ''), turn, metrics)
     for key in ('train_loss', 'last_loss'):
       line[key] = [getattr(updates[site], key) if site in updates and updates[site].told else None
                    for site in here]
-    for warning in check_round(self._study, line, turn, metrics, lines):
+    try:
+      warnings = check_round(self._study, line, turn, metrics, lines)
+    except RuntimeError as error:
+      # Updates that cancel each other, or false norms, may come from a site: no end of the study.
+      self._warn(f'{error}; the adapter stays as it is')
+      return state, files.plain(line | {'skipped': True, 'weights': [0.0] * len(here)})
+    for warning in warnings:
       self._warn(warning)
-    return state, files.plain(line)
+    return new, files.plain(line)
 
   def _asked(
     self, number: int, state: FedState, lines: Sequence[dict], sites: Sequence[int]
@@ -159,6 +167,11 @@ class Rounds:
       return None if array is None else array.item()
 
     travelling = w.travelling(changed)
+    kinds = ('adapter', 'control') if w.controlled else ('adapter',)
+    agreed = {(kind, path) for kind in kinds for path in travelling}
+    for key in map(wire.key_of, message.tensors):
+      if key[0] != 'header' and key not in agreed:
+        return Missing(f'sent what was not agreed: {"/".join(key)[:200]}')
     try:
       sent = wire.read_coded(w, message.tensors, travelling, site)
       control = wire.read_plain(
@@ -178,8 +191,11 @@ class Rounds:
     if norm is None:
       norm = float(np.sqrt(sum(float(np.square(leaf, dtype=np.float64).sum())
                                for leaf in jax.tree.leaves(sent))))
-    if norm == 0:
+    # NaN is left to the quarantine.
+    if norm <= 0 or travelling and not any(np.any(leaf) for leaf in jax.tree.leaves(sent)):
       return Missing('has learnt nothing: its update is zero')
+    if self._asks_start and not (start is not None and np.isfinite(start)):
+      return Missing('sent no finite start_loss')
     loss, last = (np.nan if one is None else one for one in losses)
     examples, tokens = (
       int(value) if type(value) is int and 0 <= value < 2**53 else 0

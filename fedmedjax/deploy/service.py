@@ -12,7 +12,8 @@ Every answer has the field data, a number drawn for these very notes.
   arrays 'judged/TENSOR:NUMBER' or 'query/TENSOR:NUMBER'. Answer: the header's peer_loss f32[count],
   or 'query/losses' f32[count, G].
 - finish: fields changed, used; arrays of all that is shared. The site writes its adapter.
-What cannot be answered has the answer 'error' with fields reason and code.
+What cannot be answered has the answer 'error' with fields reason and code; the reason quotes the
+message, never notes or files.
 """
 
 from collections.abc import Callable
@@ -89,12 +90,13 @@ class SiteService:
       return kinds[message.kind](message, data)
     except Unanswerable as error:
       return self._error(message, error.args[1], error.args[0])
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, InputError) as error:
+    except (InputError, OSError, RuntimeError) as error:
+      # The line may name files or notes of the site, which stay here.
+      self._say((str(error).splitlines() or [type(error).__name__])[0])
+      return self._error(message, 'failed, its own output says why')
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
       line = (str(error).splitlines() or [type(error).__name__])[0]
       return self._error(message, f'its message cannot be used: {line[:300]}')
-    except (OSError, RuntimeError) as error:
-      line = (str(error).splitlines() or [type(error).__name__])[0]
-      return self._error(message, f'failed: {line[:300]}')
 
   def _check_addressed(self, message: Message) -> None:
     if message.study != self.study.agreed.identity:
@@ -111,6 +113,10 @@ class SiteService:
 
   def _error(self, message: Message, reason: str, code: str = REFUSED) -> bytes:
     self._say(f'not answered: {reason}')
+    try:
+      self._kept.record({'kind': 'error', 'round': message.round + 1, 'reason': reason})
+    except OSError as error:
+      self._say(f'the manifest cannot be written: {error}')
     return messages.encode(Message(
       'error', self.study.agreed.identity, self._name, message.round, message.nonce,
       {'reason': reason, 'code': code}))

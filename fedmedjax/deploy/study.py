@@ -31,6 +31,10 @@ from fedmedjax.types import InputError
 
 CHECKPOINTS, METRICS, LEDGER, DESCRIBED = (
   'checkpoints', 'metrics.jsonl', 'ledger.csv', 'described.json')
+# More examples than any site has.
+_MOST_EXAMPLES = 2**31
+# Seconds in which a site that was not there says what it is, before each later round.
+_NEWCOMER = 120.0
 
 
 class Finished(NamedTuple):
@@ -114,7 +118,9 @@ class _Study:
     if not sites:
       return
     names = self._study.agreed.names
-    for site, answer in self._talk.ask('describe', NEVER, dict.fromkeys(sites, Question())).items():
+    for site, answer in self._talk.ask(
+        'describe', NEVER, dict.fromkeys(sites, Question()),
+        longest=None if begins else _NEWCOMER).items():
       told = answer if isinstance(answer, Missing) else _described(answer)
       if isinstance(told, Described):
         if refused := self._study.objection(
@@ -150,6 +156,14 @@ class _Study:
       raise RuntimeError(
         "config.fed.sampler='size' draws sites by their number of examples, and not all have told "
         'theirs: ' + '; '.join(silent))
+    if self._study.asks_losses and not any(one.tasks for one in self._sites.values()):
+      lacking = (
+        f'config.fed.signal={self._study.options.signal!r} asks for losses on validation notes, '
+        "which no site tells: it takes as many validation examples as the policy's smallest_count; "
+        'raise config.data.validation_examples at the sites, or lower smallest_count')
+      if not silent:
+        raise InputError(lacking)
+      self._reporter.warn(lacking)
 
   def _sizes(self) -> np.ndarray:
     """n_k f32[S] of the sites that were heard of; the sampler looks at no other's."""
@@ -164,7 +178,9 @@ class _Study:
       self._workdir / CHECKPOINTS, fresh, self._reporter.warn) or (fresh, [])
     files.write_lines(self._workdir / METRICS, lines)
     path = self._workdir / LEDGER
-    rows = path.read_text(encoding='utf-8').splitlines()[1:] if path.exists() else []
+    # A kill may have left half a row at the end.
+    text = path.read_text(encoding='utf-8').rpartition('\n')[0] if path.exists() else ''
+    rows = text.splitlines()[1:]
     kept = [row for row in rows if int(row.split(',')[0]) <= len(lines)]
     files.write_text(path, '\n'.join([HEAD, *kept]) + '\n')
     return state, lines
@@ -220,7 +236,7 @@ def _described(message: Message) -> Described | Missing:
   texts = [*tasks, *withheld, fields.get('data'), fields.get('model')] if (
     isinstance(tasks, list) and isinstance(withheld, list)) else [None]
   if not all(isinstance(text, str) for text in texts) or norm is None or norm < 0 or (
-      size is not None and (number(fields, 'size') or 0) <= 0):
+      size is not None and not 0 < (number(fields, 'size') or 0) < _MOST_EXAMPLES):
     return Missing('describes itself in other words than were agreed')
   return Described(
     float(np.float32(size)) if size is not None else 1.0, tuple(sorted(set(tasks))),
@@ -237,7 +253,7 @@ def _recorded(workdir: Path, names: tuple[str, ...]) -> dict[int, Described]:
       names.index(name): Described(**{
         key: tuple(value) if isinstance(value, list) else value for key, value in one.items()})
       for name, one in files.read_json(path).items()}
-  except (TypeError, ValueError):
+  except (AttributeError, TypeError, ValueError):
     raise InputError(f'{path}: is not what was written; choose another --workdir') from None
 
 

@@ -90,6 +90,7 @@ class ServerStudy(NamedTuple):
   data: Data                # the sites by name, without any notes
   sampler: Callable[[np.ndarray], Sampler]  # of n_k f32[S]
   samples_by_size: bool
+  asks_losses: bool         # on validation notes, to weigh the sites
   objection: Callable[..., str | None]  # see `undeployed.objection`
 
   @property
@@ -184,7 +185,7 @@ def server_study(config: ConfigDict, reporter: Reporter) -> ServerStudy:
     _agreed(config, values, trainable.adapter), trainable.adapter, trainable, options(config),
     Data(None, tuple(SiteData(name, (), (), {}) for name in config.data.sites), (), ()),
     partial(communication.site_sampler, config), values['fed.sampler'] == 'size',
-    partial(objection, values))
+    methods.needs_validation(values), partial(objection, values))
 
 
 def model_digest(config: ConfigDict) -> str:

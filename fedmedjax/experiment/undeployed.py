@@ -59,7 +59,7 @@ def objection(
     wants_privacy: it takes part under differential privacy only.
   """
   own = own_parts(values)
-  preset, aggregator = values['fed.preset'], methods.method(values, own).aggregator
+  preset, parts = values['fed.preset'], methods.method(values, own)
   told = f'the policy of site {site!r}'
 
   def needs(key: str, reason: str) -> str:
@@ -70,6 +70,9 @@ def objection(
             '(privacy_required)')
   if most_norm and not 0 < values['fed.clip_update'] <= most_norm:
     return needs('fed.clip_update', f'allows longer updates than largest_update_norm={most_norm:g}')
+  if most_norm and 'clear_control' in parts.rule.needs:
+    return needs('fed.rule', 'sends control variates, whose length '
+                 f'largest_update_norm={most_norm:g} does not bound')
   if EXAMPLES in withheld:
     for key, fails, reason in (
         ('fed.size_power', values['fed.size_power'] != 0 and 'fed.aggregator' not in own,
@@ -83,7 +86,7 @@ def objection(
         return needs(key, f'{reason} ({EXAMPLES} is withheld)')
   if VALIDATION in withheld and methods.needs_validation(values):
     return needs('fed.signal', f'asks for losses on validation notes ({VALIDATION} is withheld)')
-  if TRAINING in withheld and names_argument(aggregator.update, 'start_loss'):
+  if TRAINING in withheld and names_argument(parts.aggregator.update, 'start_loss'):
     return needs('fed.aggregator', f'asks for the training loss ({TRAINING} is withheld)')
   return None
 

@@ -79,7 +79,7 @@ def plain_arrays(
   kept = set(paths)
   return {
     name_of(kind, path, part): np.asarray(
-      _flat(wire, path, leaf, site)[:_length(wire, path, leaf, site)], np.float32)
+      _flat(wire, path, leaf)[:_length(wire, path, leaf, site)], np.float32)
     for path, leaf in zip(wire.paths, jax.tree.leaves(values), strict=True) if path in kept}
 
 
@@ -90,7 +90,7 @@ def read_plain(
   """The inverse of `plain_arrays`: [*p], with the leaves of `into`, or zeros, for the others.
 
   Raises:
-    ValueError: an array is missing, of another shape or type, or too many.
+    ValueError: an array is missing, or of another shape or type.
   """
   kept = set(paths)
 
@@ -121,7 +121,7 @@ def encoder(wire: Wire, owed: Callable) -> Callable:
     # As in `compression.compress`, so that the arrays are those that the simulation decodes.
     return [
       wire.codec.encode(
-        _flat(wire, path, leaf, None).astype(jnp.float32), jax.random.fold_in(key, number))
+        _flat(wire, path, leaf).astype(jnp.float32), jax.random.fold_in(key, number))
       for number, (path, leaf) in enumerate(zip(wire.paths, leaves, strict=True))]
 
   return encode
@@ -171,13 +171,12 @@ def read_coded(
 
 
 def most_bytes(wire: Wire) -> int:
-  """i[]: bytes of all leaves [*p] in float32, which no codec's arrays exceed by much."""
+  """Bytes of all leaves [*p] in float32, which no codec's arrays exceed by much."""
   return 4 * tree.size(wire.adapter)
 
 
-def _flat(wire: Wire, path: str, leaf, site: int | None):
+def _flat(wire: Wire, path: str, leaf):
   """f32[n], with the rank's axis first where sites have ranks of their own."""
-  del site
   if wire.ranks:
     leaf = (np if isinstance(leaf, np.ndarray) else jnp).moveaxis(leaf, _rank_axis(path), 0)
   return leaf.reshape(-1)

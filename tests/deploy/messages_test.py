@@ -46,6 +46,8 @@ def altered(**fields) -> bytes:
   (altered(protocol=True), 'no version'), (altered(round='3'), "'round'"),
   (altered(site=None), "'site'"), (altered(fields=[1]), "'fields'"),
   (altered(fields={'loss': float('nan')}), 'NaN'),
+  (altered(round=10**4299), "'round'"), (altered(round=-2), "'round'"),
+  (messages.encode(QUESTION._replace(tensors={'a/b\n9,icu:x': np.zeros(1, np.uint8)})), 'commas'),
   (messages.encode(QUESTION._replace(tensors={
     'big': np.zeros(messages.FRAME_LIMIT // 4 + 9, np.float32)})), 'are allowed'),
 ])
@@ -65,6 +67,9 @@ def test_every_truncation_and_changed_byte_is_survived():
     assert isinstance(messages.decode(bytes(broken), 33), Fault | Message)
 
 
-def test_numbers_of_strangers():
-  fields = {'a': 1.5, 'b': True, 'c': 'x', 'd': float('inf')}
-  assert [messages.number(fields, name) for name in 'abcde'] == [1.5, None, None, None, None]
+def test_numbers_and_words_of_strangers():
+  """A whole number of 400 digits is no float; half a pair of surrogates cannot be written."""
+  fields = {'a': 1.5, 'b': True, 'c': 'x', 'd': float('inf'), 'e': 10**400, 'f': float('nan')}
+  assert [messages.number(fields, name) for name in 'abcdefg'] == [1.5, *[None] * 6]
+  assert messages.shown('\x1b[31mno\n\ud800 memory') == '[31mno memory'
+  assert messages.shown([1]) == '' and len(messages.shown('x' * 999)) == 300

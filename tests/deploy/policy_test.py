@@ -70,6 +70,7 @@ EXAMPLES, VALIDATION = ('number_of_examples',), ('validation_losses',)
   ('fed_medlora', {}, (), 1.5, False, 'config.fed.clip_update=0.0 allows longer updates'),
   ('fed_medlora', {'clip_update': 1.5}, (), 1.5, False, None),
   ('fed_medlora', {'clip_update': 1.6}, (), 1.5, False, 'largest_update_norm=1.5'),
+  ('scaffold', {'clip_update': 1.5}, (), 1.5, False, "config.fed.rule='scaffold' sends control"),
   ('fed_medlora', {}, (), 0, True, 'asks for differential privacy')])
 def test_what_a_policy_makes_impossible(preset, more, withheld, norm, privacy, words):
   found = objection(values(preset, **more), 'icu', withheld, norm, privacy)

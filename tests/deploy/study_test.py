@@ -235,12 +235,19 @@ FAULTS = (
   (lambda answer: b'\xff' * 50, 'no message of fedmedjax'),
   (lambda answer: changed(answer, 'header/weight:values', lambda x: x + 1), 'examples'),
   (lambda answer: changed(answer, 'header/steps:values', lambda x: x * 0), '0 steps'),
-  (lambda answer: changed(answer, 'header/local_norm:values', lambda x: x * 0), 'learnt nothing'),
+  (lambda answer: changed(answer, 'header/local_norm:values', lambda x: -x), 'learnt nothing'),
+  (lambda answer: answer._replace(tensors={
+    name: value * np.float32(0) if name.startswith('adapter') else value
+    for name, value in answer.tensors.items()}), 'learnt nothing'),
+  (lambda answer: answer._replace(tensors=answer.tensors | {'adapter/mine:values': np.zeros(1)}),
+   'not agreed: adapter/mine'),
+  (lambda answer: messages.encode(answer._replace(kind='error', fields={
+    'reason': '\ud800 \x1b[2Jno disk'})), 'says: [2Jno disk'),
   (lambda answer: answer, ''))
 
 
 def test_a_site_that_misbehaves_is_left_out_and_comes_back(tmp_path):
-  """12 rounds, in each but the last of which a site does something else wrong; another keeps its
+  """In each round but the last a site does something else wrong; another keeps its
   losses and norms to itself."""
   config = config_of(
     'fed_medlora', f'--config.fed.rounds={len(FAULTS)}', '--config.fed.local_steps=1',
@@ -286,6 +293,14 @@ def test_a_policy_is_heard_before_anything_is_trained(tmp_path):
                      r"'fed_medlora_plus': config.fed.signal='loss' asks for losses"):
     deployed(config, tmp_path, handles_of(services(config, tmp_path, policy)))
   assert not (tmp_path / 'server' / 'metrics.jsonl').exists()
+
+
+def test_sites_with_too_few_validation_examples_are_named_before_round_1(tmp_path):
+  """4 are fewer than the 5 of a policy that says nothing."""
+  config = config_of('fed_medlora_plus', '--config.data.validation_examples=4')
+  with pytest.raises(InputError, match=r"config.fed.signal='loss' .* smallest_count; raise "
+                     'config.data.validation_examples'):
+    deployed(config, tmp_path, handles_of(services(config, tmp_path)))
 
 
 def test_notes_that_changed_begin_anew_and_nobody_takes_part(tmp_path):

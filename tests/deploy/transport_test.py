@@ -10,7 +10,7 @@ import time
 import pytest
 
 from fedmedjax.deploy import folder as folders
-from fedmedjax.deploy import socket
+from fedmedjax.deploy import messages, socket
 from fedmedjax.deploy.in_process import InProcess
 from fedmedjax.deploy.transport import Absent
 from fedmedjax.types import InputError
@@ -131,6 +131,34 @@ def test_files_that_are_too_long_are_not_read(tmp_path):
   server.exchange({'icu': b'long'}, 0)
   folders.answer_folder(tmp_path, 'icu', lambda message: b'1', 3, lambda: True)
   assert server.exchange({'icu': b'long'}, 0) == {'icu': Absent('late')}
+
+
+def test_a_site_says_anew_what_it_is_when_it_begins_again(tmp_path):
+  """Its policy may have changed; of what it has answered in a round it knows."""
+  asked = [messages.encode(messages.Message(kind, 'study', 'icu', -1, 'n'))
+           for kind in ('describe', 'local_round')]
+  server, answers = folders.Folder(tmp_path, 10**4), []
+  for number in range(2):
+    for message in asked:
+      server.exchange({'icu': message}, 0)
+    folders.answer_folder(
+      tmp_path, 'icu', lambda message, number=number: b'%d' % number, 10**4, lambda: True)
+    answers.append([server.exchange({'icu': message}, 0)['icu'] for message in asked])
+  assert answers == [[b'0', b'0'], [b'1', b'0']]
+
+
+def test_what_is_no_file_is_no_answer_and_no_link_is_followed(tmp_path):
+  server = folders.Folder(tmp_path, 10)
+  server.exchange({'icu': b'one'}, 0)
+  name, = (path.name for path in (tmp_path / 'outbox' / 'icu').iterdir())
+  inbox, other = tmp_path / 'inbox' / 'icu', tmp_path / 'other'
+  os.mkfifo(inbox / name)
+  assert server.exchange({'icu': b'one'}, 0) == {'icu': Absent('late')}
+  (inbox / name).unlink()
+  other.write_bytes(b'mine')
+  (inbox / f'{name}.part').symlink_to(other)
+  folders.answer_folder(tmp_path, 'icu', bytes.upper, 10, lambda: True)
+  assert server.exchange({'icu': b'one'}, 0) == {'icu': b'ONE'} and other.read_bytes() == b'mine'
 
 
 @pytest.mark.parametrize('name', ['', '..', 'a/b'])
