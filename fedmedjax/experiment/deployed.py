@@ -92,6 +92,7 @@ class ServerStudy(NamedTuple):
   samples_by_size: bool
   asks_losses: bool         # on validation notes, to weigh the sites
   objection: Callable[..., str | None]  # see `undeployed.objection`
+  spread: None = None       # as of a Study in a single process
 
   @property
   def sharing(self) -> Sharing:

@@ -83,7 +83,7 @@ def test_the_page_of_a_run_gets_the_claims(rows, tmp_path, monkeypatch, capsys):
 def test_main_asks_for_it_where_the_configuration_does(wanted, tmp_path, monkeypatch, capsys):
   calls = []
   monkeypatch.setattr(
-    run, 'run', lambda *rest: {'rounds': 0, 'scores': {}, 'external': (), 'sites': ()})
+    run, 'run', lambda *rest, **more: {'rounds': 0, 'scores': {}, 'external': (), 'sites': ()})
   monkeypatch.setattr(
     first_claims, 'first_claims', lambda workdir, examples, reporter: calls.append(
       (workdir, examples)))

@@ -14,6 +14,8 @@ from fedmedjax.eval import paired, teacher_forced
 from fedmedjax.eval.evaluate import source_counts
 from fedmedjax.experiment.config import validate
 from fedmedjax.experiment.defaults import get_config
+from fedmedjax.experiment.reading import Reading
+from fedmedjax.runtime.processes import ALONE
 from fedmedjax.train.scoring import forced_all, forced_shown
 from fedmedjax.types import Document, InputError, SiteCorpus, Span
 
@@ -190,7 +192,8 @@ def test_adapters_of_sites_are_added_and_known_one_by_one(tokenizer, site):
       lambda batch: np.zeros_like(batch.targets)))
 
   study = SimpleNamespace(
-    trainable=SimpleNamespace(forced=forced), data=SimpleNamespace(tested=(site,), external=()))
+    trainable=SimpleNamespace(forced=forced), processes=ALONE, spread=None,
+    data=SimpleNamespace(tested=(site,), external=(), reading=Reading()))
   reporter = SimpleNamespace(task=lambda *rest: nullcontext(lambda *more: None))
   together, crossed = forced_all(study, {'icu': True, 'er': False}, reporter, cross=True)
   assert forced_shown(together)['ward']['ner']['strict']['f1'] == pytest.approx(2 / 3)
