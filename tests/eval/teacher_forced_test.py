@@ -198,8 +198,8 @@ def test_adapters_of_sites_are_added_and_known_one_by_one(tokenizer, site):
   together, crossed = forced_all(study, {'icu': True, 'er': False}, reporter, cross=True)
   assert forced_shown(together)['ward']['ner']['strict']['f1'] == pytest.approx(2 / 3)
   assert forced_shown(crossed['er'])['ward']['ner']['strict']['recall'] == 0
-  assert forced_all(SimpleNamespace(trainable=SimpleNamespace(forced=None)), {}, reporter) == (
-    {}, {})
+  study.trainable.forced = None
+  assert forced_all(study, {}, reporter) == ({}, {})
 
 
 @pytest.mark.parametrize('keys', [
