@@ -40,6 +40,11 @@ class Memory:
   def state_of(self, used: int) -> SiteState:
     """What the site kept of round `used`, the last of its rounds that counted."""
     kept = self._kept.kept
+    if used == NEVER and kept.before_round != NEVER and self._stateful:
+      # An old message that came once more; what it asks for would overwrite what later rounds left.
+      raise Unanswerable(
+        STATE, f'its update of round {kept.before_round + 1} was used before; a study that begins '
+        'again needs another --workdir at the site')
     name = 'after' if used == kept.after_round else 'before' if used == kept.before_round else ''
     found = self._fresh if used == NEVER else self._kept.load(name, self._fresh)
     if found is None:

@@ -61,3 +61,15 @@ def test_what_it_lacks_it_says(begun):
   with pytest.raises(Unanswerable) as error:
     first.state_of(7)
   assert error.value.args[0] == STATE
+
+
+def test_an_old_message_does_not_begin_anew(begun):
+  """Two rounds were used; then that of the first comes once more."""
+  first = begun()
+  anchor = first.received(sent(-1, 1), 0)
+  first.keep(b'first', 0, 0, -1, anchor, first.state_of(-1), state(3), b'answer')
+  first.keep(b'second', 1, 1, 0, anchor, first.state_of(0), state(4), b'answer')
+  with pytest.raises(Unanswerable, match='its update of round 1 was used before') as error:
+    begun().state_of(-1)
+  assert error.value.args[0] == STATE
+  assert begun().state_of(1).adapter['w'].tolist() == [[4, 4]]
