@@ -1,6 +1,7 @@
 """What an answer may copy, in tokens: its input, and what becomes of it beside a fixed piece."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def _words(
               if place and token.startswith(_BLANKS)]
     parts.append([
       (first, last, tuple(tokens[first:last].tolist()))
-      for first, last in zip(starts, [*starts[1:], len(tokens)], strict=True)])
+      for first, last in pairwise([*starts, len(tokens)])])
   distinct = list({word for part in parts for *_, word in part})
   other = dict(zip(distinct, _behind(tokenizer, piece, (
     _text(tokenizer, word).lstrip(' ') for word in distinct)), strict=True))

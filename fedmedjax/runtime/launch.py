@@ -192,6 +192,9 @@ def joined(launch: Launch) -> 'Processes':
       list(launch.local_device_ids or ()) if launch.local_device_ids or alone_there() else None,
       # Flags say all: what else may be found is another launcher's.
       cluster_detection_method='deactivate' if launch.coordinator else None,
+      # Else a service of this machine's processes alone would listen on all of its addresses.
+      coordinator_bind_address=launch.coordinator if (
+        launch.coordinator and is_loopback(launch.coordinator)) else None,
       initialization_timeout=int(launch.deadline),
       heartbeat_timeout_seconds=int(_HEARTBEATS * launch.deadline) + 60,
       shutdown_timeout_seconds=int(launch.deadline))

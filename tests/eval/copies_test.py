@@ -44,6 +44,17 @@ def test_words_behind_a_tag_and_what_a_tag_joins():
   assert found.after[8:].tolist() == [9, 2, 11, 4, 13, 7, 4, 4]
 
 
+def test_an_input_of_one_word_or_of_none():
+  """No token has a blank before it, as where all tokens are letters: only what a tag joins is new."""
+  words = Words()
+  one, none = (np.array(words(text, add_special_tokens=False)['input_ids'], int)
+               for text in ('cold,', ''))
+  found, empty = copies.sources(words, ['<b>', '</b>'], [one, none])
+  assert [words.known[token] for token in found.tokens.tolist() if token >= 0] == [
+    'cold', ',', '>,']
+  assert not [token for token in empty.tokens.tolist() if token >= 0]
+
+
 def test_without_two_kinds_of_tags_an_input_is_copied_as_it_is():
   inputs = [np.arange(3), np.arange(2)]
   assert copies.sources(None, ['</b>'], inputs) == copies.sources(None, [], inputs) == [None, None]
