@@ -45,7 +45,7 @@ def test_words_behind_a_tag_and_what_a_tag_joins():
 
 
 def test_an_input_of_one_word_or_of_none():
-  """No token has a blank before it, as where all tokens are letters: only what a tag joins is new."""
+  """No token has a blank before it, as where all are letters: only what a tag joins is new."""
   words = Words()
   one, none = (np.array(words(text, add_special_tokens=False)['input_ids'], int)
                for text in ('cold,', ''))
