@@ -40,11 +40,6 @@ class Memory:
   def state_of(self, used: int) -> SiteState:
     """What the site kept of round `used`, the last of its rounds that counted."""
     kept = self._kept.kept
-    if used == NEVER and kept.before_round != NEVER and self._stateful:
-      # An old message that came once more; what it asks for would overwrite what later rounds left.
-      raise Unanswerable(
-        STATE, f'its update of round {kept.before_round + 1} was used before; a study that begins '
-        'again needs another --workdir at the site')
     name = 'after' if used == kept.after_round else 'before' if used == kept.before_round else ''
     found = self._fresh if used == NEVER else self._kept.load(name, self._fresh)
     if found is None:
@@ -52,6 +47,14 @@ class Memory:
         raise Unanswerable(STATE, f'what it kept of round {used + 1} is not there any more')
       found = self._fresh
     return jax.tree.map(jnp.asarray, found)
+
+  def refuse_old(self, used: int) -> None:
+    """Refuses an old message that came once more: its round would overwrite what later ones left."""
+    before = self._kept.kept.before_round
+    if used == NEVER and before != NEVER and self._stateful:
+      raise Unanswerable(
+        STATE, f'its update of round {before + 1} was used before; a study that begins again needs '
+        'another --workdir at the site')
 
   def received(self, message: Message, changed: int) -> Anchor:
     """The server's values at the start of the round: what came, beside what came before."""

@@ -159,6 +159,7 @@ class SiteService:
     changed, used = whole(fields, 'changed'), whole(fields, 'used')
     before = self._memory.state_of(used)
     anchor = self._memory.received(message, changed)
+    self._memory.refuse_old(used)
     count = len(planned.schedule.plan[message.round][index])
     batches, mask = schedules.round_arrays(planned.schedule, message.round, [index], [count])
     key = jax.random.wrap_key_data(

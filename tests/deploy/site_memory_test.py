@@ -68,8 +68,10 @@ def test_an_old_message_does_not_begin_anew(begun):
   first = begun()
   anchor = first.received(sent(-1, 1), 0)
   first.keep(b'first', 0, 0, -1, anchor, first.state_of(-1), state(3), b'answer')
+  first.refuse_old(-1)  # the first of them was not used, as far as the site knows
   first.keep(b'second', 1, 1, 0, anchor, first.state_of(0), state(4), b'answer')
   with pytest.raises(Unanswerable, match='its update of round 1 was used before') as error:
-    begun().state_of(-1)
+    begun().refuse_old(-1)
   assert error.value.args[0] == STATE
+  begun().refuse_old(1)
   assert begun().state_of(1).adapter['w'].tolist() == [[4, 4]]
