@@ -49,7 +49,7 @@ class Memory:
     return jax.tree.map(jnp.asarray, found)
 
   def refuse_old(self, used: int) -> None:
-    """Refuses an old message that came once more: its round would overwrite what later ones left."""
+    """Refuses an old message that came again: its round would overwrite what later ones left."""
     before = self._kept.kept.before_round
     if used == NEVER and before != NEVER and self._stateful:
       raise Unanswerable(
