@@ -125,7 +125,7 @@ def several(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
       'SLURM_STEP_NODELIST' in environ and environ.get(_STEP) != '1')
   if 'KUBERNETES_SERVICE_HOST' in environ and 'JOB_COMPLETION_INDEX' in environ:
     return True
-  return _tpu_workers(environ) > 1
+  return _tpu_machines(environ) > 1
 
 
 def alone_there(environ: Mapping[str, str] = os.environ) -> bool:
@@ -134,7 +134,7 @@ def alone_there(environ: Mapping[str, str] = os.environ) -> bool:
   return (tasks is not None and tasks == nodes) or environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'
 
 
-def _tpu_workers(environ: Mapping[str, str]) -> int:
+def _tpu_machines(environ: Mapping[str, str]) -> int:
   """The number of a Cloud TPU's machines; 1 where there is none."""
   if importlib.util.find_spec('libtpu') is None or environ.get('JAX_PLATFORMS') == 'cpu':
     return 1
@@ -231,5 +231,5 @@ def _aborted() -> None:
 
 
 def _end_with_status_1() -> None:
-  """JAX's client ends a process by SIGABRT as soon as it does not reach process 0 any more."""
+  """JAX ends a process by SIGABRT as soon as it does not reach process 0 any more."""
   ctypes.CDLL(None).signal(int(signal.SIGABRT), _HANDLER)

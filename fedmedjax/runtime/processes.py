@@ -30,18 +30,18 @@ class Processes:
   """Process `index` of `count`; of a single one every exchange is a no-operation."""
 
   def __init__(
-    self, index: int = 0, count: int = 1, client: Any = None, deadline: float = 1800.0
+    self, index: int = 0, count: int = 1, service: Any = None, deadline: float = 1800.0
   ):
     """
     Args:
       index: of this process, from 0.
       count: of all.
-      client: of JAX's coordination service; None for a single process.
+      service: JAX's, which keeps what they exchange; None for a single process.
       deadline: seconds that a live process is waited for.
     """
     self.index, self.count, self.deadline = index, count, deadline
     self.silence = min(deadline, SILENCE)
-    self._client, self._number = client, 0
+    self._service, self._number = service, 0
     self._names = [f'process {number}' for number in range(count)]
     self._beats, self._over, self._saying = 0, threading.Event(), threading.Lock()
     self._contact = time.monotonic()
@@ -65,7 +65,7 @@ class Processes:
       return [value]
     found = self._exchanged(what, value, range(self.count))
     if self._number > 1:  # what was read by all, since they have come to this one
-      self._client.key_value_delete(f'{_ROOT}/{self._number - 2}/{self.index}/')
+      self._service.key_value_delete(f'{_ROOT}/{self._number - 2}/{self.index}/')
     return found
 
   def collected(self, what: str, value: Any) -> list | None:
@@ -177,21 +177,21 @@ class Processes:
     """What it is doing, in the place of its signs of life."""
     try:
       with self._saying:
-        self._client.key_value_set(f'{_ALIVE}/{self.index}', beat, allow_overwrite=True)
+        self._service.key_value_set(f'{_ALIVE}/{self.index}', beat, allow_overwrite=True)
     except _jax_error():
       pass  # The watch finds that, too.
 
   def _put(self, key: str, text: str) -> None:
     pieces = [text[i:i + _PIECE] for i in range(0, len(text), _PIECE)]
     for number, piece in enumerate(pieces):
-      self._client.key_value_set(f'{key}/{number}', piece)
-    self._client.key_value_set(f'{key}/count', str(len(pieces)))
+      self._service.key_value_set(f'{key}/{number}', piece)
+    self._service.key_value_set(f'{key}/count', str(len(pieces)))
 
   def _get(self, key: str, until: float) -> str | None:
     """What another process has put there; None when it has not come by then."""
     def read(name: str) -> str:
       left = max(until - time.monotonic(), 0.05)
-      return self._client.blocking_key_value_get(f'{key}/{name}', int(1000 * left))
+      return self._service.blocking_key_value_get(f'{key}/{name}', int(1000 * left))
 
     try:
       return ''.join(read(str(number)) for number in range(int(read('count'))))
@@ -209,9 +209,9 @@ class Processes:
         with self._saying:
           if self._over.is_set():
             return  # its last word stays
-          self._client.key_value_set(
+          self._service.key_value_set(
             f'{_ALIVE}/{self.index}', str(self._beats), allow_overwrite=True)
-        beats = dict(self._client.key_value_dir_get(_ALIVE))
+        beats = dict(self._service.key_value_dir_get(_ALIVE))
       except _jax_error():
         self._lost([0])
       now = self._contact = time.monotonic()
