@@ -57,9 +57,10 @@ FIRST = 'checkpoints/1'
 # A state with every part filled: error feedback, a server optimiser with memory, cohorts of two of
 # three sites, smoothed weights.
 SETTINGS = (
-  'fed.rounds=5', 'fed.local_steps=1', 'fed.batch_size=2', 'fed.cohort_size=2', 'fed.ema=0.3',
-  'fed.server_optimizer=fedadam', 'fed.server_learning_rate=0.001', 'fed.outbound=int8',
-  'fed.error_feedback=True', 'data.sites=("synthetic_icu","synthetic_dictation","ward")',
+  'model.matmul=float32', 'fed.rounds=5', 'fed.local_steps=1', 'fed.batch_size=2',
+  'fed.cohort_size=2', 'fed.ema=0.3', 'fed.server_optimizer=fedadam',
+  'fed.server_learning_rate=0.001', 'fed.outbound=int8', 'fed.error_feedback=True',
+  'data.sites=("synthetic_icu","synthetic_dictation","ward")',
   'data.external=()', 'data.validation_examples=1',
   'data.max_train_notes=3', 'data.max_length=256', 'lora.rank=2', 'lora.targets=("q_proj",)',
   'eval.max_examples=1', 'eval.zero_shot=False', 'eval.bootstrap_samples=2',
@@ -316,6 +317,20 @@ def results(workdir: Path) -> dict[str, bytes]:
   return found
 
 
+def differences(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
+  """A sentence for each file that differs; of text with both sides from where they part."""
+  told = []
+  for name in sorted(found.keys() | expected.keys()):
+    ours, theirs = found.get(name), expected.get(name)
+    if ours is None or theirs is None:
+      told.append(f'{name} is there once')
+    elif ours != theirs:
+      at = max(0, len(os.path.commonprefix([ours, theirs])) - 40)
+      told.append(f'{name} differs' + (
+        '' if name.startswith('adapter') else f': {ours[at:at + 120]!r}, {theirs[at:at + 120]!r}'))
+  return told
+
+
 def resume(place: Place) -> str | None:
   """The same command again -> what went wrong, or None."""
   statuses = [wait(child) for child in start_all(place)]
@@ -334,9 +349,7 @@ def trial(place: Place, kind: str, delay: float, rng: random.Random, whole: dict
   if fault:
     wrong.append(fault)
   else:
-    found = results(place.workdir)
-    wrong += [f'{name} differs' for name in sorted(found.keys() | whole.keys())
-              if found.get(name) != whole.get(name)]
+    wrong += differences(results(place.workdir), whole)
   log = said(place)
   if 'Traceback' in log:
     wrong.append('a traceback reached the user')
@@ -374,8 +387,10 @@ def main() -> int:
     fault = resume(whole)
     length = time.monotonic() - begun
     # Undisturbed twice: the same command gives the same bytes.
-    different = [] if not fault and results(whole.workdir) == expected else [
-      {'kind': 'none', 'wrong': [fault or 'two undisturbed runs differ']}]
+    wrong = [fault] if fault else differences(results(whole.workdir), expected)
+    different = [{'kind': 'none', 'wrong': wrong}] if wrong else []
+    if wrong:
+      print(f'undisturbed: {wrong}\n{said(whole)}', file=sys.stderr)
     done, late = [], 0
     place = whole._replace(workdir=root / 'run')
     kinds = list(DISTURBANCES) if options.processes == 1 else [

@@ -83,7 +83,9 @@ def _unlike(
       continue
     weights = sizes[inside] / max(sizes[inside].sum(), 1)
     mean = weights @ shares[inside]
-    axis = (weights @ (shares[inside] - mean) ** 2).argmax()
+    spread = weights @ (shares[inside] - mean) ** 2
+    # The first of equals, as of two types always: roundings must not choose, they differ by processor.
+    axis = np.flatnonzero(spread >= (1 - 1e-9) * spread.max())[0]
     ordered = inside[np.lexsort((tie[inside], shares[inside, axis]))]
     left = number // 2
     ours, whole = weight[first:first + left].sum(), weight[first:first + number].sum()

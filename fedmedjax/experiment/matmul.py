@@ -78,7 +78,7 @@ def decided(value: str, dtype: str, reporter: Reporter) -> str:
   if value != AUTO:
     return value
   # Accelerators have units for each format, and choose by config.model.dtype.
-  if dtype != 'float32' or jax.default_backend() != 'cpu':
+  if dtype != 'float32' or jax.default_backend() != 'cpu' or product_trial.lacks_units():
     return WIDE
   gain = product_trial.bfloat16_gain()
   form = ROUNDED if gain >= product_trial.LEAST else WIDE

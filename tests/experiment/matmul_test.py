@@ -33,6 +33,7 @@ def gain(monkeypatch):
   trials = []
 
   def plant(number: float) -> list:
+    monkeypatch.setattr(product_trial, 'lacks_units', lambda: False)
     monkeypatch.setattr(product_trial, 'bfloat16_gain', lambda: trials.append(number) or number)
     return trials
 
@@ -71,6 +72,13 @@ def test_float32_without_a_trial(changes, gain, told, capsys):
   """Asked for; where a CPU has no choice; and where no LLaMA is multiplied."""
   trials = gain(4.0)
   assert matmul.settled(config(**changes), told).model.matmul == 'float32'
+  assert not trials and not capsys.readouterr().out
+
+
+def test_a_cpu_without_units_has_no_trial(gain, told, monkeypatch, capsys):
+  trials = gain(4.0)
+  monkeypatch.setattr(product_trial, 'lacks_units', lambda: True)
+  assert matmul.settled(config(), told).model.matmul == 'float32'
   assert not trials and not capsys.readouterr().out
 
 
