@@ -84,7 +84,8 @@ def _unlike(
     weights = sizes[inside] / max(sizes[inside].sum(), 1)
     mean = weights @ shares[inside]
     spread = weights @ (shares[inside] - mean) ** 2
-    # The first of equals, as of two types always: roundings must not choose, they differ by processor.
+    # The first of equals, as two types always are: roundings, which differ by processor, must not
+    # choose.
     axis = np.flatnonzero(spread >= (1 - 1e-9) * spread.max())[0]
     ordered = inside[np.lexsort((tie[inside], shares[inside, axis]))]
     left = number // 2

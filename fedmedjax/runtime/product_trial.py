@@ -2,9 +2,9 @@
 
 CPUs with matrix units for bfloat16 (AMX, AVX512-BF16) may do so several times as fast; all others
 convert operands one by one and are slower. A processor's flags rule units out but do not promise
-speed, since compilers, libraries and virtual machines may leave units unused: what has the flags is
-tried. Two runs of one command have to decide alike, whatever else the machine does meanwhile, so the
-trial compares the fastest calls.
+speed, since compilers, libraries and virtual machines may leave units unused: what has the flags
+is tried. Two runs of one command have to decide alike, whatever else the machine does meanwhile,
+so the trial compares the fastest calls.
 """
 
 import time
