@@ -59,7 +59,7 @@ def test_an_app_says_the_study_again(tmp_path, monkeypatch, capsys):
   (('--output={0}/other',), "--output={0}/other: something else is there"),
   (('--output={0}/file',), "--output={0}/file: something else is there"),
   (('--output={0}/file/x',), '--output={0}/file/x: cannot be written: Not a directory'),
-  (('--output={0}/x', '--deadline=0'), 'deadline'),
+  (('--output={0}/x', '--deadline=nan'), '--deadline=nan: seconds from 1 to 31622400 (a year)'),
   (('--output={0}/x', '--config.fed.round=1'), "'round' is unknown; did you mean 'rounds'?"),
 ])
 def test_wrong_input_is_one_line_and_changes_nothing(tmp_path, capsys, words, told):

@@ -243,6 +243,9 @@ FAULTS = (
    'not agreed: adapter/mine'),
   (lambda answer: messages.encode(answer._replace(kind='error', fields={
     'reason': '\ud800 \x1b[2Jno disk'})), 'says: [2Jno disk'),
+  # A longer update than it says is left out; a longer norm than its update has sends nobody away.
+  (lambda answer: changed(answer, A, lambda x: x * np.float32(1e4)), None),
+  (lambda answer: changed(answer, 'header/local_norm:values', lambda x: x * np.float32(1e6)), ''),
   (lambda answer: answer, ''))
 
 
@@ -282,7 +285,7 @@ def test_a_site_that_misbehaves_is_left_out_and_comes_back(tmp_path):
   said = files.read_lines(tmp_path / SITES[0] / 'manifest.jsonl')
   assert not any(key in line for line in said for key in ('train_loss', 'local_norm', 'last_loss'))
   summary = json.loads((tmp_path / 'server' / 'summary.json').read_text())
-  assert summary['absent'] == len(FAULTS) - 2 and summary['quarantined'] == 1
+  assert summary['absent'] == len(FAULTS) - 4 and summary['quarantined'] == 2
 
 
 def test_a_policy_is_heard_before_anything_is_trained(tmp_path):
@@ -322,7 +325,8 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
       (site, [f'--site={SITES[0]}', f'--workdir={tmp_path}', '--list_only', '--policy=none.toml'],
        '--policy=none.toml: cannot be read'),
       (server, [], '--workdir is missing'), (server, ['--workdir=w'], '--folder is missing'),
-      (server, [f'--workdir={tmp_path}', '--folder=f', '--deadline=-1'], 'deadline')):
+      *((server, [f'--workdir={tmp_path}', '--folder=f', f'--deadline={wrong}'], 'deadline')
+        for wrong in ('-1', '0', 'nan', 'inf', '1e300', 'soon'))):
     assert program.main(['x', *config, *more]) == 2
     error = capsys.readouterr().err
     assert words in error and len(error.splitlines()) == 1, error
