@@ -18,7 +18,7 @@ class Policy(NamedTuple):
   training_losses: bool = True      # means of a round
   validation_losses: bool = True    # means over validation notes, of adapters that come
   update_norm: bool = True          # the length of what was learnt, sent or not
-  # A number of examples below it is not told, nor a mean loss on fewer validation examples.
+  # A number of examples below it is not told, nor a mean loss on fewer examples.
   smallest_count: int = 5
   largest_update_norm: float = 0.0  # a longer update is not sent; 0 = any is
   privacy_required: bool = False    # take part under differential privacy only
@@ -83,7 +83,7 @@ def leaving(
     tasks: of its validation notes.
   """
   bound = f'of norm {policy.largest_update_norm:g} at most, ' if policy.largest_update_norm else ''
-  few = f'told from {policy.smallest_count} on' if policy.smallest_count else ''
+  few = f'told from {policy.smallest_count} examples on' if policy.smallest_count else ''
   rows = [
     Leaving(f'update of {name}', 'every round in which it is trained',
             f'{bound}{"x".join(map(str, shape)) or "1"}, {size} bytes', True)
@@ -94,7 +94,7 @@ def leaving(
     Leaving('number of training examples; examples and tokens of a round', 'before, every round',
             few, policy.number_of_examples),
     Leaving('mean and last training loss, and that before training where the method asks for it',
-            'every round', '', policy.training_losses),
+            'every round', few, policy.training_losses),
     Leaving('norm of the update', 'every round', '', policy.update_norm),
     Leaving('number of local steps', 'every round', '', True),
     Leaving('why a message is not answered', 'then', '', True),

@@ -31,6 +31,7 @@ from fedmedjax.deploy.keeping import NEVER, Keeping
 from fedmedjax.deploy.memory import REFUSED, Memory, Unanswerable, array_of, view, whole
 from fedmedjax.deploy.messages import Fault, Message
 from fedmedjax.deploy.policy import Policy
+from fedmedjax.deploy.telling import told_of_round, withheld
 from fedmedjax.experiment.deployed import Agreed, SiteStudy
 from fedmedjax.experiment.undeployed import EXAMPLES
 from fedmedjax.fed import apart, wire
@@ -134,11 +135,10 @@ class SiteService:
 
   def _describe(self, message: Message, data: bytes) -> bytes:
     policy, count = self.policy, int(self.study.size)
-    told = policy.number_of_examples and count >= policy.smallest_count
+    kept = withheld(policy, self.study)
     return self._answered(message, {
-      'size': count if told else None, 'tasks': list(self._tasks), 'model': self.model,
-      'withheld': [
-        *policy.withheld, *([EXAMPLES] if policy.number_of_examples and not told else [])],
+      'size': None if EXAMPLES in kept else count, 'tasks': list(self._tasks), 'model': self.model,
+      'withheld': list(kept),
       'largest_update_norm': float(policy.largest_update_norm),
       'privacy_required': policy.privacy_required}, {}, {})
 
@@ -176,33 +176,11 @@ class SiteService:
     arrays = wire.coded_arrays(agreed.wire, learnt.message, travelling, index)
     if agreed.wire.controlled:
       arrays |= wire.plain_arrays(agreed.wire, 'control', learnt.control, travelling, index)
-    header, said, counts = self._said(message.round, planned.schedule, count, learnt)
-    answer = self._answered(message, counts, arrays | header, said)
+    told = told_of_round(self.policy, study, planned.schedule, message.round, count, learnt)
+    answer = self._answered(message, told.counts, arrays | told.arrays, told.numbers)
     self._memory.keep(data, message.round, changed, used, anchor, before, after, answer)
     self._say(f'round {message.round + 1}: {count} steps, {len(answer)} bytes sent')
     return answer
-
-  def _said(
-    self, number: int, schedule: Schedule, count: int, learnt: apart.Learnt
-  ) -> tuple[wire.Arrays, dict, dict]:
-    """(header arrays, the same as numbers, fields) of what the policy lets leave of a round."""
-    policy, losses = self.policy, learnt.losses[:count]
-    values: dict[str, Any] = {
-      'round': np.int32(number), 'site': np.int32(self.study.index), 'steps': np.int32(count)}
-    if policy.number_of_examples and self.study.size >= policy.smallest_count:
-      values['weight'] = np.float32(self.study.size)
-    if policy.training_losses:
-      values |= {'train_loss': losses.mean(dtype=np.float32), 'last_loss': losses[-1]}
-      if learnt.start_loss is not None:
-        values['start_loss'] = learnt.start_loss
-    if policy.update_norm:
-      values['local_norm'] = learnt.local_norm
-    examples, tokens = schedules.round_work(schedule, number, [self.study.index], [count])
-    counts = {'examples': examples, 'tokens': tokens} if (
-      'weight' in values and examples >= policy.smallest_count) else {}
-    return (
-      {wire.name_of('header', name): np.asarray(value) for name, value in values.items()},
-      {name: np.asarray(value).item() for name, value in values.items()}, counts)
 
   def _trained(self, schedule: Schedule, *inputs) -> tuple[apart.Learnt, SiteState]:
     """The compiled half of the round; where memory is short, with less kept of each step."""

@@ -113,7 +113,10 @@ slow = pytest.mark.slow
 def test_a_deployed_study_is_the_simulated_one(preset, more, tmp_path):
   config = config_of(preset, *more)
   study, state, ledger = simulated(config)
-  finished = deployed(config, tmp_path, handles_of(services(config, tmp_path)))
+  # A simulation tells every number; a site keeps those of few examples, unless its policy says so.
+  (tmp_path / 'open.toml').write_text('smallest_count = 0\n')
+  finished = deployed(
+    config, tmp_path, handles_of(services(config, tmp_path, tmp_path / 'open.toml')))
   for name in ('adapter', 'folded', 'ctrl', 'aggregator', 'server_opt'):
     assert_close(getattr(state, name), getattr(finished.state, name))
   written = (tmp_path / 'server' / 'ledger.csv').read_text()
@@ -256,7 +259,8 @@ def test_a_site_that_misbehaves_is_left_out_and_comes_back(tmp_path):
     'fed_medlora', f'--config.fed.rounds={len(FAULTS)}', '--config.fed.local_steps=1',
     '--config.checkpoint.keep=1')
   (tmp_path / 'policy.toml').write_text('training_losses = false\nupdate_norm = false\n')
-  sites = services(config, tmp_path) | {SITES[0]: site_service(
+  (tmp_path / 'open.toml').write_text('smallest_count = 0\n')
+  sites = services(config, tmp_path, tmp_path / 'open.toml') | {SITES[0]: site_service(
     config, SITES[0], tmp_path / SITES[0], tmp_path / 'policy.toml', Quiet())}
 
   def bad(data):
