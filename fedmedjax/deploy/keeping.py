@@ -38,8 +38,8 @@ class Kept(NamedTuple):
 
   anchor_round: int = NEVER   # the last round whose message came
   changed: int = 0            # rounds that had changed something then
-  before_round: int = NEVER   # the round that left the state that `after` began from
-  after_round: int = NEVER    # the round that left the newest state
+  rounds: tuple[int, ...] = ()  # that left a state which is kept
+  begun_from: int = NEVER     # the round that left the state which the newest of them began from
   question: str = ''          # digest of the message that is answered by the kept answer
 
 
@@ -75,7 +75,7 @@ class Keeping:
     try:
       if state:
         self.data, self._files = str(state['data']), dict(state['files'])
-        self.kept = Kept(**state['kept'])
+        self.kept = Kept(**state['kept'])._replace(rounds=tuple(state['kept']['rounds']))
     except (KeyError, TypeError, ValueError):
       raise InputError(
         f'{folder / STATE}: is not what was written; choose another folder') from None
@@ -111,10 +111,16 @@ class Keeping:
     except OSError:
       return None
 
-  def keep(self, kept: Kept, trees: dict[str, Tree | None], answer: bytes) -> None:
-    """Puts all of it on disk, as one, in place of what was there; None = nothing is kept."""
+  def keep(
+    self, kept: Kept, trees: dict[str, Tree | None], answer: bytes, staying: Iterable[str] = ()
+  ) -> None:
+    """Puts all of it on disk, as one, in place of what was there; None = nothing is kept.
+
+    Trees that were kept before as one of `staying` stay.
+    """
     tag, old = kept.question[:12], set(self._files.values())
-    written = {}  # where the disk is full, what was kept before still is
+    # Where the disk is full, what was kept before still is.
+    written = {name: self._files[name] for name in staying if name in self._files}
     for name, values in trees.items():
       if values is None:
         continue

@@ -159,7 +159,6 @@ class SiteService:
     changed, used = whole(fields, 'changed'), whole(fields, 'used')
     before = self._memory.state_of(used)
     anchor = self._memory.received(message, changed)
-    self._memory.refuse_old(used)
     count = len(planned.schedule.plan[message.round][index])
     batches, mask = schedules.round_arrays(planned.schedule, message.round, [index], [count])
     key = jax.random.wrap_key_data(
@@ -178,7 +177,7 @@ class SiteService:
       arrays |= wire.plain_arrays(agreed.wire, 'control', learnt.control, travelling, index)
     told = told_of_round(self.policy, study, planned.schedule, message.round, count, learnt)
     answer = self._answered(message, told.counts, arrays | told.arrays, told.numbers)
-    self._memory.keep(data, message.round, changed, used, anchor, before, after, answer)
+    self._memory.keep(data, message.round, changed, used, anchor, after, answer)
     self._say(f'round {message.round + 1}: {count} steps, {len(answer)} bytes sent')
     return answer
 
