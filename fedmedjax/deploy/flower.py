@@ -16,7 +16,7 @@ from fedmedjax.deploy.messages import frame_bytes, kind
 from fedmedjax.deploy.transport import Absent
 
 # Kinds of messages (`messages.Message.kind`) that Flower calls a query; the other is training.
-QUERIES = ('describe', 'validate', 'finish')
+QUERIES = ('describe', 'validate', 'finish', 'score')
 TRAIN = 'local_round'
 # Asks a SuperNode for which site it stands.
 WHO = 'site'

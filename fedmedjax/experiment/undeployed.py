@@ -9,8 +9,8 @@ from fedmedjax.fed.aggregators.conventions import names_argument
 from fedmedjax.types import InputError
 
 # What a policy may keep from leaving, by its key in policy.toml.
-EXAMPLES, TRAINING, VALIDATION, NORM = (
-  'number_of_examples', 'training_losses', 'validation_losses', 'update_norm')
+EXAMPLES, TRAINING, VALIDATION, NORM, SCORES = (
+  'number_of_examples', 'training_losses', 'validation_losses', 'update_norm', 'scores')
 
 _WHY = 'by its key or by smallest_count'
 

@@ -133,6 +133,16 @@ def test_a_deployed_study_is_the_simulated_one(preset, more, tmp_path):
     one, other = tensors.values()
     assert one.keys() == other.keys()
     assert_close(list(one.values()), [other[key] for key in one])
+  summary = json.loads((tmp_path / 'server' / 'summary.json').read_text())
+  assert summary['scores'].keys() == {*SITES} and summary['warnings'] == []
+  page = (tmp_path / 'server' / 'report.html').read_text()
+  for name in SITES:
+    own = json.loads((tmp_path / name / 'scored' / 'summary.json').read_text())
+    for kind in ('strict', 'lenient'):
+      for told, kept in ((summary['scores'][name], own['scores'][name]),):
+        assert told['ner'][kind]['typed'] == kept['ner'][kind]['typed']
+    assert 'Entities by site' in page and name in page
+    assert (tmp_path / name / 'scored' / 'report.html').exists()
 
 
 @pytest.fixture(scope='module')
@@ -176,7 +186,7 @@ def test_a_message_that_is_repeated_is_answered_without_training_twice(scaffold,
   finished = deployed(config, folder, others | {SITES[0]: ask})
   assert len(finished.lines) == 2
   kinds = [messages.decode(message, 10**6).kind for message in asked]
-  assert kinds == ['describe', 'local_round', 'finish']
+  assert kinds == ['describe', 'local_round', 'finish', 'score']
   assert answers[1] == service.handle(asked[1])
   lines = files.read_lines(folder / SITES[0] / 'manifest.jsonl')
   # Two rounds were trained: repeated answers are no new ones.

@@ -19,6 +19,7 @@ def test_a_policy_is_read(tmp_path):
   assert read_policy(None) == Policy()
   path.write_text('number_of_examples = false\nsmallest_count = 11\nlargest_update_norm = 2\n')
   policy = read_policy(path)
+  assert Policy(scores=False).withheld == ('scores',)
   assert policy == Policy(
     number_of_examples=False, smallest_count=11, largest_update_norm=2)
   assert policy.withheld == ('number_of_examples',)
