@@ -28,7 +28,7 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_bool(
     'list_only', False, 'Print what can leave this site, and end.', flag_values=values)
   flags.DEFINE_bool(
-    'score_only', False, 'Score the final adapter on test notes of this site, write its report, and '
+    'score_only', False, 'Score the final adapter on the test notes here, write a report, and '
     'end: nothing leaves.', flag_values=values)
   flags.DEFINE_bool(
     'once', False, 'With --folder: answer what lies there, and end.', flag_values=values)
