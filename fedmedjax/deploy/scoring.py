@@ -20,6 +20,7 @@ from fedmedjax.experiment.deployed import SiteStudy
 from fedmedjax.experiment.own_parts import own_parts
 from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.experiment.text_scores import text_metrics
+from fedmedjax.report.description import used
 from fedmedjax.report.runs import PREDICTIONS, method_name
 from fedmedjax.runtime.cli import versions
 from fedmedjax.runtime.progress import Reporter
@@ -77,6 +78,7 @@ def _write(config, study: SiteStudy, kept: Keeping, reporter: Reporter, adapter,
   files.write_json(
     predictions / evaluate.COUNTS, files.plain({'scores': evaluate.source_counts(scores)}))
   files.write_json(folder / 'config.json', files.plain(settings))
+  files.write_json(folder / report.SITES, used([site], [site], [], [], study.data.schema))
   rounds = {line['round']: line for line in files.read_lines(kept.folder / MANIFEST)
             if line['kind'] == 'local_round'}.values()
   trainable = study.trainable
@@ -88,7 +90,9 @@ def _write(config, study: SiteStudy, kept: Keeping, reporter: Reporter, adapter,
     'local_steps': sum(line['steps'] for line in rounds), 'warnings': [],
     'bytes_up': sum(one['bytes'] for line in rounds for one in line['tensors']),
     'bytes_down': sum(line.get('received', 0) for line in rounds),
-    'bytes_full_model': trainable.whole_bytes, 'adapter_parameters': tree.size(trainable.adapter),
+    # There and back in every round.
+    'bytes_full_model': 2 * len(rounds) * trainable.whole_bytes,
+    'adapter_parameters': tree.size(trainable.adapter),
     'base_parameters': trainable.whole_parameters, 'wall_seconds': time.monotonic() - begun,
     'versions': versions(), **trainable.summary}
   files.write_json(folder / 'summary.json', files.plain(summary))

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedmedjax import report, tree
+from fedmedjax import report
 from fedmedjax.deploy.conversation import HEAD, Conversation, Missing, Question, ledger_lines
 from fedmedjax.deploy.judges import columns_between
 from fedmedjax.deploy.keeping import NEVER
 from fedmedjax.deploy.messages import Message, number
 from fedmedjax.deploy.rounds import Described, Rounds, last_used
+from fedmedjax.deploy.summary import summary_of
 from fedmedjax.deploy.told_scores import Heard, heard_scores
 from fedmedjax.deploy.transport import Transport
 from fedmedjax.experiment import communication
@@ -25,7 +26,6 @@ from fedmedjax.fed.round import own_adapter
 from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
 from fedmedjax.runtime import signals
-from fedmedjax.runtime.cli import versions
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import checkpoint, files, lock
 from fedmedjax.types import InputError
@@ -218,7 +218,7 @@ class _Study:
       study.trainable.save(jax.device_get(adapter), self._workdir / study.trainable.folder)
     heard = self._scores(
       [site for site, answer in finished.items() if not isinstance(answer, Missing)], len(lines))
-    summary = _summary(study, lines, heard, time.monotonic() - begun, self._reporter.warnings)
+    summary = summary_of(study, lines, heard, time.monotonic() - begun, self._reporter.warnings)
     files.write_json(self._workdir / 'summary.json', summary)
     (self._workdir / report.FILE).unlink(missing_ok=True)
     report.freshen(self._workdir, 0)
@@ -287,31 +287,3 @@ def _check_streak(study: ServerStudy, lines: list[dict]) -> None:
     raise RuntimeError(
       f'rounds {len(lines) - limit + 1} to {len(lines)}: no site could be used, the warnings say '
       'why; the adapter is that of the round before')
-
-
-def _summary(
-  study: ServerStudy, lines: list[dict], heard: dict[str, Heard], seconds: float,
-  warnings: list[str],
-) -> dict[str, Any]:
-  """summary.json of a deployed study: that of a run, with the scores that sites have told."""
-  trainable, options = study.trainable, study.options
-  sources = [heard[name].sources if name in heard else None for name in study.agreed.names]
-  return files.plain({
-    'preset': options.preset, 'seed': options.seed, 'rounds': len(lines), 'deployed': True,
-    'own_parts': options.own_parts, 'sites': list(study.agreed.names), 'external': [],
-    # Sites score on their own test notes, and nobody else has them.
-    'scores': {name: one.scores for name, one in heard.items() if one.scores},
-    'answers': {name: one.answers for name, one in heard.items() if one.answers},
-    'test_sources': None if None in sources else sources,
-    'heard': {name: one._asdict() for name, one in heard.items()},
-    'local_steps': sum(line['local_steps'] for line in lines),
-    'warnings': warnings, 'bytes_up': sum(line['bytes_up'] for line in lines),
-    'bytes_down': sum(line['bytes_down'] for line in lines),
-    'bytes_full_model': trainable.whole_bytes, 'adapter_parameters': tree.size(study.adapter),
-    'base_parameters': trainable.whole_parameters, 'wall_seconds': seconds,
-    'site_weights': [line['weights'] for line in lines],
-    'quarantined': sum(len(line['quarantined']) for line in lines),
-    'skipped_rounds': sum(bool(line.get('skipped')) for line in lines),
-    'absent': sum(len(line['absent']) for line in lines), 'versions': versions()})
-
-
