@@ -8,9 +8,16 @@ import pytest
 
 flwr = pytest.importorskip('flwr.app', reason='Flower is not installed: the extra deploy')
 
-from fedmedjax.deploy import flower, flower_client, messages, socket  # noqa: E402
+from fedmedjax.deploy import (  # noqa: E402
+  flower,
+  flower_client,
+  flower_server,
+  messages,
+  socket,
+)
 from fedmedjax.deploy.messages import Message  # noqa: E402
 from fedmedjax.deploy.transport import Absent  # noqa: E402
+from fedmedjax.types import InputError  # noqa: E402
 
 
 def message(site: str, kind: str = 'local_round') -> bytes:
@@ -120,6 +127,12 @@ def test_the_first_exchange_waits_for_a_site_and_later_ones_hardly():
   assert transport.exchange(sent, 60.0) == sent  # b comes at the fifth look
   del grid.nodes[2]
   assert transport.exchange(sent, 600.0)['b'] == Absent('has no SuperNode at the SuperLink')
+
+
+@pytest.mark.parametrize('deadline', [float('inf'), float('nan'), 0, '9', True, None])
+def test_a_runs_deadline_is_checked_before_anything_else(tmp_path, deadline):
+  with pytest.raises(InputError, match='the run configuration: deadline=.*: seconds from 1 to'):
+    flower_server._serve(tmp_path / 'none.py', None, {'workdir': 'x', 'deadline': deadline})
 
 
 def test_the_relay_says_what_is_wrong_with_the_socket(tmp_path):
