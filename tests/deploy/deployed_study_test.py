@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -165,6 +166,24 @@ def test_server_and_sites_that_are_killed_after_round_1_go_on(scaffold, tmp_path
   # Once more: nothing is left to be done, and the sites are given their adapters again.
   again = deployed(config, tmp_path, handles_of(services(config, tmp_path)))
   assert len(again.lines) == 2 and again.summary['bytes_up'] == whole.summary['bytes_up']
+
+
+@slow
+def test_a_server_that_goes_back_two_rounds_goes_on(tmp_path):
+  """Its checkpoints of rounds 3 and 4 are lost; the sites have their states of round 2 still, and
+  all ends as before. A site that was restarted knows no less."""
+  config = config_of('scaffold', '--config.fed.rounds=4', '--config.checkpoint.keep=4')
+  whole = deployed(config, tmp_path, handles_of(services(config, tmp_path)))
+  for lost in '34':
+    shutil.rmtree(tmp_path / 'server' / 'checkpoints' / lost)
+  again = deployed(config, tmp_path, handles_of(services(config, tmp_path)))
+  assert not any(line['absent'] for line in again.lines) and len(again.lines) == 4
+  for one, other in zip(
+      jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
+    np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+  rounds = [line['round'] for line in files.read_lines(tmp_path / SITES[0] / 'manifest.jsonl')
+            if line['kind'] == 'local_round']
+  assert rounds == [1, 2, 3, 4, 3, 4]
 
 
 def test_a_message_that_is_repeated_is_answered_without_training_twice(scaffold, monkeypatch):
