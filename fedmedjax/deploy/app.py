@@ -18,6 +18,7 @@ from typing import Any
 from absl import flags
 
 from fedmedjax import __version__
+from fedmedjax.deploy.transport import checked_deadline
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.runtime.cli import guarded
 from fedmedjax.types import InputError
@@ -89,8 +90,7 @@ def define(values: flags.FlagValues) -> None:
     'workdir', None, "Folder of the run at the server; '' = runs/NAME, with the last name of "
     '--output.', flag_values=values)
   flags.DEFINE_float(
-    'deadline', 3600.0, 'Seconds that a site may take for its part of a round.', lower_bound=1.0,
-    flag_values=values)
+    'deadline', 3600.0, 'Seconds that a site may take for its part of a round.', flag_values=values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, values, _ = parse(argv, define)
     if not values.output:
       raise InputError('--output is missing: name a folder, such as --output=flower/study')
-    folder = Path(values.output)
+    folder, deadline = Path(values.output), checked_deadline(values.deadline, '--deadline')
     files = app_files(
-      config.to_dict(), _name(folder), values.workdir or f'runs/{folder.name}', values.deadline)
+      config.to_dict(), _name(folder), values.workdir or f'runs/{folder.name}', deadline)
     write(folder, files)
     print(f'{folder}: written; {folder / _PACKAGE} is what every site needs, too')
 

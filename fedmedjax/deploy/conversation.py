@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,28 @@ class Traffic(NamedTuple):
   row: Row
   frame_down: int = 0
   frame_up: int = 0
+
+
+class Encoded(Mapping[str, bytes]):
+  """{site: the bytes of its message}, made when they are asked for and not kept.
+
+  A message to a judge holds the adapters of a whole cohort: one is in memory at a time.
+  """
+
+  def __init__(self, asked: Mapping[str, Message]):
+    self._asked = asked
+    self.lengths: dict[str, int] = {}  # of those that were made
+
+  def __getitem__(self, site: str) -> bytes:
+    data = messages.encode(self._asked[site])
+    self.lengths[site] = len(data)
+    return data
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._asked)
+
+  def __len__(self) -> int:
+    return len(self._asked)
 
 
 class Conversation:
@@ -74,7 +96,7 @@ class Conversation:
     asked = {
       names[site]: self._message(kind, number, names[site], question)
       for site, question in questions.items()}
-    encoded = {name: messages.encode(message) for name, message in asked.items()}
+    encoded = Encoded(asked)
     seconds = self._deadline if longest is None else min(self._deadline, longest)
     answers = self._transport.exchange(encoded, seconds) if asked else {}
     found: dict[int, Message | Missing] = {}
@@ -82,7 +104,7 @@ class Conversation:
       name = names[site]
       answer = answers.get(name, Absent('was not asked by the transport'))
       found[site] = read = self._read(asked[name], answer)
-      self._count(asked[name], encoded[name], read, answer, travelling)
+      self._count(asked[name], encoded.lengths.get(name), read, answer, travelling)
     return found
 
   def _message(self, kind: str, number: int, site: str, question: Question) -> Message:
@@ -117,10 +139,15 @@ class Conversation:
     return message
 
   def _count(
-    self, asked: Message, sent: bytes, read: Message | Missing, answer: bytes | Absent,
+    self, asked: Message, sent: int | None, read: Message | Missing, answer: bytes | Absent,
     travelling: tuple,
   ) -> None:
-    """Adds the bytes of each tensor, and of the two frames, to `traffic`."""
+    """Adds the bytes of each tensor, and of the two frames, to `traffic`.
+
+    `sent` are the bytes of the whole message; None = it was never sent.
+    """
+    if sent is None:
+      return
     if asked.kind not in ('local_round', 'validate'):
       return  # What is said before the first round and after the last is not charged.
     down = _by_tensor(asked.tensors)
@@ -136,7 +163,7 @@ class Conversation:
     framed = len(answer) - read.payload if isinstance(read, Message) else 0
     self.traffic.append(Traffic(
       Row(asked.round + 1, asked.site, 'message', asked.kind, '', 0, 0),
-      len(sent) - asked.payload, framed))
+      sent - asked.payload, framed))
 
 
 def _by_tensor(arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, str], tuple[int, Any]]:

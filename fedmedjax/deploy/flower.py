@@ -6,7 +6,7 @@ pieces, several at a time, but any other value in one.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -16,7 +16,7 @@ from fedmedjax.deploy.messages import frame_bytes, kind
 from fedmedjax.deploy.transport import Absent
 
 # Kinds of messages (`messages.Message.kind`) that Flower calls a query; the other is training.
-QUERIES = ('describe', 'validate', 'finish')
+QUERIES = ('describe', 'validate', 'finish', 'score')
 TRAIN = 'local_round'
 # Asks a SuperNode for which site it stands.
 WHO = 'site'
@@ -83,8 +83,9 @@ class Flower:
         nodes, twice = self._sites(until)
         reasons |= {site: 'is what two SuperNodes say that they are' for site in twice & waiting}
         found = sorted(waiting & nodes.keys())
-        ids = self._push([(nodes[site], messages[site]) for site in found], until)
-        for site, identity in zip(found, ids, strict=True):
+        for site in found:
+          # One by one: a message is large, and is only in memory while it is sent.
+          identity = self._push(nodes[site], messages[site], until)
           waiting.remove(site)
           if identity is None:
             answers[site] = Absent('cannot be reached: the SuperLink does not take the message')
@@ -100,16 +101,11 @@ class Flower:
     missing = {site: Absent(reasons[site]) for site in waiting}
     return late | missing | answers
 
-  def _push(
-    self, addressed: Sequence[tuple[int, bytes]], until: float
-  ) -> list[str | None]:
-    """Sends messages (SuperNode, bytes) -> their ids; None = not taken."""
-    if not addressed:
-      return []
+  def _push(self, node: int, data: bytes, until: float) -> str | None:
+    """Sends a message to a SuperNode -> its id; None = not taken."""
     seconds = max(1.0, until - time.monotonic())
-    ids = list(self._grid.push_messages([
-      Message(packed(data), node, _type(data), ttl=seconds) for node, data in addressed]))
-    return ids or [None] * len(addressed)
+    ids = list(self._grid.push_messages([Message(packed(data), node, _type(data), ttl=seconds)]))
+    return (ids or [None])[0]
 
   def _pulled(self, ids: Iterable[str]) -> list[tuple[str, bytes | Absent]]:
     """The answers that are there: one by one, since a broken one must not cost the others."""

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmedjax.deploy.flower import Flower
 from fedmedjax.deploy.server import serve_study
+from fedmedjax.deploy.transport import checked_deadline
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.runtime.cli import set_up
 from fedmedjax.runtime.progress import Reporter
@@ -39,7 +40,8 @@ def server_app(config: Path) -> ServerApp:
 
 def _serve(config: Path, grid: Grid, given: Mapping[str, Any]) -> None:
   """Runs the study with the run's configuration: workdir, deadline, overrides."""
-  workdir, deadline = _folder(given), _seconds(given)
+  workdir = _folder(given)
+  deadline = checked_deadline(given.get('deadline'), 'the run configuration: deadline')
   # The user's files that the configuration names lie beside it.
   os.chdir(config.parent)
   settings, *_ = parse(
@@ -74,10 +76,3 @@ def _folder(given: Mapping[str, Any]) -> Path:
   if not isinstance(folder, str) or not folder:
     raise InputError(f'workdir={folder!r} in the run configuration: name a folder')
   return Path(folder).absolute()
-
-
-def _seconds(given: Mapping[str, Any]) -> float:
-  seconds = given.get('deadline')
-  if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 1:
-    raise InputError(f'deadline={seconds!r} in the run configuration: seconds >= 1 are allowed')
-  return float(seconds)

@@ -22,6 +22,8 @@ from fedmedjax.store import files
 from fedmedjax.types import InputError
 
 STATE, MANIFEST, LEAVES = 'site.json', 'manifest.jsonl', 'leaves.json'
+# The adapter that the site was given at the end, as it is computed with.
+_FINAL = 'final.safetensors'
 NEVER = -1
 
 
@@ -38,8 +40,8 @@ class Kept(NamedTuple):
 
   anchor_round: int = NEVER   # the last round whose message came
   changed: int = 0            # rounds that had changed something then
-  before_round: int = NEVER   # the round that left the state that `after` began from
-  after_round: int = NEVER    # the round that left the newest state
+  rounds: tuple[int, ...] = ()  # that left a state which is kept
+  begun_from: int = NEVER     # the round that left the state which the newest of them began from
   question: str = ''          # digest of the message that is answered by the kept answer
 
 
@@ -75,7 +77,7 @@ class Keeping:
     try:
       if state:
         self.data, self._files = str(state['data']), dict(state['files'])
-        self.kept = Kept(**state['kept'])
+        self.kept = Kept(**state['kept'])._replace(rounds=tuple(state['kept']['rounds']))
     except (KeyError, TypeError, ValueError):
       raise InputError(
         f'{folder / STATE}: is not what was written; choose another folder') from None
@@ -92,15 +94,24 @@ class Keeping:
     if name not in self._files:
       return None
     path = self.folder / self._files[name]
-    leaves, treedef = jax.tree.flatten(like)
-    try:
-      arrays = safetensors.numpy.load_file(path)
-      read = [arrays[str(number)] for number in range(len(leaves))]
-    except (OSError, KeyError, safetensors.SafetensorError) as error:
-      raise InputError(f'{path}: cannot be read: {error}') from None
-    if any(one.shape != other.shape for one, other in zip(read, leaves, strict=True)):
+    tree = _read(path, like)[0]
+    if any(one.shape != other.shape for one, other in zip(
+        jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)):
       raise InputError(f'{path}: holds arrays of other shapes')
-    return treedef.unflatten(read)
+    return tree
+
+  def keep_final(self, adapter: Tree) -> None:
+    """Puts the adapter of the end on disk, its leaves of whatever shapes."""
+    _written(self.folder / _FINAL, safetensors.numpy.save(_numbered(adapter)))
+
+  def final(self, like: Tree) -> tuple[Tree, bytes] | None:
+    """(the adapter of the end in the structure of `like`, the file's bytes); None = none came.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    path = self.folder / _FINAL
+    return _read(path, like) if path.exists() else None
 
   def answer(self, question: bytes) -> bytes | None:
     """The answer that is kept, where it is to this very message."""
@@ -111,17 +122,21 @@ class Keeping:
     except OSError:
       return None
 
-  def keep(self, kept: Kept, trees: dict[str, Tree | None], answer: bytes) -> None:
-    """Puts all of it on disk, as one, in place of what was there; None = nothing is kept."""
+  def keep(
+    self, kept: Kept, trees: dict[str, Tree | None], answer: bytes, staying: Iterable[str] = ()
+  ) -> None:
+    """Puts all of it on disk, as one, in place of what was there; None = nothing is kept.
+
+    Trees that were kept before as one of `staying` stay.
+    """
     tag, old = kept.question[:12], set(self._files.values())
-    written = {}  # where the disk is full, what was kept before still is
+    # Where the disk is full, what was kept before still is.
+    written = {name: self._files[name] for name in staying if name in self._files}
     for name, values in trees.items():
       if values is None:
         continue
-      leaves = {str(number): np.ascontiguousarray(np.asarray(leaf)).reshape(np.shape(leaf))
-                for number, leaf in enumerate(jax.tree.leaves(values))}
       written[name] = f'{name}-{tag}.safetensors'
-      _written(self.folder / written[name], safetensors.numpy.save(leaves))
+      _written(self.folder / written[name], safetensors.numpy.save(_numbered(values)))
     written['answer'] = f'answer-{tag}.safetensors'
     _written(self.folder / written['answer'], answer)
     self._files, self.kept = written, kept
@@ -145,6 +160,22 @@ class Keeping:
 
 def digest(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _numbered(values: Tree) -> dict[str, np.ndarray]:
+  return {str(number): np.ascontiguousarray(np.asarray(leaf)).reshape(np.shape(leaf))
+          for number, leaf in enumerate(jax.tree.leaves(values))}
+
+
+def _read(path: Path, like: Tree) -> tuple[Tree, bytes]:
+  """(the arrays of `_numbered` in the structure of `like`, the file); InputError if damaged."""
+  try:
+    data = path.read_bytes()
+    arrays = safetensors.numpy.load(data)
+    read = [arrays[str(number)] for number in range(len(jax.tree.leaves(like)))]
+  except (OSError, KeyError, safetensors.SafetensorError) as error:
+    raise InputError(f'{path}: cannot be read: {error}') from None
+  return jax.tree.unflatten(jax.tree.structure(like), read), data
 
 
 def _written(path: Path, data: bytes) -> None:

@@ -18,6 +18,8 @@ from fedmedjax.fed.types import FedState, SiteState, Tree
 # Codes of an error: the site lacks what the server supposes it has, and wants all of it; or the
 # state that it kept is not of the round that the server means; or else the question is refused.
 LACKS, STATE, REFUSED = 'lacks', 'state', 'refused'
+# So many of its rounds a site keeps its state of: as many the server may go back.
+STATES = 4
 
 
 class Unanswerable(Exception):
@@ -39,22 +41,15 @@ class Memory:
 
   def state_of(self, used: int) -> SiteState:
     """What the site kept of round `used`, the last of its rounds that counted."""
-    kept = self._kept.kept
-    name = 'after' if used == kept.after_round else 'before' if used == kept.before_round else ''
-    found = self._fresh if used == NEVER else self._kept.load(name, self._fresh)
+    found = self._fresh if used == NEVER else self._kept.load(_name(used), self._fresh)
     if found is None:
       if self._stateful:
-        raise Unanswerable(STATE, f'what it kept of round {used + 1} is not there any more')
+        raise Unanswerable(
+          STATE, f'what it kept of round {used + 1} is not there any more, it keeps its last '
+          f'{STATES} rounds: give the server a newer copy of its --workdir, or begin a new study '
+          'with other folders')
       found = self._fresh
     return jax.tree.map(jnp.asarray, found)
-
-  def refuse_old(self, used: int) -> None:
-    """Refuses an old message that came again: its round would overwrite what later ones left."""
-    before = self._kept.kept.before_round
-    if used == NEVER and before != NEVER and self._stateful:
-      raise Unanswerable(
-        STATE, f'its update of round {before + 1} was used before; a study that begins again needs '
-        'another --workdir at the site')
 
   def received(self, message: Message, changed: int) -> Anchor:
     """The server's values at the start of the round: what came, beside what came before."""
@@ -107,14 +102,25 @@ class Memory:
 
   def keep(
     self, question: bytes, number: int, changed: int, used: int, anchor: Anchor,
-    before: SiteState, after: SiteState, answer: bytes,
+    after: SiteState, answer: bytes,
   ) -> None:
-    """Puts a round on disk: what it began with, what it led to, and its answer."""
+    """Puts a round on disk: what it was sent, what it led to, and its answer.
+
+    A message may come late or again, or from a server that has gone back. So the state of a later
+    round stays, as does the one that the newest round began from.
+    """
+    kept = self._kept.kept
+    begun_from = used if number >= max(kept.rounds, default=NEVER) else kept.begun_from
+    others = sorted({*kept.rounds} - {number, used, begun_from}, reverse=True)
+    needed = {number, used, begun_from} - {NEVER}
+    rounds = tuple(sorted((needed & {*kept.rounds, number}) | {
+      *others[:max(0, STATES - len(needed))]}))
     # Large, and of no use on disk where the next message has all of it again.
     lasting = None if self._replaced(changed + 1, changed) else anchor
     self._kept.keep(
-      Kept(number, changed, used, number, keeping.digest(question)),
-      {'anchor': lasting, 'before': before, 'after': after}, answer)
+      Kept(number, changed, rounds, begun_from, keeping.digest(question)),
+      {'anchor': lasting, _name(number): after}, answer,
+      [_name(one) for one in rounds if one != number])
     self._anchor = anchor
 
   def _replaced(self, changed: int, since: int) -> bool:
@@ -126,6 +132,11 @@ class Memory:
   def _stateful(self) -> bool:
     """Whether the method keeps anything at the site; scalars stand for what it does not keep."""
     return any(leaf.ndim > 1 for leaf in jax.tree.leaves(self._fresh))
+
+
+def _name(number: int) -> str:
+  """What the state that round `number` left is kept as."""
+  return f'state{number}'
 
 
 def view(anchor: Anchor, changed: int) -> FedState:

@@ -29,7 +29,7 @@ _KEY = 'fedmedjax'
 class Message(NamedTuple):
   """What travels. `tensors` are numpy arrays, `fields` JSON values of the kind's own."""
 
-  kind: str    # of a question: 'describe', 'local_round', 'validate', 'finish'; else 'error'
+  kind: str    # 'describe', 'local_round', 'validate', 'finish', 'score'; of an answer, or 'error'
   study: str   # both sides were set up for the same study when these are equal
   site: str    # name of the site that is asked or answers
   round: int   # from 0; -1 = before the first

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedmedjax.experiment.undeployed import EXAMPLES, NORM, TRAINING, VALIDATION
+from fedmedjax.experiment.undeployed import EXAMPLES, NORM, SCORES, TRAINING, VALIDATION
 from fedmedjax.types import InputError
 
 
@@ -18,7 +18,8 @@ class Policy(NamedTuple):
   training_losses: bool = True      # means of a round
   validation_losses: bool = True    # means over validation notes, of adapters that come
   update_norm: bool = True          # the length of what was learnt, sent or not
-  # A number of examples below it is not told, nor a mean loss on fewer validation examples.
+  scores: bool = True               # of the final adapter on the site's own test notes
+  # A number of examples below it is not told, nor a mean loss or a score on fewer examples.
   smallest_count: int = 5
   largest_update_norm: float = 0.0  # a longer update is not sent; 0 = any is
   privacy_required: bool = False    # take part under differential privacy only
@@ -26,12 +27,14 @@ class Policy(NamedTuple):
   @property
   def withheld(self) -> tuple[str, ...]:
     """Keys of what never leaves."""
-    return tuple(key for key in (EXAMPLES, TRAINING, VALIDATION, NORM) if not getattr(self, key))
+    return tuple(key for key in _SWITCHES if not getattr(self, key))
 
 
+# Keys that are true or false, of what may leave.
+_SWITCHES = (EXAMPLES, TRAINING, VALIDATION, NORM, SCORES)
 _FLAG: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, bool), 'true or false')
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = dict.fromkeys(
-  (EXAMPLES, TRAINING, VALIDATION, NORM, 'privacy_required'), _FLAG) | {
+  (*_SWITCHES, 'privacy_required'), _FLAG) | {
     'smallest_count': (lambda v: type(v) is int and v >= 0, 'a whole number >= 0'),
     'largest_update_norm': (
       lambda v: type(v) in (int, float) and math.isfinite(v) and v >= 0, 'a number >= 0')}
@@ -83,7 +86,7 @@ def leaving(
     tasks: of its validation notes.
   """
   bound = f'of norm {policy.largest_update_norm:g} at most, ' if policy.largest_update_norm else ''
-  few = f'told from {policy.smallest_count} on' if policy.smallest_count else ''
+  few = f'told from {policy.smallest_count} examples on' if policy.smallest_count else ''
   rows = [
     Leaving(f'update of {name}', 'every round in which it is trained',
             f'{bound}{"x".join(map(str, shape)) or "1"}, {size} bytes', True)
@@ -94,12 +97,15 @@ def leaving(
     Leaving('number of training examples; examples and tokens of a round', 'before, every round',
             few, policy.number_of_examples),
     Leaving('mean and last training loss, and that before training where the method asks for it',
-            'every round', '', policy.training_losses),
+            'every round', few, policy.training_losses),
     Leaving('norm of the update', 'every round', '', policy.update_norm),
     Leaving('number of local steps', 'every round', '', True),
     Leaving('why a message is not answered', 'then', '', True),
     Leaving(f'mean losses on validation notes ({", ".join(tasks) or "none"})',
             'when asked', few, policy.validation_losses),
+    Leaving('scores of the final adapter on test notes: right, wrong and missed answers over all '
+            'types, and their 95 % intervals; numbers of tested sources, and of answers that copy '
+            'or cannot be read', 'after the last round', few, policy.scores),
     Leaving('names of tasks, version of fedmedjax, digest of the model, this policy, a number '
             'drawn for these notes', 'before', '', True)]
 

@@ -44,9 +44,8 @@ class Update(NamedTuple):
   control: Any          # [*p], or ()
   steps: int
   weight: float
-  train_loss: float     # NaN = not told, or not finite
-  last_loss: float
-  told: bool            # the losses are
+  train_loss: float | None  # None = not told
+  last_loss: float | None
   local_norm: float
   start_loss: float
   examples: int
@@ -110,8 +109,7 @@ class Rounds:
     turn = self._participation(cohort, updates, line['seconds'])
     line |= metrics_line(self._study, Execution(1, ''), turn, metrics)
     for key in ('train_loss', 'last_loss'):
-      line[key] = [getattr(updates[site], key) if site in updates and updates[site].told else None
-                   for site in here]
+      line[key] = [getattr(updates[site], key) if site in updates else None for site in here]
     try:
       warnings = check_round(self._study, line, turn, metrics, lines)
     except RuntimeError as error:
@@ -196,13 +194,12 @@ class Rounds:
       return Missing('has learnt nothing: its update is zero')
     if self._asks_start and not (start is not None and np.isfinite(start)):
       return Missing('sent no finite start_loss')
-    loss, last = (np.nan if one is None else one for one in losses)
     examples, tokens = (
       int(value) if type(value) is int and 0 <= value < 2**53 else 0
       for value in (message.fields.get('examples'), message.fields.get('tokens')))
     return Update(
-      sent, control, steps, known.size, loss, last, losses[0] is not None, norm,
-      np.nan if start is None else start, examples, tokens)
+      sent, control, steps, known.size, *losses, norm, np.nan if start is None else start, examples,
+      tokens)
 
   def _aggregated(
     self, number: int, state: FedState, cohort, updates: Mapping[int, Update],
@@ -238,8 +235,9 @@ class Rounds:
       if site in updates:
         one = updates[site]
         # Whoever keeps its losses to itself is judged by its norm alone.
-        losses[row, :one.steps] = one.train_loss if one.told else 0.0
-        losses[row, one.steps - 1] += 0.0 if not one.told else one.last_loss - one.train_loss
+        mean = 0.0 if one.train_loss is None else one.train_loss
+        losses[row, :one.steps] = mean
+        losses[row, one.steps - 1] = mean if one.last_loss is None else one.last_loss
     controlled = self._study.agreed.wire.controlled
     return apart.Answers(
       over(lambda one: one.sent, zeros), over(lambda one: one.control, zeros) if controlled else (),

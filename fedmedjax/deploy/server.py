@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
+from fedmedjax.deploy.transport import checked_deadline
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.runtime.cli import guarded, set_up
 from fedmedjax.types import InputError
@@ -23,7 +24,7 @@ def define(values: flags.FlagValues) -> None:
     flag_values=values)
   flags.DEFINE_float(
     'deadline', 7 * 86400.0, 'Seconds to wait for the answers to a message; who is late misses the '
-    'round.', lower_bound=0.0, flag_values=values)
+    'round.', flag_values=values)
 
 
 def serve_study(config, workdir: Path, transport_of: Callable, reporter, deadline: float):
@@ -63,13 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ('workdir', 'folder'):
       if not values[name].value:
         raise InputError(f'--{name} is missing')
+    deadline = checked_deadline(values.deadline, '--deadline')
     from fedmedjax.deploy.folder import Folder
     from fedmedjax.runtime.progress import Reporter
     set_up()
     reporter = Reporter()
     finished = serve_study(
       config, Path(values.workdir), lambda names, limit: Folder(Path(values.folder), limit),
-      reporter, values.deadline)
+      reporter, deadline)
     reporter.say(f'{values.workdir}: {finished.summary["rounds"]} rounds are done')
     reporter.repeat_warnings()
 

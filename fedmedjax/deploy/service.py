@@ -12,6 +12,8 @@ Every answer has the field data, a number drawn for these very notes.
   arrays 'judged/TENSOR:NUMBER' or 'query/TENSOR:NUMBER'. Answer: the header's peer_loss f32[count],
   or 'query/losses' f32[count, G].
 - finish: fields changed, used; arrays of all that is shared. The site writes its adapter.
+- score: nothing. The site scores that adapter on its own test notes, and writes its report. Answer:
+  fields of `told_scores.py`.
 What cannot be answered has the answer 'error' with fields reason and code; the reason quotes the
 message, never notes or files.
 """
@@ -31,6 +33,9 @@ from fedmedjax.deploy.keeping import NEVER, Keeping
 from fedmedjax.deploy.memory import REFUSED, Memory, Unanswerable, array_of, view, whole
 from fedmedjax.deploy.messages import Fault, Message
 from fedmedjax.deploy.policy import Policy
+from fedmedjax.deploy.scoring import SCORED, Scored
+from fedmedjax.deploy.telling import told_of_round, withheld
+from fedmedjax.deploy.told_scores import told_scores
 from fedmedjax.experiment.deployed import Agreed, SiteStudy
 from fedmedjax.experiment.undeployed import EXAMPLES
 from fedmedjax.fed import apart, wire
@@ -52,7 +57,7 @@ class SiteService:
 
   def __init__(
     self, study: SiteStudy, kept: Keeping, policy: Policy, model: str,
-    say: Callable[[str], None] = lambda line: None,
+    scored: Callable[[], Scored], say: Callable[[str], None] = lambda line: None,
   ):
     """
     Args:
@@ -60,10 +65,11 @@ class SiteService:
       kept: its folder.
       policy: what may leave.
       model: digest of the base model's files, which all sites have to share.
+      scored: scores the final adapter on the site's test notes, see `scoring.score_site`.
       say: is told a line for every message.
     """
     self.study, self.policy, self.model = study, policy, model
-    self._kept, self._say = kept, say
+    self._kept, self._say, self._scored = kept, say, scored
     self._planned: _Planned | None = None
     self._compiled: dict[Any, Callable] = {}
     self._memory = Memory(study, kept)
@@ -79,7 +85,7 @@ class SiteService:
     if isinstance(message, Fault):
       return self._error(Message('', self.study.agreed.identity, '', NEVER, ''), message.reason)
     kinds = {'describe': self._describe, 'local_round': self._local_round,
-             'validate': self._validate, 'finish': self._finish}
+             'validate': self._validate, 'finish': self._finish, 'score': self._score}
     try:
       self._check_addressed(message)
       if message.kind not in kinds:
@@ -129,16 +135,15 @@ class SiteService:
       'kind': message.kind, **fields, **said, 'round': message.round + 1,
       'tensors': [{'name': name, 'shape': list(array.shape), 'dtype': str(array.dtype),
                    'bytes': array.nbytes} for name, array in arrays.items()],
-      'bytes': len(answer)})
+      'bytes': len(answer), 'received': message.payload})
     return answer
 
   def _describe(self, message: Message, data: bytes) -> bytes:
     policy, count = self.policy, int(self.study.size)
-    told = policy.number_of_examples and count >= policy.smallest_count
+    kept = withheld(policy, self.study)
     return self._answered(message, {
-      'size': count if told else None, 'tasks': list(self._tasks), 'model': self.model,
-      'withheld': [
-        *policy.withheld, *([EXAMPLES] if policy.number_of_examples and not told else [])],
+      'size': None if EXAMPLES in kept else count, 'tasks': list(self._tasks), 'model': self.model,
+      'withheld': list(kept),
       'largest_update_norm': float(policy.largest_update_norm),
       'privacy_required': policy.privacy_required}, {}, {})
 
@@ -159,7 +164,6 @@ class SiteService:
     changed, used = whole(fields, 'changed'), whole(fields, 'used')
     before = self._memory.state_of(used)
     anchor = self._memory.received(message, changed)
-    self._memory.refuse_old(used)
     count = len(planned.schedule.plan[message.round][index])
     batches, mask = schedules.round_arrays(planned.schedule, message.round, [index], [count])
     key = jax.random.wrap_key_data(
@@ -176,33 +180,11 @@ class SiteService:
     arrays = wire.coded_arrays(agreed.wire, learnt.message, travelling, index)
     if agreed.wire.controlled:
       arrays |= wire.plain_arrays(agreed.wire, 'control', learnt.control, travelling, index)
-    header, said, counts = self._said(message.round, planned.schedule, count, learnt)
-    answer = self._answered(message, counts, arrays | header, said)
-    self._memory.keep(data, message.round, changed, used, anchor, before, after, answer)
+    told = told_of_round(self.policy, study, planned.schedule, message.round, count, learnt)
+    answer = self._answered(message, told.counts, arrays | told.arrays, told.numbers)
+    self._memory.keep(data, message.round, changed, used, anchor, after, answer)
     self._say(f'round {message.round + 1}: {count} steps, {len(answer)} bytes sent')
     return answer
-
-  def _said(
-    self, number: int, schedule: Schedule, count: int, learnt: apart.Learnt
-  ) -> tuple[wire.Arrays, dict, dict]:
-    """(header arrays, the same as numbers, fields) of what the policy lets leave of a round."""
-    policy, losses = self.policy, learnt.losses[:count]
-    values: dict[str, Any] = {
-      'round': np.int32(number), 'site': np.int32(self.study.index), 'steps': np.int32(count)}
-    if policy.number_of_examples and self.study.size >= policy.smallest_count:
-      values['weight'] = np.float32(self.study.size)
-    if policy.training_losses:
-      values |= {'train_loss': losses.mean(dtype=np.float32), 'last_loss': losses[-1]}
-      if learnt.start_loss is not None:
-        values['start_loss'] = learnt.start_loss
-    if policy.update_norm:
-      values['local_norm'] = learnt.local_norm
-    examples, tokens = schedules.round_work(schedule, number, [self.study.index], [count])
-    counts = {'examples': examples, 'tokens': tokens} if (
-      'weight' in values and examples >= policy.smallest_count) else {}
-    return (
-      {wire.name_of('header', name): np.asarray(value) for name, value in values.items()},
-      {name: np.asarray(value).item() for name, value in values.items()}, counts)
 
   def _trained(self, schedule: Schedule, *inputs) -> tuple[apart.Learnt, SiteState]:
     """The compiled half of the round; where memory is short, with less kept of each step."""
@@ -272,9 +254,20 @@ class SiteService:
       self.study.agreed.parts.sharing, jax.tree.map(jnp.asarray, adapter),
       jax.tree.map(lambda x: jnp.asarray(x)[0], state.adapter), folded)
     folder = self._kept.folder / self.study.trainable.folder
-    self.study.trainable.save(jax.device_get(own), Path(folder))
+    own = jax.device_get(own)
+    self.study.trainable.save(own, Path(folder))
+    self._kept.keep_final(own)
     self._say(f'finished: the adapter is in {folder}')
     return self._answered(message, {}, {}, {})
+
+  def _score(self, message: Message, data: bytes) -> bytes:
+    return self._answered(message, told_scores(self.policy, self._name, self.score()), {}, {})
+
+  def score(self) -> Scored:
+    """Scores the final adapter here; nothing leaves. Raises as `scoring.score_site`."""
+    scored = self._scored()
+    self._say(f'scored on {scored.examples} test examples: {self._kept.folder / SCORED}')
+    return scored
 
   def _plan(self, fields) -> _Planned:
     """The steps and arrays of the cohorts that the server has drawn; planned once."""

@@ -2,10 +2,12 @@
 
     python -m fedmedjax.deploy.site --config=site.py --site=icu --workdir=icu --socket=icu/socket
     python -m fedmedjax.deploy.site --config=site.py --site=icu --workdir=icu --folder=carried
+    python -m fedmedjax.deploy.site --config=site.py --site=icu --workdir=icu --score_only
 """
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -25,6 +27,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(name, None, meaning, flag_values=values)
   flags.DEFINE_bool(
     'list_only', False, 'Print what can leave this site, and end.', flag_values=values)
+  flags.DEFINE_bool(
+    'score_only', False, 'Score the final adapter on the test notes here, write a report, and '
+    'end: nothing leaves.', flag_values=values)
   flags.DEFINE_bool(
     'once', False, 'With --folder: answer what lies there, and end.', flag_values=values)
 
@@ -46,6 +51,7 @@ def site_service(
   """
   from fedmedjax.deploy.keeping import Keeping
   from fedmedjax.deploy.policy import leaving, listed, read_policy
+  from fedmedjax.deploy.scoring import score_site
   from fedmedjax.deploy.service import SiteService
   from fedmedjax.experiment.deployed import model_digest, notes_digest, site_study
   from fedmedjax.fed.ledger import by_tensor, entries
@@ -65,7 +71,9 @@ def site_service(
   kept.list_leaves(row._asdict() for row in rows)
   reporter.say(f'what can leave site {site} (also in {workdir}/leaves.json):')
   reporter.say_unwrapped(listed(rows))
-  return SiteService(study, kept, policy, model_digest(config), reporter.say_unwrapped)
+  return SiteService(
+    study, kept, policy, model_digest(config), partial(score_site, config, study, kept, reporter),
+    reporter.say_unwrapped)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,8 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ('site', 'workdir'):
       if not values[name].value:
         raise InputError(f'--{name} is missing')
-    if bool(values.socket) + bool(values.folder) + values.list_only != 1:
-      raise InputError('one of --socket, --folder and --list_only is needed, and no two of them')
+    modes = bool(values.socket), bool(values.folder), values.list_only, values.score_only
+    if sum(modes) != 1:
+      raise InputError(
+        'one of --socket, --folder, --list_only and --score_only is needed, and no two of them')
     from fedmedjax.deploy import folder, socket
     from fedmedjax.runtime.progress import Reporter
     from fedmedjax.store.lock import locked
@@ -88,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with locked(workdir, reporter.warn):
       service = site_service(
         config, values.site, workdir, Path(values.policy) if values.policy else None, reporter)
-      if values.socket:
+      if values.score_only:
+        service.score()
+      elif values.socket:
         reporter.say(f'site {values.site} answers at {values.socket}')
         socket.serve(values.socket, service.handle, socket_limit(service))
       elif values.folder:

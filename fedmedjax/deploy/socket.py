@@ -23,6 +23,10 @@ _CHUNK = 2**20
 _POLL, _SILENCE = 0.5, 60.0
 
 
+class Nobody(ConnectionError):
+  """No process serves at a socket."""
+
+
 def ask(path: str | Path, message: bytes, limit: int, timeout: float) -> bytes:
   """Sends a message to the process that serves `path` -> its answer.
 
@@ -34,14 +38,15 @@ def ask(path: str | Path, message: bytes, limit: int, timeout: float) -> bytes:
 
   Raises:
     TimeoutError: no answer came in time.
-    ConnectionError: nobody serves there, it went away, or one of the two is too long.
+    Nobody: no process serves there.
+    ConnectionError: it went away, or one of the two is too long.
   """
   with socket.socket(socket.AF_UNIX) as peer:
     peer.settimeout(timeout)
     try:
       peer.connect(os.fspath(path))
-    except FileNotFoundError:
-      raise ConnectionError(f'{path}: no site serves there') from None
+    except (FileNotFoundError, ConnectionRefusedError):
+      raise Nobody(f'{path}: no site serves there') from None
     refused = False
     try:
       peer.sendall(_LENGTH.pack(len(message)))

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedmedjax import report, tree
+from fedmedjax import report
 from fedmedjax.deploy.conversation import HEAD, Conversation, Missing, Question, ledger_lines
 from fedmedjax.deploy.judges import columns_between
 from fedmedjax.deploy.keeping import NEVER
 from fedmedjax.deploy.messages import Message, number
 from fedmedjax.deploy.rounds import Described, Rounds, last_used
+from fedmedjax.deploy.summary import summary_of
+from fedmedjax.deploy.told_scores import Heard, heard_scores
 from fedmedjax.deploy.transport import Transport
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.deployed import ServerStudy
@@ -24,7 +26,6 @@ from fedmedjax.fed.round import own_adapter
 from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
 from fedmedjax.runtime import signals
-from fedmedjax.runtime.cli import versions
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import checkpoint, files, lock
 from fedmedjax.types import InputError
@@ -207,17 +208,39 @@ class _Study:
       questions[site] = Question(fields, wire.plain_arrays(
         agreed.wire, 'adapter', state.adapter, agreed.wire.shared, site)
         | columns_between(agreed.wire, state.folded, 0, changed))
-    for site, answer in self._talk.ask('finish', study.options.rounds, questions).items():
+    finished = self._talk.ask('finish', study.options.rounds, questions)
+    for site, answer in finished.items():
       if isinstance(answer, Missing):
         self._reporter.warn(f'site {agreed.names[site]} has no final adapter, it {answer.reason}; '
                             'the same command sends it again')
     if shares_all(study.sharing, study.adapter):
       adapter = own_adapter(study.sharing, state.adapter, state.adapter, state.folded)
       study.trainable.save(jax.device_get(adapter), self._workdir / study.trainable.folder)
-    summary = _summary(study, lines, time.monotonic() - begun, self._reporter.warnings)
+    heard = self._scores(
+      [site for site, answer in finished.items() if not isinstance(answer, Missing)], len(lines))
+    summary = summary_of(study, lines, heard, time.monotonic() - begun, self._reporter.warnings)
     files.write_json(self._workdir / 'summary.json', summary)
+    (self._workdir / report.FILE).unlink(missing_ok=True)
     report.freshen(self._workdir, 0)
     return summary
+
+  def _scores(self, sites: list[int], rounds: int) -> dict[str, Heard]:
+    """{site: the scores that it tells}; who does not is named. Scores of an earlier call stay."""
+    names, path = self._study.agreed.names, self._workdir / 'summary.json'
+    before = files.read_json(path) if path.exists() else {}
+    heard = {name: Heard(**one) for name, one in before.get('heard', {}).items()} if (
+      before.get('rounds') == rounds) else {}
+    for site, answer in self._talk.ask('score', rounds, dict.fromkeys(sites, Question())).items():
+      told = answer if isinstance(answer, Missing) else heard_scores(answer.fields)
+      if isinstance(told, Heard):
+        heard[names[site]] = told
+      elif names[site] not in heard:
+        heard[names[site]] = Heard({}, None, None, told.reason if told else 'sent something else')
+    for name in names:
+      if kept := heard[name].kept if name in heard else 'it has no final adapter':
+        some = 'some of its' if name in heard and heard[name].scores else 'no'
+        self._reporter.warn(f'site {name} tells {some} scores: {kept}')
+    return {name: heard[name] for name in names if name in heard}
 
 
 def _sentence(line: dict, study: ServerStudy) -> str:
@@ -264,25 +287,3 @@ def _check_streak(study: ServerStudy, lines: list[dict]) -> None:
     raise RuntimeError(
       f'rounds {len(lines) - limit + 1} to {len(lines)}: no site could be used, the warnings say '
       'why; the adapter is that of the round before')
-
-
-def _summary(
-  study: ServerStudy, lines: list[dict], seconds: float, warnings: list[str]
-) -> dict[str, Any]:
-  """summary.json of a deployed study: that of a run, without what only sites could score."""
-  trainable, options = study.trainable, study.options
-  return files.plain({
-    'preset': options.preset, 'seed': options.seed, 'rounds': len(lines), 'deployed': True,
-    'own_parts': options.own_parts, 'sites': list(study.agreed.names), 'external': [],
-    # Sites score on their own test notes, and nobody else has them.
-    'scores': {}, 'test_sources': None, 'local_steps': sum(line['local_steps'] for line in lines),
-    'warnings': warnings, 'bytes_up': sum(line['bytes_up'] for line in lines),
-    'bytes_down': sum(line['bytes_down'] for line in lines),
-    'bytes_full_model': trainable.whole_bytes, 'adapter_parameters': tree.size(study.adapter),
-    'base_parameters': trainable.whole_parameters, 'wall_seconds': seconds,
-    'site_weights': [line['weights'] for line in lines],
-    'quarantined': sum(len(line['quarantined']) for line in lines),
-    'skipped_rounds': sum(bool(line.get('skipped')) for line in lines),
-    'absent': sum(len(line['absent']) for line in lines), 'versions': versions()})
-
-

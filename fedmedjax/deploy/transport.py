@@ -1,10 +1,33 @@
 """How messages reach the sites: the seam between the server and whatever carries its bytes."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from fedmedjax.types import InputError
 
 # What a site does with a message: bytes -> bytes, see `service.py`; it raises nothing.
 Handle = Callable[[bytes], bytes]
+
+
+# Of a deadline in seconds: clocks and timeouts of the operating system take no endless one.
+_SHORTEST, _LONGEST = 1.0, 366 * 86400.0
+
+
+def checked_deadline(seconds: Any, where: str) -> float:
+  """A deadline that somebody has given, in seconds.
+
+  Args:
+    seconds: what was given.
+    where: it was given, such as '--deadline'.
+
+  Raises:
+    InputError: it is no number, or not from a second to a year.
+  """
+  number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+  if not number or not _SHORTEST <= seconds <= _LONGEST:
+    raise InputError(
+      f'{where}={seconds!r}: seconds from {_SHORTEST:g} to {_LONGEST:.0f} (a year) are allowed')
+  return float(seconds)
 
 
 class Absent(NamedTuple):

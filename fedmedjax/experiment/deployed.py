@@ -78,6 +78,7 @@ class SiteStudy(NamedTuple):
   remats: tuple[str, ...]   # to be tried, from the fastest on
   groups: tuple[str, ...]   # the tasks of its validation notes
   answers: tuple[int, ...]  # how many validation examples each of them has
+  round_examples: int       # at most in a round; 0 = not known before it
 
 
 class ServerStudy(NamedTuple):
@@ -163,7 +164,7 @@ def site_study(config: ConfigDict, name: str, reporter: Reporter) -> SiteStudy:
   return SiteStudy(
     agreed, index, data, float(sizes[index]), trainable, planned, half, loss,
     tuple(one.remat for one in order), tuple(sorted(judged)),
-    tuple(judged[task] for task in sorted(judged)))
+    tuple(judged[task] for task in sorted(judged)), fed.local_steps * fed.batch_size)
 
 
 def server_study(config: ConfigDict, reporter: Reporter) -> ServerStudy:

@@ -92,7 +92,7 @@ def check_round(
       line, lines, metrics.train_loss[participation.cohort.present])]
   warnings = [
     f'round {number}: the training loss rises above its start at {_first_few(risen)}; lower '
-    f'config.{study.options.rate_key}'] if risen else []
+    + study.options.rate_key] if risen else []
   for place, name, is_sound in zip(senders, names, sound, strict=True):
     if not is_sound:
       finite = np.isfinite(metrics.local_norm[place]) and np.isfinite(

@@ -9,8 +9,10 @@ from fedmedjax.fed.aggregators.conventions import names_argument
 from fedmedjax.types import InputError
 
 # What a policy may keep from leaving, by its key in policy.toml.
-EXAMPLES, TRAINING, VALIDATION, NORM = (
-  'number_of_examples', 'training_losses', 'validation_losses', 'update_norm')
+EXAMPLES, TRAINING, VALIDATION, NORM, SCORES = (
+  'number_of_examples', 'training_losses', 'validation_losses', 'update_norm', 'scores')
+
+_WHY = 'by its key or by smallest_count'
 
 
 def check_deployable(values: Values, own: Own) -> None:
@@ -83,11 +85,11 @@ def objection(
         ('fed.local_steps', not (values['fed.local_steps'] or values['fed.round_steps']),
          'counts epochs, whose steps tell the number of examples; set it')):
       if fails:
-        return needs(key, f'{reason} ({EXAMPLES} is withheld)')
+        return needs(key, f'{reason} ({EXAMPLES} is withheld, {_WHY})')
   if VALIDATION in withheld and methods.needs_validation(values):
     return needs('fed.signal', f'asks for losses on validation notes ({VALIDATION} is withheld)')
   if TRAINING in withheld and names_argument(parts.aggregator.update, 'start_loss'):
-    return needs('fed.aggregator', f'asks for the training loss ({TRAINING} is withheld)')
+    return needs('fed.aggregator', f'asks for the training loss ({TRAINING} is withheld, {_WHY})')
   return None
 
 

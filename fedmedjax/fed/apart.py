@@ -184,9 +184,11 @@ def server_half(
     bound = parts.explosion if sends(sharing, state.adapter) else 0.0
     # A site has no say about the columns that it lacks.
     sent = jax.vmap(ranks.mask)(answers.sent, cohort)
+    # The norm of what has come, not the one that a site says: a false one would send others away.
+    came = jax.vmap(tree.norm)(sent)
     sound = sound_sites(
-      answers.local_norm, jax.vmap(tree.norm)(sent), answers.losses, answers.step_mask,
-      answers.weights > 0, explosion=bound)
+      came, came, answers.losses, answers.step_mask, answers.weights > 0, explosion=bound)
+    sound &= jnp.isfinite(answers.local_norm)
     for leaf in jax.tree.leaves(answers.control):
       sound &= jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
     sent = tree.where(sound, sent, jax.tree.map(jnp.zeros_like, sent))

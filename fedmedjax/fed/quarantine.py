@@ -15,7 +15,8 @@ def sound_sites(
   its norm per local step exceeds `explosion` times the median over the finite sites. Norms are
   compared per step because sites take unlike numbers of steps. Of two sites none can have exploded
   when explosion is 2 or more: the longer norm is at most twice their mean. Norms and losses are
-  numbers that sites report, as n_k is, so that masked updates can be judged as well. Ours.
+  numbers that sites report, as n_k is, so that masked updates can be judged as well; between
+  hospitals, where nothing is masked, both norms are of the update that came (`apart.py`). Ours.
 
   Args:
     local_norm: f32[C], Euclidean norm of the update that each site learnt.

@@ -39,14 +39,15 @@ def corpus_section(runs: Sequence[Run]) -> Section:
 
 
 def _counted(run: Run) -> Table:
-  """The table for a run of an older version, whose summary only counts training examples."""
+  """The table for a run whose summary only counts training examples: of an older version, or of
+  sites elsewhere; empty where these do not tell."""
   names = run.summary['sites']
   counts = run.summary.get('train_examples', ())
-  if len(counts) != len(names):
+  if len(counts) not in (0, len(names)):
     return Table('Training examples', 'The sites were dealt out of a pool.', ('', 'sites'), [
       ('sites that train', str(len(counts))), ('examples in all', f'{sum(counts):,}')])
   return Table('Training examples', 'Held-out sentences not counted.', ('site', 'examples'), [
-    (name, f'{count:,}') for name, count in zip(names, counts, strict=True)])
+    (name, f'{count:,}') for name, count in zip(names, counts, strict=False)])
 
 
 def _described(sites: dict) -> list:

@@ -64,6 +64,8 @@ class Net:
     self._environment = os.environ | {
       'FLWR_TELEMETRY_ENABLED': '0', 'FLWR_DISABLE_UPDATE_CHECK': '1',
       'FLWR_SUPEREXEC_TASK_POLL_INTERVAL': '0.1',
+      # All of it is on loopback, which no proxy reaches.
+      **dict.fromkeys(('no_proxy', 'NO_PROXY', 'no_grpc_proxy'), '127.0.0.1,localhost'),
       # An app may import from here.
       'PYTHONPATH': os.pathsep.join([
         str(_SCRIPTS), str(_SCRIPTS.parent), os.environ.get('PYTHONPATH', '')]),

@@ -1,13 +1,16 @@
 """The folder of a study's Flower app: it says the study again, and nothing of its user is lost."""
 
+import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fedmedjax.deploy import app
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.deployed import identity
 
 OWN = '''import optax
 def fednova(server_momentum):
@@ -59,7 +62,7 @@ def test_an_app_says_the_study_again(tmp_path, monkeypatch, capsys):
   (('--output={0}/other',), "--output={0}/other: something else is there"),
   (('--output={0}/file',), "--output={0}/file: something else is there"),
   (('--output={0}/file/x',), '--output={0}/file/x: cannot be written: Not a directory'),
-  (('--output={0}/x', '--deadline=0'), 'deadline'),
+  (('--output={0}/x', '--deadline=nan'), '--deadline=nan: seconds from 1 to 31622400 (a year)'),
   (('--output={0}/x', '--config.fed.round=1'), "'round' is unknown; did you mean 'rounds'?"),
 ])
 def test_wrong_input_is_one_line_and_changes_nothing(tmp_path, capsys, words, told):
@@ -72,6 +75,22 @@ def test_wrong_input_is_one_line_and_changes_nothing(tmp_path, capsys, words, to
   assert error.startswith('error: ') and error.count('\n') == 1 and told.format(tmp_path) in error
   assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'other']
   assert (tmp_path / 'other' / 'pyproject.toml').read_text() == '[project]\n'
+
+
+def test_a_sites_own_configuration_is_as_documented(tmp_path, monkeypatch, capsys):
+  """That of docs/deployment.md, around a study whose sites have names of their own."""
+  monkeypatch.chdir(tmp_path)
+  assert written(Path('app'), '--config=fedmedjax:quickstart', '--config.data.external=()',
+                 '--config.data.sites=("icu","ward")') == 0
+  (tmp_path / 'app' / 'study').rename(tmp_path / 'study')
+  text = (Path(app.__file__).parents[2] / 'docs' / 'deployment.md').read_text()
+  snippet, = re.findall(r'```python\n(.*?)```', text, re.S)
+  (tmp_path / 'icu.py').write_text(snippet)
+  study, own = flat('--config=study/config.py'), flat('--config=icu.py')
+  assert {key for key in own if own[key] != study.get(key)} == {'data.folders', 'model.path'}
+  parse(['site', '--config=icu.py'], lambda values: None)
+  schema = SimpleNamespace(text='', words={})
+  assert identity(own, schema) == identity(study, schema)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -113,7 +114,10 @@ slow = pytest.mark.slow
 def test_a_deployed_study_is_the_simulated_one(preset, more, tmp_path):
   config = config_of(preset, *more)
   study, state, ledger = simulated(config)
-  finished = deployed(config, tmp_path, handles_of(services(config, tmp_path)))
+  # A simulation tells every number; a site keeps those of few examples, unless its policy says so.
+  (tmp_path / 'open.toml').write_text('smallest_count = 0\n')
+  finished = deployed(
+    config, tmp_path, handles_of(services(config, tmp_path, tmp_path / 'open.toml')))
   for name in ('adapter', 'folded', 'ctrl', 'aggregator', 'server_opt'):
     assert_close(getattr(state, name), getattr(finished.state, name))
   written = (tmp_path / 'server' / 'ledger.csv').read_text()
@@ -130,6 +134,16 @@ def test_a_deployed_study_is_the_simulated_one(preset, more, tmp_path):
     one, other = tensors.values()
     assert one.keys() == other.keys()
     assert_close(list(one.values()), [other[key] for key in one])
+  summary = json.loads((tmp_path / 'server' / 'summary.json').read_text())
+  assert summary['scores'].keys() == {*SITES}
+  assert not any('scores' in warning for warning in summary['warnings'])
+  page = (tmp_path / 'server' / 'report.html').read_text()
+  for name in SITES:
+    own = json.loads((tmp_path / name / 'scored' / 'summary.json').read_text())
+    told, kept = (one['scores'][name]['ner'] for one in (summary, own))
+    assert all(told[kind]['typed'] == kept[kind]['typed'] for kind in ('strict', 'lenient'))
+    assert (tmp_path / name / 'scored' / 'report.html').exists()
+  assert 'Entities: F1 by site' in page and 'mean strict F1 of' in page
 
 
 @pytest.fixture(scope='module')
@@ -155,6 +169,24 @@ def test_server_and_sites_that_are_killed_after_round_1_go_on(scaffold, tmp_path
   assert len(again.lines) == 2 and again.summary['bytes_up'] == whole.summary['bytes_up']
 
 
+@slow
+def test_a_server_that_goes_back_two_rounds_goes_on(tmp_path):
+  """Its checkpoints of rounds 3 and 4 are lost; the sites have their states of round 2 still, and
+  all ends as before. A site that was restarted knows no less."""
+  config = config_of('scaffold', '--config.fed.rounds=4', '--config.checkpoint.keep=4')
+  whole = deployed(config, tmp_path, handles_of(services(config, tmp_path)))
+  for lost in '34':
+    shutil.rmtree(tmp_path / 'server' / 'checkpoints' / lost)
+  again = deployed(config, tmp_path, handles_of(services(config, tmp_path)))
+  assert not any(line['absent'] for line in again.lines) and len(again.lines) == 4
+  for one, other in zip(
+      jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
+    np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+  rounds = [line['round'] for line in files.read_lines(tmp_path / SITES[0] / 'manifest.jsonl')
+            if line['kind'] == 'local_round']
+  assert rounds == [1, 2, 3, 4, 3, 4]
+
+
 def test_a_message_that_is_repeated_is_answered_without_training_twice(scaffold, monkeypatch):
   config, folder, _ = scaffold
   service = services(config, folder)[SITES[0]]
@@ -173,7 +205,7 @@ def test_a_message_that_is_repeated_is_answered_without_training_twice(scaffold,
   finished = deployed(config, folder, others | {SITES[0]: ask})
   assert len(finished.lines) == 2
   kinds = [messages.decode(message, 10**6).kind for message in asked]
-  assert kinds == ['describe', 'local_round', 'finish']
+  assert kinds == ['describe', 'local_round', 'finish', 'score']
   assert answers[1] == service.handle(asked[1])
   lines = files.read_lines(folder / SITES[0] / 'manifest.jsonl')
   # Two rounds were trained: repeated answers are no new ones.
@@ -243,6 +275,9 @@ FAULTS = (
    'not agreed: adapter/mine'),
   (lambda answer: messages.encode(answer._replace(kind='error', fields={
     'reason': '\ud800 \x1b[2Jno disk'})), 'says: [2Jno disk'),
+  # A longer update than it says is left out; a longer norm than its update has sends nobody away.
+  (lambda answer: changed(answer, A, lambda x: x * np.float32(1e4)), None),
+  (lambda answer: changed(answer, 'header/local_norm:values', lambda x: x * np.float32(1e6)), ''),
   (lambda answer: answer, ''))
 
 
@@ -253,7 +288,8 @@ def test_a_site_that_misbehaves_is_left_out_and_comes_back(tmp_path):
     'fed_medlora', f'--config.fed.rounds={len(FAULTS)}', '--config.fed.local_steps=1',
     '--config.checkpoint.keep=1')
   (tmp_path / 'policy.toml').write_text('training_losses = false\nupdate_norm = false\n')
-  sites = services(config, tmp_path) | {SITES[0]: site_service(
+  (tmp_path / 'open.toml').write_text('smallest_count = 0\n')
+  sites = services(config, tmp_path, tmp_path / 'open.toml') | {SITES[0]: site_service(
     config, SITES[0], tmp_path / SITES[0], tmp_path / 'policy.toml', Quiet())}
 
   def bad(data):
@@ -282,7 +318,7 @@ def test_a_site_that_misbehaves_is_left_out_and_comes_back(tmp_path):
   said = files.read_lines(tmp_path / SITES[0] / 'manifest.jsonl')
   assert not any(key in line for line in said for key in ('train_loss', 'local_norm', 'last_loss'))
   summary = json.loads((tmp_path / 'server' / 'summary.json').read_text())
-  assert summary['absent'] == len(FAULTS) - 2 and summary['quarantined'] == 1
+  assert summary['absent'] == len(FAULTS) - 4 and summary['quarantined'] == 2
 
 
 def test_a_policy_is_heard_before_anything_is_trained(tmp_path):
@@ -322,7 +358,8 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
       (site, [f'--site={SITES[0]}', f'--workdir={tmp_path}', '--list_only', '--policy=none.toml'],
        '--policy=none.toml: cannot be read'),
       (server, [], '--workdir is missing'), (server, ['--workdir=w'], '--folder is missing'),
-      (server, [f'--workdir={tmp_path}', '--folder=f', '--deadline=-1'], 'deadline')):
+      *((server, [f'--workdir={tmp_path}', '--folder=f', f'--deadline={wrong}'], 'deadline')
+        for wrong in ('-1', '0', 'nan', 'inf', '1e300', 'soon'))):
     assert program.main(['x', *config, *more]) == 2
     error = capsys.readouterr().err
     assert words in error and len(error.splitlines()) == 1, error

@@ -1,14 +1,23 @@
 """Flower as the carrier of messages, against a grid that is made here: no process, no network."""
 
+import socket as sockets
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 flwr = pytest.importorskip('flwr.app', reason='Flower is not installed: the extra deploy')
 
-from fedmedjax.deploy import flower, flower_client, messages  # noqa: E402
+from fedmedjax.deploy import (  # noqa: E402
+  flower,
+  flower_client,
+  flower_server,
+  messages,
+  socket,
+)
 from fedmedjax.deploy.messages import Message  # noqa: E402
 from fedmedjax.deploy.transport import Absent  # noqa: E402
+from fedmedjax.types import InputError  # noqa: E402
 
 
 def message(site: str, kind: str = 'local_round') -> bytes:
@@ -120,12 +129,28 @@ def test_the_first_exchange_waits_for_a_site_and_later_ones_hardly():
   assert transport.exchange(sent, 600.0)['b'] == Absent('has no SuperNode at the SuperLink')
 
 
+@pytest.mark.parametrize('deadline', [float('inf'), float('nan'), 0, '9', True, None])
+def test_a_runs_deadline_is_checked_before_anything_else(tmp_path, deadline):
+  with pytest.raises(InputError, match='the run configuration: deadline=.*: seconds from 1 to'):
+    flower_server._serve(tmp_path / 'none.py', None, {'workdir': 'x', 'deadline': deadline})
+
+
 def test_the_relay_says_what_is_wrong_with_the_socket(tmp_path):
-  def asked(**config):
+  def asked(patience=0.0, **config):
     one = SimpleNamespace(
       content=flower.packed(message('a')), metadata=SimpleNamespace(ttl=1.0))
-    return flower_client._answer(one.content, SimpleNamespace(node_config=config), 1.0)
+    return flower_client._answer(one.content, SimpleNamespace(node_config=config), 5.0, patience)
 
   assert 'without socket=' in asked()['failure']['reason']
   path = tmp_path / 'a.sock'
   assert asked(socket=str(path))['failure']['reason'] == f'{path}: no site serves there'
+  # A process that comes a little later is waited for, also where another has left its socket.
+  with sockets.socket(sockets.AF_UNIX) as dead:
+    dead.bind(str(path))
+  over = threading.Event()
+  server = threading.Timer(0.2, socket.serve, (path, bytes.upper, 10**4, over.is_set))
+  server.start()
+  answer = flower.unpacked(asked(patience=10.0, socket=str(path)))
+  over.set()
+  server.join()
+  assert answer == message('a').upper()

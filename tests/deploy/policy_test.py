@@ -1,7 +1,12 @@
 """What a site lets leave, and what the server says cannot be done then."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
+from fedmedjax.deploy import telling
+from fedmedjax.deploy.memory import Unanswerable
 from fedmedjax.deploy.policy import Policy, leaving, listed, read_policy
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.defaults import apply_preset, get_config
@@ -14,6 +19,7 @@ def test_a_policy_is_read(tmp_path):
   assert read_policy(None) == Policy()
   path.write_text('number_of_examples = false\nsmallest_count = 11\nlargest_update_norm = 2\n')
   policy = read_policy(path)
+  assert Policy(scores=False).withheld == ('scores',)
   assert policy == Policy(
     number_of_examples=False, smallest_count=11, largest_update_norm=2)
   assert policy.withheld == ('number_of_examples',)
@@ -46,6 +52,30 @@ def test_what_can_leave_is_listed():
   assert 'control variate' in text
   assert [row.what for row in rows if not row.allowed] == ['mean losses on validation notes (ner)']
   assert text.count('STAYS') == 1
+
+
+def test_losses_of_few_examples_stay(monkeypatch):
+  """Two steps of 4 examples: their mean is of 8, the last loss of 4. A site of 3 examples that come
+  again and again tells neither."""
+  monkeypatch.setattr(
+    telling, 'round_work', lambda schedule, number, cohort, steps: (4 * steps[0], 50))
+  learnt = SimpleNamespace(losses=np.float32([1, 3, np.nan]), start_loss=None, local_norm=2.0)
+
+  def numbers(smallest, size, **more):
+    study = SimpleNamespace(index=0, size=float(size), round_examples=8)
+    policy = Policy(smallest_count=smallest)
+    told = telling.told_of_round(
+      policy, study, None, 0, 2, SimpleNamespace(**{**learnt.__dict__, **more}))
+    assert told.arrays.keys() == {f'header/{name}:values' for name in told.numbers}
+    return {key: told.numbers[key] for key in ('train_loss', 'last_loss') if key in told.numbers}, (
+      telling.withheld(policy, study))
+
+  assert numbers(4, 30) == ({'train_loss': 2.0, 'last_loss': 3.0}, ())
+  assert numbers(5, 30) == ({'train_loss': 2.0}, ())
+  assert numbers(9, 30) == ({}, ('training_losses',))
+  assert numbers(4, 3) == ({}, ('number_of_examples', 'training_losses'))
+  with pytest.raises(Unanswerable, match='config.fed.aggregator asks for its training loss'):
+    numbers(9, 30, start_loss=1.0)
 
 
 def values(preset: str, **more) -> dict:

@@ -40,7 +40,7 @@ def sent(held: int, value: float) -> Message:
 def test_a_site_goes_on_after_a_restart(begun):
   first = begun()
   anchor = first.received(sent(-1, 1), 0)
-  first.keep(b'question', 0, 0, -1, anchor, first.state_of(-1), state(3), b'answer')
+  first.keep(b'question', 0, 0, -1, anchor, state(3), b'answer')
   again = begun()
   assert again.received(sent(0, 5), 1).adapter['w'].tolist() == [5, 5]
   # Round 1 was used, or it was not.
@@ -52,7 +52,7 @@ def test_what_it_lacks_it_says(begun):
   """A round that changed nothing brings nothing anew: what was sent before is needed, and is not on
   disk. A round that the site never had is lacking anyhow, and so is what it would have kept."""
   first = begun()
-  first.keep(b'q', 0, 0, -1, first.received(sent(-1, 1), 0), state(0), state(3), b'answer')
+  first.keep(b'q', 0, 0, -1, first.received(sent(-1, 1), 0), state(3), b'answer')
   assert first.received(sent(0, 5), 0).adapter['w'].tolist() == [1, 1]
   for memory, held, changed in ((begun(), 0, 0), (begun(), 3, 1), (first, 3, 1)):
     with pytest.raises(Unanswerable) as error:
@@ -63,15 +63,37 @@ def test_what_it_lacks_it_says(begun):
   assert error.value.args[0] == STATE
 
 
-def test_an_old_message_does_not_begin_anew(begun):
-  """Two rounds were used; then that of the first comes once more."""
-  first = begun()
-  anchor = first.received(sent(-1, 1), 0)
-  first.keep(b'first', 0, 0, -1, anchor, first.state_of(-1), state(3), b'answer')
-  first.refuse_old(-1)  # the first of them was not used, as far as the site knows
-  first.keep(b'second', 1, 1, 0, anchor, first.state_of(0), state(4), b'answer')
-  with pytest.raises(Unanswerable, match='its update of round 1 was used before') as error:
-    begun().refuse_old(-1)
+def values(memory: Memory, *rounds: int) -> list:
+  return [memory.state_of(number).adapter['w'].tolist()[0][0] for number in rounds]
+
+
+def trained(memory: Memory, number: int, used: int, value: float) -> None:
+  """Round `number` is trained from what round `used` left, and leaves `value`."""
+  anchor = memory.received(sent(-1, 1), 0)
+  memory.state_of(used)
+  memory.keep(b'%d' % value, number, number, used, anchor, state(value), b'answer')
+
+
+def test_a_server_may_go_back_as_many_rounds_as_are_kept(begun):
+  """Rounds 0 to 5 leave 0 to 5. The server goes back to after round 2 and plays 3 once more."""
+  memory = begun()
+  for number in range(6):
+    trained(memory, number, number - 1, number)
+  assert values(begun(), 2, 3, 4, 5) == [2, 3, 4, 5]
+  with pytest.raises(Unanswerable, match='kept of round 2 is not there .* newer copy') as error:
+    begun().state_of(1)
   assert error.value.args[0] == STATE
-  begun().refuse_old(1)
-  assert begun().state_of(1).adapter['w'].tolist() == [[4, 4]]
+  trained(memory, 3, 2, 30)
+  trained(memory, 4, 3, 40)
+  assert values(begun(), 3, 4) == [30, 40]
+
+
+def test_an_old_message_costs_nothing_of_later_rounds(begun):
+  """Rounds 2 to 6 were not used, so all of them began from round 1; then old messages come."""
+  memory = begun()
+  for number, used in ((0, -1), (1, 0), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)):
+    trained(memory, number, used, number)
+  trained(begun(), 0, -1, 0)
+  trained(begun(), 1, 0, 1)
+  assert values(begun(), 1, 6) == [1, 6]
+  assert len(list(begun()._kept.folder.glob('state*-*'))) <= 4

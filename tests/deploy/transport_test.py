@@ -6,13 +6,19 @@ import stat
 import struct
 import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fedmedjax.deploy import folder as folders
 from fedmedjax.deploy import messages, socket
+from fedmedjax.deploy.conversation import Conversation, Question
 from fedmedjax.deploy.in_process import InProcess
 from fedmedjax.deploy.transport import Absent
+from fedmedjax.fed import wire
+from fedmedjax.fed.compression import float32
+from fedmedjax.fed.sharing import everything
 from fedmedjax.types import InputError
 
 
@@ -174,6 +180,38 @@ def test_a_folder_keeps_the_newest_only(tmp_path):
     os.utime(next(iter(sorted((tmp_path / 'outbox' / 'icu').iterdir(),
                               key=lambda path: -path.stat().st_mtime_ns))), (number, number))
   assert len(list((tmp_path / 'outbox' / 'icu').iterdir())) == 16
+
+
+def test_messages_are_made_one_at_a_time(tmp_path, monkeypatch):
+  """Five sites are asked; of their messages one or two are in memory, not five."""
+  alive, most = [0], [0]
+
+  class Bytes(bytes):
+    def __new__(cls, *words):
+      alive[0] += 1
+      most[0] = max(most[0], alive[0])
+      return super().__new__(cls, *words)
+
+    def __del__(self):
+      alive[0] -= 1
+
+  encode = messages.encode
+  monkeypatch.setattr(messages, 'encode', lambda message: Bytes(encode(message)))
+  agreed = SimpleNamespace(
+    names=tuple('abcde'), identity='study', judged=0, wire=wire.Wire(
+      {'w': np.zeros(4, np.float32)}, everything(), float32(), (), False, 0),
+    parts=SimpleNamespace(aggregator=SimpleNamespace(fold=lambda adapter: ())))
+  questions = {site: Question({}, {'query/w:0': np.full(4, site, np.float32)}) for site in range(5)}
+  transports = {'handles': InProcess(dict.fromkeys('abcde', lambda data: b'')),
+                'files': folders.Folder(tmp_path, 10)}
+  for transport in transports.values():
+    most[0] = 0
+    talk = Conversation(agreed, transport, 0.0, lambda name: None)
+    assert len(talk.ask('validate', 0, questions)) == 5
+    assert most[0] <= 2
+    # A row for the query and one for the frame, of each site.
+    assert [(entry.row.kind, entry.row.down) for entry in talk.traffic] == [
+      ('query', 16), ('message', 0)] * 5
 
 
 def test_sites_in_this_process():
