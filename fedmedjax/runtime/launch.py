@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
+from fedmedjax.runtime import open_mpi
 from fedmedjax.runtime.watch import CALL
 from fedmedjax.types import InputError
 
@@ -83,6 +84,13 @@ def launch_of(values: flags.FlagValues) -> Launch:
     raise InputError(
       f'--call_deadline={call_deadline:g}: --deadline={deadline:g} seconds or more are allowed')
   given = {name: values[name].value for name in ('coordinator', 'num_processes', 'process_id')}
+  mpi = open_mpi.started(os.environ)
+  if mpi and mpi.count > 1 and given['num_processes'] is None and given['process_id'] is None:
+    coordinator = given['coordinator'] or open_mpi.coordinator(mpi, os.environ)
+    _check(coordinator, mpi.count, mpi.index)
+    # As JAX does for its earlier versions: of several processes of a machine each has one device.
+    own = ids or (None if mpi.local_count == 1 else (mpi.local_index,))
+    return Launch(coordinator, mpi.count, mpi.index, own, deadline, call_deadline)
   if absent := [name for name, value in given.items() if value is None]:
     alone = given == {'coordinator': None, 'num_processes': 1, 'process_id': None}
     if len(absent) < len(given) and not alone:
@@ -90,6 +98,7 @@ def launch_of(values: flags.FlagValues) -> Launch:
       raise InputError(f'--{named}={given[named]}: --{absent[0]} is missing beside it')
   else:
     _check(**given)
+    _check_nodes(given['coordinator'])
   return Launch(*given.values(), ids, deadline, call_deadline)
 
 
@@ -104,6 +113,10 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
     raise InputError(
       f'--process_id={process_id}: with --num_processes={num_processes}, 0 to '
       f'{num_processes - 1} are allowed')
+
+
+def _check_nodes(coordinator: str) -> None:
+  """Raises InputError for a loopback coordinator where the launcher has several nodes."""
   nodes = max((int(os.environ[name]) for name in _NODES if os.environ.get(name, '').isdigit()),
               default=1)
   if nodes > 1 and is_loopback(coordinator):
