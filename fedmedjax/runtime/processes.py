@@ -108,7 +108,7 @@ class Processes:
     if missing:
       raise RuntimeError(
         f'{what}: waited {time.monotonic() - begun:.1f} s for {self.watch.told(missing)}; the same '
-        'command goes on after what is saved, and --deadline=... waits longer')
+        f'command goes on after what is saved, and {self.watch.flag(missing[0])} waits longer')
     return found
 
   def meet(self, what: str) -> None:

@@ -125,6 +125,12 @@ class Watch:
 
     return ', and '.join(map(one, numbers))
 
+  def flag(self, number: int) -> str:
+    """What would have had this process waited for longer."""
+    sign = self._heard[number].sign if number in self._heard else None
+    named = sign and sign.limit not in (None, self.deadline)
+    return '--call_deadline=...' if named else '--deadline=...'
+
   def say(self, text: str) -> None:
     """What stands in the place of its signs from now on: why it failed."""
     with contextlib.suppress(jax_error()), self._saying:  # the others' watch finds that, too
@@ -180,11 +186,10 @@ class Watch:
     # Those who compute a round together hang together.
     same = [number for number, one in self._heard.items() if number in numbers or (
       sign.doing and one.sign and (one.sign.doing, one.sign.limit) == (sign.doing, sign.limit))]
-    flag = 'deadline' if sign.limit == self.deadline else 'call_deadline'
     self._leave(
       f'{self.told(same)}: nothing has got on there for {sign.limit:g} s'
       + ('; at least one of them hangs' if len(same) > 1 else '')
-      + f'; the same command goes on after what is saved, and --{flag}=... waits longer')
+      + f'; the same command goes on after what is saved, and {self.flag(numbers[0])} waits longer')
 
   def _lost(self, numbers: list[int]) -> NoReturn:
     names = ', '.join(self.names[number] for number in numbers)

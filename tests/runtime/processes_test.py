@@ -9,7 +9,8 @@ from absl import flags
 from jax.errors import JaxRuntimeError
 
 from fedmedjax.experiment.reading import Reading, check_read_alike
-from fedmedjax.runtime import launch
+from fedmedjax.runtime import launch, watch
+from fedmedjax.runtime import processes as processes_module
 from fedmedjax.runtime.processes import ALONE, Processes
 from fedmedjax.types import Document, InputError, SiteCorpus
 
@@ -32,14 +33,38 @@ class Service:
         raise JaxRuntimeError('DEADLINE_EXCEEDED: nobody')
       return self.entries[key]
 
+  def key_value_dir_get(self, prefix):
+    with self.changed:
+      return [(k, v) for k, v in self.entries.items() if k.startswith(prefix)]
+
   def key_value_delete(self, prefix):
     with self.changed:
       self.entries = {k: v for k, v in self.entries.items() if not k.startswith(prefix)}
 
 
-def together(calls, deadline=20.0):
+class Faulty(Service):
+  """Of which every third question fails, after it was heard."""
+
+  asked = 0
+
+  def __getattribute__(self, name):
+    found = super().__getattribute__(name)
+    if 'key_value' not in name:
+      return found
+
+    def call(*arguments, **named):
+      self.asked += 1
+      answer = found(*arguments, **named)
+      if self.asked % 3 == 0:
+        raise JaxRuntimeError('UNAVAILABLE: connection reset')
+      return answer
+
+    return call
+
+
+def together(calls, deadline=20.0, service=None):
   """What each call gives, one a process: call(Processes)."""
-  service = Service()
+  service = service or Service()
   with ThreadPoolExecutor(len(calls)) as pool:
     waiting = [pool.submit(call, Processes(rank, len(calls), service, deadline))
                for rank, call in enumerate(calls)]
@@ -78,6 +103,105 @@ def test_who_is_missing_and_who_is_elsewhere():
     assert isinstance(error, RuntimeError) and 'waited 0.5 s for process 2;' in str(error)
   results, _ = together([lambda p: p.meet('round 1'), lambda p: p.meet('round 2')])
   assert "process 1 is at 'round 2', this one at 'round 1'" in str(results[0])
+
+
+@pytest.fixture
+def watched(monkeypatch):
+  """watched(calls, ...) -> results, and what ended processes; of twenty signs a second."""
+  left = {}
+
+  def leave(watch, why):
+    left.setdefault(watch.index, why)
+    watch.over.set()
+    raise SystemExit
+
+  monkeypatch.setattr(watch, 'BEAT', 0.05)
+  monkeypatch.setattr(watch, '_stacks', lambda: (0, 'here.py:7'))  # those of all threads of a test
+  monkeypatch.setattr(watch.Watch, '_leave', leave)
+  monkeypatch.setattr(threading, 'excepthook', lambda args: None)
+
+  def run(*calls, deadline, call_deadline):
+    service = Service()
+    left.clear()
+
+    def one(rank, call):
+      processes = Processes(rank, len(calls), service, deadline, call_deadline).begin()
+      try:
+        return call(processes)
+      finally:
+        time.sleep(0.2)
+        processes.watch.over.set()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+      waiting = [pool.submit(one, rank, call) for rank, call in enumerate(calls)]
+    return [one.exception() or one.result() for one in waiting], left
+
+  return run
+
+
+def test_who_gets_on_is_waited_for(watched):
+  """Process 1 answers for 1.2 s: a step takes more than a deadline, all of them more than a call
+  may, and none as much as that."""
+  def answering(processes):
+    with processes.doing('decoding ward'):
+      for _ in range(4):
+        time.sleep(0.3)
+        processes.stir()
+    processes.meet('scores')
+
+  results, left = watched(
+    lambda p: p.meet('scores'), answering, deadline=0.1, call_deadline=1.0)
+  assert results == [None, None] and not left
+
+
+def test_who_lives_and_does_not_get_on_is_named(watched):
+  """Process 1 gives signs of life all the time, in a call that does not return; process 2, which
+  waits for both, is not to blame. Then two are in one round, and either may be what hangs."""
+  def hanging(processes):
+    with processes.doing('decoding ward'):
+      time.sleep(1.0)
+
+  results, left = watched(
+    lambda p: p.meet('scores'), hanging, lambda p: p.meet('scores'), deadline=0.2,
+    call_deadline=0.4)
+  for number in (0, 2):
+    assert isinstance(results[number], RuntimeError)
+    assert 'pid' in str(results[number]) and 'decoding ward, at here.py:7;' in str(results[number])
+    assert str(results[number]).count('process ') == 1 and '--call_dead' in str(results[number])
+  assert left[1].startswith('process 1 (') and 'nothing has got on there for 0.4 s;' in left[1]
+
+  def computing(processes):
+    with processes.doing('round 1/3'):
+      time.sleep(0.8)
+
+  _, left = watched(computing, computing, deadline=0.2, call_deadline=0.4)
+  for why in left.values():
+    assert why.count('round 1/3, at here.py:7') == 2 and 'at least one of them hangs' in why
+    assert '--call_deadline=... waits longer' in why
+
+
+def test_a_thread_that_moves_gets_on():
+  """A place in a thread that works counts, and none in a daemon that only looks."""
+
+  for daemon, distinct in ((False, 2), (True, 1)):
+    stop = threading.Event()
+    worker = threading.Thread(
+      target=lambda stop=stop: [stop.wait(0.1), time.sleep(0.3)], daemon=daemon)
+    worker.start()
+    places = set()
+    for _ in range(2):
+      time.sleep(0.05)
+      places.add(watch._stacks()[0])
+      time.sleep(0.12)
+    worker.join()
+    assert len(places) == distinct
+
+
+def test_one_question_that_fails_ends_nothing(monkeypatch):
+  monkeypatch.setattr(processes_module, 'BEAT', 0.01)
+  results, _ = together(
+    [lambda p: [p.gather(str(n), p.index) for n in range(5)]] * 2, service=Faulty())
+  assert results == [[[0, 1]] * 5] * 2
 
 
 def test_what_differs_is_named_with_its_process():
