@@ -52,7 +52,7 @@ def test_sites_that_do_not_fill_the_groups_and_their_state(tmp_path):
 @pytest.mark.parametrize('slots', [False, True])
 def test_no_device_gets_what_all_sites_send(slots):
   """Six sites on four groups, in slots or not: no collective puts the factors of a cohort together
-  or adds them up, only Gram matrices of 6 x 2 + 2 columns; without `by_rows` they do. The gap is
+  or adds them up, only Gram matrices of 6 x 2 + 4 columns; without `by_rows` they do. The gap is
   that of one device."""
   adapter, given, spread = _factors(6)
   alone = federated_algorithm(_distance, 6)
@@ -68,7 +68,7 @@ def test_no_device_gets_what_all_sites_send(slots):
     federated_algorithm(_distance, 6, by_rows=spread_rows(spread), **parts), adapter, given)
   np.testing.assert_allclose(spread_metrics.product_gap, metrics.product_gap, rtol=1e-4)
   assert not _of_cohort(text) and 'all-to-all' in text
-  assert 'f32[14,14]' in text
+  assert 'f32[16,16]' in text
   _, planted = _played(federated_algorithm(_distance, 6, **parts), adapter, given)
   assert _of_cohort(planted)
 

@@ -240,6 +240,7 @@ def started(*words):
   (['--coordinator=a:1', '--num_processes=2', '--process_id=2'], '0 to 1 are allowed'),
   (['--coordinator=a:1', '--num_processes=0', '--process_id=0'], '1 or more are allowed'),
   (['--num_processes=2'], '--num_processes=2: --coordinator is missing'),
+  (['--call_deadline=60'], '--call_deadline=60: --deadline=1800 seconds or more are allowed'),
   (['--local_device_ids=0,x'], 'different numbers from 0'),
   (['--local_device_ids=0,0'], 'different numbers from 0'), (['--deadline=1'], '5 seconds or more'),
   (['--coordinator=127.0.0.1:9', '--num_processes=2', '--process_id=0'], 'is on 3 nodes'),
@@ -253,7 +254,7 @@ def test_flags_that_cannot_be_meant(words, message, monkeypatch):
 def test_who_is_one_of_several():
   """A launcher of one process, a shell inside a Slurm job, and a pod alone are single processes."""
   single = started()
-  assert single.deadline == 1800
+  assert (single.deadline, single.call_deadline) == (1800, 6 * 3600)
   slurm = {'SLURM_NTASKS': '4', 'SLURM_STEP_NODELIST': 'node[1-4]'}
   cluster = {'KUBERNETES_SERVICE_HOST': '10.0.0.1'}
   for environ, expected in (
@@ -269,6 +270,36 @@ def test_who_is_one_of_several():
   assert launch.several(started(*flagged, '--num_processes=2'), {})
   assert not launch.several(started(*flagged, '--num_processes=1'), slurm)
   assert not launch.several(started('--num_processes=1'), slurm)
+
+
+def test_what_open_mpi_5_says(monkeypatch):
+  """Rank 5 of 8 on two machines, the second process of four there: process 0 is looked for on the
+  machine of mpirun, and this one takes its second GPU. Alone on its machine it takes all; where all
+  are on one, nobody else is asked for its address. Rank 0 elsewhere is told which flag to add."""
+  said = {
+    'OMPI_COMM_WORLD_SIZE': '8', 'OMPI_COMM_WORLD_RANK': '5', 'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+    'OMPI_COMM_WORLD_LOCAL_SIZE': '4', 'PMIX_NAMESPACE': 'prterun-gpu-node.3-4100@1'}
+  for name, value in said.items():
+    monkeypatch.setenv(name, value)
+  assert started()[:4] == ('gpu-node.3:61445', 8, 5, (1,)) and launch.several(started())
+  assert started('--coordinator=b:7', '--local_device_ids=2,3')[:4] == ('b:7', 8, 5, (2, 3))
+  assert started('--coordinator=b:7', '--num_processes=2', '--process_id=0')[:4] == (
+    'b:7', 2, 0, None)
+  assert started('--num_processes=1')[:3] == (None, 1, None)
+  monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_SIZE', '1')
+  assert started()[3] is None
+  monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_SIZE', '8')
+  assert started()[0] == 'localhost:61445'
+  monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_SIZE', '4')
+  monkeypatch.setenv('OMPI_COMM_WORLD_RANK', '0')
+  with pytest.raises(InputError, match=r'mpirun runs on gpu-node\.3,.* add --coordinator=.*:61445'):
+    started()
+  monkeypatch.setenv('PMIX_NAMESPACE', '7')
+  with pytest.raises(InputError, match='PMIX_NAMESPACE=7: .*--coordinator=HOST:PORT'):
+    started()
+  # Of version 4, which JAX recognises.
+  monkeypatch.setenv('OMPI_MCA_orte_hnp_uri', '4.0;tcp://10.0.0.1:1')
+  assert started()[:4] == (None, None, None, None)
 
 
 def test_a_single_process_is_not_given_devices():
