@@ -36,7 +36,7 @@ class Sign(NamedTuple):
   progress: int        # rises while its work gets on
   limit: float | None  # seconds for which that may stay the same; None = it waits for others
   doing: str           # what; '' = nothing that has a name
-  place: str           # of its main thread, FILE:LINE
+  place: str           # of its main thread in this package, FILE:LINE
 
 
 class Heard(NamedTuple):
@@ -121,7 +121,7 @@ class Watch:
       sign = self._heard[number].sign if number in self._heard else None
       if sign is None:
         return self.names[number]
-      return f'{self.names[number]}, {sign.doing or "at work"}, at {sign.place}'
+      return f'{self.names[number]}, {sign.doing or "at work"}, at {sign.place or "its start"}'
 
     return ', and '.join(map(one, numbers))
 
@@ -211,17 +211,19 @@ class Watch:
 
 
 def _stacks() -> tuple[int, str]:
-  """(a number for where all threads are that work, FILE:LINE of the main one).
+  """(a number for where all threads are that work, FILE:LINE of the main one in this package).
 
   Threads that only look at others are daemons.
   """
   frames, found, place = sys._current_frames(), [], ''
   for thread in threading.enumerate():
     frame = None if thread.daemon else frames.get(thread.ident or 0)
-    if frame and thread is threading.main_thread():
-      place = f'{Path(frame.f_code.co_filename).name}:{frame.f_lineno}'
     while frame:
       found.append((id(frame.f_code), frame.f_lasti))
+      # What a library does there says less.
+      if not place and thread is threading.main_thread() and frame.f_globals.get(
+          '__name__', '').startswith('fedmedjax'):
+        place = f'{Path(frame.f_code.co_filename).name}:{frame.f_lineno}'
       frame = frame.f_back
   return hash(tuple(found)), place
 
