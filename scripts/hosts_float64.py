@@ -98,7 +98,7 @@ def laid_out() -> tuple[LocalData, dict]:
 
 
 def play() -> dict[str, np.ndarray]:
-  """{'METHOD/ROUND/LEAF': a leaf of the adapter after that round}."""
+  """{'scaffold/0/LEAF' and the like: a leaf of the adapter after that round}."""
   given, parts = laid_out()
   base, found = weights(), {}
   start = wide(init_adapter(jax.random.key(1), CONFIG, LORA))

@@ -83,16 +83,14 @@ def federated_algorithm(
   Args:
     loss_fn: (adapter [*p], base, batch) -> (sum of nats f32[], sum of weights f32[]).
     num_sites: S, of which each round's cohort is a part.
-    gradient: makes the gradient of a loss; given loss_fn as a site sees it, with its own scale
-      and what is folded into the base.
+    gradient: makes that of loss_fn as a site sees it: at its own scale, with what was folded.
     optimizer: of the local steps; plain steps of rate 0.1 by default.
     rule, sharing, ranks, aggregator: values of `fed/types.py`.
     compression: of a site's update [*p]; may take `key`, which differs by round and site.
     server_optimizer: is given the negative aggregate [*p].
     on_step, shape_buckets: see `local_training`.
-    map_sites, place: how sites and state are laid on devices, see `fed/sites.py`.
+    map_sites, place, by_rows: lay sites, state and what is sent on devices, see `fed/sites.py`.
     told: where the metrics, f32[C] and the like, are kept.
-    by_rows: lays what sites send out on devices, see `spread_rows`.
     explosion: see `sound_sites`; sites that share nothing are no measure of each other.
   """
   training = partial(
@@ -121,8 +119,7 @@ def federated_algorithm(
     # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
     ctrl_delta = tree.weighted_sum(ctrl_delta, sound / num_sites)
     new, given, step = server_step(state, aggregate, ctrl_delta, useful)
-    metrics = metrics_of(
-      state.adapter, new.adapter, local, sent, aggregate, given, step, by_rows)
+    metrics = metrics_of(state.adapter, new.adapter, local, sent, aggregate, given, step, by_rows)
     return place(new._replace(sites=sites)), told(RoundMetrics(
       losses, sound=sound, local_norm=local_norm, **metrics))
 
