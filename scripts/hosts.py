@@ -144,10 +144,10 @@ def in_float64(root: Path) -> dict:
   script, found = [sys.executable, str(ROOT / 'scripts' / 'hosts_float64.py')], []
   for count in (1, 2):
     out, port = root / f'float64 in {count}', free_port()
-    start_all(out, [[*script, f'--out={out}.npz', *([] if count == 1 else [
+    start_all(out, [[*script, f'--out={out}.safetensors', *([] if count == 1 else [
       f'--coordinator=localhost:{port}', f'--num_processes={count}', f'--process_id={rank}'])]
       for rank in range(count)])
-    found.append(dict(np.load(f'{out}.npz')))
+    found.append(safetensors.numpy.load_file(f'{out}.safetensors'))
   alone, two = found
   rounds: dict[tuple[str, int], list[str]] = {}
   for key in alone:

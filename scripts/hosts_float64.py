@@ -1,8 +1,8 @@
 """Rounds of a small language model in float64, in one of several processes or in a single one.
 
-    python scripts/hosts_float64.py --out=alone.npz
-    python scripts/hosts_float64.py --out=two.npz --coordinator=localhost:12345 --num_processes=2 \
-      --process_id=0
+    python scripts/hosts_float64.py --out=alone.safetensors
+    python scripts/hosts_float64.py --out=two.safetensors --num_processes=2 \
+      --coordinator=localhost:12345 --process_id=0
 
 A run of the program cannot be in float64: adapters, messages and checkpoints are float32 by their
 formats, and JAX_ENABLE_X64 is refused. So this calls what it consists of: the round function over
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fedmedjax import tree
@@ -110,7 +111,7 @@ def play() -> dict[str, np.ndarray]:
       state, _ = algorithm.round(
         state, base, given, np.arange(SITES), None, jax.random.key(number))
       for path, leaf in zip(tree.paths(state.adapter), jax.tree.leaves(state.adapter), strict=True):
-        found[f'{name}/{number}/{path}'] = np.asarray(leaf)
+        found[f'{name}/{number}/{path}'] = np.ascontiguousarray(leaf)
   return found
 
 
@@ -127,7 +128,7 @@ def main() -> int:
   with together:
     found = play()
     if not options.process_id:
-      np.savez(options.out, **found)
+      safetensors.numpy.save_file(found, options.out)
   return 0
 
 
