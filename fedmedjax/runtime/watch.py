@@ -186,10 +186,15 @@ class Watch:
     # Those who compute a round together hang together.
     same = [number for number, one in self._heard.items() if number in numbers or (
       sign.doing and one.sign and (one.sign.doing, one.sign.limit) == (sign.doing, sign.limit))]
-    self._leave(
+    why = (
       f'{self.told(same)}: nothing has got on there for {sign.limit:g} s'
       + ('; at least one of them hangs' if len(same) > 1 else '')
       + f'; the same command goes on after what is saved, and {self.flag(numbers[0])} waits longer')
+    if not self.index:
+      # The others hear of it from this process's own service.
+      self.say(why)
+      time.sleep(4 * BEAT)
+    self._leave(why)
 
   def _lost(self, numbers: list[int]) -> NoReturn:
     names = ', '.join(self.names[number] for number in numbers)
