@@ -1,5 +1,6 @@
 """What processes exchange, by a service that is a dict; who is missing; how they are started."""
 
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -100,7 +101,8 @@ def test_who_is_missing_and_who_is_elsewhere():
   results, _ = together([lambda p: p.meet('round 1')] * 2 + [lambda p: None], 0.5)
   assert time.monotonic() - begun < 5 and results[2] is None
   for error in results[:2]:
-    assert isinstance(error, RuntimeError) and 'waited 0.5 s for process 2;' in str(error)
+    assert isinstance(error, RuntimeError) and re.search(
+      r'round 1: waited [\d.]+ s for process 2;', str(error))
   results, _ = together([lambda p: p.meet('round 1'), lambda p: p.meet('round 2')])
   assert "process 1 is at 'round 2', this one at 'round 1'" in str(results[0])
 
@@ -168,7 +170,8 @@ def test_who_lives_and_does_not_get_on_is_named(watched):
     assert isinstance(results[number], RuntimeError)
     assert 'pid' in str(results[number]) and 'decoding ward, at here.py:7;' in str(results[number])
     assert str(results[number]).count('process ') == 1 and '--call_dead' in str(results[number])
-  assert left[1].startswith('process 1 (') and 'nothing has got on there for 0.4 s;' in left[1]
+  # Or process 0 says so first.
+  assert 'process 1 (' in left[1] and 'nothing has got on there for 0.4 s;' in left[1]
 
   def computing(processes):
     with processes.doing('round 1/3'):
@@ -182,19 +185,24 @@ def test_who_lives_and_does_not_get_on_is_named(watched):
 
 def test_a_thread_that_moves_gets_on():
   """A place in a thread that works counts, and none in a daemon that only looks."""
+  def work(entered, first, last):
+    entered.set()
+    first.wait()
+    last.wait()
 
-  for daemon, distinct in ((False, 2), (True, 1)):
-    stop = threading.Event()
-    worker = threading.Thread(
-      target=lambda stop=stop: [stop.wait(0.1), time.sleep(0.3)], daemon=daemon)
+  for daemon in (False, True):
+    events = entered, first, last = [threading.Event() for _ in range(3)]
+    worker = threading.Thread(target=work, args=events, daemon=daemon)
     worker.start()
-    places = set()
-    for _ in range(2):
-      time.sleep(0.05)
+    entered.wait()
+    until, places = time.monotonic() + (0.3 if daemon else 10), set()
+    while len(places) < 2 and time.monotonic() < until:
       places.add(watch._stacks()[0])
-      time.sleep(0.12)
+      first.set()
+      time.sleep(0.02)
+    last.set()
     worker.join()
-    assert len(places) == distinct
+    assert len(places) == 1 if daemon else len(places) == 2
 
 
 def test_one_question_that_fails_ends_nothing(monkeypatch):
