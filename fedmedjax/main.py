@@ -60,7 +60,7 @@ def train(
     processes: of the run.
   """
   from fedmedjax.runtime.progress import Reporter
-  reporter = Reporter(quiet=not processes.first)
+  reporter = Reporter(quiet=not processes.first, follow=processes)
   # Imported here since they take seconds: --help and mistakes are answered before.
   reporter.say('loading JAX ...')
   from fedmedjax.report.next_steps import next_steps

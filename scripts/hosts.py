@@ -7,7 +7,8 @@ adapters may differ by 1e-6 of the adapter's norm and by 3e-6 of a leaf's (float
 order), the numbers of metrics.jsonl by 1e-4 of themselves, and the ledger and the predictions not
 at all. Then one run goes on from 1 to 2 and back to 1 process, a round each, and is compared with a
 run in one. FILE gets {"compared": {...}, "different": [...]}; the exit status is 1 when anything
-differed.
+differed. In float64, where nothing can pass for rounding, the round function is compared over two
+processes (`hosts_float64.py`): 1e-10 of the adapter's norm and of a leaf's.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from fedmedjax.data.formats.writers import write_brat
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 
 ROOT = Path(__file__).resolve().parent.parent
-OF_NORM, OF_LEAF, OF_METRIC = 1e-6, 3e-6, 1e-4
+OF_NORM, OF_LEAF, OF_METRIC, FLOAT64 = 1e-6, 3e-6, 1e-4, 1e-10
 # How the sites lie on devices, which is what differs.
 LAYOUT = (*chaos.CLOCKS, 'chunk', 'remat', 'useful_step_share')
 SITES = 'data.sites=("synthetic_icu","synthetic_dictation","synthetic_clinic","ward")'
@@ -60,22 +61,35 @@ def play(root: Path, workdir: Path, rounds: int, processes: int = 1) -> None:
   Raises:
     SystemExit: a process failed.
   """
+  port = free_port()
+  start_all(workdir, [command(root, workdir, rounds, rank, processes, port)
+                      for rank in range(processes)])
+
+
+def free_port() -> int:
   with socket.socket() as free:
     free.bind(('localhost', 0))
-    port = free.getsockname()[1]
+    return free.getsockname()[1]
+
+
+def start_all(workdir: Path, commands: list[list[str]]) -> None:
+  """Runs one command a process to their ends, of two CPU devices each, with logs beside `workdir`.
+
+  Raises:
+    SystemExit: a process failed.
+  """
   environ = os.environ | {
     'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '2', 'PYTHONPATH': str(ROOT)}
-  logs = [workdir.with_name(f'{workdir.name}.log.{rank}') for rank in range(processes)]
+  logs = [workdir.with_name(f'{workdir.name}.log.{rank}') for rank in range(len(commands))]
   children = []
-  for rank, log in enumerate(logs):
+  for words, log in zip(commands, logs, strict=True):
     with log.open('w') as file:
       children.append(subprocess.Popen(
-        command(root, workdir, rounds, rank, processes, port), cwd=ROOT, env=environ,
-        stdout=file, stderr=subprocess.STDOUT))
+        words, cwd=ROOT, env=environ, stdout=file, stderr=subprocess.STDOUT))
   statuses = [child.wait() for child in children]
   if any(statuses):
     told = '\n'.join(log.read_text()[-2000:] for log in logs)
-    raise SystemExit(f'{processes} processes ended with status {statuses}:\n{told}')
+    raise SystemExit(f'{len(commands)} processes ended with status {statuses}:\n{told}')
 
 
 def adapter(workdir: Path) -> dict[str, np.ndarray]:
@@ -125,6 +139,32 @@ def _apart(left, right) -> float:
   return 0.0 if left == right else float('inf')
 
 
+def in_float64(root: Path) -> dict:
+  """As `differences`, a round, of the round function in float64 over two processes and in one."""
+  script, found = [sys.executable, str(ROOT / 'scripts' / 'hosts_float64.py')], []
+  for count in (1, 2):
+    out, port = root / f'float64 in {count}', free_port()
+    start_all(out, [[*script, f'--out={out}.safetensors', *([] if count == 1 else [
+      f'--coordinator=localhost:{port}', f'--num_processes={count}', f'--process_id={rank}'])]
+      for rank in range(count)])
+    found.append(safetensors.numpy.load_file(f'{out}.safetensors'))
+  alone, two = found
+  rounds: dict[tuple[str, int], list[str]] = {}
+  for key in alone:
+    method, number, _ = key.split('/', 2)
+    rounds.setdefault((method, int(number) + 1), []).append(key)
+  norm, apart = np.linalg.norm, {key: alone[key] - two[key] for key in alone}
+  assert all(leaf.dtype == np.float64 for leaf in two.values())
+  worst = {
+    'adapter': max(
+      norm([norm(apart[key]) for key in keys]) / norm([norm(alone[key]) for key in keys]) / number
+      for (_, number), keys in rounds.items()),
+    'leaf': max(norm(apart[key]) / norm(alone[key]) / number
+                for (_, number), keys in rounds.items() for key in keys)}
+  return {name: float(value) for name, value in worst.items()} | {
+    'wrong': [f'{name}: {value:.1e}' for name, value in worst.items() if not value <= FLOAT64]}
+
+
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--out', type=Path, required=True)
@@ -154,6 +194,7 @@ def main() -> int:
       resumed = timed('1, 2, 1', number, count)
     compared['1, 2, 1 processes'] = differences(
       alone if options.rounds == 3 else timed('3 rounds', 3, 1), resumed, 3)
+    compared['2 processes, float64'] = in_float64(root)
   wrong = [f'{name}: {fault}' for name, one in compared.items() for fault in one['wrong']]
   options.out.write_text(json.dumps(
     {'compared': compared, 'different': wrong, 'seconds': seconds}, indent=2) + '\n')

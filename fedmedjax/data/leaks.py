@@ -10,7 +10,7 @@ of the task 'text': many questions are asked about one note, in the same words a
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
@@ -35,12 +35,12 @@ def _key(document: Document) -> str:
   return ''.join(document.text.split()).casefold()
 
 
-def _shingles(document: Document, hashed_word: Callable[[str], int] = hash) -> np.ndarray:
+def _shingles(document: Document) -> np.ndarray:
   """Hashes of the different runs of _LENGTH words, u64[...], sorted."""
   words = _WORD.findall(document.text.casefold())
   if len(words) < _LENGTH:
     return np.zeros(0, np.uint64)
-  hashed = np.array([hashed_word(word) for word in words], np.int64).view(np.uint64)
+  hashed = np.array([*map(same_everywhere, words)], np.int64).view(np.uint64)
   # Sums modulo 2^64; equal runs have equal ones, and unlike runs all but surely unlike ones.
   return np.unique(sliding_window_view(hashed, _LENGTH) @ _FACTORS)
 
@@ -65,7 +65,7 @@ def traces(documents: Sequence[Document]) -> Traces:
   whole = [document for document in documents if not is_piece(document)]
   return Traces(
     [same_everywhere(_key(document)) for document in whole],
-    [_shingles(document, same_everywhere) for document in whole if document.target is None],
+    [_shingles(document) for document in whole if document.target is None],
     *(sorted(map(same_everywhere, known_sources(documents, anywhere=anywhere)))
       for anywhere in (False, True)))
 
@@ -73,23 +73,15 @@ def traces(documents: Sequence[Document]) -> Traces:
 class TextIndex:
   """Test notes, to which training notes are compared."""
 
-  def __init__(
-    self, documents: Iterable[Document], found: Iterable[Traces] = (),
-    hashed_word: Callable[[str], int] = hash,
-  ):
+  def __init__(self, documents: Sequence[Document] = (), found: Iterable[Traces] = ()):
     """
     Args:
       documents: of all sites; sentences that were cut out of a longer document do not count.
-      found: traces of documents that are not here; with them, `hashed_word` is `same_everywhere`.
-      hashed_word: the hash of a word.
+      found: traces of documents that are not here.
     """
-    found, self._hashed_word = list(found), hashed_word
-    documents = [document for document in documents if not is_piece(document)]
-    self._keys = set(map(_key, documents))
-    self._far = {key for part in found for key in part.keys}
-    documents = [document for document in documents if document.target is None]
-    shingles = [_shingles(document, hashed_word) for document in documents]
-    shingles += [own for part in found for own in part.shingles]
+    found = [traces(documents), *found]
+    self._keys = {key for part in found for key in part.keys}
+    shingles = [own for part in found for own in part.shingles]
     self._sizes = np.array([*map(len, shingles)], int)
     hashes = np.concatenate([np.zeros(0, np.uint64), *shingles])
     order = hashes.argsort(kind='stable')
@@ -98,16 +90,13 @@ class TextIndex:
 
   def has(self, document: Document) -> bool:
     """Whether a test note has this text."""
-    if is_piece(document):
-      return False
-    key = _key(document)
-    return key in self._keys or bool(self._far) and same_everywhere(key) in self._far
+    return not is_piece(document) and same_everywhere(_key(document)) in self._keys
 
   def nearly_has(self, document: Document) -> bool:
     """Whether a test note is a near-duplicate of this one."""
     if is_piece(document) or document.target is not None:
       return False
-    shingles = _shingles(document, self._hashed_word)
+    shingles = _shingles(document)
     first, end = (self._hashes.searchsorted(shingles, side) for side in ('left', 'right'))
     shared = np.zeros(len(self._sizes), int)
     for i in np.flatnonzero(end > first):
@@ -122,23 +111,23 @@ def without_sources(site: SiteCorpus, tested: set[str]) -> SiteCorpus:
 
 
 def without_traces(
-  site: SiteCorpus, found: dict[str, Traces], judges: bool
+  site: SiteCorpus, found: Sequence[tuple[str, Traces]], index: TextIndex, judges: bool
 ) -> SiteCorpus:
-  """A site as `unleaked` leaves it, by the traces of all sites' test notes.
+  """A site that trains, without training notes that are tested on at any site or cohort.
 
   Args:
     site: that trains.
-    found: {name: traces} of all sites and cohorts that are tested, and of the server's notes.
+    found: (name, traces) of all sites and cohorts that are tested, and of the server's notes.
+    index: of these traces.
     judges: whether the server's are among them.
 
   Raises:
     InputError: that leaves it without training notes.
   """
-  known = {key for name, part in found.items()
+  known = {key for name, part in found
            for key in (part.own if name == site.name else part.anywhere)}
   kept = [d for d in site.train if same_everywhere(origin_of(d)) not in known]
-  cleaned = without_texts(
-    _kept(site, kept, 'leaked_documents'), TextIndex((), found.values(), same_everywhere))
+  cleaned = without_texts(_kept(site, kept, 'leaked_documents'), index)
   _check_left(site, cleaned, judges)
   return cleaned
 
@@ -183,16 +172,10 @@ def unleaked(
   Raises:
     InputError: that leaves a site without training notes.
   """
-  tests = [(corpus.name, document) for corpus in (*sites, *external) for document in corpus.test]
-  tests += [(corpus.name, document) for corpus in server for document in corpus.train]
-  tested = TextIndex(document for _, document in tests)
-  cleaned = []
-  for site in sites:
-    elsewhere = known_sources((d for name, d in tests if name != site.name), anywhere=True)
-    own = known_sources(d for name, d in tests if name == site.name)
-    cleaned.append(without_texts(without_sources(site, own | elsewhere), tested))
-    _check_left(site, cleaned[-1], bool(server))
-  return cleaned
+  found = [(corpus.name, traces(corpus.test)) for corpus in (*sites, *external)]
+  found += [(corpus.name, traces(corpus.train)) for corpus in server]
+  index = TextIndex(found=[part for _, part in found])
+  return [without_traces(site, found, index, bool(server)) for site in sites]
 
 
 def _check_left(site: SiteCorpus, cleaned: SiteCorpus, judges: bool) -> None:

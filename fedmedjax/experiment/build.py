@@ -136,7 +136,7 @@ def prepare(
       rule=parts.rule, sharing=sharing, ranks=ranks,
       compression=communication.sender(fed), aggregator=parts.aggregator,
       server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
-      explosion=fed.explosion, place=layout.place, told=layout.told,
+      explosion=fed.explosion, place=layout.place, told=layout.told, by_rows=layout.by_rows,
       on_step=on_step if config.log.steps else None,
       shape_buckets=schedule.layout.shape_buckets if alone else ())
 

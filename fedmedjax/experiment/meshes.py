@@ -9,7 +9,15 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from fedmedjax.fed.sites import SiteMap, Spread, fitted_map, spread_state, spread_vmap
+from fedmedjax.fed.sites import (
+  ByRows,
+  SiteMap,
+  Spread,
+  fitted_map,
+  spread_rows,
+  spread_state,
+  spread_vmap,
+)
 from fedmedjax.fed.slots import owner_group, slot_map
 from fedmedjax.fed.types import FedState, RoundMetrics
 from fedmedjax.model.sharding import AXES, FSDP, SITE
@@ -102,6 +110,7 @@ class RoundLayout(NamedTuple):
   groups: int                            # of devices, each with sites of its own
   told: Callable[[RoundMetrics], RoundMetrics] = lambda metrics: metrics  # where metrics are kept
   spread: Spread | None = None           # over devices of several processes; None = of one
+  by_rows: ByRows = lambda sent: sent    # how what sites send is laid out
 
 
 def round_layout(config: ConfigDict) -> RoundLayout:
@@ -111,7 +120,8 @@ def round_layout(config: ConfigDict) -> RoundLayout:
     return RoundLayout(_fitted(jax.vmap, 1), lambda state: state, 1)
   vmap, place = spread_vmap(spread), spread_state(spread)
   if jax.process_count() == 1:
-    return RoundLayout(_fitted(vmap, spread.parts), place, spread.parts)
+    return RoundLayout(
+      _fitted(vmap, spread.parts), place, spread.parts, by_rows=spread_rows(spread))
 
   def told(metrics: RoundMetrics) -> RoundMetrics:
     """On every device, so that each process can read them."""
@@ -119,7 +129,8 @@ def round_layout(config: ConfigDict) -> RoundLayout:
       metrics, NamedSharding(spread.mesh, PartitionSpec()))
 
   return RoundLayout(
-    lambda steps, chunk: slot_map(chunk, spread, vmap), place, spread.parts, told, spread)
+    lambda steps, chunk: slot_map(chunk, spread, vmap), place, spread.parts, told, spread,
+    spread_rows(spread))
 
 
 def _fitted(vmap: Callable, groups: int) -> Callable[[list[np.ndarray], int], SiteMap]:

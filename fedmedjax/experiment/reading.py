@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedmedjax.data.leaks import Traces, traces, without_traces
+from fedmedjax.data.leaks import TextIndex, Traces, traces, without_traces
 from fedmedjax.data.outlines import outline, restored
 from fedmedjax.data.relations import annotated
 from fedmedjax.data.site import SiteData
@@ -98,8 +98,9 @@ def known_corpora(
   told = reading.processes.merged('types and hashes of notes', own)
   found = {key: _traces(one['traces']) for key, one in told.items()}
   names = {key: one['name'] for key, one in told.items()}
-  tested = {names[key]: part for key, part in found.items() if key[0] != 'v'}
-  judges = {names[key]: part for key, part in found.items() if key[0] == 'v'}
+  tested = [(names[key], part) for key, part in found.items() if key[0] != 'v']
+  judges = [(names[key], part) for key, part in found.items() if key[0] == 'v']
+  index = TextIndex(found=found.values())
 
   def settled(kind: str, number: int, corpus: SiteCorpus | None) -> SiteCorpus:
     if corpus is None:
@@ -107,12 +108,13 @@ def known_corpora(
     if kind == 'e':
       return corpus
     if kind == 's':
-      return without_traces(corpus, tested | judges, bool(judges))
+      return without_traces(corpus, [*tested, *judges], index, bool(judges))
     if not corpus.train:
       raise InputError(
         f'config.data.server_validation={corpus.name!r}: it has no training note, which the '
         "server's validation set would be made of")
-    return without_traces(corpus._replace(test=()), tested, False)
+    return without_traces(corpus._replace(test=()), tested, TextIndex(found=[
+      part for _, part in tested]), False)
 
   out = {'s': [], 'e': [], 'v': []}
   for kind, number, corpus in given:

@@ -19,7 +19,7 @@ from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.rules import plain
 from fedmedjax.fed.sharing import everything, sends
-from fedmedjax.fed.sites import SiteMap, SiteProgram, map_sites
+from fedmedjax.fed.sites import ByRows, SiteMap, SiteProgram, map_sites
 from fedmedjax.fed.slots import into_slots, out_of_slots
 from fedmedjax.fed.types import (
   Aggregate,
@@ -45,6 +45,7 @@ _ONE_RANK = same_ranks()
 _AS_IT_IS = optax.identity()
 _SIZE_MEAN = adaptive_mean()
 _ADD = optax.sgd(1.0)
+_AS_THEY_ARE: ByRows = lambda sent: sent  # noqa: E731
 _ALL_AT_ONCE = map_sites(0)
 
 
@@ -64,6 +65,7 @@ def federated_algorithm(
   explosion: float = 0.0,
   place: Callable[[FedState], FedState] = lambda state: state,
   told: Callable[[RoundMetrics], RoundMetrics] = lambda metrics: metrics,
+  by_rows: ByRows = _AS_THEY_ARE,
   on_step: OnStep | None = None,
   shape_buckets: Sequence[ShapeBucket] = (),
 ) -> FederatedAlgorithm:
@@ -81,14 +83,13 @@ def federated_algorithm(
   Args:
     loss_fn: (adapter [*p], base, batch) -> (sum of nats f32[], sum of weights f32[]).
     num_sites: S, of which each round's cohort is a part.
-    gradient: makes the gradient of a loss; given loss_fn as a site sees it, with its own scale
-      and what is folded into the base.
+    gradient: makes that of loss_fn as a site sees it: at its own scale, with what was folded.
     optimizer: of the local steps; plain steps of rate 0.1 by default.
     rule, sharing, ranks, aggregator: values of `fed/types.py`.
     compression: of a site's update [*p]; may take `key`, which differs by round and site.
     server_optimizer: is given the negative aggregate [*p].
     on_step, shape_buckets: see `local_training`.
-    map_sites, place: how sites and state are laid on devices, see `fed/sites.py`.
+    map_sites, place, by_rows: lay sites, state and what is sent on devices, see `fed/sites.py`.
     told: where the metrics, f32[C] and the like, are kept.
     explosion: see `sound_sites`; sites that share nothing are no measure of each other.
   """
@@ -104,7 +105,7 @@ def federated_algorithm(
   def round_fn(state, base, data, cohort, val, key):
     before = jax.tree.map(lambda x: x[cohort], state.sites)
     sent, after, ctrl_delta, losses, local_norm, _ = _trained(
-      map_sites, one_site(state, base, key), data, cohort, before)
+      map_sites, one_site(state, base, key), data, cohort, before, by_rows)
     bound = explosion if sends(sharing, state.adapter) else 0.0
     sound = sound_sites(
       local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
@@ -118,20 +119,22 @@ def federated_algorithm(
     # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
     ctrl_delta = tree.weighted_sum(ctrl_delta, sound / num_sites)
     new, given, step = server_step(state, aggregate, ctrl_delta, useful)
-    metrics = metrics_of(state.adapter, new.adapter, local, sent, aggregate, given, step)
+    metrics = metrics_of(state.adapter, new.adapter, local, sent, aggregate, given, step, by_rows)
     return place(new._replace(sites=sites)), told(RoundMetrics(
       losses, sound=sound, local_norm=local_norm, **metrics))
 
   return FederatedAlgorithm(jax.jit(lambda adapter: place(init(adapter))), round_fn)
 
 
-def _trained(map_sites: SiteMap, program: SiteProgram, data, cohort, before):
+def _trained(
+  map_sites: SiteMap, program: SiteProgram, data, cohort, before, by_rows: ByRows
+):
   """What the cohort's sites [C] end with, wherever they are computed."""
   laid, steps = partial(into_slots, data.slots), data.step_mask
   if data.slots is not None:
     steps = laid(steps) & data.slots.filled[:, None]
   return out_of_slots(data.slots, map_sites.staged(program, last_steps(steps))(
-    laid(cohort), laid(before), data.batches, steps))
+    laid(cohort), laid(before), data.batches, steps), by_rows)
 
 
 def last_steps(step_mask):
@@ -261,7 +264,10 @@ def server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
   return server_step
 
 
-def metrics_of(anchor, adapter, local, sent, aggregate: Aggregate, given, step) -> dict:
+def metrics_of(
+  anchor, adapter, local, sent, aggregate: Aggregate, given, step,
+  by_rows: ByRows = _AS_THEY_ARE,
+) -> dict:
   """What `RoundMetrics` has of the aggregate.
 
   Args:
@@ -269,6 +275,7 @@ def metrics_of(anchor, adapter, local, sent, aggregate: Aggregate, given, step) 
     local, sent: [C, *p], the sites' adapters and updates.
     aggregate: of the aggregator.
     given, step: [*p], what the server optimiser was handed and what it made of it.
+    by_rows: see `product_gap`.
   """
   weights = aggregate.weights
   return {
@@ -280,7 +287,7 @@ def metrics_of(anchor, adapter, local, sent, aggregate: Aggregate, given, step) 
     'step_norm': tree.norm(jax.tree.map(jnp.subtract, adapter, anchor)),
     'step_cosine': tree.cosine(step, given),
     'expected_gap': tree.norm(jax.tree.map(jnp.subtract, step, given)),
-    'product_gap': product_gap(local, join(adapter, aggregate.fold), weights),
+    'product_gap': product_gap(local, join(adapter, aggregate.fold), weights, by_rows),
   }
 
 

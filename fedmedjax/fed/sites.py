@@ -26,6 +26,8 @@ USEFUL = 0.9
 SiteFunction = Callable[..., Any]
 # Maps a function of one site over the leading axis of all its arguments, as `jax.vmap` does.
 MapFunction = Callable[[SiteFunction], SiteFunction]
+# Lays a tree of [C, ...] out on devices, see `spread_rows`.
+ByRows = Callable[[Any], Any]
 
 
 class Spread(NamedTuple):
@@ -275,6 +277,22 @@ def spread_vmap(spread: Spread) -> MapFunction:
     return mapped
 
   return vmap
+
+
+def spread_rows(spread: Spread) -> ByRows:
+  """(tree of [C, ...]) -> the same, every group of devices with some rows of all sites' matrices.
+
+  Rows, or columns where these are more, take the place of sites: a device keeps as many numbers as
+  where it had sites of its own, and sends no more than that. Leaves that are no matrices stay.
+  """
+  def one(x: jax.Array) -> jax.Array:
+    if x.ndim < 3:
+      return x
+    axis = x.ndim - 1 - (x.shape[-2] > x.shape[-1])
+    return jax.lax.with_sharding_constraint(x, NamedSharding(
+      spread.mesh, PartitionSpec(*[None] * axis, spread.axes)))
+
+  return partial(jax.tree.map, one)
 
 
 def spread_state(spread: Spread) -> Callable[[FedState], FedState]:

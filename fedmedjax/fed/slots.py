@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fedmedjax.fed.sites import (
+  ByRows,
   MapFunction,
   SiteFunction,
   SiteMap,
@@ -99,9 +100,15 @@ def into_slots(slots: Slots | None, tree):
   return tree if slots is None else jax.tree.map(lambda x: x[slots.place], tree)
 
 
-def out_of_slots(slots: Slots | None, tree):
-  """[Z, ...] -> [C, ...]; as it is without slots."""
-  return tree if slots is None else jax.tree.map(lambda x: x[slots.slot], tree)
+def out_of_slots(slots: Slots | None, tree, by_rows: ByRows = lambda x: x):
+  """[Z, ...] -> [C, ...]; as it is without slots.
+
+  Args:
+    slots: of the round.
+    tree: of arrays that each group of devices has of its own slots.
+    by_rows: lays them out before; else every device would get what all sites send.
+  """
+  return tree if slots is None else jax.tree.map(lambda x: x[slots.slot], by_rows(tree))
 
 
 def slot_map(chunk: int, spread: Spread, vmap: MapFunction) -> SiteMap:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
+from fedmedjax.runtime import open_mpi
+from fedmedjax.runtime.watch import CALL
 from fedmedjax.types import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 # shell of Slurm is a step of one task that may have kept the count of its whole job.
 _COUNTS, _STEP = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE'), 'SLURM_STEP_NUM_TASKS'
 _NODES = ('SLURM_STEP_NUM_NODES', 'SLURM_JOB_NUM_NODES', 'OMPI_MCA_orte_num_nodes')
-# Seconds that a live process may take until it comes to where the others wait for it.
+# Seconds that a live process may show no progress.
 _DEADLINE = 1800.0
 # JAX's own patience with silent processes; ours is shorter and says who is missing.
 _HEARTBEATS = 5
@@ -37,6 +39,7 @@ class Launch(NamedTuple):
   process_id: int | None
   local_device_ids: tuple[int, ...] | None
   deadline: float
+  call_deadline: float
 
 
 def define(values: flags.FlagValues) -> None:
@@ -54,8 +57,11 @@ def define(values: flags.FlagValues) -> None:
     'local_device_ids', None, 'Devices of this machine that the process takes, such as 0,1; '
     'by default all, or what the launcher says.', flag_values=values)
   flags.DEFINE_float(
-    'deadline', None, 'Seconds that processes wait for another one (default: 1800).',
+    'deadline', None, 'Seconds that processes wait for one that does not get on (default: 1800).',
     flag_values=values)
+  flags.DEFINE_float(
+    'call_deadline', None, 'Seconds that one round, one compilation or one batch of answers may '
+    'take (default: 12 times --deadline).', flag_values=values)
 
 
 def launch_of(values: flags.FlagValues) -> Launch:
@@ -73,7 +79,18 @@ def launch_of(values: flags.FlagValues) -> Launch:
   deadline = _DEADLINE if values.deadline is None else values.deadline
   if not 5 <= deadline < 1e6:
     raise InputError(f'--deadline={deadline:g}: 5 seconds or more are allowed')
+  call_deadline = CALL * deadline if values.call_deadline is None else values.call_deadline
+  if not deadline <= call_deadline < 1e8:
+    raise InputError(
+      f'--call_deadline={call_deadline:g}: --deadline={deadline:g} seconds or more are allowed')
   given = {name: values[name].value for name in ('coordinator', 'num_processes', 'process_id')}
+  mpi = open_mpi.started(os.environ)
+  if mpi and mpi.count > 1 and given['num_processes'] is None and given['process_id'] is None:
+    coordinator = given['coordinator'] or open_mpi.coordinator(mpi, os.environ)
+    _check(coordinator, mpi.count, mpi.index)
+    # As JAX does for its earlier versions: of several processes of a machine each has one device.
+    own = ids or (None if mpi.local_count == 1 else (mpi.local_index,))
+    return Launch(coordinator, mpi.count, mpi.index, own, deadline, call_deadline)
   if absent := [name for name, value in given.items() if value is None]:
     alone = given == {'coordinator': None, 'num_processes': 1, 'process_id': None}
     if len(absent) < len(given) and not alone:
@@ -81,7 +98,8 @@ def launch_of(values: flags.FlagValues) -> Launch:
       raise InputError(f'--{named}={given[named]}: --{absent[0]} is missing beside it')
   else:
     _check(**given)
-  return Launch(*given.values(), ids, deadline)
+    _check_nodes(given['coordinator'])
+  return Launch(*given.values(), ids, deadline, call_deadline)
 
 
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -95,6 +113,10 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
     raise InputError(
       f'--process_id={process_id}: with --num_processes={num_processes}, 0 to '
       f'{num_processes - 1} are allowed')
+
+
+def _check_nodes(coordinator: str) -> None:
+  """Raises InputError for a loopback coordinator where the launcher has several nodes."""
   nodes = max((int(os.environ[name]) for name in _NODES if os.environ.get(name, '').isdigit()),
               default=1)
   if nodes > 1 and is_loopback(coordinator):
@@ -211,7 +233,8 @@ def joined(launch: Launch) -> 'Processes':
       f'{where}: not all processes have come within {launch.deadline:g} s{hint} ({line})') from None
   state = distributed.global_state
   processes = Processes(
-    state.process_id, state.num_processes, state.client, launch.deadline).begin()
+    state.process_id, state.num_processes, state.client, launch.deadline,
+    launch.call_deadline).begin()
   if len(set(processes.hosts)) > 1 and is_loopback(state.coordinator_address):
     raise InputError(
       f'--coordinator={state.coordinator_address}: means each node itself, and this run is on '

@@ -1,57 +1,70 @@
 """The processes of a run that is started in several, on one machine or many: who, and how many.
 
 They exchange small values by the key-value store of JAX's coordination service, which process 0
-runs. Every wait has a deadline, and its error names who is missing. Each process gives a sign of
-life once a second; where one has stopped, or says that it failed, the others end with status 1,
-also from within a computation that waits for it and would never return.
+runs. Every wait has a deadline, which counts from the last sign that a missing process gets on
+(`watch.py`), and its error names who is missing.
 """
 
+import contextlib
 import json
 import os
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
+from fedmedjax.runtime.watch import BEAT, CALL, Watch, jax_error
 from fedmedjax.types import InputError
 
-# Seconds without a sign of life after which a process counts as dead, and between two signs.
-SILENCE, _BEAT = 30.0, 1.0
-# Characters of one entry in the key-value store.
-_PIECE = 2**20
-_ROOT, _ALIVE = 'fedmedjax/values', 'fedmedjax/alive'
-_FAILED = 'failed: '
+# Characters of one entry in the key-value store, and seconds of one question for one.
+_PIECE, _ASK = 2**20, 10.0
+_ROOT = 'fedmedjax/values'
 
 
 class Processes:
   """Process `index` of `count`; of a single one every exchange is a no-operation."""
 
   def __init__(
-    self, index: int = 0, count: int = 1, service: Any = None, deadline: float = 1800.0
+    self, index: int = 0, count: int = 1, service: Any = None, deadline: float = 1800.0,
+    call_deadline: float | None = None,
   ):
     """
     Args:
       index: of this process, from 0.
       count: of all.
       service: JAX's, which keeps what they exchange; None for a single process.
-      deadline: seconds that a live process is waited for.
+      deadline: seconds that a live process is waited for that does not get on.
+      call_deadline: seconds that one round, one compilation or one batch of answers may take; None
+        = CALL deadlines.
     """
-    self.index, self.count, self.deadline = index, count, deadline
-    self.silence = min(deadline, SILENCE)
+    self.index, self.count = index, count
     self._service, self._number = service, 0
-    self._names = [f'process {number}' for number in range(count)]
-    self._beats, self._over, self._saying = 0, threading.Event(), threading.Lock()
-    self._contact = time.monotonic()
-    # What has to be done where the process ends at once, without leaving what it is in.
-    self.before_leaving: Callable[[], None] | None = None
+    self.watch = Watch(
+      index, [f'process {number}' for number in range(count)], service, deadline,
+      CALL * deadline if call_deadline is None else call_deadline)
 
   @property
   def first(self) -> bool:
     """Whether this process keeps the run's folder and tells what happens."""
     return not self.index
+
+  @contextmanager
+  def doing(self, what: str) -> Iterator[None]:
+    """While open, a task is under way that gets on by steps, each of them a long call.
+
+    Args:
+      what: the task, for errors that name who hangs.
+    """
+    if self.count == 1:
+      yield
+      return
+    with self.watch.doing(what, self.watch.call_deadline):
+      yield
+
+  def stir(self) -> None:
+    """A task has got on by a step."""
+    self.watch.stir()
 
   def gather(self, what: str, value: Any = None) -> list:
     """The value that each process gives, in the order of processes.
@@ -65,7 +78,8 @@ class Processes:
       return [value]
     found = self._exchanged(what, value, range(self.count))
     if self._number > 1:  # what was read by all, since they have come to this one
-      self._service.key_value_delete(f'{_ROOT}/{self._number - 2}/{self.index}/')
+      with contextlib.suppress(jax_error()):  # what is left there takes a little memory
+        self._service.key_value_delete(f'{_ROOT}/{self._number - 2}/{self.index}/')
     return found
 
   def collected(self, what: str, value: Any) -> list | None:
@@ -78,20 +92,23 @@ class Processes:
   def _exchanged(self, what: str, value: Any, others: Iterable[int]) -> list:
     number, self._number = self._number, self._number + 1
     self._put(f'{_ROOT}/{number}/{self.index}', json.dumps([what, value]))
-    until, found, missing = time.monotonic() + self.deadline, [], []
-    for name, key in ((self._names[p], f'{_ROOT}/{number}/{p}') for p in others):
-      text = self._get(key, until)
-      if text is None:
-        missing.append(name)
-        continue
-      theirs, given = json.loads(text)
-      if theirs != what:
-        raise RuntimeError(f'{name} is at {theirs!r}, this one at {what!r}: they do not run alike')
-      found.append(given)
+    begun, found, missing = time.monotonic(), [], []
+    with self.watch.doing(f'waits at {what!r}', None):
+      for place in others:
+        text = self._get(place, f'{_ROOT}/{number}/{place}', begun)
+        if text is None:
+          missing.append(place)
+          continue
+        theirs, given = json.loads(text)
+        if theirs != what:
+          raise RuntimeError(
+            f'{self.watch.names[place]} is at {theirs!r}, this one at {what!r}: they do not run '
+            'alike')
+        found.append(given)
     if missing:
       raise RuntimeError(
-        f'{what}: waited {self.deadline:g} s for {", ".join(missing)}; the same command goes on '
-        'after what is saved, and --deadline=... waits longer')
+        f'{what}: waited {time.monotonic() - begun:.1f} s for {self.watch.told(missing)}; the same '
+        f'command goes on after what is saved, and {self.watch.flag(missing[0])} waits longer')
     return found
 
   def meet(self, what: str) -> None:
@@ -125,24 +142,21 @@ class Processes:
       for key in sorted(first.keys() | other.keys()):
         if first.get(key) != other.get(key):
           raise InputError(
-            f'{told(key)} is not the same in all processes: {self._names[0]} has '
-            f'{_short(first.get(key))}, {self._names[number]} {_short(other.get(key))}')
+            f'{told(key)} is not the same in all processes: {self.watch.names[0]} has '
+            f'{_short(first.get(key))}, {self.watch.names[number]} {_short(other.get(key))}')
 
   def begin(self) -> 'Processes':
     """Tells the others where this process runs, and begins to watch them."""
-    self._say(str(self._beats))
-    self._names = [
+    self.watch.names[:] = [
       f'process {number} ({host}, pid {pid})' for number, (host, pid) in enumerate(self.gather(
         'the start', [socket.gethostname(), os.getpid()]))]
-    self._contact = time.monotonic()
-    for watch in (self._watch, self._watch_the_watch):
-      threading.Thread(target=watch, daemon=True).start()
+    self.watch.begin()
     return self
 
   @property
   def hosts(self) -> list[str]:
     """The machines that the processes run on, in their order."""
-    return [name.partition('(')[2].partition(',')[0] for name in self._names]
+    return [name.partition('(')[2].partition(',')[0] for name in self.watch.names]
 
   @contextmanager
   def taking_part(self) -> Iterator[None]:
@@ -157,105 +171,64 @@ class Processes:
     try:
       yield
       self.meet('the end')
-      self._over.set()
+      self.watch.over.set()
     except BaseException as error:
       if _of_jax(error):
-        time.sleep(self.silence + 3 * _BEAT)
+        time.sleep(self.watch.silence + 3 * BEAT)
       if isinstance(error, KeyboardInterrupt):
         # A signal that all have received, or agreed to heed, stops each of them by itself, whatever
         # it hears of the others.
-        self._over.set()
-        time.sleep(3 * _BEAT)
-      self._over.set()
-      self._say(_FAILED + (str(error).splitlines() or [type(error).__name__])[0])
+        self.watch.over.set()
+        time.sleep(3 * BEAT)
+      self.watch.over.set()
+      self.watch.say((str(error).splitlines() or [type(error).__name__])[0])
       if self.first:
         # The others hear of it from this process's own service.
-        time.sleep(4 * _BEAT)
+        time.sleep(4 * BEAT)
       raise
-
-  def _say(self, beat: str) -> None:
-    """What it is doing, in the place of its signs of life."""
-    try:
-      with self._saying:
-        self._service.key_value_set(f'{_ALIVE}/{self.index}', beat, allow_overwrite=True)
-    except _jax_error():
-      pass  # The watch finds that, too.
 
   def _put(self, key: str, text: str) -> None:
     pieces = [text[i:i + _PIECE] for i in range(0, len(text), _PIECE)]
-    for number, piece in enumerate(pieces):
-      self._service.key_value_set(f'{key}/{number}', piece)
-    self._service.key_value_set(f'{key}/count', str(len(pieces)))
+    for name, piece in (*enumerate(pieces), ('count', str(len(pieces)))):
+      # One whose answer was lost is written twice.
+      self._tried(self._service.key_value_set, f'{key}/{name}', piece, allow_overwrite=True)
 
-  def _get(self, key: str, until: float) -> str | None:
-    """What another process has put there; None when it has not come by then."""
-    def read(name: str) -> str:
-      left = max(until - time.monotonic(), 0.05)
-      return self._service.blocking_key_value_get(f'{key}/{name}', int(1000 * left))
+  def _get(self, place: int, key: str, begun: float) -> str | None:
+    """What another process has put there; None where it does not get on any more.
 
-    try:
-      return ''.join(read(str(number)) for number in range(int(read('count'))))
-    except _jax_error() as error:
-      if 'DEADLINE_EXCEEDED' in str(error):
-        return None
-      raise
-
-  def _watch(self) -> None:
-    """Gives signs of life, and ends the process when another one has stopped to."""
-    seen: dict[str, tuple[str, float]] = {}
-    while not self._over.wait(_BEAT):
+    Args:
+      place: number of the process.
+      key: of the value.
+      begun: when the wait began, by the clock.
+    """
+    def ask(name: str) -> str | None:
+      left = max(min(self.watch.patience(place, begun), _ASK), 0.05)
       try:
-        self._beats += 1
-        with self._saying:
-          if self._over.is_set():
-            return  # its last word stays
-          self._service.key_value_set(
-            f'{_ALIVE}/{self.index}', str(self._beats), allow_overwrite=True)
-        beats = dict(self._service.key_value_dir_get(_ALIVE))
-      except _jax_error():
-        self._lost([0])
-      now = self._contact = time.monotonic()
-      silent = []
-      for number in range(self.count):
-        beat = beats.get(f'{_ALIVE}/{number}', '')
-        if beat.startswith(_FAILED) and number != self.index:
-          self._leave(f'{self._names[number]} {beat}')
-        before = seen.get(number)
-        if before is None or before[0] != beat:
-          seen[number] = beat, now
-        elif now - before[1] > self.silence and number != self.index:
-          silent.append(number)
-      if silent:
-        self._lost(silent)
+        return self._service.blocking_key_value_get(f'{key}/{name}', int(1000 * left))
+      except jax_error() as error:
+        if 'DEADLINE_EXCEEDED' in str(error):
+          return None
+        raise
 
-  def _watch_the_watch(self) -> None:
-    """Where even the service does not answer any more, process 0 has stopped."""
-    while not self._over.wait(_BEAT):
-      if time.monotonic() - self._contact > self.silence + 3 * _BEAT:
-        self._lost([0])
+    def read(name: str) -> str | None:
+      while (text := self._tried(ask, name)) is None and self.watch.patience(place, begun) > 0:
+        pass
+      return text
 
-  def _lost(self, numbers: list[int]) -> NoReturn:
-    self._leave(
-      f'{", ".join(self._names[number] for number in numbers)} gave no sign of life for '
-      f'{self.silence:g} s, or is gone; the same command goes on after what is saved')
+    count = read('count')
+    pieces = [read(str(number)) for number in range(int(count or 0))]
+    return None if count is None or None in pieces else ''.join(map(str, pieces))
 
-  def _leave(self, why: str) -> NoReturn:
-    if self._over.is_set():
-      # This process is about to end anyway.
-      time.sleep(60)
-    print(f'failed: {why}', file=sys.stderr, flush=True)
-    if self.before_leaving:
-      # A file system that does not answer must not keep the process.
-      last = threading.Thread(target=self.before_leaving, daemon=True)
-      last.start()
-      last.join(5 * _BEAT)
-    os._exit(1)
-
-
-def _jax_error() -> type[Exception]:
-  """Imported late, since a single process asks for no such thing and JAX takes seconds."""
-  from jax.errors import JaxRuntimeError
-  return JaxRuntimeError
+  def _tried(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """What the service answers; one call may fail, as by a fault of the network."""
+    until = time.monotonic() + self.watch.silence
+    while True:
+      try:
+        return call(*arguments, **named)
+      except jax_error():
+        if time.monotonic() > until:
+          raise
+      time.sleep(BEAT)
 
 
 def _short(value: Any) -> str:
@@ -266,7 +239,7 @@ def _short(value: Any) -> str:
 def _of_jax(error: BaseException | None) -> bool:
   """Whether an error, or one behind it, is of JAX's runtime."""
   while error is not None:
-    if isinstance(error, _jax_error()):
+    if isinstance(error, jax_error()):
       return True
     error = error.__cause__ or error.__context__
   return False

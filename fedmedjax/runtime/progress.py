@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedmedjax.runtime.notebook import Block
+from fedmedjax.runtime.processes import ALONE, Processes
 
 # Seconds between two lines of a task when the output goes to a file. A task that advances by the
 # clock gets no more than `_LINES` lines in the time that it is expected to take.
@@ -32,18 +33,20 @@ class Reporter:
 
   def __init__(
     self, console: Console | None = None, display: Callable[..., Any] | None = None,
-    quiet: bool = False,
+    quiet: bool = False, follow: Processes = ALONE,
   ):
     """
     Args:
       console: of rich; by default the process's output.
       display: of the notebook that the console is in, see `Block`.
       quiet: shows nothing, as where another process tells the same.
+      follow: are told which task is under way, and when it has got on.
     """
     # Without a terminal rich would wrap tables at 80 columns. What is shown is other people's names
     # and words: brackets and colons in them are no commands.
     self.console = console or Console(
       width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, quiet=quiet)
+    self._follow = follow
     self.warnings: list[str] = []  # each once, in the order of their first time
     self._bars = Progress(
       TextColumn('{task.description:<34}', markup=False), BarColumn(bar_width=24),
@@ -100,6 +103,7 @@ class Reporter:
 
     def advance(count: int = 1, note: str = '') -> None:
       nonlocal done, last
+      self._follow.stir()
       with lock:
         done += count
         now = time.monotonic()
@@ -116,7 +120,8 @@ class Reporter:
 
     self._begin(label)
     try:
-      yield advance
+      with self._follow.doing(label):
+        yield advance
     finally:
       # A finished task needs no bar, only its line.
       self._bars.update(bar, visible=False)
@@ -166,7 +171,8 @@ class Reporter:
     self._begin(label)
     thread.start()
     try:
-      yield
+      with self._follow.doing(label):
+        yield
     finally:
       ended.set()
       thread.join()

@@ -54,13 +54,13 @@ def kept(
     if processes.count == 1:
       yield
       return
-    processes.before_leaving = partial(lock.free, workdir)
+    processes.watch.before_leaving = partial(lock.free, workdir)
     try:
       processes.of_first('the lock', lambda: _reads(workdir))
       _all_see(processes, workdir, lambda: True)
       yield
     finally:
-      processes.before_leaving = None
+      processes.watch.before_leaving = None
 
 
 def _reads(workdir: Path) -> str:

@@ -361,12 +361,15 @@ def test_eight_devices_give_the_same_round():
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@pytest.mark.parametrize('rows_in, rows_out', [(5, 4), (50, 40)])
-def test_product_gap_is_the_dense_formula(rows_in, rows_out):
-  """Both ways to it: 8 columns are many for the narrow layers and few for the wide ones."""
+@pytest.mark.parametrize('rows_in, rows_out, apart', [(5, 4, 1.0), (50, 40, 0.01)])
+def test_product_gap_is_the_dense_formula(rows_in, rows_out, apart):
+  """Both ways to it: 8 columns are many for the narrow layers and few for the wide ones. There the
+  sites are near each other, and of a gap of 4e-5 all digits are kept."""
   rng = np.random.default_rng(0)
-  # Small, since the gap is a share.
-  a, b = 0.01 * rng.normal(size=(3, 2, rows_in, 2)), rng.normal(size=(3, 2, 2, rows_out))
+  common = rng.normal(size=(2, rows_in, 2)), rng.normal(size=(2, 2, rows_out))
+  # Small, since the gap is a share. As float32 has them.
+  a, b = ((scale * (x * (apart < 1) + apart * rng.normal(size=(3, *x.shape)))).astype(
+    np.float32).astype(float) for x, scale in zip(common, (0.01, 1.0), strict=True))
   weights = np.array([0.2, 0.3, 0.5])
   mean_a, mean_b = np.tensordot(weights, a, 1), np.tensordot(weights, b, 1)
   dense = np.einsum('k,kldr,klro->ldo', weights, a, b)

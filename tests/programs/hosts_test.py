@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hosts import differences
+from hosts import differences, in_float64
 
 from fedmedjax import main
 
@@ -115,3 +115,10 @@ def test_a_folder_that_is_not_shared_is_refused(start, tmp_path):
   ended = start([['--workdir=run']] * 2)
   assert refused(ended, 'process 1 does not see what process 0 writes there'), ended
   assert not list(tmp_path.rglob('run')) and not list(tmp_path.rglob('.fedmedjax-*'))
+
+
+@pytest.mark.slow
+def test_two_processes_in_float64(tmp_path):
+  """Where only the order of sums may differ: 1e-10 of the adapter's norm and of a leaf's."""
+  found = in_float64(tmp_path)
+  assert not found['wrong'] and found['adapter'] < 1e-12, found
