@@ -245,7 +245,7 @@ class SiteService:
     return self._compiled[key]
 
   def _finish(self, message: Message, data: bytes) -> bytes:
-    w, changed = self.study.agreed.wire, whole(message.fields, 'changed')
+    w, changed = self.study.agreed.wire.whole_ranks, whole(message.fields, 'changed')
     adapter = wire.read_plain(
       w, 'adapter', message.tensors, w.shared, self.study.index)
     state = self._memory.state_of(whole(message.fields, 'used'))

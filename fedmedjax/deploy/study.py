@@ -206,7 +206,7 @@ class _Study:
       name = agreed.names[site]
       fields = {'changed': changed, 'used': last_used(lines, name)}
       questions[site] = Question(fields, wire.plain_arrays(
-        agreed.wire, 'adapter', state.adapter, agreed.wire.shared, site)
+        agreed.wire.whole_ranks, 'adapter', state.adapter, agreed.wire.shared, site)
         | columns_between(agreed.wire, state.folded, 0, changed))
     finished = self._talk.ask('finish', study.options.rounds, questions)
     for site, answer in finished.items():

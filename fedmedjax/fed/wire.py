@@ -56,6 +56,11 @@ class Wire(NamedTuple):
         or any(self.sharing.trained(path, past) for past in range(before, changed)))]
 
   @property
+  def whole_ranks(self) -> 'Wire':
+    """Of the final adapter: sites answer with the server's rank, as in a simulation."""
+    return self._replace(ranks=())
+
+  @property
   def shared(self) -> list[str]:
     """Paths of all leaves that the server has."""
     return self.lacking(0, None)
