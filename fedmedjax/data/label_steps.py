@@ -14,6 +14,7 @@ from fedmedjax.data.groups import deal, groups_needed
 from fedmedjax.data.labels import LabelExample, allowed_labels, encode_labels
 from fedmedjax.data.layout import Layout, in_groups
 from fedmedjax.data.pack import round_up
+from fedmedjax.data.private_steps import Units, unit_layout
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import Form, SiteData, TaskData, read_site
 from fedmedjax.data.tasks import ask
@@ -71,7 +72,8 @@ def read_windows(
 
 def label_schedule(
   sites: Sequence[SiteData], sizes: np.ndarray, *, labels: Sequence[str], max_length: int,
-  batch_size: int, micro_batch: int = 0, features: int = 0, server: Sequence[SiteData] = (), **plan,
+  batch_size: int, micro_batch: int = 0, features: int = 0, server: Sequence[SiteData] = (),
+  units: Units | None = None, **plan,
 ) -> Schedule:
   """Plans all steps of all rounds, and the shape [B, T] they share.
 
@@ -82,9 +84,17 @@ def label_schedule(
     micro_batch: the most of them that are computed at once; 0 = all.
     sizes: f32[S] n_k, of `schedule.site_sizes`; labelled words where they count tokens.
     server: whose validation examples are the server's own.
+    units: of privacy, of which steps are drawn: each has rows of its own, and there are no groups
+      but these.
     plan: see `schedule.plan_rounds`.
   """
   sites, server = tuple(sites), tuple(server)
+  if units:
+    rounds, weights = schedules.drawn_rounds(sites, sizes, batch_size, units, plan)
+    return Schedule(
+      sites, rounds, weights,
+      _rows_of_units((*sites, *server), labels, max_length, units, batch_size, features),
+      batch_size, server, units)
   rounds, weights = schedules.plan_rounds(sites, sizes, batch_size=batch_size, **plan)
   steps = schedules.all_steps(sites, rounds, batch_size, server)
   groups = groups_needed(steps, micro_batch)
@@ -102,6 +112,23 @@ def label_schedule(
 
   return Schedule(
     sites, rounds, weights, Layout(pack, arrays((), ()), groups=groups), batch_size, server)
+
+
+def _rows_of_units(
+  sites: Sequence[SiteData], labels: Sequence[str], max_length: int, units: Units,
+  batch_size: int, features: int,
+) -> Layout:
+  """Rows that hold any unit's examples, whichever are drawn."""
+  longest = max(len(example.tokens) for site in sites for part in site.tasks
+                for example in (*part.train, *part.validation))
+  width = min(round_up(longest, 16), max_length)
+
+  def rows(types: Sequence[str], examples: Sequence[LabelExample]) -> LabelBatch:
+    return label_batch(examples, units.examples, width, allowed_labels(labels, types), features)
+
+  return unit_layout(
+    lambda part, own, step: rows(part.ask.types, own), rows((), ()), units, batch_size,
+    lambda batch: batch.valid.any((-2, -1)))
 
 
 def label_batch(

@@ -27,6 +27,11 @@ class Layout(NamedTuple):
   blank: Any      # the arrays of a step without examples: weight zero everywhere
   shape_buckets: tuple[ShapeBucket, ...] = ()  # that some steps are packed into, the cheapest first
   groups: int = 1  # G; where there are several, the leaves of a step's arrays are [G, ...]
+  # With units of privacy, of which each is a group (`private_steps.py`):
+  # (TaskData, examples, i[examples], the place of the unit of each) -> arrays
+  pack_units: Callable | None = None
+  drawn: Callable | None = None  # (arrays) -> bool[G]: which places hold an example
+  together: int = 1              # units whose gradients are computed at a time
 
 
 def in_groups(group_arrays: Callable[[Sequence], Any], examples: Sequence, groups: int) -> Any:
@@ -62,6 +67,10 @@ def rows_layout(
       examples, groups)
 
   blank = in_groups(lambda group: pack.blank(whole, loss_on), (), groups)
-  return Layout(packed, blank, tuple(
-    ShapeBucket(partial(pack.bucket, shape), partial(pack.in_bucket, shape)) for shape in smaller),
-    groups)
+  return Layout(packed, blank, buckets(smaller), groups)
+
+
+def buckets(shapes: Sequence[pack.RowShape]) -> tuple[ShapeBucket, ...]:
+  """The bucket of each of these shapes."""
+  return tuple(
+    ShapeBucket(partial(pack.bucket, shape), partial(pack.in_bucket, shape)) for shape in shapes)

@@ -27,6 +27,8 @@ def outline(site: SiteData) -> dict[str, Any]:
       'train': _lengths(part.train), 'validation': _lengths(part.validation),
       'solved': len(part.solved), 'test': _places(part.test, tested),
       'watched': _places(part.watched, watched),
+      # Numbers, since names may be of patients.
+      'units': [list(dict.fromkeys(part.units)).index(name) for name in part.units],
     } for part in site.tasks]}
 
 
@@ -42,7 +44,8 @@ def restored(found: dict[str, Any], ask: Callable[[str], Ask], labels: bool) -> 
   return SiteData(found['name'], tuple(found['types']), tuple(TaskData(
     ask(part['task']), np.zeros(part['instruction'], np.int32),
     *(tuple(stand_in(*lengths) for lengths in part[key]) for key in ('train', 'validation')),
-    _stand_ins(part['test']), (), _stand_ins(range(part['solved'])), _stand_ins(part['watched']))
+    _stand_ins(part['test']), (), _stand_ins(range(part['solved'])), _stand_ins(part['watched']),
+    units=tuple(map(str, part['units'])))
     for part in found['tasks']), dict(found['report']))
 
 

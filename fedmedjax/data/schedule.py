@@ -14,20 +14,11 @@ import numpy as np
 from fedmedjax.data import pack, step_order
 from fedmedjax.data.groups import deal, groups_needed
 from fedmedjax.data.layout import Layout, rows_layout
+from fedmedjax.data.private_steps import Draws, Units, draws, poisson
+from fedmedjax.data.round_plan import Plan, Step, plan_rounds
 from fedmedjax.data.site import SPLIT_SEED, SiteData, TaskData
-from fedmedjax.types import SERVER, InputError
-
-
-class Step(NamedTuple):
-  """One step before packing."""
-
-  site: int            # number of the site that it comes from
-  task: int            # number of its task among those of the site
-  members: np.ndarray  # i[examples], indices of its examples in `TaskData.train`
-
-
-# plan[round][participant] are the steps of a participant in a round.
-Plan = tuple[tuple[tuple[Step, ...], ...], ...]
+from fedmedjax.data.unit_rows import unit_rows
+from fedmedjax.types import SERVER
 
 
 class Schedule(NamedTuple):
@@ -39,6 +30,7 @@ class Schedule(NamedTuple):
   layout: Layout
   batch_size: int
   server: tuple[SiteData, ...] = ()  # whose validation examples are the server's own
+  units: Units | None = None         # of privacy, which steps are drawn of; None = there are none
 
   @property
   def most_steps(self) -> int:
@@ -50,6 +42,12 @@ class Schedule(NamedTuple):
     """Numbers of steps i[C] of the participants that have some, of each round that has any."""
     counts = [[len(own) for own in steps if own] for steps in self.plan]
     return [np.asarray(numbers) for numbers in counts if numbers]
+
+  def draws(
+    self, number: int, cohort: Sequence[int] | None = None, steps: Sequence[int] | None = None
+  ) -> list[Draws]:
+    """What the steps of round `number` drew of units of privacy, see `private_steps.draws`."""
+    return draws(self.sites, self.plan, self.batch_size, number, cohort, steps)
 
 
 def _step_examples(sites: Sequence[SiteData], step: Step) -> tuple[TaskData, list]:
@@ -71,102 +69,18 @@ def site_sizes(
   return np.asarray([sum(size(example) for example in site.train) for site in sites], np.float32)
 
 
-def plan_rounds(
-  sites: Sequence[SiteData],
-  sizes: np.ndarray,
-  *,
-  rounds: int,
-  local_steps: int,
-  local_epochs: int,
-  batch_size: int,
-  seed: int,
-  pooled: bool,
-  round_steps: int = 0,
-  cohorts: Sequence[Sequence[int]] | None = None,
-  shares: Mapping[str, float] | None = None,
-  only: int | None = None,
-) -> tuple[Plan, np.ndarray]:
-  """Plans the examples of every step of every round -> (plan, n_k f32[S], or f32[1] when pooled).
-
-  A site takes `local_steps` steps a round or, when that is 0, ceil(n / batch_size) *
-  local_epochs, added up over its tasks. It goes on in its epoch where it stopped in the last round
-  in which it was drawn. Pooled, one participant takes the very steps that the cohort would have
-  taken, shuffled: the same examples and the same number of steps as the federation.
-
-  Args:
-    sites: S of them.
-    sizes: f32[S] n_k, of `site_sizes`.
-    rounds: number of rounds.
-    local_steps, local_epochs: steps of a site in a round, see above.
-    batch_size: most examples of a step.
-    seed: of the orders of examples and tasks.
-    pooled: whether one participant takes the steps of all sites.
-    round_steps: steps of all sites of a round together, instead of the above; of two sites neither
-      takes more than one step more, and they take turns in that. 0 = as above.
-    cohorts: the sites of each round, the others take no step; None = all of them in every round.
-    shares: {task: its share of a site's steps}, relative to the site's other tasks; None = as many
-      as the task has in an epoch, so that every example comes as often as any other.
-    only: number of the one site whose notes are here and whose steps are planned; None = of all.
-
-  Raises:
-    InputError: no site is in any cohort.
-  """
-  cohorts = cohorts or [range(len(sites))] * rounds
-  plan, done = [], [0] * len(sites)
-  for number in range(rounds):
-    steps: list[tuple[Step, ...]] = [()] * len(sites)
-    for place, index in enumerate(cohorts[number]):
-      if only not in (None, index):
-        continue
-      site = sites[index]
-      epoch = [-(-len(part.train) // batch_size) for part in site.tasks]
-      count = local_steps or local_epochs * sum(epoch)
-      if round_steps:
-        # Of the cohort so many take one step more; the next round goes on with those after them.
-        count, more = divmod(round_steps, len(cohorts[number]))
-        count += (place - number * more) % len(cohorts[number]) < more
-      wanted = [shares[part.ask.task] for part in site.tasks] if shares else epoch
-      steps[index] = _site_round(
-        site, index, number, done[index], count, wanted, batch_size, seed)
-      done[index] += count
-    if pooled:
-      together = [step for own in steps for step in own]
-      order = np.random.default_rng((seed, number)).permutation(len(together))
-      steps = [tuple(together[i] for i in order)]
-    plan.append(tuple(steps))
-  if not any(own for steps in plan for own in steps):
-    raise InputError(
-      f'config.fed.cohort_size: no site is drawn in {rounds} rounds; raise it or take another seed')
-  return tuple(plan), sizes.sum(keepdims=True) if pooled else sizes
-
-
-def _site_round(
-  site: SiteData, index: int, number: int, done: int, count: int, wanted: Sequence[float],
-  batch_size: int, seed: int,
-) -> tuple[Step, ...]:
-  """The `count` steps of a site in round `number`, of its tasks in the proportion `wanted`.
-
-  Each task's steps go on after the `done` ones. The proportion holds within one step after
-  every round, since the number of steps so far is rounded and not that of the round. The order of
-  the tasks is a function of (seed, round, site), so that a site that stops early has taken some of
-  each.
-  """
-  upto = np.cumsum(wanted) / sum(wanted)
-  first, end = (
-    np.diff(np.floor(upto * n + 0.5).astype(int), prepend=0) for n in (done, done + count))
-  steps = [
-    iter(step_order.site_steps(
-      np.asarray([len(example.tokens) for example in part.train]), batch_size, seed, index,
-      first[task], end[task] - first[task], task))
-    for task, part in enumerate(site.tasks)]
-  order = np.random.default_rng((seed, number, index, 1)).permutation(
-    np.repeat(np.arange(len(site.tasks)), end - first))
-  return tuple(Step(index, int(task), next(steps[task])) for task in order)
-
-
 def _training_steps(sites: Sequence[SiteData], plan: Plan) -> list[tuple[TaskData, list]]:
   """The task and the examples of every step."""
   return [_step_examples(sites, step) for steps in plan for own in steps for step in own]
+
+
+def drawn_rounds(
+  sites: Sequence[SiteData], sizes: np.ndarray, batch_size: int, units: Units,
+  plan: Mapping[str, Any],
+) -> tuple[Plan, np.ndarray]:
+  """`plan_rounds` with steps that are drawn, of `batch_size` units on average."""
+  return plan_rounds(
+    sites, sizes, batch_size=batch_size, order=poisson(units, batch_size, plan['seed']), **plan)
 
 
 def all_steps(
@@ -180,7 +94,7 @@ def all_steps(
 
 def make_schedule(
   sites: Sequence[SiteData], sizes: np.ndarray, *, batch_size: int, loss_on: str, shapes: int,
-  micro_batch: int = 0, server: Sequence[SiteData] = (), **plan,
+  micro_batch: int = 0, server: Sequence[SiteData] = (), units: Units | None = None, **plan,
 ) -> Schedule:
   """Plans all steps of all rounds of a language model, and the shapes they are packed in.
 
@@ -191,9 +105,15 @@ def make_schedule(
     shapes: the most shapes of training steps, see `pack.smaller_shapes`.
     micro_batch: the most examples of a step that are computed at once; 0 = all.
     server: whose validation examples are the server's own.
+    units: of privacy, of which steps are drawn; there are no groups but these.
     plan: see `plan_rounds`.
   """
   sites, server = tuple(sites), tuple(server)
+  if units:
+    steps, weights = drawn_rounds(sites, sizes, batch_size, units, plan)
+    return Schedule(
+      sites, steps, weights, unit_rows(
+        sites, steps, server, units, batch_size, loss_on, shapes), batch_size, server, units)
   steps, weights = plan_rounds(sites, sizes, batch_size=batch_size, **plan)
   prefix = max(
     len(part.instruction) for site in (*sites, *server) for part in site.tasks) - 1
@@ -264,9 +184,14 @@ def slot_arrays(
 def _packed(schedule: Schedule, steps: Sequence[Step]) -> Any:
   """The steps of a participant as arrays [K, ...], K = schedule.most_steps, blank ones behind."""
   layout = schedule.layout
+
+  def arrays(step: Step) -> Any:
+    part, examples = _step_examples(schedule.sites, step)
+    return layout.pack(part, examples) if step.units is None else layout.pack_units(
+      part, examples, step.units)
+
   return pack.stack(
-    [layout.pack(*_step_examples(schedule.sites, step)) for step in steps]
-    + [layout.blank] * (schedule.most_steps - len(steps)))
+    [arrays(step) for step in steps] + [layout.blank] * (schedule.most_steps - len(steps)))
 
 
 def validation_arrays(

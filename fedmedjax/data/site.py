@@ -37,6 +37,7 @@ class TaskData(NamedTuple):
   watched: tuple[Example, ...] = ()  # of the held-out notes: a few to answer while training
   watched_tokens: tuple = ()         # their token sequences, as those of `test`
   shots: tuple[Example, ...] = ()    # solved ones that every prompt shows, see `shots.py`
+  units: tuple[str, ...] = ()        # the note or patient of each of `train`, where that was asked
 
 
 class SiteData(NamedTuple):
@@ -133,10 +134,9 @@ def read_site(
   validation_share: float = 0.0,
   validation_examples: int = 0,
   max_test: int = 0,
-  trains: bool = True,
-  tests: bool = True,
-  validates: bool = False,
-  show: Show | None = None,
+  trains: bool = True, tests: bool = True, validates: bool = False,
+  show: Show | None = None, planted: tuple[Document, ...] = (),
+  unit_of: Callable[[Example], str] | None = None,
 ) -> SiteData:
   """Splits notes into examples, holds out the validation set V by source, and encodes them.
 
@@ -157,6 +157,8 @@ def read_site(
     tests: False for a site that only trains.
     validates: True for notes of the server's own: all training notes are V, and none trains.
     show: draws what the prompts show; None = nothing.
+    planted: canaries of the first task, trained on besides; see `canaries.py`.
+    unit_of: (example) -> the unit of privacy that it is of; None = units are not looked for.
 
   Raises:
     InputError: the site annotates nothing of any task, or has no example to test on or, when it
@@ -176,7 +178,8 @@ def read_site(
   if show:
     forms, split = _showing(corpus.name, forms, split, show)
   for form in forms:
-    part = _read_task(form, split, validation_examples, rng, report)
+    part = _read_task(
+      form, split, validation_examples, rng, report, unit_of, planted * (form is forms[0]))
     if trains and not validates:
       _check_training(corpus.name, len(notes), len(held_out), part, {
         'max_train_notes': max_train_notes, 'max_train_sentences': max_train_sentences,
@@ -213,7 +216,8 @@ def _showing(
 
 
 def _read_task(
-  form: Form, split: Split, validation_examples: int, rng: np.random.Generator, report: Counter
+  form: Form, split: Split, validation_examples: int, rng: np.random.Generator, report: Counter,
+  unit_of: Callable[[Example], str] | None = None, planted: Sequence[Document] = (),
 ) -> TaskData:
   """One task of a site; adds counts of examples found, kept and dropped to `report`."""
 
@@ -239,14 +243,22 @@ def _read_task(
 
   solved, held_out = map(unseen, (
     examples(split.train, split.trained), examples(split.validation)))
-  train, validation = encoded(solved), encoded(held_out)
+  solved += [example for canary in planted for example in form.ask.find(canary)[0]]
+  units: list[str] = []
+  if unit_of is None:
+    train = encoded(solved)
+  else:  # one by one, since some are left out and others become several
+    rows = [encoded([example]) for example in solved]
+    train = [row for own in rows for row in own]
+    units = [unit_of(example) for example, own in zip(solved, rows, strict=True) for _ in own]
+  validation = encoded(held_out)
   watched = few(form.encode, held_out, validation_examples)
   chosen = np.sort(rng.permutation(len(validation))[:validation_examples])
   test = examples(split.test, split.tested)
   return TaskData(
     form.ask, form.instruction, tuple(train), tuple(validation[i] for i in chosen), tuple(test),
     tuple(form.encode_test(test)), tuple(solved), tuple(watched),
-    tuple(form.encode_test(watched)), form.shots)
+    tuple(form.encode_test(watched)), form.shots, tuple(units))
 
 
 def _annotated(corpus: SiteCorpus, forms: Sequence[Form], trains: bool) -> list[Form]:

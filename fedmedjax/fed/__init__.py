@@ -11,8 +11,9 @@ import importlib
 from types import ModuleType
 
 _MODULES = (
-  'aggregators', 'builders', 'compression', 'factors', 'gradient', 'ledger', 'local',
-  'participation', 'quarantine', 'ranks', 'round', 'rules', 'server', 'sharing', 'sites', 'types')
+  'aggregators', 'builders', 'compression', 'correlated_noise', 'factors', 'gauge', 'gradient',
+  'ledger', 'local', 'participation', 'privacy', 'private_losses', 'private_sums', 'quarantine',
+  'ranks', 'round', 'rules', 'server', 'sharing', 'sites', 'types')
 
 
 def __getattr__(name: str) -> ModuleType:

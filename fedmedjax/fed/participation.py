@@ -162,6 +162,22 @@ def poisson(num_sites: int, mean: int, seed: int) -> Sampler:
   return Sampler(size, np.full(num_sites, chance), draw)
 
 
+def cyclic(num_sites: int, cohort_size: int, seed: int) -> Sampler:
+  """i32[C]: the sites in turn, in an order that is drawn once.
+
+  From one participation of a site to its next there are floor(S / C) rounds or more: the
+  b-min-separation that banded noise is made for, Choquette-Choo et al., "(Amplified) Banded Matrix
+  Factorization", NeurIPS 2023, arXiv:2306.08153.
+  """
+  order = _rng(seed, 'turns').permutation(num_sites)
+
+  def draw(number):
+    places = (number * cohort_size + np.arange(cohort_size)) % num_sites
+    return _cohort(order[places], cohort_size, num_sites)
+
+  return Sampler(cohort_size, np.full(num_sites, cohort_size / num_sites), draw)
+
+
 def _cohort(chosen: np.ndarray, size: int, num_sites: int) -> Cohort:
   """The chosen sites in ascending order, then `size` - chosen other sites as padding."""
   others = np.setdiff1d(np.arange(num_sites), chosen)[:size - len(chosen)]
@@ -258,4 +274,5 @@ SAMPLERS: dict[str, Callable[[np.ndarray, int, int], Sampler]] = {
   'uniform': lambda sizes, count, seed: uniform(len(sizes), count, seed),
   'size': by_size,
   'poisson': lambda sizes, count, seed: poisson(len(sizes), count, seed),
+  'cyclic': lambda sizes, count, seed: cyclic(len(sizes), count, seed),
 }

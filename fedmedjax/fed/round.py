@@ -9,12 +9,13 @@ import optax
 
 from fedmedjax import tree
 from fedmedjax.fed.aggregation import aggregation_program
-from fedmedjax.fed.aggregators.conventions import completed
+from fedmedjax.fed.aggregators.conventions import completed, names_argument
 from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
 from fedmedjax.fed.factors import join, write_columns
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.local import OnStep, ShapeBucket, local_training, sgd
+from fedmedjax.fed.private_losses import LossQuery
 from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.rules import plain
@@ -53,21 +54,19 @@ def federated_algorithm(
   loss_fn: LossFn,
   num_sites: int,
   *,
-  gradient: Callable[[LossFn], GradientFn] = mean_gradient,
-  optimizer: LocalOptimizer = _SGD,
-  rule: LocalRule = _PLAIN,
+  gradient: Callable[..., GradientFn] = mean_gradient,
+  optimizer: LocalOptimizer = _SGD, rule: LocalRule = _PLAIN,
   sharing: Sharing = _EVERYTHING,
   ranks: Ranks = _ONE_RANK,
   compression: optax.GradientTransformation = _AS_IT_IS,
   aggregator: Aggregator = _SIZE_MEAN,
   server_optimizer: optax.GradientTransformation = _ADD,
   map_sites: SiteMap = _ALL_AT_ONCE,
-  explosion: float = 0.0,
+  explosion: float = 0.0, quarantine: bool = True, loss_query: LossQuery | None = None,
   place: Callable[[FedState], FedState] = lambda state: state,
   told: Callable[[RoundMetrics], RoundMetrics] = lambda metrics: metrics,
   by_rows: ByRows = _AS_THEY_ARE,
-  on_step: OnStep | None = None,
-  shape_buckets: Sequence[ShapeBucket] = (),
+  on_step: OnStep | None = None, shape_buckets: Sequence[ShapeBucket] = (),
 ) -> FederatedAlgorithm:
   """Composes the parts into init and one jitted round; left to themselves they are FedAvg.
 
@@ -83,7 +82,8 @@ def federated_algorithm(
   Args:
     loss_fn: (adapter [*p], base, batch) -> (sum of nats f32[], sum of weights f32[]).
     num_sites: S, of which each round's cohort is a part.
-    gradient: makes that of loss_fn as a site sees it: at its own scale, with what was folded.
+    gradient: makes that of loss_fn as a site sees it: at its own scale, with what was folded; if
+      it names `keep`, see `local_training`.
     optimizer: of the local steps; plain steps of rate 0.1 by default.
     rule, sharing, ranks, aggregator: values of `fed/types.py`.
     compression: of a site's update [*p]; may take `key`, which differs by round and site.
@@ -92,12 +92,14 @@ def federated_algorithm(
     map_sites, place, by_rows: lay sites, state and what is sent on devices, see `fed/sites.py`.
     told: where the metrics, f32[C] and the like, are kept.
     explosion: see `sound_sites`; sites that share nothing are no measure of each other.
+    quarantine: False = a site that is not sound counts, as zeros. loss_query: of private losses.
   """
   training = partial(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
   one_site = site_program(loss_fn, gradient, training, rule, sharing, ranks, compression)
   server_step = server_program(rule, sharing, server_optimizer)
-  aggregated = aggregation_program(loss_fn, aggregator, sharing, ranks, map_sites, num_sites)
+  aggregated = aggregation_program(
+    loss_fn, aggregator, sharing, ranks, map_sites, num_sites, loss_query)
   init = init_program(
     rule, sharing, compression, completed(aggregator), server_optimizer, num_sites)
 
@@ -106,14 +108,13 @@ def federated_algorithm(
     before = jax.tree.map(lambda x: x[cohort], state.sites)
     sent, after, ctrl_delta, losses, local_norm, _ = _trained(
       map_sites, one_site(state, base, key), data, cohort, before, by_rows)
-    bound = explosion if sends(sharing, state.adapter) else 0.0
     sound = sound_sites(
       local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
-      explosion=bound)
+      explosion=explosion if sends(sharing, state.adapter) else 0.0)
     sent = tree.where(sound, sent, jax.tree.map(jnp.zeros_like, sent))
-    local = jax.tree.map(
-      jnp.add, jax.vmap(partial(ranks.mask, state.adapter))(cohort), sent)
-    aggregate = aggregated(state, base, data, cohort, before, sent, local, sound, val, key)
+    local = jax.tree.map(jnp.add, jax.vmap(partial(ranks.mask, state.adapter))(cohort), sent)
+    aggregate = aggregated(
+      state, base, data, cohort, before, sent, local, sound | (not quarantine), val, key)
     useful = (aggregate.weights > 0).any()
     sites = _scatter(state.sites, tree.where(sound & useful, after, before), cohort)
     # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
@@ -202,7 +203,8 @@ def site_program(
         return ranks.mask(
           tree.select(values, lambda path: sharing.trained(path, state.round)), site)
 
-      return local(gradient(loss), rule=rule, shared=sharing.shared, keep=keep)
+      made = gradient(loss, keep=keep) if names_argument(gradient, 'keep') else gradient(loss)
+      return local(made, rule=rule, shared=sharing.shared, keep=keep)
 
     def keys(site):
       return jax.random.split(jax.random.fold_in(key, site))

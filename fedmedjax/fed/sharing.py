@@ -29,7 +29,9 @@ def only_b(paths: list[str]) -> Sharing:
 
   Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024,
   arXiv:2403.12313. All sites have the same A, so the mean of the products is the product of the
-  means. The paper writes B A for the transpose of our A B; its A is ours.
+  means. And noise that hides a site, added to B alone, is noise of the same kind on the product:
+  with A and B both noised it would be multiplied with itself, see `aggregators/private_mean.py`.
+  The paper writes B A for the transpose of our A B; its A is ours.
 
   Args:
     paths: of all leaves of the adapter.

@@ -23,7 +23,12 @@ def label_nats(logits: Array, batch: LabelBatch) -> tuple[Array, Array]:
   Returns:
     (sum of nats f32[], sum of label weights f32[]).
   """
+  return row_nats(logits, batch).sum(), batch.weight.sum()
+
+
+def row_nats(logits: Array, batch: LabelBatch) -> Array:
+  """Summed loss of each row f32[B], of logits f32[B, T, Y]; see `label_nats`."""
   log_p = jax.nn.log_softmax(logits)
   chosen = jnp.take_along_axis(log_p, batch.labels[..., None], axis=-1)[..., 0]
   # Padding has label 0, which is allowed everywhere: 0 * -inf cannot occur.
-  return -jnp.sum(chosen * batch.weight), batch.weight.sum()
+  return -jnp.sum(chosen * batch.weight, axis=-1)

@@ -120,6 +120,20 @@ def packed_choices(model: Llama, adapter: dict, base: dict, batch: Batch):
     places, batch_size=_CHOICES_AT_ONCE).astype(jnp.int32)
 
 
+def packed_nats(model: Llama, adapter: dict, base: dict, batch: Batch, *, head_parts: int = 1):
+  """The loss of each supervised target of a packed step by itself, f32[M], at padding too.
+
+  Args:
+    model, adapter, base, head_parts: see `packed_loss`.
+    batch: M supervised targets in rows i32[R, N]; what stands at padding means nothing.
+  """
+  _, places = _hidden(model, adapter, base, batch)
+  nats, _ = _over_vocabulary(
+    HEAD_BLOCK, head_parts, model.config.logit_cap, model.fetch, places, head_weight(base),
+    batch.targets, False)
+  return nats
+
+
 def _over_vocabulary(
   most: int, parts: int, cap: float, fetch: Fetch, hidden, head, targets, gradient: bool):
   """hidden [Q, D], targets i32[Q] -> (nats [Q], their gradient for hidden [Q, D] or None).

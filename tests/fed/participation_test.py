@@ -22,6 +22,7 @@ from fedmedjax.fed.participation import (
   Fleet,
   Sampler,
   by_size,
+  cyclic,
   last_taken,
   lognormal_fleet,
   poisson,
@@ -165,6 +166,14 @@ def test_poisson_cohorts_vary_about_their_mean_and_fit():
   assert counts.max() < sampler.size < 150
   assert poisson(1, 1, 0).size == 1
   assert all(len(set(cohort.sites.tolist())) == sampler.size for cohort in drawn[:50])
+
+
+def test_sites_in_turn_are_as_far_apart_as_they_can_be():
+  """7 sites, 3 a round: each comes in 3 of 7 rounds, 2 rounds or more after its last one."""
+  sampler = cyclic(7, 3, 1)
+  turns = {site: [number for number in range(21) if site in sampler.draw(number).sites]
+           for site in range(7)}
+  assert all(len(own) == 9 and min(np.diff(own)) == 2 for own in turns.values())
 
 
 def test_a_draw_is_a_function_of_seed_and_round():

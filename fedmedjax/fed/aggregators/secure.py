@@ -19,6 +19,8 @@ is abandoned. All sites are simulated in one process that knows every update: th
 training losses and `local_norm` are in the headers that sites send in the clear.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -72,7 +74,22 @@ def messages(updates: Tree, weights: Array, step: Array, key: Array) -> Tree:
     step: f32[], see `fixed_point_step`.
     key: the round's PRNG key; the pairs' keys s_uv are derived from it.
   """
-  after, before = neighbours(weights > 0, key)
+  def fixed(weight, update):
+    return jax.tree.map(lambda x: jnp.round(weight * x / step).astype(jnp.int32), update)
+
+  return masked(fixed, (weights, updates), weights > 0, key)
+
+
+def masked(numbers: Callable[..., Tree], inputs: tuple, sends: Array, key: Array) -> Tree:
+  """Numbers of each site modulo 2^32 with the masks that it shares, u32[C, *p].
+
+  Args:
+    numbers: (inputs of a site) -> i32[*p].
+    inputs: leaves [C, ...].
+    sends: bool[C]; the message of a site that does not send is zeros.
+    key: the round's PRNG key; the pairs' keys s_uv are derived from it.
+  """
+  after, before = neighbours(sends, key)
 
   def add_masks(site, after, before, update):
     def mask(adding_site, subtracting_site, distance):
@@ -90,17 +107,15 @@ def messages(updates: Tree, weights: Array, step: Array, key: Array) -> Tree:
 
     return jax.lax.fori_loop(0, len(after), body, update)
 
-  def masked_message(inputs):
-    site, weight, after, before, update = inputs
+  def masked_message(one):
+    site, there, after, before, own = one
     fixed = jax.tree.map(
-      lambda x: jax.lax.bitcast_convert_type(
-        jnp.round(weight * x / step).astype(jnp.int32), jnp.uint32), update)
-    masked = add_masks(site, after, before, fixed)
-    return jax.tree.map(lambda x: jnp.where(weight > 0, x, jnp.uint32(0)), masked)
+      lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32), numbers(*own))
+    hidden = add_masks(site, after, before, fixed)
+    return jax.tree.map(lambda x: jnp.where(there, x, jnp.uint32(0)), hidden)
 
   # One site after the other, because a mask takes as much memory as an update.
-  return jax.lax.map(
-    masked_message, (jnp.arange(len(weights)), weights, after, before, updates))
+  return jax.lax.map(masked_message, (jnp.arange(len(sends)), sends, after, before, inputs))
 
 
 def neighbours(sends: Array, key: Array) -> tuple[Array, Array]:
