@@ -36,6 +36,7 @@ setup(
     'fedmedjax-compare = fedmedjax.compare.__main__:main',
     'fedmedjax-predict = fedmedjax.predict.__main__:main',
     'fedmedjax-describe = fedmedjax.describe:main',
+    'fedmedjax-audit = fedmedjax.audit.__main__:main',
   ]},
   package_data={'fedmedjax': ['**/*.toml', '*/templates/*']},
   # Lower bounds are what scripts/lowest.sh installs and tests; there are no upper ones.
@@ -56,6 +57,8 @@ setup(
     'rouge': ['rouge-score>=0.1.2'],
     # Sites and server of a study between hospitals over Flower: docs/deployment.md.
     'deploy': ['flwr>=1.42'],
+    # Runs with config.privacy.unit: accountants, and matrices of correlated noise.
+    'privacy': ['dp-accounting>=0.6.0', 'jax-privacy>=2.0.0'],
     # Peers of scripts/bench_*.py.
     'bench': ['peft', 'torch', 'flwr[simulation]>=1.42'],
     # Oracles of the tests; the package never imports torch. This build of it is CPU only on
@@ -65,6 +68,7 @@ setup(
       'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'torch==2.13.0', 'peft', 'qwix',
       'flwr[simulation]>=1.42', 'openai>=2', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate',
       'nbclient', 'ipykernel',
-      'datasets>=4', 'dkpro-cassis>=0.12', 'rouge-score>=0.1.2', 'tensorboardX'],
+      'datasets>=4', 'dkpro-cassis>=0.12', 'rouge-score>=0.1.2', 'tensorboardX',
+      'dp-accounting>=0.6.0', 'jax-privacy>=2.0.0'],
   },
 )

@@ -2,6 +2,7 @@
 
     python scripts/chaos.py --kills=100 --out=chaos.json
     python scripts/chaos.py --processes=2 --kills=20 --out=chaos.json
+    python scripts/chaos.py --private --kills=20 --out=chaos.json
 
 Each trial is a run of its own that is disturbed once, in one of the ways of `DISTURBANCES`, and
 then resumed by the same command until it is finished. Its adapter, ledger, predictions, metrics
@@ -65,6 +66,10 @@ SETTINGS = (
   'data.max_train_notes=3', 'data.max_length=256', 'lora.rank=2', 'lora.targets=("q_proj",)',
   'eval.max_examples=1', 'eval.zero_shot=False', 'eval.bootstrap_samples=2',
   'eval.max_new_ratio=0.01', 'eval.batch_size=1', 'log.steps=False', 'checkpoint.keep_best=1')
+# The same under a privacy budget that ends before the rounds do; without what is refused then.
+PRIVATE = (
+  'fed.loss_power=0.0', 'fed.ema=0.0', 'fed.error_feedback=False', 'checkpoint.keep_best=0',
+  'privacy.unit=example', 'privacy.epsilon=0.97', 'privacy.delta=0.001', 'privacy.noise=0.8')
 
 
 def make_model(folder: Path) -> None:
@@ -98,6 +103,7 @@ class Place(NamedTuple):
   workdir: Path
   log: tuple[int, int]
   processes: int = 1
+  settings: tuple[str, ...] = SETTINGS
 
 
 def said(place: Place) -> str:
@@ -128,7 +134,7 @@ def start(place: Place, file_limit: int | None = None, flags: Sequence[str] = ()
     status = program.main([
       'fedmedjax', '--config=configs/quickstart.py', f'--workdir={place.workdir}',
       f'--config.model.path={place.model}', f'--config.data.folders=({site},)',
-      *(f'--config.{entry}' for entry in SETTINGS), *flags])
+      *(f'--config.{entry}' for entry in place.settings), *flags])
     sys.stdout.flush()
   except BaseException:
     traceback.print_exc()
@@ -364,6 +370,7 @@ def main() -> int:
   parser.add_argument('--out', type=Path, required=True)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--processes', type=int, default=1)
+  parser.add_argument('--private', action='store_true')
   options = parser.parse_args()
   rng = random.Random(options.seed)
   with tempfile.TemporaryDirectory() as folder:
@@ -376,7 +383,8 @@ def main() -> int:
     load_tokenizer(root / 'model')  # imports much, which the children then need not
     log = os.pipe()
     os.set_blocking(log[0], False)
-    whole = Place(root / 'model', root / 'notes', root / 'whole', log, options.processes)
+    whole = Place(root / 'model', root / 'notes', root / 'whole', log, options.processes, (
+      *SETTINGS, *(PRIVATE if options.private else ())))
     fault = resume(whole)  # fills the compilation cache
     if fault:
       print(f'{fault}:\n{said(whole)}', file=sys.stderr)

@@ -16,6 +16,7 @@ from imports_test import FLOORS
 
 import fedmedjax
 from fedmedjax import describe, main
+from fedmedjax.audit import __main__ as audit
 from fedmedjax.compare import __main__ as compare
 from fedmedjax.compare import scenarios
 from fedmedjax.deploy import app, server, site
@@ -105,9 +106,10 @@ def commands(page: str) -> list[list[str]]:
 PROGRAMS = {
   'fedmedjax.main': main, 'fedmedjax': main, 'fedmedjax.compare': compare,
   'fedmedjax-compare': compare, 'fedmedjax.predict': predict, 'fedmedjax-predict': predict,
-  'fedmedjax.describe': describe, 'fedmedjax-describe': describe, 'fedmedjax.deploy.app': app,
+  'fedmedjax.describe': describe, 'fedmedjax-describe': describe, 'fedmedjax.audit': audit,
+  'fedmedjax-audit': audit, 'fedmedjax.deploy.app': app,
   'fedmedjax.deploy.site': site, 'fedmedjax.deploy.server': server}
-_NEEDED = {predict: ('adapter', 'input', 'output')}
+_NEEDED = {predict: ('adapter', 'input', 'output'), audit: ('workdir',)}
 
 
 def check_command(words: list[str]) -> None:
@@ -297,7 +299,7 @@ def test_a_key_that_the_page_lacks_or_invents_is_noticed(change, found):
   page = PAGES['docs/files.md']
   always, some = documented('metrics.jsonl', page)
   assert page.count(change[0]) == 1 and some == {
-    'skipped', 'rising', 'validation_f1', 'validation_f1_sites'}
+    'skipped', 'privacy', 'rising', 'validation_f1', 'validation_f1_sites'}
   assert differences('metrics.jsonl', always, page.replace(*change)) == found
 
 

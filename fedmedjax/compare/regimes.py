@@ -18,6 +18,7 @@ from fedmedjax.experiment import matmul
 from fedmedjax.experiment.build import load_data, options
 from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.notes import load_corpora
+from fedmedjax.experiment.privacy import is_done
 from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.experiment.types import Data
 from fedmedjax.report.measures import asks_text
@@ -166,7 +167,8 @@ def _carry_out(part: Part, base, reporter: Reporter) -> tuple:
 def _finished(row: Row) -> bool:
   """Whether the run has only to be shown again. Runs of an endpoint may have questions left."""
   summary = files.check_workdir(row.folder, row.settings, row.harmless)
-  return row.run is run and bool(summary) and summary['rounds'] == options(row.config).rounds
+  return row.run is run and bool(summary) and is_done(
+    summary, options(row.config).rounds)
 
 
 def _report(

@@ -10,15 +10,17 @@ from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.site import SiteData
 from fedmedjax.eval.text_metrics import TextMetrics
-from fedmedjax.experiment import communication, meshes, methods
+from fedmedjax.experiment import communication, meshes, methods, private_sites
 from fedmedjax.experiment.bert import bert_parts, classifier_sizes, load_bert_data
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.contracts import check_own_parts
 from fedmedjax.experiment.execution import Execution, executions, sites_at_once
 from fedmedjax.experiment.lora import load_lora_data, lora_parts, lora_sizes
-from fedmedjax.experiment.methods import Own
+from fedmedjax.experiment.methods import Own, Values
 from fedmedjax.experiment.notes import load_corpora, watched_sites
 from fedmedjax.experiment.own_parts import METRIC, OWN_KEYS, is_own, own_parts
+from fedmedjax.experiment.privacy import make_ledger
+from fedmedjax.experiment.private_training import gradient_maker, planning_units
 from fedmedjax.experiment.reading import reading_of
 from fedmedjax.experiment.refusals import check_method
 from fedmedjax.experiment.tagger import load_tagger_data, tagger_parts
@@ -100,11 +102,7 @@ def prepare(
   """
   fed, values = config.fed, leaves(config.to_dict())
   own, watched, here = own_parts(values, own), _watched(config, data), data.reading.here
-  # While training, the first metric alone is computed, of held-out rows.
-  first_is_own = not config.eval.metrics
-  judged_by = judged_by or known_to_all(data.reading.processes, text_metrics(values, own, [
-    site for site in (*data.tested, *data.external, *(watched if first_is_own else ()))
-    if here(site)]))
+  judged_by = judged_by or _text_metrics(values, own, data, watched)
   kind, parts = LEARNERS[fed.learner], methods.method(values, own)
   sizes = kind.sizes(config, data)
   sampler = communication.site_sampler(config, sizes)
@@ -112,9 +110,13 @@ def prepare(
     config, data, sizes, rounds=fed.rounds, local_steps=fed.local_steps,
     local_epochs=fed.local_epochs, round_steps=fed.round_steps, batch_size=fed.batch_size,
     micro_batch=fed.micro_batch, seed=config.seed, pooled=fed.pooled,
-    cohorts=communication.cohorts(sampler, fed.rounds))
+    cohorts=communication.cohorts(sampler, fed.rounds), **planning_units(values))
+  parts, private, effective = private_sites.with_noise(
+    values, parts, sizes, schedule, trainable.adapter)
+  protected = private_sites.round_parts(values) | gradient_maker(private, schedule)
   layout, ranks = meshes.round_layout(config), methods.ranks(values)
-  validation = _validation(config, schedule, layout.spread, here)
+  validation = _validation(
+    config, private_sites.asked_one_by_one(values, schedule), layout.spread, here)
   trainable = trainable._replace(adapter=meshes.anywhere(layout.spread, trainable.adapter))
   sharing = methods.sharing(values, own, tree.paths(trainable.adapter))
   if own:
@@ -136,9 +138,9 @@ def prepare(
       rule=parts.rule, sharing=sharing, ranks=ranks,
       compression=communication.sender(fed), aggregator=parts.aggregator,
       server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
-      explosion=fed.explosion, place=layout.place, told=layout.told, by_rows=layout.by_rows,
+      place=layout.place, told=layout.told, by_rows=layout.by_rows,
       on_step=on_step if config.log.steps else None,
-      shape_buckets=schedule.layout.shape_buckets if alone else ())
+      shape_buckets=schedule.layout.shape_buckets if alone else (), **protected)
 
   order = executions(
     fed.chunk, config.model.remat, plan.sampler.size, jax.default_backend() == 'cpu',
@@ -150,7 +152,18 @@ def prepare(
     partial(_with_micro_batch, config, data, on_step, own, judged_by), own, watched, judged_by,
     layout.spread, 0 if layout.spread is None else slots_needed(
       [plan.sampler.draw(number).sites for number in range(fed.rounds)],
-      len(schedule.weights), layout.groups))
+      len(schedule.weights), layout.groups), make_ledger(
+        values, private, schedule, parts, effective))
+
+
+def _text_metrics(
+  values: Values, own: Own, data: Data, watched: tuple[SiteData, ...]
+) -> TextMetrics:
+  """What texts are judged by, tried on those of the sites that are here."""
+  # While training, the first metric alone is computed, of held-out rows.
+  sites = (*data.tested, *data.external, *(() if values['eval.metrics'] else watched))
+  return known_to_all(
+    data.reading.processes, text_metrics(values, own, [*filter(data.reading.here, sites)]))
 
 
 def _validation(

@@ -138,7 +138,7 @@ def _config_help() -> str:
     *keys, '',
     'such as --config.fed.rounds=5 --config.data.tasks="(\'ner\',\'re\')". Every key and preset is',
     'explained in fedmedjax/experiment: defaults.py, eval_defaults.py, federation_defaults.py,',
-    'presets.py.'])
+    'privacy_defaults.py, presets.py.'])
 
 
 def _one_line(error: Exception) -> str:

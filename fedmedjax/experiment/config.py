@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from fedmedjax.data import partition, text_task
 from fedmedjax.data.pack import LOSS_ON
 from fedmedjax.data.tasks import STYLES
-from fedmedjax.experiment import text_scores
+from fedmedjax.experiment import privacy_checks, text_scores
 from fedmedjax.experiment.checks import (
   BELOW_ONE,
   BOOLEAN,
@@ -31,6 +31,7 @@ from fedmedjax.experiment.methods import needs_validation, num_sites
 from fedmedjax.experiment.own_parts import OwnPart, is_own, own_parts
 from fedmedjax.experiment.own_schema import checked_schema
 from fedmedjax.experiment.partitions import PARTITION, check_partition
+from fedmedjax.experiment.privacy_refusals import check_privacy
 from fedmedjax.experiment.refusals import check_method
 from fedmedjax.experiment.stored import check_stored
 from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
@@ -125,7 +126,7 @@ CHECKS = {
   'optim.sgd_learning_rate': POSITIVE,
   'optim.learning_rate': POSITIVE, 'optim.b1': BELOW_ONE, 'optim.b2': BELOW_ONE,
   'optim.eps': POSITIVE, 'optim.weight_decay': NOT_NEGATIVE,
-  'optim.clip_norm': NOT_NEGATIVE, 'optim.warmup_share': BELOW_ONE,
+  'optim.clip_norm': NOT_NEGATIVE, 'optim.warmup_share': BELOW_ONE, **privacy_checks.CHECKS,
   'eval.zero_shot': BOOLEAN, 'eval.max_zero_shot': integer(0), 'eval.max_examples': integer(0),
   'eval.max_external': integer(0), 'eval.batch_size': integer(1),
   'eval.max_new_ratio': number(lambda v: 0 < v <= 1000, 'a number in (0, 1000]'),
@@ -185,7 +186,9 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
   _check_tasks(values)
   text_scores.check_metrics(values)
   _check_participation(values)
-  check_method(values, own_parts(values, given))
+  own = own_parts(values, given)
+  check_method(values, own)
+  check_privacy(values, own)
 
 
 def _check_learner(values: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fedmedjax.experiment import eval_defaults, federation_defaults
+from fedmedjax.experiment import eval_defaults, federation_defaults, privacy_defaults
 from fedmedjax.experiment.presets import METHOD_DEFAULTS, PRESETS, apply_preset
 
 __all__ = ['METHOD_DEFAULTS', 'PRESETS', 'apply_preset', 'get_config']
@@ -34,6 +34,7 @@ def get_config(preset: str | Mapping[str, Any] = 'fed_medlora_plus') -> ConfigDi
     section(config.fed)
   config.simulation = federation_defaults.simulation()
   config.optim = federation_defaults.optim()
+  config.privacy = privacy_defaults.privacy()
   config.eval = eval_defaults.evaluation()
   config.api = eval_defaults.endpoints()
   config.log = _log()

@@ -112,7 +112,8 @@ def participation(fed: ConfigDict) -> None:
   """Who takes part, what is sent, and which sites are left out."""
   # Sites C drawn each round (on average, for 'poisson'); 0 = all.
   fed.cohort_size = 0
-  # How: 'uniform', 'size' (by n_k, then weighed to undo it) or 'poisson' (each site on its own).
+  # How: 'uniform', 'size' (by n_k, then weighed to undo it), 'poisson' (each site on its own) or
+  # 'cyclic' (in turn).
   fed.sampler = 'uniform'
   # Updates are scaled down to this norm before they are sent; 0 = not clipped.
   fed.clip_update = 0.0
@@ -128,7 +129,8 @@ def participation(fed: ConfigDict) -> None:
   # al., CCS 2017; what is simulated of it: docs/communication.md.
   fed.secure_aggregation = False
   # A site whose update per step is longer than so many medians of the cohort is left out of the
-  # round, as one that is not finite always is; >= 2, or 0 = none is too long.
+  # round, as one that is not finite always is; >= 2, or 0 = none is too long, and so where
+  # sites are the units of privacy: what one site sends must not decide about another.
   fed.explosion = 100.0
   # Rounds in a row with no usable site after which the run stops; the adapter stays as it was.
   fed.max_bad_rounds = 3

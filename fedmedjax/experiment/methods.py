@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from fedmedjax.data.private_steps import UNITS
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
-from fedmedjax.fed.aggregators import AGGREGATORS
+from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
+from fedmedjax.fed.aggregators.private_mean import SumFn, private_mean
 from fedmedjax.fed.builders import build
 from fedmedjax.fed.local import adamw, sgd
+from fedmedjax.fed.privacy import Private
 from fedmedjax.fed.ranks import mixed_ranks, same_ranks
 from fedmedjax.fed.rules import RULES
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
@@ -52,7 +55,7 @@ def method(values: Values, own: Own) -> Method:
   """
   hyper = hyper_parameters(values)
   return Method(
-    _built('fed.aggregator', AGGREGATORS, values, own, hyper, Aggregator),
+    _aggregator(values, own, hyper),
     _built('fed.rule', RULES, values, own, hyper | {
       'strength': values['fed.rule_strength'], 'rate': values[rate_key(values)]},
       LocalRule),
@@ -60,6 +63,28 @@ def method(values: Values, own: Own) -> Method:
       'learning_rate': values['fed.server_learning_rate'],
       'momentum': values['fed.server_momentum'], 'b2': values['fed.server_b2'],
       'tau': values['fed.server_tau']}, optax.GradientTransformation))
+
+
+def _aggregator(values: Values, own: Own, hyper: dict[str, Any]) -> Aggregator:
+  """config.fed.aggregator, or where sites are protected their mean with noise yet to be planned."""
+  if not protects_sites(values) or 'fed.aggregator' in own:
+    return _built('fed.aggregator', AGGREGATORS, values, own, hyper, Aggregator)
+  return site_mean(values, Private(
+    values['privacy.clip'], values['privacy.noise'] or 1.0, float(cohort_size(values)),
+    values['privacy.clipping']))
+
+
+def protects_sites(values: Values) -> bool:
+  """Whether the unit of privacy is a site."""
+  return values['privacy.unit'] == 'site' and values['fed.train']
+
+
+def site_mean(values: Values, private: Private, total: SumFn | None = None) -> Aggregator:
+  """The noised mean over sites; `total`: see `private_mean`."""
+  return private_mean(
+    private, size_power=values['fed.size_power'], size_cap=values['privacy.size_cap'],
+    loss_power=values['fed.loss_power'], temperature=values['fed.temperature'],
+    floor=values['fed.floor'], signal=SIGNALS[values['fed.signal']], total=total)
 
 
 def hyper_parameters(values: Values) -> dict[str, Any]:
@@ -156,7 +181,9 @@ def local_optimizer(values: Values) -> LocalOptimizer:
     return sgd(rate)
   return adamw(
     rate, b1=values['optim.b1'], b2=values['optim.b2'], eps=values['optim.eps'],
-    weight_decay=values['optim.weight_decay'], clip_norm=values['optim.clip_norm'],
+    weight_decay=values['optim.weight_decay'],
+    # A private gradient is clipped unit by unit, and is mostly noise where it is long.
+    clip_norm=0.0 if values['privacy.unit'] in UNITS else values['optim.clip_norm'],
     warmup_share=values['optim.warmup_share'])
 
 
@@ -166,7 +193,9 @@ def harmless_keys(values: Values, own: Own | None = None) -> tuple[str, ...]:
   Aggregators that add to the base lay out the room for it once, for all rounds: their number of
   rounds is fixed.
   """
-  fixed = ('fed.rounds',) if adds_to_base(values, own) else ()
+  # So is that of noise which is correlated over all of them.
+  planned = protects_sites(values) and values['privacy.mechanism'] == 'banded'
+  fixed = ('fed.rounds',) if planned or adds_to_base(values, own) else ()
   return tuple(key for key in HARMLESS if key not in fixed)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from fedmedjax.data.canaries import Canary, draw_canaries, notes_of
 from fedmedjax.data.damage import Damage
 from fedmedjax.data.formats.corpora import (
   CORPORA,
@@ -29,8 +30,12 @@ from fedmedjax.data.shots import shots_of, tested_texts
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.statistics import lacking
 from fedmedjax.data.synthetic.cohorts import COHORTS, generate_cohort
+from fedmedjax.data.text_task import TEXT
+from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
 from fedmedjax.experiment.own_schema import study_schema
+from fedmedjax.experiment.privacy_checks import SITE
+from fedmedjax.experiment.private_training import reading_units
 from fedmedjax.experiment.reading import Reading, check_read_alike, known_corpora, known_sites
 from fedmedjax.experiment.types import Data
 from fedmedjax.fed.builders import build
@@ -188,7 +193,7 @@ def encode_sites(
       reporter.say_unwrapped(f'{corpus.name}: the schema lacks, and reading left out: {left_out}')
   training = partial(
     encode, max_test=scored.max_examples, seed=data_seed(config),
-    validation_share=data.validation_share,
+    validation_share=data.validation_share, **reading_units(leaves(config.to_dict())),
     # With a V of the server's own sites keep all their notes to train on.
     validation_examples=0 if corpora.server else data.validation_examples)
   counts = map(len, (corpora.sites, corpora.external, corpora.parts, corpora.server))
@@ -204,7 +209,7 @@ def encode_sites(
 
     def encoded(
       notes: list[SiteCorpus], how: Callable[..., SiteData], owners: Sequence[int], what: str,
-      limits: Sequence[dict[str, int]] = ()
+      limits: Sequence[dict[str, Any]] = ()
     ) -> tuple[SiteData, ...]:
       found = []
       for number, (corpus, limit) in enumerate(
@@ -214,7 +219,10 @@ def encode_sites(
         advance()
       return known_sites(reading, what, notes, found)
 
-    limits = _limits(config, len(corpora.parts or corpora.sites))
+    trained = corpora.parts or corpora.sites
+    canaries = planted_canaries(config, trained)
+    limits = [limit | ({'planted': planted} if planted else {}) for limit, planted in zip(
+      _limits(config, len(trained)), notes_of(canaries, trained), strict=True)]
     own = partial(training, **showing())
     parts = encoded(
       corpora.parts, partial(own, tests=False), reading.trained, 'sites', limits) if (
@@ -242,6 +250,25 @@ def _named(reading: Reading, *sites: Sequence[SiteData]) -> Reading:
   return reading._replace(names=frozenset(
     site.name for kind, own in zip(sites, owners, strict=True)
     for site, owner in zip(kind, own, strict=True) if owner == reading.processes.index))
+
+
+def planted_canaries(config: ConfigDict, sites: Sequence[SiteCorpus | SiteData]) -> list[Canary]:
+  """The canaries of config.privacy.canaries, those that are left out, too; of sites that train.
+
+  Raises:
+    InputError: they would be planted where only modifiers of given entities are asked for.
+  """
+  count = config.privacy.canaries
+  if not count or config.privacy.unit == SITE or not config.fed.train:
+    return []
+  if config.data.tasks == ('re',) or 're' in config.data.site_tasks or (
+      config.fed.learner == 'bert'):
+    raise InputError(
+      f'config.privacy.canaries={count}: canaries are entities or rows of their own, and a site '
+      "has neither with task 're' alone, nor is a BERT audited; use 0")
+  return draw_canaries(
+    [(site.name, site.types) for site in sites], count, config.seed,
+    rows=config.data.tasks == (TEXT,))
 
 
 def _limits(config: ConfigDict, sites: int) -> list[dict[str, int]]:

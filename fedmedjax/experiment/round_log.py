@@ -167,6 +167,8 @@ def round_sentence(line: dict, rounds: int, signal: str = '') -> str:
   if line.get('skipped'):
     why = 'has a finite loss and update' if line.get('quarantined') else 'sent anything'
     return f'{head}: skipped, none of its {len(line["sites"])} sites {why}'
+  if 'privacy' in line:
+    return f'{head}: {len(line["sites"])} sites, {line["local_steps"]} steps, losses stay there'
   form = _SIGNALS.get(signal)
   parts = [
     f'{name} sent nothing' if loss is None else f'{name} {loss:.3f} (weight {weight:.2f}' + (

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import safetensors
 import safetensors.numpy
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -33,6 +34,7 @@ from fedmedjax.model.tagger import (
 )
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.files import write_json
+from fedmedjax.types import InputError
 
 
 class WordTagger(NamedTuple):
@@ -133,3 +135,24 @@ def save_tagger(base: WordTagger, adapter: dict, folder: Path) -> None:
   written: dict[str, Any] = base.config._asdict() | {
     'labels': list(base.labels), 'features': list(FEATURES)}
   write_json(folder / 'tagger.json', written)
+
+
+def load_tagger(folder: Path, like: dict) -> dict:
+  """The adapter that `save_tagger` wrote.
+
+  Args:
+    folder: its folder.
+    like: a tree with the same leaves [1, *p], of any rank.
+
+  Raises:
+    InputError: there is none, or none of such a tagger.
+  """
+  path = folder / 'adapter_model.safetensors'
+  try:
+    tensors = safetensors.numpy.load_file(path)
+  except (OSError, ValueError, safetensors.SafetensorError) as error:
+    raise InputError(f'{path}: no adapter can be read: {error}') from None
+  if tensors.keys() != set(tree.paths(like)):
+    raise InputError(f'{path}: is no adapter of this tagger')
+  return jax.tree.unflatten(jax.tree.structure(like), [
+    tensors[name] for name in tree.paths(like)])

@@ -14,6 +14,7 @@ from fedmedjax.experiment import communication
 from fedmedjax.experiment.execution import Execution
 from fedmedjax.experiment.methods import Method
 from fedmedjax.experiment.own_parts import OwnPart
+from fedmedjax.experiment.privacy import Ledger
 from fedmedjax.experiment.reading import Reading
 from fedmedjax.fed.sites import SiteMap, Spread
 from fedmedjax.fed.types import FederatedAlgorithm, LocalOptimizer, LossFn, Sharing, Validation
@@ -123,6 +124,7 @@ class Study(NamedTuple):
   text_metrics: TextMetrics = USUAL  # that the task 'text' is scored by
   spread: Spread | None = None       # over the devices of several processes; None = of one
   slot_width: int = 0                # slots of each of its groups of devices, see `fed/slots.py`
+  ledger: Ledger | None = None       # of a privacy budget; None = nothing is private
 
   @property
   def processes(self) -> Processes:

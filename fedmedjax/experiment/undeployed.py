@@ -31,6 +31,8 @@ def check_deployable(values: Values, own: Own) -> None:
     ('fed.sharing', values['fed.sharing'] == 'nothing', 'sites share nothing, and send nothing'),
     ('fed.learner', values['fed.learner'] == 'bert',
      "only adapters are sent between hospitals; use 'lora'"),
+    ('privacy.unit', bool(values['privacy.unit']),
+     "the noise of steps and of sites is drawn in simulations only; use ''"),
     ('fed.secure_aggregation', values['fed.secure_aggregation'],
      'the keys between the sites are simulated only; use False'),
     ('data.partition.kind', bool(values['data.partition.kind']),

@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
+from fedmedjax.report import audit
 from fedmedjax.report import examples as errors
 from fedmedjax.report.answers import answer_table
 from fedmedjax.report.blocks import (
@@ -29,6 +30,7 @@ from fedmedjax.report.cost import cost_section, key_figures
 from fedmedjax.report.entity_types import type_section
 from fedmedjax.report.headline import headline
 from fedmedjax.report.measures import asks_text
+from fedmedjax.report.privacy import privacy_section
 from fedmedjax.report.runs import Run, method_name, read_answers, read_runs, tested
 from fedmedjax.report.scores import cross_section, label, score_section
 from fedmedjax.report.text_answers import choose_rows, kinds_table, of_rows, target_table
@@ -59,7 +61,7 @@ def write_report(
     sentences, tables, plots: comparisons of runs, which are not in the files of single runs; shown
       first.
     first: the sentence that the page begins with; '' = of a single run its own, see `headline`.
-    claims: folder of the run whose small ablation is shown, if it has one.
+    claims: folder of the run whose small ablation and audit are shown, if it has them.
 
   Raises:
     InputError: a file of a run cannot be read.
@@ -71,7 +73,7 @@ def write_report(
     scores._replace(blocks=[*scores.blocks[:1], answer_table(own), *scores.blocks[1:]]),
     Section('comparisons', 'Comparisons', '', [
       Sentences(sentences), *tables, *plot_section(plots)]),
-    claims_section(claims),
+    claims_section(claims), privacy_section(own), audit.audit_section(claims),
     training_section(rows), type_section(rows), cross_section(rows),
     cost_section(rows), corpus_section(own), _example_section(own, examples),
     _settings_section(own)]
@@ -98,12 +100,15 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
 def _made_with(examples: int, claims: Path | None) -> str:
   """The tag in a page's head that says what it was made of, beside the run."""
   methods = ' methods' if claims and (claims / CLAIMS).exists() else ''
-  return f'<meta name="excerpts" content="{examples}{methods}">'
+  audited = ''
+  if claims and (claims / audit.FILE).exists():
+    audited = f' audit {files.file_checksums(claims / audit.FILE)[audit.FILE]}'
+  return f'<meta name="excerpts" content="{examples}{methods}{audited}">'
 
 
 def freshen(workdir: Path, examples: int) -> None:
   """Writes a finished run's report if it is missing, or was made with another number of excerpts,
-  or before the small ablation that the folder has.
+  or before the small ablation or the audit that the folder has.
   """
   path, name = workdir / FILE, workdir.resolve().name
   if path.exists():

@@ -7,6 +7,7 @@ from rich.table import Table
 from fedmedjax.data.site import SiteData
 from fedmedjax.report.captions import MARKED, caption, folded, label, marked, zero_shot
 from fedmedjax.report.measures import asks_text
+from fedmedjax.report.privacy import privacy_sentence
 from fedmedjax.report.rates import groups, out_of, rates
 from fedmedjax.report.runs import method_name
 from fedmedjax.report.set_aside import set_aside
@@ -210,6 +211,8 @@ def show(summary: dict, reporter: Reporter) -> None:
     reporter.say(text_score_table(summary))
   for line in (api_lines if 'api' in summary else cost_lines)(summary):
     reporter.say(line)
+  if promise := privacy_sentence(summary):
+    reporter.say(promise)
   for warning in summary.get('warnings', ()):
     reporter.warn(f'{method_name(summary)}, seed {summary["seed"]}: {warning}')
 

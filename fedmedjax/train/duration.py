@@ -7,12 +7,13 @@ that was measured once. Compilation, reading and writing are left out.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from fedmedjax import tree
+from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import SiteData
 from fedmedjax.experiment import communication
 from fedmedjax.experiment.execution import sites_at_once
@@ -131,12 +132,18 @@ def _step(study: Study, plan: Plan, inputs: tuple) -> Counter:
     chosen[next((i for i, bucket in enumerate(buckets) if bucket.holds(batch)), -1)] += 1
   mean: Counter = Counter()
   for which, count in (chosen or {-1: 1}).items():
-    arrays = study.schedule.layout.blank if which < 0 else buckets[which].cut(
-      study.schedule.layout.blank)
+    usual = _usual(study.schedule)
+    arrays = usual if which < 0 else buckets[which].cut(usual)
     found = products(jax.make_jaxpr(gradient)(study.trainable.adapter, base, arrays))
     for product, flop in found.items():
       mean[product] += flop * count / max(chosen.total(), 1)
   return mean
+
+
+def _usual(schedule: Schedule) -> Any:
+  """The arrays of a step; of units of privacy those that are drawn on average."""
+  blank = schedule.layout.blank
+  return jax.tree.map(lambda x: x[:schedule.batch_size], blank) if schedule.units else blank
 
 
 def _rest(study: Study, plan: Plan, inputs: tuple) -> Counter:

@@ -29,7 +29,8 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
   data, share = inputs[2], device_share(study, inputs)
   kept = activations(study, inputs)
   sites, grouped = study.communication.sampler.size, study.schedule.layout.groups > 1
-  copies = tree.num_bytes(share.adapter)
+  # Units of privacy have gradients of their own, several at a time.
+  copies, together = tree.num_bytes(share.adapter), study.schedule.layout.together
   moments = tree.num_bytes(jax.eval_shape(study.optimizer.transform.init, share.adapter))
 
   def needed(execution: Execution) -> int:
@@ -42,7 +43,8 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
     # Activations of one group at a time, beside the sum of the gradients so far.
     return (
       packed + tree.num_bytes(study.validation) + share.copied + sending * share.sent
-      + at_once * ((2 + grouped) * copies + moments + kept(execution.remat))
+      + at_once * (
+        (1 + grouped + together) * copies + moments + together * kept(execution.remat))
       + max(at_once * again, share.weights))
 
   return needed

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedmedjax.experiment import communication
+from fedmedjax.experiment import communication, leaving, privacy
 from fedmedjax.experiment.placing import check_alike, round_data, stop_together
 from fedmedjax.experiment.round_log import (
   check_round,
@@ -108,6 +108,10 @@ def train(
     while (number := len(lines)) < options.rounds:
       _check_streak(study, lines)
       participation, data = packed(number, communication.skipped_rounds(lines))
+      if study.ledger and (site := privacy.overspends(
+          study.ledger, lines, number, participation)):
+        reporter.say(privacy.stop_sentence(study.ledger, site, number, options.rounds))
+        break
       inputs = _inputs(study, state, number, participation, data)
       # Without a plan all rounds seemed done, but the last checkpoint is damaged.
       plan = plan or memory.plan(study, inputs, reporter, lines)
@@ -230,11 +234,14 @@ def _played(
   if not participation.steps.any():
     return inputs[0], files.plain(
       line | {'skipped': True, 'weights': [0.0] * len(line['sites']), 'seconds': 0.0})
+  if study.ledger:
+    line['privacy'] = privacy.as_line(
+      privacy.round_rows(study.ledger, number, participation))
   seconds = forecast(study, plan, participation, inputs, line, lines)
   begun = time.monotonic()
   with shown(study, reporter, display, line, seconds):
     state, metrics = plan.compiled(*inputs)
-    metrics = jax.device_get(metrics)
+    metrics = leaving.of_metrics(jax.device_get(metrics), study.ledger)
     jax.effects_barrier()
   check_alike(study, line['round'], state)
   line |= metrics_line(study, plan.execution, participation, metrics) | {
@@ -245,7 +252,7 @@ def _played(
     line['rising'] = [name for name, *_ in risen]
   for warning in check_round(study, line, participation, metrics, lines):
     reporter.warn(warning)
-  return state, files.plain(line)
+  return state, files.plain(leaving.leaving(line, study.ledger and study.ledger.leaves))
 
 
 def _check_streak(study: Study, lines: Sequence[dict]) -> None:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from fedmedjax import report, tree
 from fedmedjax.eval import evaluate
-from fedmedjax.experiment import communication, matmul
+from fedmedjax.experiment import communication, matmul, privacy
 from fedmedjax.experiment.build import load_data, options, prepare
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.methods import Own, harmless_keys, unread_weights
@@ -91,7 +91,7 @@ def run(
   mine = own_parts(settings, own)
   finished = processes.of_first(
     'the folder of the run', lambda: check_continued(workdir, settings, rounds, mine))
-  if finished and finished['rounds'] == rounds:
+  if finished and privacy.is_done(finished, rounds):
     given = starting_adapter(config) | own_checksums(mine) | schema_checksum(
       study_schema(config.data.schema, config.data.prompt))
     processes.once(partial(compare_inputs, workdir, given, only=given))
@@ -212,6 +212,7 @@ def _carried_out(
   once(files.write_json, workdir / 'predictions' / evaluate.COUNTS, counted(
     study, adapters, scores, crossed, global_scores, zero_shot, forced))
   summary = run_summary(study, lines, scores, zero_shot, global_scores) | {
+    **({'privacy': privacy.entry(study.ledger, lines, rounds)} if study.ledger else {}),
     'cross_site': files.plain({
       name: shown(row) for name, row in crossed.items()}) or None,
     **({'teacher_forced': forced_shown(forced[0])} if study.options.teacher_forced else {}),

@@ -30,6 +30,15 @@ _TAGGER = {'fed.learner': 'tagger'}
 _RE = {'data.tasks': ('ner', 're'), 'data.max_length': 400}
 _DEALT = {'data.partition.kind': 'types', 'data.partition.sites': 5}
 _ADAM = {'fed.server_optimizer': 'fedadam'}
+_SITE = {
+  'privacy.unit': 'site', 'privacy.epsilon': 8.0, 'privacy.delta': 0.01, 'privacy.noise': 2.0,
+  'fed.loss_power': 0.0, 'fed.size_power': 0.0, 'log.steps': False, 'fed.rounds': 2}
+_JUDGED = {
+  **_SITE, 'fed.loss_power': 1.0, 'fed.signal': 'answer', 'privacy.loss_clip': 4.0,
+  'privacy.loss_noise': 4.0}
+_MASKED = {
+  **_SITE, 'fed.secure_aggregation': True, 'privacy.accountant': 'rdp',
+  'data.sites': ('synthetic_icu', 'synthetic_dictation', 'synthetic_clinic')}
 _WARD = dict(name='ward', path='/nowhere/a', format='brat', mapping='schema')
 
 
@@ -67,6 +76,17 @@ NEEDED = {
   'simulation.bandwidth_spread': {'simulation.bandwidth': 1.0},
   'simulation.deadline': {'simulation.step_seconds': 1.0},
   'optim.sgd_learning_rate': {'fed.local_optimizer': 'sgd'},
+  'privacy.unit': _SITE | {'privacy.unit': ''},
+  'privacy.accept': {**_SITE, 'privacy.epsilon': 20.0},
+  **dict.fromkeys([f'privacy.{key}' for key in (
+    'epsilon', 'delta', 'adjacency', 'accountant', 'noise', 'clip', 'clipping',
+    'mechanism')], _SITE),
+  'privacy.bands': {**_SITE, 'privacy.mechanism': 'banded', 'privacy.bands': 1},
+  'privacy.loss_clip': _JUDGED, 'privacy.loss_noise': _JUDGED,
+  'privacy.size_cap': {**_SITE, 'fed.size_power': 1.0, 'privacy.size_cap': 8.0},
+  'privacy.missing': _MASKED, 'privacy.canaries': _SITE,
+  'privacy.unit_examples': {**_SITE, 'privacy.unit': 'note', 'privacy.delta': 1e-3},
+  'privacy.microbatch': {**_SITE, 'privacy.unit': 'example', 'privacy.delta': 1e-3},
 }
 # Another value of what is no number or switch, and where half of it, or one more, is not allowed.
 OTHER = {
@@ -94,6 +114,8 @@ OTHER = {
   'simulation.step_seconds': 1.0, 'simulation.speed_spread': 1.0, 'simulation.bandwidth': 1.0,
   'simulation.bandwidth_spread': 1.0, 'simulation.failure': 0.1, 'simulation.deadline': 3.0,
   'eval.metrics': ('accuracy',), 'eval.metric': 'nowhere.py:score',
+  'privacy.unit': 'site', 'privacy.adjacency': 'add_remove', 'privacy.accountant': 'rdp',
+  'privacy.clipping': 'gauge', 'privacy.mechanism': 'banded', 'privacy.microbatch': 2,
   'optim.weight_decay': 0.1, 'api.price_input': 1.0, 'api.price_output': 1.0, 'api.cache': 'other',
 }
 # What is asked for cannot be had here; that it is asked for is in the error. (Metrics of texts:

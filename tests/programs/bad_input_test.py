@@ -421,11 +421,16 @@ def test_sites_without_usable_examples(smollm):
 
 def test_every_key_is_checked_and_described():
   """A key without a check, or a check without a key, cannot be added."""
-  from fedmedjax.experiment import defaults, eval_defaults, federation_defaults
+  from fedmedjax.experiment import (
+    defaults,
+    eval_defaults,
+    federation_defaults,
+    privacy_defaults,
+  )
   config = defaults.get_config()
   assert set(leaves(config.to_dict())) == set(CHECKS)
   source = [
-    line for module in (defaults, eval_defaults, federation_defaults)
+    line for module in (defaults, eval_defaults, federation_defaults, privacy_defaults)
     for line in Path(module.__file__).read_text().splitlines()]
   for key in CHECKS:
     name = key.split('.')[-1]

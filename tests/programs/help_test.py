@@ -27,7 +27,7 @@ print('imported:', sorted(set(sys.modules) & set({HEAVY})))
 
 
 @pytest.mark.parametrize('program', [
-  'main', 'compare', 'predict', 'describe', 'deploy.app', 'deploy.site', 'deploy.server'])
+  'main', 'compare', 'predict', 'describe', 'audit', 'deploy.app', 'deploy.site', 'deploy.server'])
 def test_help_imports_nothing_heavy(program):
   done = subprocess.run(
     [sys.executable, '-c', CODE], input=f'fedmedjax.{program}', capture_output=True, text=True,
@@ -35,7 +35,7 @@ def test_help_imports_nothing_heavy(program):
   text, _, imported = done.stdout.partition('imported: ')
   assert imported.strip() == '[]'
   assert f'    python -m fedmedjax.{program} --' in text
-  if program == 'predict':
+  if program in ('predict', 'audit'):
     return
   assert all(f'  --config.{key}=' in text for key in command_line.COMMON_KEYS)
   assert all(name in text for name in shipped_names())

@@ -1,0 +1,61 @@
+"""Training with a unit of privacy below the site: config.privacy to steps and their gradient."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+
+from fedmedjax.data.private_steps import UNITS, Units, unit_name
+from fedmedjax.data.schedule import Schedule
+from fedmedjax.fed.privacy import Private
+from fedmedjax.fed.private_gradient import GEOMETRIES, private_gradient
+from fedmedjax.types import InputError
+
+
+def sampled_units(values: Mapping[str, Any]) -> Units | None:
+  """The units that steps draw; None where there is no privacy, or that of whole sites.
+
+  Args:
+    values: the flat configuration.
+
+  Raises:
+    InputError: a key that does not go together with such units.
+  """
+  kind = values['privacy.unit']
+  if kind not in UNITS or not values['fed.train']:
+    return None
+  if values['fed.micro_batch']:
+    raise InputError(
+      f'config.fed.micro_batch={values["fed.micro_batch"]}: with config.privacy.unit={kind!r} '
+      'gradients are made unit by unit; use 0, and config.privacy.microbatch')
+  if values['privacy.clipping'] not in GEOMETRIES:
+    raise InputError(
+      f'config.privacy.clipping={values["privacy.clipping"]!r}: with config.privacy.unit={kind!r} '
+      f'allowed are {", ".join(GEOMETRIES)}')
+  # A language model on a CPU gains nothing by several, and would compute a chunk's empty places.
+  alone = values['fed.learner'] == 'lora' and jax.default_backend() == 'cpu'
+  return Units(
+    kind, 1 if kind == 'example' else values['privacy.unit_examples'],
+    values['privacy.microbatch'] or (1 if alone else 8))
+
+
+def reading_units(values: Mapping[str, Any]) -> dict[str, Callable]:
+  """What `site.read_site` is told, so that a site's examples know their note or patient."""
+  units = sampled_units(values)
+  return {'unit_of': partial(unit_name, units.kind)} if units and units.kind != 'example' else {}
+
+
+def planning_units(values: Mapping[str, Any]) -> dict[str, Units]:
+  """What a schedule is told, see `schedule.make_schedule`."""
+  units = sampled_units(values)
+  return {'units': units} if units else {}
+
+
+def gradient_maker(private: Private | None, schedule: Schedule) -> dict[str, Callable]:
+  """What `round.federated_algorithm` is told, so that gradients of steps are private."""
+  if private is None or schedule.units is None:
+    return {}
+  layout = schedule.layout
+  return {'gradient': partial(
+    private_gradient, private=private, together=layout.together, drawn=layout.drawn)}
