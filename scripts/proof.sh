@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Runs what README's test command leaves out: hours of two CPU cores. What this state of the
 # checkout has passed is kept in .proof/ and not run again, so the same command goes on.
-# usage: bash scripts/proof.sh [--minutes=N] [slow] [fuzz] [oracle] [kills] [hosts] [mutants] [lowest]
-#   [hospitals] [aot]
+# usage: bash scripts/proof.sh [--minutes=N] [slow] [fuzz] [oracle] [privacy] [kills] [hosts] [mutants]
+#   [lowest] [hospitals] [aot]
 # Without a name all of them but aot, in this order; aot needs Python 3.12 and 1 GB of packages.
 # --minutes=N begins no test of slow and fuzz later than that, and names those that are left.
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 
-usual="slow fuzz oracle kills hosts mutants lowest hospitals"
-known="slow fuzz oracle kills hosts mutants lowest hospitals aot"
+usual="slow fuzz oracle privacy kills hosts mutants lowest hospitals"
+known="slow fuzz oracle privacy kills hosts mutants lowest hospitals aot"
 chosen=""
 for name in "$@"; do
   case "$name" in
@@ -71,6 +71,12 @@ fuzz() {
 # Rounds of random methods against an independent implementation in numpy.
 oracle() {
   FEDMEDJAX_ORACLE=200 tests oracle tests/fed/oracle_test.py
+}
+
+# A hundred audited runs of known epsilon, whose bounds lie under it; and planted faults are found.
+privacy() {
+  once privacy .venv/bin/python scripts/privacy_proof.py --runs=100 --faulty=5 \
+    --out="$done_here/privacy.json"
 }
 
 # A hundred runs that are disturbed and must end as if they had not been.

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize('argument, allowed', [
-  ('moon', 'slow fuzz oracle kills hosts mutants lowest'), ('--minutes=', 'a whole number'),
+  ('moon', 'slow fuzz oracle privacy kills hosts mutants lowest'), ('--minutes=', 'a whole number'),
   ('--minutes=ten', 'a whole number')])
 def test_one_line_and_status_two(argument, allowed):
   done = subprocess.run(
