@@ -179,6 +179,10 @@ def together(launch: Launch) -> Iterator['Processes']:
   processes = joined(launch)
   with processes.taking_part():
     yield processes
+  import jax
+  # Waits for the others: where process 0 leaves first, JAX ends those that still have something to
+  # do. JAX would do so when the interpreter ends, which it may not do by itself.
+  jax.distributed.shutdown()
 
 
 def leave(status: int) -> None:
