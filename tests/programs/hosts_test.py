@@ -19,7 +19,7 @@ OWN = (('ward',), ('icu', 'elsewhere'))
 ARGUMENTS = [
   '--config=fedmedjax:ablation:fed_medlora_plus', '--config.data.partition.kind=',
   '--config.tagger.width=8', '--config.tagger.buckets=64', '--config.lora.rank=2',
-  '--config.fed.local_steps=2', '--config.fed.batch_size=2', '--config.fed.memory_gib=4.0',
+  '--config.fed.local_steps=2', '--config.fed.batch_size=2', '--config.fed.memory_gib=64.0',
   '--config.data.validation_examples=2', '--config.eval.bootstrap_samples=20',
   '--config.eval.every=1', "--config.data.sites=('ward', 'icu')",
   "--config.data.external=('elsewhere',)", '--config.data.folders=' + repr(tuple(

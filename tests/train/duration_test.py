@@ -100,7 +100,7 @@ def study(sharing, **options):
       round=one_round),
     trainable=SimpleNamespace(
       adapter=adapter, base={}, untrained=adapter, answer_calls=answer_calls),
-    schedule=SimpleNamespace(layout=SimpleNamespace(
+    schedule=SimpleNamespace(units=None, layout=SimpleNamespace(
       blank=np.zeros((3, 4), np.float32), shape_buckets=(
         ShapeBucket(lambda x: x[:1], lambda x: not x[1:].any()),))),
     communication=SimpleNamespace(sampler=SimpleNamespace(size=3)),

@@ -39,7 +39,7 @@ def test_what_a_round_needs_by_hand(weights, again):
   study = SimpleNamespace(
     trainable=SimpleNamespace(share=one, adapter=FIVE), groups=1, validation=None,
     spread=None,
-    schedule=SimpleNamespace(layout=SimpleNamespace(groups=1)),
+    schedule=SimpleNamespace(layout=SimpleNamespace(groups=1, together=1)),
     communication=SimpleNamespace(sampler=SimpleNamespace(size=4)),
     optimizer=SimpleNamespace(transform=optax.identity()))
   batches = np.ones((4, 3, 5), np.float32)

@@ -124,7 +124,7 @@ def study(monkeypatch, *, order=None, limit=0, held=10_000):
       adapter=adapter, loss_fn=loss, share=None),
     optimizer=sgd(1.0), validation=None,
     schedule=SimpleNamespace(batch_size=6, layout=SimpleNamespace(
-      groups=1, blank=np.zeros(3, np.float32))),
+      groups=1, together=1, blank=np.zeros(3, np.float32))),
     groups=1, with_micro_batch=None), inputs, compiled
 
 
