@@ -48,12 +48,16 @@ def leaves_as(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def of_metrics(metrics: RoundMetrics, ledger: Any) -> RoundMetrics:
-  """A round's metrics on the host, without training losses where there is a ledger.
+  """A round's metrics on the host, without what stays at the sites where there is a ledger.
 
-  Whatever is made of them, such as a warning that they rise, has nothing to say then.
+  Whatever is made of training losses, or of norms of single sites that are protected themselves,
+  such as a warning that one is left out, has nothing to say then.
   """
-  return metrics if ledger is None else metrics._replace(
-    train_loss=np.full_like(metrics.train_loss, np.nan))
+  if ledger is None:
+    return metrics
+  metrics = metrics._replace(train_loss=np.full_like(metrics.train_loss, np.nan))
+  return metrics if ledger.lower else metrics._replace(
+    sound=np.ones_like(metrics.sound), local_norm=np.ones_like(metrics.local_norm))
 
 
 def leaving(line: Mapping[str, Any], leaves: Mapping[str, str] | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ rows are known before it, too, and whether it is within the budget. They are wri
 which is in its checkpoint: a run that was killed and goes on has spent what it had spent.
 """
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,11 +44,22 @@ class Ledger(NamedTuple):
   # -> rows of every site that spends anything
   rows: Callable[..., Rows]
   leaves: Mapping[str, str]   # what of a round leaves a site, and how; see `leaving.py`
+  tag: int                    # see `noise_tag`
 
   @property
   def lower(self) -> bool:
     """Whether units are smaller than sites, so that every site has an epsilon of its own."""
     return self.unit != SITE
+
+
+def noise_tag(values: Mapping[str, Any], private: Private | None = None) -> int:
+  """A number of 32 bits of all that noise is scaled by, which is folded into its keys.
+
+  Two runs of one seed that differ in their noise must not have the same numbers in it: from both
+  together they could be taken off again.
+  """
+  keys = sorted(key for key in values if key.startswith('privacy.'))
+  return zlib.crc32(repr(([values[key] for key in keys], values['fed.rounds'], private)).encode())
 
 
 def is_private(values: Mapping[str, Any]) -> bool:
@@ -159,7 +171,7 @@ def make_ledger(
   return Ledger(
     unit, float(values['privacy.epsilon']), float(delta), values['privacy.adjacency'],
     values['privacy.accountant'], _sampling(values), private.noise, private.clip, rows,
-    leaves_as(values))
+    leaves_as(values), noise_tag(values, private))
 
 
 def _sampling(values: Mapping[str, Any]) -> str:

@@ -102,8 +102,9 @@ _LOSSES = (
 _SITE = (
   Refusal(lambda v: v['fed.pooled'], 'fed.pooled',
           'trains in one place, where there is no site to protect; use another unit'),
-  Refusal(lambda v: v['fed.sharing'] == 'nothing', 'fed.sharing',
-          'nothing is sent that a site could be protected in; use another unit'),
+  Refusal(lambda v: v['fed.sharing'] in ('nothing', 'only_a'), 'fed.sharing',
+          'what a site keeps to itself is saved without noise, in adapter/; use everything or '
+          'only_b, or another unit'),
   Refusal(lambda v: v['fed.aggregator'] not in _SUMS, 'fed.aggregator',
           "a site is protected in a clipped and noised sum of updates only; use 'mean'"),
   Refusal(lambda v: v['fed.rule'] not in _RULES, 'fed.rule',
@@ -147,6 +148,9 @@ _SITE = (
           'what a codec makes of an update may be longer than the clip; use float32 and top_k 1'),
 )
 _UNITS = (
+  Refusal(lambda v: v['privacy.adjacency'] == 'add_remove', 'privacy.adjacency',
+          'probabilities, steps and weights follow the number of units, so that one more would '
+          "change them; use 'zero_out'"),
   Refusal(lambda v: v['privacy.unit'] != 'example' and _judged(v), 'fed.loss_power',
           "answers of one note in the validation set may be many, and nothing bounds their number; "
           "use 0, a V of the server's own, or config.privacy.unit='example'"),

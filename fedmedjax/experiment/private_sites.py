@@ -10,7 +10,7 @@ from fedmedjax.data.canaries import site_coins
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.experiment import methods
 from fedmedjax.experiment.methods import Method, Values
-from fedmedjax.experiment.privacy import Effective, planned_privacy
+from fedmedjax.experiment.privacy import Effective, noise_tag, planned_privacy
 from fedmedjax.experiment.round_spending import band_coefficients
 from fedmedjax.fed.aggregators import private_secure
 from fedmedjax.fed.aggregators.private_mean import SumFn, gaussian_sum
@@ -84,7 +84,8 @@ def _noised(values: Values, private: Private) -> SumFn:
     return gaussian_sum(private)
   rounds = values['fed.rounds']
   coefficients = band_coefficients(rounds, min(values['privacy.bands'], rounds))
-  return gaussian_sum(private, correlated_noise(coefficients, rounds, _key(values, _NOISE)))
+  key = jax.random.fold_in(_key(values, _NOISE), np.uint32(noise_tag(values, private)))
+  return gaussian_sum(private, correlated_noise(coefficients, rounds, key))
 
 
 def effective_noise(

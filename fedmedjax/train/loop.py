@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from fedmedjax.experiment import communication, leaving, privacy
 from fedmedjax.experiment.placing import check_alike, round_data, stop_together
@@ -201,9 +202,11 @@ def _inputs(
   study: Study, state: FedState, number: int, participation: Participation, data: LocalData
 ) -> tuple:
   """The arguments of the compiled round: state, base, data, cohort, validation, key."""
+  key = jax.random.fold_in(jax.random.key(study.options.seed), number)
+  if study.ledger:
+    key = jax.random.fold_in(key, np.uint32(study.ledger.tag))
   return (
-    state, study.trainable.base, data, participation.cohort.sites, study.validation,
-    jax.random.fold_in(jax.random.key(study.options.seed), number))
+    state, study.trainable.base, data, participation.cohort.sites, study.validation, key)
 
 
 def _within_memory(study: Study, play: Callable, *arguments) -> Any:

@@ -12,6 +12,7 @@ from fedmedjax.experiment.accounting import TRAINED, Spending, epsilon, gaussian
 from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.defaults import get_config
 from fedmedjax.fed.participation import Cohort, Participation
+from fedmedjax.fed.privacy import Private
 from fedmedjax.report.privacy import privacy_sentence
 from fedmedjax.types import InputError
 
@@ -181,6 +182,8 @@ def test_bands_lose_nothing_of_their_norm():
   (dict(privacy__unit=''), "promises nothing without config.privacy.unit"),
   (dict(fed__ema=0.1), 'config.fed.ema=0.1'),
   (dict(fed__error_feedback=True), 'config.fed.error_feedback=True'),
+  (dict(privacy__adjacency='add_remove'), "config.privacy.adjacency='add_remove'"),
+  (dict(privacy__unit='site', fed__sharing='only_a'), "config.fed.sharing='only_a'"),
   (dict(log__steps=True), "training loss, which must stay"),
   (dict(eval__every=1), 'config.eval.every=1'),
   (dict(data__shots=2), 'config.data.shots=2'),
@@ -237,3 +240,12 @@ def test_what_is_not_noised_stays_at_its_site():
   site = leaving.leaving(line, leaving.leaves_as(values(privacy__unit='site')))
   assert (site['update_norm'], site['quarantined'], site['product_gap']) == ([None, None], [], None)
   assert leaving.leaving(line, None) == line
+
+
+def test_runs_of_one_seed_with_other_noise_have_other_numbers_in_it():
+  """Else 3 (sum + 2 z) - 2 (sum + 3 z) of two runs would be the sum; the same run has the same."""
+  flat, noise_tag = values(), privacy.noise_tag
+  tags = [noise_tag(flat | more, Private(1.0, noise, 8.0))
+          for noise in (2.0, 3.0) for more in ({}, {'fed.rounds': 9}, {'privacy.loss_noise': 1.0})]
+  assert len({*tags}) == 6 and noise_tag(flat, Private(1.0, 2.0, 8.0)) == tags[0]
+  assert all(0 <= tag < 2**32 for tag in tags)
