@@ -175,8 +175,9 @@ def compared(simulated: Path, deployed: Deployment) -> dict:
   frames, asked = (
     sum(int(row[name]) for row in rows if row['kind'] == kind for name in names)
     for kind, names in (('message', ('frame_down', 'frame_up')), ('query', ('down', 'up'))))
+  summary = json.loads((deployed.workdir / 'summary.json').read_text())
   return {
-    'difference': difference, 'adapters': sorted(shared),
+    'difference': difference, 'adapters': sorted(shared), 'warnings': summary['warnings'],
     'bytes': sum(map(sum, counted.values())), 'query_bytes': asked, 'frame_bytes': frames,
     'unequal_rows': [','.join(key) for key in differing[:5]],
     'passed': difference <= TOLERANCE and not differing}
