@@ -56,10 +56,11 @@ def noise_tag(values: Mapping[str, Any], private: Private | None = None) -> int:
   """A number of 32 bits of all that noise is scaled by, which is folded into its keys.
 
   Two runs of one seed that differ in their noise must not have the same numbers in it: from both
-  together they could be taken off again.
+  together they could be taken off again. A run that goes on with more rounds and the same noise is
+  one run, and ends as if it had had them at once.
   """
   keys = sorted(key for key in values if key.startswith('privacy.'))
-  return zlib.crc32(repr(([values[key] for key in keys], values['fed.rounds'], private)).encode())
+  return zlib.crc32(repr(([values[key] for key in keys], private)).encode())
 
 
 def is_private(values: Mapping[str, Any]) -> bool:

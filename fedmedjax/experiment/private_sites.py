@@ -85,7 +85,9 @@ def _noised(values: Values, private: Private) -> SumFn:
   rounds = values['fed.rounds']
   coefficients = band_coefficients(rounds, min(values['privacy.bands'], rounds))
   key = jax.random.fold_in(_key(values, _NOISE), np.uint32(noise_tag(values, private)))
-  return gaussian_sum(private, correlated_noise(coefficients, rounds, key))
+  # By the number of rounds, too, which the coefficients follow from.
+  return gaussian_sum(private, correlated_noise(
+    coefficients, rounds, jax.random.fold_in(key, rounds)))
 
 
 def effective_noise(
