@@ -161,18 +161,27 @@ def make_ledger(
       plan.sites[site].name: priced(own, noise)
       for site, own in planned_round(values, plan, sites, number, cohort, steps).items()}
 
+  _check_delta(values, plan, [rows(number) for number in range(len(plan.plan))])
+  return Ledger(
+    values['privacy.unit'], float(values['privacy.epsilon']), float(values['privacy.delta']),
+    values['privacy.adjacency'],
+    values['privacy.accountant'], _sampling(values), private.noise, private.clip, rows,
+    leaves_as(values), noise_tag(values, private))
+
+
+def _check_delta(
+  values: Mapping[str, Any], plan: Schedule, planned: Sequence[Rows]
+) -> None:
+  """Raises InputError where a site that is in any of the planned rounds has too many units."""
   unit, delta = values['privacy.unit'], values['privacy.delta']
-  units = {name: max((row.units for row in own), default=0) for name, own in rows(0).items()} if (
-    unit != SITE) else {'the federation': len(plan.sites)}
+  units = {'the federation': len(plan.sites)} if unit == SITE else {
+    name: max(row.units for rows in planned for row in rows.get(name, [])) for name in dict.fromkeys(
+      name for rows in planned for name in rows)}
   for name, count in units.items():
     if delta * count >= 1:
       raise InputError(
         f'config.privacy.delta={delta}: {name} has {count} units ({unit}), and one of them may be '
         f'published whole at such a delta; less than {1 / count:.3g} is allowed, far less is usual')
-  return Ledger(
-    unit, float(values['privacy.epsilon']), float(delta), values['privacy.adjacency'],
-    values['privacy.accountant'], _sampling(values), private.noise, private.clip, rows,
-    leaves_as(values), noise_tag(values, private))
 
 
 def _sampling(values: Mapping[str, Any]) -> str:

@@ -251,3 +251,11 @@ def test_runs_of_one_seed_with_other_noise_have_other_numbers_in_it():
   assert len({*tags}) == 6 and noise_tag(flat, Private(1.0, 2.0, 8.0)) == tags[0]
   assert noise_tag(flat | {'fed.rounds': 9}, Private(1.0, 2.0, 8.0)) == tags[0]
   assert all(0 <= tag < 2**32 for tag in tags)
+
+
+def test_a_delta_that_would_publish_a_unit_is_refused_of_every_site_that_is_ever_drawn():
+  """South has 100 units and comes in the last round only; 1/100 is too much, less is not."""
+  late = Plan(((0,),) * 5 + ((1,),))
+  with pytest.raises(InputError, match=r'delta=0.01: south has 100 units \(example\)'):
+    ledger_of(late, privacy__delta=0.01)
+  assert ledger_of(late, privacy__delta=0.009)[1].delta == 0.009
