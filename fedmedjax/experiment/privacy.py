@@ -174,9 +174,9 @@ def _check_delta(
 ) -> None:
   """Raises InputError where a site that is in any of the planned rounds has too many units."""
   unit, delta = values['privacy.unit'], values['privacy.delta']
-  units = {'the federation': len(plan.sites)} if unit == SITE else {
-    name: max(row.units for rows in planned for row in rows.get(name, [])) for name in dict.fromkeys(
-      name for rows in planned for name in rows)}
+  units: dict[str, int] = {'the federation': len(plan.sites)} if unit == SITE else {}
+  for name, own in (item for rows in planned for item in rows.items() if unit != SITE):
+    units[name] = max(units.get(name, 0), *(row.units for row in own))
   for name, count in units.items():
     if delta * count >= 1:
       raise InputError(

@@ -243,11 +243,12 @@ def test_what_is_not_noised_stays_at_its_site():
 
 
 def test_runs_of_one_seed_with_other_noise_have_other_numbers_in_it():
-  """Else 3 (sum + 2 z) - 2 (sum + 3 z) of two runs would be the sum; the same run has the same, also
-  where it goes on with more rounds."""
+  """Else 3 (sum + 2 z) - 2 (sum + 3 z) of two runs would be the sum; the same run has the same,
+  also where it goes on with more rounds."""
   flat, noise_tag = values(), privacy.noise_tag
+  others = ({}, {'privacy.bands': 9}, {'privacy.loss_noise': 1.0})
   tags = [noise_tag(flat | more, Private(1.0, noise, 8.0))
-          for noise in (2.0, 3.0) for more in ({}, {'privacy.bands': 9}, {'privacy.loss_noise': 1.0})]
+          for noise in (2.0, 3.0) for more in others]
   assert len({*tags}) == 6 and noise_tag(flat, Private(1.0, 2.0, 8.0)) == tags[0]
   assert noise_tag(flat | {'fed.rounds': 9}, Private(1.0, 2.0, 8.0)) == tags[0]
   assert all(0 <= tag < 2**32 for tag in tags)
