@@ -37,7 +37,7 @@ from fedmedjax.fed.aggregators import private_mean
 from fedmedjax.fed.local import sgd
 from fedmedjax.fed.privacy import Private
 from fedmedjax.fed.private_gradient import clip_by_norm, private_gradient
-from fedmedjax.fed.private_gradient import gaussian as noise_on
+from fedmedjax.fed.private_sums import normal
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.types import LocalData
 
@@ -98,7 +98,7 @@ def clipped_late(loss_fn):
   def gradient(adapter, base, batch, key):
     total = jax.grad(lambda own: example_loss(own, base, batch)[0])(adapter)
     mean = clip_by_norm(jax.tree.map(lambda x: x / EXPECTED, total), PRIVATE.clip)
-    noise = noise_on(key, mean, NOISE * PRIVATE.clip / EXPECTED)
+    noise = normal(key, mean, NOISE * PRIVATE.clip / EXPECTED)
     return jnp.float32(0), jax.tree.map(jnp.add, mean, noise)
 
   del loss_fn

@@ -9,7 +9,7 @@ import jax
 from fedmedjax.data.private_steps import UNITS, Units, unit_name
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.fed.privacy import Private
-from fedmedjax.fed.private_gradient import GEOMETRIES, private_gradient
+from fedmedjax.fed.private_gradient import private_gradient
 from fedmedjax.types import InputError
 
 
@@ -29,10 +29,6 @@ def sampled_units(values: Mapping[str, Any]) -> Units | None:
     raise InputError(
       f'config.fed.micro_batch={values["fed.micro_batch"]}: with config.privacy.unit={kind!r} '
       'gradients are made unit by unit; use 0, and config.privacy.microbatch')
-  if values['privacy.clipping'] not in GEOMETRIES:
-    raise InputError(
-      f'config.privacy.clipping={values["privacy.clipping"]!r}: with config.privacy.unit={kind!r} '
-      f'allowed are {", ".join(GEOMETRIES)}')
   # A language model on a CPU gains nothing by several, and would compute a chunk's empty places.
   alone = values['fed.learner'] == 'lora' and jax.default_backend() == 'cpu'
   return Units(

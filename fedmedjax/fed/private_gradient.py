@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from fedmedjax import tree
 from fedmedjax.fed import gauge
 from fedmedjax.fed.privacy import Private
+from fedmedjax.fed.private_sums import normal
 from fedmedjax.fed.types import Array, GradientFn, LossFn, Tree
 
 
@@ -38,20 +39,12 @@ class Geometry(NamedTuple):
   gradient: Callable[[Any, Tree, Tree], Tree]  # (frame, adapter, coordinates) -> gradient [*p]
 
 
-def gaussian(key: Array, like: Tree, deviation: float) -> Tree:
-  """Independent normal numbers of this standard deviation for every entry, f32[*p]."""
-  leaves, structure = jax.tree.flatten(like)
-  return jax.tree.unflatten(structure, [
-    deviation * jax.random.normal(one, leaf.shape, jnp.float32)
-    for one, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)])
-
-
 # By `Private.clipping`.
 GEOMETRIES: Mapping[str, Geometry] = {
   # The Euclidean norm of all entries, as in algorithm 1.
   'norm': Geometry(
     lambda adapter: (), lambda frame, gradient: gradient,
-    lambda frame, key, like, deviation: gaussian(key, like, deviation),
+    lambda frame, key, like, deviation: normal(key, like, deviation),
     lambda frame, adapter, coordinates: coordinates),
   # That of the change of the products A B, whatever the split into factors (PRISM).
   'gauge': Geometry(
