@@ -54,7 +54,7 @@ def gaussian(part: str, sigma: float, steps: int = 1) -> Spending:
   return Spending(part, float(sigma), 1.0, 0, 0, int(steps))
 
 
-def library() -> ModuleType:
+def dp_accounting_module() -> ModuleType:
   """dp-accounting; InputError where it is not installed."""
   try:
     import dp_accounting
@@ -126,7 +126,7 @@ def _by_losses(kinds, delta):
 @lru_cache(256)
 def _losses(kind: Spending, width: float):
   """The distribution of the privacy loss of one step."""
-  dp = library()
+  dp = dp_accounting_module()
   options = {
     'value_discretization_interval': width,
     'neighboring_relation': dp.NeighboringRelation.REPLACE_SPECIAL}
@@ -144,7 +144,7 @@ def _by_renyi(kinds, delta):
 
   With that chance either data set's result may be anything; without, samples are whole ones.
   """
-  dp = library()
+  dp = dp_accounting_module()
   sum_of = dp.rdp.RdpAccountant(
     _ORDERS, neighboring_relation=dp.NeighboringRelation.REPLACE_SPECIAL)
   cut = 0.0

@@ -89,7 +89,7 @@ def planned_privacy(
   """
   if not is_private(values):
     return None
-  accounting.library()
+  accounting.dp_accounting_module()
   number_of, own = len(sizes), effective or (lambda noise: noise)
   noise = values['privacy.noise']
   if not noise:

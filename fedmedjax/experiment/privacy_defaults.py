@@ -21,8 +21,8 @@ def privacy() -> ConfigDict:
 
 def _promise(privacy: ConfigDict) -> None:
   """What is promised, and to whom."""
-  # What one more or one less of nobody can tell: 'example' (a sentence's), 'note', 'patient' (all
-  # notes of a source; where a corpus names none, a note) or 'site'; '' = no privacy at all.
+  # Whose part in the training nobody can be sure of: of an 'example' (a row of a task), a 'note', a
+  # 'patient' (all notes of a source; where a corpus names none, a note) or a 'site'; '' = of none.
   privacy.unit = ''
   # Budget that the whole run may spend: of every site for its own examples, notes or patients, of
   # the federation where the unit is a site; needed with a unit.
@@ -30,8 +30,8 @@ def _promise(privacy: ConfigDict) -> None:
   # Chance that the promise may fail by, in (0, 1), far below one in the number of units; needed
   # with a unit.
   privacy.delta = 0.0
-  # What is compared: 'zero_out' (the unit's contribution put to zero) or 'add_remove' (one unit
-  # more or less).
+  # What is compared: 'zero_out' (the unit's contribution put to zero) or, of sites alone,
+  # 'add_remove' (one unit more or less).
   privacy.adjacency = 'zero_out'
   # How the privacy loss is added up: 'pld' (its distribution, tight) or 'rdp' (Renyi).
   privacy.accountant = 'pld'
@@ -50,9 +50,9 @@ def _mechanism(privacy: ConfigDict) -> None:
   # What is cut to it: the 'norm' of all numbers, or that of the products B A ('gauge', PRISM).
   privacy.clipping = 'norm'
   # 'sampled' (units drawn at random each step; of sites all that take part, or those drawn) or
-  # 'banded' (noise that is correlated over steps, without any drawing).
+  # 'banded' (noise that is correlated over rounds, without any drawing; of sites alone).
   privacy.mechanism = 'sampled'
-  # Steps (or rounds) that the noise of 'banded' is correlated over.
+  # Rounds that the noise of 'banded' is correlated over.
   privacy.bands = 8
   # Examples n_k from which on a site has the whole weight, where sites are the units and weigh by
   # size: w_k = (min(n_k, size_cap) / size_cap) ** fed.size_power; 0 = not bounded, and refused.
@@ -62,5 +62,5 @@ def _mechanism(privacy: ConfigDict) -> None:
   privacy.missing = 0
   # Examples of one note or patient that count in a step, at most.
   privacy.unit_examples = 8
-  # Units whose gradients are in memory at a time; 0 = as many as a step has rows at once.
+  # Units whose gradients are in memory at a time; 0 = 8, or 1 for a language model on a CPU.
   privacy.microbatch = 0

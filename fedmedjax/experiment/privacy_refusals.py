@@ -154,8 +154,10 @@ _UNITS = (
   Refusal(lambda v: v['privacy.unit'] != 'example' and _judged(v), 'fed.loss_power',
           "answers of one note in the validation set may be many, and nothing bounds their number; "
           "use 0, a V of the server's own, or config.privacy.unit='example'"),
-  Refusal(lambda v: v['privacy.size_cap'] > 0 or v['privacy.missing'] > 0, 'privacy.size_cap',
-          "and missing are of config.privacy.unit='site'; use 0"),
+  Refusal(lambda v: v['privacy.size_cap'] > 0, 'privacy.size_cap',
+          "bounds the weights of sites, for config.privacy.unit='site'; use 0"),
+  Refusal(lambda v: v['privacy.missing'] > 0, 'privacy.missing',
+          "is of noise that the sites add, for config.privacy.unit='site'; use 0"),
   Refusal(lambda v: v['privacy.mechanism'] == 'banded', 'privacy.mechanism',
           "correlated noise is over rounds, for config.privacy.unit='site'; use 'sampled'"),
   Refusal(lambda v: v['privacy.unit'] != 'example' and bool(v['data.partition.kind']) and v[
@@ -197,4 +199,4 @@ def check_privacy(values: Values, own: Collection[str] = ()) -> None:
     raise InputError(
       f'config.{key}={values[key]!r}: with config.privacy.unit={unit!r} a part of your own may '
       'look at what is not noised, such as losses on the validation set; use a named one')
-  accounting.library()
+  accounting.dp_accounting_module()

@@ -183,6 +183,8 @@ def test_bands_lose_nothing_of_their_norm():
   (dict(fed__ema=0.1), 'config.fed.ema=0.1'),
   (dict(fed__error_feedback=True), 'config.fed.error_feedback=True'),
   (dict(privacy__adjacency='add_remove'), "config.privacy.adjacency='add_remove'"),
+  (dict(privacy__missing=1), 'config.privacy.missing=1: with'),
+  (dict(privacy__size_cap=9.0), 'config.privacy.size_cap=9.0: with'),
   (dict(privacy__unit='site', fed__sharing='only_a'), "config.fed.sharing='only_a'"),
   (dict(log__steps=True), "training loss, which must stay"),
   (dict(eval__every=1), 'config.eval.every=1'),
