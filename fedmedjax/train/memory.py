@@ -107,7 +107,8 @@ def fitting_micro_batch(
 ) -> int | None:
   """The largest config.fed.micro_batch with which a round fits; None when none does.
 
-  Halves of what is computed at once now are tried, with the smallest execution.
+  Halves of what is computed at once now are tried, with the smallest execution. Units of privacy
+  have gradients one by one anyway.
 
   Args:
     study: of which no execution fits.
@@ -115,6 +116,8 @@ def fitting_micro_batch(
     reporter: shows compilations.
     limit: bytes of the device.
   """
+  if study.schedule.units:
+    return None
   size, room = -(-study.schedule.batch_size // study.schedule.layout.groups), SHARE * limit
   most = study.processes.most
   while size > 1 and most('memory in use', device.held()) < room:

@@ -9,6 +9,7 @@ import pytest
 from planted_steps import PEAK, works
 from rich.console import Console
 
+from fedmedjax.data.private_steps import Units
 from fedmedjax.experiment.execution import Execution, executions, smaller
 from fedmedjax.experiment.reading import Reading
 from fedmedjax.fed.local import sgd
@@ -123,7 +124,7 @@ def study(monkeypatch, *, order=None, limit=0, held=10_000):
     algorithm_with=algorithm_with, trainable=SimpleNamespace(
       adapter=adapter, loss_fn=loss, share=None),
     optimizer=sgd(1.0), validation=None,
-    schedule=SimpleNamespace(batch_size=6, layout=SimpleNamespace(
+    schedule=SimpleNamespace(units=None, batch_size=6, layout=SimpleNamespace(
       groups=1, together=1, blank=np.zeros(3, np.float32))),
     groups=1, with_micro_batch=None), inputs, compiled
 
@@ -215,6 +216,13 @@ def test_when_nothing_fits_the_numbers_are_told(monkeypatch):
   given, inputs, _ = study(monkeypatch, order=(Execution(2, 'none'),), limit=100_000)
   with pytest.raises(InputError, match="set config.fed.chunk=-1 and config.model.remat='auto'"):
     memory.plan(given, inputs, QUIET)
+
+
+def test_a_run_with_units_of_privacy_is_offered_no_groups(monkeypatch):
+  """Another micro-batch, which is refused beside such units, is not even asked for."""
+  given, inputs, _ = study(monkeypatch)
+  given.schedule.units = Units('example')
+  assert memory.fitting_micro_batch(given, inputs, QUIET, 1) is None
 
 
 def test_groups_are_offered_before_a_run_is_refused(monkeypatch):
