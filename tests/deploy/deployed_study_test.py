@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
+from played_rounds import Quiet
 
 from fedmedjax.deploy import messages, server, site
 from fedmedjax.deploy.in_process import InProcess
@@ -36,18 +36,6 @@ SMALL = (
 def config_of(preset: str, *more: str):
   return parse(
     ['x', f'--config=configs/quickstart.py:{preset}', *SMALL, *more], lambda values: None)[0]
-
-
-class Quiet(Reporter):
-  """Keeps what is said, and stops the program at a sentence that begins so."""
-
-  def __init__(self, stop_at: str = 'never'):
-    super().__init__(Console(quiet=True))
-    self._stop_at = stop_at
-
-  def say(self, *words):
-    if str(words[0]).startswith(self._stop_at):
-      raise KeyboardInterrupt
 
 
 def services(config, folder: Path, policy: Path | None = None) -> dict:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from played_rounds import play_rounds
 from rich.console import Console
 
 from fedmedjax import tree
@@ -73,15 +74,7 @@ def data(smollm):
 def rounds(config, data):
   """(study, last state, metrics of every round)."""
   study = prepare(config, data)
-  state, reports = study.algorithm.init(study.trainable.adapter), []
-  for number in range(config.fed.rounds):
-    batches, mask = schedules.round_arrays(study.schedule, number)
-    weights = study.schedule.weights
-    state, metrics = study.algorithm.round(
-      state, study.trainable.base, LocalData(batches, mask, weights), np.arange(len(weights)),
-      study.validation, jax.random.key(number))
-    reports.append(jax.device_get(metrics))
-  assert study.algorithm.round._cache_size() == 1
+  state, reports = play_rounds(study, config.fed.rounds)
   return study, state, reports
 
 

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
+from played_rounds import Quiet
 
 from fedmedjax import tree
 from fedmedjax.experiment import private_sites
@@ -13,7 +13,6 @@ from fedmedjax.experiment.build import load_data, prepare
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.experiment.round_spending import band_coefficients
 from fedmedjax.fed.correlated_noise import sensitivity
-from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files
 from fedmedjax.train.loop import first_inputs
 from fedmedjax.train.run import run
@@ -32,18 +31,6 @@ SITE = (
 
 def config_of(*more: str):
   return parse(['x', *SMALL, *more], lambda values: None)[0]
-
-
-class Quiet(Reporter):
-  """Says nothing, and stops the program at a sentence that begins so."""
-
-  def __init__(self, stop_at: str = 'never'):
-    super().__init__(Console(quiet=True))
-    self._stop_at = stop_at
-
-  def say(self, *words):
-    if str(words[0]).startswith(self._stop_at):
-      raise KeyboardInterrupt
 
 
 @pytest.fixture(scope='module')

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from played_rounds import play_rounds
 
 from fedmedjax import tree
 from fedmedjax.data import round_plan
@@ -15,7 +16,6 @@ from fedmedjax.experiment.build import load_data, prepare
 from fedmedjax.experiment.shipped import ablation
 from fedmedjax.fed.privacy import Private
 from fedmedjax.fed.private_gradient import private_gradient
-from fedmedjax.fed.types import LocalData
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.types import InputError
 
@@ -41,15 +41,7 @@ def data():
 
 def play(study, rounds=2):
   """The adapter after some rounds, and their metrics."""
-  state, reports = study.algorithm.init(study.trainable.adapter), []
-  for number in range(rounds):
-    batches, mask = schedules.round_arrays(study.schedule, number)
-    weights = study.schedule.weights
-    state, metrics = study.algorithm.round(
-      state, study.trainable.base, LocalData(batches, mask, weights), np.arange(len(weights)),
-      study.validation, jax.random.key(number))
-    reports.append(jax.device_get(metrics))
-  assert study.algorithm.round._cache_size() == 1
+  state, reports = play_rounds(study, rounds)
   return jax.device_get(state.adapter), reports
 
 
