@@ -5,6 +5,7 @@ a builder in a user's file (`own_parts.py`). Which parts go together is `refusal
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -69,9 +70,9 @@ def _aggregator(values: Values, own: Own, hyper: dict[str, Any]) -> Aggregator:
   """config.fed.aggregator, or where sites are protected their mean with noise yet to be planned."""
   if not protects_sites(values) or 'fed.aggregator' in own:
     return _built('fed.aggregator', AGGREGATORS, values, own, hyper, Aggregator)
+  # Until noise is planned it is NaN, so that a round without the planned one cannot go unnoticed.
   return site_mean(values, Private(
-    values['privacy.clip'], values['privacy.noise'] or 1.0, float(cohort_size(values)),
-    values['privacy.clipping']))
+    values['privacy.clip'], math.nan, float(cohort_size(values)), values['privacy.clipping']))
 
 
 def protects_sites(values: Values) -> bool:
