@@ -7,6 +7,7 @@ pieces, several at a time, but any other value in one.
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -23,8 +24,12 @@ WHO = 'site'
 _RECORD, _FRAME, _TENSORS = 'message', 'frame', 'tensors'
 _NAME, _FAILURE = 'name', 'failure'
 # Seconds between two looks for answers, and that an exchange waits for a site without a SuperNode:
-# about what its restart takes. The first exchange waits for it to the deadline.
-_POLL, _PATIENCE = 0.2, 20.0
+# one that runs tries again after 20 s at the latest when its SuperLink was gone. The first exchange
+# waits for it to the deadline.
+_POLL, _PATIENCE = 0.2, 30.0
+# Flower's errors for a message that the SuperLink has thrown away, since the SuperNode had not been
+# heard of for a minute or is gone (`ErrorCode` in flwr.common.constant).
+_THROWN_AWAY = (3, 5)
 # What Flower raises of an answer that is broken. A SuperLink that is gone is something else.
 _BROKEN = (
   ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, DecodeError)
@@ -52,6 +57,12 @@ def failure(reason: str) -> RecordDict:
 def named(site: str) -> RecordDict:
   """What a relay answers to `WHO`."""
   return RecordDict({_NAME: ConfigRecord({'site': site})})
+
+
+class _ThrownAway(NamedTuple):
+  """The SuperLink has thrown a message away; the site can be sent it again."""
+
+  reason: str
 
 
 class Flower:
@@ -92,7 +103,14 @@ class Flower:
           else:
             sent[identity] = site
       for identity, answer in self._pulled(sent):
-        answers[sent.pop(identity)] = answer
+        site = sent.pop(identity)
+        if isinstance(answer, _ThrownAway):
+          # A site knows a message that it has met, and gives the same answer.
+          waiting.add(site)
+          reasons[site] = answer.reason
+          patient = max(patient, time.monotonic() + _PATIENCE)
+        else:
+          answers[site] = answer
       now = time.monotonic()
       if now >= until or not sent and not (waiting and now < patient):
         break
@@ -107,16 +125,16 @@ class Flower:
     ids = list(self._grid.push_messages([Message(packed(data), node, _type(data), ttl=seconds)]))
     return (ids or [None])[0]
 
-  def _pulled(self, ids: Iterable[str]) -> list[tuple[str, bytes | Absent]]:
+  def _pulled(self, ids: Iterable[str]) -> list[tuple[str, bytes | Absent | _ThrownAway]]:
     """The answers that are there: one by one, since a broken one must not cost the others."""
     return [(identity, _answer(content, self._limit))
             for identity in list(ids) if (content := self._content(identity)) is not None]
 
-  def _content(self, identity: str) -> RecordDict | None:
+  def _content(self, identity: str) -> RecordDict | Error | None:
     """What was answered to a message; None = nothing yet."""
     try:
       for reply in self._grid.pull_messages([identity]):
-        return failure(_told(reply.error)) if reply.has_error() else reply.content
+        return reply.error if reply.has_error() else reply.content
     except _BROKEN as error:
       return failure(f'Flower cannot read its answer: {error}')
     return None
@@ -155,13 +173,17 @@ def _type(data: bytes) -> str:
   return f'train.{name}' if name == TRAIN else f'query.{name}'
 
 
-def _site_name(content: RecordDict) -> str:
+def _site_name(content: RecordDict | Error) -> str:
   """What `named` was given; '' where it did not make `content`."""
-  return str(content.config_records.get(_NAME, {}).get('site', ''))
+  return '' if isinstance(content, Error) else str(
+    content.config_records.get(_NAME, {}).get('site', ''))
 
 
-def _answer(content: RecordDict, limit: int) -> bytes | Absent:
-  """What a relay answered; it may be anything."""
+def _answer(content: RecordDict | Error, limit: int) -> bytes | Absent | _ThrownAway:
+  """What a relay answered, which may be anything, or Flower in its place."""
+  if isinstance(content, Error):
+    told = f'gave no answer: Flower says (code {content.code}): {_line(content.reason)}'
+    return _ThrownAway(told) if content.code in _THROWN_AWAY else Absent(told)
   if _FAILURE in content.config_records:
     reason = _line(content.config_records[_FAILURE].get('reason', ''))
     return Absent(f'gave no answer: {reason}')
@@ -172,11 +194,6 @@ def _answer(content: RecordDict, limit: int) -> bytes | Absent:
   if len(data) > limit:
     return Absent(f'sent an answer of {len(data)} bytes, {limit} are allowed')
   return data
-
-
-def _told(error: Error) -> str:
-  """Flower's own error in one line."""
-  return f'Flower says (code {error.code}): {_line(error.reason)}'
 
 
 def _line(reason: object) -> str:

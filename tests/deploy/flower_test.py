@@ -27,7 +27,7 @@ def message(site: str, kind: str = 'local_round') -> bytes:
 class Grid:
   """SuperNodes that answer at once; `nodes` are {number: (registered name, answer)}.
 
-  An answer is content, an exception that reading it raises, or None: never.
+  An answer is content, an error of Flower's, an exception that reading it raises, or None: never.
   """
 
   def __init__(self, nodes):
@@ -51,7 +51,8 @@ class Grid:
     if answer is None:
       return []
     del self.waiting[ids[0]]
-    return [SimpleNamespace(has_error=lambda: False, content=answer)]
+    failed = isinstance(answer, flwr.Error)
+    return [SimpleNamespace(has_error=lambda: failed, content=answer, error=answer)]
 
 
 def echo(one):
@@ -127,6 +128,29 @@ def test_the_first_exchange_waits_for_a_site_and_later_ones_hardly():
   assert transport.exchange(sent, 60.0) == sent  # b comes at the fifth look
   del grid.nodes[2]
   assert transport.exchange(sent, 600.0)['b'] == Absent('has no SuperNode at the SuperLink')
+
+
+def test_a_message_that_the_superlink_threw_away_is_sent_again(monkeypatch):
+  """As after its restart, when a SuperNode's sign of life is late. Other errors are final."""
+  monkeypatch.setattr(flower, '_PATIENCE', 60.0)
+  unheard, crashed = flwr.Error(5, 'no\nheartbeat'), flwr.Error(8, 'crashed')
+  first = iter([unheard, flwr.Error(3, 'deleted')])
+  grid = Grid({
+    1: ('a', lambda one: next(first, None) or echo(one)), 2: ('b', lambda one: crashed)})
+  sent = {name: message(name) for name in 'ab'}
+  found = flower.Flower(grid, 10**6).exchange(sent, 600.0)
+  assert found == {
+    'a': message('a'), 'b': Absent('gave no answer: Flower says (code 8): crashed')}
+  assert grid.types.count('train.local_round') == 4
+  # One that stays away is waited for no longer than any other.
+  monkeypatch.setattr(flower, '_PATIENCE', 0.0)
+  grid = Grid({1: ('a', lambda one: next(answers))})
+  answers = iter([flower.packed(sent['a']), unheard])
+  transport = flower.Flower(grid, 10**6)
+  assert transport.exchange({'a': sent['a']}, 600.0) == {'a': sent['a']}
+  grid.get_nodes = lambda: Grid.get_nodes(grid) if len(grid.types) < 2 else []
+  assert transport.exchange({'a': sent['a']}, 600.0) == {
+    'a': Absent('gave no answer: Flower says (code 5): no heartbeat')}
 
 
 @pytest.mark.parametrize('deadline', [float('inf'), float('nan'), 0, '9', True, None])
