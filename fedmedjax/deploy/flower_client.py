@@ -16,7 +16,7 @@ from fedmedjax.deploy.flower import QUERIES, TRAIN, WHO, failure, named, packed,
 
 # Seconds that a message waits for the site's process, about what its restart takes. The first kind
 # waits as long as the server does: a site loads its model for minutes.
-_PATIENCE, _POLL, _FIRST = 20.0, 0.5, 'query.describe'
+_PATIENCE, _POLL, _FIRST = 30.0, 0.5, 'query.describe'
 # Most bytes of the site's own answer. The server has the limit that counts.
 _LIMIT = 2**31
 

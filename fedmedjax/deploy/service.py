@@ -168,6 +168,7 @@ class SiteService:
     batches, mask = schedules.round_arrays(planned.schedule, message.round, [index], [count])
     key = jax.random.wrap_key_data(
       jnp.asarray(array_of(message, 'header', 'key', (2,), np.uint32)))
+    self._say(f'round {message.round + 1}: trains {count} steps')
     learnt, after = self._trained(
       planned.schedule, view(anchor, changed), study.trainable.base, before, batches, mask,
       np.int32(index), key)
