@@ -89,14 +89,15 @@ def site_mean(values: Values, private: Private, total: SumFn | None = None) -> A
 
 
 def hyper_parameters(values: Values) -> dict[str, Any]:
-  """What a builder may name: the keys of config.fed, rank, lora_alpha, num_sites, cohort_size.
+  """What a builder may name: the keys of config.fed, and five more.
 
-  cohort_size is how many sites a round has, also where config.fed.cohort_size is 0 (all).
+  rank, lora_alpha, num_sites; cohort_size, how many sites a round has, also where
+  config.fed.cohort_size is 0 (all); local_rate, the `RateFn` of the sites' optimiser.
   """
   return {key.removeprefix('fed.'): value for key, value in values.items()
           if key.startswith('fed.')} | {
     'rank': values['lora.rank'], 'lora_alpha': values['lora.alpha'], 'num_sites': num_sites(values),
-    'cohort_size': cohort_size(values)}
+    'cohort_size': cohort_size(values), 'local_rate': local_optimizer(values).rate}
 
 
 def _built(

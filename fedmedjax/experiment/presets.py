@@ -41,6 +41,10 @@ PRESETS = {
   'fedex_lora': dict(aggregator='residual'),
   'fedex_lora_truncated': dict(aggregator='residual', residual_rank=4),
   'lora_fair': dict(aggregator='corrected'),
+  # FedRot-LoRA, arXiv:2602.23638: factors turned towards the server's A before their mean.
+  'fedrot_lora': dict(aggregator='aligned'),
+  # FedSVD, arXiv:2505.12805: B trained; A and B written anew from the SVD of their product.
+  'fedsvd': dict(aggregator='orthogonalised', sharing='served_a'),
   # HetLoRA, arXiv:2401.06432: zero-padded factors, weighted by the norm of their product.
   'hetlora': dict(
     aggregator='padded_mean', signal='product_norm', size_power=0.0, loss_power=1.0),
@@ -53,6 +57,11 @@ PRESETS = {
   'krum': dict(aggregator='krum'),
   'multi_krum': dict(aggregator='krum', kept=2),
   'clipped_mean': dict(aggregator='clipped_mean'),
+  # FedNova, arXiv:2007.07481: updates by the length of their path in steps.
+  'fednova': dict(aggregator='normalised'),
+  # By training loss. q-FedAvg, arXiv:1905.10497; agnostic federated learning, arXiv:1902.00146.
+  'q_fedavg': dict(aggregator='q_fedavg'),
+  'afl': dict(aggregator='agnostic', size_power=0.0),
   # Local rules. FedProx, arXiv:1812.06127, with mu = 0.01.
   'fedprox': dict(rule='fedprox', rule_strength=0.01),
   # SCAFFOLD, arXiv:1910.06378, option II: plain local steps, plain mean.

@@ -12,7 +12,7 @@ from fedmedjax.experiment.traits import Traits
 
 
 def classifier_multiplies(v: Values, parts: Traits) -> bool:
-  return v['fed.learner'] == 'bert' and 'both_factors' in parts.needs
+  return v['fed.learner'] == 'bert' and bool(parts.needs & {'both_factors', 'moved_pairs'})
 
 
 def classifier_weighs_products(v: Values, parts: Traits) -> bool:
@@ -20,7 +20,8 @@ def classifier_weighs_products(v: Values, parts: Traits) -> bool:
 
 
 def classifier_shares_factors(v: Values, parts: Traits) -> bool:
-  return v['fed.learner'] == 'bert' and v['fed.sharing'] in ('only_b', 'only_a', 'alternating')
+  return v['fed.learner'] == 'bert' and v['fed.sharing'] in (
+    'only_b', 'only_a', 'alternating', 'served_a')
 
 
 def classifier_has_ranks(v: Values, parts: Traits) -> bool:
@@ -119,6 +120,10 @@ def votes_for_zero(v: Values, parts: Traits) -> bool:
 
 def one_factor_missing(v: Values, parts: Traits) -> bool:
   return 'both_factors' in parts.needs and 'all_leaves' not in parts.gives
+
+
+def frozen_for_the_server(v: Values, parts: Traits) -> bool:
+  return 'moved_pairs' in parts.needs and 'moved_pairs' not in parts.gives
 
 
 def no_product_to_judge(v: Values, parts: Traits) -> bool:

@@ -3,9 +3,10 @@
 A message consists of the tensors that travel, each as its codec's arrays, and a header. Its length
 follows from shapes alone. The protocol that is counted sends a site what it does not have yet:
 - Down, in float32, the server's adapter at the start of the site's round. In its first round, every
-  shared leaf. Later, the shared leaves that were trained in any round since the site's last one,
-  whichever sites trained them. Examples: with RoLoRA a site gets the factor of the round before;
-  a site that missed rounds gets both factors; FFA-LoRA's A travels once.
+  shared leaf. Later, the shared leaves that the server has moved in any round since the site's last
+  one, whichever sites trained them. Examples: with RoLoRA a site gets the factor of the round
+  before; a site that missed rounds gets both factors; FFA-LoRA's A travels once, FedSVD's in every
+  round, although no site trains it.
 - Down, also, the columns that were folded into the base in every round since the site's last one,
   or since the beginning. The server stores them with one block for each site of a cohort. The
   blocks of sites that sent nothing are zeros, and they travel too.
@@ -32,6 +33,7 @@ import jax.numpy as jnp
 
 from fedmedjax.fed.compression import Codec, float32
 from fedmedjax.fed.participation import NEVER
+from fedmedjax.fed.sharing import moves
 from fedmedjax.fed.types import Sharing, Tree
 from fedmedjax.tree import path_string
 
@@ -145,7 +147,7 @@ def exchange(
 
   def lacks(path):
     return sharing.shared(path) and (
-      last == NEVER or any(sharing.trained(path, past) for past in range(last, number)))
+      last == NEVER or any(moves(sharing, path, past) for past in range(last, number)))
 
   def message(codec, keep, header):
     return (

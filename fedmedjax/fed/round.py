@@ -19,7 +19,7 @@ from fedmedjax.fed.private_losses import LossQuery
 from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.rules import plain
-from fedmedjax.fed.sharing import everything, sends
+from fedmedjax.fed.sharing import everything, moves, sends
 from fedmedjax.fed.sites import ByRows, SiteMap, SiteProgram, map_sites
 from fedmedjax.fed.slots import into_slots, out_of_slots
 from fedmedjax.fed.types import (
@@ -255,8 +255,7 @@ def server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
     step, server_opt = server_optimizer.update(
       jax.tree.map(jnp.negative, given), state.server_opt, state.adapter)
     # An optimiser's memory must not move what is frozen in this round.
-    step = tree.select(
-      step, lambda path: sharing.trained(path, state.round) & sharing.shared(path))
+    step = tree.select(step, lambda path: moves(sharing, path, state.round))
     new = state._replace(
       round=state.round + 1, adapter=optax.apply_updates(state.adapter, step), ctrl=ctrl,
       folded=write_columns(state.folded, aggregate.fold, state.round), server_opt=server_opt,

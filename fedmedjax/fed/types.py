@@ -95,6 +95,8 @@ class Sharing(NamedTuple):
 
   trained: TrainedFn
   shared: SharedFn
+  # Of the shared leaves, those that the server moves after a round; None = those that are trained.
+  moved: TrainedFn | None = None
 
 
 class Ranks(NamedTuple):

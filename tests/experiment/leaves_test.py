@@ -65,6 +65,8 @@ NEEDED = {
   'fed.shapes': {'fed.rounds': 2000},  # fewer are not worth a compilation
   'fed.residual_rank': _aggregator('residual'), 'fed.fair_penalty': _aggregator('corrected'),
   'fed.trim': _aggregator('trimmed_mean'), 'fed.norm_limit': _aggregator('clipped_mean'),
+  'fed.alignment': _aggregator('aligned'), 'fed.mixture_rate': _aggregator('agnostic'),
+  'fed.fairness': _aggregator('q_fedavg'), 'fed.lipschitz': _aggregator('q_fedavg'),
   'fed.faulty': _aggregator('krum', **_DEALT), 'fed.kept': _aggregator('krum', **_DEALT),
   'fed.rule_strength': {'fed.rule': 'fedprox'},
   'fed.server_momentum': _ADAM, 'fed.server_b2': _ADAM, 'fed.server_tau': _ADAM,

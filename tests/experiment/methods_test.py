@@ -218,6 +218,22 @@ def test_mixed_ranks_on_a_language_model(data):
   ('median', ['ranks=(4,8,16)'], 'votes for 0'),
   ('flexlora', ['sharing=only_b'], 'needs both factors'),
   ('flora', ['server_optimizer=fedadam'], 'gives the next adapter itself'),
+  ('fedsvd', ['sharing=only_b'], 'writes A anew'),
+  ('fedsvd', ['sharing=only_a'], 'writes A anew'),
+  ('fedsvd', ['server_optimizer=fedavgm'], 'gives the next adapter itself'),
+  ('fedsvd', ['error_feedback=True'], 'factors this aggregator replaces'),
+  ('scaffold', ['aggregator=orthogonalised', 'sharing=served_a'], 'this aggregator replaces them'),
+  ('scaffold', ['aggregator=aligned'], 'this aggregator replaces them'),
+  ('fedrot_lora', ['ranks=(4,8,16)'], 'need one rank'),
+  ('fedrot_lora', ['sharing=only_b'], 'needs both factors'),
+  ('fedrot_lora', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('scaffold', ['aggregator=normalised'], 'under a mean of the updates'),
+  ('fednova', ['loss_power=1.0'], 'choose their own weights'),
+  ('fednova', ['error_feedback=True'], 'number of steps it divides by'),
+  ('q_fedavg', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('q_fedavg', ['floor=0.1'], 'choose their own weights'),
+  ('afl', ['ema=0.5'], 'choose their own weights'),
+  ('afl', ['sampler=size', 'size_power=1.0'], 'takes no weights'),
   ('fedex_lora_truncated', ['residual_rank=49'], 'no more than sites times'),
   ('hetlora', ['ranks=(4,8)'], 'one rank for each site'),
   ('hetlora', ['ranks=(4,8,32)'], 'more than config.lora.rank'),
@@ -260,6 +276,7 @@ def test_mixed_ranks_on_a_language_model(data):
   ('scaffold', ['secure_aggregation=True'], 'travel without a mask'),
   ('fed_medlora', ['secure_aggregation=True', 'cohort_size=1'], 'the sum of one update'),
   ('fed_bert', ['aggregator=refactorised'], 'no factors A and B to multiply'),
+  ('fed_bert', ['aggregator=orthogonalised'], 'no factors A and B to multiply'),
   ('fed_bert', ['signal=product_norm'], 'no factors A and B to multiply'),
   ('fed_bert', ['sharing=only_a'], "use 'everything' or 'nothing'"),
   ('fed_bert', ['ranks=(4,8,16)'], 'has no rank'),
@@ -274,7 +291,7 @@ def test_unsound_pairs_are_refused_with_the_reason(preset, flags, message):
 
 @pytest.mark.parametrize('preset', [
   'fed_medlora', 'uniform', 'fedprox', 'feddyn', 'fedadam', 'ffa_lora', 'fedsa_lora', 'rolora',
-  'fed_bert', 'centralised'])
+  'fed_bert', 'centralised', 'fednova', 'afl', 'fedsvd'])
 def test_sums_are_enough_for_these(preset):
   validate(shrunk(preset, secure_aggregation=True))
 
