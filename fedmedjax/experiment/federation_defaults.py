@@ -143,6 +143,11 @@ def participation(fed: ConfigDict) -> None:
   # round, as one that is not finite always is; >= 2, or 0 = none is too long, and so where
   # sites are the units of privacy: what one site sends must not decide about another.
   fed.explosion = 100.0
+  # What a site's update was worth in a round, by the validation loss of means of updates: 'none',
+  # 'leave_one_out' (of sites + 2 means) or 'shapley' (of all coalitions, 2^sites, up to 8 sites).
+  fed.contribution = 'none'
+  # Orders of the sites that are drawn where a round has more than 8, each of as many means.
+  fed.contribution_samples = 32
   # Rounds in a row with no usable site after which the run stops; the adapter stays as it was.
   fed.max_bad_rounds = 3
 

@@ -70,6 +70,9 @@ _LEAVES = (
   Refusal(lambda v: v['eval.every'] > 0, 'eval.every',
           'would publish scores of notes of the validation set while training, which nobody '
           'counts; use 0'),
+  Refusal(lambda v: v['fed.contribution'] != 'none', 'fed.contribution',
+          "would publish what single sites' updates do to validation losses, which nobody counts; "
+          "use 'none'"),
   Refusal(lambda v: v['data.shots'] > 0, 'data.shots',
           'training sentences would stand in every prompt as they are; use 0'),
   Refusal(lambda v: v['checkpoint.keep_best'] > 0 and not (_judged(v) and _noised_losses(v)),

@@ -159,8 +159,20 @@ _SECURE = (
           'the sum of one update is that update; at least 2 sites a round are needed'),
 )
 
+_CONTRIBUTION = (
+  Refusal(unsound.contribution_alone, 'fed.contribution',
+          "pooled training has one site, and without training there is none; use 'none'"),
+  Refusal(unsound.contribution_under_masks, 'fed.contribution',
+          "means without a site need every site's own update, and secure aggregation has their "
+          "sum only; use 'none'"),
+  Refusal(unsound.contribution_of_nothing, 'fed.contribution',
+          'nothing is shared, or one factor alone, so that the server has no adapter that a '
+          "validation loss could judge; use 'none'"),
+)
+
 # The first that fails is the error.
-REFUSALS = (*_CLASSIFIER, *_RULE, *_SIGNAL, *_AGGREGATOR, *_RANKS, *_SENDING, *_SECURE)
+REFUSALS = (
+  *_CLASSIFIER, *_RULE, *_SIGNAL, *_AGGREGATOR, *_RANKS, *_SENDING, *_SECURE, *_CONTRIBUTION)
 
 
 def check_method(values: Values, own: Own, paths: Sequence[str] | None = None) -> None:

@@ -211,3 +211,22 @@ def secure_control(v: Values, parts: Traits) -> bool:
 
 def secure_alone(v: Values, parts: Traits) -> bool:
   return v['fed.secure_aggregation'] and not v['fed.pooled'] and cohort_size(v) < 2
+
+
+# What sites were worth.
+
+
+def _worth(v: Values) -> bool:
+  return v['fed.contribution'] != 'none'
+
+
+def contribution_alone(v: Values, parts: Traits) -> bool:
+  return _worth(v) and (v['fed.pooled'] or not v['fed.train'])
+
+
+def contribution_under_masks(v: Values, parts: Traits) -> bool:
+  return _worth(v) and v['fed.secure_aggregation']
+
+
+def contribution_of_nothing(v: Values, parts: Traits) -> bool:
+  return _worth(v) and not {'whole_pairs', 'shared_leaves'} <= parts.gives
