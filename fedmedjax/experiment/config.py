@@ -102,7 +102,7 @@ CHECKS = {
   'fed.weight_by': one_of(('examples', 'tokens')), 'fed.size_power': NOT_NEGATIVE,
   'fed.loss_power': NOT_NEGATIVE, 'fed.temperature': POSITIVE, 'fed.loss_on': one_of(LOSS_ON),
   'fed.sharing': one_of_or_own(SHARINGS), 'fed.pooled': BOOLEAN, 'fed.train': BOOLEAN,
-  'fed.learner': one_of(LEARNERS),
+  'fed.learner': one_of(LEARNERS), 'fed.heads': integer(0, 1024),
   'fed.floor': BELOW_ONE, 'fed.ema': BELOW_ONE,
   'fed.signal': one_of(tuple(SIGNALS)), 'fed.aggregator': one_of_or_own(AGGREGATORS),
   'fed.residual_rank': integer(0), 'fed.fair_penalty': POSITIVE,

@@ -37,9 +37,9 @@ def rounds(fed: ConfigDict) -> None:
 def weights(fed: ConfigDict) -> None:
   """How updates become one, and what is trained and sent."""
   # How updates become one. Weighted means: 'mean' (factor by factor), 'padded_mean',
-  # 'refactorised', 'stacked', 'residual', 'corrected', 'aligned', 'orthogonalised'; by the numbers
-  # of local steps: 'normalised'; by training loss: 'q_fedavg', 'agnostic'; robust ones: 'median',
-  # 'trimmed_mean', 'geometric_median', 'krum', 'clipped_mean'. From the preset.
+  # 'refactorised', 'stacked', 'residual', 'corrected', 'aligned', 'orthogonalised', 'cores'; by the
+  # numbers of local steps: 'normalised'; by training loss: 'q_fedavg', 'agnostic'; robust
+  # ones: 'median', 'trimmed_mean', 'geometric_median', 'krum', 'clipped_mean'. From the preset.
   fed.aggregator = 'mean'
   # What weighs a site beside its size: 'loss' (nats per token on V), 'answer' (nats per answer),
   # 'peer' (nats per answer by the other sites' judgement), 'loo' or 'grad' (what the average loses
@@ -80,7 +80,7 @@ def weights(fed: ConfigDict) -> None:
   fed.loss_on = 'completion'
   # Factors trained and sent: 'everything', 'nothing' (sent), 'only_b' (A frozen), 'only_a' (B
   # kept at its site), 'alternating' (B in even rounds, A in odd ones), 'served_a' (B trained, A
-  # moved by the server). From the preset.
+  # moved by the server), 'cores' (of an adapter with heads). From the preset.
   fed.sharing = 'everything'
   # True = all sites' steps are taken by one site (centralised). From the preset.
   fed.pooled = False
@@ -90,6 +90,9 @@ def weights(fed: ConfigDict) -> None:
   # embeddings; the preset fed_bert sets it) or 'tagger' (adapters of config.tagger, a small network
   # of random weights that needs no file, to compare methods in seconds).
   fed.learner = 'lora'
+  # Heads of RAVAN's adapter, each of lora.rank, of which cores are trained; 0 = a plain LoRA. From
+  # the preset.
+  fed.heads = 0
   # epsilon: share of the weight that is spread evenly, in [0, 1).
   fed.floor = 0.0
   # mu: share of the previous round's weights kept, in [0, 1).

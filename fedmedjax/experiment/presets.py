@@ -14,7 +14,7 @@ METHOD_DEFAULTS = dict(
   size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
   pooled=False, train=True, server_optimizer='fedavg', server_learning_rate=1.0,
   server_momentum=0.9, rule='plain', rule_strength=0.0, local_optimizer='adamw',
-  signal='loss', aggregator='mean', residual_rank=0, kept=1)
+  signal='loss', aggregator='mean', residual_rank=0, kept=1, heads=0)
 PRESETS = {
   # Fed-MedLoRA, arXiv:2601.22124: factors averaged by number of examples.
   'fed_medlora': {},
@@ -75,6 +75,8 @@ PRESETS = {
   'fedsa_lora': dict(sharing='only_a'),
   # RoLoRA, arXiv:2502.01755: B and A in turns.
   'rolora': dict(sharing='alternating'),
+  # RAVAN, arXiv:2506.05568: frozen bases, cores of several heads trained and sent.
+  'ravan': dict(heads=4, sharing='cores', aggregator='cores'),
   # Server optimisers. Rates are ours: with updates of about 1e-3 an entry, as AdamW makes them, a
   # step is then about as long as FedAvg's. FedAvgM, arXiv:1909.06335; the others arXiv:2003.00295.
   'fedavgm': dict(server_optimizer='fedavgm'),

@@ -84,7 +84,7 @@ _ANALYSIS = (
   Refusal(lambda v: v['fed.aggregator'] in _BY_TRAINING_LOSS, 'fed.aggregator',
           "weighs sites by their training loss, which would leave as it is; use 'mean'"),
   Refusal(lambda v: v['privacy.clipping'] == 'gauge' and v['fed.sharing'] in (
-    'only_b', 'alternating', 'served_a'), 'fed.sharing',
+    'only_b', 'alternating', 'served_a', 'cores'), 'fed.sharing',
           'what is cut is the change of the products A B, which takes both factors in every round; '
           "use 'everything', or config.privacy.clipping='norm'"),
   Refusal(lambda v: v['fed.ema'] > 0, 'fed.ema',

@@ -19,6 +19,7 @@ NEEDS: Mapping[str, str] = {
   'single_updates': "every site's own update: not the sum of a secure aggregation",
   'both_factors': 'factors A and B of every site, trained and sent',
   'moved_pairs': 'factors A and B shared, and both moved by the server in every round',
+  'cores': 'an adapter with heads, of which the cores are trained and sent',
   'plain_server': 'a server that takes the result as it is: fedavg with rate 1',
   'no_control_variates': 'a rule without control variates',
   'no_error_feedback': 'updates without what earlier rounds left out',
@@ -159,6 +160,18 @@ _SECURE = (
           'the sum of one update is that update; at least 2 sites a round are needed'),
 )
 
+_HEADS = (
+  Refusal(unsound.heads_of_classifier, 'fed.heads', 'a classifier has no adapter; use 0'),
+  Refusal(unsound.heads_untrained, 'fed.sharing',
+          "of an adapter with heads the cores are trained and sent; use 'cores', or heads 0"),
+  Refusal(unsound.no_cores, 'fed.aggregator',
+          "it averages cores, which an adapter without heads has not; use 'mean', or heads"),
+  Refusal(unsound.heads_of_ranks, 'fed.ranks', 'heads have one rank, lora.rank; use ()'),
+  Refusal(unsound.heads_from_start, 'lora.start',
+          "an adapter with heads starts from bases of its own; use ''"),
+  Refusal(unsound.heads_weighed_as_pairs, 'fed.signal',
+          "an adapter with heads has no pairs of factors to multiply; use 'loss'"),
+)
 _CONTRIBUTION = (
   Refusal(unsound.contribution_alone, 'fed.contribution',
           "pooled training has one site, and without training there is none; use 'none'"),
@@ -172,7 +185,8 @@ _CONTRIBUTION = (
 
 # The first that fails is the error.
 REFUSALS = (
-  *_CLASSIFIER, *_RULE, *_SIGNAL, *_AGGREGATOR, *_RANKS, *_SENDING, *_SECURE, *_CONTRIBUTION)
+  *_CLASSIFIER, *_HEADS, *_RULE, *_SIGNAL, *_AGGREGATOR, *_RANKS, *_SENDING, *_SECURE,
+  *_CONTRIBUTION)
 
 
 def check_method(values: Values, own: Own, paths: Sequence[str] | None = None) -> None:

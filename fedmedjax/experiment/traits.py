@@ -26,6 +26,7 @@ GIVES: Mapping[str, str] = {
   'shared_leaves': 'something that is shared',
   'all_leaves': 'every leaf trained and shared in every round',
   'moved_pairs': 'every leaf shared, and moved by the server in every round',
+  'cores': 'cores of heads, trained and shared',
   'steady_leaves': 'the same leaves trained in every round',
   'whole_pairs': 'no pair of factors of which one is sent and the other trained at its site',
 }
@@ -58,7 +59,8 @@ def traits(
   classifier = values['fed.learner'] == 'bert'
   if paths is None:
     paths = ['kernel'] if classifier else [
-      f'layers/{name}/{factor}' for name in sorted(values['lora.targets']) for factor in 'ab']
+      f'layers/{name}/{factor}' for name in sorted(values['lora.targets'])
+      for factor in ('abhs' if values['fed.heads'] else 'ab')]
     if classifier and ('fed.sharing' in own or values['fed.sharing'] not in (
         'everything', 'nothing')):
       # The former is asked later, the latter is refused: it selects factors.
@@ -81,6 +83,8 @@ def of_sharing(sharing: Sharing, paths: Sequence[str]) -> set[str]:
     gives.add('shared_leaves')
   if all(shared[path] and all(trained[path]) for path in paths):
     gives.add('all_leaves')
+  if any(path.endswith('/h') and shared[path] and any(trained[path]) for path in paths):
+    gives.add('cores')
   if all(moves(sharing, path, number) for path in paths for number in range(_ASKED)):
     gives.add('moved_pairs')
   if all(len(set(numbers)) == 1 for numbers in trained.values()):

@@ -21,7 +21,7 @@ def classifier_weighs_products(v: Values, parts: Traits) -> bool:
 
 def classifier_shares_factors(v: Values, parts: Traits) -> bool:
   return v['fed.learner'] == 'bert' and v['fed.sharing'] in (
-    'only_b', 'only_a', 'alternating', 'served_a')
+    'only_b', 'only_a', 'alternating', 'served_a', 'cores')
 
 
 def classifier_has_ranks(v: Values, parts: Traits) -> bool:
@@ -230,3 +230,30 @@ def contribution_under_masks(v: Values, parts: Traits) -> bool:
 
 def contribution_of_nothing(v: Values, parts: Traits) -> bool:
   return _worth(v) and not {'whole_pairs', 'shared_leaves'} <= parts.gives
+
+
+# Adapters with heads.
+
+
+def heads_of_classifier(v: Values, parts: Traits) -> bool:
+  return v['fed.heads'] > 0 and v['fed.learner'] == 'bert'
+
+
+def heads_untrained(v: Values, parts: Traits) -> bool:
+  return v['fed.heads'] > 0 and 'cores' not in parts.gives
+
+
+def no_cores(v: Values, parts: Traits) -> bool:
+  return 'cores' in parts.needs and 'cores' not in parts.gives
+
+
+def heads_of_ranks(v: Values, parts: Traits) -> bool:
+  return v['fed.heads'] > 0 and bool(v['fed.ranks'])
+
+
+def heads_from_start(v: Values, parts: Traits) -> bool:
+  return v['fed.heads'] > 0 and bool(v['lora.start'])
+
+
+def heads_weighed_as_pairs(v: Values, parts: Traits) -> bool:
+  return v['fed.heads'] > 0 and v['fed.signal'] == 'product_norm'

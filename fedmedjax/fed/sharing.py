@@ -58,6 +58,22 @@ def served_a(paths: list[str]) -> Sharing:
   return only_b(paths)._replace(moved=lambda path, number: True)
 
 
+def only_cores(paths: list[str]) -> Sharing:
+  """RAVAN: cores [..., heads, r, r] and scalings [..., heads] are trained and sent, bases frozen.
+
+  Raje et al., "Ravan: Multi-Head Low-Rank Adaptation for Federated Fine-Tuning", NeurIPS 2025,
+  arXiv:2506.05568; see `model/heads.py`.
+
+  Args:
+    paths: of all leaves of the adapter.
+
+  Raises:
+    InputError: when no path ends in '/h', or none in '/s': see config.fed.heads.
+  """
+  trained = _ending(paths, '/h') | _ending(paths, '/s')
+  return Sharing(trained=lambda path, number: path in trained, shared=lambda path: True)
+
+
 def only_a(paths: list[str]) -> Sharing:
   """FedSA-LoRA: both factors are trained, A [..., D_in, r] is sent, B [..., r, D_out] is private.
 
@@ -109,6 +125,7 @@ def _ending(paths: list[str], suffix: str) -> frozenset[str]:
 SHARINGS: dict[str, Callable[..., Sharing]] = {
   'everything': everything, 'nothing': nothing, 'only_b': only_b, 'only_a': only_a,
   'alternating': alternating, 'served_a': served_a,
+  'cores': only_cores,
 }
 
 

@@ -117,8 +117,8 @@ def test_the_exact_values_of_eight_sites():
 
 
 def test_sampled_values_lie_within_their_errors():
-  """12 sites, 400 orders: they add up exactly, a dummy has 0 with error 0, of 11 others all lie
-  within four standard errors, and half of them within one (planted: an error of one order)."""
+  """12 sites, 400 orders: they add up exactly, a dummy has 0 with error 0, and the 11 others lie
+  about one standard error from the exact values, none four (planted: the error of one order)."""
   worth, expected = game(12)
   found = jax.jit(lambda key: contribution.shapley(400)(worth, 12, key))(jax.random.key(1))
   np.testing.assert_allclose(found.values.sum(), found.whole, rtol=1e-4)

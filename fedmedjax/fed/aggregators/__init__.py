@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedmedjax.fed.aggregators import (
+  cores,
   fair,
   gauges,
   normalised,
@@ -73,6 +74,7 @@ AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
   'corrected': weighted(products.corrected),
   'aligned': weighted(gauges.aligned),
   'orthogonalised': weighted(orthogonalised_mean),
+  'cores': weighted(cores.scaled_cores),
   'normalised': of_sums(normalised.normalised_mean),
   'q_fedavg': fair.q_fedavg,
   'agnostic': of_sums(fair.agnostic),

@@ -71,7 +71,7 @@ def test_a_rotation_by_hand():
   one = {'q': {'a': local[None], 'b': jnp.array([[[1.0], [0.0]]])}}
   half = formed(gauges.aligned(0.5), anchor, one, jnp.ones(1))
   root = np.sqrt(0.5)
-  np.testing.assert_allclose(half['b'], [[root], [-root]], atol=1e-5)
+  np.testing.assert_allclose(half['b'], [[root], [root]], atol=1e-5)
   np.testing.assert_allclose(half['a'], a @ turn(np.pi / 4), atol=1e-5)
 
 
