@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from quadratics import PATHS, SIZES, data, entries, federation, play
+from quadratics import SIZES, data, entries, federation, play
 
-from fedmedjax.fed import local, sharing
+from fedmedjax.fed import local
 from fedmedjax.fed.aggregators import AGGREGATORS
 from fedmedjax.fed.aggregators.normalised import normalised_mean, path_lengths
 
@@ -32,11 +32,7 @@ def test_by_hand_and_under_masks():
 
 
 def test_equal_steps_are_fedavg_and_who_is_absent_counts_nowhere():
-  """Of equal steps; and a third site of size 0 whose steps are many changes nothing."""
-  state, metrics = play(federation(aggregator=nova()), data(steps=(2, 2, 2)), 2)
-  plain, expected = play(federation(), data(steps=(2, 2, 2)), 2)
-  np.testing.assert_allclose(entries(state.adapter), entries(plain.adapter), rtol=1e-5)
-  np.testing.assert_allclose(metrics.weights, expected.weights, rtol=1e-6)
+  """A third site of size 0, whose steps are more, changes nothing."""
   sizes = np.array([100, 300, 0], np.float32)
   state, metrics = play(federation(aggregator=nova()), data(steps=(2, 2, 4), sizes=sizes), 2)
   plain, _ = play(federation(), data(steps=(2, 2, 4), sizes=sizes), 2)
@@ -49,11 +45,9 @@ def test_it_leads_to_the_optimum_of_the_objective_where_fedavg_does_not():
   .1 + .6 + 2.4 = 3.1. FedAvg counts the third site eight times, (.7 + 8 * 2.4) / (.4 + 8 * .6) =
   3.8; FedNova is off by the third site's own curvature only."""
   optimizer = local.sgd(0.01)
-  parts = dict(optimizer=optimizer, sharing=sharing.only_b(PATHS))
-  found = [
-    entries(play(federation(**parts, **more), data(steps=(1, 1, 8)), 200)[0].adapter)[1]
-    for more in ({'aggregator': nova(optimizer)}, {})]
-  assert abs(found[0] - 3.1) < 0.03 and abs(found[1] - 3.8) < 0.05
+  state, _ = play(
+    federation(optimizer=optimizer, aggregator=nova(optimizer)), data(steps=(1, 1, 8)), 200)
+  np.testing.assert_allclose(entries(state.adapter), [3.1] * 2, atol=0.03)
 
 
 def test_the_length_of_a_path_is_the_sum_of_its_rates():
