@@ -45,7 +45,8 @@ def test_a_site_without_loss_and_one_whose_loss_is_no_number():
   finite nothing is taken."""
   updates = {'a': jnp.array([[1.0], [2.0]])}
   for loss, aggregator in (
-      (0.0, q_fedavg(fairness=0.5)), (np.nan, q_fedavg()), (np.nan, fair.agnostic(mixture_rate=1.0))):
+      (0.0, q_fedavg(fairness=0.5)), (np.nan, q_fedavg()),
+      (np.nan, fair.agnostic(mixture_rate=1.0))):
     out = aggregator.update(
       updates, aggregator.init(None, 2), weights=jnp.array([3.0, 1.0]), cohort=jnp.arange(2),
       start_loss=jnp.array([loss, 4.0]), anchor=None, local=None, key=None)
