@@ -136,8 +136,8 @@ _SENDING = (
   Refusal(unsound.owed_to_frozen, 'fed.error_feedback',
           'what is owed of a factor would be paid in the round that freezes it, and so be lost'),
   Refusal(unsound.owed_to_replaced, 'fed.error_feedback',
-          'what is owed is of an earlier round, whose factors this aggregator replaces, or whose '
-          'number of steps it divides by'),
+          'what is owed is of factors that this aggregator replaces by others after every round, '
+          'or of another number of steps, which it divides by'),
   Refusal(unsound.cut_updates, 'fed.rule',
           "FedDyn's server makes its control variate of the sites' whole updates; send them in "
           'float32, without top_k and clip_update'),

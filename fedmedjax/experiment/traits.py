@@ -26,7 +26,7 @@ GIVES: Mapping[str, str] = {
   'shared_leaves': 'something that is shared',
   'all_leaves': 'every leaf trained and shared in every round',
   'moved_pairs': 'every leaf shared, and moved by the server in every round',
-  'cores': 'cores of heads, trained and shared',
+  'cores': 'cores of heads and their scalings trained and shared, and nothing else trained',
   'steady_leaves': 'the same leaves trained in every round',
   'whole_pairs': 'no pair of factors of which one is sent and the other trained at its site',
 }
@@ -83,7 +83,9 @@ def of_sharing(sharing: Sharing, paths: Sequence[str]) -> set[str]:
     gives.add('shared_leaves')
   if all(shared[path] and all(trained[path]) for path in paths):
     gives.add('all_leaves')
-  if any(path.endswith('/h') and shared[path] and any(trained[path]) for path in paths):
+  cores = [path for path in paths if path.endswith('/h')]
+  if cores and all(
+      (path[-2:] in ('/h', '/s')) == any(trained[path]) and shared[path] for path in paths):
     gives.add('cores')
   if all(moves(sharing, path, number) for path in paths for number in range(_ASKED)):
     gives.add('moved_pairs')

@@ -1,5 +1,7 @@
 """Adapters with heads: bases, what the model is shown, its gradient, and RAVAN's exact mean."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +17,20 @@ LAYERS, IN, OUT, RANK, HEADS = 2, 9, 7, 2, 3
 PLAIN = {'layers': {'q': {'a': jnp.zeros((LAYERS, IN, RANK)), 'b': jnp.zeros((LAYERS, RANK, OUT))}}}
 
 
+@cache
+def fresh():
+  """A fresh adapter, as numpy arrays."""
+  return jax.device_get(jax.jit(lambda key: with_heads(key, PLAIN, HEADS))(jax.random.key(0)))
+
+
 def drawn(seed=0):
-  """An adapter whose cores and scalings are anything."""
-  adapter = with_heads(jax.random.key(seed), PLAIN, HEADS)
-  rng = np.random.default_rng(seed)
-  node = adapter['layers']['q']
+  """The same bases with cores and scalings that are anything."""
+  rng, node = np.random.default_rng(seed), fresh()['layers']['q']
   return {'layers': {'q': node | {
-    name: jnp.asarray(rng.normal(size=node[name].shape), jnp.float32) for name in 'hs'}}}
+    name: rng.normal(size=node[name].shape).astype(np.float32) for name in 'hs'}}}
+
+
+model_of = jax.jit(shown)
 
 
 def product(pair):
@@ -31,14 +40,15 @@ def product(pair):
 def test_bases_are_orthonormal_as_far_as_there_is_room():
   """Three heads of rank 2 in 9 dimensions: all six columns; in 5, two heads together and the third
   by itself; of rank 2 in one dimension a column of length 1 and one of zeros."""
-  for width, together in ((9, 3), (5, 2), (2, 1)):
-    found = orthonormal(jax.random.key(0), (LAYERS,), width, RANK, HEADS)
+  bases = jax.jit(orthonormal, static_argnums=(1, 2, 3, 4))
+  for width, together in ((9, 3), (5, 2)):
+    found = bases(jax.random.key(0), (LAYERS,), width, RANK, HEADS)
     assert found.shape == (LAYERS, HEADS, width, RANK)
     for layer in np.asarray(found):
       for first in range(0, HEADS, together):
         group = np.concatenate(list(layer[first:first + together]), axis=1)
         np.testing.assert_allclose(group.T @ group, np.eye(group.shape[1]), atol=1e-5)
-  narrow = np.asarray(orthonormal(jax.random.key(0), (), 1, RANK, 1))
+  narrow = np.asarray(bases(jax.random.key(0), (), 1, RANK, 1))
   np.testing.assert_allclose(np.abs(narrow), [[[1, 0]]], atol=1e-6)
 
 
@@ -49,27 +59,27 @@ def test_what_the_model_is_shown_is_the_sum_over_heads():
   own = [slice(i * RANK, (i + 1) * RANK) for i in range(HEADS)]
   expected = sum(
     a[..., own[i]] @ (s[:, i, None, None] * h[:, i]) @ b[:, own[i]] for i in range(HEADS))
-  pair = shown(adapter)['layers']['q']
+  pair = model_of(adapter)['layers']['q']
   assert set(pair) == {'a', 'b'} and pair['a'].shape == (LAYERS, IN, HEADS * RANK)
   np.testing.assert_allclose(product(pair), expected, atol=1e-5)
-  assert not product(shown(with_heads(jax.random.key(1), PLAIN, HEADS))['layers']['q']).any()
+  assert not product(model_of(fresh())['layers']['q']).any()
   assert shown({}) == {}
 
 
 def test_only_cores_and_scalings_have_a_gradient():
   """And a step from the start moves cores: their gradient there is not 0, that of scalings is."""
-  fresh = with_heads(jax.random.key(0), PLAIN, HEADS)
-  target = jnp.asarray(np.random.default_rng(0).normal(size=(LAYERS, IN, OUT)), jnp.float32)
+  target = np.random.default_rng(0).normal(size=(LAYERS, IN, OUT)).astype(np.float32)
 
   def loss(adapter):
     pair = shown(adapter)['layers']['q']
     return jnp.sum((pair['a'] @ pair['b'] - target)**2)
 
-  for adapter, moving in ((fresh, {'h'}), (drawn(), {'h', 's'})):
-    gradient = jax.grad(loss)(adapter)['layers']['q']
+  slope = jax.jit(jax.grad(loss))
+  for adapter, moving in ((fresh(), {'h'}), (drawn(), {'h', 's'})):
+    gradient = jax.device_get(slope(adapter)['layers']['q'])
     assert {name for name in 'abhs' if gradient[name].any()} == moving
-  share = sharing.only_cores(paths(fresh))
-  assert {path[-1] for path in paths(fresh) if share.trained(path, 0)} == {'h', 's'}
+  share = sharing.only_cores(paths(fresh()))
+  assert {path[-1] for path in paths(fresh()) if share.trained(path, 0)} == {'h', 's'}
   with pytest.raises(InputError, match="no leaf of the adapter ends in '/h'"):
     sharing.only_cores(paths(PLAIN))
 
@@ -77,20 +87,20 @@ def test_only_cores_and_scalings_have_a_gradient():
 def test_the_mean_of_cores_is_the_mean_of_products():
   """Three sites with cores and scalings of their own, of weights .2, .3, .5; a site of weight 0 may
   hold anything. Planted: cores and scalings averaged apart are far from it."""
-  anchor, weights = drawn(), jnp.array([.2, .3, .5, 0])
-  locals_ = [anchor | {'layers': {'q': anchor['layers']['q'] | {
-    name: drawn(seed)['layers']['q'][name] for name in 'hs'}}} for seed in (1, 2, 3)]
-  locals_.append(jax.tree.map(lambda x: x * jnp.nan, anchor))
-  local = jax.tree.map(lambda *x: jnp.stack(x), *locals_)
+  anchor, weights = drawn(), np.array([.2, .3, .5, 0], np.float32)
+  locals_ = [drawn(seed) for seed in (1, 2, 3)]
+  local = jax.tree.map(lambda *x: np.stack([*x, x[0] * np.nan]), *locals_)
   updates = jax.tree.map(lambda x, x0: x - x0[None], local, anchor)
-  update, fold = scaled_cores().apply(updates, weights, anchor=anchor, local=local, key=None)
-  after = jax.tree.map(jnp.add, anchor, update)
-  expected = sum(
-    w * product(shown(one)['layers']['q']) for w, one in zip((.2, .3, .5), locals_, strict=False))
-  np.testing.assert_allclose(product(shown(after)['layers']['q']), expected, atol=1e-5)
+  update, fold = jax.jit(scaled_cores().apply)(
+    updates, weights, anchor=anchor, local=local, key=None)
+  after = jax.tree.map(np.add, anchor, update)
+  each = [product(model_of(one)['layers']['q']) for one in locals_]
+  expected = sum(w * one for w, one in zip(weights, each, strict=False))
+  np.testing.assert_allclose(product(model_of(after)['layers']['q']), expected, atol=1e-5)
   np.testing.assert_allclose(after['layers']['q']['s'], 1, atol=1e-6)
   for name in 'ab':
     np.testing.assert_array_equal(after['layers']['q'][name], anchor['layers']['q'][name])
-  apart = jax.tree.map(lambda *x: sum(w * y for w, y in zip((.2, .3, .5), x, strict=True)),
-                       *locals_[:3])
-  assert fold == () and np.abs(product(shown(apart)['layers']['q']) - expected).max() > 0.1
+  apart = jax.tree.map(
+    lambda *x: sum(w * y for w, y in zip(weights, x, strict=False)), *locals_)
+  assert fold == () and np.abs(
+    product(model_of(apart)['layers']['q']) - expected).max() > 0.1

@@ -56,17 +56,20 @@ def test_sites_that_differ_by_a_rotation_are_averaged_as_one():
     np.testing.assert_allclose(plain[name], expected[name], atol=1e-5)
 
 
+nearest = jax.jit(gauges.nearest_rotation)
+
+
 def test_a_rotation_by_hand():
   """Of A_k = A turned by 90 degrees the rotation is that turn's inverse; half of it, (I + R) / 2,
   is the turn by 45 degrees. A mirror is no rotation: of diag(2, -1) the best is I, trace 1."""
   a = jnp.array([[3.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
   local = a @ turn(np.pi / 2)
-  towards = gauges.nearest_rotation(local.T @ a)
+  towards = nearest(local.T @ a)
   np.testing.assert_allclose(towards, turn(-np.pi / 2), atol=1e-5)
   np.testing.assert_allclose(
-    gauges.nearest_rotation(0.5 * jnp.eye(2) + 0.5 * towards), turn(-np.pi / 4), atol=1e-5)
+    nearest(0.5 * jnp.eye(2) + 0.5 * towards), turn(-np.pi / 4), atol=1e-5)
   np.testing.assert_allclose(
-    gauges.nearest_rotation(jnp.diag(jnp.array([2.0, -1.0]))), np.eye(2), atol=1e-5)
+    nearest(jnp.diag(jnp.array([2.0, -1.0]))), np.eye(2), atol=1e-5)
   anchor = {'q': {'a': a, 'b': jnp.zeros((2, 1))}}
   one = {'q': {'a': local[None], 'b': jnp.array([[[1.0], [0.0]]])}}
   half = formed(gauges.aligned(0.5), anchor, one, jnp.ones(1))
@@ -77,12 +80,12 @@ def test_a_rotation_by_hand():
 
 def test_what_nothing_is_known_of_is_not_turned():
   """The same A with a zero column, or all zero; and no rotation beats the found one (of 200)."""
-  np.testing.assert_allclose(gauges.nearest_rotation(jnp.zeros((3, 3))), np.eye(3), atol=1e-6)
+  np.testing.assert_allclose(nearest(jnp.zeros((3, 3))), np.eye(3), atol=1e-6)
   np.testing.assert_allclose(
-    gauges.nearest_rotation(jnp.diag(jnp.array([4.0, 0, 0]))), np.eye(3), atol=1e-6)
+    nearest(jnp.diag(jnp.array([4.0, 0, 0]))), np.eye(3), atol=1e-6)
   rng = np.random.default_rng(1)
   matrix = rng.normal(size=(3, 3))
-  best = np.asarray(gauges.nearest_rotation(jnp.asarray(matrix, jnp.float32)))
+  best = np.asarray(nearest(jnp.asarray(matrix, jnp.float32)))
   assert np.linalg.det(best) == pytest.approx(1, abs=1e-5)
   for _ in range(200):
     q, _ = np.linalg.qr(rng.normal(size=(3, 3)))
