@@ -124,7 +124,8 @@ def prepare(
   check_own_parts(
     own, parts, sharing, trainable.adapter, len(schedule.weights),
     1 if fed.pooled else sampler.size, validation is not None)
-  judges = set(validation.group_site.tolist()) if validation and 'peers' in parts.needs else ()
+  asked = 'peers' in parts.needs or fed.contribution != 'none'
+  judges = set(validation.group_site.tolist()) if validation and asked else ()
   plan = communication.plan_communication(
     config, sampler, parts, trainable.adapter, sharing, judges)
   step_loss = partial(_step_loss, trainable, schedule.layout.groups)
@@ -140,7 +141,8 @@ def prepare(
       server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
       place=layout.place, told=layout.told, by_rows=layout.by_rows,
       on_step=on_step if config.log.steps else None,
-      shape_buckets=schedule.layout.shape_buckets if alone else (), **protected)
+      shape_buckets=schedule.layout.shape_buckets if alone else (),
+      contribution=methods.contribution(values), contribution_power=fed.size_power, **protected)
 
   order = executions(
     fed.chunk, config.model.remat, plan.sampler.size, jax.default_backend() == 'cpu',
@@ -171,11 +173,13 @@ def _validation(
   here: Callable[[SiteData], bool],
 ) -> Validation | None:
   """V, whose steps each process has packed of its own sites; InputError where it is needed."""
-  arrays = schedules.validation_arrays(schedule, here)
-  if arrays is None and methods.needs_validation(leaves(config.to_dict())):
+  arrays, values = schedules.validation_arrays(schedule, here), leaves(config.to_dict())
+  weighed = methods.needs_validation(values)
+  if arrays is None and (weighed or methods.contribution(values)):
     raise InputError(
       f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
-      f'for validation, and preset {config.fed.preset!r} weighs sites by their validation loss')
+      + (f'for validation, and preset {config.fed.preset!r} weighs sites by their validation loss'
+         if weighed else 'for validation, and config.fed.contribution asks for validation losses'))
   return arrays and Validation(meshes.summed(spread, arrays[0]), *arrays[1:])
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from fedmedjax.data import schedule as schedules
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.experiment.methods import Method
-from fedmedjax.fed import compression, ledger, participation
+from fedmedjax.fed import compression, contribution, ledger, participation
 from fedmedjax.fed.aggregators.conventions import names_argument
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.factors import room
@@ -76,7 +76,8 @@ def plan_communication(
     sampler: of `site_sampler`; pooled, it is not looked at.
     parts: whose control variates and columns for the base travel.
     adapter, sharing: what one site's messages are made of; adapter is [*p].
-    judges: numbers of the sites that are sent the others' adapters and judge them.
+    judges: numbers of the sites that are sent the others' adapters and judge them, or coalitions
+      of them.
   """
   fed, rank = config.fed, config.lora.rank
   if fed.pooled:
@@ -92,7 +93,7 @@ def plan_communication(
 
   # Not all of them: a run has as many as rounds times sites.
   @lru_cache(1024)
-  def messages(site_rank, number, last, skipped, judged):
+  def messages(site_rank, number, last, skipped, judged, coalitions):
     one = cut(adapter, site_rank) if fed.ranks else adapter
     folded = sum(
       parts.aggregator.columns([ranks[site] for site in sampler.draw(past).sites])
@@ -106,7 +107,8 @@ def plan_communication(
       residual=jax.eval_shape(partial(room, columns=folded), adapter) if folded else (),
       masked=fed.secure_aggregation,
       start_loss=names_argument(parts.aggregator.update, 'start_loss'),
-      judged=[(cut(adapter, other) if fed.ranks else adapter, count) for other, count in judged])
+      judged=[(cut(adapter, other) if fed.ranks else adapter, count) for other, count in judged],
+      peers='peers' in parts.needs, coalitions=coalitions)
 
   def exchange(number, skipped=(), sent=None):
     last = participation.last_taken(sampler, number)
@@ -121,7 +123,10 @@ def plan_communication(
       return tuple(sorted((by_rank - Counter([ranks[site]])).items()))
 
     return tuple(
-      messages(ranks[site], number, int(last[site]), before, judged(site))
+      messages(
+        ranks[site], number, int(last[site]), before, judged(site),
+        contribution.coalitions(fed.contribution, len(arrived), fed.contribution_samples)
+        if site in judges and site in arrived else 0)
       for site in cohort.sites.tolist())
 
   return Communication(sampler, fleet, exchange)

@@ -36,6 +36,7 @@ from fedmedjax.experiment.refusals import check_method
 from fedmedjax.experiment.stored import check_stored
 from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.compression import CODECS
+from fedmedjax.fed.contribution import CONTRIBUTIONS
 from fedmedjax.fed.participation import SAMPLERS
 from fedmedjax.fed.rules import RULES
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
@@ -101,11 +102,13 @@ CHECKS = {
   'fed.weight_by': one_of(('examples', 'tokens')), 'fed.size_power': NOT_NEGATIVE,
   'fed.loss_power': NOT_NEGATIVE, 'fed.temperature': POSITIVE, 'fed.loss_on': one_of(LOSS_ON),
   'fed.sharing': one_of_or_own(SHARINGS), 'fed.pooled': BOOLEAN, 'fed.train': BOOLEAN,
-  'fed.learner': one_of(LEARNERS),
+  'fed.learner': one_of(LEARNERS), 'fed.heads': integer(0, 1024),
   'fed.floor': BELOW_ONE, 'fed.ema': BELOW_ONE,
   'fed.signal': one_of(tuple(SIGNALS)), 'fed.aggregator': one_of_or_own(AGGREGATORS),
   'fed.residual_rank': integer(0), 'fed.fair_penalty': POSITIVE,
   'fed.trim': number(lambda v: 0 <= v < 0.5, 'a number in [0, 0.5)'),
+  'fed.alignment': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
+  'fed.fairness': NOT_NEGATIVE, 'fed.lipschitz': POSITIVE, 'fed.mixture_rate': NOT_NEGATIVE,
   'fed.faulty': integer(0), 'fed.kept': integer(1), 'fed.norm_limit': POSITIVE,
   'fed.ranks': Check(
     lambda v: isinstance(v, tuple) and all(type(r) is int and r >= 1 for r in v),
@@ -119,6 +122,8 @@ CHECKS = {
   'fed.clip_update': NOT_NEGATIVE, 'fed.outbound': one_of(tuple(CODECS)), 'fed.block': integer(0),
   'fed.top_k': number(lambda v: 0 < v <= 1, 'a number in (0, 1]'), 'fed.error_feedback': BOOLEAN,
   'fed.secure_aggregation': BOOLEAN,
+  'fed.contribution': one_of(('none', *CONTRIBUTIONS)),
+  'fed.contribution_samples': integer(2, 100_000),
   'fed.explosion': EXPLOSION, 'fed.max_bad_rounds': integer(1),
   'simulation.step_seconds': NOT_NEGATIVE, 'simulation.speed_spread': NOT_NEGATIVE,
   'simulation.bandwidth': NOT_NEGATIVE, 'simulation.bandwidth_spread': NOT_NEGATIVE,
@@ -174,6 +179,10 @@ def validate(config: ConfigDict, given: Mapping[str, OwnPart] | None = None) -> 
     raise InputError(
       f"config.data.validation_examples=0: preset {values['fed.preset']!r} weighs sites by their "
       'validation loss; allow at least 1')
+  if values['fed.contribution'] != 'none' and not values['data.validation_examples']:
+    raise InputError(
+      f"config.data.validation_examples=0: config.fed.contribution={values['fed.contribution']!r} "
+      'is judged by validation loss; allow at least 1')
   if values['checkpoint.keep_best'] and (
       not needs_validation(values) or values['fed.signal'] not in ('loss', 'answer')):
     raise InputError(

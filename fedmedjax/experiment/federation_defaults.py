@@ -37,8 +37,9 @@ def rounds(fed: ConfigDict) -> None:
 def weights(fed: ConfigDict) -> None:
   """How updates become one, and what is trained and sent."""
   # How updates become one. Weighted means: 'mean' (factor by factor), 'padded_mean',
-  # 'refactorised', 'stacked', 'residual', 'corrected'; robust ones: 'median', 'trimmed_mean',
-  # 'geometric_median', 'krum', 'clipped_mean'. From the preset.
+  # 'refactorised', 'stacked', 'residual', 'corrected', 'aligned', 'orthogonalised', 'cores'; by the
+  # numbers of local steps: 'normalised'; by training loss: 'q_fedavg', 'agnostic'; robust
+  # ones: 'median', 'trimmed_mean', 'geometric_median', 'krum', 'clipped_mean'. From the preset.
   fed.aggregator = 'mean'
   # What weighs a site beside its size: 'loss' (nats per token on V), 'answer' (nats per answer),
   # 'peer' (nats per answer by the other sites' judgement), 'loo' or 'grad' (what the average loses
@@ -48,6 +49,15 @@ def weights(fed: ConfigDict) -> None:
   fed.residual_rank = 0
   # lambda of LoRA-FAIR, against A^T A.
   fed.fair_penalty = 0.01
+  # lambda of FedRot-LoRA: how far factors are turned towards the server's, in [0, 1]; 0 = FedAvg.
+  fed.alignment = 1.0
+  # q of q-FedAvg: power of a site's training loss; 0 = FedAvg.
+  fed.fairness = 1.0
+  # L of q-FedAvg, in nats per squared unit of the adapter: larger shortens the server's step.
+  fed.lipschitz = 1.0
+  # gamma of agnostic federated learning: weight that a site gains per nat of training loss above
+  # the others', in a round.
+  fed.mixture_rate = 0.1
   # Share of sites that the trimmed mean cuts off at either end, in [0, 0.5).
   fed.trim = 0.34
   # f: sites that Krum supposes may be faulty.
@@ -69,7 +79,8 @@ def weights(fed: ConfigDict) -> None:
   # Supervised tokens: 'completion' (the target) or 'all' (the prompt too). From the preset.
   fed.loss_on = 'completion'
   # Factors trained and sent: 'everything', 'nothing' (sent), 'only_b' (A frozen), 'only_a' (B
-  # kept at its site), 'alternating' (B in even rounds, A in odd ones). From the preset.
+  # kept at its site), 'alternating' (B in even rounds, A in odd ones), 'served_a' (B trained, A
+  # moved by the server), 'cores' (of an adapter with heads). From the preset.
   fed.sharing = 'everything'
   # True = all sites' steps are taken by one site (centralised). From the preset.
   fed.pooled = False
@@ -79,6 +90,9 @@ def weights(fed: ConfigDict) -> None:
   # embeddings; the preset fed_bert sets it) or 'tagger' (adapters of config.tagger, a small network
   # of random weights that needs no file, to compare methods in seconds).
   fed.learner = 'lora'
+  # Heads of RAVAN's adapter, each of lora.rank, of which cores are trained; 0 = a plain LoRA. From
+  # the preset.
+  fed.heads = 0
   # epsilon: share of the weight that is spread evenly, in [0, 1).
   fed.floor = 0.0
   # mu: share of the previous round's weights kept, in [0, 1).
@@ -132,6 +146,11 @@ def participation(fed: ConfigDict) -> None:
   # round, as one that is not finite always is; >= 2, or 0 = none is too long, and so where
   # sites are the units of privacy: what one site sends must not decide about another.
   fed.explosion = 100.0
+  # What a site's update was worth in a round, by the validation loss of means of updates: 'none',
+  # 'leave_one_out' (of sites + 2 means) or 'shapley' (of all coalitions, 2^sites, up to 8 sites).
+  fed.contribution = 'none'
+  # Orders of the sites that are drawn where a round has more than 8, each of as many means.
+  fed.contribution_samples = 32
   # Rounds in a row with no usable site after which the run stops; the adapter stays as it was.
   fed.max_bad_rounds = 3
 

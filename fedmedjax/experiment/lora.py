@@ -23,6 +23,7 @@ from fedmedjax.eval.generation import check_context, most_new_tokens
 from fedmedjax.eval.prompt import instructions, shown_examples
 from fedmedjax.experiment import matmul, meshes
 from fedmedjax.experiment.device_share import device_share
+from fedmedjax.experiment.heads import headed
 from fedmedjax.experiment.notes import Corpora, encode_sites, watched_sites
 from fedmedjax.experiment.types import Data, Trainable
 from fedmedjax.model.decode import cached_attention
@@ -163,6 +164,7 @@ def configured_lora(config: ConfigDict, data: Data) -> Trainable:
     encoder=make_encoder(data.base.tokenizer, config.data.chat),
     attention=config.model.attention, teacher_forced=config.eval.teacher_forced,
     mesh=meshes.mesh_of(config))
+  trainable = headed(trainable, config.fed.heads, config.seed)
   # They are words of notes.
   if config.store.text and (shown := shown_examples((*data.tested, *data.external))):
     trainable = trainable._replace(summary=trainable.summary | {SHOTS: shown})

@@ -17,6 +17,7 @@ from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
 from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.aggregators.private_mean import SumFn, private_mean
 from fedmedjax.fed.builders import build
+from fedmedjax.fed.contribution import CONTRIBUTIONS, Contribution
 from fedmedjax.fed.local import adamw, sgd
 from fedmedjax.fed.privacy import Private
 from fedmedjax.fed.ranks import mixed_ranks, same_ranks
@@ -89,14 +90,15 @@ def site_mean(values: Values, private: Private, total: SumFn | None = None) -> A
 
 
 def hyper_parameters(values: Values) -> dict[str, Any]:
-  """What a builder may name: the keys of config.fed, rank, lora_alpha, num_sites, cohort_size.
+  """What a builder may name: the keys of config.fed, and five more.
 
-  cohort_size is how many sites a round has, also where config.fed.cohort_size is 0 (all).
+  rank, lora_alpha, num_sites; cohort_size, how many sites a round has, also where
+  config.fed.cohort_size is 0 (all); local_rate, the `RateFn` of the sites' optimiser.
   """
   return {key.removeprefix('fed.'): value for key, value in values.items()
           if key.startswith('fed.')} | {
     'rank': values['lora.rank'], 'lora_alpha': values['lora.alpha'], 'num_sites': num_sites(values),
-    'cohort_size': cohort_size(values)}
+    'cohort_size': cohort_size(values), 'local_rate': local_optimizer(values).rate}
 
 
 def _built(
@@ -219,6 +221,12 @@ def cohort_size(values: Values) -> int:
 def adds_aggregate(values: Values) -> bool:
   """Whether the server's step is the aggregate itself, which every round then checks."""
   return values['fed.server_optimizer'] == 'fedavg' and values['fed.server_learning_rate'] == 1.0
+
+
+def contribution(values: Values) -> Contribution | None:
+  """config.fed.contribution; None = sites' contributions are not asked for."""
+  builder = CONTRIBUTIONS.get(values['fed.contribution'])
+  return builder and build(builder, {'samples': values['fed.contribution_samples']})
 
 
 def needs_validation(values: Values) -> bool:

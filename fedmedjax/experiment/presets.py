@@ -14,7 +14,7 @@ METHOD_DEFAULTS = dict(
   size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
   pooled=False, train=True, server_optimizer='fedavg', server_learning_rate=1.0,
   server_momentum=0.9, rule='plain', rule_strength=0.0, local_optimizer='adamw',
-  signal='loss', aggregator='mean', residual_rank=0, kept=1)
+  signal='loss', aggregator='mean', residual_rank=0, kept=1, heads=0)
 PRESETS = {
   # Fed-MedLoRA, arXiv:2601.22124: factors averaged by number of examples.
   'fed_medlora': {},
@@ -41,6 +41,10 @@ PRESETS = {
   'fedex_lora': dict(aggregator='residual'),
   'fedex_lora_truncated': dict(aggregator='residual', residual_rank=4),
   'lora_fair': dict(aggregator='corrected'),
+  # FedRot-LoRA, arXiv:2602.23638: factors turned towards the server's A before their mean.
+  'fedrot_lora': dict(aggregator='aligned'),
+  # FedSVD, arXiv:2505.12805: B trained; A and B written anew from the SVD of their product.
+  'fedsvd': dict(aggregator='orthogonalised', sharing='served_a'),
   # HetLoRA, arXiv:2401.06432: zero-padded factors, weighted by the norm of their product.
   'hetlora': dict(
     aggregator='padded_mean', signal='product_norm', size_power=0.0, loss_power=1.0),
@@ -53,6 +57,11 @@ PRESETS = {
   'krum': dict(aggregator='krum'),
   'multi_krum': dict(aggregator='krum', kept=2),
   'clipped_mean': dict(aggregator='clipped_mean'),
+  # FedNova, arXiv:2007.07481: updates by the length of their path in steps.
+  'fednova': dict(aggregator='normalised'),
+  # By training loss. q-FedAvg, arXiv:1905.10497; agnostic federated learning, arXiv:1902.00146.
+  'q_fedavg': dict(aggregator='q_fedavg'),
+  'afl': dict(aggregator='agnostic', size_power=0.0),
   # Local rules. FedProx, arXiv:1812.06127, with mu = 0.01.
   'fedprox': dict(rule='fedprox', rule_strength=0.01),
   # SCAFFOLD, arXiv:1910.06378, option II: plain local steps, plain mean.
@@ -66,6 +75,8 @@ PRESETS = {
   'fedsa_lora': dict(sharing='only_a'),
   # RoLoRA, arXiv:2502.01755: B and A in turns.
   'rolora': dict(sharing='alternating'),
+  # RAVAN, arXiv:2506.05568: frozen bases, cores of several heads trained and sent.
+  'ravan': dict(heads=4, sharing='cores', aggregator='cores'),
   # Server optimisers. Rates are ours: with updates of about 1e-3 an entry, as AdamW makes them, a
   # step is then about as long as FedAvg's. FedAvgM, arXiv:1909.06335; the others arXiv:2003.00295.
   'fedavgm': dict(server_optimizer='fedavgm'),

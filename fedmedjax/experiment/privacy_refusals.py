@@ -15,6 +15,8 @@ MOST_EPSILON = 10.0
 _PRIVATE_SIGNALS = ('answer', 'peer')
 # Parts of a user's own that work on notes before anything is trained, or on test notes.
 _HARMLESS_PARTS = ('data.partition.kind', 'eval.metric')
+# Aggregators that ask a site for its training loss.
+_BY_TRAINING_LOSS = ('q_fedavg', 'agnostic')
 # Aggregators and rules of which the clipped, noised sum of sites' updates is a part.
 _SUMS, _RULES = ('mean',), ('plain', 'fedprox')
 
@@ -68,6 +70,9 @@ _LEAVES = (
   Refusal(lambda v: v['eval.every'] > 0, 'eval.every',
           'would publish scores of notes of the validation set while training, which nobody '
           'counts; use 0'),
+  Refusal(lambda v: v['fed.contribution'] != 'none', 'fed.contribution',
+          "would publish what single sites' updates do to validation losses, which nobody counts; "
+          "use 'none'"),
   Refusal(lambda v: v['data.shots'] > 0, 'data.shots',
           'training sentences would stand in every prompt as they are; use 0'),
   Refusal(lambda v: v['checkpoint.keep_best'] > 0 and not (_judged(v) and _noised_losses(v)),
@@ -76,8 +81,10 @@ _LEAVES = (
           'them (a signal with config.privacy.loss_clip and loss_noise), or use 0'),
 )
 _ANALYSIS = (
+  Refusal(lambda v: v['fed.aggregator'] in _BY_TRAINING_LOSS, 'fed.aggregator',
+          "weighs sites by their training loss, which would leave as it is; use 'mean'"),
   Refusal(lambda v: v['privacy.clipping'] == 'gauge' and v['fed.sharing'] in (
-    'only_b', 'alternating'), 'fed.sharing',
+    'only_b', 'alternating', 'served_a', 'cores'), 'fed.sharing',
           'what is cut is the change of the products A B, which takes both factors in every round; '
           "use 'everything', or config.privacy.clipping='norm'"),
   Refusal(lambda v: v['fed.ema'] > 0, 'fed.ema',

@@ -18,6 +18,8 @@ from fedmedjax.types import InputError
 NEEDS: Mapping[str, str] = {
   'single_updates': "every site's own update: not the sum of a secure aggregation",
   'both_factors': 'factors A and B of every site, trained and sent',
+  'moved_pairs': 'factors A and B shared, and both moved by the server in every round',
+  'cores': 'an adapter with heads, of which the cores are trained and sent',
   'plain_server': 'a server that takes the result as it is: fedavg with rate 1',
   'no_control_variates': 'a rule without control variates',
   'no_error_feedback': 'updates without what earlier rounds left out',
@@ -94,13 +96,15 @@ _AGGREGATOR = (
   Refusal(unsound.too_few_for_krum, 'fed.faulty', 'Krum needs at least 2 f + 3 sites a round'),
   Refusal(unsound.krum_keeps_too_many, 'fed.kept', 'Multi-Krum keeps at most n - f sites'),
   Refusal(unsound.weights_twice, 'fed.aggregator',
-          'robust aggregators choose their own weights; set loss_power, floor and ema to 0'),
+          'aggregators such as this choose their own weights; set loss_power, floor and ema to 0'),
   Refusal(unsound.signal_without_weights, 'fed.signal',
-          "robust aggregators choose their own weights and read no signal; use 'loss'"),
+          "aggregators such as this choose their own weights and read no signal; use 'loss'"),
   Refusal(unsound.votes_for_zero, 'fed.ranks',
           'columns that a site lacks would be votes for 0; robust aggregators need one rank'),
   Refusal(unsound.one_factor_missing, 'fed.sharing',
           "this aggregator needs both factors of every site, trained and sent; use 'everything'"),
+  Refusal(unsound.frozen_for_the_server, 'fed.sharing',
+          "this aggregator writes A anew after every round; use 'served_a', or 'everything'"),
   Refusal(unsound.no_product_to_judge, 'fed.loss_power',
           'a factor stays at its site, so that the server has no product that a validation loss '
           "could judge: with sharing 'only_a' the server's B stays at zero; use 0"),
@@ -132,7 +136,8 @@ _SENDING = (
   Refusal(unsound.owed_to_frozen, 'fed.error_feedback',
           'what is owed of a factor would be paid in the round that freezes it, and so be lost'),
   Refusal(unsound.owed_to_replaced, 'fed.error_feedback',
-          'what is owed is of factors that this aggregator replaces by others after every round'),
+          'what is owed is of factors that this aggregator replaces by others after every round, '
+          'or of another number of steps, which it divides by'),
   Refusal(unsound.cut_updates, 'fed.rule',
           "FedDyn's server makes its control variate of the sites' whole updates; send them in "
           'float32, without top_k and clip_update'),
@@ -155,8 +160,33 @@ _SECURE = (
           'the sum of one update is that update; at least 2 sites a round are needed'),
 )
 
+_HEADS = (
+  Refusal(unsound.heads_of_classifier, 'fed.heads', 'a classifier has no adapter; use 0'),
+  Refusal(unsound.heads_untrained, 'fed.sharing',
+          "of an adapter with heads the cores are trained and sent; use 'cores', or heads 0"),
+  Refusal(unsound.no_cores, 'fed.aggregator',
+          "it averages cores, which an adapter without heads has not; use 'mean', or heads"),
+  Refusal(unsound.heads_of_ranks, 'fed.ranks', 'heads have one rank, lora.rank; use ()'),
+  Refusal(unsound.heads_from_start, 'lora.start',
+          "an adapter with heads starts from bases of its own; use ''"),
+  Refusal(unsound.heads_weighed_as_pairs, 'fed.signal',
+          "an adapter with heads has no pairs of factors to multiply; use 'loss'"),
+)
+_CONTRIBUTION = (
+  Refusal(unsound.contribution_alone, 'fed.contribution',
+          "pooled training has one site, and without training there is none; use 'none'"),
+  Refusal(unsound.contribution_under_masks, 'fed.contribution',
+          "means without a site need every site's own update, and secure aggregation has their "
+          "sum only; use 'none'"),
+  Refusal(unsound.contribution_of_nothing, 'fed.contribution',
+          'nothing is shared, or one factor alone, so that the server has no adapter that a '
+          "validation loss could judge; use 'none'"),
+)
+
 # The first that fails is the error.
-REFUSALS = (*_CLASSIFIER, *_RULE, *_SIGNAL, *_AGGREGATOR, *_RANKS, *_SENDING, *_SECURE)
+REFUSALS = (
+  *_CLASSIFIER, *_HEADS, *_RULE, *_SIGNAL, *_AGGREGATOR, *_RANKS, *_SENDING, *_SECURE,
+  *_CONTRIBUTION)
 
 
 def check_method(values: Values, own: Own, paths: Sequence[str] | None = None) -> None:

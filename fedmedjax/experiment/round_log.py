@@ -61,7 +61,15 @@ def metrics_line(
     'step_norm': metrics.step_norm, 'step_cosine': metrics.step_cosine,
     'product_gap': metrics.product_gap,
     'quarantined': [names[site] for site in quarantined],
-  } | ({} if (metrics.weights > 0).any() else {'skipped': True})
+  } | _contribution(metrics, here) | ({} if (metrics.weights > 0).any() else {'skipped': True})
+
+
+def _contribution(metrics: RoundMetrics, here: np.ndarray) -> dict:
+  """The keys of what each site was worth, where the run asks for it."""
+  found = metrics.contribution
+  return {} if found == () else {
+    'contribution': found.values[here], 'contribution_error': found.error[here],
+    'contribution_whole': found.whole}
 
 
 def check_round(

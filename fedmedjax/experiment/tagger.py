@@ -20,6 +20,7 @@ from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.tasks import asked_types
 from fedmedjax.eval import tagging
 from fedmedjax.experiment import meshes
+from fedmedjax.experiment.heads import headed
 from fedmedjax.experiment.meshes import replicate
 from fedmedjax.experiment.notes import Corpora, encode_sites
 from fedmedjax.experiment.types import Data, Trainable
@@ -84,10 +85,10 @@ def tagger_parts(
 
 def configured_tagger(config: ConfigDict, data: Data) -> Trainable:
   """The tagger of `data` with the adapter that config.lora describes."""
-  return tagger_trainable(
+  return headed(tagger_trainable(
     data.base, rank=config.lora.rank, alpha=config.lora.alpha, seed=config.seed,
     max_length=config.tagger.max_length, batch_size=config.eval.batch_size,
-    mesh=meshes.mesh_of(config))
+    mesh=meshes.mesh_of(config)), config.fed.heads, config.seed)
 
 
 def tagger_trainable(

@@ -15,6 +15,7 @@ import optax
 from fedmedjax.experiment import methods
 from fedmedjax.experiment.methods import Method, Own, Values
 from fedmedjax.experiment.own_parts import where_it_failed
+from fedmedjax.fed.sharing import moves
 from fedmedjax.fed.types import Sharing
 from fedmedjax.types import InputError
 
@@ -24,6 +25,8 @@ GIVES: Mapping[str, str] = {
   'adds_aggregate': 'a server that adds the aggregate as it is',
   'shared_leaves': 'something that is shared',
   'all_leaves': 'every leaf trained and shared in every round',
+  'moved_pairs': 'every leaf shared, and moved by the server in every round',
+  'cores': 'cores of heads and their scalings trained and shared, and nothing else trained',
   'steady_leaves': 'the same leaves trained in every round',
   'whole_pairs': 'no pair of factors of which one is sent and the other trained at its site',
 }
@@ -56,7 +59,8 @@ def traits(
   classifier = values['fed.learner'] == 'bert'
   if paths is None:
     paths = ['kernel'] if classifier else [
-      f'layers/{name}/{factor}' for name in sorted(values['lora.targets']) for factor in 'ab']
+      f'layers/{name}/{factor}' for name in sorted(values['lora.targets'])
+      for factor in ('abhs' if values['fed.heads'] else 'ab')]
     if classifier and ('fed.sharing' in own or values['fed.sharing'] not in (
         'everything', 'nothing')):
       # The former is asked later, the latter is refused: it selects factors.
@@ -79,6 +83,12 @@ def of_sharing(sharing: Sharing, paths: Sequence[str]) -> set[str]:
     gives.add('shared_leaves')
   if all(shared[path] and all(trained[path]) for path in paths):
     gives.add('all_leaves')
+  cores = [path for path in paths if path.endswith('/h')]
+  if cores and all(
+      (path[-2:] in ('/h', '/s')) == any(trained[path]) and shared[path] for path in paths):
+    gives.add('cores')
+  if all(moves(sharing, path, number) for path in paths for number in range(_ASKED)):
+    gives.add('moved_pairs')
   if all(len(set(numbers)) == 1 for numbers in trained.values()):
     gives.add('steady_leaves')
   split = any(

@@ -41,6 +41,9 @@ def check_deployable(values: Values, own: Own) -> None:
      "sites judge on their own notes, the server holds none; use ''"),
     ('fed.aggregator', names_argument(aggregator.update, 'validation_gradient'),
      'asks for the gradient of the validation loss, which leaves no site'),
+    ('fed.heads', values['fed.heads'] > 0, 'adapters with heads are simulated only; use 0'),
+    ('fed.contribution', values['fed.contribution'] != 'none',
+     "coalitions of sites are judged in simulations only; use 'none'"),
     ('fed.signal', values['fed.signal'] == 'loo' and values['fed.loss_power'] > 0
      and aggregator.fold(pair['layers']) != (),
      "the averages without a site are too large to be sent with this aggregator; use 'peer'"),

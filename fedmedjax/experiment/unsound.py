@@ -12,7 +12,7 @@ from fedmedjax.experiment.traits import Traits
 
 
 def classifier_multiplies(v: Values, parts: Traits) -> bool:
-  return v['fed.learner'] == 'bert' and 'both_factors' in parts.needs
+  return v['fed.learner'] == 'bert' and bool(parts.needs & {'both_factors', 'moved_pairs'})
 
 
 def classifier_weighs_products(v: Values, parts: Traits) -> bool:
@@ -20,7 +20,8 @@ def classifier_weighs_products(v: Values, parts: Traits) -> bool:
 
 
 def classifier_shares_factors(v: Values, parts: Traits) -> bool:
-  return v['fed.learner'] == 'bert' and v['fed.sharing'] in ('only_b', 'only_a', 'alternating')
+  return v['fed.learner'] == 'bert' and v['fed.sharing'] in (
+    'only_b', 'only_a', 'alternating', 'served_a', 'cores')
 
 
 def classifier_has_ranks(v: Values, parts: Traits) -> bool:
@@ -121,6 +122,10 @@ def one_factor_missing(v: Values, parts: Traits) -> bool:
   return 'both_factors' in parts.needs and 'all_leaves' not in parts.gives
 
 
+def frozen_for_the_server(v: Values, parts: Traits) -> bool:
+  return 'moved_pairs' in parts.needs and 'moved_pairs' not in parts.gives
+
+
 def no_product_to_judge(v: Values, parts: Traits) -> bool:
   return bool(v['fed.loss_power']) and 'whole_pairs' not in parts.gives
 
@@ -206,3 +211,49 @@ def secure_control(v: Values, parts: Traits) -> bool:
 
 def secure_alone(v: Values, parts: Traits) -> bool:
   return v['fed.secure_aggregation'] and not v['fed.pooled'] and cohort_size(v) < 2
+
+
+# What sites were worth.
+
+
+def _worth(v: Values) -> bool:
+  return v['fed.contribution'] != 'none'
+
+
+def contribution_alone(v: Values, parts: Traits) -> bool:
+  return _worth(v) and (v['fed.pooled'] or not v['fed.train'])
+
+
+def contribution_under_masks(v: Values, parts: Traits) -> bool:
+  return _worth(v) and v['fed.secure_aggregation']
+
+
+def contribution_of_nothing(v: Values, parts: Traits) -> bool:
+  return _worth(v) and not {'whole_pairs', 'shared_leaves'} <= parts.gives
+
+
+# Adapters with heads.
+
+
+def heads_of_classifier(v: Values, parts: Traits) -> bool:
+  return v['fed.heads'] > 0 and v['fed.learner'] == 'bert'
+
+
+def heads_untrained(v: Values, parts: Traits) -> bool:
+  return v['fed.heads'] > 0 and 'cores' not in parts.gives
+
+
+def no_cores(v: Values, parts: Traits) -> bool:
+  return 'cores' in parts.needs and 'cores' not in parts.gives
+
+
+def heads_of_ranks(v: Values, parts: Traits) -> bool:
+  return v['fed.heads'] > 0 and bool(v['fed.ranks'])
+
+
+def heads_from_start(v: Values, parts: Traits) -> bool:
+  return v['fed.heads'] > 0 and bool(v['lora.start'])
+
+
+def heads_weighed_as_pairs(v: Values, parts: Traits) -> bool:
+  return v['fed.heads'] > 0 and v['fed.signal'] == 'product_norm'

@@ -3,9 +3,10 @@
 A message consists of the tensors that travel, each as its codec's arrays, and a header. Its length
 follows from shapes alone. The protocol that is counted sends a site what it does not have yet:
 - Down, in float32, the server's adapter at the start of the site's round. In its first round, every
-  shared leaf. Later, the shared leaves that were trained in any round since the site's last one,
-  whichever sites trained them. Examples: with RoLoRA a site gets the factor of the round before;
-  a site that missed rounds gets both factors; FFA-LoRA's A travels once.
+  shared leaf. Later, the shared leaves that the server has moved in any round since the site's last
+  one, whichever sites trained them. Examples: with RoLoRA a site gets the factor of the round
+  before; a site that missed rounds gets both factors; FFA-LoRA's A travels once, FedSVD's in every
+  round, although no site trains it.
 - Down, also, the columns that were folded into the base in every round since the site's last one,
   or since the beginning. The server stores them with one block for each site of a cohort. The
   blocks of sites that sent nothing are zeros, and they travel too.
@@ -32,6 +33,7 @@ import jax.numpy as jnp
 
 from fedmedjax.fed.compression import Codec, float32
 from fedmedjax.fed.participation import NEVER
+from fedmedjax.fed.sharing import moves
 from fedmedjax.fed.types import Sharing, Tree
 from fedmedjax.tree import path_string
 
@@ -50,6 +52,9 @@ HEADER_DOWN: Header = {'round': ((), 'int32'), 'key': ((2,), 'uint32')}
 START_UP: Header = {'start_loss': ((), 'float32')}
 # A judge sends nats per answer of each adapter that it was sent, f32[judged].
 PEER_LOSS = 'peer_loss'
+# And the validation loss of each coalition, f32[coalitions], which it forms by itself of the
+# adapters that it was sent and of the weights of their sites, f32[judged + 1].
+COALITION_LOSS, COALITION_WEIGHT = 'coalition_loss', 'coalition_weight'
 # Secure aggregation also sends in the clear (`aggregators/secure.py`): an update's largest
 # magnitude, and the server's answer. Public keys and secret shares are not simulated and not
 # counted.
@@ -121,7 +126,7 @@ def _arrays(codec: Codec, size: int) -> tuple[tuple[str, int], ...]:
 def exchange(
   adapter: Tree, sharing: Sharing, codec: Codec, number: int = 0, last: int = NEVER, *,
   control: Tree = (), residual: Tree = (), masked: bool = False, start_loss: bool = False,
-  judged: Sequence[tuple[Tree, int]] = (),
+  judged: Sequence[tuple[Tree, int]] = (), peers: bool = True, coalitions: int = 0,
 ) -> Exchange:
   """One site's messages in a round: down the server's values in float32, up the update in `codec`.
 
@@ -138,6 +143,8 @@ def exchange(
       MASKED_DOWN join the headers.
     start_loss: the aggregator names it, so that the fields START_UP join the header on the way up.
     judged: (adapter [*p], number of such) of the other sites that this one judges, by their rank.
+    peers: it sends a number for each of these.
+    coalitions: of its sites that it judges, each by a number; 0 = none.
   """
   travels = lambda path: sharing.trained(path, number) and sharing.shared(path)  # noqa: E731
   if not entries('adapter', adapter, float32(), travels):
@@ -145,7 +152,7 @@ def exchange(
 
   def lacks(path):
     return sharing.shared(path) and (
-      last == NEVER or any(sharing.trained(path, past) for past in range(last, number)))
+      last == NEVER or any(moves(sharing, path, past) for past in range(last, number)))
 
   def message(codec, keep, header):
     return (
@@ -160,7 +167,11 @@ def exchange(
     'judged', other, float32(),
     # What was not trained in this round a judge has, but for columns that its own rank lacks.
     travels if _same_shapes(other, adapter) else sharing.shared))
-  answers = {PEER_LOSS: ((sum(count for _, count in judged),), 'float32')} if judged else {}
+  others = sum(count for _, count in judged)
+  answers = {PEER_LOSS: ((others,), 'float32')} if judged and peers else {}
+  if coalitions:
+    answers |= {COALITION_LOSS: ((coalitions,), 'float32')}
+    down += (Entry('header', COALITION_WEIGHT, 'float32', 'values', 4 * (others + 1)),)
   up = message(
     float32()._replace(name='masked') if masked else codec, travels,
     HEADER_UP | (MASKED_UP if masked else {}) | (START_UP if start_loss else {}) | answers)

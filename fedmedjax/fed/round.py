@@ -12,6 +12,7 @@ from fedmedjax.fed.aggregation import aggregation_program
 from fedmedjax.fed.aggregators.conventions import completed, names_argument
 from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
+from fedmedjax.fed.contribution import Contribution, contribution_program
 from fedmedjax.fed.factors import join, write_columns
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.local import OnStep, ShapeBucket, local_training, sgd
@@ -19,7 +20,7 @@ from fedmedjax.fed.private_losses import LossQuery
 from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.ranks import same_ranks
 from fedmedjax.fed.rules import plain
-from fedmedjax.fed.sharing import everything, sends
+from fedmedjax.fed.sharing import everything, moves, sends
 from fedmedjax.fed.sites import ByRows, SiteMap, SiteProgram, map_sites
 from fedmedjax.fed.slots import into_slots, out_of_slots
 from fedmedjax.fed.types import (
@@ -67,6 +68,7 @@ def federated_algorithm(
   told: Callable[[RoundMetrics], RoundMetrics] = lambda metrics: metrics,
   by_rows: ByRows = _AS_THEY_ARE,
   on_step: OnStep | None = None, shape_buckets: Sequence[ShapeBucket] = (),
+  contribution: Contribution | None = None, contribution_power: float = 1.0,
 ) -> FederatedAlgorithm:
   """Composes the parts into init and one jitted round; left to themselves they are FedAvg.
 
@@ -93,6 +95,7 @@ def federated_algorithm(
     told: where the metrics, f32[C] and the like, are kept.
     explosion: see `sound_sites`; sites that share nothing are no measure of each other.
     quarantine: False = a site that is not sound counts, as zeros. loss_query: of private losses.
+    contribution, contribution_power: see `contribution_program`; takes no part in the training.
   """
   training = partial(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
@@ -100,6 +103,7 @@ def federated_algorithm(
   server_step = server_program(rule, sharing, server_optimizer)
   aggregated = aggregation_program(
     loss_fn, aggregator, sharing, ranks, map_sites, num_sites, loss_query)
+  contributed = contribution_program(loss_fn, contribution, contribution_power, map_sites.every)
   init = init_program(
     rule, sharing, compression, completed(aggregator), server_optimizer, num_sites)
 
@@ -121,8 +125,11 @@ def federated_algorithm(
     ctrl_delta = tree.weighted_sum(ctrl_delta, sound / num_sites)
     new, given, step = server_step(state, aggregate, ctrl_delta, useful)
     metrics = metrics_of(state.adapter, new.adapter, local, sent, aggregate, given, step, by_rows)
+    worth = contributed(
+      state, base, sent, jnp.where(sound, data.weight, 0), val,
+      jax.random.fold_in(key, num_sites + 2))
     return place(new._replace(sites=sites)), told(RoundMetrics(
-      losses, sound=sound, local_norm=local_norm, **metrics))
+      losses, sound=sound, local_norm=local_norm, contribution=worth, **metrics))
 
   return FederatedAlgorithm(jax.jit(lambda adapter: place(init(adapter))), round_fn)
 
@@ -255,8 +262,7 @@ def server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
     step, server_opt = server_optimizer.update(
       jax.tree.map(jnp.negative, given), state.server_opt, state.adapter)
     # An optimiser's memory must not move what is frozen in this round.
-    step = tree.select(
-      step, lambda path: sharing.trained(path, state.round) & sharing.shared(path))
+    step = tree.select(step, lambda path: moves(sharing, path, state.round))
     new = state._replace(
       round=state.round + 1, adapter=optax.apply_updates(state.adapter, step), ctrl=ctrl,
       folded=write_columns(state.folded, aggregate.fold, state.round), server_opt=server_opt,

@@ -6,6 +6,7 @@ is an error and not a run that trains nothing.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -41,6 +42,36 @@ def only_b(paths: list[str]) -> Sharing:
   """
   factor_b = _ending(paths, '/b')
   return Sharing(trained=lambda path, number: path in factor_b, shared=lambda path: True)
+
+
+def served_a(paths: list[str]) -> Sharing:
+  """FedSVD: B [..., r, D_out] is trained and sent, A [..., D_in, r] is the server's to move.
+
+  See `aggregators/gauges.py`; with an aggregator that leaves A alone it is `only_b`.
+
+  Args:
+    paths: of all leaves of the adapter.
+
+  Raises:
+    InputError: when no path ends in '/b'.
+  """
+  return only_b(paths)._replace(moved=lambda path, number: True)
+
+
+def only_cores(paths: list[str]) -> Sharing:
+  """RAVAN: cores [..., heads, r, r] and scalings [..., heads] are trained and sent, bases frozen.
+
+  Raje et al., "Ravan: Multi-Head Low-Rank Adaptation for Federated Fine-Tuning", NeurIPS 2025,
+  arXiv:2506.05568; see `model/heads.py`.
+
+  Args:
+    paths: of all leaves of the adapter.
+
+  Raises:
+    InputError: when no path ends in '/h', or none in '/s': see config.fed.heads.
+  """
+  trained = _ending(paths, '/h') | _ending(paths, '/s')
+  return Sharing(trained=lambda path, number: path in trained, shared=lambda path: True)
 
 
 def only_a(paths: list[str]) -> Sharing:
@@ -93,8 +124,14 @@ def _ending(paths: list[str], suffix: str) -> frozenset[str]:
 # Value of config.fed.sharing -> builder, which may name `paths`, the adapter's.
 SHARINGS: dict[str, Callable[..., Sharing]] = {
   'everything': everything, 'nothing': nothing, 'only_b': only_b, 'only_a': only_a,
-  'alternating': alternating,
+  'alternating': alternating, 'served_a': served_a,
+  'cores': only_cores,
 }
+
+
+def moves(sharing: Sharing, path: str, number: Any) -> Any:
+  """Whether the server moves a leaf after round `number` (from 0) -> bool, traced or not."""
+  return sharing.shared(path) & (sharing.moved or sharing.trained)(path, number)
 
 
 def shared_part(sharing: Sharing, adapter: Tree, number: int) -> list:

@@ -95,6 +95,8 @@ class Sharing(NamedTuple):
 
   trained: TrainedFn
   shared: SharedFn
+  # Of the shared leaves, those that the server moves after a round; None = those that are trained.
+  moved: TrainedFn | None = None
 
 
 class Ranks(NamedTuple):
@@ -227,6 +229,7 @@ class RoundMetrics(NamedTuple):
   step_cosine: Array       # f32[], of the server's step to the aggregate
   expected_gap: Array      # f32[], |server step - what the optimiser was given|: 0 with FedAvg
   product_gap: Array       # f32[], |sum w A B - A' B'| / |sum w A B|, see products.py
+  contribution: Tree = ()  # `contribution.Contributions`, or nothing
 
 
 # (adapter [*p]) -> FedState

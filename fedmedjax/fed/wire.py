@@ -17,6 +17,7 @@ import numpy as np
 
 from fedmedjax import tree
 from fedmedjax.fed.compression import Codec, float32
+from fedmedjax.fed.sharing import moves
 from fedmedjax.fed.types import Sharing, Tree
 
 Arrays = dict[str, np.ndarray]
@@ -53,7 +54,7 @@ class Wire(NamedTuple):
     return [
       path for path in self.paths if self.sharing.shared(path) and (
         before is None
-        or any(self.sharing.trained(path, past) for past in range(before, changed)))]
+        or any(moves(self.sharing, path, past) for past in range(before, changed)))]
 
   @property
   def whole_ranks(self) -> 'Wire':

@@ -25,6 +25,7 @@ from fedmedjax.report.blocks import (
   Table,
 )
 from fedmedjax.report.claims import CLAIMS, claims_section
+from fedmedjax.report.contributions import contribution_section
 from fedmedjax.report.corpus import corpus_section
 from fedmedjax.report.cost import cost_section, key_figures
 from fedmedjax.report.entity_types import type_section
@@ -74,7 +75,7 @@ def write_report(
     Section('comparisons', 'Comparisons', '', [
       Sentences(sentences), *tables, *plot_section(plots)]),
     claims_section(claims), privacy_section(own), audit.audit_section(claims),
-    training_section(rows), type_section(rows), cross_section(rows),
+    training_section(rows), contribution_section(own), type_section(rows), cross_section(rows),
     cost_section(rows), corpus_section(own), _example_section(own, examples),
     _settings_section(own)]
   files.write_text(path, _environment().get_template('report.html').render(

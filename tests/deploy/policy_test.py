@@ -97,6 +97,7 @@ EXAMPLES, VALIDATION = ('number_of_examples',), ('validation_losses',)
   ('fed_medlora_peer', {}, VALIDATION, 0, False, "config.fed.signal='peer' asks for losses"),
   ('hetlora', {}, VALIDATION, 0, False, None),
   ('fed_medlora', {}, ('training_losses', 'update_norm'), 0, False, None),
+  ('afl', {}, ('training_losses',), 0, False, "config.fed.aggregator='agnostic' asks for the tr"),
   ('fed_medlora', {}, (), 1.5, False, 'config.fed.clip_update=0.0 allows longer updates'),
   ('fed_medlora', {'clip_update': 1.5}, (), 1.5, False, None),
   ('fed_medlora', {'clip_update': 1.6}, (), 1.5, False, 'largest_update_norm=1.5'),
@@ -113,6 +114,8 @@ def test_what_a_policy_makes_impossible(preset, more, withheld, norm, privacy, w
   ('single_site', {}, 'share nothing'), ('fed_bert', {}, 'only adapters'),
   ('fed_medlora', {'fed.secure_aggregation': True}, 'simulated only'),
   ('fed_medlora', {'data.partition.kind': 'iid'}, 'deals notes out'),
+  ('fed_medlora', {'fed.contribution': 'shapley'}, 'judged in simulations only'),
+  ('ravan', {}, 'adapters with heads are simulated only'),
   ('fed_medlora_plus', {'data.server_validation': 'a'}, 'the server holds none'),
   ('flora', {'fed.signal': 'loo', 'fed.loss_power': 1.0}, 'too large to be sent')])
 def test_what_can_only_be_simulated(preset, more, words):
@@ -123,6 +126,7 @@ def test_what_can_only_be_simulated(preset, more, words):
 
 @pytest.mark.parametrize('preset', [
   'fed_medlora', 'fed_medlora_plus', 'fed_medlora_loo', 'flora', 'fedex_lora', 'krum', 'feddyn',
-  'scaffold', 'fedsa_lora', 'rolora', 'fedyogi', 'hetlora'])
+  'scaffold', 'fedsa_lora', 'rolora', 'fedyogi', 'hetlora', 'fednova', 'afl', 'fedrot_lora',
+  'fedsvd'])
 def test_what_can_be_deployed(preset):
   check_deployable(values(preset), {})

@@ -65,6 +65,11 @@ NEEDED = {
   'fed.shapes': {'fed.rounds': 2000},  # fewer are not worth a compilation
   'fed.residual_rank': _aggregator('residual'), 'fed.fair_penalty': _aggregator('corrected'),
   'fed.trim': _aggregator('trimmed_mean'), 'fed.norm_limit': _aggregator('clipped_mean'),
+  'fed.contribution_samples': {
+    'fed.contribution': 'shapley', 'fed.loss_power': 0.0},
+  'fed.heads': {'fed.heads': 2, 'fed.sharing': 'cores', 'fed.loss_power': 0.0},
+  'fed.alignment': _aggregator('aligned'), 'fed.mixture_rate': _aggregator('agnostic'),
+  'fed.fairness': _aggregator('q_fedavg'), 'fed.lipschitz': _aggregator('q_fedavg'),
   'fed.faulty': _aggregator('krum', **_DEALT), 'fed.kept': _aggregator('krum', **_DEALT),
   'fed.rule_strength': {'fed.rule': 'fedprox'},
   'fed.server_momentum': _ADAM, 'fed.server_b2': _ADAM, 'fed.server_tau': _ADAM,
@@ -110,7 +115,7 @@ OTHER = {
   'fed.floor': 0.1, 'fed.ema': 0.1, 'fed.ranks': (1, 2), 'fed.rule': 'fedprox',
   'fed.rule_strength': 0.5, 'fed.local_optimizer': 'sgd', 'fed.server_optimizer': 'fedavgm',
   'fed.cohort_size': 1, 'fed.sampler': 'size', 'fed.clip_update': 0.5, 'fed.outbound': 'int8',
-  'fed.memory_gib': 1.0, 'fed.shapes': 1,
+  'fed.memory_gib': 1.0, 'fed.shapes': 1, 'fed.contribution': 'shapley',
   'simulation.step_seconds': 1.0, 'simulation.speed_spread': 1.0, 'simulation.bandwidth': 1.0,
   'simulation.bandwidth_spread': 1.0, 'simulation.failure': 0.1, 'simulation.deadline': 3.0,
   'eval.metrics': ('accuracy',), 'eval.metric': 'nowhere.py:score',

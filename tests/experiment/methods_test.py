@@ -218,6 +218,22 @@ def test_mixed_ranks_on_a_language_model(data):
   ('median', ['ranks=(4,8,16)'], 'votes for 0'),
   ('flexlora', ['sharing=only_b'], 'needs both factors'),
   ('flora', ['server_optimizer=fedadam'], 'gives the next adapter itself'),
+  ('fedsvd', ['sharing=only_b'], 'writes A anew'),
+  ('fedsvd', ['sharing=only_a'], 'writes A anew'),
+  ('fedsvd', ['server_optimizer=fedavgm'], 'gives the next adapter itself'),
+  ('fedsvd', ['error_feedback=True'], 'replaces by others'),
+  ('scaffold', ['aggregator=orthogonalised', 'sharing=served_a'], 'this aggregator replaces them'),
+  ('scaffold', ['aggregator=aligned'], 'this aggregator replaces them'),
+  ('fedrot_lora', ['ranks=(4,8,16)'], 'need one rank'),
+  ('fedrot_lora', ['sharing=only_b'], 'needs both factors'),
+  ('fedrot_lora', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('scaffold', ['aggregator=normalised'], 'under a mean of the updates'),
+  ('fednova', ['loss_power=1.0'], 'choose their own weights'),
+  ('fednova', ['error_feedback=True'], 'of another number of steps'),
+  ('q_fedavg', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('q_fedavg', ['floor=0.1'], 'choose their own weights'),
+  ('afl', ['ema=0.5'], 'choose their own weights'),
+  ('afl', ['sampler=size', 'size_power=1.0'], 'takes no weights'),
   ('fedex_lora_truncated', ['residual_rank=49'], 'no more than sites times'),
   ('hetlora', ['ranks=(4,8)'], 'one rank for each site'),
   ('hetlora', ['ranks=(4,8,32)'], 'more than config.lora.rank'),
@@ -259,7 +275,23 @@ def test_mixed_ranks_on_a_language_model(data):
   ('fed_medlora', ['secure_aggregation=True', 'ranks=(4,8,16)'], 'have one shape'),
   ('scaffold', ['secure_aggregation=True'], 'travel without a mask'),
   ('fed_medlora', ['secure_aggregation=True', 'cohort_size=1'], 'the sum of one update'),
+  ('ravan', ['sharing=everything'], 'the cores are trained and sent'),
+  ('ravan', ['heads=0'], "no leaf of the adapter ends in '/h'"),
+  ('ravan', ['ranks=(4,8,16)'], 'heads have one rank'),
+  ('ravan', ['aggregator=refactorised'], 'needs both factors'),
+  ('ravan', ['aggregator=aligned'], 'needs both factors'),
+  ('ravan', ['server_optimizer=fedadam'], 'gives the next adapter itself'),
+  ('ravan', ['secure_aggregation=True'], "use aggregator 'mean'"),
+  ('ravan', ['signal=product_norm', 'loss_power=1.0'], 'no pairs of factors'),
+  ('fed_medlora', ['aggregator=cores'], 'averages cores'),
+  ('fed_medlora', ['contribution=shapley', 'secure_aggregation=True'], "every site's own update"),
+  ('centralised', ['contribution=shapley'], 'has one site'),
+  ('fedsa_lora', ['contribution=leave_one_out'], 'could judge'),
+  ('single_site', ['contribution=leave_one_out'], 'could judge'),
+  ('fed_medlora', ['contribution=owen'], 'one of none, leave_one_out, shapley is allowed'),
+  ('fed_bert', ['heads=2'], 'a classifier has no adapter'),
   ('fed_bert', ['aggregator=refactorised'], 'no factors A and B to multiply'),
+  ('fed_bert', ['aggregator=orthogonalised'], 'no factors A and B to multiply'),
   ('fed_bert', ['signal=product_norm'], 'no factors A and B to multiply'),
   ('fed_bert', ['sharing=only_a'], "use 'everything' or 'nothing'"),
   ('fed_bert', ['ranks=(4,8,16)'], 'has no rank'),
@@ -274,7 +306,7 @@ def test_unsound_pairs_are_refused_with_the_reason(preset, flags, message):
 
 @pytest.mark.parametrize('preset', [
   'fed_medlora', 'uniform', 'fedprox', 'feddyn', 'fedadam', 'ffa_lora', 'fedsa_lora', 'rolora',
-  'fed_bert', 'centralised'])
+  'fed_bert', 'centralised', 'fednova', 'afl', 'fedsvd'])
 def test_sums_are_enough_for_these(preset):
   validate(shrunk(preset, secure_aggregation=True))
 
@@ -416,6 +448,33 @@ def test_peers_are_sent_each_others_adapters(data):
   plain = prepare(shrunk('fed_medlora_answer', ranks=(1, 2, 4)), data).communication.exchange(0)
   assert columns(plain) == [0, 0, 0] and {e.tensor for one in plain for e in one.up}.isdisjoint(
     {'peer_loss'})
+
+
+def test_judges_of_coalitions_are_charged_for_the_others_adapters(data):
+  """Three sites of rank 4: each that has notes in V is sent the two others' adapters, 8 columns of
+  2 * 72 float32, and their three weights, and answers with 2^3 losses; with leave-one-out, 5. Of a
+  site that sent nothing nothing is sent: 2^2 coalitions of two. Nothing travels for a V of the
+  server's own, and peers' judgement needs no adapters again."""
+  header = lambda one, name: sum(  # noqa: E731
+    e.bytes for e in (*one.down, *one.up) if e.tensor == name)
+  for kind, losses, fewer in (('shapley', 8, 4), ('leave_one_out', 5, 4)):
+    exchange = prepare(shrunk('fed_medlora', contribution=kind), data).communication.exchange
+    for one in exchange(0):
+      assert values_down(one, 'judged') == 8 * 2 * 72
+      assert (header(one, 'coalition_weight'), header(one, 'coalition_loss')) == (12, 4 * losses)
+      assert header(one, 'peer_loss') == 0
+    first, absent, _ = exchange(0, (), [True, False, True])
+    assert (values_down(first, 'judged'), header(first, 'coalition_loss')) == (576, 4 * fewer)
+    assert values_down(absent, 'judged') == header(absent, 'coalition_loss') == 0
+  both = prepare(shrunk('fed_medlora_peer', contribution='shapley'), data)
+  peers = prepare(shrunk('fed_medlora_peer'), data)
+  for one, other in zip(
+      both.communication.exchange(0), peers.communication.exchange(0), strict=True):
+    assert values_down(one, 'judged') == values_down(other, 'judged')
+    assert sum(e.bytes for e in one.up) == sum(e.bytes for e in other.up) + 32
+  served = prepare(
+    shrunk('fed_medlora', contribution='shapley'), data._replace(server=data.sites[:1]))
+  assert [values_down(one, 'judged') for one in served.communication.exchange(0)] == [0, 0, 0]
 
 
 def test_only_scaffold_sends_control_variates(data):

@@ -198,6 +198,8 @@ def test_bands_lose_nothing_of_their_norm():
    'config.checkpoint.keep_best=1'),
   (dict(privacy__unit='site', fed__aggregator='median', fed__loss_power=0.0),
    "config.fed.aggregator='median'"),
+  (dict(fed__contribution='shapley'), "config.fed.contribution='shapley': with"),
+  (dict(fed__aggregator='q_fedavg'), 'weighs sites by their training loss'),
   (dict(privacy__unit='site', fed__top_k=0.5, fed__size_power=0.0), 'config.fed.outbound'),
   (dict(privacy__mechanism='banded'), "config.privacy.mechanism='banded'"),
   (dict(privacy__unit='patient', data__partition=dict(kind='iid')), 'config.data.partition.kind'),

@@ -135,12 +135,16 @@ def test_factors_in_turns_are_charged_in_turns():
 
 
 def test_a_frozen_factor_travels_once():
-  """FFA-LoRA: A and B when a site first comes, B alone ever after."""
+  """FFA-LoRA: A and B when a site first comes, B alone ever after. FedSVD: the server moves A, so
+  that it goes down with B in every round, 216, and never up."""
   share = sharing.only_b(tree.paths(ADAPTER))
   for rounds, values in (((0,), 216), ((5,), 216), ((5, 4), 126), ((5, 0), 126)):
     exchanged = ledger.exchange(ADAPTER, share, float32(), *rounds)
     assert ledger.num_bytes(exchanged.down) == 4 * values + len(HEADER_DOWN)
     assert ledger.num_bytes(exchanged.up) == 4 * 126 + len(HEADER_UP)
+    served = ledger.exchange(ADAPTER, sharing.served_a(tree.paths(ADAPTER)), float32(), *rounds)
+    assert ledger.num_bytes(served.down) == 4 * 216 + len(HEADER_DOWN)
+    assert served.up == exchanged.up
 
 
 def test_a_site_of_lower_rank_by_hand():

@@ -25,16 +25,20 @@ ROUNDS, SITES, STEPS, ROWS, IN, OUT, RANK = 3, 4, 3, 4, 5, 4, 3
 SEED = 9133
 STEPS_OF = ((0, 1), (2,), (3,), (4,), (5,))
 PRODUCTS = ('padded_mean', 'refactorised', 'stacked', 'residual', 'corrected')
+# Each tried by itself, see `drawn`.
+NEWER = ('aligned', 'orthogonalised', 'normalised', 'q_fedavg', 'agnostic')
 ROBUST = ('median', 'trimmed_mean', 'geometric_median', 'krum', 'clipped_mean')
 # By the oracle's words: (name, factor, rounds that happened) -> bool, and (name, factor) -> bool.
 TRAINED = {'only_b': lambda name, factor, number: factor == 'b',
+           'served_a': lambda name, factor, number: factor == 'b',
            'alternating': lambda name, factor, number: factor == 'ba'[number % 2]}
 SHARED = {'only_a': lambda name, factor: factor == 'a', 'nothing': lambda name, factor: False}
 
 
-def drawn(number: int) -> SimpleNamespace:
-  """A sound method with all its numbers, and who comes in each round."""
-  rng = np.random.default_rng((SEED, number))
+def drawn(number: int, newer: str = '') -> SimpleNamespace:
+  """A sound method with all its numbers, and who comes in each round; its aggregator is `newer`,
+  or one that is drawn."""
+  rng = np.random.default_rng((SEED, number, NEWER.index(newer)) if newer else (SEED, number))
   pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
   case = SimpleNamespace(
     alpha=4.0, rank=RANK, sites=SITES, strength=pick(0.5, 1.0), rate=0.02, warmup=pick(0.05, 0.5),
@@ -43,7 +47,8 @@ def drawn(number: int) -> SimpleNamespace:
     faulty=0, kept=pick(1, 2), norm_limit=pick(0.7, 1.0), residual_rank=pick(0, 2), momentum=0.5,
     b2=0.9, tau=0.1, server='fedavg', server_rate=1.0, optimizer=pick('sgd', 'adamw'),
     rule=pick('plain', 'fedprox', 'scaffold', 'feddyn'), sharing='everything',
-    ranks=(RANK,) * SITES)
+    ranks=(RANK,) * SITES, alignment=pick(0.5, 1.0) if newer else 1.0, fairness=1.5, lipschitz=0.3,
+    mixture_rate=0.02)
   families = ('mean',) if case.rule in ('scaffold', 'feddyn') else ('mean', PRODUCTS, ROBUST)
   family = pick(*families)
   case.aggregator = family if family == 'mean' else pick(*family)
@@ -61,12 +66,22 @@ def drawn(number: int) -> SimpleNamespace:
   elif case.aggregator in PRODUCTS:
     case.loss_power, case.signal = pick(0.0, 1.0), pick(
       'loss', 'answer', 'peer', 'loo', 'product_norm')
-  if case.aggregator in ROBUST:
+  if newer:
+    case.rule = pick('plain', 'fedprox')
+    case.aggregator, case.sharing = newer, {
+      'aligned': 'everything', 'orthogonalised': 'served_a'}.get(
+        newer, pick('everything', 'only_b'))
+    case.ema, case.loss_power, case.signal = 0.0, 0.0, 'loss'
+    if newer in ('aligned', 'orthogonalised'):
+      case.loss_power, case.signal = pick(0.0, 1.0), pick('loss', 'answer')
+  if case.aggregator in (*ROBUST, *NEWER[2:]):
     case.floor = 0.0
-  if case.rule not in ('scaffold', 'feddyn') and case.aggregator not in ROBUST and (
+  one_rank = (*ROBUST, 'aligned')
+  if case.rule not in ('scaffold', 'feddyn') and case.aggregator not in one_rank and (
       rng.random() < 0.6):
     case.ranks = pick((1, 1, 3, 3), (1, 2, 3, 2), (2, 2, 2, 2), (3, 1, 1, 1))
-  if case.aggregator not in PRODUCTS and case.rule != 'feddyn' and case.sharing != 'nothing':
+  whole = (*PRODUCTS, 'orthogonalised')
+  if case.aggregator not in whole and case.rule != 'feddyn' and case.sharing != 'nothing':
     case.server = pick('fedavg', *server.SERVER_OPTIMIZERS)
     case.server_rate = 1.0 if case.server == 'fedavg' else 0.1
   case.trained = TRAINED.get(case.sharing, lambda name, factor, number: True)
@@ -113,6 +128,7 @@ def ours(case):
   optimizer = local.sgd(case.rate) if case.optimizer == 'sgd' else local.adamw(
     case.rate, eps=case.eps, weight_decay=case.decay, clip_norm=case.clip,
     warmup_share=case.warmup)
+  values['local_rate'] = optimizer.rate
   paths = [f'{name}/{factor}' for name in oracle.NAMES for factor in 'ab']
   return federated_algorithm(
     loss, SITES, optimizer=optimizer, rule=build(rules.RULES[case.rule], values),
@@ -136,7 +152,7 @@ def compare(case, state, metrics, theirs, weights, utility, what):
   for i, name in enumerate(oracle.NAMES):
     a, b = theirs.server[name]
     pair = state.adapter[name]
-    if case.aggregator == 'refactorised':  # factors up to signs
+    if case.aggregator in ('refactorised', 'orthogonalised'):  # factors up to signs
       close(pair['a'] @ pair['b'], a @ b, f'{what}: product')
     else:
       close(pair['a'], a, f'{what}: {name} A')
@@ -161,6 +177,13 @@ def test_a_round_is_what_the_formulas_say(number):
   """In float64, since weights by leave-one-out are exponentials of differences of like losses."""
   with jax.enable_x64(True):
     _tried(drawn(number))
+
+
+@pytest.mark.parametrize('newer', NEWER)
+def test_and_with_aggregators_that_came_later(newer):
+  with jax.enable_x64(True):
+    for number in range(max(1, DRAWS // 25)):
+      _tried(drawn(number, newer))
 
 
 def _tried(case):
@@ -193,7 +216,8 @@ def test_the_draws_reach_every_part():
   """What CI tries: every rule, sharing, signal, kind of aggregator and server, ranks, absences."""
   cases = [drawn(number) for number in range(25)]
   seen = lambda key: {getattr(case, key) for case in cases}  # noqa: E731
-  assert seen('rule') == set(rules.RULES) and seen('sharing') == set(sharing.SHARINGS)
+  assert seen('rule') == set(rules.RULES)
+  assert seen('sharing') == set(sharing.SHARINGS) - {'served_a', 'cores'}
   assert {case.signal for case in cases if case.loss_power} >= {
     'loss', 'answer', 'peer', 'loo', 'grad'}
   assert len(seen('owners')) == 4 and len(seen('ranks')) >= 4

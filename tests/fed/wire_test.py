@@ -6,7 +6,7 @@ import pytest
 
 from fedmedjax.fed import wire
 from fedmedjax.fed.compression import bfloat16, compress, float32, top_k
-from fedmedjax.fed.sharing import alternating, everything, only_b
+from fedmedjax.fed.sharing import alternating, everything, only_b, served_a
 
 ADAPTER = {'q': {'a': np.arange(6, dtype=np.float32).reshape(3, 2),
                  'b': np.arange(10, 18, dtype=np.float32).reshape(2, 4)}}
@@ -84,3 +84,5 @@ def test_a_site_is_sent_what_it_lacks():
   assert turns.lacking(3, 1) == ['q/a', 'q/b'] and turns.lacking(2, 2) == []
   assert turns.travelling(2) == ['q/b']
   assert wired(sharing=only_b(['q/a', 'q/b'])).lacking(3, 0) == ['q/b']
+  served = wired(sharing=served_a(['q/a', 'q/b']))
+  assert served.lacking(3, 2) == ['q/a', 'q/b'] and served.travelling(3) == ['q/b']

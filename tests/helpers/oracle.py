@@ -176,6 +176,14 @@ def formed(case, server, local, weights, anchor_update=None):
     return server, nothing
   if case.aggregator == 'mean':
     return mapped(np.add, server, weighed(anchor_update, weights)), nothing
+  if case.aggregator == 'aligned':
+    return weighed(turned(case, server, local), weights), nothing
+  if case.aggregator == 'orthogonalised':
+    adapter = {}
+    for name, (a, b) in mapped(np.add, server, weighed(anchor_update, weights)).items():
+      u, s, v = np.linalg.svd(a @ b, full_matrices=False)
+      adapter[name] = (u[:, :case.rank], s[:case.rank, None] * v[:case.rank])
+    return adapter, nothing
   mean, adapter, folded = weighed(local, weights), {}, {}
   widest = max(r for r, w in zip(case.cohort_ranks, weights, strict=True) if w > 0)
   for name in NAMES:
@@ -205,6 +213,54 @@ def formed(case, server, local, weights, anchor_update=None):
       a[:, empty], b[empty] = old_a[:, empty], 0
     adapter[name], folded[name] = (a, b), fold
   return adapter, folded
+
+
+def rotation(matrix):
+  """The rotation R of largest trace of R^T M."""
+  u, _, v = np.linalg.svd(matrix)
+  u[:, -1] *= np.sign(np.linalg.det(u @ v))
+  return u @ v
+
+
+def turned(case, server, local):
+  """FedRot-LoRA: each site's factors turned towards the server's A."""
+  out = []
+  for one in local:
+    out.append({})
+    for name, (a, b) in one.items():
+      by = rotation(a.T @ server[name][0])
+      by = rotation((1 - case.alignment) * np.eye(case.rank) + case.alignment * by)
+      out[-1][name] = (a @ by, by.T @ b)
+  return out
+
+
+def by_steps_or_losses(case, state, cohort, updates, sizes, steps, starts):
+  """(aggregate, weights) of FedNova, q-FedAvg and agnostic federated learning."""
+  share = np.where(sizes > 0, np.maximum(sizes, 1e-9)**case.size_power, 0)
+  share = share / share.sum()
+  if case.aggregator == 'normalised':
+    paths = np.array([sum(rate_of(case, t, count) for t in range(count)) for count in steps])
+    each = share / paths
+    return weighed(updates, each * (share @ paths)), each / each.sum()
+  if case.aggregator == 'q_fedavg':
+    starts, big = np.where(sizes > 0, starts, 1.0), case.lipschitz
+    pulls = [share[k] * starts[k]**case.fairness * big for k in range(len(cohort))]
+    bends = [share[k] * case.fairness * starts[k]**(case.fairness - 1) * norm(
+      mapped(lambda x: big * x, updates[k]))**2 for k in range(len(cohort))]
+    weights = np.array(pulls) / (sum(pulls) + sum(bends))
+    return weighed(updates, weights), np.array(pulls) / sum(pulls)
+  here = sizes > 0
+  mixture = np.where(here, state.mixture[cohort], 0)
+  weights = mixture / mixture.sum() if mixture.any() else here / here.sum()
+  above = np.where(here, starts - starts[here].mean(), 0)
+  moved = state.mixture.copy()
+  moved[cohort] += case.mixture_rate * above
+  low, high = moved.min() - 1, moved.max()
+  for _ in range(200):  # by bisection of what is taken off
+    middle = (low + high) / 2
+    low, high = (middle, high) if np.maximum(moved - middle, 0).sum() > 1 else (low, middle)
+  state.mixture = np.maximum(moved - low, 0)
+  return weighed(updates, weights), weights
 
 
 def mean_of_sites(case, state, cohort, updates, local, sizes):
@@ -328,6 +384,7 @@ def begin(case, server):
   own = [server for _ in range(case.sites)]
   return SimpleNamespace(
     happened=0, server=server, own=own, ctrl=[zeros(server) for _ in own],
+    mixture=np.full(case.sites, 1 / case.sites),
     server_ctrl=zeros(server), memory=np.zeros(case.sites), momentum=zeros(server),
     second=mapped(lambda x: np.full_like(x, case.tau**2), server),
     folded={name: np.zeros((a.shape[0], b.shape[1])) for name, (a, b) in server.items()})
@@ -345,7 +402,7 @@ def play(case, state, cohort, sizes, batches):
     return case.trained(name, factor, state.happened)
 
   ranks = case.cohort_ranks = [case.ranks[site] for site in cohort]
-  updates, local, after, steps, sound = [], [], [], [], []
+  updates, local, after, steps, sound, starts = [], [], [], [], [], []
   for site, rank, own in zip(cohort, ranks, batches, strict=True):
     start = narrowed({name: tuple(
       (state.server if case.shared(name, factor) else state.own[site])[name][i]
@@ -361,10 +418,16 @@ def play(case, state, cohort, sizes, batches):
     first = widened(narrowed(state.server, rank, case.rank), rank, case.rank)
     local.append(mapped(np.add, first, updates[-1]))
     steps.append(len(own))
+    parts = [sums(start, state.folded, case.alpha / rank, batch) for batch in own]
+    starts.append(sum(one[0] for one in parts) / sum(one[1] for one in parts))
   sizes = np.where(sound, sizes, 0.0)
   utility, fold, memory = None, None, state.memory
   if case.aggregator in ('median', 'trimmed_mean', 'geometric_median', 'krum', 'clipped_mean'):
     aggregate, weights = robust(case, updates, sizes) if sizes.any() else (
+      zeros(state.server), np.zeros(len(cohort)))
+  elif case.aggregator in ('normalised', 'q_fedavg', 'agnostic'):
+    aggregate, weights = by_steps_or_losses(
+      case, state, cohort, updates, sizes, steps, np.array(starts)) if sizes.any() else (
       zeros(state.server), np.zeros(len(cohort)))
   else:
     aggregate, fold, weights, utility, memory = mean_of_sites(
@@ -391,8 +454,9 @@ def play(case, state, cohort, sizes, batches):
   state.server_ctrl = mapped(lambda c, m: c + m / case.sites, state.server_ctrl, moved)
   if case.rule == 'feddyn':
     aggregate = mapped(lambda d, h: d - h / case.strength, aggregate, state.server_ctrl)
-  step = chosen(
-    server_step(case, state, aggregate), lambda n, f: trains(n, f) and case.shared(n, f))
+  # The server moves what is trained, and with FedSVD A, which is not.
+  step = chosen(server_step(case, state, aggregate), lambda n, f: (
+    trains(n, f) or case.sharing == 'served_a') and case.shared(n, f))
   state.server = mapped(np.add, state.server, step)
   if fold is not None:
     state.folded = {

@@ -8,7 +8,17 @@ its signature names: the keys of config.fed, and rank, num_sites and cohort_size
 from collections.abc import Callable
 from typing import Any
 
-from fedmedjax.fed.aggregators import products, robust, secure, signals, weighted_mean
+from fedmedjax.fed.aggregators import (
+  cores,
+  fair,
+  gauges,
+  normalised,
+  products,
+  robust,
+  secure,
+  signals,
+  weighted_mean,
+)
 from fedmedjax.fed.aggregators.signals import Signal
 from fedmedjax.fed.builders import build
 from fedmedjax.fed.types import Aggregator, Combine
@@ -41,6 +51,20 @@ def factor_mean(secure_aggregation: bool) -> Combine:
   return secure.masked_mean() if secure_aggregation else weighted_mean.factor_mean()
 
 
+def orthogonalised_mean(secure_aggregation: bool) -> Combine:
+  """FedSVD's mean of factors, of plain updates or of masked ones, [C, *p] -> [*p]."""
+  return gauges.orthogonalised(factor_mean(secure_aggregation))
+
+
+def of_sums(builder: Callable[..., Aggregator]) -> Callable[..., Aggregator]:
+  """The builder of an aggregator [C, *p] -> [*p] that a sum of weighted updates is enough for."""
+
+  def build_sum(**values: Any) -> Aggregator:
+    return build(builder, values | {'combine': factor_mean(values['secure_aggregation'])})
+
+  return build_sum
+
+
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
   'mean': weighted(factor_mean),
   'padded_mean': weighted(products.padded_mean),
@@ -48,6 +72,12 @@ AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
   'stacked': weighted(products.stacked),
   'residual': weighted(products.with_residual),
   'corrected': weighted(products.corrected),
+  'aligned': weighted(gauges.aligned),
+  'orthogonalised': weighted(orthogonalised_mean),
+  'cores': weighted(cores.scaled_cores),
+  'normalised': of_sums(normalised.normalised_mean),
+  'q_fedavg': fair.q_fedavg,
+  'agnostic': of_sums(fair.agnostic),
   'median': robust.median,
   'trimmed_mean': robust.trimmed_mean,
   'geometric_median': robust.geometric_median,
