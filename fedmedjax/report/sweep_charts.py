@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fedmedjax.report.svg import INK, LINE, MUTED, canvas, clean, embed
 
@@ -87,7 +87,8 @@ def scatter(
     axes.set_xlabel(clean(x_label))
     axes.margins(x=0.08, y=0.14)
     if logarithmic:
-      axes.xaxis.set_major_locator(LogLocator(numticks=5))
+      axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+      axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
       axes.xaxis.set_minor_locator(NullLocator())
     else:
       axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -69,6 +69,10 @@ class Sweep(NamedTuple):
     """How many seeds there are."""
     return len({block.repeat for block in self.blocks})
 
+  def value(self, run: SweepRun, key: str) -> str:
+    """The value of a run along an axis, in words."""
+    return said(run.overrides.get(key))
+
   @property
   def settings(self) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(block.setting for block in self.blocks))
