@@ -58,7 +58,7 @@ def test_every_number_of_a_run_is_a_row(tmp_path_factory):
 
 
 def test_other_scores_have_stages_of_their_own(tmp_path):
-  """Relations one level deeper, a metric of texts, zero-shot, what is missing, what was left out."""
+  """Relations one level deeper, a metric of texts, zero-shot; what is missing or left out."""
   both = {'ner': entry(0.5), 're': {'modifier': entry(0.25)}}
   text = {'text': {'exact_match': {'value': 0.5, 'ci95': [0.25, 0.75]}, 'mine': {
     'value': -2.0, 'ci95': None}}}
