@@ -84,7 +84,7 @@ def _score_section(sweep: Sweep) -> Section:
   runs = done_runs(sweep)
   few = [key for key, values in sweep.axes.items() if len(values) <= _CELLS]
   drawn = [chart for pair in combinations(few, 2) for chart in _heat(sweep, runs, *pair)]
-  if not drawn:
+  if not drawn and len(sweep.arms) <= _CELLS:
     means = {arm: over_seeds(scores_of(sweep, arm), (-np.inf, np.inf)) for arm in sweep.arms}
     drawn = [Chart(
       f'Mean {words(sweep)}', _INTERVALS * (sweep.seeds > 1), sweep_charts.rows(

@@ -68,11 +68,12 @@ def first_sentence(sweep: Sweep, baseline: str, compared: Sequence[Difference]) 
   if gain.value <= 0:
     return (f'{begin}none gains on {name}, whose mean {words(sweep)} is '
             f'{means[baseline].value:.3f}.')
+  tested = sum(one.holm is not None for one in compared)
   told = ', '.join(filter(None, (
     'one seed, so no interval' if gain.low is None else
     f'95 %: {gain.low:+.3f} to {gain.high:+.3f}',
-    f'p {p_value(best.holm)} by Holm over {len(compared)} comparisons'
-    if best.holm is not None and len(compared) > 1 else '')))
+    f'p {p_value(best.holm)} by Holm over {tested} comparisons'
+    if best.holm is not None and tested > 1 else '')))
   found = f'{gain.value:+.3f} {words(sweep)} ({told}), to a mean of {means[best.arm].value:.3f}.'
   arm = named(sweep, best.arm)
   if best.holm is not None and not sure:
