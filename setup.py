@@ -53,6 +53,10 @@ setup(
     'datasets': ['datasets>=4'],
     # Sites in the format 'uima', and predict's formats uima_xmi and uima_json.
     'uima': ['dkpro-cassis>=0.12'],
+    # fedmedjax.load_results, and the tables that sweep writes.
+    'results': ['pandas>=2.2.2', 'pyarrow>=17'],
+    # config.log.trackers beside 'tensorboard'; MLflow's database in the run's folder needs the two.
+    'trackers': ['wandb>=0.31', 'mlflow-skinny>=3.17', 'sqlalchemy>=2', 'alembic', 'trackio>=0.43'],
     # The metric 'rouge_l' of config.eval.metrics.
     'rouge': ['rouge-score>=0.1.2'],
     # Sites and server of a study between hospitals over Flower: docs/deployment.md.
@@ -69,6 +73,6 @@ setup(
       'flwr[simulation]>=1.42', 'openai>=2', 'fastapi', 'uvicorn', 'bioc', 'seqeval', 'nervaluate',
       'nbclient', 'ipykernel',
       'datasets>=4', 'dkpro-cassis>=0.12', 'rouge-score>=0.1.2', 'tensorboardX',
-      'dp-accounting>=0.6.0', 'jax-privacy>=2.0.0'],
+      'dp-accounting>=0.6.0', 'jax-privacy>=2.0.0', 'pandas', 'pyarrow'],
   },
 )

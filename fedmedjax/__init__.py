@@ -23,6 +23,7 @@ _PUBLIC = {
   'load_data': ('fedmedjax.api', 'load_data'),
   'prepare': ('fedmedjax.api', 'prepare'),
   'run': ('fedmedjax.api', 'run'),
+  'load_run': ('fedmedjax.api', 'load_run'),
   'load_results': ('fedmedjax.api', 'load_results'),
   'Results': ('fedmedjax.api', 'Results'),
   'federated_algorithm': ('fedmedjax.fed.round', 'federated_algorithm'),

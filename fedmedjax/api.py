@@ -2,10 +2,10 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -22,22 +22,16 @@ from fedmedjax.experiment.own_parts import OWN_KEYS, OwnPart, from_python
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.runtime.cli import set_up
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store.files import plain, read_json, read_lines
+from fedmedjax.store import results
+from fedmedjax.store.files import plain, read_json
 from fedmedjax.train import run as training
 from fedmedjax.types import Document, InputError, SiteCorpus
 
+if TYPE_CHECKING:
+  import pandas
+
 _FACTOR = re.compile(r'.*\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight')
 _PATH = re.compile(r'layers/(\w+)/([ab])')
-# Of a line of metrics.jsonl, lists with an entry for each site of the round, and their column.
-_BY_SITE = {
-  'sites': 'site', 'steps': 'steps', 'weights': 'weight', 'train_loss': 'train_loss',
-  'validation_loss': 'validation_loss', 'update_norm': 'update_norm',
-  'cosine': 'cosine', 'site_bytes_up': 'bytes_up', 'site_bytes_down': 'bytes_down',
-  'site_seconds': 'simulated_seconds'}
-# Numbers of the whole round, repeated in the row of each of its sites.
-_BY_ROUND = ('round', 'step_norm', 'step_cosine', 'product_gap', 'seconds')
-
-
 # Keys beside config.data that decide what `load_data` gives.
 _OF_DATA = (
   'model.path', 'model.dtype', 'model.matmul', 'model.quantization', 'fed.learner', 'bert.path',
@@ -50,7 +44,7 @@ class Results(NamedTuple):
 
   workdir: Path
   summary: dict[str, Any]        # summary.json, see docs/files.md
-  metrics: list[dict[str, Any]]  # a row for each site of each round, see docs/files.md
+  metrics: list[dict[str, Any]]  # the rows of `load_results`, see docs/files.md
   # {'layers': {'q_proj': {'a': f32[L, D_in, r], 'b': f32[L, r, D_out]}}}; {site: such a tree} where
   # sites have adapters of their own; None where none was trained
   adapter: dict | None
@@ -228,7 +222,7 @@ def run(
     data = _loaded(config, sites, reporter, own, Path(workdir))
   set_up()
   training.run(config, Path(workdir), reporter or Reporter(), data, own)
-  return load_results(workdir)
+  return load_run(workdir)
 
 
 def _with_parts(
@@ -257,7 +251,7 @@ def _with_parts(
   return config, own
 
 
-def load_results(workdir: str | Path) -> Results:
+def load_run(workdir: str | Path) -> Results:
   """What a finished run left in its folder.
 
   Raises:
@@ -265,25 +259,26 @@ def load_results(workdir: str | Path) -> Results:
   """
   workdir = Path(workdir)
   summary = read_json(workdir / 'summary.json')
-  rows = [row for line in read_lines(workdir / 'metrics.jsonl') for row in _rows(line)]
-  return Results(workdir, summary, rows, _adapters(workdir / 'adapter'))
+  rows = results.rows_of(results.Folder(workdir.resolve().name, workdir))
+  return Results(
+    workdir, summary, [row._asdict() for row in rows], _adapters(workdir / 'adapter'))
 
 
-def _rows(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
-  """A line of metrics.jsonl as a row for each site of its round."""
-  for place in range(len(line['sites'])):
-    row = {key: line.get(key) for key in _BY_ROUND}
-    for key, column in _BY_SITE.items():
-      values = line.get(key)
-      value = values[place] if isinstance(values, list) and place < len(values) else None
-      # The losses of a site's steps: their mean.
-      row[column] = _mean(value) if isinstance(value, list) else value
-    yield row
+def load_results(path: str | Path) -> 'pandas.DataFrame':
+  """The numbers of one or many runs as a table: a row a run x round x site x task x metric.
 
+  Args:
+    path: the folder of a run of main, of compare or of sweep.
 
-def _mean(values: Sequence[float | None]) -> float | None:
-  known = [value for value in values if value is not None]
-  return float(np.mean(known)) if known else None
+  Returns:
+    A pandas frame. Its columns are those of `Results.metrics` (docs/files.md), and 'config.KEY' of
+    the keys that a sweep has set, or that differ between runs of one preset.
+
+  Raises:
+    InputError: pandas is missing (pip install 'fedmedjax[results]'), there is no run, or a file
+      cannot be read.
+  """
+  return results.load(Path(path))
 
 
 def _adapters(folder: Path) -> dict | None:

@@ -35,7 +35,7 @@ from fedmedjax.report.terminal import show
 from fedmedjax.report.warnings import warnings
 from fedmedjax.runtime.cli import versions
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import files, tensorboard, words
+from fedmedjax.store import files, trackers, words
 from fedmedjax.train.fingerprint import (
   check_inputs,
   compare_inputs,
@@ -109,6 +109,7 @@ def run_api(
     show(finished, reporter)
     report.freshen(workdir, quoted_sentences(config))
     return finished
+  trackers.check_installed(config.log.trackers)
   judged_by = text_metrics(values, own, (*data.tested, *data.external))
   plans = plan(config, data)
   cache = _cache(config.api.cache, workdir, endpoint.model)
@@ -153,7 +154,9 @@ def run_api(
     'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started,
     'versions': versions()}
   summary['warnings'] = warnings(summary, [], workdir / 'predictions')
-  tensorboard.finish(workdir, [], summary)
+  with trackers.started(
+      config.log.trackers, workdir, settings(config), (), reporter.warn) as tracker:
+    tracker.finish([], summary)
   files.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
   report.freshen(workdir, quoted_sentences(config))

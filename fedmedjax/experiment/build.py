@@ -70,7 +70,7 @@ def options(config: ConfigDict) -> Options:
     config.checkpoint.keep_best, fed.max_bad_rounds, methods.adds_aggregate(values),
     config.eval.cross_site, config.eval.teacher_forced, fed.size_power, int(fed.memory_gib * 2**30),
     config.eval.every if fed.train else 0, config.store.text, fed.signal if fed.loss_power else '',
-    config.log.steps)
+    config.log.steps, config.log.trackers)
 
 
 LEARNERS = {

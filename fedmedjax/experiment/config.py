@@ -45,6 +45,7 @@ from fedmedjax.model.dtypes import DTYPES
 from fedmedjax.model.kernels import ATTENTIONS
 from fedmedjax.model.llama import REMAT
 from fedmedjax.model.quant import QUANTIZATIONS
+from fedmedjax.store import trackers
 from fedmedjax.types import InputError
 
 # build.py maps these names to values and imports too much for here; a test holds both together.
@@ -141,7 +142,10 @@ CHECKS = {
   'api.shots': integer(0), 'api.concurrency': integer(1, 1000), 'api.max_attempts': integer(1),
   'api.timeout': POSITIVE, 'api.price_input': NOT_NEGATIVE, 'api.price_output': NOT_NEGATIVE,
   'api.cache': TEXT,
-  'log.steps': BOOLEAN, 'report.examples': integer(-1), 'report.ablation': BOOLEAN,
+  'log.steps': BOOLEAN, 'log.trackers': Check(
+    lambda v: isinstance(v, tuple) and all(name in trackers.NAMES for name in v)
+    and len(set(v)) == len(v), f'a tuple of different ones of {", ".join(trackers.NAMES)}'),
+  'report.examples': integer(-1), 'report.ablation': BOOLEAN,
   'store.text': BOOLEAN,
   'checkpoint.keep': integer(1), 'checkpoint.keep_best': integer(0),
 }

@@ -237,6 +237,10 @@ def _log() -> ConfigDict:
   # With False the time left of a round is estimated, and a second run compiles nothing. The numbers
   # are the same.
   log.steps = False
+  # What shows the numbers of rounds while they come in: 'tensorboard', 'wandb', 'mlflow' and
+  # 'trackio', any of them, or (); docs/running.md says where each keeps them. Keys of accounts are
+  # taken from the libraries' own environment variables. pip install 'fedmedjax[trackers]'.
+  log.trackers = ('tensorboard',)
   return log
 
 

@@ -61,6 +61,7 @@ class Options(NamedTuple):
   text: bool             # predictions keep the words of notes
   signal: str = ''       # what weighs a site beside its size; '' = nothing
   steps: bool = False    # every local step is shown as it ends
+  trackers: tuple[str, ...] = ()  # some of `store.trackers.NAMES`
 
 
 class DeviceShare(NamedTuple):

@@ -176,27 +176,37 @@ def _name(axes, laid: _Rows, groups: Sequence[str], left: float = 0) -> None:
 
 
 def heat(
-  key: str, description: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray
+  key: str, description: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray,
+  span: tuple[float, float] | None = None, *, left: int = 108,
 ) -> Markup:
-  """A heat map of `values` f[rows, columns]; a deeper colour is a larger value."""
-  low, high = limits(values)
-  left, cell = 108, (WIDTH - 108 - 8) / len(columns)
-  side = min(cell, 34)
-  top = 78
+  """A heat map of `values` f[rows, columns]; a deeper colour is a larger value.
+
+  `span` are the values without colour and of the deepest; None = `limits`. `left` is the room for
+  names of rows.
+  """
+  low, high = span or limits(values)
+  cell = (WIDTH - left - 8) / len(columns)
+  side, most = min(cell, 34), round(_SHORT * left / 108)
+  names = [clean(name, _SHORT) for name in columns]
+  longest = max(map(len, names))
+  # Names that fit over their columns are not turned.
+  flat = 6.5 * longest <= cell
+  top = 26 if flat else min(78, 24 + 4 * longest)
   with canvas(top + side * len(rows) + 8, left=left, top=top, bottom=8) as axes:
     for (i, j), value in np.ndenumerate(values):
       known = np.isfinite(value)
       axes.add_patch(_square(
-        j, i, _DEEPEST * (value - low) / (high - low) if known else 0))
+        j, i, _DEEPEST * (value - low) / (high - low) if known and high > low else 0))
       axes.text(
-        j + 0.5, i + 0.5, shown(value) if known else '\N{EN DASH}', ha='center', va='center',
+        j + 0.5, i + 0.5, '\N{EN DASH}' if not known else
+        f'{value:.3f}' if span and cell >= 40 else shown(value), ha='center', va='center',
         color=INK, fontsize=10.5 if cell >= 26 else 8)
     axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
     axes.xaxis.tick_top()
     axes.set_xticks(
-      np.arange(len(columns)) + 0.5, [clean(name, _SHORT) for name in columns], rotation=-40,
-      ha='right', rotation_mode='anchor')
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [clean(name, _SHORT) for name in rows])
+      np.arange(len(columns)) + 0.5, names, rotation=0 if flat else -40,
+      ha='center' if flat else 'right', rotation_mode='anchor')
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [clean(name, most) for name in rows])
     for spine in axes.spines.values():
       spine.set_visible(False)
     return embed(axes, key, description)

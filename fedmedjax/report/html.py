@@ -1,23 +1,17 @@
 """report.html: one self-contained page about one or several runs.
 
 It is made from the files of the runs' folders only, so that it can be made again; the same files
-give the same bytes. The page has no scripts and loads nothing over the network; its own
-Content-Security-Policy enforces that. Notes and names are other people's text: jinja2 escapes them.
+give the same bytes.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import jinja2
-from markupsafe import Markup, escape
 
 from fedmedjax.report import audit
 from fedmedjax.report import examples as errors
 from fedmedjax.report.answers import answer_table
 from fedmedjax.report.blocks import (
   Excerpts,
-  Folded,
   Plot,
   Section,
   Sentences,
@@ -31,6 +25,7 @@ from fedmedjax.report.cost import cost_section, key_figures
 from fedmedjax.report.entity_types import type_section
 from fedmedjax.report.headline import headline
 from fedmedjax.report.measures import asks_text
+from fedmedjax.report.page import write_page
 from fedmedjax.report.privacy import privacy_section
 from fedmedjax.report.runs import Run, method_name, read_answers, read_runs, tested
 from fedmedjax.report.scores import cross_section, label, score_section
@@ -78,12 +73,13 @@ def write_report(
     training_section(rows), contribution_section(own), type_section(rows), cross_section(rows),
     cost_section(rows), corpus_section(own), _example_section(own, examples),
     _settings_section(own)]
-  files.write_text(path, _environment().get_template('report.html').render(
-    title=title, head=_made_with(examples, claims), lead=_lead(own),
+  write_page(
+    path, title, sections, lead=_lead(own), head=_made_with(examples, claims),
     colours=type_colours(recorded(next((run.sites for run in own if run.sites), {}))),
     first=first or (headline(own[0]) if len(own) == 1 else ''), warnings=_warnings(own),
     figures=key_figures(own[0]) if len(own) == 1 else None,
-    sections=[filled for section in sections if (filled := _filled(section)).blocks]))
+    made_from='the files of the run: config.json, summary.json, metrics.jsonl, sites.json and '
+    'predictions')
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
@@ -118,35 +114,6 @@ def freshen(workdir: Path, examples: int) -> None:
         return
   method = method_name(files.read_json(workdir / 'summary.json'))
   write_report(path, name, {method: workdir}, examples=examples, claims=workdir)
-
-
-def _environment() -> jinja2.Environment:
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('fedmedjax.report'), autoescape=True, trim_blocks=True,
-    lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-  # Names of sites and keys may be broken into lines after underscores, dots, colons and slashes;
-  # a number is no name.
-  environment.filters['breakable'] = lambda text: Markup(
-    re.sub(r'(?<=[_:/])(?=\w)|(?<=[.])(?=[^\W\d])', '<wbr>', str(escape(text))))
-  return environment
-
-
-def _filled(section: Section) -> Section:
-  """The section without its empty blocks.
-
-  A block is empty when its rows (of a table), its entries, or else its first field are.
-  """
-  return section._replace(blocks=[
-    block._replace(blocks=[*filter(_has_something, block.blocks)])
-    if isinstance(block, Folded) else block
-    for block in section.blocks if _has_something(block)])
-
-
-def _has_something(block) -> bool:
-  if isinstance(block, Folded):
-    return any(map(_has_something, block.blocks))
-  return bool(block.rows if isinstance(block, Table) else
-              block.entries if isinstance(block, Excerpts | Settings) else block[0])
 
 
 def _lead(runs: Sequence[Run]) -> str:

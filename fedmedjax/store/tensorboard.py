@@ -9,22 +9,13 @@ the wire format of protocol buffers, of which a run needs five fields. Libraries
 require TensorFlow or import torch where it is installed; the tests compare with tensorboardX.
 """
 
-import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from fedmedjax.data.text_task import TEXT
+from fedmedjax.store import points
 
 FILE = 'tensorboard/events.out.tfevents.0.fedmedjax'
-# With more sites than these, there are no curves of single sites.
-_SITES = 50
-# Keys of a round's line: those with one number, and those with a number for each site.
-_NUMBERS = (
-  'seconds', 'simulated_seconds', 'local_steps', 'examples', 'tokens', 'bytes_up', 'bytes_down',
-  'useful_step_share', 'step_norm', 'product_gap', 'validation_f1')
-_OF_SITES = ('train_loss', 'validation_loss', 'weights', 'update_norm', 'cosine')
-
 # Table of CRC-32C (Castagnoli, RFC 3720), reflected, for each value of a byte.
 _CRC = list(range(256))
 for _ in range(8):
@@ -52,7 +43,7 @@ def finish(workdir: Path, lines: Sequence[dict], summary: dict) -> None:
   if not lines:
     restart(workdir, lines, ())
   _append(workdir / FILE, _record(
-    _event(_clock(lines), len(lines), dict(_scores(summary['scores'])))))
+    _event(points.seconds(lines), len(lines), points.of_scores(summary['scores']))))
 
 
 def _append(path: Path, record: bytes) -> None:
@@ -63,42 +54,14 @@ def _append(path: Path, record: bytes) -> None:
 def _round(lines: Sequence[dict], sites: Sequence[str]) -> bytes:
   line = lines[-1]
   return _record(
-    _event(_clock(lines), line['round'], dict(_values(line, len(sites) <= _SITES))))
+    _event(points.seconds(lines), line['round'], points.of_round(lines, sites)))
 
 
-def _clock(lines: Sequence[dict]) -> float:
-  return sum(line['seconds'] for line in lines)
-
-
-def _values(line: dict, each: bool) -> Iterator[tuple[str, float | None]]:
-  """(tag, value) of a round; with `each`, also those of single sites."""
-  yield from ((f'round/{key}', line.get(key)) for key in _NUMBERS)
-  for key in _OF_SITES:
-    values = line.get(key) or ()
-    known = [value for value in values if value is not None]
-    yield f'mean/{key}', sum(known) / len(known) if known else None
-    if each:
-      yield from zip((f'{key}/{site}' for site in line['sites']), values, strict=False)
-
-
-def _scores(scores: dict, name: str = 'f1') -> Iterator[tuple[str, float]]:
-  """(tag, typed F1) of every task and site, strict and lenient, and metrics of texts."""
-  for key, entry in scores.items():
-    _, _, site = name.partition('/')
-    if site and key == TEXT:
-      yield from (
-        (f'score/{site}/{key}/{metric}', found['value']) for metric, found in entry.items())
-    elif 'typed' in entry:
-      yield f'{name}/{key}', entry['typed']['f1']
-    elif key != 'per_type':
-      yield from _scores(entry, f'{name}/{key}')
-
-
-def _event(clock: float, step: int, values: dict[str, float | None]) -> bytes:
+def _event(clock: float, step: int, values: dict[str, float]) -> bytes:
   """An Event: wall_time = 1, step = 2, summary = 5 of values = 1 with tag = 1, simple_value = 2."""
   summary = b''.join(
     _field(1, _field(1, tag.encode()) + struct.pack('<Bf', 2 << 3 | 5, value))
-    for tag, value in values.items() if value is not None and math.isfinite(value))
+    for tag, value in values.items())
   return b''.join((
     struct.pack('<Bd', 1 << 3 | 1, clock), bytes([2 << 3]), _varint(step), _field(5, summary)))
 

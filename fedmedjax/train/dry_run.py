@@ -13,7 +13,7 @@ from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.types import Study
 from fedmedjax.report.terminal import site_table
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import checkpoint, files
+from fedmedjax.store import checkpoint, files, trackers
 from fedmedjax.train import loop, memory
 from fedmedjax.train.duration import expected
 from fedmedjax.train.fingerprint import compare_inputs, fingerprint, may_mend
@@ -32,6 +32,7 @@ def dry_run(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
   settings = files.plain(leaves(config.to_dict()))
   if workdir:
     check_continued(workdir, settings, options(config).rounds)
+  trackers.check_installed(config.log.trackers)
   with reporter.live():
     data = load_data(config, reporter)
     study = prepare(config, data)

@@ -24,7 +24,8 @@ from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.types import FedState, LocalData
 from fedmedjax.runtime import signals
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import checkpoint, files, lock, tensorboard
+from fedmedjax.store import checkpoint, files, lock
+from fedmedjax.store.trackers import Tracker
 from fedmedjax.train import memory
 from fedmedjax.train.memory import Plan
 from fedmedjax.train.round_progress import StepDisplay, forecast, shown
@@ -66,7 +67,8 @@ def first_inputs(study: Study) -> tuple:
 
 
 def train(
-  study: Study, workdir: Path, reporter: Reporter, display: StepDisplay, plan: Plan | None
+  study: Study, workdir: Path, reporter: Reporter, display: StepDisplay, plan: Plan | None,
+  tracker: Tracker,
 ) -> Trained:
   """Trains the rounds that are not done yet, from the newest whole checkpoint on.
 
@@ -82,12 +84,13 @@ def train(
     reporter: prints a sentence for each round, and warnings.
     display: shows the steps of the current round where config.log.steps asks for that.
     plan: from `planned`; None = planned here, should a round be left after all.
+    tracker: is told of every round.
 
   Raises:
     RuntimeError: training failed for good, or a checkpoint could not be written.
   """
-  options, names, once = study.options, participant_names(study), study.processes.once
-  state, lines = _restored(study, workdir, reporter)
+  options, once = study.options, study.processes.once
+  state, lines = _restored(study, workdir, reporter, tracker)
   if lines:
     reporter.say(f'resuming after round {len(lines)}')
   earlier, spent = sum(line['seconds'] for line in lines), []
@@ -98,7 +101,7 @@ def train(
       workdir / CHECKPOINTS, state, lines, options.keep, options.keep_best, study.processes)
     once(files.write_lines, workdir / METRICS, lines)
     spent.append(time.monotonic() - begun)
-    once(tensorboard.add, workdir, lines, names)
+    once(tracker.add, lines)
     reporter.say(round_sentence(lines[-1], options.rounds, options.signal))
 
   saving = Future()
@@ -122,7 +125,7 @@ def train(
         saving.result()
         if played is None:
           del state, inputs  # The failed round may have freed parts of the state it was given.
-          state, lines = _restored(study, workdir, reporter)
+          state, lines = _restored(study, workdir, reporter, tracker)
           inputs = _inputs(study, state, number, participation, data)
           plan = memory.reduced(study, plan, inputs, reporter)
           continue
@@ -142,18 +145,19 @@ def train(
 
 
 def _restored(
-  study: Study, workdir: Path, reporter: Reporter
+  study: Study, workdir: Path, reporter: Reporter, tracker: Tracker
 ) -> tuple[FedState, list[dict]]:
   """The newest whole checkpoint, or the state before round 0.
 
-  metrics.jsonl and the TensorBoard file are rewritten to hold just the rounds of that checkpoint.
+  metrics.jsonl and the TensorBoard file are rewritten to hold just the rounds of that checkpoint,
+  and other trackers are told those that they lack.
   """
   fresh = study.algorithm.init(study.trainable.adapter)
   state, lines = checkpoint.newest(
     workdir / CHECKPOINTS, fresh, reporter.warn, study.processes) or (fresh, [])
   # After a crash they may lack a line, or have one of a round without checkpoint.
   study.processes.once(files.write_lines, workdir / METRICS, lines)
-  study.processes.once(tensorboard.restart, workdir, lines, participant_names(study))
+  study.processes.once(tracker.restart, lines)
   return state, lines
 
 

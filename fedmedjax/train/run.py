@@ -30,7 +30,7 @@ from fedmedjax.runtime import device
 from fedmedjax.runtime.cli import versions
 from fedmedjax.runtime.processes import ALONE, Processes
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import files, tensorboard, words
+from fedmedjax.store import files, trackers, words
 from fedmedjax.store.checkpoint import latest_round
 from fedmedjax.store.lock import check_free
 from fedmedjax.train import scoring, together
@@ -97,6 +97,7 @@ def run(
     processes.once(partial(compare_inputs, workdir, given, only=given))
     processes.once(_shown_again, workdir, config, reporter, finished, data)
     return finished
+  trackers.check_installed(config.log.trackers)
   if unread := unread_weights(settings, mine):
     reporter.warn(
       f'{mine["fed.aggregator"].name} chooses its own weights and reads no {", ".join(unread)}')
@@ -126,7 +127,10 @@ def run(
       once(words.take_out, workdir)
     # Nobody reads there what is not cleared yet.
     processes.meet('the folder is prepared')
-    summary = _carried_out(study, workdir, reporter, display, plan, times)
+    with trackers.started(
+        study.options.trackers if processes.first else (), workdir, settings,
+        participant_names(study), reporter.warn) as tracker:
+      summary = _carried_out(study, workdir, reporter, display, plan, times, tracker)
     once(report.freshen, workdir, quoted_sentences(config, data.given))
     return summary
 
@@ -172,13 +176,14 @@ def check_continued(
 
 def _carried_out(
   study: Study, workdir: Path, reporter: Reporter, display: StepDisplay, plan: Plan | None,
-  times: tuple[float, float],
+  times: tuple[float, float], tracker: trackers.Tracker,
 ) -> dict:
   """Trains, scores and writes -> summary.
 
   Args:
     plan: of `loop.planned`.
     times: seconds of the clock and of compilation at the start of this call.
+    tracker: is told of the rounds and of the scores.
   """
   once = study.processes.once
   # A finished run that goes on has no summary until it has finished again.
@@ -197,7 +202,7 @@ def _carried_out(
         trained=False, only=few)
     trained = Trained(None, [], 0.0, 0.0, None)
     if rounds:
-      trained = train(study, workdir, reporter, display, plan)
+      trained = train(study, workdir, reporter, display, plan, tracker)
     state, lines = trained.state, trained.lines
     adapters, averaged = scoring.adapters(study, state), _averaged(study, state, lines)
     for name, adapter in (adapters | averaged).items() if rounds else ():
@@ -226,16 +231,18 @@ def _carried_out(
     # None = nothing was trained now.
     'predicted_peak_bytes': trained.plan.peak if trained.plan else None, 'versions': versions(),
   }
-  once(_written, study, workdir, lines, summary)
+  once(_written, study, workdir, lines, summary, tracker)
   show(summary, reporter)
   return summary
 
 
-def _written(study: Study, workdir: Path, lines: list[dict], summary: dict) -> None:
+def _written(
+  study: Study, workdir: Path, lines: list[dict], summary: dict, tracker: trackers.Tracker
+) -> None:
   """Writes what a finished run leaves; the summary, which says that it is finished, last."""
   summary['warnings'] = warnings(summary, lines, workdir / 'predictions')
   files.write_text(workdir / 'ledger.csv', communication.ledger_csv(study.communication, lines))
-  tensorboard.finish(workdir, lines, summary)
+  tracker.finish(lines, summary)
   files.write_json(workdir / 'summary.json', summary)
 
 

@@ -5,8 +5,8 @@ import json
 import ablation as script
 import numpy as np
 import pytest
+from tagger_run import SHRINK, tagger_run
 
-from fedmedjax import main
 from fedmedjax.compare import ablation
 from fedmedjax.compare.together import _padded
 from fedmedjax.experiment.shipped.ablation import get_config
@@ -14,13 +14,6 @@ from fedmedjax.fed.types import Validation
 from fedmedjax.store.files import read_json, read_lines
 from fedmedjax.types import InputError, LabelBatch
 
-SHRINK = [
-  '--config.tagger.width=8', '--config.tagger.buckets=64', '--config.lora.rank=2',
-  '--config.data.synthetic_notes=6', '--config.data.max_train_sentences=12',
-  '--config.data.validation_examples=2', '--config.fed.rounds=2', '--config.fed.local_steps=2',
-  '--config.fed.batch_size=2', '--config.eval.max_examples=30', '--config.eval.batch_size=32',
-  '--config.eval.bootstrap_samples=20', '--config.checkpoint.keep=1',
-  '--config.optim.learning_rate=0.05']
 ASKED = ['--presets=fed_medlora,uniform', '--settings=iid,wrong_largest', '--seeds=3,4']
 
 
@@ -62,14 +55,9 @@ def test_it_resumes_and_names_every_run_once(folder):
   assert '| method | IID | largest site wrong |' in table
 
 
-def test_a_row_is_the_run_of_main(folder, tmp_path):
+def test_a_row_is_the_run_of_main(folder, tmp_path_factory):
   """Seed 4 of fed_medlora where the largest site is wrong, alone: equal F1, loss and weights."""
-  setting = [f'--config.{key}={value}' for key, value in
-             ablation.SETTINGS['wrong_largest'].changes.items()]
-  workdir = tmp_path / 'run'
-  assert main.main([
-    'fedmedjax', '--config=configs/ablation.py:fed_medlora', f'--workdir={workdir}', *SHRINK,
-    *setting, '--config.seed=4']) == 0
+  workdir = tagger_run(tmp_path_factory)
   row = run_rows(folder)[5]
   summary = read_json(workdir / 'summary.json')
   assert row['cohorts'] == {
@@ -79,7 +67,7 @@ def test_a_row_is_the_run_of_main(folder, tmp_path):
   np.testing.assert_allclose(row['loss'], np.mean(line['train_loss']), rtol=1e-4)
   # What it leaves: the adapter by paths, in its folder and in Python; records as other runs.
   import fedmedjax
-  layers = fedmedjax.load_results(workdir).adapter['layers']
+  layers = fedmedjax.load_run(workdir).adapter['layers']
   assert {name: pair['a'].shape for name, pair in layers.items()} == {
     'hidden': (1, 192, 2), 'output': (1, 8, 2)}
   assert read_json(workdir / 'adapter' / 'tagger.json')['labels'][:2] == ['O', 'B-problem']

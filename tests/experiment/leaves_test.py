@@ -121,7 +121,8 @@ OTHER = {
   'eval.metrics': ('accuracy',), 'eval.metric': 'nowhere.py:score',
   'privacy.unit': 'site', 'privacy.adjacency': 'add_remove', 'privacy.accountant': 'rdp',
   'privacy.clipping': 'gauge', 'privacy.mechanism': 'banded', 'privacy.microbatch': 2,
-  'optim.weight_decay': 0.1, 'api.price_input': 1.0, 'api.price_output': 1.0, 'api.cache': 'other',
+  'optim.weight_decay': 0.1, 'log.trackers': (),
+  'api.price_input': 1.0, 'api.price_output': 1.0, 'api.cache': 'other',
 }
 # What is asked for cannot be had here; that it is asked for is in the error. (Metrics of texts:
 # `text_scores_test.py`.)

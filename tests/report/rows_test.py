@@ -28,7 +28,7 @@ from fedmedjax.report.next_steps import next_steps
 from fedmedjax.report.runs import read_runs
 from fedmedjax.report.text_answers import choose_rows
 from fedmedjax.report.warnings import warnings
-from fedmedjax.store import files, tensorboard
+from fedmedjax.store import files, points, tensorboard
 from fedmedjax.types import Document, InputError, SiteCorpus
 
 # Of ten rows nine and seven are answered rightly; of the other run six and four.
@@ -122,7 +122,7 @@ def test_points_for_tensorboard(runs, tmp_path):
   """A metric may have the name of a key that other tasks have."""
   scores = {'text': {'text': {'typed': {'value': 0.5, 'ci95': None},
                               'value': {'value': 3.0, 'ci95': None}}}}
-  assert dict(tensorboard._scores(scores)) == {
+  assert points.of_scores(scores) == {
     'score/text/text/typed': 0.5, 'score/text/text/value': 3.0}
   tensorboard.finish(tmp_path, [], files.read_json(runs['fed_medlora'] / 'summary.json'))
   assert b'score/icu/text/my.gain' in (tmp_path / tensorboard.FILE).read_bytes()
