@@ -22,7 +22,7 @@ from fedmedjax.model.sharding import FSDP, TENSOR, tensor_share
 
 # How many times a TPU has a layer unpacked that is gathered as NF4; fitted to the rows of
 # docs/accelerators.md.
-_GATHERED = 2.2
+_GATHERED = 2.3
 # What an H100's products ask for as scratch space, as XLA's accounts of memory show it.
 _WORKSPACE = 2**25
 # Vector memory of a chip (v5e, v5p, v6e), in which its compiler keeps what a layer makes.

@@ -18,11 +18,11 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
 
   Nothing is compiled. For each site that is computed at once these are its adapter, gradient and
   moments, what the traced loss keeps for its gradient, and what lives while that of one layer is
-  made (`alive.backward`), as far as a device has no memory on its chip for it. Where not all sites
-  are computed at once, there is what each of the round sends. To them come the adapter as the round
-  began, and the weights of a layer that are unpacked or cut out. All ends before anything is sent
-  where all sites are computed at once. How near that is to what compilers need:
-  docs/accelerators.md.
+  made (`alive.backward`). To them come the adapter as the round began, the weights of a layer that
+  are unpacked or cut out and, where not all sites are computed at once, what each of the round
+  sends; otherwise that takes the place of what it was made of. A chip with memory of its own has
+  the first adapter and what a layer makes there as far as they fit. How near all this is to what
+  compilers need: docs/accelerators.md.
 
   Args:
     study: what is trained.
@@ -44,10 +44,10 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
     return (
       packed + tree.num_bytes(study.validation)
       + share.copied[at_once > 1] + share.weights + share.workspace
-      + share.sent * (1 + (own if at_once < own else 0))
+      + share.sent * (own if at_once < own else 0)
       + at_once * (
         (1 + grouped + together) * copies + moments + together * kept(execution.remat))
-      + max(0, at_once * together * made(execution.remat) - share.on_chip))
+      + max(0, share.sent + at_once * together * made(execution.remat) - share.on_chip))
 
   return needed
 

@@ -49,6 +49,11 @@ def test_what_a_round_needs_by_hand():
   assert needed(Execution(1, 'full')) == fixed + 1 + 4 * 20 + 2 * 20
   # All at once: what they send takes the place of what they computed with.
   assert needed(Execution(0, 'none')) == fixed + 2 + 4 * (2 * 20 + 20)
+  # Of the first adapter 8 bytes, in the end all of it, fit on the chip.
+  for size in (8, 100):
+    study.trainable.share = one._replace(on_chip=size)
+    needed = estimate(study, (None, FIVE, SimpleNamespace(batches=batches)))
+    assert needed(Execution(0, 'none')) == fixed - min(size, 20) + 2 + 4 * (2 * 20 + 20)
 
 
 def test_a_product_that_only_leaves_is_calculated_last():
