@@ -20,16 +20,18 @@ from fedmedjax.model.loss import packed_loss
 from fedmedjax.model.quant import NF4, Int8, Rounded
 from fedmedjax.model.sharding import FSDP, TENSOR, tensor_share
 
-# Share of a layer's weights that are cut out of the stacked base at once; fitted to the rows of
+# How many times a TPU has a layer unpacked that is gathered as NF4; fitted to the rows of
 # docs/accelerators.md.
-_CUT_OUT = 0.7
-# How many times a TPU has a layer unpacked that is gathered as NF4; fitted likewise.
-_GATHERED = 2.2
+_GATHERED = 2.3
+# What an H100's products ask for as scratch space, as XLA's accounts of memory show it.
+_WORKSPACE = 2**25
+# Vector memory of a chip (v5e, v5p, v6e), in which its compiler keeps what a layer makes.
+_ON_CHIP = 2**27
 # A TPU's arrays are as wide as a multiple of it.
 _TILE = 128
-# Kernels of an MLP that it keeps in another layout, too, for several sites, where 'tensor' makes
-# them as wide as no multiple of that: gate's and up's twice, down's; seen in the same rows.
-_KEPT = 5
+# Kernels of an MLP that it keeps in another layout, too, where 'tensor' makes them as wide as no
+# multiple of that: for one site all three, for several gate's and up's twice; seen in these rows.
+_KEPT = 3, 5
 
 
 def device_share(
@@ -39,38 +41,43 @@ def device_share(
 
   On a mesh the residual stream and the adapter are split over 'tensor' wherever they stay
   (`sharding.SplitOverTensor`), so what a device holds is a narrower model; products see the whole
-  width. On a TPU a product reads its part of the stacked base as it lies, unless it is quantised;
-  on a GPU that part is cut out.
+  width. On a TPU a product reads its part of the stacked base as it lies; of one that is quantised
+  it has a whole layer unpacked. Elsewhere one kernel at a time is cut out or unpacked.
   """
-  tensor, on_tpu = mesh.shape[TENSOR] if mesh else 1, jax.default_backend() == 'tpu'
+  tensor, platform = mesh.shape[TENSOR] if mesh else 1, jax.default_backend()
   config, params = tensor_share(base.config, base.params, tensor)
-  layer = sum(math.prod(config.projection_shape(name)) for name in config.projections)
+  on_tpu = platform == 'tpu'
+  sizes = [math.prod(config.projection_shape(name)) for name in config.projections]
   kernels = [one.get('kernel') for one in params['layers'].values()]
   # A kernel that is cut out has the width of its products.
   width = jnp.dtype(
     jnp.bfloat16 if any(isinstance(one, Rounded) for one in kernels) else dtype).itemsize
   kinds = {type(one.kernel if isinstance(one, Rounded) else one) for one in kernels}
   as_is = on_tpu and not kinds & {Int8, NF4}
-  copies = 0.0 if as_is else (
-    _GATHERED if on_tpu and NF4 in kinds and mesh and mesh.shape[FSDP] > 1 else _CUT_OUT)
+  unpacked = 0 if as_is else max(sizes) if not on_tpu else int(sum(sizes) * (
+    _GATHERED if NF4 in kinds and mesh and mesh.shape[FSDP] > 1 else 1))
 
   def part(config: LlamaConfig, params: Any) -> tuple[Callable, dict, Any]:
     model = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype)
     return lambda remat: partial(packed_loss, model(remat=remat)), (
       adapter if tensor == 1 else _fresh_shapes(config, lora)), params
 
-  held = work = part(config, params)
+  work, narrow = part(config, params), config
   if tensor > 1 and not config.hidden_size % tensor:
     tiles = _TILE if on_tpu else 1
     narrow = dataclasses.replace(
       config, hidden_size=_rounded_up(config.hidden_size // tensor, tiles),
       intermediate_size=_rounded_up(config.intermediate_size, tiles))
-    held = part(narrow, params_shape(narrow, Placement(dtype)))
+  # Kernels that are unpacked serve all sites: they are counted once, below.
+  held = work if narrow is config and not kinds & {Int8, NF4} else part(
+    narrow, params_shape(narrow, Placement(dtype)))
+  padded = _rounded_up(config.intermediate_size, _TILE)
+  copied = width * config.num_layers * config.hidden_size * padded * (
+    as_is and tensor > 1 and padded > config.intermediate_size)
   return DeviceShare(
-    *held, tree.num_bytes(adapter) // tensor, int(copies * layer) * width,
-    config.num_layers, work, width * _KEPT * config.num_layers
-    * config.hidden_size * config.intermediate_size
-    * (as_is and tensor > 1 and config.intermediate_size % _TILE > 0))
+    *held, tree.num_bytes(adapter) // tensor, unpacked * width, work,
+    tuple(copies * copied for copies in _KEPT), _WORKSPACE * (platform == 'gpu'),
+    _ON_CHIP * on_tpu)
 
 
 def _rounded_up(width: int, tiles: int) -> int:

@@ -71,11 +71,13 @@ class DeviceShare(NamedTuple):
   adapter: Any
   base: Any
   sent: int         # bytes of what a site sends
-  weights: int = 0  # bytes of base weights that are cut out of the stacked layers at a time
-  layers: int = 0   # that make again one after the other what is not kept; 0 = not known
+  weights: int = 0  # bytes of base weights that are unpacked or cut out of the stacked layers
   # ((remat) -> loss, adapter, base) that it multiplies, where it holds less between products.
   work: tuple[Callable[[str], LossFn], Any, Any] | None = None
-  copied: int = 0   # bytes of base weights of all layers that the compiler keeps once more
+  # Bytes of base weights of all layers that the compiler keeps once more: of one site, of several.
+  copied: tuple[int, ...] = (0, 0)
+  workspace: int = 0  # bytes of libraries
+  on_chip: int = 0    # bytes that need no room in the device's memory
 
 
 class Trainable(NamedTuple):

@@ -10,24 +10,26 @@ import numpy as np
 from fedmedjax import tree
 from fedmedjax.experiment.execution import Execution, sites_at_once
 from fedmedjax.experiment.types import DeviceShare, Study
+from fedmedjax.train import alive
 
 
 def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
   """(execution) -> estimated bytes that a round needs in addition to those in use before it.
 
   Nothing is compiled. For each site that is computed at once these are its adapter, gradient and
-  moments, and what the traced loss keeps for its gradient; for each site of the round, what it
-  sends, and for those of a chunk once more before it is laid beside that of the others. To them
-  comes what lives while the gradient of one layer is made: what that layer makes
-  again, or the weights that are cut out of the stacked base, whichever is more. How near that is to
-  what compilers need: docs/accelerators.md.
+  moments, what the traced loss keeps for its gradient, and what lives while that of one layer is
+  made (`alive.backward`). To them come the adapter as the round began, the weights of a layer that
+  are unpacked or cut out and, where not all sites are computed at once, what each of the round
+  sends; otherwise that takes the place of what it was made of. A chip with memory of its own has
+  the first adapter and what a layer makes there as far as they fit. How near all this is to what
+  compilers need: docs/accelerators.md.
 
   Args:
     study: what is trained.
     inputs: arguments of the round, arrays or their shapes.
   """
   data, share = inputs[2], device_share(study, inputs)
-  kept = activations(study, inputs)
+  kept, made = activations(study, inputs), made_going_back(study, inputs)
   sites, grouped = study.communication.sampler.size, study.schedule.layout.groups > 1
   # Units of privacy have gradients of their own, several at a time.
   copies, together = tree.num_bytes(share.adapter), study.schedule.layout.together
@@ -36,16 +38,16 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
   def needed(execution: Execution) -> int:
     # On a device.
     at_once, own = (-(-n // study.groups) for n in (sites_at_once(execution, sites), sites))
-    sending = own + (at_once if at_once < own else 0)
-    again = (kept('none') - kept(execution.remat)) // share.layers if share.layers else 0
     # Of several processes, each device has its own sites' examples only.
     packed = tree.num_bytes(data.batches) // (study.groups if study.spread else 1)
     # Activations of one group at a time, beside the sum of the gradients so far.
     return (
-      packed + tree.num_bytes(study.validation) + share.copied + sending * share.sent
+      packed + tree.num_bytes(study.validation)
+      + share.copied[at_once > 1] + share.weights + share.workspace
+      + share.sent * (own if at_once < own else 0)
       + at_once * (
         (1 + grouped + together) * copies + moments + together * kept(execution.remat))
-      + max(at_once * again, share.weights))
+      + max(0, share.sent + at_once * together * made(execution.remat) - share.on_chip))
 
   return needed
 
@@ -62,6 +64,19 @@ def activations(study: Study, inputs: tuple) -> Callable[[str], int]:
   share, batch = device_share(study, inputs), group_shapes(study, inputs)
   return cache(lambda remat: kept_for_gradient(
     share.loss_fn(remat), share.adapter, share.base, batch))
+
+
+def made_going_back(study: Study, inputs: tuple) -> Callable[[str], int]:
+  """(remat) -> bytes that live while a site's gradient goes back through one layer, on a device."""
+  share, batch = device_share(study, inputs), group_shapes(study, inputs)
+
+  @cache
+  def made(remat: str) -> int:
+    def total(adapter, base, batch):
+      return share.loss_fn(remat)(adapter, base, batch)[0]
+    return alive.backward(jax.make_jaxpr(jax.grad(total))(share.adapter, share.base, batch))
+
+  return made
 
 
 def computed(study: Study, inputs: tuple) -> tuple[Callable, Any, Any, Any]:
