@@ -124,10 +124,9 @@ def prepare(
   check_own_parts(
     own, parts, sharing, trainable.adapter, len(schedule.weights),
     1 if fed.pooled else sampler.size, validation is not None)
-  asked = 'peers' in parts.needs or fed.contribution != 'none'
-  judges = set(validation.group_site.tolist()) if validation and asked else ()
   plan = communication.plan_communication(
-    config, sampler, parts, trainable.adapter, sharing, judges)
+    config, sampler, parts, trainable.adapter, sharing,
+    methods.judges(values, parts, validation))
   step_loss = partial(_step_loss, trainable, schedule.layout.groups)
   optimizer = methods.local_optimizer(values)
   site_map = partial(layout.site_map, schedule.steps_taken)
@@ -140,9 +139,8 @@ def prepare(
       compression=communication.sender(fed), aggregator=parts.aggregator,
       server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
       place=layout.place, told=layout.told, by_rows=layout.by_rows,
-      on_step=on_step if config.log.steps else None,
-      shape_buckets=schedule.layout.shape_buckets if alone else (),
-      contribution=methods.contribution(values), contribution_power=fed.size_power, **protected)
+      on_step=on_step if config.log.steps else None, contribution=methods.contribution(values),
+      shape_buckets=schedule.layout.shape_buckets if alone else (), **protected)
 
   order = executions(
     fed.chunk, config.model.remat, plan.sampler.size, jax.default_backend() == 'cpu',
@@ -175,7 +173,7 @@ def _validation(
   """V, whose steps each process has packed of its own sites; InputError where it is needed."""
   arrays, values = schedules.validation_arrays(schedule, here), leaves(config.to_dict())
   weighed = methods.needs_validation(values)
-  if arrays is None and (weighed or methods.contribution(values)):
+  if arrays is None and (weighed or values['fed.contribution'] != 'none'):
     raise InputError(
       f'config.data.validation_share={config.data.validation_share}: no site has a note to spare '
       + (f'for validation, and preset {config.fed.preset!r} weighs sites by their validation loss'

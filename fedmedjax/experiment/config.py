@@ -109,7 +109,7 @@ CHECKS = {
   'fed.residual_rank': integer(0), 'fed.fair_penalty': POSITIVE,
   'fed.trim': number(lambda v: 0 <= v < 0.5, 'a number in [0, 0.5)'),
   'fed.alignment': number(lambda v: 0 <= v <= 1, 'a number in [0, 1]'),
-  'fed.fairness': NOT_NEGATIVE, 'fed.lipschitz': POSITIVE, 'fed.mixture_rate': NOT_NEGATIVE,
+  'fed.fairness': NOT_NEGATIVE, 'fed.lipschitz': NOT_NEGATIVE, 'fed.mixture_rate': NOT_NEGATIVE,
   'fed.faulty': integer(0), 'fed.kept': integer(1), 'fed.norm_limit': POSITIVE,
   'fed.ranks': Check(
     lambda v: isinstance(v, tuple) and all(type(r) is int and r >= 1 for r in v),

@@ -53,8 +53,9 @@ def weights(fed: ConfigDict) -> None:
   fed.alignment = 1.0
   # q of q-FedAvg: power of a site's training loss; 0 = FedAvg.
   fed.fairness = 1.0
-  # L of q-FedAvg, in nats per squared unit of the adapter: larger shortens the server's step.
-  fed.lipschitz = 1.0
+  # L of q-FedAvg, in nats per squared unit of the adapter: larger shortens the server's step, 0
+  # does not. The paper's is one over the rate of plain local steps; of AdamW's there is none.
+  fed.lipschitz = 0.0
   # gamma of agnostic federated learning: weight that a site gains per nat of training loss above
   # the others', in a round.
   fed.mixture_rate = 0.1

@@ -7,9 +7,11 @@ a builder in a user's file (`own_parts.py`). Which parts go together is `refusal
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from fedmedjax.data.private_steps import UNITS
@@ -17,14 +19,26 @@ from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
 from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.aggregators.private_mean import SumFn, private_mean
 from fedmedjax.fed.builders import build
-from fedmedjax.fed.contribution import CONTRIBUTIONS, Contribution
+from fedmedjax.fed.contribution import (
+  CONTRIBUTIONS,
+  ContributionMaker,
+  contribution_program,
+  no_contribution,
+)
 from fedmedjax.fed.local import adamw, sgd
 from fedmedjax.fed.privacy import Private
 from fedmedjax.fed.ranks import mixed_ranks, same_ranks
 from fedmedjax.fed.rules import RULES
 from fedmedjax.fed.server import SERVER_OPTIMIZERS
 from fedmedjax.fed.sharing import SHARINGS
-from fedmedjax.fed.types import Aggregator, LocalOptimizer, LocalRule, Ranks, Sharing
+from fedmedjax.fed.types import (
+  Aggregator,
+  LocalOptimizer,
+  LocalRule,
+  Ranks,
+  Sharing,
+  Validation,
+)
 from fedmedjax.store.files import HARMLESS
 from fedmedjax.types import InputError
 
@@ -223,10 +237,21 @@ def adds_aggregate(values: Values) -> bool:
   return values['fed.server_optimizer'] == 'fedavg' and values['fed.server_learning_rate'] == 1.0
 
 
-def contribution(values: Values) -> Contribution | None:
-  """config.fed.contribution; None = sites' contributions are not asked for."""
+def contribution(values: Values) -> ContributionMaker:
+  """config.fed.contribution, of coalitions by the power of size that the run weighs sites by."""
   builder = CONTRIBUTIONS.get(values['fed.contribution'])
-  return builder and build(builder, {'samples': values['fed.contribution_samples']})
+  return no_contribution if builder is None else partial(
+    contribution_program, contribution=build(
+      builder, {'samples': values['fed.contribution_samples']}),
+    size_power=values['fed.size_power'])
+
+
+def judges(values: Values, parts: Method, validation: Validation | None) -> set[int]:
+  """Numbers of the sites that judge others, or coalitions of them, on their own notes of V."""
+  asked = 'peers' in parts.needs or values['fed.contribution'] != 'none'
+  if validation is None or validation.group_site is None or not asked:
+    return set()
+  return set(np.asarray(validation.group_site).tolist())
 
 
 def needs_validation(values: Values) -> bool:

@@ -111,26 +111,36 @@ def coalitions(kind: str, sites: int, samples: int) -> int:
   return 2**sites if sites <= MOST_EXACT else samples * (sites - 1) + 2
 
 
+# (loss_fn, S, SiteMap.every) -> what `contribution_program` returns
+ContributionMaker = Callable[[LossFn, int, Callable], Callable[..., Contributions | tuple]]
+
+
+def no_contribution(loss_fn: LossFn, num_sites: int, every: Callable) -> Callable[..., tuple]:
+  """Nothing is asked of the validation set."""
+  del loss_fn, num_sites, every
+  return lambda *_: ()
+
+
 def contribution_program(
-  loss_fn: LossFn, contribution: Contribution | None, size_power: float, every: Callable,
-) -> Callable[..., Contributions | tuple]:
-  """The values of a round, as one function for it; () without a contribution.
+  loss_fn: LossFn, num_sites: int, every: Callable, *, contribution: Contribution,
+  size_power: float,
+) -> Callable[..., Contributions]:
+  """The values of a round, as one function for it.
 
   As many coalitions are formed and judged at once as the round has sites.
 
   Args:
     loss_fn: see `round.federated_algorithm`.
-    contribution: of CONTRIBUTIONS; None = none.
-    size_power: the power of n_k in the weights of a coalition.
+    num_sites: S.
     every: maps over the leading axis, `SiteMap.every`.
+    contribution: of CONTRIBUTIONS.
+    size_power: the power of n_k in the weights of a coalition.
 
   Returns:
     (state, base, updates [C, *p], sizes f32[C] or 0 for who sent nothing, val, key) -> the values.
   """
 
   def values(state, base, updates: Tree, sizes: Array, val, key):
-    if contribution is None:
-      return ()
     powers = jnp.where(sizes > 0, jnp.maximum(sizes, 1e-30) ** size_power, 0)
 
     def loss(members):
@@ -139,7 +149,9 @@ def contribution_program(
       adapter = jax.tree.map(jnp.add, state.adapter, mean)
       return mean_loss(loss_fn, join(adapter, state.folded), base, val)
 
-    return contribution(partial(_worth, every(loss)), len(sizes), key)
+    # Apart from the keys of sites, of the aggregator and of queries.
+    drawn = jax.random.fold_in(key, num_sites + 2)
+    return contribution(partial(_worth, every(loss)), len(sizes), drawn)
 
   return values
 

@@ -12,7 +12,7 @@ from fedmedjax.fed.aggregation import aggregation_program
 from fedmedjax.fed.aggregators.conventions import completed, names_argument
 from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
-from fedmedjax.fed.contribution import Contribution, contribution_program
+from fedmedjax.fed.contribution import ContributionMaker, no_contribution
 from fedmedjax.fed.factors import join, write_columns
 from fedmedjax.fed.gradient import mean_gradient
 from fedmedjax.fed.local import OnStep, ShapeBucket, local_training, sgd
@@ -52,13 +52,10 @@ _ALL_AT_ONCE = map_sites(0)
 
 
 def federated_algorithm(
-  loss_fn: LossFn,
-  num_sites: int,
-  *,
+  loss_fn: LossFn, num_sites: int, *,
   gradient: Callable[..., GradientFn] = mean_gradient,
   optimizer: LocalOptimizer = _SGD, rule: LocalRule = _PLAIN,
-  sharing: Sharing = _EVERYTHING,
-  ranks: Ranks = _ONE_RANK,
+  sharing: Sharing = _EVERYTHING, ranks: Ranks = _ONE_RANK,
   compression: optax.GradientTransformation = _AS_IT_IS,
   aggregator: Aggregator = _SIZE_MEAN,
   server_optimizer: optax.GradientTransformation = _ADD,
@@ -66,9 +63,8 @@ def federated_algorithm(
   explosion: float = 0.0, quarantine: bool = True, loss_query: LossQuery | None = None,
   place: Callable[[FedState], FedState] = lambda state: state,
   told: Callable[[RoundMetrics], RoundMetrics] = lambda metrics: metrics,
-  by_rows: ByRows = _AS_THEY_ARE,
-  on_step: OnStep | None = None, shape_buckets: Sequence[ShapeBucket] = (),
-  contribution: Contribution | None = None, contribution_power: float = 1.0,
+  by_rows: ByRows = _AS_THEY_ARE, on_step: OnStep | None = None,
+  shape_buckets: Sequence[ShapeBucket] = (), contribution: ContributionMaker = no_contribution,
 ) -> FederatedAlgorithm:
   """Composes the parts into init and one jitted round; left to themselves they are FedAvg.
 
@@ -95,7 +91,7 @@ def federated_algorithm(
     told: where the metrics, f32[C] and the like, are kept.
     explosion: see `sound_sites`; sites that share nothing are no measure of each other.
     quarantine: False = a site that is not sound counts, as zeros. loss_query: of private losses.
-    contribution, contribution_power: see `contribution_program`; takes no part in the training.
+    contribution: makes what is asked about each site's worth; takes no part in the training.
   """
   training = partial(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
@@ -103,7 +99,7 @@ def federated_algorithm(
   server_step = server_program(rule, sharing, server_optimizer)
   aggregated = aggregation_program(
     loss_fn, aggregator, sharing, ranks, map_sites, num_sites, loss_query)
-  contributed = contribution_program(loss_fn, contribution, contribution_power, map_sites.every)
+  contributed = contribution(loss_fn, num_sites, map_sites.every)
   init = init_program(
     rule, sharing, compression, completed(aggregator), server_optimizer, num_sites)
 
@@ -125,9 +121,7 @@ def federated_algorithm(
     ctrl_delta = tree.weighted_sum(ctrl_delta, sound / num_sites)
     new, given, step = server_step(state, aggregate, ctrl_delta, useful)
     metrics = metrics_of(state.adapter, new.adapter, local, sent, aggregate, given, step, by_rows)
-    worth = contributed(
-      state, base, sent, jnp.where(sound, data.weight, 0), val,
-      jax.random.fold_in(key, num_sites + 2))
+    worth = contributed(state, base, sent, jnp.where(sound, data.weight, 0), val, key)
     return place(new._replace(sites=sites)), told(RoundMetrics(
       losses, sound=sound, local_norm=local_norm, contribution=worth, **metrics))
 

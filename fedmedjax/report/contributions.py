@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedmedjax.eval import intervals
-from fedmedjax.report.blocks import Section, Table
+from fedmedjax.report.blocks import Cell, Section, Table
 from fedmedjax.report.runs import Run
 
 # Sites that a table names.
@@ -44,8 +44,8 @@ def _table(run: Run, several: bool) -> Table:
     if line.get('contribution_whole') is not None:
       wholes.append(line['contribution_whole'])
   drawn = any(any(own) for own in errors.values())
-  rows = [
-    [site, f'{len(own)}', _mean(own), f'{sum(own):+.4f}',
+  rows: list[list[Cell | str]] = [
+    [site, _mean(own), f'{sum(own):+.4f}', f'{len(own)}',
      *([f'{math.sqrt(sum(error**2 for error in errors[site])):.4f}'] if drawn else [])]
     for site, own in sorted(values.items(), key=lambda pair: -sum(pair[1]))]
   note = (
@@ -60,14 +60,14 @@ def _table(run: Run, several: bool) -> Table:
   title = f'{_NAMES[kind][:1].upper()}{_NAMES[kind][1:]} of each site'
   return Table(
     f'{run.name}: {title}' if several else title, note,
-    ('site', 'rounds', 'a round [95 %]', 'sum', *(['standard error'] if drawn else [])),
+    ('site', 'a round [95 %]', 'sum', 'rounds', *(['standard error'] if drawn else [])),
     rows[:_LISTED])
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: Sequence[float]) -> Cell:
   array = np.asarray(values)
   found = intervals.estimate(
     float(array.mean()), [intervals.of_seeds(array)], (-math.inf, math.inf))
   if found.low is None:
-    return f'{found.value:+.4f}'
-  return f'{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]'
+    return Cell(f'{found.value:+.4f}')
+  return Cell(f'{found.value:+.4f}', f'[{found.low:+.4f}, {found.high:+.4f}]')

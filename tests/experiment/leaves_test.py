@@ -115,7 +115,7 @@ OTHER = {
   'fed.floor': 0.1, 'fed.ema': 0.1, 'fed.ranks': (1, 2), 'fed.rule': 'fedprox',
   'fed.rule_strength': 0.5, 'fed.local_optimizer': 'sgd', 'fed.server_optimizer': 'fedavgm',
   'fed.cohort_size': 1, 'fed.sampler': 'size', 'fed.clip_update': 0.5, 'fed.outbound': 'int8',
-  'fed.memory_gib': 1.0, 'fed.shapes': 1, 'fed.contribution': 'shapley',
+  'fed.memory_gib': 1.0, 'fed.shapes': 1, 'fed.contribution': 'shapley', 'fed.lipschitz': 0.5,
   'simulation.step_seconds': 1.0, 'simulation.speed_spread': 1.0, 'simulation.bandwidth': 1.0,
   'simulation.bandwidth_spread': 1.0, 'simulation.failure': 0.1, 'simulation.deadline': 3.0,
   'eval.metrics': ('accuracy',), 'eval.metric': 'nowhere.py:score',

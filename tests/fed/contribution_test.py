@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,10 @@ def loss(x):
   return 2 * (np.asarray(x, float) - 2) ** 2
 
 
-def asked(kind, data_, sites=3, **parts):
+def asked(kind, data_, sites=3, power=1.0, **parts):
   """What is found in the first round; the adapter is that of the mean without it."""
-  state, metrics = play(federation(sites=sites, contribution=kind, **parts), data_, 1, VALIDATION)
+  maker = partial(contribution.contribution_program, contribution=kind, size_power=power)
+  state, metrics = play(federation(sites=sites, contribution=maker, **parts), data_, 1, VALIDATION)
   if not parts and sites == 3:
     mean = metrics.weights @ (data_.batches['target'][:, 0] / 2)
     np.testing.assert_allclose(
@@ -88,7 +90,7 @@ def test_symmetry_and_who_sent_nothing():
 
 
 def test_a_coalition_weighs_by_the_power_of_size():
-  found = asked(contribution.shapley(2), data(), contribution_power=0.0)
+  found = asked(contribution.shapley(2), data(), power=0.0)
   np.testing.assert_allclose(
     found.values, by_orders(worth_of(UPDATES, np.ones(3)), 3), rtol=1e-4)
 

@@ -25,17 +25,18 @@ _LEAST_LOSS = 1e-10
 
 
 def q_fedavg(*, fairness: float, lipschitz: float, size_power: float) -> Aggregator:
-  """sum p F^q L u / sum (p q F^(q - 1) L^2 |u|^2 + p L F^q), [C, *p] -> [*p]; keeps no state.
+  """sum p F^q u / sum (p q F^(q - 1) L |u|^2 + p F^q), [C, *p] -> [*p]; keeps no state.
 
-  arXiv:1905.10497, algorithm 2: L u_k is the paper's -Delta w_k, the two terms below are its h_k.
+  arXiv:1905.10497, algorithm 2: L u_k is the paper's -Delta w_k, L times the terms below its h_k.
   Where the paper draws sites by p_k and adds them up evenly, all sites are here, times p_k. The
   paper takes L = 1 / eta, eta being the rate of plain local steps. AdamW's rate is no estimate of a
-  curvature, so that L is a number of its own here. The weights that are reported are those of the
-  direction, p_k F_k^q made to add to 1.
+  curvature, so that L is a number of its own here; 0 stands for the limit, the mean of updates by
+  p_k F_k^q (ours). The weights that are reported are those of the direction, p_k F_k^q made to add
+  to 1.
 
   Args:
     fairness: the paper's q >= 0; 0 = FedAvg.
-    lipschitz: the paper's L > 0, in nats per squared unit of the adapter.
+    lipschitz: the paper's L >= 0, in nats per squared unit of the adapter.
     size_power: p_k is proportional to n_k to this power.
   """
   def update(updates, state, *, weights, start_loss, **_):

@@ -22,8 +22,9 @@ def test_q_fedavg_by_hand():
   .1 * 1 + .3 * 4 + .6 * 16 = 10.9: 40.9 / 32.7.
   q = 2, L = 3: p F^2 = (.4, 19.2, 614.4), times L u: 3 * (.2 + 19.2 + 1228.8) = 3744.6. Below,
   2 p F L^2 |u|^2 = 18 * (.2 * 1 + 2.4 * 4 + 19.2 * 16) = 5706 and L p F^2 = 3 * 634 = 1902:
-  3744.6 / 7608."""
+  3744.6 / 7608. L = 0: 40.9 / 21.8."""
   for more, moved, shares in (
+      ({'lipschitz': 0.0}, 40.9 / 21.8, np.array([.2, 2.4, 19.2]) / 21.8),
       ({}, 40.9 / 32.7, np.array([.2, 2.4, 19.2]) / 21.8),
       ({'fairness': 2.0, 'lipschitz': 3.0}, 3744.6 / 7608, np.array([.4, 19.2, 614.4]) / 634)):
     state, metrics = play(federation(aggregator=q_fedavg(**more)), data())
