@@ -11,7 +11,7 @@ python=.venv-lowest/bin/python
 
 echo 'installing the lowest versions ...'
 uv venv --quiet --clear --python .venv/bin/python .venv-lowest
-uv pip install --quiet --python "$python" --resolution lowest-direct -e '.[api,datasets,uima,rouge]'
+uv pip install --quiet --python "$python" --resolution lowest-direct -e '.[api,datasets,uima,rouge,results]'
 "$python" - <<'CHECK'
 import importlib.metadata
 import re
@@ -20,7 +20,7 @@ import sys
 wrong = []
 for line in importlib.metadata.requires('fedmedjax'):
   # Peers and oracles are not the package's own; accountants need a newer optax than the rest.
-  if any(f'extra == "{name}"' in line for name in ("test", "bench", "deploy", "privacy")):
+  if any(f'extra == "{name}"' in line for name in ("test", "bench", "deploy", "privacy", "trackers")):
     continue
   name, bound = re.match(r'([\w-]+)(?:>=([\d.]+))?', line).groups()
   found = importlib.metadata.version(name)

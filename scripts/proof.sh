@@ -2,14 +2,14 @@
 # Runs what README's test command leaves out: hours of two CPU cores. What this state of the
 # checkout has passed is kept in .proof/ and not run again, so the same command goes on.
 # usage: bash scripts/proof.sh [--minutes=N] [slow] [fuzz] [oracle] [privacy] [kills] [hosts] [mutants]
-#   [lowest] [hospitals] [aot]
+#   [lowest] [hospitals] [trackers] [aot]
 # Without a name all of them but aot, in this order; aot needs Python 3.12 and 1 GB of packages.
 # --minutes=N begins no test of slow and fuzz later than that, and names those that are left.
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 
-usual="slow fuzz oracle privacy kills hosts mutants lowest hospitals"
-known="slow fuzz oracle privacy kills hosts mutants lowest hospitals aot"
+usual="slow fuzz oracle privacy kills hosts mutants lowest hospitals trackers"
+known="slow fuzz oracle privacy kills hosts mutants lowest hospitals trackers aot"
 chosen=""
 for name in "$@"; do
   case "$name" in
@@ -119,6 +119,15 @@ hospitals() {
     once "hospitals_$check" .venv-flower/bin/python scripts/hospitals.py --checks="$check" \
       --out="$done_here/hospitals_$check.json" || return
   done
+}
+
+# W&B, MLflow and trackio themselves, in an environment of their own; offline.
+trackers() {
+  local environment=.venv-trackers
+  [ -x "$environment/bin/python" ] || .venv/bin/python -m venv "$environment" || return
+  "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
+    -c constraints.txt -e '.[trackers]' || return
+  tests trackers -m slow tests/store/real_trackers_test.py
 }
 
 # The quick start's round compiles for chips and cards that are not here.

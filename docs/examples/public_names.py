@@ -69,7 +69,10 @@ def with_model(model: str, workdir: str) -> fm.Results:
   study = fm.prepare(config, data)
   print(fm.__version__, study.options.rate_key, [site.name for site in data.sites])
   result = fm.run(config, workdir, data=data)
-  return fm.load_results(result.workdir)
+  # One number in each row; of many runs it is the same table, with a column for what differs.
+  frame = fm.load_results(result.workdir)
+  print(frame[frame.stage == 'final'].groupby(['task', 'metric']).value.mean())
+  return fm.load_run(result.workdir)
 
 
 if __name__ == '__main__':

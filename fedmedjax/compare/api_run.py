@@ -95,8 +95,7 @@ def run_api(
     InputError: bad configuration or workdir, or an endpoint that refuses the key or the model.
     RuntimeError: the endpoint fails; what it answered is kept.
   """
-  started = time.monotonic()
-  values = leaves(config.to_dict())
+  started, values = time.monotonic(), leaves(config.to_dict())
   finished = files.check_workdir(workdir, settings(config), HARMLESS)
   own = own_parts({METRIC: config.eval.metric})
   inputs = schema_checksum(data.schema) | own_checksums(own)
@@ -154,13 +153,18 @@ def run_api(
     'api': costs(endpoint.model, config, answers), 'wall_seconds': time.monotonic() - started,
     'versions': versions()}
   summary['warnings'] = warnings(summary, [], workdir / 'predictions')
-  with trackers.started(
-      config.log.trackers, workdir, settings(config), (), reporter.warn) as tracker:
-    tracker.finish([], summary)
+  _track(config, workdir, summary, reporter)
   files.write_json(workdir / 'summary.json', summary)
   show(summary, reporter)
   report.freshen(workdir, quoted_sentences(config))
   return summary
+
+
+def _track(config: ConfigDict, workdir: Path, summary: dict, reporter: Reporter) -> None:
+  """Shows the scores; there are no rounds."""
+  with trackers.started(
+      config.log.trackers, workdir, settings(config), (), reporter.warn) as tracker:
+    tracker.finish([], summary)
 
 
 def check_cache(config: ConfigDict, study: Path, workdir: Path, model: str) -> None:

@@ -31,6 +31,8 @@ _BY_SITE = {
 _NAMED = ('quarantined', 'rising')
 # Numbers that are no results: columns, and the plan of the computation.
 _NO_METRICS = {'round', 'chunk', 'seed', 'rounds'}
+# Rows that become a part of the table at once.
+_AT_ONCE = 50_000
 # Columns that say what their keys do.
 _COLUMN_OF = {'fed.preset': 'preset', 'seed': 'seed'}
 
@@ -232,13 +234,18 @@ def load(path: Path) -> 'pandas.DataFrame':
     raise InputError(f'load_results: a table needs the package pandas; {_INSTALL}') from None
   folders = folders_of(path)
   rows: list[Row] = []
-  numbers = []
-  for folder in folders:
+  numbers, parts = [], []
+  for place, folder in enumerate(folders, 1):
     before = len(rows)
     rows.extend(rows_of(folder))
     numbers.append(len(rows) - before)
-  frame = pandas.DataFrame(rows, columns=Row._fields)
-  frame = frame.astype({'low': float, 'high': float})
+    # As objects of Python the rows of thousands of runs would take gigabytes.
+    if len(rows) > _AT_ONCE or place == len(folders):
+      part = pandas.DataFrame(rows, columns=Row._fields)
+      parts.append(part.astype({'low': float, 'high': float}))
+      rows = []
+  frame = pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame(
+    columns=Row._fields)
   for key, values in configured(folders).items():
     column = pandas.Series(values).repeat(numbers)
     frame[key] = column.to_numpy()

@@ -69,11 +69,16 @@ def test_two_runs_in_one_process(halved):
   _, half, mean = halved
   assert half.summary['rounds'] == 1 and half.summary['preset'] == 'fed_medlora'
   sites = half.summary['sites']
-  assert [(row['round'], row['site']) for row in half.metrics] == [(1, site) for site in sites]
-  for ours, theirs in zip(half.metrics, mean.metrics, strict=True):
-    assert ours.keys() == theirs.keys() and ours['train_loss'] == theirs['train_loss']
-    assert ours['step_norm'] == pytest.approx(theirs['step_norm'] / 2, rel=1e-4)
-    assert ours['weight'] == pytest.approx(theirs['weight']) and ours['bytes_up'] > 0
+  ours, theirs = (
+    {(row['site'], row['metric']): row['value'] for row in result.metrics
+     if row['stage'] == 'round' and row['round'] == 1} for result in (half, mean))
+  assert ours.keys() == theirs.keys()
+  assert ours['', 'step_norm'] == pytest.approx(theirs['', 'step_norm'] / 2, rel=1e-4)
+  for site in sites:
+    assert ours[site, 'train_loss'] == theirs[site, 'train_loss'] and ours[site, 'bytes_up'] > 0
+    assert ours[site, 'weight'] == pytest.approx(theirs[site, 'weight'])
+  frame = fm.load_results(half.workdir)
+  assert list(frame.metric) == [row['metric'] for row in half.metrics]
   leaves = [result.adapter['layers']['q_proj']['b'] for result in (half, mean)]
   assert leaves[0].shape == (2, 4, 16) and np.abs(leaves[1]).max() > 0
   # B starts at zero.
@@ -106,8 +111,8 @@ def test_an_own_file_on_the_command_line(tiny_folder, tmp_path, capsys):
     f'--config.model.path={tiny_folder}', f'--config.fed.aggregator={mine}:fednova',
     *(f'--config.{key}={value}' for key, value in SMALL.items())]
   assert main.main(command) == 0
-  result = fm.load_results(tmp_path / 'run')
-  assert result.metrics[0]['step_norm'] > 0
+  result = fm.load_run(tmp_path / 'run')
+  assert all(row['value'] > 0 for row in result.metrics if row['metric'] == 'step_norm')
   assert result.summary['own_parts'] == [f'fed.aggregator={mine}:fednova']
   page = (result.workdir / 'report.html').read_text()
   assert f'fed_medlora with fed.aggregator={mine}:fednova' in page
@@ -146,7 +151,8 @@ def test_mistakes_are_one_line(config, data, tmp_path):
       (lambda: fm.run(config, tmp_path, data=data._replace(
         settings=data.settings | {'bert.max_length': 7})), 'loaded with config.bert.max_length=7'),
       (lambda: fm.run(config, tmp_path, data=data, partition=len), 'are dealt out already'),
-      (lambda: fm.load_results(tmp_path), 'summary.json')):
+      (lambda: fm.load_run(tmp_path), 'summary.json'),
+      (lambda: fm.load_results(tmp_path), 'holds no run')):
     with pytest.raises(fm.InputError, match=message) as error:
       call()
     assert '\n' not in str(error.value)
@@ -215,4 +221,4 @@ def test_every_public_name_has_an_example_that_runs(tiny_folder, tmp_path):
   assert example.without_model() == pytest.approx(
     {'mean': 3, 'first': 1, 'halved': 1.5, 'shared': 3, 'momentum': 3, 'proximal': 3})
   result = example.with_model(str(tiny_folder), str(tmp_path / 'run'))
-  assert [row['site'] for row in result.metrics] == ['north', 'south']
+  assert {row['site'] for row in result.metrics} == {'', 'north', 'south'}

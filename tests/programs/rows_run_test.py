@@ -87,7 +87,7 @@ def test_rows_and_metric_in_python_give_the_same_run(finished, tiny_folder, tmp_
   summary = read(finished)
   for key in ('scores', 'train_examples', 'local_steps', 'bytes_up', 'site_weights'):
     assert result.summary[key] == summary[key], key
-  assert [row['train_loss'] for row in result.metrics] == [
+  assert [row['value'] for row in result.metrics if row['metric'] == 'train_loss'] == [
     loss for line in read_lines(finished / 'metrics.jsonl') for loss in line['train_loss']]
 
 
@@ -121,7 +121,7 @@ def test_sites_in_python_are_dealt_out_by_a_partitioner_in_python(
            for name in ('north', 'east'))
   ran = []
   monkeypatch.setattr(training, 'run', lambda *given: ran.append(given))
-  monkeypatch.setattr(api, 'load_results', lambda workdir: None)
+  monkeypatch.setattr(api, 'load_run', lambda workdir: None)
 
   def deal(notes, sites):
     return [int(note.text[-1]) % sites for note in notes]

@@ -75,7 +75,8 @@ def test_the_first_sentence(folder, run, tmp_path):
   found = sentence(folder)
   assert found == (
     'Of 3 methods, over 2 seeds and 2 settings, no gain on a is told apart from chance; the '
-    'largest is that of b, +0.030 strict F1 of entities (95 %: -0.097 to +0.157), to a mean of 0.580.')
+    'largest is that of b, +0.030 strict F1 of entities (95 %: -0.097 to +0.157), to a mean of '
+    '0.580.')
   page = text_of(sweep_page.write(folder))
   assert found in page and 'Differences to a' not in page and 'Difference to a' in page
   assert 'none gains on b, whose mean strict F1 of entities is 0.580.' in sentence(folder, 'b')

@@ -118,8 +118,9 @@ def test_columns_of_a_sweep_are_what_tells_its_runs_apart(swept):
   assert list(means) == pytest.approx([0.5, 0.6])
 
 
-def test_both_files_are_the_table(swept):
+def test_both_files_are_the_table(swept, monkeypatch):
   frame = results.load(swept)
+  monkeypatch.setattr(results, '_AT_ONCE', 10)
   assert results.write(swept).startswith(f'{len(frame):,} rows')
   pandas.testing.assert_frame_equal(pandas.read_parquet(swept / results.PARQUET), frame)
   read = pandas.read_csv(swept / results.CSV, keep_default_na=False, na_values={
