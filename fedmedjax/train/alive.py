@@ -136,7 +136,8 @@ def _flatten(
 def _in_order(steps: list[_Step]) -> list[_Step]:
   """The steps, those last whose values only leave the function."""
   waited_for: set[int] = set()
-  late, soon = [], []
+  late: list[_Step] = []
+  soon: list[_Step] = []
   for step in reversed(steps):
     leaves = waited_for.isdisjoint(step.makes)
     (late if leaves else soon).append(step)
