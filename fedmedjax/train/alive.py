@@ -56,12 +56,13 @@ def fullest(jaxpr: Any) -> int:
   """Bytes that a traced function has written down at its fullest moment, beside what it is given.
 
   Args:
-    jaxpr: without constants of its own, such as the body of a scan.
+    jaxpr: such as the body of a scan.
   """
   sizes: list[int] = []  # bytes of each value, by its number
   steps: list[_Step] = []
-  given = _numbered(jaxpr.invars, sizes)
-  results = _flatten(jaxpr, dict(zip(jaxpr.invars, given, strict=True)), sizes, steps)
+  arguments = (*jaxpr.invars, *jaxpr.constvars)
+  given = _numbered(arguments, sizes)
+  results = _flatten(jaxpr, dict(zip(arguments, given, strict=True)), sizes, steps)
   steps = _in_order(steps)
   written = {one for step in steps if step.written for one in (*step.reads, *step.makes)}
   written = (written | set(results)) - set(given)
@@ -90,10 +91,11 @@ def fullest(jaxpr: Any) -> int:
 
 
 def _numbered(variables: Any, sizes: list[int]) -> list[int]:
-  """New numbers of values; keys of random draws and the like have no size."""
+  """New numbers of values; what is no array has no size."""
   first = len(sizes)
   sizes.extend(
-    prod(one.aval.shape) * getattr(one.aval.dtype, 'itemsize', 0) for one in variables)
+    prod(getattr(one.aval, 'shape', ())) * getattr(
+      getattr(one.aval, 'dtype', None), 'itemsize', 0) for one in variables)
   return list(range(first, len(sizes)))
 
 
@@ -134,7 +136,8 @@ def _flatten(
 def _in_order(steps: list[_Step]) -> list[_Step]:
   """The steps, those last whose values only leave the function."""
   waited_for: set[int] = set()
-  late, soon = [], []
+  late: list[_Step] = []
+  soon: list[_Step] = []
   for step in reversed(steps):
     leaves = waited_for.isdisjoint(step.makes)
     (late if leaves else soon).append(step)

@@ -2,15 +2,23 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedmedjax import tree
 from fedmedjax.experiment.execution import Execution, sites_at_once
 from fedmedjax.experiment.types import DeviceShare, Study
 from fedmedjax.train import alive
+
+
+class Held(NamedTuple):
+  """Bytes that the gradient of a loss holds besides its own arguments."""
+
+  kept: int  # that the forward pass hands to the backward pass
+  made: int  # that live while the backward pass goes through one layer
 
 
 def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
@@ -29,7 +37,7 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
     inputs: arguments of the round, arrays or their shapes.
   """
   data, share = inputs[2], device_share(study, inputs)
-  kept, made = activations(study, inputs), made_going_back(study, inputs)
+  held = activations(study, inputs)
   sites, grouped = study.communication.sampler.size, study.schedule.layout.groups > 1
   # Units of privacy have gradients of their own, several at a time.
   copies, together = tree.num_bytes(share.adapter), study.schedule.layout.together
@@ -38,6 +46,7 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
   def needed(execution: Execution) -> int:
     # On a device.
     at_once, own = (-(-n // study.groups) for n in (sites_at_once(execution, sites), sites))
+    kept, made = held(execution.remat)
     # Of several processes, each device has its own sites' examples only.
     packed = tree.num_bytes(data.batches) // (study.groups if study.spread else 1)
     # Activations of one group at a time, beside the sum of the gradients so far.
@@ -45,9 +54,8 @@ def estimate(study: Study, inputs: tuple) -> Callable[[Execution], int]:
       packed + tree.num_bytes(study.validation)
       + share.copied[at_once > 1] + share.weights + share.workspace
       + share.sent * (own if at_once < own else 0)
-      + at_once * (
-        (1 + grouped + together) * copies + moments + together * kept(execution.remat))
-      + max(0, share.sent + at_once * together * made(execution.remat) - share.on_chip))
+      + at_once * ((1 + grouped + together) * copies + moments + together * kept)
+      + max(0, share.sent + at_once * together * made - share.on_chip))
 
   return needed
 
@@ -59,24 +67,11 @@ def device_share(study: Study, inputs: tuple) -> DeviceShare:
     own.loss_fn, own.adapter, inputs[1], tree.num_bytes(own.adapter))
 
 
-def activations(study: Study, inputs: tuple) -> Callable[[str], int]:
-  """(remat) -> bytes that the gradient of one group of a site's step keeps on a device."""
+def activations(study: Study, inputs: tuple) -> Callable[[str], Held]:
+  """(remat) -> what the gradient of one group of a site's step holds on a device."""
   share, batch = device_share(study, inputs), group_shapes(study, inputs)
-  return cache(lambda remat: kept_for_gradient(
+  return cache(lambda remat: held_for_gradient(
     share.loss_fn(remat), share.adapter, share.base, batch))
-
-
-def made_going_back(study: Study, inputs: tuple) -> Callable[[str], int]:
-  """(remat) -> bytes that live while a site's gradient goes back through one layer, on a device."""
-  share, batch = device_share(study, inputs), group_shapes(study, inputs)
-
-  @cache
-  def made(remat: str) -> int:
-    def total(adapter, base, batch):
-      return share.loss_fn(remat)(adapter, base, batch)[0]
-    return alive.backward(jax.make_jaxpr(jax.grad(total))(share.adapter, share.base, batch))
-
-  return made
 
 
 def computed(study: Study, inputs: tuple) -> tuple[Callable, Any, Any, Any]:
@@ -92,13 +87,17 @@ def group_shapes(study: Study, inputs: tuple) -> Any:
     lambda x: jax.ShapeDtypeStruct(x.shape[before:], x.dtype), inputs[2].batches)
 
 
-def kept_for_gradient(loss_fn, adapter: Any, base: Any, batch: Any) -> int:
-  """Bytes that the loss's forward pass hands to its backward pass, besides its own arguments."""
+def held_for_gradient(loss_fn, adapter: Any, base: Any, batch: Any) -> Held:
+  """What the gradient of a loss holds, by a trace; arguments are arrays or their shapes."""
 
-  def residuals(adapter, base, batch):
-    return jax.tree.leaves(jax.vjp(lambda one: loss_fn(one, base, batch)[0], adapter)[1])
+  def gradient(adapter, base, batch):
+    total, pull = jax.vjp(lambda one: loss_fn(one, base, batch)[0], adapter)
+    return jax.tree.leaves(pull), pull(jnp.ones_like(total))
 
-  traced = jax.make_jaxpr(residuals)(adapter, base, batch).jaxpr
-  given = {id(var) for var in (*traced.invars, *traced.constvars)}
-  kept = {id(var): var.aval for var in traced.outvars if id(var) not in given}
-  return sum(int(np.prod(aval.shape)) * aval.dtype.itemsize for aval in kept.values())
+  traced, (handed, _) = jax.make_jaxpr(gradient, return_shape=True)(adapter, base, batch)
+  inner = traced.jaxpr
+  given = {id(var) for var in (*inner.invars, *inner.constvars)}
+  kept = {id(var): var.aval for var in inner.outvars[:len(handed)] if id(var) not in given}
+  return Held(
+    sum(int(np.prod(aval.shape)) * aval.dtype.itemsize for aval in kept.values()),
+    alive.backward(inner))

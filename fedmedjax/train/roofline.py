@@ -152,7 +152,8 @@ def by_time(
   """
   if peak is None or len(executions) < 2:
     return tuple(executions)
-  work = step_work(*computed(study, inputs), activations(study, inputs))
+  held = activations(study, inputs)
+  work = step_work(*computed(study, inputs), lambda remat: held(remat).kept)
   sites = study.communication.sampler.size
   return ranked(
     executions, lambda one: seconds(one, work(one.remat), peak, sites, study.groups), guess)
