@@ -158,9 +158,6 @@ _UNITS = (
   Refusal(lambda v: v['privacy.adjacency'] == 'add_remove', 'privacy.adjacency',
           'probabilities, steps and weights follow the number of units, so that one more would '
           "change them; use 'zero_out'"),
-  Refusal(lambda v: v['privacy.unit'] != 'example' and _judged(v), 'fed.loss_power',
-          "answers of one note in the validation set may be many, and nothing bounds their number; "
-          "use 0, a V of the server's own, or config.privacy.unit='example'"),
   Refusal(lambda v: v['privacy.size_cap'] > 0, 'privacy.size_cap',
           "bounds the weights of sites, for config.privacy.unit='site'; use 0"),
   Refusal(lambda v: v['privacy.missing'] > 0, 'privacy.missing',

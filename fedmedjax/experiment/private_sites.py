@@ -115,6 +115,10 @@ def loss_query(values: Values) -> LossQuery | None:
   if not (values['privacy.unit'] and values['fed.train'] and values['privacy.loss_clip']
           and methods.needs_validation(values)):
     return None
-  return LossQuery(
-    values['privacy.loss_clip'], values['privacy.loss_noise'],
-    0 if methods.protects_sites(values) else 1)
+  if methods.protects_sites(values):
+    return LossQuery(values['privacy.loss_clip'], values['privacy.loss_noise'], 0)
+  # A site has one group for each of its tasks, and a unit may have answers in all of them.
+  tasks = 1 if values['fed.learner'] != 'lora' else max(
+    len(values['data.tasks']), *(one.count('+') + 1 for one in ('', *values['data.site_tasks'])))
+  return LossQuery(values['privacy.loss_clip'], values['privacy.loss_noise'],
+                   values['privacy.loss_answers'], tasks)

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from fedmedjax.data.private_steps import UNITS, Units, unit_name
+from fedmedjax.data.private_steps import Units
 from fedmedjax.data.schedule import Schedule
+from fedmedjax.data.unit_names import UNITS, unit_name
 from fedmedjax.fed.privacy import Private
 from fedmedjax.fed.private_gradient import private_gradient
 from fedmedjax.types import InputError
@@ -32,14 +33,17 @@ def sampled_units(values: Mapping[str, Any]) -> Units | None:
   # A language model on a CPU gains nothing by several, and would compute a chunk's empty places.
   alone = values['fed.learner'] == 'lora' and jax.default_backend() == 'cpu'
   return Units(
-    kind, 1 if kind == 'example' else values['privacy.unit_examples'],
+    kind, values['privacy.unit_examples'],
     values['privacy.microbatch'] or (1 if alone else 8))
 
 
-def reading_units(values: Mapping[str, Any]) -> dict[str, Callable]:
-  """What `site.read_site` is told, so that a site's examples know their note or patient."""
+def reading_units(values: Mapping[str, Any]) -> dict[str, Any]:
+  """What `site.read_site` is told, so that a site's examples know their unit, and V bounds it."""
   units = sampled_units(values)
-  return {'unit_of': partial(unit_name, units.kind)} if units and units.kind != 'example' else {}
+  return {
+    'unit_of': partial(unit_name, units.kind),
+    'unit_answers': values['privacy.loss_answers'] if values['privacy.loss_clip'] else 0} if (
+      units) else {}
 
 
 def planning_units(values: Mapping[str, Any]) -> dict[str, Units]:

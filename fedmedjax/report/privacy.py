@@ -6,7 +6,7 @@ from fedmedjax.report.blocks import Section, Sentences, Table
 from fedmedjax.report.runs import Run
 
 _UNITS = {
-  'example': 'an example (one row of a task, or a part of a long sentence)', 'note': 'a note',
+  'example': 'an example (a sentence, with all that is asked about it)', 'note': 'a note',
   'patient': 'a patient (all notes of a source)', 'site': 'a site (all of its notes)'}
 # Sites that a table names.
 _LISTED = 24
