@@ -35,6 +35,7 @@ class Units(NamedTuple):
   kind: str          # of UNITS
   examples: int = 1  # most examples of a unit that count in a step; of more, random ones are taken
   together: int = 8  # units whose gradients are computed at a time; roundings only depend on it
+  secret: int | None = None  # that draws are made of; None = of the run's seed
 
 
 class Draws(NamedTuple):

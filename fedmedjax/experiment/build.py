@@ -81,7 +81,7 @@ LEARNERS = {
 
 def prepare(
   config: ConfigDict, data: Data, on_step: Callable[..., None] | None = None,
-  own: Own | None = None, judged_by: TextMetrics | None = None,
+  own: Own | None = None, judged_by: TextMetrics | None = None, secret: int | None = None,
 ) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet.
 
@@ -95,6 +95,7 @@ def prepare(
     on_step: host callback of every local step, see `local_training`.
     own: parts that were given in Python, by key.
     judged_by: metrics of texts that were tried before; None = those of the configuration.
+    secret: that draws and noise of a private run are made of; None = of config.seed.
 
   Raises:
     InputError: the method needs a validation set and no site has a note for it, or a part of the
@@ -110,9 +111,9 @@ def prepare(
     config, data, sizes, rounds=fed.rounds, local_steps=fed.local_steps,
     local_epochs=fed.local_epochs, round_steps=fed.round_steps, batch_size=fed.batch_size,
     micro_batch=fed.micro_batch, seed=config.seed, pooled=fed.pooled,
-    cohorts=communication.cohorts(sampler, fed.rounds), **planning_units(values))
+    cohorts=communication.cohorts(sampler, fed.rounds), **planning_units(values, secret))
   parts, private, effective = private_sites.with_noise(
-    values, parts, sizes, schedule, trainable.adapter)
+    values, parts, sizes, schedule, trainable.adapter, secret)
   protected = private_sites.round_parts(values) | gradient_maker(private, schedule)
   layout, ranks = meshes.round_layout(config), methods.ranks(values)
   validation = _validation(
@@ -155,7 +156,7 @@ def prepare(
     layout.spread, 0 if layout.spread is None else slots_needed(
       [plan.sampler.draw(number).sites for number in range(fed.rounds)],
       len(schedule.weights), layout.groups), make_ledger(
-        values, private, schedule, parts, effective))
+        values, private, schedule, parts, effective), secret)
 
 
 def _text_metrics(

@@ -66,5 +66,8 @@ def _mechanism(privacy: ConfigDict) -> None:
   privacy.missing = 0
   # Rows of one sentence, note or patient that count in a step, at most.
   privacy.unit_examples = 8
+  # Makes noise and draws of config.seed, so that a run can be made again, for tests and research;
+  # else they come of a secret of the run's own (noise_secret in its folder).
+  privacy.noise_from_seed = False
   # Units whose gradients are in memory at a time; 0 = 8, or 1 for a language model on a CPU.
   privacy.microbatch = 0

@@ -46,10 +46,10 @@ def reading_units(values: Mapping[str, Any]) -> dict[str, Any]:
       units) else {}
 
 
-def planning_units(values: Mapping[str, Any]) -> dict[str, Units]:
-  """What a schedule is told, see `schedule.make_schedule`."""
+def planning_units(values: Mapping[str, Any], secret: int | None = None) -> dict[str, Units]:
+  """What a schedule is told, see `schedule.make_schedule`; `secret` is what draws are made of."""
   units = sampled_units(values)
-  return {'units': units} if units else {}
+  return {'units': units._replace(secret=secret)} if units else {}
 
 
 def gradient_maker(private: Private | None, schedule: Schedule) -> dict[str, Callable]:
