@@ -1,17 +1,18 @@
 """Training with a unit of privacy below the site: config.privacy to steps and their gradient."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 
+from fedmedjax.data.pieces import ONE_SOURCE
 from fedmedjax.data.private_steps import Units
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.unit_names import UNITS, unit_name
 from fedmedjax.fed.privacy import Private
 from fedmedjax.fed.private_gradient import private_gradient
-from fedmedjax.types import InputError
+from fedmedjax.types import InputError, SiteCorpus
 
 
 def sampled_units(values: Mapping[str, Any]) -> Units | None:
@@ -44,6 +45,22 @@ def reading_units(values: Mapping[str, Any]) -> dict[str, Any]:
     'unit_of': partial(unit_name, units.kind),
     'unit_answers': values['privacy.loss_answers'] if values['privacy.loss_clip'] else 0} if (
       units) else {}
+
+
+def check_patients(values: Mapping[str, Any], sites: Sequence[SiteCorpus]) -> None:
+  """Raises InputError where all notes of a site are one patient's: reading makes sources of them.
+
+  Args:
+    values: the flat configuration.
+    sites: that train, as read.
+  """
+  for site in sites if values['privacy.unit'] == 'patient' and values['fed.train'] else ():
+    if site.report.get(ONE_SOURCE, 0) >= len(site.train) > 0 and all(
+        note.source == note.name for note in site.train):
+      raise InputError(
+        f"config.privacy.unit='patient': the {len(site.train)} training notes of site "
+        f'{site.name!r} are all of one source, so that no other patient is there to hide it '
+        "among; use 'site', or 'note'")
 
 
 def planning_units(values: Mapping[str, Any], secret: int | None = None) -> dict[str, Units]:
