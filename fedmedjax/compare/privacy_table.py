@@ -20,6 +20,16 @@ HEAD = ['model', 'unit', 'ε', 'noise', 'strict F1', 'attack by loss', 'calibrat
         'untrained model', 'caught at 1 %', 'commit']
 
 
+def audited(rows: Sequence[Row]) -> str:
+  """A line a kind of audited runs: the largest lower bound beside the claim."""
+  return markdown(
+    ['runs', 'kind', 'claimed ε', 'largest bound', 'above the claim', 'noise, of what it has to be',
+     'commit'], [[
+       str(line['runs']), line['kind'], f'{line["claim"]:.3f}', f'{line["bound"]:.3f}',
+       str(line['above']), f'{line["noise"]:.3f}', row['commit']]
+      for row in rows for line in row['audited']])
+
+
 def table(rows: Sequence[Row], cohorts: Sequence[str]) -> str:
   """A line a level and budget; means over seeds with 95 % t intervals over seeds.
 

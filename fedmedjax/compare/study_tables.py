@@ -15,6 +15,7 @@ from fedmedjax.compare import ablation, privacy_table, study_claims
 from fedmedjax.compare.rows import DEPTH
 from fedmedjax.compare.study import Paths, done, read_rows
 from fedmedjax.compare.study_figures import (
+  NOT_RUN,
   Row,
   Rows,
   chosen,
@@ -213,9 +214,15 @@ def ncbi(rows: Rows) -> str:
 
 def privacy(rows: Rows) -> str:
   """F1 and what a membership attack finds, by budget."""
-  own = rows['privacy']
-  text = origin('privacy', own, STUDIES['privacy'])
+  own = [row for row in rows['privacy'] if 'audited' not in row]
+  text = origin('privacy', rows['privacy'], STUDIES['privacy'])
   return text + ('\n' + privacy_table.table(own, POOL[1:]) if own else '')
+
+
+def privacy_proof(rows: Rows) -> str:
+  """Audited runs: bounds and claims."""
+  own = [row for row in rows['privacy'] if 'audited' in row]
+  return privacy_table.audited(own) if own else NOT_RUN + '.\n'
 
 
 def claims(rows: Rows) -> str:
@@ -226,4 +233,4 @@ def claims(rows: Rows) -> str:
 # {name of the place in docs/results.md: its table}
 TABLES: dict[str, Callable[[Rows], str]] = {
   'claims': claims, 'r1': r1, 'r2': r2, 'r3': r3, 'r4': r4, 'r5': r5, 'r6': r6,
-  'ncbi': ncbi, 'privacy': privacy}
+  'ncbi': ncbi, 'privacy_proof': privacy_proof, 'privacy': privacy}
