@@ -15,7 +15,6 @@ from fedmedjax.compare import ablation, privacy_table, study_claims
 from fedmedjax.compare.rows import DEPTH
 from fedmedjax.compare.study import Paths, done, read_rows
 from fedmedjax.compare.study_figures import (
-  NOT_RUN,
   Row,
   Rows,
   chosen,
@@ -222,7 +221,7 @@ def privacy(rows: Rows) -> str:
 def privacy_proof(rows: Rows) -> str:
   """Audited runs: bounds and claims."""
   own = [row for row in rows['privacy'] if 'audited' in row]
-  return privacy_table.audited(own) if own else NOT_RUN + '.\n'
+  return privacy_table.audited(own) if own else origin('privacy', own, STUDIES['privacy'])
 
 
 def claims(rows: Rows) -> str:
