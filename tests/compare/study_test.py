@@ -285,7 +285,7 @@ def test_tables_of_privacy_by_hand():
       'noise': 1.0}]}]}
   said = study_tables.privacy(rows)
   assert '2 of 11 units' in said
-  assert '| word tagger, 3 seeds | note | 3 | 0.70 | 0.300 [0.052, 0.548] | 0.500 [' in said
+  assert '| word tagger, 3 seeds | note | 3 | 0.70 | 0.300 [0.052, 0.548] | 0.500 |' in said
   assert '| 5 | sound | 0.500 | 0.250 | 0 | 1.000 | abc |' in study_tables.privacy_proof(rows)
 
 
