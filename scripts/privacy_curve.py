@@ -9,7 +9,7 @@ together as one program, and are attacked by the losses of `fedmedjax/audit/`, a
 `python -m fedmedjax.audit` does. Rows are in docs/results/privacy.jsonl.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ import privacy_proof
 
 from fedmedjax.audit import membership, populations
 from fedmedjax.audit.losses import Reader, tagger_reader
-from fedmedjax.compare.study_units import Unit, private_tagger
+from fedmedjax.compare.study_units import EPSILONS, Unit, private_tagger
 from fedmedjax.compare.together import final_states, program, scores
 from fedmedjax.experiment import privacy
 from fedmedjax.experiment.build import load_data, prepare
-from fedmedjax.experiment.types import Study
+from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.runtime.progress import Reporter
 
@@ -51,13 +51,10 @@ def curve_figures(
   level: str, epsilon: float, seeds: tuple[int, ...], reporter: Reporter
 ) -> dict[str, Any]:
   """{'runs': a line for each seed: F1, areas under the attack's curve, noise, what was spent}."""
-  studies, reader = {}, None
-  quiet = Reporter(quiet=True)
+  studies, reader = {}, reader_of(level)
   with reporter.task('private runs', 2 * len(seeds)) as advance:
     for seed in seeds:
-      config = private_tagger(level, epsilon, seed)
-      studies[seed] = prepare(config, load_data(config, quiet))
-      reader = reader or tagger_reader(config, studies[seed].data)
+      studies[seed] = prepare(private_tagger(level, epsilon, seed), notes_of(level, seed))
       advance()
     noises = {study.ledger.noise for study in studies.values() if study.ledger}
     if len(noises) > 1:
@@ -72,6 +69,18 @@ def curve_figures(
         **found, **spending(study)})
       advance()
   return {'runs': lines}
+
+
+@cache
+def notes_of(level: str, seed: int) -> Data:
+  """The notes of a seed, the same for every budget; an ordinary run does not look at units."""
+  return load_data(private_tagger(level, EPSILONS[-1], seed), Reporter(quiet=True))
+
+
+@cache
+def reader_of(level: str) -> Reader:
+  """Losses of examples, by a network that no seed and no budget changes."""
+  return tagger_reader(private_tagger(level, EPSILONS[-1]), notes_of(level, 0))
 
 
 def attacked(study: Study, reader: Reader, adapter: dict) -> dict[str, float]:
