@@ -247,6 +247,8 @@ def private_tagger(level: str, epsilon: float, seed: int = 0) -> ConfigDict:
     validation_examples=0)
   config.data.partition.update(unit='sentence' if level == 'example' else 'note', sites=4)
   config.fed.update(rounds=8, local_steps=20, batch_size=32)
+  # Noise is on every number of the adapter.
+  config.lora.rank = 2
   return _private(config, level, epsilon, 1e-5 if level == 'example' else 1e-4)
 
 
