@@ -159,12 +159,11 @@ def read_site(
     validates: True for notes of the server's own: all training notes are V, and none trains.
     show: draws what the prompts show; None = nothing.
     planted: canaries of the first task, trained on besides; see `canaries.py`.
-    unit_of: (example) -> the unit of privacy that it is of; None = units are not looked for.
+    unit_of: (example) -> its unit of privacy; None = units are not looked for.
     unit_answers: most examples of one unit in V of a task; 0 = not bounded.
 
   Raises:
-    InputError: the site annotates nothing of any task, or has no example to test on or, when it
-      trains, to train on, or, when it validates, to validate on.
+    InputError: the site annotates nothing of any task, or lacks an example of what it is for.
   """
   rng = np.random.default_rng((SPLIT_SEED, zlib.crc32(corpus.name.encode())))
   notes = corpus.train[:max_train_notes or None] if trains else ()
@@ -180,9 +179,8 @@ def read_site(
   if show:
     forms, split = _showing(corpus.name, forms, split, show)
   for form in forms:
-    part = _read_task(
-      form, split, validation_examples, rng, report, unit_of, unit_answers,
-      planted * (form is forms[0]))
+    part = _read_task(form, split, validation_examples, rng, report, unit_of, unit_answers,
+                      planted * (form is forms[0]))
     if trains and not validates:
       _check_training(corpus.name, len(notes), len(held_out), part, {
         'max_train_notes': max_train_notes, 'max_train_sentences': max_train_sentences,
