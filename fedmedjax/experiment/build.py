@@ -98,7 +98,7 @@ def prepare(
     secret: that draws and noise of a private run are made of; None = of config.seed.
 
   Raises:
-    InputError: the method needs V and no site has a note for it, or an own part is not as it must be.
+    InputError: the method needs V and no site has a note for it, or an own part is not usable.
   """
   fed, values = config.fed, leaves(config.to_dict())
   own, watched, here = own_parts(values, own), _watched(config, data), data.reading.here
