@@ -85,9 +85,8 @@ def prepare(
 ) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet.
 
-  n_k, the sampler, the schedule and the communication follow from each other in this order.
-  Where config.fed.chunk or config.model.remat is left to the planner, `algorithm` is the first of
-  the executions; see `train/memory.py`.
+  n_k, sampler, schedule and communication follow from each other in this order. Where the planner
+  (`train/memory.py`) chooses chunk or remat, `algorithm` is the first of the executions.
 
   Args:
     config: validated.
@@ -124,12 +123,12 @@ def prepare(
   check_own_parts(
     own, parts, sharing, trainable.adapter, len(schedule.weights),
     1 if fed.pooled else sampler.size, validation is not None)
-  asked = 'peers' in parts.needs or fed.contribution != 'none'
-  judges = set(validation.group_site.tolist()) if validation and asked else ()
+  judges = set(validation.group_site.tolist()) if validation and (
+    'peers' in parts.needs or fed.contribution != 'none') else ()
   plan = communication.plan_communication(
     config, sampler, parts, trainable.adapter, sharing, judges)
-  step_loss = partial(_step_loss, trainable, schedule.layout.groups)
-  optimizer = methods.local_optimizer(values)
+  step_loss, optimizer = (
+    partial(_step_loss, trainable, schedule.layout.groups), methods.local_optimizer(values))
   site_map = partial(layout.site_map, schedule.steps_taken)
 
   def algorithm_with(execution: Execution) -> FederatedAlgorithm:
@@ -153,9 +152,8 @@ def prepare(
     layout.groups, step_loss,
     partial(_with_micro_batch, config, data, on_step, own, judged_by), own, watched, judged_by,
     layout.spread, 0 if layout.spread is None else slots_needed(
-      [plan.sampler.draw(number).sites for number in range(fed.rounds)],
-      len(schedule.weights), layout.groups), make_ledger(
-        values, private, schedule, parts, effective), secret)
+      [plan.sampler.draw(number).sites for number in range(fed.rounds)], len(schedule.weights),
+      layout.groups), make_ledger(values, private, schedule, parts, effective), secret)
 
 
 def _text_metrics(
