@@ -45,6 +45,7 @@ from fedmedjax.model.files.convert import HUGGING_FACE, expected_shapes, tensor_
 from fedmedjax.model.files.folder import load_tokenizer
 from fedmedjax.model.files.hf_config import to_hugging_face
 from fedmedjax.model.llama import LlamaConfig
+from fedmedjax.store import secret
 
 ROOT = Path(__file__).resolve().parent.parent
 # Wall-clock and memory, which no two runs share.
@@ -104,6 +105,13 @@ class Place(NamedTuple):
   log: tuple[int, int]
   processes: int = 1
   settings: tuple[str, ...] = SETTINGS
+  secret: str = ''  # that noise is made of, as the run that nobody disturbs has drawn it
+
+  def with_secret(self) -> None:
+    """Puts the secret into the run's folder."""
+    if self.secret:
+      self.workdir.mkdir(exist_ok=True)
+      (self.workdir / secret.FILE).write_text(self.secret)
 
 
 def said(place: Place) -> str:
@@ -246,11 +254,13 @@ def full_disk(place: Place, delay: float, rng: random.Random) -> str | None:
   mounted.
   """
   del delay
-  place.workdir.mkdir()
+  place.workdir.mkdir(exist_ok=True)
   size, small = 4096 * rng.randrange(2, 60), rng.random() < 0.5
   mounted = small and subprocess.run(
     ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', place.workdir],
     capture_output=True).returncode == 0
+  if mounted:
+    place.with_secret()
   status = wait(start(place, None if mounted else int(10 ** rng.uniform(1, 4.5))))
   if mounted:  # what it holds, on a disk with room
     kept = place.workdir.with_name('kept')
@@ -346,6 +356,7 @@ def resume(place: Place) -> str | None:
 def trial(place: Place, kind: str, delay: float, rng: random.Random, whole: dict) -> dict | None:
   """One disturbed run -> {'kind', 'told', 'wrong'}; None when the disturbance came too late."""
   shutil.rmtree(place.workdir, ignore_errors=True)
+  place.with_secret()
   told = one_killed(place, int(kind[5:]), delay) if place.processes > 1 else (
     DISTURBANCES[kind](place, delay, rng))
   if told is None:
@@ -390,7 +401,10 @@ def main() -> int:
       print(f'{fault}:\n{said(whole)}', file=sys.stderr)
       return 1
     expected = results(whole.workdir)
+    if options.private:
+      whole = whole._replace(secret=(whole.workdir / secret.FILE).read_text())
     shutil.rmtree(whole.workdir)
+    whole.with_secret()
     begun = time.monotonic()
     fault = resume(whole)
     length = time.monotonic() - begun

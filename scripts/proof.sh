@@ -74,9 +74,12 @@ oracle() {
 }
 
 # A hundred audited runs of known epsilon, whose bounds lie under it; and planted faults are found.
+# A run whose budget ends it is killed and goes on with the secret that it had.
 privacy() {
   once privacy .venv/bin/python scripts/privacy_proof.py --runs=100 --faulty=5 \
-    --out="$done_here/privacy.json"
+    --out="$done_here/privacy.json" &&
+  once privacy_kills .venv/bin/python scripts/chaos.py --private --kills=20 \
+    --out="$done_here/privacy_kills.json"
 }
 
 # A hundred runs that are disturbed and must end as if they had not been.

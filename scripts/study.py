@@ -1,6 +1,6 @@
 """Carries out the study unit by unit, and makes the tables of docs/results.md of its rows.
 
-    python scripts/study.py r1 r2 r3 r4 r5 r6 ncbi [--minutes=120] [--tables]
+    python scripts/study.py r1 r2 r3 r4 r5 r6 ncbi privacy [--minutes=120] [--tables]
     python scripts/study.py r1 --list
 
 Each finished unit (a regime with a seed) appends a row to docs/results/NAME.jsonl; a unit that has
@@ -20,7 +20,7 @@ from fedmedjax.runtime.cli import guarded, set_up
 from fedmedjax.types import InputError
 
 # r3 is a table of r1's rows.
-NAMES = ('r1', 'r2', 'r3', 'r4', 'r5', 'r6', 'ncbi')
+NAMES = ('r1', 'r2', 'r3', 'r4', 'r5', 'r6', 'ncbi', 'privacy')
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -52,13 +52,15 @@ def main(argv: list[str]) -> int:
   def body() -> None:
     chosen = options(argv)
     # Imported here since they take seconds: mistakes are answered before.
+    from privacy_curve import with_figures
+
     from fedmedjax.compare import study, study_tables
     from fedmedjax.compare.study_units import units
     from fedmedjax.runtime.progress import Reporter
     paths = study.Paths(
       ROOT, ROOT / 'docs' / 'results', Path(os.environ.get('RUNS') or 'runs'))
     # R3 has R1's units: each once.
-    named = (unit for name in chosen.names for unit in units(name, paths.runs))
+    named = (with_figures(unit) for name in chosen.names for unit in units(name, paths.runs))
     wanted = [*{str(unit): unit for unit in named}.values()]
     if chosen.list:
       print(study.listing(wanted, paths))

@@ -155,6 +155,10 @@ def _check(config: ConfigDict, presets, settings, seeds) -> None:
     if values[key]:
       raise InputError(
         f'config.{key}={values[key]}: all sites of an ablation take all their steps; use 0')
+  if config.privacy.unit:
+    raise InputError(
+      f'config.privacy.unit={config.privacy.unit!r}: runs of an ablation share programs, and noise '
+      "that is made for one run's sites is not another's; use ''")
   if not config.fed.local_steps:
     raise InputError(
       'config.fed.local_steps=0: a number >= 1 is needed, so that all runs take equal steps')

@@ -78,12 +78,12 @@ def difference(
   return paired.difference(*pair, cohorts, 'ner', kind=match, **_DRAWS)
 
 
-def figure(estimate: Estimate | None) -> str:
-  """'0.512 [0.49, 0.53]'."""
+def figure(estimate: Estimate | None, digits: int = 2) -> str:
+  """'0.512 [0.49, 0.53]', with so many digits of an interval's ends."""
   if estimate is None:
     return '-'
   value, low, high, _ = estimate
-  return f'{value:.3f}' + ('' if low is None else f' [{low:.2f}, {high:.2f}]')
+  return f'{value:.3f}' + ('' if low is None else f' [{low:.{digits}f}, {high:.{digits}f}]')
 
 
 def signed(estimate: Estimate | None) -> str:

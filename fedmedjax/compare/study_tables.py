@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmedjax.compare import ablation, study_claims
+from fedmedjax.compare import ablation, privacy_table, study_claims
 from fedmedjax.compare.rows import DEPTH
 from fedmedjax.compare.study import Paths, done, read_rows
 from fedmedjax.compare.study_figures import (
@@ -211,6 +211,19 @@ def ncbi(rows: Rows) -> str:
     ['model', 'of', 'strict', 'lenient', 'teacher-forced', 'commit'], lines)
 
 
+def privacy(rows: Rows) -> str:
+  """F1 and what a membership attack finds, by budget."""
+  own = [row for row in rows['privacy'] if 'audited' not in row]
+  text = origin('privacy', rows['privacy'], STUDIES['privacy'])
+  return text + ('\n' + privacy_table.table(own, POOL[1:]) if own else '')
+
+
+def privacy_proof(rows: Rows) -> str:
+  """Audited runs: bounds and claims."""
+  own = [row for row in rows['privacy'] if 'audited' in row]
+  return privacy_table.audited(own) if own else origin('privacy', own, STUDIES['privacy'])
+
+
 def claims(rows: Rows) -> str:
   """The paper's claims beside what the study shows."""
   return markdown(study_claims.HEAD, study_claims.lines(rows))
@@ -219,4 +232,4 @@ def claims(rows: Rows) -> str:
 # {name of the place in docs/results.md: its table}
 TABLES: dict[str, Callable[[Rows], str]] = {
   'claims': claims, 'r1': r1, 'r2': r2, 'r3': r3, 'r4': r4, 'r5': r5, 'r6': r6,
-  'ncbi': ncbi}
+  'ncbi': ncbi, 'privacy_proof': privacy_proof, 'privacy': privacy}

@@ -6,28 +6,22 @@ shipped configuration `real_ner` stands here, and nowhere else. `study.py` carri
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
-from fedmedjax import tree
 from fedmedjax.compare import ablation
+from fedmedjax.compare.model_bytes import MODELS, ledger_figures
 from fedmedjax.compare.rows import DEPTH, Row, Study, regime_row, taking_part
 from fedmedjax.compare.scenarios import LOCAL, new_site
 from fedmedjax.experiment import defaults
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.shipped import ablation as shipped_ablation
-from fedmedjax.experiment.shipped import llama31_8b, llama32_1b, qwen3_4b, real_ner
-from fedmedjax.fed import ledger
-from fedmedjax.fed.compression import float32
-from fedmedjax.fed.sharing import everything
-from fedmedjax.model.files.convert import parameter_count
-from fedmedjax.model.llama import LlamaConfig
-from fedmedjax.model.lora import LoraConfig, init_adapter
+from fedmedjax.experiment.shipped import real_ner
 from fedmedjax.runtime.progress import Reporter
 
 SEEDS = (42, 43, 44, 45, 46)
@@ -189,44 +183,6 @@ def r4(runs: Path) -> list[Unit]:
   return found
 
 
-# Published shapes, as each model's config.json has them.
-_LLAMA3 = dict(
-  vocab_size=128256, num_heads=32, num_kv_heads=8, rms_norm_eps=1e-5, rope_theta=5e5,
-  max_position_embeddings=131072)
-MODELS = {
-  'Llama-3.2-1B': (llama32_1b, LlamaConfig(
-    **_LLAMA3, hidden_size=2048, intermediate_size=8192, num_layers=16, head_dim=64,
-    tie_word_embeddings=True)),
-  'Llama-3.1-8B': (llama31_8b, LlamaConfig(
-    **_LLAMA3, hidden_size=4096, intermediate_size=14336, num_layers=32, head_dim=128,
-    tie_word_embeddings=False)),
-  'Qwen3-4B': (qwen3_4b, LlamaConfig(
-    vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_layers=36, num_heads=32,
-    num_kv_heads=8, head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6, max_position_embeddings=40960,
-    tie_word_embeddings=True, qk_norm=True)),
-}
-
-
-def ledger_figures(model: str, reporter: Reporter | None = None) -> dict[str, Any]:
-  """What one site and round send of a model's adapter in float32, and of the model in bfloat16.
-
-  Nothing is loaded: all of it follows from shapes.
-  """
-  del reporter
-  shipped, shapes = MODELS[model]
-  chosen = shipped.get_config('fed_medlora').lora
-  adapter = jax.eval_shape(
-    lambda key: init_adapter(
-      key, shapes, LoraConfig(chosen.rank, chosen.alpha, tuple(chosen.targets))),
-    jax.random.key(0))
-  sent = ledger.exchange(adapter, everything(), float32())
-  parameters = parameter_count(shapes)
-  return {
-    'rank': chosen.rank, 'targets': len(chosen.targets), 'adapter_parameters': tree.size(adapter),
-    'base_parameters': parameters, 'bytes_down': ledger.num_bytes(sent.down),
-    'bytes_up': ledger.num_bytes(sent.up), 'bytes_model': 2 * parameters}
-
-
 def r5(runs: Path) -> list[Unit]:
   """Bytes of a round of larger models, from their shapes alone."""
   del runs
@@ -276,6 +232,62 @@ def ncbi(runs: Path) -> list[Unit]:
     'ncbi', {'regime': 'fed_medlora', 'seed': SEEDS[0]}, config, 'fed_medlora', runs / 'ncbi', {})]
 
 
+# Sound runs that are audited, and runs of each planted fault.
+AUDITED = {'runs': 100, 'faulty': 5}
+# Budgets of the curve; infinite = an ordinary run.
+EPSILONS = (float('inf'), 10.0, 3.0, 1.0)
+_PRIVATE_RUN = 6.0  # seconds of a word tagger's run with its attack
+
+
+def private_tagger(level: str, epsilon: float, seed: int = 0) -> ConfigDict:
+  """A run of the curve: four equal sites of 800 sentences, or of 200 notes."""
+  config = _seeded(shipped_ablation.get_config('fed_medlora'), seed)
+  config.data.update(
+    synthetic_notes=400, max_train_sentences=800 if level == 'example' else 0,
+    validation_examples=0)
+  config.data.partition.update(unit='sentence' if level == 'example' else 'note', sites=4)
+  config.fed.update(rounds=8, local_steps=20, batch_size=32)
+  # Noise is on every number of the adapter.
+  config.lora.rank = 2
+  return _private(config, level, epsilon, 1e-5 if level == 'example' else 1e-4)
+
+
+def _private(config: ConfigDict, level: str, epsilon: float, delta: float) -> ConfigDict:
+  if math.isfinite(epsilon):
+    # A row can be made again.
+    config.privacy.update(unit=level, epsilon=epsilon, delta=delta, noise_from_seed=True)
+  return config
+
+
+def privacy(runs: Path) -> list[Unit]:
+  """F1 and membership by budget: the word tagger, ten seeds a unit; SmolLM2 on Chia, one seed.
+
+  Audited tiny runs, whose bounds lie under their epsilon, are the first. What they and the units of
+  the tagger compute is in scripts/privacy_curve.py.
+  """
+  usual = leaves(defaults.get_config().to_dict())
+  found = [Unit('privacy', {'proof': 'audited runs'}, 0.01, settings=dict(AUDITED))]
+  for level in ('example', 'note'):
+    for epsilon in EPSILONS:
+      values = leaves(private_tagger(level, epsilon).to_dict())
+      changed = {key: value for key, value in values.items() if value != usual[key]}
+      found.append(Unit(
+        'privacy', {'level': level, 'epsilon': str(epsilon)}, 10 * _PRIVATE_RUN / 3600,
+        settings=changed | {'seeds': tuple(range(10))}))
+  for epsilon in EPSILONS[:2]:
+    config = _private(_seeded(base_config(), SEEDS[0]), 'example', epsilon, 1e-5)
+    config.data.update(sites=(POOL[1],), external=(), max_train_sentences=0, validation_examples=0)
+    config.data.partition.update(kind='iid', sites=2, strength=1.0)
+    config.lora.rank = 4
+    config.fed.update(rounds=2, local_steps=16, batch_size=8)
+    config.eval.update(max_examples=60, cross_site=False, teacher_forced=True)
+    found.append(_unit(
+      'privacy', {'model': 'SmolLM2-135M', 'level': 'example', 'epsilon': str(epsilon)}, config,
+      'fed_medlora', runs / 'privacy' / f'epsilon_{epsilon:g}', {}))
+  return found
+
+
 # R3 is a table of R1's rows, which are tested on the external cohort, too.
 STUDIES: dict[str, Callable[[Path], Sequence[Unit]]] = {
-  'r1': r1, 'r2': r2, 'r3': r1, 'r4': r4, 'r5': r5, 'r6': r6, 'ncbi': ncbi}
+  'r1': r1, 'r2': r2, 'r3': r1, 'r4': r4, 'r5': r5, 'r6': r6, 'ncbi': ncbi,
+  'privacy': privacy}

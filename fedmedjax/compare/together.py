@@ -8,7 +8,7 @@ cores, for want of cache. The numbers are those of the single runs up to roundin
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -67,6 +67,16 @@ def outcomes(
     shared: of `program`.
     scored: called with the name and the outcome of each run.
   """
+  for name, state, loss, weights, each in final_states(studies, shared):
+    begun = time.monotonic()
+    f1 = scores(studies[name], state)
+    scored(name, Outcome(f1, loss, weights, each + time.monotonic() - begun))
+
+
+def final_states(
+  studies: Mapping[Any, Study], shared: Program
+) -> Iterator[tuple[Any, FedState, float, list[float], float]]:
+  """(name, last state, mean loss, weights, seconds) of each run, see `outcomes`."""
   validations = _padded({name: study.validation for name, study in studies.items()})
   alike: dict[str, list] = defaultdict(list)
   for name, study in studies.items():
@@ -76,9 +86,7 @@ def outcomes(
     found = _trained([studies[name] for name in names], [validations[n] for n in names], shared)
     each = (time.monotonic() - begun) / len(names)
     for name, (state, loss, weights) in zip(names, found, strict=True):
-      begun = time.monotonic()
-      f1 = _scores(studies[name], state)
-      scored(name, Outcome(f1, loss, weights, each + time.monotonic() - begun))
+      yield name, state, loss, weights, each
 
 
 def _shapes(arrays: Any) -> Any:
@@ -130,18 +138,22 @@ def _trained(
   validation = _stacked(validations)
   states = shared.init(_stacked([study.trainable.adapter for study in studies]))
   keys = jnp.stack([jax.random.key(study.options.seed) for study in studies])
+  # Of a private run, as `train/loop.py` has it.
+  tags = np.asarray([study.ledger.tag if study.ledger else 0 for study in studies], np.uint32)
   for number in range(rounds):
     data, cohorts = zip(*(_round_data(study, number) for study in studies), strict=True)
+    own = jax.vmap(partial(jax.random.fold_in, data=number))(keys)
+    if studies[0].ledger:
+      own = jax.vmap(jax.random.fold_in)(own, tags)
     states, metrics = shared.rounds(
-      states, base, _stacked(data), np.stack(cohorts), validation,
-      jax.vmap(partial(jax.random.fold_in, data=number))(keys))
+      states, base, _stacked(data), np.stack(cohorts), validation, own)
   losses, weights = np.asarray(metrics.train_loss), np.asarray(metrics.weights)
   return [
     (jax.tree.map(lambda x, i=i: x[i], states), float(np.nanmean(losses[i])), weights[i].tolist())
     for i in range(len(studies))]
 
 
-def _scores(study: Study, state: FedState) -> dict[str, float]:
+def scores(study: Study, state: FedState) -> dict[str, float]:
   """F1 by tested cohort; where sites have adapters of their own, their counts add up."""
   number = 1 if shares_all(study.sharing, study.trainable.adapter) else len(study.schedule.weights)
   adapters = [site_adapter(state, study.sharing, site) for site in range(number)]

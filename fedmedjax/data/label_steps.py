@@ -14,7 +14,7 @@ from fedmedjax.data.groups import deal, groups_needed
 from fedmedjax.data.labels import LabelExample, allowed_labels, encode_labels
 from fedmedjax.data.layout import Layout, in_groups
 from fedmedjax.data.pack import round_up
-from fedmedjax.data.private_steps import Units, unit_layout
+from fedmedjax.data.private_steps import Units, most_examples, unit_layout
 from fedmedjax.data.schedule import Schedule
 from fedmedjax.data.site import Form, SiteData, TaskData, read_site
 from fedmedjax.data.tasks import ask
@@ -121,10 +121,10 @@ def _rows_of_units(
   """Rows that hold any unit's examples, whichever are drawn."""
   longest = max(len(example.tokens) for site in sites for part in site.tasks
                 for example in (*part.train, *part.validation))
-  width = min(round_up(longest, 16), max_length)
+  width, count = min(round_up(longest, 16), max_length), most_examples(sites, units)
 
   def rows(types: Sequence[str], examples: Sequence[LabelExample]) -> LabelBatch:
-    return label_batch(examples, units.examples, width, allowed_labels(labels, types), features)
+    return label_batch(examples, count, width, allowed_labels(labels, types), features)
 
   return unit_layout(
     lambda part, own, step: rows(part.ask.types, own), rows((), ()), units, batch_size,

@@ -7,6 +7,9 @@ from fedmedjax.data.sentences import note_sentences
 from fedmedjax.data.sources import distinct, source_of
 from fedmedjax.types import Document
 
+# The count of documents that stand for themselves, since all of a part are of one source.
+ONE_SOURCE = 'documents_of_one_source'
+
 
 def sentences_of(note: Document) -> list[Document]:
   """The sentences of a note as notes of their own, named NAME#START by their first character.
@@ -41,7 +44,7 @@ def drawable(documents: Sequence[Document], counts: Counter) -> list[Document]:
   if len(distinct(documents)) != 1:
     return list(documents)
   if len(documents) > 1:
-    counts['documents_of_one_source'] += len(documents)
+    counts[ONE_SOURCE] += len(documents)
     return [document._replace(source=document.name) for document in documents]
   pieces = [piece._replace(source=piece.name) for piece in sentences_of(documents[0])]
   if len(pieces) < 2:

@@ -1,12 +1,12 @@
 """Steps whose examples are drawn for differential privacy: Poisson batches of fixed shape.
 
-The unit of privacy is an example, a note or a patient. In every step each unit of a site's task
-is drawn on its own with probability q = expected / n, whatever was drawn before: the sampling that
-the accountants of DP-SGD suppose (Abadi et al., "Deep Learning with Differential Privacy", CCS
-2016, arXiv:1607.00133, section 3.1; there L = q n). A step's arrays have room for `capacity` units,
-which follows from the configuration alone; of more, a random subset of that size stays, as in
-Chua et al., "Scalable DP-SGD: Shuffling vs. Poisson Subsampling", arXiv:2411.04205. What was drawn
-is nobody's to know, so that whoever knows the run's seed has no privacy by sampling.
+The unit of privacy is an example (a sentence), a note or a patient. In every step each unit of a
+site's task is drawn on its own with probability q = expected / n, whatever was drawn before: the
+sampling that the accountants of DP-SGD suppose (Abadi et al., "Deep Learning with Differential
+Privacy", CCS 2016, arXiv:1607.00133, section 3.1; there L = q n). A step's arrays have room for
+`capacity` units, which follows from the configuration alone; of more, a random subset of that size
+stays, as in Chua et al., "Scalable DP-SGD: Shuffling vs. Poisson Subsampling", arXiv:2411.04205.
+What was drawn is nobody's to know: whoever knows the seed of the draws has no privacy by sampling.
 
 A step may be without any unit. It is taken all the same: its gradient is noise.
 """
@@ -21,9 +21,7 @@ from fedmedjax.data import pack
 from fedmedjax.data.layout import Layout
 from fedmedjax.data.round_plan import Plan, StepOrder
 from fedmedjax.data.site import SiteData, TaskData
-from fedmedjax.types import Example
 
-UNITS = ('example', 'note', 'patient')
 # Chance that more units are drawn than a step has room for. Rows without an example cost next to
 # nothing, since chunks of them are not computed; a subset costs privacy, see `Draws`.
 _OVERFLOW = 1e-9
@@ -37,6 +35,7 @@ class Units(NamedTuple):
   kind: str          # of UNITS
   examples: int = 1  # most examples of a unit that count in a step; of more, random ones are taken
   together: int = 8  # units whose gradients are computed at a time; roundings only depend on it
+  secret: int | None = None  # that draws are made of; None = of the run's seed
 
 
 class Draws(NamedTuple):
@@ -54,15 +53,6 @@ class Draws(NamedTuple):
   steps: int
 
 
-def unit_name(kind: str, example: Example) -> str:
-  """The note or the patient that an example is of.
-
-  Where sentences of a note stand for notes (`pieces.py`), they are of the note all the same.
-  """
-  name = example.document if kind == 'note' else example.source or example.document
-  return name.partition('#')[0]
-
-
 def unit_members(part: TaskData) -> list[np.ndarray]:
   """Of each unit of a task, the indices of its examples in `TaskData.train`, in order.
 
@@ -74,6 +64,15 @@ def unit_members(part: TaskData) -> list[np.ndarray]:
   for index, name in enumerate(part.units):
     members.setdefault(name, []).append(index)
   return [np.asarray(one) for one in members.values()]
+
+
+def most_examples(sites: Sequence[SiteData], units: Units) -> int:
+  """Rows that hold any unit of the sites: what counts of the one with most examples.
+
+  Only the shape of a step's arrays follows from it.
+  """
+  return min(units.examples, max(
+    (len(own) for site in sites for part in site.tasks for own in unit_members(part)), default=1))
 
 
 def unit_count(part: TaskData) -> int:

@@ -80,7 +80,8 @@ def drawn_rounds(
 ) -> tuple[Plan, np.ndarray]:
   """`plan_rounds` with steps that are drawn, of `batch_size` units on average."""
   return plan_rounds(
-    sites, sizes, batch_size=batch_size, order=poisson(units, batch_size, plan['seed']), **plan)
+    sites, sizes, batch_size=batch_size, **plan, order=poisson(
+      units, batch_size, plan['seed'] if units.secret is None else units.secret))
 
 
 def all_steps(

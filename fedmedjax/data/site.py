@@ -16,6 +16,7 @@ from fedmedjax.data.split import SPLIT_SEED, Split, held_out_sources, split_note
 from fedmedjax.data.tasks import Ask, ask
 from fedmedjax.data.text_task import is_solved
 from fedmedjax.data.tokenize import TokenExample
+from fedmedjax.data.unit_names import first_of_each, rows_of_units
 from fedmedjax.data.watched import few
 from fedmedjax.types import Document, Example, InputError, SiteCorpus
 
@@ -136,7 +137,7 @@ def read_site(
   max_test: int = 0,
   trains: bool = True, tests: bool = True, validates: bool = False,
   show: Show | None = None, planted: tuple[Document, ...] = (),
-  unit_of: Callable[[Example], str] | None = None,
+  unit_of: Callable[[Example], str] | None = None, unit_answers: int = 0,
 ) -> SiteData:
   """Splits notes into examples, holds out the validation set V by source, and encodes them.
 
@@ -158,11 +159,11 @@ def read_site(
     validates: True for notes of the server's own: all training notes are V, and none trains.
     show: draws what the prompts show; None = nothing.
     planted: canaries of the first task, trained on besides; see `canaries.py`.
-    unit_of: (example) -> the unit of privacy that it is of; None = units are not looked for.
+    unit_of: (example) -> its unit of privacy; None = units are not looked for.
+    unit_answers: most examples of one unit in V of a task; 0 = not bounded.
 
   Raises:
-    InputError: the site annotates nothing of any task, or has no example to test on or, when it
-      trains, to train on, or, when it validates, to validate on.
+    InputError: the site annotates nothing of any task, or lacks an example of what it is for.
   """
   rng = np.random.default_rng((SPLIT_SEED, zlib.crc32(corpus.name.encode())))
   notes = corpus.train[:max_train_notes or None] if trains else ()
@@ -178,8 +179,8 @@ def read_site(
   if show:
     forms, split = _showing(corpus.name, forms, split, show)
   for form in forms:
-    part = _read_task(
-      form, split, validation_examples, rng, report, unit_of, planted * (form is forms[0]))
+    part = _read_task(form, split, validation_examples, rng, report, unit_of, unit_answers,
+                      planted * (form is forms[0]))
     if trains and not validates:
       _check_training(corpus.name, len(notes), len(held_out), part, {
         'max_train_notes': max_train_notes, 'max_train_sentences': max_train_sentences,
@@ -217,7 +218,8 @@ def _showing(
 
 def _read_task(
   form: Form, split: Split, validation_examples: int, rng: np.random.Generator, report: Counter,
-  unit_of: Callable[[Example], str] | None = None, planted: Sequence[Document] = (),
+  unit_of: Callable[[Example], str] | None = None, unit_answers: int = 0,
+  planted: Sequence[Document] = (),
 ) -> TaskData:
   """One task of a site; adds counts of examples found, kept and dropped to `report`."""
 
@@ -244,16 +246,11 @@ def _read_task(
   solved, held_out = map(unseen, (
     examples(split.train, split.trained), examples(split.validation)))
   solved += [example for canary in planted for example in form.ask.find(canary)[0]]
-  units: list[str] = []
-  if unit_of is None:
-    train = encoded(solved)
-  else:  # one by one, since some are left out and others become several
-    rows = [encoded([example]) for example in solved]
-    train = [row for own in rows for row in own]
-    units = [unit_of(example) for example, own in zip(solved, rows, strict=True) for _ in own]
-  validation = encoded(held_out)
+  train, units = rows_of_units(encoded, solved, unit_of)
+  validation, owners = rows_of_units(encoded, held_out, unit_of)
   watched = few(form.encode, held_out, validation_examples)
-  chosen = np.sort(rng.permutation(len(validation))[:validation_examples])
+  order = first_of_each(rng.permutation(len(validation)), owners, unit_answers)
+  chosen = np.sort(order[:validation_examples])
   test = examples(split.test, split.tested)
   return TaskData(
     form.ask, form.instruction, tuple(train), tuple(validation[i] for i in chosen), tuple(test),

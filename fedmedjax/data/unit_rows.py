@@ -6,7 +6,7 @@ import numpy as np
 
 from fedmedjax.data import pack
 from fedmedjax.data.layout import Layout, buckets
-from fedmedjax.data.private_steps import Units, unit_layout
+from fedmedjax.data.private_steps import Units, most_examples, unit_layout
 from fedmedjax.data.round_plan import Plan, Step
 from fedmedjax.data.site import SiteData, TaskData
 
@@ -32,10 +32,11 @@ def unit_rows(
   examples = [example for site in every for part in site.tasks
               for example in (*part.train, *part.validation)]
   prefix = max(len(part.instruction) for site in every for part in site.tasks) - 1
+  rows = most_examples(sites, units)
   whole = pack.RowShape(
-    pack.round_up(prefix, 16), units.examples,
+    pack.round_up(prefix, 16), rows,
     pack.round_up(max(len(example.tokens) for example in examples), 16),
-    pack.round_up(units.examples * max(pack.supervised(e, loss_on) for e in examples), 16))
+    pack.round_up(rows * max(pack.supervised(e, loss_on) for e in examples), 16))
   smaller = _smaller(sites, plan, whole, loss_on, shapes - 1)
 
   def group(part: TaskData, own: Sequence, step: Sequence):

@@ -81,13 +81,12 @@ LEARNERS = {
 
 def prepare(
   config: ConfigDict, data: Data, on_step: Callable[..., None] | None = None,
-  own: Own | None = None, judged_by: TextMetrics | None = None,
+  own: Own | None = None, judged_by: TextMetrics | None = None, secret: int | None = None,
 ) -> Study:
   """Plans the rounds and composes the algorithm; nothing is compiled yet.
 
-  n_k, the sampler, the schedule and the communication follow from each other in this order.
-  Where config.fed.chunk or config.model.remat is left to the planner, `algorithm` is the first of
-  the executions; see `train/memory.py`.
+  n_k, sampler, schedule and communication follow from each other in this order. Where the planner
+  (`train/memory.py`) chooses chunk or remat, `algorithm` is the first of the executions.
 
   Args:
     config: validated.
@@ -95,10 +94,10 @@ def prepare(
     on_step: host callback of every local step, see `local_training`.
     own: parts that were given in Python, by key.
     judged_by: metrics of texts that were tried before; None = those of the configuration.
+    secret: that draws and noise of a private run are made of; None = of config.seed.
 
   Raises:
-    InputError: the method needs a validation set and no site has a note for it, or a part of the
-      user's own breaks its contract.
+    InputError: the method needs V and no site has a note for it, or an own part is not usable.
   """
   fed, values = config.fed, leaves(config.to_dict())
   own, watched, here = own_parts(values, own), _watched(config, data), data.reading.here
@@ -110,9 +109,9 @@ def prepare(
     config, data, sizes, rounds=fed.rounds, local_steps=fed.local_steps,
     local_epochs=fed.local_epochs, round_steps=fed.round_steps, batch_size=fed.batch_size,
     micro_batch=fed.micro_batch, seed=config.seed, pooled=fed.pooled,
-    cohorts=communication.cohorts(sampler, fed.rounds), **planning_units(values))
+    cohorts=communication.cohorts(sampler, fed.rounds), **planning_units(values, secret))
   parts, private, effective = private_sites.with_noise(
-    values, parts, sizes, schedule, trainable.adapter)
+    values, parts, sizes, schedule, trainable.adapter, secret)
   protected = private_sites.round_parts(values) | gradient_maker(private, schedule)
   layout, ranks = meshes.round_layout(config), methods.ranks(values)
   validation = _validation(
@@ -151,9 +150,8 @@ def prepare(
     layout.groups, step_loss,
     partial(_with_micro_batch, config, data, on_step, own, judged_by), own, watched, judged_by,
     layout.spread, 0 if layout.spread is None else slots_needed(
-      [plan.sampler.draw(number).sites for number in range(fed.rounds)],
-      len(schedule.weights), layout.groups), make_ledger(
-        values, private, schedule, parts, effective))
+      [plan.sampler.draw(number).sites for number in range(fed.rounds)], len(schedule.weights),
+      layout.groups), make_ledger(values, private, schedule, parts, effective), secret)
 
 
 def _text_metrics(

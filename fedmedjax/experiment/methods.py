@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from fedmedjax.data.private_steps import UNITS
+from fedmedjax.data.unit_names import UNITS
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
 from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.aggregators.private_mean import SumFn, private_mean

@@ -35,7 +35,7 @@ from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
 from fedmedjax.experiment.own_schema import study_schema
 from fedmedjax.experiment.privacy_checks import SITE
-from fedmedjax.experiment.private_training import reading_units
+from fedmedjax.experiment.private_training import check_patients, reading_units
 from fedmedjax.experiment.reading import Reading, check_read_alike, known_corpora, known_sites
 from fedmedjax.experiment.types import Data
 from fedmedjax.fed.builders import build
@@ -191,6 +191,7 @@ def encode_sites(
   for corpus in (*corpora.sites, *corpora.external, *corpora.server):
     if left_out := lacking(corpus.report):
       reporter.say_unwrapped(f'{corpus.name}: the schema lacks, and reading left out: {left_out}')
+  check_patients(leaves(config.to_dict()), corpora.parts or corpora.sites)
   training = partial(
     encode, max_test=scored.max_examples, seed=data_seed(config),
     validation_share=data.validation_share, **reading_units(leaves(config.to_dict())),

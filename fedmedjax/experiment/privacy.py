@@ -45,6 +45,7 @@ class Ledger(NamedTuple):
   rows: Callable[..., Rows]
   leaves: Mapping[str, str]   # what of a round leaves a site, and how; see `leaving.py`
   tag: int                    # see `noise_tag`
+  seeded: bool = False        # noise and draws are made of config.seed
 
   @property
   def lower(self) -> bool:
@@ -166,7 +167,7 @@ def make_ledger(
     values['privacy.unit'], float(values['privacy.epsilon']), float(values['privacy.delta']),
     values['privacy.adjacency'],
     values['privacy.accountant'], _sampling(values), private.noise, private.clip, rows,
-    leaves_as(values), noise_tag(values, private))
+    leaves_as(values), noise_tag(values, private), values['privacy.noise_from_seed'])
 
 
 def _check_delta(
@@ -254,5 +255,5 @@ def entry(ledger: Ledger | None, lines: Sequence[Mapping], planned: int) -> dict
     'unit': ledger.unit, 'epsilon': max(sites.values(), default=0.0), 'budget': ledger.epsilon,
     'delta': ledger.delta, 'adjacency': ledger.adjacency, 'sampling': ledger.sampling,
     'accountant': accounting.accountant_name(ledger.accountant), 'noise': ledger.noise,
-    'clip': ledger.clip, 'sites': sites, 'rounds': len(lines), 'planned_rounds': planned,
-    'leaves': dict(ledger.leaves)}
+    'clip': ledger.clip, 'noise_from_seed': ledger.seeded, 'sites': sites,
+    'rounds': len(lines), 'planned_rounds': planned, 'leaves': dict(ledger.leaves)}

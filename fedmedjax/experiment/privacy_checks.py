@@ -23,6 +23,8 @@ CHECKS = {
   'privacy.bands': integer(1, 10_000), 'privacy.adjacency': one_of(ADJACENCIES),
   'privacy.accountant': one_of(ACCOUNTANTS), 'privacy.unit_examples': integer(1, 10_000),
   'privacy.microbatch': integer(0), 'privacy.loss_clip': NOT_NEGATIVE,
-  'privacy.loss_noise': NOT_NEGATIVE, 'privacy.canaries': integer(0, 100_000),
-  'privacy.accept': BOOLEAN, 'privacy.size_cap': NOT_NEGATIVE, 'privacy.missing': integer(0),
+  'privacy.loss_noise': NOT_NEGATIVE, 'privacy.loss_answers': integer(1, 10_000),
+  'privacy.canaries': integer(0, 100_000),
+  'privacy.accept': BOOLEAN, 'privacy.noise_from_seed': BOOLEAN,
+  'privacy.size_cap': NOT_NEGATIVE, 'privacy.missing': integer(0),
 }

@@ -11,6 +11,9 @@ def privacy() -> ConfigDict:
   # Largest loss of one answer on V in nats that counts, where losses on V weigh sites; 0 = losses
   # are not bounded, and so are refused beside a unit.
   privacy.loss_clip = 0.0
+  # Answers of one example, note or patient in V of a task at most, where losses on V weigh sites;
+  # others are left out of V. A sentence has several where relations are asked for.
+  privacy.loss_answers = 1
   # Standard deviation of the noise on those losses, over what one unit can move all of a round by.
   privacy.loss_noise = 0.0
   # Invented examples that are planted among those trained on, each in or out by chance, to measure
@@ -21,8 +24,9 @@ def privacy() -> ConfigDict:
 
 def _promise(privacy: ConfigDict) -> None:
   """What is promised, and to whom."""
-  # Whose part in the training nobody can be sure of: of an 'example' (a row of a task), a 'note', a
-  # 'patient' (all notes of a source; where a corpus names none, a note) or a 'site'; '' = of none.
+  # Whose part in the training nobody can be sure of: of an 'example' (a sentence, with all that is
+  # asked about it), a 'note', a 'patient' (all notes of a source; where a corpus names none, a
+  # note) or a 'site'; '' = of none.
   privacy.unit = ''
   # Budget that the whole run may spend: of every site for its own examples, notes or patients, of
   # the federation where the unit is a site; needed with a unit.
@@ -60,7 +64,10 @@ def _mechanism(privacy: ConfigDict) -> None:
   # Sites of a round that may be missing where secure aggregation has its noise from the sites: the
   # others' noise is enough then, and with more missing the round releases nothing.
   privacy.missing = 0
-  # Examples of one note or patient that count in a step, at most.
+  # Rows of one sentence, note or patient that count in a step, at most.
   privacy.unit_examples = 8
+  # Makes noise and draws of config.seed, so that a run can be made again, for tests and research;
+  # else they come of a secret of the run's own (noise_secret in its folder).
+  privacy.noise_from_seed = False
   # Units whose gradients are in memory at a time; 0 = 8, or 1 for a language model on a CPU.
   privacy.microbatch = 0

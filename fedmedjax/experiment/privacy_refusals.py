@@ -1,10 +1,11 @@
 """What a run with a unit of privacy does not go together with, and why: config.privacy."""
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from fedmedjax.experiment import accounting
 from fedmedjax.experiment.privacy_checks import SITE
+from fedmedjax.experiment.refusal import Refusal
 from fedmedjax.types import InputError
 
 Values = Mapping[str, Any]
@@ -19,14 +20,6 @@ _HARMLESS_PARTS = ('data.partition.kind', 'eval.metric')
 _BY_TRAINING_LOSS = ('q_fedavg', 'agnostic')
 # Aggregators and rules of which the clipped, noised sum of sites' updates is a part.
 _SUMS, _RULES = ('mean',), ('plain', 'fedprox')
-
-
-class Refusal(NamedTuple):
-  """One value that is refused beside a unit of privacy."""
-
-  fails: Callable[[Values], bool]
-  key: str      # of the configuration, named in the error
-  reason: str   # and a way out
 
 
 def _of_site(v: Values) -> bool:
@@ -158,15 +151,13 @@ _UNITS = (
   Refusal(lambda v: v['privacy.adjacency'] == 'add_remove', 'privacy.adjacency',
           'probabilities, steps and weights follow the number of units, so that one more would '
           "change them; use 'zero_out'"),
-  Refusal(lambda v: v['privacy.unit'] != 'example' and _judged(v), 'fed.loss_power',
-          "answers of one note in the validation set may be many, and nothing bounds their number; "
-          "use 0, a V of the server's own, or config.privacy.unit='example'"),
   Refusal(lambda v: v['privacy.size_cap'] > 0, 'privacy.size_cap',
           "bounds the weights of sites, for config.privacy.unit='site'; use 0"),
   Refusal(lambda v: v['privacy.missing'] > 0, 'privacy.missing',
           "is of noise that the sites add, for config.privacy.unit='site'; use 0"),
   Refusal(lambda v: v['privacy.mechanism'] == 'banded', 'privacy.mechanism',
-          "correlated noise is over rounds, for config.privacy.unit='site'; use 'sampled'"),
+          'below a site steps can draw units at random, which costs them less; correlated noise '
+          "is for rounds of sites, where nothing is gained by drawing; use 'sampled'"),
   Refusal(lambda v: v['privacy.unit'] != 'example' and bool(v['data.partition.kind']) and v[
     'data.partition.unit'] == 'sentence', 'data.partition.unit',
           "a note's sentences would lie at several sites, each of which protects its part only; "

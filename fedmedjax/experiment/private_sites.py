@@ -26,7 +26,8 @@ _NOISE, _CANARIES = 0xD1FF, 0xCA
 
 
 def with_noise(
-  values: Values, parts: Method, sizes: np.ndarray, plan: Schedule, adapter: Tree
+  values: Values, parts: Method, sizes: np.ndarray, plan: Schedule, adapter: Tree,
+  secret: int | None = None,
 ) -> tuple[Method, Private | None, Effective]:
   """The method whose aggregator adds the noise that is planned; as it is without a unit of sites.
 
@@ -36,6 +37,7 @@ def with_noise(
     sizes: f32[S] n_k.
     plan: of all rounds.
     adapter: [*p], of which a site sends an update.
+    secret: that noise is made of; None = of the seed.
 
   Returns:
     (the method, `planned_privacy`, and by what it accounts its noise, see there).
@@ -43,7 +45,8 @@ def with_noise(
   effective = effective_noise(values, adapter)
   private = planned_privacy(values, sizes, plan, effective)
   if private is not None and methods.protects_sites(values):
-    parts = parts._replace(aggregator=methods.site_mean(values, private, _total(values, private)))
+    parts = parts._replace(aggregator=methods.site_mean(
+      values, private, _total(values, private, secret)))
   return parts, private, effective
 
 
@@ -63,20 +66,30 @@ def asked_one_by_one(values: Values, plan: Schedule) -> Schedule:
 
 def canary_key(values: Values) -> Array:
   """The key of the directions of canaries."""
-  return _key(values, _CANARIES)
+  return _apart(jax.random.key(values['seed']), _CANARIES)
 
 
-def _key(values: Values, use: int) -> Array:
-  return jax.random.fold_in(jax.random.fold_in(jax.random.key(values['seed']), 2**31), use)
+def noise_key(seed: int, secret: int | None) -> Array:
+  """The key of all that is drawn in a run's rounds: of its secret, or of its seed."""
+  if secret is None:
+    return jax.random.key(seed)
+  key = jax.random.key(secret & 0xFFFFFFFF)
+  for place in (32, 64, 96):
+    key = jax.random.fold_in(key, np.uint32(secret >> place & 0xFFFFFFFF))
+  return key
 
 
-def _total(values: Values, private: Private) -> SumFn:
+def _apart(key: Array, use: int) -> Array:
+  return jax.random.fold_in(jax.random.fold_in(key, 2**31), use)
+
+
+def _total(values: Values, private: Private, secret: int | None) -> SumFn:
   """How the sum over sites gets its noise, and canaries where any are planted."""
-  total, count = _noised(values, private), values['privacy.canaries']
+  total, count = _noised(values, private, secret), values['privacy.canaries']
   return planted(total, canary_key(values), site_coins(count, values['seed'])) if count else total
 
 
-def _noised(values: Values, private: Private) -> SumFn:
+def _noised(values: Values, private: Private, secret: int | None) -> SumFn:
   if values['fed.secure_aggregation']:
     return private_secure.discrete_sum(
       private, methods.cohort_size(values), values['privacy.missing'])
@@ -84,7 +97,8 @@ def _noised(values: Values, private: Private) -> SumFn:
     return gaussian_sum(private)
   rounds = values['fed.rounds']
   coefficients = band_coefficients(rounds, min(values['privacy.bands'], rounds))
-  key = jax.random.fold_in(_key(values, _NOISE), np.uint32(noise_tag(values, private)))
+  key = jax.random.fold_in(
+    _apart(noise_key(values['seed'], secret), _NOISE), np.uint32(noise_tag(values, private)))
   # By the number of rounds, too, which the coefficients follow from.
   return gaussian_sum(private, correlated_noise(
     coefficients, rounds, jax.random.fold_in(key, rounds)))
@@ -115,6 +129,10 @@ def loss_query(values: Values) -> LossQuery | None:
   if not (values['privacy.unit'] and values['fed.train'] and values['privacy.loss_clip']
           and methods.needs_validation(values)):
     return None
-  return LossQuery(
-    values['privacy.loss_clip'], values['privacy.loss_noise'],
-    0 if methods.protects_sites(values) else 1)
+  if methods.protects_sites(values):
+    return LossQuery(values['privacy.loss_clip'], values['privacy.loss_noise'], 0)
+  # A site has one group for each of its tasks, and a unit may have answers in all of them.
+  tasks = 1 if values['fed.learner'] != 'lora' else max(
+    len(values['data.tasks']), *(one.count('+') + 1 for one in ('', *values['data.site_tasks'])))
+  return LossQuery(values['privacy.loss_clip'], values['privacy.loss_noise'],
+                   values['privacy.loss_answers'], tasks)

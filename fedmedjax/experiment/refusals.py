@@ -6,12 +6,12 @@ refusal is a predicate on (flat configuration, traits of all parts), the key to 
 and the reason with a way out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 from fedmedjax.experiment import unsound
 from fedmedjax.experiment.methods import Own, Values, method
-from fedmedjax.experiment.traits import GIVES, Traits, traits
+from fedmedjax.experiment.refusal import Refusal
+from fedmedjax.experiment.traits import GIVES, traits
 from fedmedjax.types import InputError
 
 # What an aggregator or a local rule may ask for.
@@ -37,14 +37,6 @@ NEEDS: Mapping[str, str] = {
   'clear_control': 'control variates that travel in the clear',
   'peers': "several sites, which are sent each other's adapters and judge them on their V",
 }
-
-
-class Refusal(NamedTuple):
-  """One combination that is refused."""
-
-  fails: Callable[[Values, Traits], bool]
-  key: str      # of the configuration, named in the error
-  reason: str   # and a way out
 
 
 _CLASSIFIER = (

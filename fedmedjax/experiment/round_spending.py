@@ -80,10 +80,12 @@ def planned_round(
       TRAINED, 1.0, float(drawn.probability), int(drawn.capacity), int(drawn.units),
       int(drawn.steps)), True))
   asked = asks and not values['data.server_validation'] and bool(rows)
+  # Sentences of V are others than those trained on; parts of a long note may be in both.
+  part_of = JUDGED if values['privacy.unit'] == 'example' else TRAINED
   for site, data in enumerate(plan.sites if asked else ()):
     if any(part.validation for part in data.tasks):
       rows.setdefault(site, []).append(
-        Planned(gaussian(JUDGED, values['privacy.loss_noise']), False))
+        Planned(gaussian(part_of, values['privacy.loss_noise']), False))
   return rows
 
 

@@ -128,6 +128,7 @@ class Study(NamedTuple):
   spread: Spread | None = None       # over the devices of several processes; None = of one
   slot_width: int = 0                # slots of each of its groups of devices, see `fed/slots.py`
   ledger: Ledger | None = None       # of a privacy budget; None = nothing is private
+  secret: int | None = None          # of its noise and draws; None = they are made of the seed
 
   @property
   def processes(self) -> Processes:

@@ -11,7 +11,7 @@ several examples, and none of them weighs less because there are others. A unit 
 not finite counts as zero; otherwise it alone could turn everything into NaN, which tells that it is
 there.
 
-Noise is float32 of JAX's generator, a function of the step's key: whoever knows the run's seed can
+Noise is float32 of JAX's generator, a function of the step's key: whoever knows that can
 take it off, and attacks on the last bits of floating-point noise (Mironov, CCS 2012) are not
 defended against.
 """

@@ -6,8 +6,8 @@ al., "Calibrating Noise to Sensitivity in Private Data Analysis", TCC 2006, with
 
 One round asks one question of Q adapters at once. What one unit moves, as an L2 norm over all
 answers to it:
-- an example, a note or a patient with at most m answers in V moves each of Q sums by at most
-  m clip: sqrt(Q) m clip;
+- a sentence, a note or a patient with at most m answers in each of the g groups of its site moves
+  each of Q g sums by at most m clip: sqrt(Q g) m clip;
 - a site moves the mean losses that are measured on its own g groups, for all Q adapters, and those
   of its own adapter on the others' groups: sqrt(Q g + G - g) clip. (Q is C: every site's adapter.)
 The noise on the question has the standard deviation `noise` times that, so that a round's question
@@ -29,7 +29,8 @@ class LossQuery(NamedTuple):
 
   clip: float    # nats of an answer that count at most
   noise: float   # the noise multiplier
-  answers: int   # m, answers of one unit in V at most; 0 = the unit is a site
+  answers: int   # m, answers of one unit in a group of V at most; 0 = the unit is a site
+  groups: int = 1  # g, groups of a site that a unit below it may have answers in
 
 
 def clipped_losses(
@@ -75,7 +76,7 @@ def deviations(query: LossQuery, validation: Validation, questions: int) -> Arra
   """
   _, groups = validation.group.shape
   if query.answers:
-    moved = query.clip * query.answers * jnp.sqrt(float(questions))
+    moved = query.clip * query.answers * jnp.sqrt(float(questions * query.groups))
     return query.noise * moved / _answers(validation)
   owner = jnp.asarray(validation.group_site)
   same = (owner[:, None] == owner[None]) & (owner >= 0)[:, None]

@@ -6,8 +6,8 @@ w_hat, 1), and noise of standard deviation z S is added to the sum. So one site 
 most S w_max = S, whatever its size. We divide by a number of the config (the paper's estimator
 f_f), never by the sum of the weights that are there, which would tell of the sites.
 
-The noise is drawn from keys of the run's seed. Who knows the seed can take the noise off again: in
-a federation of real sites the seed of the noise has to stay with whoever adds it. And it is
+Who knows the key can take the noise off again: in a federation of real sites it has to stay with
+whoever adds it. And it is
 float32: attacks on the last bits of such noise (Mironov, CCS 2012) are not defended against; the
 discrete noise of `aggregators/private_secure.py` has no such bits.
 """

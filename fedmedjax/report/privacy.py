@@ -6,7 +6,7 @@ from fedmedjax.report.blocks import Section, Sentences, Table
 from fedmedjax.report.runs import Run
 
 _UNITS = {
-  'example': 'an example (one row of a task, or a part of a long sentence)', 'note': 'a note',
+  'example': 'an example (a sentence, with all that is asked about it)', 'note': 'a note',
   'patient': 'a patient (all notes of a source)', 'site': 'a site (all of its notes)'}
 # Sites that a table names.
 _LISTED = 24
@@ -24,6 +24,9 @@ def privacy_sentence(summary: dict) -> str:
     f'{_rounded_up(spent["epsilon"])} at most, of {spent["budget"]:g}, at delta '
     f'{spent["delta"]:g}, with noise {spent["noise"]:.4g} times the clip of {spent["clip"]:g}; '
     f'sampling: {spent["sampling"]}; by {spent["accountant"]}')
+  if spent.get('noise_from_seed'):
+    text += ('; noise and draws are made of config.seed, so that it holds against nobody who knows '
+             'the seed')
   if spent['rounds'] < spent['planned_rounds']:
     text += (f'; stopped after {spent["rounds"]} of {spent["planned_rounds"]} rounds, since the '
              'next one would have overspent')

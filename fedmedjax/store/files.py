@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fedmedjax.store import secret
 from fedmedjax.types import InputError
 
 # Keys and groups of keys that may differ when a run resumes: they do not change finished rounds,
@@ -124,7 +125,8 @@ def check_workdir(
   check_place('--workdir', workdir)
   if not (workdir / 'config.json').exists():
     # These are written before config.json, and a crash may leave them alone.
-    first = {'lock', 'inputs.json', 'inputs.json.part', 'config.json.part'}
+    # A secret may have been put there.
+    first = {'lock', 'inputs.json', 'inputs.json.part', 'config.json.part', secret.FILE}
     if workdir.is_dir() and {
         path.name for path in workdir.iterdir() if not path.name.startswith(TOKEN)} - first:
       raise InputError(f'--workdir={workdir}: is not empty and holds no run of fedmedjax')

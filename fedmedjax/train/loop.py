@@ -12,6 +12,7 @@ import numpy as np
 
 from fedmedjax.experiment import communication, leaving, privacy
 from fedmedjax.experiment.placing import check_alike, round_data, stop_together
+from fedmedjax.experiment.private_sites import noise_key
 from fedmedjax.experiment.round_log import (
   check_round,
   metrics_line,
@@ -206,7 +207,7 @@ def _inputs(
   study: Study, state: FedState, number: int, participation: Participation, data: LocalData
 ) -> tuple:
   """The arguments of the compiled round: state, base, data, cohort, validation, key."""
-  key = jax.random.fold_in(jax.random.key(study.options.seed), number)
+  key = jax.random.fold_in(noise_key(study.options.seed, study.secret), number)
   if study.ledger:
     key = jax.random.fold_in(key, np.uint32(study.ledger.tag))
   return (

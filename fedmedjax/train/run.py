@@ -30,7 +30,7 @@ from fedmedjax.runtime import device
 from fedmedjax.runtime.cli import versions
 from fedmedjax.runtime.processes import ALONE, Processes
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import files, trackers, words
+from fedmedjax.store import files, secret, trackers, words
 from fedmedjax.store.checkpoint import latest_round
 from fedmedjax.store.lock import check_free
 from fedmedjax.train import scoring, together
@@ -104,7 +104,8 @@ def run(
   with reporter.live():
     data = data or load_data(config, reporter, own=mine, processes=processes)
     display = StepDisplay()
-    study = prepare(config, data, display, mine)
+    study = prepare(config, data, display, mine, secret=noise_secret(
+      settings, workdir, processes))
     reporter.say(site_table(data.sites, data.tested, data.external, data.server))
     if data.skew:
       dealt = data.skew.told('targets') if is_of_rows(data.tested) else data.skew
@@ -120,6 +121,8 @@ def run(
     once = processes.once
     once(check_inputs, workdir, inputs, mendable)
     once(files.claim, workdir, settings)
+    if study.secret is not None:
+      once(secret.keep, workdir, study.secret)
     once(write_own_parts, workdir, mine)
     once(write_schema, workdir, data.schema)
     if not config.store.text:
@@ -133,6 +136,15 @@ def run(
       summary = _carried_out(study, workdir, reporter, display, plan, times, tracker)
     once(report.freshen, workdir, quoted_sentences(config, data.given))
     return summary
+
+
+def noise_secret(settings: dict, workdir: Path, processes: Processes) -> int | None:
+  """What noise and draws of a private run are made of, the same in all its processes; None = of
+  its seed, or there are none."""
+  if not privacy.is_private(settings) or settings['privacy.noise_from_seed']:
+    return None
+  return int(processes.of_first('the noise secret', lambda: str(secret.read_or_drawn(
+    workdir, bool(latest_round(workdir / CHECKPOINTS))))))
 
 
 def _shown_again(

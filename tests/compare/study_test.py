@@ -273,6 +273,22 @@ def test_every_claim_has_a_line_before_anything_has_run():
   assert all(len(line) == len(study_claims.HEAD) for line in lines)
 
 
+def test_tables_of_privacy_by_hand():
+  """F1 of 0.2, 0.3 and 0.4: 0.3 +- 4.303 * 0.1 / sqrt(3)."""
+  told = {'commit': 'abc', 'seconds': 36.0, 'processor': 'a card'}
+  runs = [{'seed': seed, 'f1': 0.2 + 0.1 * seed, 'auc_loss': 0.5, 'auc_calibrated': 0.5,
+           'auc_untrained': 0.5, 'caught': 0.01, 'noise': 0.7} for seed in range(3)]
+  rows = dict.fromkeys(study_units.STUDIES, []) | {'privacy': [
+    told | {'unit': {'level': 'note', 'epsilon': '3.0'}, 'runs': runs},
+    told | {'unit': {'proof': 'audited runs'}, 'audited': [{
+      'kind': 'sound', 'sound': True, 'runs': 5, 'claim': 0.5, 'bound': 0.25, 'above': 0,
+      'noise': 1.0}]}]}
+  said = study_tables.privacy(rows)
+  assert '2 of 11 units' in said
+  assert '| word tagger, 3 seeds | note | 3 | 0.70 | 0.300 [0.052, 0.548] | 0.500 |' in said
+  assert '| 5 | sound | 0.500 | 0.250 | 0 | 1.000 | abc |' in study_tables.privacy_proof(rows)
+
+
 def test_the_page_is_what_its_rows_say():
   page = (ROOT / 'docs' / 'results.md').read_text()
   assert study_tables.filled(page, ROOT / 'docs' / 'results') == page

@@ -1,12 +1,15 @@
 """What Poisson steps draw, and what is told to the accountant of them."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from schedule_test import examples_of, plan, site, sizes, task
 
 from fedmedjax.data import private_steps, step_order
 from fedmedjax.data import schedule as schedules
-from fedmedjax.data.private_steps import Draws, Units, capacity, unit_name
+from fedmedjax.data.private_steps import Draws, Units, capacity
+from fedmedjax.data.unit_names import first_of_each, rows_of_units, unit_name
 from fedmedjax.types import Example
 
 EXAMPLES = Units('example')
@@ -152,3 +155,19 @@ def test_sentences_that_stand_for_notes_are_of_their_note():
   assert unit_name('note', example) == 'note' and unit_name('patient', example) == 'patient'
   alone = example._replace(source='')
   assert unit_name('patient', alone) == 'note'
+
+
+def test_all_rows_of_a_sentence_are_one_unit():
+  """Of two sentences, one of which is asked three times; V holds the first row of each."""
+  one, other = (Example('note', start, 'text', ()) for start in (0, 30))
+  rows, names = rows_of_units(
+    lambda found: [row for example in found for row in [example] * (3 - example.start // 15)],
+    [one, other], partial(unit_name, 'example'))
+  assert rows == [one] * 3 + [other] and names == ['note:0'] * 3 + ['note:30']
+  assert first_of_each(np.array([2, 3, 0, 1]), names, 1).tolist() == [2, 3]
+  part = task(4, 100)._replace(units=tuple(names))
+  schedule = drawn_plan(Units('example', 8), (site('a', part),), batch_size=2, rounds=1)
+  assert {tuple(step.members) for step in schedule.plan[0][0]} == {(0, 1, 2, 3)}  # q = 1
+  assert schedule.draws(0)[0].units == 2
+  # Rows of a unit are as many as any has.
+  assert schedules.round_arrays(schedule, 0)[0].tokens.shape[2:4] == (capacity(2), 3)

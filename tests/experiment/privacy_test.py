@@ -262,5 +262,5 @@ def test_a_delta_that_would_publish_a_unit_is_refused_of_every_site_that_is_ever
   """South has 100 units and comes in the last round only; 1/100 is too much, less is not."""
   late = Plan(((0,),) * 5 + ((1,),))
   with pytest.raises(InputError, match=r'delta=0.01: south has 100 units \(example\)'):
-    ledger_of(late, privacy__delta=0.01)
-  assert ledger_of(late, privacy__delta=0.009)[1].delta == 0.009
+    ledger_of(late, privacy__delta=0.01, privacy__noise=4.0)
+  assert ledger_of(late, privacy__delta=0.009, privacy__noise=4.0)[1].delta == 0.009

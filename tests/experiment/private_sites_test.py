@@ -13,7 +13,7 @@ from fedmedjax.experiment.build import load_data, prepare
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.experiment.round_spending import band_coefficients
 from fedmedjax.fed.correlated_noise import sensitivity
-from fedmedjax.store import files
+from fedmedjax.store import files, secret
 from fedmedjax.train.loop import first_inputs
 from fedmedjax.train.run import run
 from fedmedjax.types import InputError
@@ -118,14 +118,24 @@ def test_what_breaks_the_promise_is_refused(more, key):
     config_of(*SITE, *more)
 
 
-def test_a_run_with_correlated_noise_resumes_bitwise(data, tmp_path):
-  """Stopped after round 2 of 3: the same bits of adapter, spending and scores as in one go."""
+def test_a_run_with_correlated_noise_resumes_bitwise(data, tmp_path, monkeypatch):
+  """Stopped after round 2 of 3: the same bits of adapter, spending and scores as in one go, also
+  though the system would give another secret now. Without its own it does not go on."""
+  own = 0x1F2E3D4C5B6A79881726354453627180
+  given = iter((own, own, 6))
+  monkeypatch.setattr(secret.secrets, 'randbits', lambda bits: next(given))
   config = config_of(
     *SITE, '--config.privacy.mechanism=banded', '--config.privacy.bands=2',
     '--config.fed.sampler=cyclic', '--config.fed.cohort_size=2')
   run(config, tmp_path / 'whole', Quiet(), data)
   with pytest.raises(KeyboardInterrupt):
     run(config, tmp_path / 'parts', Quiet('round 2'), data)
+  kept = tmp_path / 'parts' / secret.FILE
+  assert kept.stat().st_mode & 0o777 == 0o600 and int(kept.read_text(), 16) == own
+  kept.rename(tmp_path / 'away')
+  with pytest.raises(InputError, match='noise_secret: is not there'):
+    run(config, tmp_path / 'parts', Quiet(), data)
+  (tmp_path / 'away').rename(kept)
   run(config, tmp_path / 'parts', Quiet(), data)
   whole, parts = (files.read_lines(tmp_path / name / 'metrics.jsonl') for name in (
     'whole', 'parts'))
@@ -138,5 +148,8 @@ def test_a_run_with_correlated_noise_resumes_bitwise(data, tmp_path):
   adapters = [sorted((tmp_path / name).rglob('adapter*.safetensors')) for name in (
     'whole', 'parts')]
   assert adapters[0]
+  told = [path for path in (tmp_path / 'whole').rglob('*') if path.is_file() and any(
+    text in path.read_bytes() for text in (f'{own:x}'.encode(), str(own).encode()))]
+  assert [path.name for path in told] == [secret.FILE]
   for one, other in zip(*adapters, strict=True):
     assert one.read_bytes() == other.read_bytes()

@@ -1,5 +1,6 @@
 """Training with a unit of privacy: what an ordinary round is, with noise and clip taken off."""
 
+from collections import Counter
 from functools import partial
 
 import jax
@@ -11,13 +12,15 @@ from played_rounds import play_rounds
 from fedmedjax import tree
 from fedmedjax.data import round_plan
 from fedmedjax.data import schedule as schedules
+from fedmedjax.data.pieces import drawable
 from fedmedjax.experiment import build, private_sites
 from fedmedjax.experiment.build import load_data, prepare
+from fedmedjax.experiment.private_training import check_patients
 from fedmedjax.experiment.shipped import ablation
 from fedmedjax.fed.privacy import Private
 from fedmedjax.fed.private_gradient import private_gradient
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.types import InputError
+from fedmedjax.types import Document, InputError, SiteCorpus
 
 
 def tiny(unit='example', **privacy):
@@ -39,9 +42,9 @@ def data():
   return load_data(tiny(), Reporter(quiet=True))
 
 
-def play(study, rounds=2):
-  """The adapter after some rounds, and their metrics."""
-  state, reports = play_rounds(study, rounds)
+def play(study, key=0):
+  """The adapter after two rounds, and their metrics."""
+  state, reports = play_rounds(study, 2, key)
   return jax.device_get(state.adapter), reports
 
 
@@ -81,7 +84,8 @@ def test_without_noise_and_clip_it_is_an_ordinary_round(data, monkeypatch):
 
 
 def test_a_run_is_noisy_repeatable_and_shows_what_it_drew(data):
-  """The same steps and numbers again, as a run that is resumed has them; others with more noise."""
+  """The same steps and numbers again, as a run that is resumed has them; others by another key,
+  which nothing but noise is made of; and other steps of a secret."""
   study, again = prepare(tiny(), data), prepare(tiny(), data)
   one, reports = play(study)
   for number in range(2):
@@ -89,12 +93,14 @@ def test_a_run_is_noisy_repeatable_and_shows_what_it_drew(data):
     assert all(map(np.array_equal, ours, theirs))
   assert all(map(np.array_equal, *map(jax.tree.leaves, (one, play(study)[0]))))
   # Of a norm that is mostly the first A's.
-  assert distance(one, play(prepare(tiny(noise=4.0), data))[0]) > 0.02
+  assert distance(one, play(study, 9)[0]) > 0.01
+  drawn_of = lambda s: [step.members.tolist() for step in s.schedule.plan[0][0]]  # noqa: E731
+  assert drawn_of(study) == drawn_of(again) != drawn_of(prepare(tiny(), data, secret=2**100 + 1))
   assert all(np.isfinite(report.train_loss).all() and report.sound.all() for report in reports)
   drawn = study.schedule.draws(0)
   assert [(one.site, one.steps) for one in drawn] == [(0, 3), (1, 3), (2, 3)]
   for row in drawn:
-    count = len(data.sites[row.site].train)
+    count = len(set(data.sites[row.site].tasks[0].units))  # sentences; long ones are several rows
     assert (row.units, row.probability) == (count, min(1, 4 / count))
 
 
@@ -125,3 +131,15 @@ def test_what_does_not_go_together_is_refused(data):
   config.fed.micro_batch = 2
   with pytest.raises(InputError, match='config.fed.micro_batch=2: .*config.privacy.microbatch'):
     prepare(config, data)
+
+
+def test_a_single_patient_is_refused():
+  """Reading makes each of its notes a source of its own, by which it would be none."""
+  notes = tuple(Document(name, 'text', (), (), 'one') for name in 'ab')
+  counts = Counter()
+  site = SiteCorpus('north', (), tuple(drawable(notes, counts)), (), dict(counts))
+  values = {'privacy.unit': 'patient', 'fed.train': True}
+  with pytest.raises(InputError, match="2 training notes of site 'north' are all of one source"):
+    check_patients(values, [site])
+  check_patients(values, [site._replace(train=notes, report={})])
+  check_patients(values | {'privacy.unit': 'note'}, [site])

@@ -190,6 +190,9 @@ def test_losses_of_answers_are_cut_and_noised():
   np.testing.assert_allclose(found, [1.25, 1.5])
   example, site = LossQuery(2.0, 0.7, 1), LossQuery(2.0, 0.7, 0)
   np.testing.assert_allclose(private_losses.deviations(example, V, 4), 1.4, rtol=1e-6)
+  # Three answers in each of two groups.
+  np.testing.assert_allclose(private_losses.deviations(
+    example._replace(answers=3, groups=2), V, 4), 3 * 1.4 * np.sqrt(2), rtol=1e-6)
   np.testing.assert_allclose(
     private_losses.deviations(site, V, 4), 1.4 * np.sqrt(5), rtol=1e-6)
   draws = jax.vmap(lambda key: private_losses.noised_losses(
