@@ -112,7 +112,8 @@ def prepare(
     cohorts=communication.cohorts(sampler, fed.rounds), **planning_units(values, secret))
   parts, private, effective = private_sites.with_noise(
     values, parts, sizes, schedule, trainable.adapter, secret)
-  protected = private_sites.round_parts(values) | gradient_maker(private, schedule)
+  protected = private_sites.round_parts(values) | gradient_maker(private, schedule) | {
+    'contribution': methods.contribution(values)}
   layout, ranks = meshes.round_layout(config), methods.ranks(values)
   validation = _validation(
     config, private_sites.asked_one_by_one(values, schedule), layout.spread, here)
@@ -123,9 +124,8 @@ def prepare(
   check_own_parts(
     own, parts, sharing, trainable.adapter, len(schedule.weights),
     1 if fed.pooled else sampler.size, validation is not None)
-  plan = communication.plan_communication(
-    config, sampler, parts, trainable.adapter, sharing,
-    methods.judges(values, parts, validation))
+  plan = communication.plan_communication(config, sampler, parts, trainable.adapter, sharing,
+                                          methods.judges(values, parts, validation))
   step_loss = partial(_step_loss, trainable, schedule.layout.groups)
   optimizer = methods.local_optimizer(values)
   site_map = partial(layout.site_map, schedule.steps_taken)
@@ -138,7 +138,7 @@ def prepare(
       compression=communication.sender(fed), aggregator=parts.aggregator,
       server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
       place=layout.place, told=layout.told, by_rows=layout.by_rows,
-      on_step=on_step if config.log.steps else None, contribution=methods.contribution(values),
+      on_step=on_step if config.log.steps else None,
       shape_buckets=schedule.layout.shape_buckets if alone else (), **protected)
 
   order = executions(
