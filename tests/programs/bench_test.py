@@ -240,13 +240,14 @@ def dry(tiny_folder, tmp_path):
 @pytest.mark.slow
 def test_training_of_a_true_shape_is_lowered_without_weights(dry):
   """In NF4 6.03 GB. Of five sites at once each has copies and moments of 41,943,040 numbers, and
-  its own activations; what a round needs beside the base grows nearly five times."""
+  its own activations; what a round needs beside the base grows some four times, since the adapter
+  as it began and a kernel that is unpacked are there once."""
   found = dry(
     bench_train, '--quantization=nf4', '--remat=full', '--peers=', '--sites=1,5', '--chunk=0')
   assert found['dry_run'] and 6.0e9 < found['base_bytes'] < 6.3e9
   assert found['adapter_bytes'] == 4 * 41_943_040
   one, five = (found[f'ours_estimated_bytes_{n}_sites'] - found['base_bytes'] for n in (1, 5))
-  assert one > 4 * found['adapter_bytes'] and 4 * one < five <= 5 * one
+  assert one > 4 * found['adapter_bytes'] and 3.9 * one < five < 4.1 * one
 
 
 @pytest.mark.slow
