@@ -55,9 +55,10 @@ class LocalData(NamedTuple):
 class Delay(NamedTuple):
   """From which adapters in flight the updates of a server's step are, see `flight.py`."""
 
-  write: Array  # i32[]: the place where the server's adapter is kept before the step
-  read: Array   # i32[C]: the place of the adapter from which each site started
-  stale: Array  # i32[C]: tau, steps of the server since then
+  # Arrays of numpy before the round is compiled.
+  write: Any  # i32[]: the place where the server's adapter is kept before the step
+  read: Any   # i32[C]: the place of the adapter from which each site started
+  stale: Any  # i32[C]: tau, steps of the server since then
 
 
 class Validation(NamedTuple):
