@@ -71,7 +71,7 @@ def test_it_resumes_to_the_bit_in_one_program(preset, data, tmp_path):
   assert set(found) == ({''} if preset == 'fedbuff' else {site.name for site in data.sites})
   ranks = {one['layers']['hidden']['a'].shape[-1] for one in found.values()}
   assert ranks == ({6} if preset == 'feddpa' else {2})
-  assert len(together._scores(first, state)) == len(data.tested)
+  assert len(together.scores(first, state)) == len(data.tested)
 
 
 def test_sites_of_a_page_are_named_by_groups():
