@@ -299,7 +299,8 @@ def test_a_key_that_the_page_lacks_or_invents_is_noticed(change, found):
   page = PAGES['docs/files.md']
   always, some = documented('metrics.jsonl', page)
   assert page.count(change[0]) == 1 and some == {
-    'skipped', 'privacy', 'rising', 'validation_f1', 'validation_f1_sites', 'contribution',
+    'skipped', 'staleness', 'clusters', 'privacy', 'rising', 'validation_f1',
+    'validation_f1_sites', 'contribution',
     'contribution_error', 'contribution_whole'}
   assert differences('metrics.jsonl', always, page.replace(*change)) == found
 

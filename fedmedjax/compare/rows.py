@@ -161,6 +161,8 @@ def leaves_adapter(config: ConfigDict, regime: str) -> bool:
   values = leaves(get_config(preset).to_dict())
   if not values['fed.train'] or chosen.fed.learner != 'lora' or adds_to_base(values):
     return False
+  if values['fed.clusters'] > 1 or values['fed.local_rank']:
+    return False
   own = own_parts(values)
   # A sharing is asked what it shares: no factor may stay at its site.
   return {'shared_leaves', 'whole_pairs'} <= traits(values, own, method(values, own)).gives

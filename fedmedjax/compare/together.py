@@ -20,6 +20,7 @@ from fedmedjax.data import schedule as schedules
 from fedmedjax.eval import evaluate
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed import participation
+from fedmedjax.fed.clusters import has_clusters
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState, LocalData, Validation
@@ -102,7 +103,8 @@ def _round_data(study: Study, number: int) -> tuple[LocalData, np.ndarray]:
     sizes=study.schedule.weights, planned=steps, bytes_down=0 * steps, bytes_up=0 * steps)
   batches, mask = schedules.round_arrays(
     study.schedule, number, turn.cohort.sites, turn.steps)
-  return LocalData(batches, mask, turn.weights), turn.cohort.sites
+  delay = turn.arrivals and turn.arrivals.delay
+  return LocalData(batches, mask, turn.weights, delay=delay), turn.cohort.sites
 
 
 def _padded(validations: Mapping[Any, Validation | None]) -> dict[Any, Validation | None]:
@@ -155,7 +157,8 @@ def _trained(
 
 def scores(study: Study, state: FedState) -> dict[str, float]:
   """F1 by tested cohort; where sites have adapters of their own, their counts add up."""
-  number = 1 if shares_all(study.sharing, study.trainable.adapter) else len(study.schedule.weights)
+  alone = shares_all(study.sharing, study.trainable.adapter) and not has_clusters(state)
+  number = 1 if alone else len(study.schedule.weights)
   adapters = [site_adapter(state, study.sharing, site) for site in range(number)]
   found = {}
   for site in study.data.tested:

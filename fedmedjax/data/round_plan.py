@@ -43,6 +43,16 @@ def in_epochs(batch_size: int, seed: int) -> StepOrder:
   return StepOrder(lambda part: -(-len(part.train) // batch_size), members)
 
 
+def planned_steps(
+  sites: Sequence[SiteData], local_steps: int, local_epochs: int, batch_size: int
+) -> np.ndarray:
+  """i[S]: the steps that each site takes in every round of `plan_rounds`, in epochs."""
+  epoch = in_epochs(batch_size, 0).epoch
+  return np.asarray([
+    (local_steps or local_epochs * sum(map(epoch, site.tasks))) * bool(site.train)
+    for site in sites])
+
+
 # plan[round][participant] are the steps of a participant in a round.
 Plan = tuple[tuple[tuple[Step, ...], ...], ...]
 

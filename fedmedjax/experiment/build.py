@@ -4,16 +4,19 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from fedmedjax import tree
 from fedmedjax.data import schedule as schedules
+from fedmedjax.data.round_plan import planned_steps
 from fedmedjax.data.site import SiteData
 from fedmedjax.eval.text_metrics import TextMetrics
 from fedmedjax.experiment import communication, meshes, methods, private_sites
 from fedmedjax.experiment.bert import bert_parts, classifier_sizes, load_bert_data
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.contracts import check_own_parts
+from fedmedjax.experiment.dual_adapters import with_local_adapter
 from fedmedjax.experiment.execution import Execution, executions, sites_at_once
 from fedmedjax.experiment.lora import load_lora_data, lora_parts, lora_sizes
 from fedmedjax.experiment.methods import Own, Values
@@ -26,7 +29,9 @@ from fedmedjax.experiment.refusals import check_method
 from fedmedjax.experiment.tagger import load_tagger_data, tagger_parts
 from fedmedjax.experiment.text_scores import known_to_all, text_metrics
 from fedmedjax.experiment.types import Data, Options, Study, Trainable, TrainableKind
+from fedmedjax.experiment.undeployed import check_one_process
 from fedmedjax.fed.gradient import over_groups
+from fedmedjax.fed.participation import Sampler
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import Spread
 from fedmedjax.fed.slots import slots_needed
@@ -103,18 +108,12 @@ def prepare(
   own, watched, here = own_parts(values, own), _watched(config, data), data.reading.here
   judged_by = judged_by or _text_metrics(values, own, data, watched)
   kind, parts = LEARNERS[fed.learner], methods.method(values, own)
-  sizes = kind.sizes(config, data)
-  sampler = communication.site_sampler(config, sizes)
-  trainable, schedule = kind.parts(
-    config, data, sizes, rounds=fed.rounds, local_steps=fed.local_steps,
-    local_epochs=fed.local_epochs, round_steps=fed.round_steps, batch_size=fed.batch_size,
-    micro_batch=fed.micro_batch, seed=config.seed, pooled=fed.pooled,
-    cohorts=communication.cohorts(sampler, fed.rounds), **planning_units(values, secret))
+  sizes, sampler, trainable, schedule = _planned(config, data, kind, values, secret)
   parts, private, effective = private_sites.with_noise(
     values, parts, sizes, schedule, trainable.adapter, secret)
   protected = private_sites.round_parts(values) | gradient_maker(private, schedule) | {
     'contribution': methods.contribution(values)}
-  layout, ranks = meshes.round_layout(config), methods.ranks(values)
+  layout, ranks = _layout(config, values), methods.ranks(values)
   validation = _validation(
     config, private_sites.asked_one_by_one(values, schedule), layout.spread, here)
   trainable = trainable._replace(adapter=meshes.anywhere(layout.spread, trainable.adapter))
@@ -136,6 +135,7 @@ def prepare(
       step_loss(execution.remat), len(schedule.weights), optimizer=optimizer,
       rule=parts.rule, sharing=sharing, ranks=ranks,
       compression=communication.sender(fed), aggregator=parts.aggregator,
+      anchors=methods.anchors(values),
       server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
       place=layout.place, told=layout.told, by_rows=layout.by_rows,
       on_step=on_step if config.log.steps else None,
@@ -152,6 +152,31 @@ def prepare(
     layout.spread, 0 if layout.spread is None else slots_needed(
       [plan.sampler.draw(number).sites for number in range(fed.rounds)], len(schedule.weights),
       layout.groups), make_ledger(values, private, schedule, parts, effective), secret)
+
+
+def _planned(
+  config: ConfigDict, data: Data, kind: TrainableKind, values: Values, secret: int | None
+) -> tuple[np.ndarray, Sampler, Trainable, schedules.Schedule]:
+  """n_k, who is drawn for the rounds, what is trained, and its steps."""
+  fed = config.fed
+  sizes = kind.sizes(config, data)
+  sampler = communication.site_sampler(config, sizes, planned_steps(
+    data.sites, fed.local_steps, fed.local_epochs, fed.batch_size))
+  trainable, schedule = kind.parts(
+    config, data, sizes, rounds=fed.rounds, local_steps=fed.local_steps,
+    local_epochs=fed.local_epochs, round_steps=fed.round_steps, batch_size=fed.batch_size,
+    micro_batch=fed.micro_batch, seed=config.seed, pooled=fed.pooled,
+    cohorts=communication.cohorts(sampler, fed.rounds), **planning_units(values, secret))
+  trainable = with_local_adapter(trainable, fed.local_rank, config.seed)
+  return sizes, sampler, trainable, schedule
+
+
+def _layout(config: ConfigDict, values: Values) -> meshes.RoundLayout:
+  """By config.mesh; InputError for what is not laid over several processes."""
+  layout = meshes.round_layout(config)
+  if layout.spread is not None:
+    check_one_process(values)
+  return layout
 
 
 def _text_metrics(

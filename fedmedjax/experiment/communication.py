@@ -15,6 +15,7 @@ from fedmedjax.data.schedule import Schedule
 from fedmedjax.experiment.methods import Method
 from fedmedjax.fed import compression, contribution, ledger, participation
 from fedmedjax.fed.aggregators.conventions import names_argument
+from fedmedjax.fed.buffered import buffered
 from fedmedjax.fed.compression import CODECS
 from fedmedjax.fed.factors import room
 from fedmedjax.fed.ledger import Exchange
@@ -52,9 +53,22 @@ def sender(
   return rank_first(compressed) if fed.ranks else compressed
 
 
-def site_sampler(config: ConfigDict, sizes: np.ndarray) -> Sampler:
-  """Draws the sites of each round; `sizes` is f32[S] n_k. A round that was drawn is kept."""
+def site_sampler(
+  config: ConfigDict, sizes: np.ndarray, steps: np.ndarray | None = None
+) -> Sampler:
+  """Draws the sites of each round; a round that was drawn is kept.
+
+  Args:
+    sizes: f32[S] n_k.
+    steps: i[S], those that a site takes in a round, which config.fed.buffer asks for; None = it
+      does not.
+  """
   fed = config.fed
+  if fed.buffer and not fed.pooled and steps is not None:
+    fleet = participation.lognormal_fleet(len(sizes), config.seed, **config.simulation.to_dict())
+    return buffered(
+      np.where(steps > 0, steps * fleet.step_seconds, np.inf), fed.cohort_size or len(sizes),
+      fed.buffer, config.seed)
   sampler = SAMPLERS[fed.sampler](sizes, fed.cohort_size or len(sizes), config.seed)
   # A site's last round is looked for in all rounds before.
   return sampler._replace(draw=cache(sampler.draw))
@@ -178,7 +192,7 @@ def participation_line(
     'examples': examples, 'tokens': tokens, 'bytes_up': up.sum(), 'bytes_down': down.sum(),
     'site_bytes_up': up, 'site_bytes_down': down,
     'site_seconds': turn.seconds[here], 'simulated_seconds': turn.round_seconds,
-  }
+  } | ({'staleness': turn.arrivals.delay.stale} if turn.arrivals else {})
 
 
 def ledger_csv(communication: Communication, lines: Iterable[dict]) -> str:

@@ -45,6 +45,9 @@ def weights(fed: ConfigDict) -> None:
   # 'peer' (nats per answer by the other sites' judgement), 'loo' or 'grad' (what the average loses
   # without the site, and its slope, per answer) or 'product_norm'. From the preset.
   fed.signal = 'loss'
+  # G: groups of sites of like updates, each of which has an adapter of its own (FedLEASE); 1 = one
+  # for all. From the preset.
+  fed.clusters = 1
   # Columns of FedEx-LoRA's residual that are sent, a matrix and round; 0 = all. From the preset.
   fed.residual_rank = 0
   # lambda of LoRA-FAIR, against A^T A.
@@ -83,6 +86,9 @@ def weights(fed: ConfigDict) -> None:
   # kept at its site), 'alternating' (B in even rounds, A in odd ones), 'served_a' (B trained, A
   # moved by the server), 'cores' (of an adapter with heads). From the preset.
   fed.sharing = 'everything'
+  # Rank of a second adapter that each site keeps to itself and trains in odd rounds, on top of the
+  # one of all sites, which is trained in even rounds (FedDPA); 0 = none. From the preset.
+  fed.local_rank = 0
   # True = all sites' steps are taken by one site (centralised). From the preset.
   fed.pooled = False
   # False = no training at all (zero-shot). From the preset.
@@ -127,6 +133,10 @@ def participation(fed: ConfigDict) -> None:
   """Who takes part, what is sent, and which sites are left out."""
   # Sites C drawn each round (on average, for 'poisson'); 0 = all.
   fed.cohort_size = 0
+  # K: the server takes a step when so many updates are in, and never waits for the others, which
+  # have started from older adapters (FedBuff); cohort_size sites compute at any time, and
+  # config.simulation says how long. 0 = it waits for all. From the preset.
+  fed.buffer = 0
   # How: 'uniform', 'size' (by n_k, then weighed to undo it), 'poisson' (each site on its own) or
   # 'cyclic' (in turn).
   fed.sampler = 'uniform'

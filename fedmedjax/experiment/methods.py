@@ -18,13 +18,18 @@ from fedmedjax.data.unit_names import UNITS
 from fedmedjax.experiment.own_parts import OwnPart, own_parts, where_it_failed
 from fedmedjax.fed.aggregators import AGGREGATORS, SIGNALS
 from fedmedjax.fed.aggregators.private_mean import SumFn, private_mean
+from fedmedjax.fed.anchors import Anchors, newest
+from fedmedjax.fed.buffered import places
 from fedmedjax.fed.builders import build
+from fedmedjax.fed.clusters import clustered
 from fedmedjax.fed.contribution import (
   CONTRIBUTIONS,
   ContributionMaker,
   contribution_program,
   no_contribution,
 )
+from fedmedjax.fed.dual import GLOBAL, in_turns
+from fedmedjax.fed.flight import in_flight
 from fedmedjax.fed.local import adamw, sgd
 from fedmedjax.fed.privacy import Private
 from fedmedjax.fed.ranks import mixed_ranks, same_ranks
@@ -169,13 +174,18 @@ def unread_weights(values: Values, own: Own) -> list[str]:
 
 
 def sharing(values: Values, own: Own, paths: Sequence[str]) -> Sharing:
-  """config.fed.sharing's predicates.
+  """config.fed.sharing's predicates, in turns with config.fed.local_rank's.
 
   Args:
     paths: of the adapter's leaves, which a builder that names `paths` is given.
   """
+  dual = values['fed.local_rank'] > 0
+  if dual:
+    mark = f'{GLOBAL}/'
+    paths = [path.removeprefix(mark) for path in paths if path.startswith(mark)]
   hyper = hyper_parameters(values) | {'paths': list(paths)}
-  return _built('fed.sharing', SHARINGS, values, own, hyper, Sharing)
+  chosen = _built('fed.sharing', SHARINGS, values, own, hyper, Sharing)
+  return in_turns(chosen) if dual else chosen
 
 
 def ranks(values: Values) -> Ranks:
@@ -228,8 +238,22 @@ def num_sites(values: Values) -> int:
 
 
 def cohort_size(values: Values) -> int:
-  """C: how many sites are drawn for a round."""
-  return 1 if values['fed.pooled'] else values['fed.cohort_size'] or num_sites(values)
+  """C: how many sites' updates a round has."""
+  if values['fed.pooled']:
+    return 1
+  return values['fed.buffer'] or values['fed.cohort_size'] or num_sites(values)
+
+
+def anchors(values: Values) -> Anchors:
+  """From which adapters sites start: older ones with config.fed.buffer, their cluster's with
+  config.fed.clusters, else the newest."""
+  if values['fed.clusters'] > 1:
+    return clustered(values['fed.clusters'])
+  if values['fed.buffer']:
+    sites = num_sites(values)
+    return in_flight(
+      places(sites, values['fed.cohort_size'] or sites, values['fed.buffer']))
+  return newest()
 
 
 def adds_aggregate(values: Values) -> bool:

@@ -25,7 +25,9 @@ def round_data(study: Study, number: int, participation: Participation) -> Local
     participation.cohort.sites, participation.steps, participation.weights)
   if study.spread is None:
     batches, mask = schedules.round_arrays(study.schedule, number, sites, steps)
-    return LocalData(batches, mask, weights)
+    return LocalData(
+      batches, mask, weights,
+      delay=participation.arrivals and participation.arrivals.delay)
   mesh, axes, groups = *study.spread, study.spread.parts
   slots = _slots(study, participation)
   here = [group for group, devices in enumerate(mesh.devices.reshape(groups, -1))

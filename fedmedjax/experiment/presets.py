@@ -14,7 +14,8 @@ METHOD_DEFAULTS = dict(
   size_power=1.0, loss_power=0.0, temperature=1.0, loss_on='completion', sharing='everything',
   pooled=False, train=True, server_optimizer='fedavg', server_learning_rate=1.0,
   server_momentum=0.9, rule='plain', rule_strength=0.0, local_optimizer='adamw',
-  signal='loss', aggregator='mean', residual_rank=0, kept=1, heads=0)
+  signal='loss', aggregator='mean', residual_rank=0, kept=1, heads=0,
+  buffer=0, clusters=1, local_rank=0)
 PRESETS = {
   # Fed-MedLoRA, arXiv:2601.22124: factors averaged by number of examples.
   'fed_medlora': {},
@@ -84,6 +85,12 @@ PRESETS = {
     server_optimizer='fedadagrad', server_learning_rate=3e-3, server_momentum=0.0),
   'fedadam': dict(server_optimizer='fedadam', server_learning_rate=1e-3),
   'fedyogi': dict(server_optimizer='fedyogi', server_learning_rate=1e-3),
+  # An adapter of all and one of each site's own, in turns. FedDPA-T, arXiv:2403.19211.
+  'feddpa': dict(local_rank=4),
+  # An adapter for each of two groups of sites of like updates. FedLEASE, arXiv:2509.15087.
+  'fedlease': dict(clusters=2),
+  # Rounds that wait for nobody. FedBuff, arXiv:2106.06639: a step for every two updates.
+  'fedbuff': dict(buffer=2),
   # Baselines: the base model alone, each site alone, all notes pooled in one place.
   'zero_shot': dict(train=False),
   'single_site': dict(sharing='nothing'),

@@ -9,6 +9,7 @@ and the reason with a way out.
 from collections.abc import Mapping, Sequence
 
 from fedmedjax.experiment import unsound
+from fedmedjax.experiment.anchor_refusals import BUFFER, CLUSTERS, DUAL
 from fedmedjax.experiment.methods import Own, Values, method
 from fedmedjax.experiment.refusal import Refusal
 from fedmedjax.experiment.traits import GIVES, traits
@@ -177,8 +178,8 @@ _CONTRIBUTION = (
 
 # The first that fails is the error.
 REFUSALS = (
-  *_CLASSIFIER, *_HEADS, *_RULE, *_SIGNAL, *_AGGREGATOR, *_RANKS, *_SENDING, *_SECURE,
-  *_CONTRIBUTION)
+  *DUAL, *_CLASSIFIER, *_HEADS, *_RULE, *_SIGNAL, *_AGGREGATOR, *_RANKS, *_SENDING, *_SECURE,
+  *_CONTRIBUTION, *BUFFER, *CLUSTERS)
 
 
 def check_method(values: Values, own: Own, paths: Sequence[str] | None = None) -> None:

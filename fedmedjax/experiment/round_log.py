@@ -61,7 +61,9 @@ def metrics_line(
     'step_norm': metrics.step_norm, 'step_cosine': metrics.step_cosine,
     'product_gap': metrics.product_gap,
     'quarantined': [names[site] for site in quarantined],
-  } | _contribution(metrics, here) | ({} if (metrics.weights > 0).any() else {'skipped': True})
+  } | _contribution(metrics, here) | (
+    {} if metrics.cluster is None else {'clusters': metrics.cluster[here]}) | (
+    {} if (metrics.weights > 0).any() else {'skipped': True})
 
 
 def _contribution(metrics: RoundMetrics, here: np.ndarray) -> dict:

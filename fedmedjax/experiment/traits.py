@@ -15,6 +15,7 @@ import optax
 from fedmedjax.experiment import methods
 from fedmedjax.experiment.methods import Method, Own, Values
 from fedmedjax.experiment.own_parts import where_it_failed
+from fedmedjax.fed.dual import GLOBAL, LOCAL
 from fedmedjax.fed.sharing import moves
 from fedmedjax.fed.types import Sharing
 from fedmedjax.types import InputError
@@ -65,6 +66,8 @@ def traits(
         'everything', 'nothing')):
       # The former is asked later, the latter is refused: it selects factors.
       return Traits(parts.needs, frozenset(gives | GIVES.keys() - {'weighted_mean'}))
+    if values['fed.local_rank']:
+      paths = [f'{part}/{path}' for part in (GLOBAL, LOCAL) for path in paths]
   sharing = methods.sharing(values, own, paths)
   try:
     return Traits(parts.needs, frozenset(gives | of_sharing(sharing, paths)))

@@ -33,6 +33,11 @@ def check_deployable(values: Values, own: Own) -> None:
      "only adapters are sent between hospitals; use 'lora'"),
     ('privacy.unit', bool(values['privacy.unit']),
      "the noise of steps and of sites is drawn in simulations only; use ''"),
+    ('fed.local_rank', values['fed.local_rank'] > 0,
+     'adds a second adapter to each site in simulations only; use 0'),
+    ('fed.clusters', values['fed.clusters'] > 1,
+     'keeps an adapter for each group in simulations only; use 1'),
+    ('fed.buffer', values['fed.buffer'] > 0, 'waits for nobody on the simulated clock only; use 0'),
     ('fed.secure_aggregation', values['fed.secure_aggregation'],
      'the keys between the sites are simulated only; use False'),
     ('data.partition.kind', bool(values['data.partition.kind']),
@@ -51,6 +56,15 @@ def check_deployable(values: Values, own: Own) -> None:
   for key, fails, reason in refused:
     if fails:
       raise InputError(f'config.{key}={values[key]!r}: {reason}')
+
+
+def check_one_process(values: Values) -> None:
+  """Raises InputError for what is not laid over the devices of several processes."""
+  for key, neutral in (('fed.buffer', 0), ('fed.clusters', 1), ('fed.local_rank', 0)):
+    if values[key] != neutral:
+      raise InputError(
+        f'config.{key}={values[key]!r}: is computed in one process only, not in several; use '
+        f'{neutral}')
 
 
 def objection(

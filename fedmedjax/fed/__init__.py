@@ -11,7 +11,8 @@ import importlib
 from types import ModuleType
 
 _MODULES = (
-  'aggregators', 'builders', 'compression', 'correlated_noise', 'factors', 'gauge', 'gradient',
+  'aggregators', 'anchors', 'buffered', 'builders', 'clusters', 'compression', 'correlated_noise',
+  'dual', 'factors', 'flight', 'gauge', 'gradient',
   'ledger', 'local', 'participation', 'privacy', 'private_losses', 'private_sums', 'quarantine',
   'ranks', 'round', 'rules', 'server', 'sharing', 'sites', 'types')
 

@@ -12,6 +12,7 @@ from fedmedjax.fed.aggregators.conventions import completed, names_argument
 from fedmedjax.fed.factors import join
 from fedmedjax.fed.local import answer_losses, answer_slopes, mean_loss
 from fedmedjax.fed.private_losses import LossQuery, losses_program
+from fedmedjax.fed.sharing import shown
 from fedmedjax.fed.sites import SiteMap
 from fedmedjax.fed.slots import into_slots, out_of_slots
 from fedmedjax.fed.types import Aggregate, Aggregator, LossFn, Ranks, Sharing
@@ -85,8 +86,8 @@ def start_program(loss_fn: LossFn, sharing: Sharing, ranks: Ranks):
 
   def starts(state, base):
     def mean_start(site, site_state, batches, step_mask):
-      adapter = join(ranks.mask(
-        tree.choose(sharing.shared, state.adapter, site_state.adapter), site), state.folded)
+      own = tree.choose(sharing.shared, state.adapter, site_state.adapter)
+      adapter = join(ranks.mask(shown(sharing, own, state.round), site), state.folded)
 
       def body(sums, inputs):
         batch, active = inputs

@@ -18,6 +18,7 @@ from fedmedjax.fed.aggregation import start_program
 from fedmedjax.fed.aggregators.conventions import completed, names_argument
 from fedmedjax.fed.factors import join
 from fedmedjax.fed.gradient import mean_gradient
+from fedmedjax.fed.initial import init_program
 from fedmedjax.fed.local import (
   ShapeBucket,
   answer_losses,
@@ -27,12 +28,11 @@ from fedmedjax.fed.local import (
 )
 from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.round import (
-  init_program,
   last_steps,
-  metrics_of,
   server_program,
   site_program,
 )
+from fedmedjax.fed.round_metrics import metrics_of
 from fedmedjax.fed.sharing import sends
 from fedmedjax.fed.sites import map_sites
 from fedmedjax.fed.types import (

@@ -12,7 +12,8 @@ follows from shapes alone. The protocol that is counted sends a site what it doe
   blocks of sites that sent nothing are zeros, and they travel too.
 - A site that breaks down or is late has received its message and is charged for it. Its update is
   lost.
-- Up, the update of the leaves that are trained and shared in this round.
+- Up, the update of the leaves that are trained and shared in this round. Where a round trains
+  private leaves only, a site receives what it lacks and sends a header.
 - Where sites judge each other, down also, in float32, the adapters of the other sites of the cohort
   from which an update has arrived, to every one of these that holds validation notes; of each, the
   leaves that were trained and are shared. Up, a number for each. What the server judges on notes
@@ -147,12 +148,13 @@ def exchange(
     coalitions: of its sites that it judges, each by a number; 0 = none.
   """
   travels = lambda path: sharing.trained(path, number) and sharing.shared(path)  # noqa: E731
-  if not entries('adapter', adapter, float32(), travels):
-    return Exchange((), ())
 
   def lacks(path):
     return sharing.shared(path) and (
       last == NEVER or any(moves(sharing, path, past) for past in range(last, number)))
+
+  if not entries('adapter', adapter, float32(), lambda path: travels(path) or lacks(path)):
+    return Exchange((), ())
 
   def message(codec, keep, header):
     return (

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from scipy.special import bdtrc
 
+from fedmedjax.fed.types import Delay
+
 # Stands for the number of a round: the site has not taken part in any round yet.
 NEVER = -1
 # Probability that a Poisson cohort is larger than the places allocated for it.
@@ -35,12 +37,23 @@ class DrawCohort(Protocol):
     """Round from 0 -> its cohort, i32[C] sites; the same answer every time."""
 
 
+class Arrivals(NamedTuple):
+  """The updates with which a server that does not wait for all sites takes a step."""
+
+  sites: np.ndarray    # i32[C], ascending
+  delay: Delay         # since they started
+  seconds: np.ndarray  # f64[C], that each site needed
+  since: float         # seconds since the step before
+
+
 class Sampler(NamedTuple):
   """Draws the cohort i32[C] of every round from S sites."""
 
   size: int              # C
   inclusion: np.ndarray  # f64[S], in (0, 1]: probability that a site is drawn in a round
   draw: DrawCohort
+  # Round from 0 -> its updates, see `buffered.py`; None = the server waits for the cohort
+  arrivals: Callable[[int], Arrivals] | None = None
 
 
 class Fleet(NamedTuple):
@@ -63,11 +76,12 @@ class Participation(NamedTuple):
   steps: np.ndarray      # i32[C], local steps that the update contains
   weights: np.ndarray    # f32[C], n_k corrected for lost steps and uneven sampling
   seconds: np.ndarray    # f64[C], until the site has sent, broken down or been given up; padding 0
+  arrivals: Arrivals | None = None  # of a server that does not wait for all
 
   @property
   def round_seconds(self) -> float:
-    """f64[]: simulated seconds of the whole round, those of the slowest site."""
-    return float(self.seconds.max())
+    """f64[]: simulated seconds of the round, of its slowest site where that is waited for."""
+    return float(self.seconds.max()) if self.arrivals is None else self.arrivals.since
 
 
 def _rng(seed: int, use: str, number: int = 0) -> np.random.Generator:
@@ -79,6 +93,11 @@ def _rng(seed: int, use: str, number: int = 0) -> np.random.Generator:
   return np.random.default_rng((seed, zlib.crc32(use.encode()), number + 1))
 
 
+def site_order(num_sites: int, seed: int, number: int) -> np.ndarray:
+  """i64[S]: all sites in an order of chance, of draw `number` from 0."""
+  return _rng(seed, 'cohort', number).permutation(num_sites)
+
+
 def uniform(num_sites: int, cohort_size: int, seed: int) -> Sampler:
   """i32[C]: C of S sites, every cohort equally likely; with C = S, all sites.
 
@@ -87,8 +106,7 @@ def uniform(num_sites: int, cohort_size: int, seed: int) -> Sampler:
   """
 
   def draw(number):
-    order = _rng(seed, 'cohort', number).permutation(num_sites)
-    return _cohort(order[:cohort_size], cohort_size, num_sites)
+    return _cohort(site_order(num_sites, seed, number)[:cohort_size], cohort_size, num_sites)
 
   return Sampler(cohort_size, np.full(num_sites, cohort_size / num_sites), draw)
 
@@ -235,6 +253,8 @@ def round_participation(
   Without Replacement from a Finite Universe", JASA 47, 1952: the mean over rounds is then the mean
   of all sites by size, up to the normalisation of the weights.
 
+  Where the server does not wait for all, all of this is in the sampler's `arrivals`.
+
   Args:
     sampler: draws the cohort; its `inclusion` are the pi_k.
     fleet: speeds, failures and the deadline.
@@ -246,6 +266,11 @@ def round_participation(
   """
   cohort = sampler.draw(number)
   pick = lambda values: np.asarray(values)[cohort.sites]  # noqa: E731
+  if sampler.arrivals is not None:
+    arrivals = sampler.arrivals(number)
+    return Participation(
+      cohort, pick(planned).astype(np.int32), pick(sizes).astype(np.float32), arrivals.seconds,
+      arrivals)
   wanted, step_seconds = pick(planned), pick(fleet.step_seconds)
   message_seconds = (bytes_down + bytes_up) * pick(fleet.byte_seconds)
   # Drawn for all S sites, so that a site's failures do not depend on the rest of the cohort.

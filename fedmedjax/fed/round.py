@@ -10,17 +10,21 @@ import optax
 from fedmedjax import tree
 from fedmedjax.fed.aggregation import aggregation_program
 from fedmedjax.fed.aggregators.conventions import completed, names_argument
-from fedmedjax.fed.aggregators.product_gap import product_gap
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_mean
+from fedmedjax.fed.anchors import Anchors, newest
+from fedmedjax.fed.clusters import adapter_of, has_clusters, members_weight
 from fedmedjax.fed.contribution import ContributionMaker, no_contribution
+from fedmedjax.fed.dual import GLOBAL, is_dual, side_by_side
 from fedmedjax.fed.factors import join, write_columns
 from fedmedjax.fed.gradient import mean_gradient
+from fedmedjax.fed.initial import init_program, private_leaves
 from fedmedjax.fed.local import OnStep, ShapeBucket, local_training, sgd
 from fedmedjax.fed.private_losses import LossQuery
 from fedmedjax.fed.quarantine import sound_sites
 from fedmedjax.fed.ranks import same_ranks
+from fedmedjax.fed.round_metrics import metrics_of
 from fedmedjax.fed.rules import plain
-from fedmedjax.fed.sharing import everything, moves, sends
+from fedmedjax.fed.sharing import everything, moves, sends, shown
 from fedmedjax.fed.sites import ByRows, SiteMap, SiteProgram, map_sites
 from fedmedjax.fed.slots import into_slots, out_of_slots
 from fedmedjax.fed.types import (
@@ -33,6 +37,7 @@ from fedmedjax.fed.types import (
   LocalRule,
   LossFn,
   Ranks,
+  RoundFn,
   RoundMetrics,
   Sharing,
   SiteState,
@@ -49,6 +54,7 @@ _SIZE_MEAN = adaptive_mean()
 _ADD = optax.sgd(1.0)
 _AS_THEY_ARE: ByRows = lambda sent: sent  # noqa: E731
 _ALL_AT_ONCE = map_sites(0)
+_NEWEST = newest()
 
 
 def federated_algorithm(
@@ -58,6 +64,7 @@ def federated_algorithm(
   sharing: Sharing = _EVERYTHING, ranks: Ranks = _ONE_RANK,
   compression: optax.GradientTransformation = _AS_IT_IS,
   aggregator: Aggregator = _SIZE_MEAN,
+  anchors: Anchors = _NEWEST,
   server_optimizer: optax.GradientTransformation = _ADD,
   map_sites: SiteMap = _ALL_AT_ONCE,
   explosion: float = 0.0, quarantine: bool = True, loss_query: LossQuery | None = None,
@@ -83,7 +90,7 @@ def federated_algorithm(
     gradient: makes that of loss_fn as a site sees it: at its own scale, with what was folded; if
       it names `keep`, see `local_training`.
     optimizer: of the local steps; plain steps of rate 0.1 by default.
-    rule, sharing, ranks, aggregator: values of `fed/types.py`.
+    rule, sharing, ranks, aggregator, anchors: values of `fed/types.py` and `fed/anchors.py`.
     compression: of a site's update [*p]; may take `key`, which differs by round and site.
     server_optimizer: is given the negative aggregate [*p].
     on_step, shape_buckets: see `local_training`.
@@ -95,37 +102,63 @@ def federated_algorithm(
   """
   training = partial(
     local_training, optimizer=optimizer, on_step=on_step, shape_buckets=shape_buckets)
-  one_site = site_program(loss_fn, gradient, training, rule, sharing, ranks, compression)
+  one_site = site_program(
+    loss_fn, gradient, training, rule, sharing, ranks, compression, begins=anchors.start)
   server_step = server_program(rule, sharing, server_optimizer)
   aggregated = aggregation_program(
     loss_fn, aggregator, sharing, ranks, map_sites, num_sites, loss_query)
   contributed = contribution(loss_fn, num_sites, map_sites.every)
-  init = init_program(
+  of_one = init_program(
     rule, sharing, compression, completed(aggregator), server_optimizer, num_sites)
+
+  def init(adapter):
+    return place(anchors.init(of_one(adapter), num_sites))
+
+  return FederatedAlgorithm(jax.jit(init), _round_program(
+    one_site, aggregated, contributed, server_step, anchors, num_sites=num_sites, sharing=sharing,
+    ranks=ranks, map_sites=map_sites, explosion=explosion, quarantine=quarantine, place=place,
+    told=told, by_rows=by_rows))
+
+
+def _round_program(
+  one_site, aggregated, contributed, server_step, anchors: Anchors, *, num_sites: int,
+  sharing: Sharing, ranks: Ranks, map_sites: SiteMap, explosion: float, quarantine: bool,
+  place, told, by_rows: ByRows,
+) -> RoundFn:
+  """The compiled round of the programs of its halves; see `federated_algorithm`."""
 
   @partial(jax.jit, donate_argnames='state')
   def round_fn(state, base, data, cohort, val, key):
+    state = anchors.begin(state, data.delay, cohort)
     before = jax.tree.map(lambda x: x[cohort], state.sites)
     sent, after, ctrl_delta, losses, local_norm, _ = _trained(
       map_sites, one_site(state, base, key), data, cohort, before, by_rows)
     sound = sound_sites(
       local_norm, jax.vmap(tree.norm)(sent), losses, data.step_mask, data.weight > 0,
       explosion=explosion if sends(sharing, state.adapter) else 0.0)
-    sent = tree.where(sound, sent, jax.tree.map(jnp.zeros_like, sent))
-    local = jax.tree.map(jnp.add, jax.vmap(partial(ranks.mask, state.adapter))(cohort), sent)
-    aggregate = aggregated(
-      state, base, data, cohort, before, sent, local, sound | (not quarantine), val, key)
-    useful = (aggregate.weights > 0).any()
-    sites = _scatter(state.sites, tree.where(sound & useful, after, before), cohort)
-    # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
-    ctrl_delta = tree.weighted_sum(ctrl_delta, sound / num_sites)
-    new, given, step = server_step(state, aggregate, ctrl_delta, useful)
-    metrics = metrics_of(state.adapter, new.adapter, local, sent, aggregate, given, step, by_rows)
+    sent = anchors.arrived(
+      tree.where(sound, sent, jax.tree.map(jnp.zeros_like, sent)), data.delay)
     worth = contributed(state, base, sent, jnp.where(sound, data.weight, 0), val, key)
+    # Over all S sites, whatever the cohort (SCAFFOLD, equation 5).
+    ctrl_delta, counted = tree.weighted_sum(ctrl_delta, sound / num_sites), sound | (not quarantine)
+
+    def half(state, members):
+      local = jax.tree.map(jnp.add, jax.vmap(partial(ranks.mask, state.adapter))(cohort), sent)
+      aggregate = aggregated(
+        state, base, data, cohort, before, sent, local, counted & members, val, key)
+      new, given, step = server_step(
+        state, aggregate, ctrl_delta, (aggregate.weights > 0).any())
+      return new, metrics_of(
+        state.adapter, new.adapter, local, sent, aggregate, given, step, by_rows)
+
+    new, metrics = anchors.server(
+      half, state, sent, jnp.where(counted, data.weight, 0), cohort)
+    useful = (metrics['weights'] > 0).any()
+    sites = _scatter(state.sites, tree.where(sound & useful, after, before), cohort)
     return place(new._replace(sites=sites)), told(RoundMetrics(
       losses, sound=sound, local_norm=local_norm, contribution=worth, **metrics))
 
-  return FederatedAlgorithm(jax.jit(lambda adapter: place(init(adapter))), round_fn)
+  return round_fn
 
 
 def _trained(
@@ -146,59 +179,33 @@ def last_steps(step_mask):
   return jnp.max(step_mask * numbers[None], axis=1)
 
 
-def init_program(rule, sharing, compression, aggregator, server_optimizer, num_sites: int):
-  """(adapter [*p]) -> the state before the first round, with the sites' leaves [S, *p].
-
-  To be compiled, so that it is never all on one device.
-  """
-
-  def init(adapter):
-    server_ctrl, site_ctrl = rule.init(adapter)
-    site = SiteState(_private(sharing, adapter), site_ctrl, compression.init(adapter))
-    copies = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], num_sites, axis=0), site)
-    # Copies, because a round donates its state and the caller may keep `adapter`.
-    copied = partial(jax.tree.map, jnp.array)
-    return FedState(
-      jnp.int32(0), copied(adapter), aggregator.fold(adapter), copied(server_ctrl),
-      server_optimizer.init(adapter), copied(aggregator.init(adapter, num_sites)), copies)
-
-  return init
-
-
 def _scatter(sites, cohort_sites, cohort):
   """[S, *p] with the rows of `cohort` i32[C] replaced by [C, *p]."""
   return jax.tree.map(lambda all_, new: all_.at[cohort].set(new), sites, cohort_sites)
 
 
-def _private(sharing: Sharing, adapter):
-  """The leaves a site keeps to itself; a scalar stands for a shared one.
-
-  A scalar because checkpoints refuse arrays of size 0.
-  """
-  return tree.choose(
-    sharing.shared, jax.tree.map(lambda x: jnp.zeros((), x.dtype), adapter), adapter)
-
-
 def site_program(
   loss_fn, gradient, local, rule: LocalRule, sharing: Sharing, ranks: Ranks, compression,
-  encode=lambda update, outbound, key: (),
+  encode=lambda update, outbound, key: (), begins=_NEWEST.start,
 ):
   """What one site does in a round, from its anchor to what it sends.
 
   (state, base, key) -> SiteProgram of (site, its state, its batches, its step_mask), whose results
   are (sent [*p], site state, ctrl_delta [*p], losses f32[K], norm f32[], message). The message is
   what `encode` makes of the update [*p], the state of `compression` and its key: the arrays that
-  travel where the server is elsewhere.
+  travel where the server is elsewhere. `begins`: see `Anchors.start`.
   """
   compression = optax.with_extra_args_support(compression)
 
   def one_site(state, base, key):
     def start_of(site, site_state):
-      return ranks.mask(tree.choose(sharing.shared, state.adapter, site_state.adapter), site)
+      return ranks.mask(
+        tree.choose(sharing.shared, begins(state, site), site_state.adapter), site)
 
     def training(site):
       def loss(adapter, base, batch):
-        return loss_fn(join(ranks.to_server(adapter, site), state.folded), base, batch)
+        seen = shown(sharing, ranks.to_server(adapter, site), state.round)
+        return loss_fn(join(seen, state.folded), base, batch)
 
       def keep(values):
         return ranks.mask(
@@ -233,7 +240,7 @@ def site_program(
       sent = ranks.mask(sent, site)
       ctrl, ctrl_delta = rule.finish(
         anchor, adapter, progress.taken, state.ctrl, site_state.ctrl)
-      own = _private(sharing, jax.tree.map(jnp.add, start, learnt))
+      own = private_leaves(sharing, jax.tree.map(jnp.add, start, learnt))
       state_ = SiteState(own, ctrl, outbound_state)
       message = encode(update, site_state.outbound, sending_key)
       return sent, state_, ctrl_delta, progress.losses, tree.norm(learnt), message
@@ -266,47 +273,26 @@ def server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
   return server_step
 
 
-def metrics_of(
-  anchor, adapter, local, sent, aggregate: Aggregate, given, step,
-  by_rows: ByRows = _AS_THEY_ARE,
-) -> dict:
-  """What `RoundMetrics` has of the aggregate.
-
-  Args:
-    anchor, adapter: [*p], the server's before and after its step.
-    local, sent: [C, *p], the sites' adapters and updates.
-    aggregate: of the aggregator.
-    given, step: [*p], what the server optimiser was handed and what it made of it.
-    by_rows: see `product_gap`.
-  """
-  weights = aggregate.weights
-  return {
-    'validation_loss': aggregate.utility,
-    'weights': weights,
-    'update_norm': jax.vmap(tree.norm)(sent),
-    'cosine': jax.vmap(tree.cosine, (0, None))(sent, tree.weighted_sum(sent, weights)),
-    # Of the adapter itself: that it moved, not that a step was made.
-    'step_norm': tree.norm(jax.tree.map(jnp.subtract, adapter, anchor)),
-    'step_cosine': tree.cosine(step, given),
-    'expected_gap': tree.norm(jax.tree.map(jnp.subtract, step, given)),
-    'product_gap': product_gap(local, join(adapter, aggregate.fold), weights, by_rows),
-  }
-
-
 def site_adapter(state: FedState, sharing: Sharing, site: int):
-  """The adapter with which site `site` answers: the server's shared and its own private leaves,
-  joined with what is folded into the base."""
+  """The adapter with which site `site` answers: the server's shared leaves, those of its cluster
+  where there are several, and its own private ones, joined with what is folded into the base."""
   own = jax.tree.map(lambda x: x[site], state.sites.adapter)
-  return own_adapter(sharing, state.adapter, own, state.folded)
+  shared = adapter_of(state, site) if has_clusters(state) else state.adapter
+  return own_adapter(sharing, shared, own, state.folded)
 
 
 def own_adapter(sharing: Sharing, shared: Tree, own: Tree, folded: Tree):
   """A site's adapter of the server's `shared` leaves and its `own`, both [*p], and what is folded
   into the base."""
-  return join(tree.choose(sharing.shared, shared, own), folded)
+  return join(side_by_side(tree.choose(sharing.shared, shared, own)), folded)
 
 
 def global_adapter(state: FedState, sharing: Sharing, weights):
-  """One adapter for all: private leaves are averaged once, by `weights` f32[S] of sum 1."""
-  mean = tree.weighted_sum(state.sites.adapter, weights)
-  return join(tree.choose(sharing.shared, state.adapter, mean), state.folded)
+  """One adapter for all: private leaves are averaged once, by `weights` f32[S] of sum 1, and so are
+  clusters' adapters, by the weights of their members; of two adapters it is the global one."""
+  mean, shared = tree.weighted_sum(state.sites.adapter, weights), state.adapter
+  if has_clusters(state):
+    shared = tree.weighted_sum(shared, members_weight(state, weights))
+  if is_dual(shared):
+    return shared[GLOBAL]
+  return join(tree.choose(sharing.shared, shared, mean), state.folded)

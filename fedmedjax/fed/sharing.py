@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from fedmedjax import tree
-from fedmedjax.fed.types import Sharing, Tree
+from fedmedjax.fed.types import Array, Sharing, Tree
 from fedmedjax.types import InputError
 
 
@@ -143,6 +143,14 @@ def shared_part(sharing: Sharing, adapter: Tree, number: int) -> list:
 def sends(sharing: Sharing, adapter: Tree) -> bool:
   """Whether any leaf [*p] is shared at all, in whatever round."""
   return any(sharing.shared(path) for path in tree.paths(adapter))
+
+
+def shown(sharing: Sharing, adapter: Tree, number: Array) -> Tree:
+  """The adapter [*p] that the model sees in round `number`: zeros where it is not to see a leaf."""
+  if sharing.shown is None:
+    return adapter
+  seen = sharing.shown
+  return tree.select(adapter, lambda path: seen(path, number))
 
 
 def shares_all(sharing: Sharing, adapter: Tree) -> bool:

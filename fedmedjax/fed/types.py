@@ -49,6 +49,16 @@ class LocalData(NamedTuple):
   weight: Array      # f32[C]: n_k, the size a site reports; 0 = padding or sends nothing
   # `slots.Slots`, where the leaves of `batches` are [Z, K, ...]; None = they are [C, K, ...]
   slots: Tree = None
+  delay: 'Delay | None' = None  # of the buffered updates; None = all start from the newest adapter
+
+
+class Delay(NamedTuple):
+  """From which adapters in flight the updates of a server's step are, see `flight.py`."""
+
+  # Arrays of numpy before the round is compiled.
+  write: Any  # i32[]: the place where the server's adapter is kept before the step
+  read: Any   # i32[C]: the place of the adapter from which each site started
+  stale: Any  # i32[C]: tau, steps of the server since then
 
 
 class Validation(NamedTuple):
@@ -97,6 +107,7 @@ class Sharing(NamedTuple):
   shared: SharedFn
   # Of the shared leaves, those that the server moves after a round; None = those that are trained.
   moved: TrainedFn | None = None
+  shown: TrainedFn | None = None  # what of an adapter the model sees in a round; None = all
 
 
 class Ranks(NamedTuple):
@@ -213,6 +224,7 @@ class FedState(NamedTuple):
   server_opt: Tree
   aggregator: Tree
   sites: SiteState
+  anchors: Tree = ()  # what `anchors.Anchors` keep beside the adapter
 
 
 class RoundMetrics(NamedTuple):
@@ -230,6 +242,7 @@ class RoundMetrics(NamedTuple):
   expected_gap: Array      # f32[], |server step - what the optimiser was given|: 0 with FedAvg
   product_gap: Array       # f32[], |sum w A B - A' B'| / |sum w A B|, see products.py
   contribution: Tree = ()  # `contribution.Contributions`, or nothing
+  cluster: Array | None = None  # i32[C], the cluster of each site; None = there are none
 
 
 # (adapter [*p]) -> FedState

@@ -117,7 +117,18 @@ def _incidents(runs: Sequence[Run]) -> list[str]:
       if events:
         more = f' and {len(events) - _NAMED} more' if len(events) > _NAMED else ''
         sentences.append(f'{name}{what} {", ".join(events[:_NAMED])}{more}.')
+    if groups := groups_of(run.lines):
+      sentences.append(f'{name}sites were grouped by their updates: ' + '; '.join(
+        f'{number}: {", ".join(sites)}' for number, sites in enumerate(groups, start=1)) + '.')
   return sentences
+
+
+def groups_of(lines: Sequence[dict]) -> list[list[str]]:
+  """The sites of each cluster, by the last round that names them; [] where there are none."""
+  of = next((dict(zip(line['sites'], line['clusters'], strict=True))
+             for line in reversed(lines) if 'clusters' in line), {})
+  return [[site for site, own in of.items() if own == number]
+          for number in sorted(set(of.values()))]
 
 
 def _drawing(

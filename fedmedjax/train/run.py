@@ -20,6 +20,7 @@ from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.stored import quoted_sentences
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.fed.aggregators.weighted_mean import adaptive_weights
+from fedmedjax.fed.clusters import has_clusters
 from fedmedjax.fed.round import global_adapter
 from fedmedjax.fed.types import FedState
 from fedmedjax.report.description import used
@@ -259,7 +260,8 @@ def _written(
 
 
 def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[str, dict]:
-  """{_GLOBAL: the adapter averaged for all sites} where some leaves are private, else {}.
+  """{_GLOBAL: the adapter averaged for all sites} where some leaves are private or sites are in
+  clusters, else {}.
 
   Private leaves are averaged once, at the end, with weights n_k to the power of
   config.fed.size_power (docs/methods.md, section 4), over the sites that ever sent anything: the
@@ -268,7 +270,7 @@ def _averaged(study: Study, state: FedState | None, lines: list[dict]) -> dict[s
   """
   paths = tree.paths(study.trainable.adapter)
   own = [path for path in paths if not study.sharing.shared(path)]
-  if state is None or not own or len(own) == len(paths):
+  if state is None or len(own) == len(paths) or not (own or has_clusters(state)):
     return {}
   trained = {
     name for line in lines for name, steps in zip(line['sites'], line['steps'], strict=True)

@@ -14,6 +14,7 @@ from fedmedjax.eval import evaluate, metrics
 from fedmedjax.experiment.placing import on_host
 from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.types import Study
+from fedmedjax.fed.clusters import has_clusters
 from fedmedjax.fed.local import mean_loss
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.sharing import shares_all
@@ -24,13 +25,14 @@ from fedmedjax.train.gathered import all_scores
 
 
 def adapters(study: Study, state: FedState | None) -> dict[str, dict]:
-  """{'': the adapter of all sites}, or {site: its adapter} when sites keep leaves to themselves.
+  """{'': the adapter of all sites}, or {site: its adapter} when sites keep leaves to themselves or
+  are in clusters.
 
   Without a state, the adapter before training.
   """
   if state is None:
     return {'': study.trainable.untrained}
-  if shares_all(study.sharing, study.trainable.adapter):
+  if shares_all(study.sharing, study.trainable.adapter) and not has_clusters(state):
     return {'': on_host(study, site_adapter(state, study.sharing, 0))}
   return {
     name: on_host(study, site_adapter(state, study.sharing, index))

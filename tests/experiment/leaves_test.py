@@ -64,6 +64,7 @@ NEEDED = {
   'fed.aggregator': _aggregator('mean'),
   'fed.shapes': {'fed.rounds': 2000},  # fewer are not worth a compilation
   'fed.residual_rank': _aggregator('residual'), 'fed.fair_penalty': _aggregator('corrected'),
+  **dict.fromkeys(('fed.buffer', 'fed.clusters', 'fed.local_rank'), _aggregator('mean')),
   'fed.trim': _aggregator('trimmed_mean'), 'fed.norm_limit': _aggregator('clipped_mean'),
   'fed.contribution_samples': {
     'fed.contribution': 'shapley', 'fed.loss_power': 0.0},
