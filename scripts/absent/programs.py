@@ -92,7 +92,7 @@ def study_of(config: ConfigDict, devices: list) -> Absent:
 
 def _round_inputs(study: Study, mesh: Any, whole: Any) -> tuple:
   """What a run gives its first round, as shapes."""
-  participation, data = loop._packed(study, 0)
+  participation, data = loop.packed_round(study, 0)
   state = jax.eval_shape(study.algorithm.init, study.trainable.adapter)
 
   def place(leaf, of_sites=False):  # as `fed/sites.py: spread_state` lays a state out
