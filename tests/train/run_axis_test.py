@@ -1,0 +1,103 @@
+"""Runs along one axis are the runs alone, round by round; what is padded changes nothing."""
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedmedjax import tree
+from fedmedjax.experiment.build import load_data, prepare
+from fedmedjax.experiment.command_line import choose_preset
+from fedmedjax.experiment.config import leaves, validate
+from fedmedjax.experiment.shipped.ablation import get_config
+from fedmedjax.experiment.traced import numbers_of, program_key
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.train import loop, run_axis
+
+QUIET = Reporter(Console(quiet=True))
+
+
+def configured(preset, seed, **changes):
+  """A word tagger of two sites of one cohort each, as small as it can be."""
+  config = get_config('fed_medlora')
+  choose_preset(config, preset)
+  config.tagger.update(width=8, buckets=64)
+  config.lora.rank, config.seed = 4, seed
+  config.data.update(synthetic_notes=6, max_train_sentences=12, validation_examples=2)
+  config.data.partition.update(kind='', sites=2)
+  config.fed.update(rounds=2, local_steps=0, local_epochs=1, batch_size=4, faulty=0)
+  config.update_from_flattened_dict(changes)
+  validate(config)
+  return config
+
+
+def studies_of(configs):
+  return [prepare(config, load_data(config, QUIET)) for config in configs]
+
+
+def alone(study):
+  """The server's adapter after each round of a run."""
+  state, found = study.algorithm.init(study.trainable.adapter), []
+  for number in range(study.options.rounds):
+    state, _ = study.algorithm.round(*loop._inputs(
+      study, state, number, *loop.packed_round(study, number)))
+    found.append(jax.tree.map(np.array, state.adapter))
+  return found
+
+
+def together(configs, studies, at_once):
+  """The same for runs along an axis: [rounds][run]."""
+  values = [leaves(config.to_dict()) for config in configs]
+  keys = numbers_of(values)
+  shapes = run_axis.common([run_axis.shapes_of(study) for study in studies])
+  program = run_axis.program(studies[0], studies[0].executions[0], keys, at_once)
+  states, found = run_axis.first_states(program, studies), []
+  validation = run_axis.stacked([
+    run_axis.padded_validation(study.validation, shapes) for study in studies])
+  for number in range(studies[0].options.rounds):
+    turns, data = zip(*(loop.packed_round(study, number) for study in studies), strict=True)
+    states, _ = program.rounds(
+      states, studies[0].trainable.base, run_axis.numbers_of_all(values, keys),
+      run_axis.stacked([run_axis.padded_data(one, shapes) for one in data]),
+      np.stack([turn.cohort.sites for turn in turns]), validation,
+      run_axis.round_keys([study.options.seed for study in studies], number))
+    found.append([
+      jax.tree.map(np.array, run_axis.taken(states.adapter, run)) for run in range(len(studies))])
+  return found, program, states, validation
+
+
+def apart(one, other):
+  return float(tree.norm(jax.tree.map(np.subtract, one, other)) / tree.norm(one))
+
+
+CHANGES = {
+  'fed_medlora_plus': (
+    {}, {'optim.learning_rate': 3e-3, 'fed.temperature': 3.0, 'data.max_train_sentences': 8},
+    {'optim.clip_norm': 0.1, 'fed.floor': 0.3, 'data.validation_examples': 5}),
+  'fedprox': ({'fed.ranks': (2, 4)}, {'fed.ranks': (4, 1), 'fed.rule_strength': 10.0})}
+
+
+@pytest.mark.parametrize('preset, at_once', [
+  ('fed_medlora_plus', 1), ('fed_medlora_plus', 0), ('fedprox', 1)])
+def test_each_run_is_that_run_alone(preset, at_once):
+  """Unlike rates, temperatures, clipping, ranks, numbers of steps and of judged examples."""
+  configs = [configured(preset, seed, **changes)
+             for seed, changes in enumerate(CHANGES[preset])]
+  studies = studies_of(configs)
+  assert len({program_key(leaves(config.to_dict()), {}) for config in configs}) == 1
+  assert len({run_axis.kin(study) for study in studies}) == 1
+  if preset != 'fedprox':
+    assert len({run_axis.shapes_of(study).key() for study in studies}) > 1
+  found, program, states, validation = together(configs, studies, at_once)
+  for run, study in enumerate(studies):
+    expected = alone(study)
+    for number, adapter in enumerate(expected):
+      assert apart(adapter, found[number][run]) < 1e-6
+    # The numbers are heard: the other run's result is another.
+    assert apart(expected[-1], found[-1][run - 1]) > 1e-3
+  if preset == 'fed_medlora_plus':
+    from fedmedjax.fed.local import mean_loss
+    judged = program.judged(states, studies[0].trainable.base, validation)
+    loss = mean_loss(studies[1].step_loss('none'), found[-1][1], studies[1].trainable.base,
+                     studies[1].validation)
+    np.testing.assert_allclose(judged[1], loss, rtol=1e-5)
