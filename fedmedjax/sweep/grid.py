@@ -8,6 +8,7 @@ import difflib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -155,8 +156,8 @@ def _no_value() -> Any:
 
 
 def _different(key: str, values: Sequence[Any]) -> tuple[Any, ...]:
-  for place, value in enumerate(values):
-    if value in values[:place]:
+  for value, count in Counter(values).items():
+    if count > 1:
       raise InputError(f'--grid: {key}={value} comes twice; each value once is allowed')
   return tuple(values)
 

@@ -65,7 +65,8 @@ def workdir(tmp_path_factory):
 
 
 @pytest.mark.parametrize('preset, rate, seed', [
-  ('uniform', 0.01, 3), ('uniform', 0.03, 4), ('fed_medlora_plus', 0.03, 3)])
+  ('fed_medlora_plus', 0.03, 3), pytest.param('uniform', 0.01, 3, marks=pytest.mark.slow),
+  pytest.param('uniform', 0.03, 4, marks=pytest.mark.slow)])
 def test_a_run_of_the_sweep_is_that_of_main(workdir, tmp_path, preset, rate, seed):
   assert main.main([
     'fedmedjax', '--config=fedmedjax:ablation', f'--workdir={tmp_path / "run"}', *SHRINK,
@@ -129,6 +130,7 @@ def test_what_cannot_be_run_is_named_before_anything_is_trained(workdir, capsys,
   assert (workdir / 'sweep.json').read_bytes() == before
 
 
+@pytest.mark.slow
 def test_halving_stops_the_choices_of_larger_loss(tmp_path, capsys):
   """Of four rates two go on, with both seeds; a rate that learns nothing does not."""
   grid = '--grid=optim.learning_rate=1e-9,0.03,1e-8,0.02;seed=3..4'

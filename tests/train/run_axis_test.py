@@ -72,13 +72,14 @@ def apart(one, other):
 
 CHANGES = {
   'fed_medlora_plus': (
-    {}, {'optim.learning_rate': 3e-3, 'fed.temperature': 3.0, 'data.max_train_sentences': 8},
-    {'optim.clip_norm': 0.1, 'fed.floor': 0.3, 'data.validation_examples': 5}),
+    {}, {'optim.learning_rate': 3e-3, 'optim.clip_norm': 0.1, 'fed.temperature': 3.0,
+         'fed.floor': 0.3, 'data.max_train_sentences': 8, 'data.validation_examples': 5}),
   'fedprox': ({'fed.ranks': (2, 4)}, {'fed.ranks': (4, 1), 'fed.rule_strength': 10.0})}
 
 
 @pytest.mark.parametrize('preset, at_once', [
-  ('fed_medlora_plus', 1), ('fed_medlora_plus', 0), ('fedprox', 1)])
+  ('fed_medlora_plus', 1), pytest.param('fed_medlora_plus', 0, marks=pytest.mark.slow),
+  pytest.param('fedprox', 1, marks=pytest.mark.slow)])
 def test_each_run_is_that_run_alone(preset, at_once):
   """Unlike rates, temperatures, clipping, ranks, numbers of steps and of judged examples."""
   configs = [configured(preset, seed, **changes)

@@ -1,0 +1,179 @@
+"""Seconds of a sweep beside the same runs as processes, and one after the other in one process.
+
+    python scripts/bench_sweep.py [--methods=fed_medlora,uniform,...] [--seeds=12] [--repeats=1]
+      [--sampled=2] [--axis=1,2,4,12] [--out=FILE.json] [--config=fedmedjax:ablation]
+
+A run is the word tagger of configs/ablation.py. In turns, each from an empty cache of compilations:
+
+    ours             python -m fedmedjax.sweep
+    ours_one_by_one  the same with --runs=1 --workers=1: one process, each program compiled once
+    peer_processes   python -m fedmedjax.main, a process a run, as many at a time as there are
+                     cores; of --sampled methods a first run, which compiles, and a second one, which
+                     finds the program in the cache; the others' seconds are taken to be theirs
+
+All write the same files, but for the report of `main`. --axis: seconds a run of the rounds alone,
+by the number E of runs on the axis of one program.
+"""
+
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+from benchmarks import interleaved
+from fedmedjax.experiment.build import load_data, prepare
+from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.config_file import load_config_file
+from fedmedjax.experiment.traced import RATES
+from fedmedjax.runtime.progress import Reporter
+from fedmedjax.train import loop, run_axis
+from fedmedjax.types import InputError
+
+METHODS = ('fed_medlora', 'uniform', 'fed_medlora_plus', 'fed_medlora_peer', 'fedprox', 'median',
+           'ffa_lora', 'fedadam')
+QUIET = Reporter(Console(quiet=True))
+
+
+def define(values: flags.FlagValues) -> None:
+  interleaved.define_flags(values, 1)
+  flags.DEFINE_string('config', 'fedmedjax:ablation', 'Of all runs.', flag_values=values)
+  flags.DEFINE_list('methods', list(METHODS), 'Rows of PRESETS.', flag_values=values)
+  flags.DEFINE_integer('seeds', 12, 'Seeds of each.', lower_bound=2, flag_values=values)
+  flags.DEFINE_integer(
+    'sampled', 2, 'Methods that are run as processes; 0 = none.', lower_bound=0,
+    flag_values=values)
+  flags.DEFINE_list(
+    'axis', ['1', '2', '4', '12'], 'Numbers E; none = left out.', flag_values=values)
+  flags.DEFINE_list(
+    'more', [], 'Further arguments of all runs, such as --config.fed.rounds=2.', flag_values=values)
+
+
+def started(arguments: Sequence[str], cache: Path) -> float:
+  """Seconds of `python -m ARGUMENTS`, on the cores of this thread; RuntimeError where it fails."""
+  environment = os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': str(cache), 'OPENBLAS_NUM_THREADS': '1'}
+  begun = time.perf_counter()
+  done = subprocess.run(
+    [sys.executable, '-m', *arguments], env=environment, capture_output=True, text=True)
+  if done.returncode:
+    raise RuntimeError(f'{" ".join(arguments)}: {done.stderr.strip()[-500:]}')
+  return time.perf_counter() - begun
+
+
+def sweep_seconds(values: flags.FlagValues, *more: str) -> float:
+  """Of a whole sweep, in a folder of its own."""
+  with tempfile.TemporaryDirectory() as scratch:
+    grid = f'fed.preset={",".join(values.methods)};seed=0..{values.seeds - 1}'
+    return started([
+      'fedmedjax.sweep', f'--config={values.config}', f'--workdir={scratch}/sweep',
+      f'--grid={grid}', *values.more, *more], Path(scratch) / 'cache')
+
+
+def process_seconds(values: flags.FlagValues) -> float:
+  """Of a process a run, a core each, from a sample; see above."""
+  cores = sorted(os.sched_getaffinity(0))
+  methods = values.methods[:values.sampled]
+  with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(len(cores)) as pool:
+
+    def one(job):
+      number, (method, seed) = job
+      # Of the pool's thread, which the process begins with.
+      os.sched_setaffinity(0, {cores[number % len(cores)]})
+      return started([
+        'fedmedjax.main', f'--config={values.config}', f'--workdir={scratch}/{method}_{seed}',
+        f'--config.fed.preset={method}', f'--config.seed={seed}', *values.more],
+        Path(scratch) / 'cache')
+
+    first, second = (
+      statistics.mean(pool.map(one, enumerate((method, seed) for method in methods)))
+      for seed in (0, 1))
+  print(f'a process: {first:.1f} s, {second:.1f} s where its program is in the cache')
+  return len(values.methods) * (first + (values.seeds - 1) * second) / len(cores)
+
+
+def by_axis(values: flags.FlagValues, sizes: Sequence[int]) -> dict[str, Any]:
+  """Seconds a run of the rounds, host's packing and all, by E; compilation is not counted."""
+  config = load_config_file(f'{values.config}:{values.methods[0]}')
+  config.update_from_flattened_dict({
+    key.removeprefix('--config.'): type(leaves(config.to_dict())[key.removeprefix('--config.')])(
+      value) for key, _, value in (word.partition('=') for word in values.more)})
+  data, count = load_data(config, QUIET), max(sizes)
+  study = prepare(config, data)
+  shapes, flat = run_axis.shapes_of(study), leaves(config.to_dict())
+
+  def runs(program: run_axis.Program, size: int) -> np.ndarray:
+    for _ in range(count // size):
+      states = run_axis.first_states(program, [study] * size)
+      validation = run_axis.stacked([
+        run_axis.padded_validation(study.validation, shapes)] * size)
+      numbers = run_axis.numbers_of_all([flat] * size, RATES)
+      for number in range(study.options.rounds):
+        turns, packed = zip(*(
+          loop.packed_round(study, number) for _ in range(size)), strict=True)
+        states, metrics = program.rounds(
+          states, study.trainable.base, numbers,
+          run_axis.stacked([run_axis.padded_data(one, shapes) for one in packed]),
+          np.stack([turn.cohort.sites for turn in turns]), validation,
+          run_axis.round_keys([0] * size, number))
+        losses = np.asarray(metrics.train_loss)
+    return losses
+
+  at_once = 1 if jax.default_backend() == 'cpu' else 0
+  programs = {size: run_axis.program(study, study.executions[0], RATES, at_once)
+              for size in sizes}
+  timings = interleaved.measure({
+    'ours' if size == sizes[0] else f'ours_{size}': partial(runs, programs[size], size)
+    for size in sizes}, max(values.repeats, 2))
+  return {'axis': [
+    {'runs': size, 'seconds_a_run': [second / count for second in timing.seconds]}
+    for size, timing in zip(sizes, timings.values(), strict=True)]}
+
+
+def check(values: flags.FlagValues) -> None:
+  interleaved.check_out(values.out)
+  sizes = values.axis
+  if not all(size.isdigit() for size in sizes) or any(
+      max(map(int, sizes)) % max(int(size), 1) for size in sizes):
+    raise InputError(f'--axis={",".join(sizes)}: divisors of the largest are allowed')
+
+
+def bench(values: flags.FlagValues) -> dict[str, Any]:
+  ways = {'ours': partial(sweep_seconds, values),
+          'ours_one_by_one': partial(sweep_seconds, values, '--runs=1', '--workers=1')}
+  if values.sampled:
+    ways['peer_processes'] = partial(process_seconds, values)
+  seconds: dict[str, list[float]] = {name: [] for name in ways}
+  for _, name in itertools.product(range(values.repeats), ways):
+    seconds[name].append(ways[name]())
+    print(f'{name}: {seconds[name][-1]:.1f} s', flush=True)
+  timings = {name: interleaved.Timing(0.0, tuple(found), None)
+             for name, found in seconds.items()}
+  count = len(values.methods) * values.seeds
+  interleaved.show(f'{count} runs', timings, {
+    'seconds': lambda found: found, 'seconds_a_run': lambda found: found / count})
+  found = interleaved.found(timings, {'seconds_a_run': lambda found: found / count})
+  found['ratio_one_by_one'] = [
+    other / own for own, other in zip(seconds['ours'], seconds['ours_one_by_one'], strict=True)]
+  print(f'ours is faster than one by one by {found["ratio_one_by_one"]}')
+  if values.axis:
+    found |= by_axis(values, [int(size) for size in values.axis])
+    for row in found['axis']:
+      print(f"E = {row['runs']}: {statistics.median(row['seconds_a_run']):.3f} s a run")
+  return found | {'runs': count}
+
+
+if __name__ == '__main__':
+  sys.exit(interleaved.run(sys.argv, define, check, bench))
