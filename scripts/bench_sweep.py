@@ -8,8 +8,8 @@ A run is the word tagger of configs/ablation.py. In turns, each from an empty ca
     ours             python -m fedmedjax.sweep
     ours_one_by_one  the same with --runs=1 --workers=1: one process, each program compiled once
     peer_processes   python -m fedmedjax.main, a process a run, as many at a time as there are
-                     cores; of --sampled methods a first run, which compiles, and a second one, which
-                     finds the program in the cache; the others' seconds are taken to be theirs
+                     cores; of --sampled methods a first run, which compiles, and a second one,
+                     which finds the program in the cache; the others are taken to be as these
 
 All write the same files, but for the report of `main`. --axis: seconds a run of the rounds alone,
 by the number E of runs on the axis of one program.
