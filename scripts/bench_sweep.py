@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -61,19 +61,30 @@ def define(values: flags.FlagValues) -> None:
     'more', [], 'Further arguments of all runs, such as --config.fed.rounds=2.', flag_values=values)
 
 
-def started(arguments: Sequence[str], cache: Path) -> float:
+class Seconds(NamedTuple):
+  """Of the clock, and of processors, which what else runs on the machine changes little."""
+
+  wall: float
+  cpu: float
+
+
+def started(arguments: Sequence[str], cache: Path) -> Seconds:
   """Seconds of `python -m ARGUMENTS`, on the cores of this thread; RuntimeError where it fails."""
   environment = os.environ | {
     'JAX_COMPILATION_CACHE_DIR': str(cache), 'OPENBLAS_NUM_THREADS': '1'}
   begun = time.perf_counter()
-  done = subprocess.run(
-    [sys.executable, '-m', *arguments], env=environment, capture_output=True, text=True)
-  if done.returncode:
-    raise RuntimeError(f'{" ".join(arguments)}: {done.stderr.strip()[-500:]}')
-  return time.perf_counter() - begun
+  with tempfile.TemporaryFile('w+') as said:
+    process = subprocess.Popen(
+      [sys.executable, '-m', *arguments], env=environment, stdout=said, stderr=said)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall, process.returncode = time.perf_counter() - begun, os.waitstatus_to_exitcode(status)
+    if process.returncode:
+      said.seek(0)
+      raise RuntimeError(f'{" ".join(arguments)}: {said.read().strip()[-500:]}')
+  return Seconds(wall, usage.ru_utime + usage.ru_stime)
 
 
-def sweep_seconds(values: flags.FlagValues, *more: str) -> float:
+def sweep_seconds(values: flags.FlagValues, *more: str) -> Seconds:
   """Of a whole sweep, in a folder of its own."""
   with tempfile.TemporaryDirectory() as scratch:
     grid = f'fed.preset={",".join(values.methods)};seed=0..{values.seeds - 1}'
@@ -82,7 +93,7 @@ def sweep_seconds(values: flags.FlagValues, *more: str) -> float:
       f'--grid={grid}', *values.more, *more], Path(scratch) / 'cache')
 
 
-def process_seconds(values: flags.FlagValues) -> float:
+def process_seconds(values: flags.FlagValues) -> Seconds:
   """Of a process a run, a core each, from a sample; see above."""
   cores = sorted(os.sched_getaffinity(0))
   methods = values.methods[:values.sampled]
@@ -98,10 +109,12 @@ def process_seconds(values: flags.FlagValues) -> float:
         Path(scratch) / 'cache')
 
     first, second = (
-      statistics.mean(pool.map(one, enumerate((method, seed) for method in methods)))
-      for seed in (0, 1))
-  print(f'a process: {first:.1f} s, {second:.1f} s where its program is in the cache')
-  return len(values.methods) * (first + (values.seeds - 1) * second) / len(cores)
+      Seconds(*np.mean(list(pool.map(
+        one, enumerate((method, seed) for method in methods))), axis=0)) for seed in (0, 1))
+  print(f'a process: {first}; where its program is in the cache: {second}')
+  wall, cpu = (len(values.methods) * (cold + (values.seeds - 1) * warm)
+               for cold, warm in zip(first, second, strict=True))
+  return Seconds(wall / len(cores), cpu)
 
 
 def by_axis(values: flags.FlagValues, sizes: Sequence[int]) -> dict[str, Any]:
@@ -155,19 +168,19 @@ def bench(values: flags.FlagValues) -> dict[str, Any]:
           'ours_one_by_one': partial(sweep_seconds, values, '--runs=1', '--workers=1')}
   if values.sampled:
     ways['peer_processes'] = partial(process_seconds, values)
-  seconds: dict[str, list[float]] = {name: [] for name in ways}
+  seconds: dict[str, list[Seconds]] = {name: [] for name in ways}
   for _, name in itertools.product(range(values.repeats), ways):
     seconds[name].append(ways[name]())
-    print(f'{name}: {seconds[name][-1]:.1f} s', flush=True)
-  timings = {name: interleaved.Timing(0.0, tuple(found), None)
-             for name, found in seconds.items()}
+    print(f'{name}: {seconds[name][-1]}', flush=True)
   count = len(values.methods) * values.seeds
-  interleaved.show(f'{count} runs', timings, {
-    'seconds': lambda found: found, 'seconds_a_run': lambda found: found / count})
-  found = interleaved.found(timings, {'seconds_a_run': lambda found: found / count})
-  found['ratio_one_by_one'] = [
-    other / own for own, other in zip(seconds['ours'], seconds['ours_one_by_one'], strict=True)]
-  print(f'ours is faster than one by one by {found["ratio_one_by_one"]}')
+  found: dict[str, Any] = {}
+  for kind in Seconds._fields:
+    timings = {name: interleaved.Timing(0.0, tuple(getattr(one, kind) for one in own), None)
+               for name, own in seconds.items()}
+    interleaved.show(f'{count} runs, {kind} seconds', timings, {
+      'seconds': lambda own: own, 'seconds_a_run': lambda own: own / count})
+    found |= interleaved.found(
+      timings, {'seconds_a_run': lambda own: own / count}, f'_{kind}')
   if values.axis:
     found |= by_axis(values, [int(size) for size in values.axis])
     for row in found['axis']:

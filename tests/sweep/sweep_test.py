@@ -43,6 +43,16 @@ def close(one, other):
   return one == other
 
 
+def apart(one, other):
+  """The length of the difference of two runs' adapters, in lengths of the second."""
+  mine, theirs = (safetensors.numpy.load_file(
+    folder / 'adapter' / 'adapter_model.safetensors') for folder in (one, other))
+  assert mine.keys() == theirs.keys()
+  flat = [np.concatenate([tensors[key].ravel() for key in sorted(tensors)])
+          for tensors in (mine, theirs)]
+  return np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
+
+
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   """Eight runs of two methods, stopped in the second round and gone on with."""
@@ -78,12 +88,7 @@ def test_a_run_of_the_sweep_is_that_of_main(workdir, tmp_path, preset, rate, see
   lines = [[{key: value for key, value in line.items() if key != 'seconds'}
             for line in read_lines(folder / 'metrics.jsonl')] for folder in (one, other)]
   assert len(lines[0]) == 3 and close(*lines)
-  tensors = [safetensors.numpy.load_file(folder / 'adapter' / 'adapter_model.safetensors')
-             for folder in (one, other)]
-  norm = np.sqrt(sum((leaf ** 2).sum() for leaf in tensors[1].values()))
-  assert tensors[0].keys() == tensors[1].keys()
-  assert np.sqrt(sum(((tensors[0][key] - leaf) ** 2).sum()
-                     for key, leaf in tensors[1].items())) < 1e-6 * norm
+  assert apart(one, other) < 1e-6
   mine, theirs = (read_json(folder / 'summary.json') for folder in (one, other))
   assert mine.keys() == theirs.keys() and mine['scores'] == theirs['scores']
   # What `main` would go on with is finished.
@@ -146,13 +151,34 @@ def test_halving_stops_the_choices_of_larger_loss(tmp_path, capsys):
   assert statuses(tmp_path / 's') == found and texts(tmp_path / 's') == before
 
 
+@pytest.mark.slow
+def test_runs_of_a_llama_are_those_of_main(tiny_folder, tmp_path):
+  """Two rates and two seeds of one data set, whose steps are packed into unlike rows."""
+  given = [
+    f'--config.model.path={tiny_folder}', '--config.fed.rounds=2', '--config.fed.local_steps=2',
+    '--config.fed.batch_size=4', '--config.eval.max_examples=1', '--config.lora.rank=4',
+    '--config.eval.bootstrap_samples=20', '--config.data.validation_examples=3',
+    '--config.eval.max_new_ratio=0.1', '--config.log.steps=False', '--config.data.external=()',
+    '--config.lora.targets=("q_proj","v_proj")', '--config.eval.zero_shot=False']
+  config = '--config=fedmedjax:quickstart:fed_medlora_plus'
+  folder = tmp_path / 'sweep'
+  assert program.main([
+    'sweep', config, f'--workdir={folder}', *given,
+    '--grid=optim.learning_rate=1e-3,3e-3;seed=1,2']) == 0
+  assert set(statuses(folder).values()) == {'done'}
+  assert main.main([
+    'fedmedjax', config, f'--workdir={tmp_path / "run"}', *given,
+    '--config.optim.learning_rate=3e-3', '--config.seed=2']) == 0
+  assert apart(folder / 'runs' / 'learning_rate=0.003,seed=2', tmp_path / 'run') < 1e-6
+
+
 def test_the_plan_alone_writes_nothing(tmp_path, capsys):
   axes = tmp_path / 'axes.toml'
   axes.write_text('[size.small]\n"data.max_train_sentences" = 8\n[size.skewed]\n'
                   '"data.partition.sizes" = [0.6, 0.1, 0.1, 0.1, 0.1]\n')
   grid = '--grid=fed.preset=scaffold,fed_medlora;size=small,skewed;setting=iid,ranks'
   assert swept(tmp_path / 'w', f'--axes={axes}', '--skip_refused', '--validate_only',
-               grid=grid) == 0
+               '--config.lora.rank=8', grid=grid) == 0
   said = capsys.readouterr().out
   assert '6 runs, 6 left, in 3 programs' in said and 'scaffold,size=small,setting=ranks is' in said
   assert not (tmp_path / 'w').exists()
