@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from fedmedjax.compare.rows import DEPTH, regime_config
-from fedmedjax.compare.together import Outcome, Program, outcomes, program
+from fedmedjax.compare.together import Outcome, outcomes, program
 from fedmedjax.eval import intervals
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.experiment.build import load_data, prepare
@@ -35,6 +35,7 @@ from fedmedjax.store.files import (
   write_lines,
   write_text,
 )
+from fedmedjax.train.run_axis import Program
 from fedmedjax.types import InputError
 
 RESULTS, TABLE = 'results.jsonl', 'table.md'

@@ -11,8 +11,10 @@ from fedmedjax.experiment.command_line import choose_preset
 from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.shipped.ablation import get_config
 from fedmedjax.experiment.traced import numbers_of, program_key
+from fedmedjax.fed.types import LocalData, Validation
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.train import loop, run_axis
+from fedmedjax.types import LabelBatch
 
 QUIET = Reporter(Console(quiet=True))
 
@@ -102,3 +104,30 @@ def test_each_run_is_that_run_alone(preset, at_once):
     loss = mean_loss(studies[1].step_loss('none'), found[-1][1], studies[1].trainable.base,
                      studies[1].validation)
     np.testing.assert_allclose(judged[1], loss, rtol=1e-5)
+
+
+def test_what_is_padded_is_told_from_what_is_there():
+  """V of one step beside one of three: two more, whose loss is finite and which have no group.
+  Examples of one step of two words become two steps of three words that nobody takes."""
+
+  def arrays(lead, words):
+    ones = np.ones((*lead, 1, words), np.float32)
+    return LabelBatch(ones.astype(np.int32), ones > 0, ones.astype(np.int32), ones,
+                      np.ones((*lead, 3), bool))
+
+  blank = jax.tree.map(np.zeros_like, arrays((), 3))
+  shapes = run_axis.Shapes(2, 3, blank)
+  short = run_axis.padded_validation(Validation(
+    arrays((1,), 2), np.ones((1, 1), np.float32), np.ones(1, np.float32),
+    np.zeros(1, np.int32)), shapes)
+  assert short.batches.weight.tolist() == [[[1, 1, 0]]] * 3
+  assert short.group.tolist() == [[1], [0], [0]] and short.answers.tolist() == [1, 0, 0]
+  assert short.batches.allowed.all() and run_axis.padded_validation(None, shapes) is None
+  data = run_axis.padded_data(
+    LocalData(arrays((1, 1), 2), np.ones((1, 1), bool), np.ones(1)), shapes)
+  assert data.step_mask.tolist() == [[True, False]]
+  assert data.batches.weight.tolist() == [[[[1, 1, 0]], [[0, 0, 0]]]]
+  small = run_axis.Shapes(2, 1, jax.tree.map(np.zeros_like, arrays((), 2)))
+  assert run_axis.holds(shapes, small) and not run_axis.holds(small, shapes)
+  assert run_axis.common([small, shapes]).key() == shapes.key()
+  assert run_axis.wasteful(small, shapes) and not run_axis.wasteful(shapes, shapes)
