@@ -12,9 +12,13 @@ and --axes names more of the kind. Each run is a folder WORKDIR/runs/NAME. The s
 where it was stopped; another grid in the same folder adds runs.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+# Before numpy: LAPACK's threads wait for each other so long that FlexLoRA takes ten times as long.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 from absl import flags
 

@@ -36,6 +36,8 @@ from fedmedjax.sweep.sources import Programs, Sources
 
 # Runs of a batch on a CPU, where more are no faster, and on an accelerator.
 _RUNS, _RUNS_AT_ONCE = 16, 64
+# The most batches at the same time that nobody asked for: Python's own work is one thread's.
+_WORKERS = 8
 
 
 class Asked(NamedTuple):
@@ -74,7 +76,7 @@ def sweep(asked: Asked, workdir: Path, reporter: Reporter) -> Counter:
   check_halving(asked.halving, asked.keep, runs)
   on_cpu = jax.default_backend() == 'cpu'
   size = asked.runs or (_RUNS if on_cpu else _RUNS_AT_ONCE)
-  workers = asked.workers or (max(1, min(os.cpu_count() or 1, 8)) if on_cpu else 1)
+  workers = asked.workers or (min(_cores(), _WORKERS) if on_cpu else 1)
   record = Record(
     workdir, base, [[axis.key, _told(axis)] for axis in asked.axes], asked.command)
   record.begin(runs, refused)
@@ -95,6 +97,11 @@ def sweep(asked: Asked, workdir: Path, reporter: Reporter) -> Counter:
       record.write()
     _results(workdir)
   return _said(runs, record, reporter)
+
+
+def _cores() -> int:
+  # Not every system tells which of its cores a process may use.
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _results(workdir: Path) -> None:
@@ -140,6 +147,7 @@ def _carry_out(
         record.judge(until, went_on)
         for name, on in went_on.items():
           if not on:
+            sources.ended(known[name])
             ended(known[name], STOPPED)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedmedjax.experiment.build import load_data, prepare
+from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.execution import Execution
 from fedmedjax.experiment.own_parts import own_parts
 from fedmedjax.experiment.traced import numbers_of
@@ -104,7 +105,7 @@ class Programs:
   def __init__(self, runs: Iterable[Run], at_once: int):
     """`at_once`: see `run_axis.program`."""
     self._numbers = {
-      key: () if own_parts(same[0].values) else numbers_of(run.values for run in same)
+      key: () if own_parts(same[0].values) else numbers_of(map(flat, same))
       for key, same in programs(runs).items()}
     self._at_once, self._lock = at_once, threading.Lock()
     self._made: dict[tuple, Program] = {}
@@ -137,5 +138,5 @@ class Programs:
 
 
 def flat(run: Run) -> Mapping[str, Any]:
-  """The numbers of its configuration."""
-  return run.values
+  """Its flat configuration, in which an infinite number is one; JSON has none."""
+  return leaves(run.config.to_dict())

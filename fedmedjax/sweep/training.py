@@ -19,7 +19,7 @@ from fedmedjax.store import checkpoint, files, tensorboard
 from fedmedjax.sweep import batches
 from fedmedjax.sweep.batches import Batch
 from fedmedjax.sweep.runs import DONE, FAILED, STOPPED, Record, Run, is_done
-from fedmedjax.sweep.sources import Prepared, Programs, Sources, alike, prepared
+from fedmedjax.sweep.sources import Prepared, Programs, Sources, alike, flat, prepared
 from fedmedjax.train import loop, memory, run_axis
 from fedmedjax.train.fingerprint import check_inputs, write_own_parts, write_schema
 from fedmedjax.train.loop import CHECKPOINTS, METRICS, Trained
@@ -27,6 +27,7 @@ from fedmedjax.train.run import described, scored
 from fedmedjax.train.run import run as run_alone
 from fedmedjax.train.run_axis import Program, Shapes
 from fedmedjax.train.scoring import watched_f1
+from fedmedjax.types import InputError
 
 # Seconds between two checkpoints of a batch: what a kill may cost.
 _BETWEEN = 30.0
@@ -135,11 +136,11 @@ def _train(
     batch.folder / CHECKPOINTS, fresh, lambda text: None) or (fresh, [])
   course = _Course(
     program, shapes, [Lane(one, kept, context.record) for one in members], studies,
-    run_axis.numbers_of_all([one.run.values for one in every], program.numbers),
+    run_axis.numbers_of_all([flat(one.run) for one in every], program.numbers),
     run_axis.stacked([
       run_axis.padded_validation(study.validation, shapes) for study in studies]))
   for lane in course.lanes if not kept else ():
-    _open_folder(lane, context)
+    _begin(lane, context)
   rounds, saved = studies[0].options.rounds, time.monotonic()
   last = min(until or rounds, rounds)
   while len(kept) < last and any(lane.open for lane in course.lanes):
@@ -164,13 +165,18 @@ def _train(
   _finish(batch, states, kept, course, compiled, context)
 
 
-def _open_folder(lane: Lane, context: Context) -> None:
-  """What a run's folder begins with."""
+def _begin(lane: Lane, context: Context) -> None:
+  """Writes what a run's folder begins with; a run that began with other notes has failed."""
   if not lane.open:
     return
   folder = lane.run.folder
   folder.mkdir(parents=True, exist_ok=True)
-  check_inputs(folder, context.sources.inputs(lane.run), False)
+  try:
+    check_inputs(folder, context.sources.inputs(lane.run), False)
+  except InputError as error:
+    lane.open = False
+    _fail(lane.run, error, context)
+    return
   files.claim(folder, lane.run.values)
   write_own_parts(folder, lane.study.own)
   write_schema(folder, lane.study.data.schema)
