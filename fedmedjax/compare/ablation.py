@@ -21,8 +21,8 @@ from fedmedjax.eval import intervals
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.experiment.build import load_data, prepare
 from fedmedjax.experiment.config import leaves
-from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.methods import num_sites
+from fedmedjax.experiment.presets import trained_presets
 from fedmedjax.experiment.settings import SCALES, SETTINGS
 from fedmedjax.experiment.types import Data
 from fedmedjax.runtime.progress import Reporter
@@ -49,12 +49,6 @@ SCALED = ('single_site', BASELINE, 'fed_medlora_peer', 'centralised', DEPTH)
 # What is shown first: how much joining is worth, and what one wrong site does to it.
 SMALL = (
   ('single_site', BASELINE, 'centralised', 'fed_medlora_peer'), ('iid', 'wrong_1'), range(5))
-
-
-def trained_presets() -> tuple[str, ...]:
-  """The rows of PRESETS that train a LoRA, whatever config.fed.learner is."""
-  return tuple(
-    name for name, row in PRESETS.items() if row.get('train', True) and 'learner' not in row)
 
 
 def ablation(

@@ -20,6 +20,7 @@ from fedmedjax.compare.rows import DEPTH, Row, Study, regime_row, taking_part
 from fedmedjax.compare.scenarios import LOCAL, new_site
 from fedmedjax.experiment import defaults
 from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.presets import trained_presets
 from fedmedjax.experiment.shipped import ablation as shipped_ablation
 from fedmedjax.experiment.shipped import real_ner
 from fedmedjax.runtime.progress import Reporter
@@ -192,7 +193,7 @@ def r5(runs: Path) -> list[Unit]:
 
 # Blocks of R6: presets and settings.
 BLOCKS = {
-  'methods': (ablation.trained_presets(), tuple(ablation.SETTINGS)),
+  'methods': (trained_presets(), tuple(ablation.SETTINGS)),
   'sizes': (ablation.SCALED, tuple(ablation.SCALES))}
 _TAGGER_RUN = 0.7  # seconds, of R6
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedmedjax.experiment.presets import trained_presets
 from fedmedjax.types import InputError
 
 # {key: value} of one point, in the order of the axes; a named axis has the name of its value.
@@ -87,6 +88,8 @@ def _axis(key: str, text: str, known: Mapping[str, Any], named: NamedAxes) -> Ax
   words = [word.strip() for word in _split(text, ',') if word.strip()]
   if not words:
     raise InputError(f'--grid: {key} has no value; KEY=VALUE,VALUE is expected')
+  if key == 'fed.preset' and words == ['all']:
+    words = list(trained_presets())
   if key in named:
     for word in words:
       if word not in named[key]:

@@ -24,6 +24,7 @@ def test_lists_are_crossed_and_the_last_axis_moves_fastest():
   assert [type(value) for value in found[3].values()] == [str, float, int]
   assert expanded('fed.ranks=(2,4),(8,8);fed.pooled=true,False')[1] == {
     'fed.ranks': (2, 4), 'fed.pooled': False}
+  assert {'fed_medlora', 'krum'} < {point['fed.preset'] for point in expanded('fed.preset=all')}
   assert expanded('setting=ranks,iid') == [{'setting': 'ranks'}, {'setting': 'iid'}]
 
 
