@@ -8,8 +8,8 @@
 Axes are parted by ';', values by ','. FIRST..LAST counts, both included; LOW~HIGH is a range, drawn
 evenly by its logarithm (LOW~HIGH:linear: by its value). fed.preset applies the row of the method,
 before all other keys (all: every one that trains a LoRA); setting=iid,types,... are kinds of
-heterogeneity and damage of five sites, and --axes names more of the kind. Each run is a folder WORKDIR/runs/NAME. The same command goes on
-where it was stopped; another grid in the same folder adds runs.
+heterogeneity and damage of five sites, and --axes names more of the kind. Each run is a folder
+WORKDIR/runs/NAME. The same command goes on where it was stopped; another grid adds runs.
 """
 
 import os
