@@ -137,13 +137,12 @@ def prepare(
     chosen = values | dict(numbers)
     method = methods.method(chosen, own) if numbers else parts
     return federated_algorithm(
-      step_loss(execution.remat), len(schedule.weights),
-      optimizer=methods.local_optimizer(chosen), rule=method.rule, sharing=sharing,
-      ranks=methods.ranks(chosen), compression=communication.sender(fed),
-      aggregator=method.aggregator, server_optimizer=method.server_optimizer,
-      map_sites=site_map(execution.chunk),
-      place=layout.place, told=layout.told, by_rows=layout.by_rows,
-      on_step=on_step if config.log.steps else None, contribution=methods.contribution(values),
+      step_loss(execution.remat), len(schedule.weights), rule=method.rule, sharing=sharing,
+      optimizer=methods.local_optimizer(chosen), ranks=methods.ranks(chosen),
+      compression=communication.sender(fed), aggregator=method.aggregator,
+      server_optimizer=method.server_optimizer, by_rows=layout.by_rows,
+      map_sites=site_map(execution.chunk), place=layout.place, told=layout.told,
+      contribution=methods.contribution(chosen), on_step=on_step if config.log.steps else None,
       shape_buckets=schedule.layout.shape_buckets if alone else (), **protected)
 
   order = executions(

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from fedmedjax.experiment import matmul
 from fedmedjax.experiment.config import leaves
+from fedmedjax.report import sweep_page
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import files
+from fedmedjax.store import files, results, trackers
 from fedmedjax.store.lock import locked
 from fedmedjax.sweep import training
 from fedmedjax.sweep.batches import Batch, make_batches
@@ -25,6 +26,7 @@ from fedmedjax.sweep.plan import say_plan
 from fedmedjax.sweep.runs import (
   DONE,
   FAILED,
+  RUNS,
   STOPPED,
   WAITING,
   Record,
@@ -74,6 +76,8 @@ def sweep(asked: Asked, workdir: Path, reporter: Reporter) -> Counter:
     runs, refused = expand(
       config, given, asked.points, asked.named, workdir, asked.skip_refused)
   check_halving(asked.halving, asked.keep, runs)
+  for run in runs:
+    trackers.check_installed(run.config.log.trackers)
   on_cpu = jax.default_backend() == 'cpu'
   size = asked.runs or (_RUNS if on_cpu else _RUNS_AT_ONCE)
   workers = asked.workers or (min(_cores(), _WORKERS) if on_cpu else 1)
@@ -95,7 +99,7 @@ def sweep(asked: Asked, workdir: Path, reporter: Reporter) -> Counter:
         size, workers, reporter)
     finally:
       record.write()
-    _results(workdir)
+    _results(workdir, reporter)
   return _said(runs, record, reporter)
 
 
@@ -104,10 +108,11 @@ def _cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def _results(workdir: Path) -> None:
-  """What is made of all runs of a sweep."""
-  # JOIN HERE: results.parquet, results.csv and sweep.html are written from WORKDIR/sweep.json and
-  # the folders in WORKDIR/runs.
+def _results(workdir: Path, reporter: Reporter) -> None:
+  """Writes what is made of all runs that the folder holds: the table and the page."""
+  if any(workdir.glob(f'{RUNS}/*/summary.json')):
+    reporter.say_unwrapped(results.write(workdir))
+  reporter.say_unwrapped(f'report: {sweep_page.write(workdir)}')
 
 
 def _told(axis: Axis) -> list:

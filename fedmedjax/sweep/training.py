@@ -15,7 +15,7 @@ from fedmedjax.experiment.types import Study
 from fedmedjax.fed.types import FedState, LocalData, RoundMetrics
 from fedmedjax.runtime import device
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import checkpoint, files, tensorboard
+from fedmedjax.store import checkpoint, files, trackers
 from fedmedjax.sweep import batches
 from fedmedjax.sweep.batches import Batch
 from fedmedjax.sweep.runs import DONE, FAILED, STOPPED, Record, Run, is_done
@@ -273,13 +273,16 @@ def _finish(
       loop.check_any(lane.study, lane.lines)
       zero_shot = described(lane.study, folder, lane.reporter)
       files.write_lines(folder / METRICS, lane.lines)
-      tensorboard.restart(folder, lane.lines, participant_names(lane.study))
       trained = Trained(
         run_axis.taken(host, place), lane.lines, sum(line['seconds'] for line in lane.lines), 0.0,
         None)
-      scored(
-        lane.study, folder, lane.reporter, trained, zero_shot, (begun, compiled),
-        lambda summary, reporter: None)
+      with trackers.started(
+          lane.study.options.trackers, folder, lane.run.values, participant_names(lane.study),
+          lane.reporter.warn) as tracker:
+        tracker.restart(lane.lines)
+        scored(
+          lane.study, folder, lane.reporter, trained, zero_shot, (begun, compiled), tracker,
+          lambda summary, reporter: None)
       _ended(lane.run, DONE, context)
     except Exception as error:  # noqa: BLE001 - the other runs go on
       _fail(lane.run, error, context)

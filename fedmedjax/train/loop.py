@@ -17,7 +17,6 @@ from fedmedjax.experiment.round_log import (
   idle_line,
   line_after,
   line_before,
-  participant_names,
   round_sentence,
 )
 from fedmedjax.experiment.types import Study
