@@ -1,5 +1,6 @@
 """What a sweep would do: its programs, runs, memory and time, told before anything is trained."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -48,8 +49,12 @@ def say_plan(
   Raises:
     InputError: as a run would, for its notes, model or method.
   """
+  reasons: dict[str, list[str]] = defaultdict(list)
   for name, (_, why) in refused.items():
-    reporter.warn(f'{name} is left out: {why}')
+    reasons[why].append(name)
+  for why, names in reasons.items():
+    more = f' and {len(names) - 1} more are' if len(names) > 1 else ' is'
+    reporter.warn(f'{names[0]}{more} left out: {why}')
   _check_notes(pending, sources, reporter)
   left, table = programs(pending), Table(title='Programs')
   for name in ('methods', 'runs', 'left', 'in a batch', 'MiB of a batch', 's a run'):
