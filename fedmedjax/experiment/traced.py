@@ -27,9 +27,9 @@ RATES = ('optim.learning_rate', 'optim.sgd_learning_rate', 'bert.learning_rate')
 # done on the host. Shapes that follow from them are looked at where arrays are put together.
 _ON_HOST = (
   'seed', 'data', 'eval', 'api', 'log', 'report', 'store', 'checkpoint', 'simulation', 'mesh',
-  'fed.preset', 'fed.weight_by', 'fed.pooled', 'fed.local_steps', 'fed.local_epochs',
-  'fed.round_steps', 'fed.batch_size', 'fed.cohort_size', 'fed.sampler', 'fed.max_bad_rounds',
-  'fed.memory_gib', 'fed.train', 'fed.shapes', 'fed.chunk', 'model.remat')
+  'fed.preset', 'fed.loss_on', 'fed.weight_by', 'fed.pooled', 'fed.local_steps',
+  'fed.local_epochs', 'fed.round_steps', 'fed.batch_size', 'fed.cohort_size', 'fed.sampler',
+  'fed.max_bad_rounds', 'fed.memory_gib', 'fed.train', 'fed.shapes', 'fed.chunk', 'model.remat')
 
 
 def program_key(values: Values, own: Own) -> str:

@@ -34,6 +34,7 @@ def test_parts_and_what_zero_switches_off_do_not(changes):
 
 def test_methods_that_differ_in_numbers_are_one_program():
   assert key('uniform') == key() and key('krum') == key('multi_krum')
+  assert key('fed_medlora_plus') == key('fed_medlora_plus_code')
   assert len({key(name) for name in ('fed_medlora_plus', 'fed_medlora_peer', 'median')}) == 3
 
 
