@@ -81,10 +81,9 @@ def train(
   Args:
     study: what is trained.
     workdir: folder of the run.
-    reporter: prints a sentence for each round, and warnings.
+    reporter, tracker: are told of every round, the first of warnings, too.
     display: shows the steps of the current round where config.log.steps asks for that.
     plan: from `planned`; None = planned here, should a round be left after all.
-    tracker: is told of every round.
 
   Raises:
     RuntimeError: training failed for good, or a checkpoint could not be written.
