@@ -37,6 +37,7 @@ setup(
     'fedmedjax-predict = fedmedjax.predict.__main__:main',
     'fedmedjax-describe = fedmedjax.describe:main',
     'fedmedjax-audit = fedmedjax.audit.__main__:main',
+    'fedmedjax-sweep = fedmedjax.sweep.__main__:main',
   ]},
   package_data={'fedmedjax': ['**/*.toml', '*/templates/*']},
   # Lower bounds are what scripts/lowest.sh installs and tests; there are no upper ones.

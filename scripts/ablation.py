@@ -42,11 +42,12 @@ def main(argv: list[str]) -> int:
       raise InputError(f'--seeds={",".join(values.seeds)}: integers >= 0 are allowed')
     # Imported here since they take seconds: --help and mistakes are answered before.
     from fedmedjax.compare import ablation
+    from fedmedjax.experiment.presets import trained_presets
     from fedmedjax.runtime.progress import Reporter
     set_up()
     begun, folder, reporter = time.monotonic(), Path(values.output), Reporter()
     presets, settings = values.presets, values.settings
-    blocks = [(presets or ablation.trained_presets(), settings or tuple(ablation.SETTINGS))]
+    blocks = [(presets or trained_presets(), settings or tuple(ablation.SETTINGS))]
     if not presets and not settings:
       blocks.append((ablation.SCALED, tuple(ablation.SCALES)))
     seeds, rows = [int(seed) for seed in values.seeds], []

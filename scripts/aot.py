@@ -3,6 +3,7 @@
     bash scripts/aot_environment.sh                     # once: .venv-aot, Python 3.12 or newer
     .venv-aot/bin/python scripts/aot.py --topology=h100:1 --config=configs/llama31_8b.py \\
       [--config.KEY=...] [--sites=8] [--program=round|validate|decode] [--top=10] [--dump=FOLDER]
+      [--runs=64 --runs_at_once=8]
     .venv-aot/bin/python scripts/aot.py --table --out=docs/aot.jsonl [--only=h100] [--minutes=60] \\
       [--page=docs/accelerators.md]
 
@@ -27,7 +28,7 @@ from fedmedjax.types import InputError
 
 PROGRAMS = ('round', 'validate', 'decode')
 # Pattern of the names that XLA has for them.
-_MODULES = 'round_fn|validate|generate'
+_MODULES = 'round_fn|rounds|validate|generate'
 
 
 def define(values: flags.FlagValues) -> None:
@@ -35,6 +36,12 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     'sites', 0, "The notes are dealt out to so many, alike; 0 = the configuration's sites.",
     lower_bound=0, flag_values=values)
+  flags.DEFINE_integer(
+    'runs', 1, 'Runs whose rounds are one program, as in a sweep.', lower_bound=1,
+    flag_values=values)
+  flags.DEFINE_integer(
+    'runs_at_once', 0, 'Of them, how many are computed together; 0 = all.', lower_bound=0,
+    flag_values=values)
   flags.DEFINE_enum('program', 'round', PROGRAMS, 'What is compiled.', flag_values=values)
   flags.DEFINE_string(
     'gpu_target', None, "XLA's description of another card (GpuTargetConfigProto, text).",
@@ -76,7 +83,9 @@ def one(argv: list[str]) -> None:
     validate(config)
     found = devices.devices(topology, values.gpu_target and Path(values.gpu_target))
     row = compiled.compiled_row(
-      compiled.Asked(topology, config, values.program, found, dump, values.top), print)
+      compiled.Asked(
+        topology, config, values.program, found, dump, values.top, values.runs,
+        values.runs_at_once), print)
   print(compiled.shown(row))
   if values.json:
     Path(values.json).write_text(json.dumps(row) + '\n')

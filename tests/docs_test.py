@@ -22,6 +22,7 @@ from fedmedjax.compare import scenarios
 from fedmedjax.deploy import app, server, site
 from fedmedjax.experiment import lora
 from fedmedjax.experiment.command_line import parse
+from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.presets import PRESETS
 from fedmedjax.experiment.refusals import NEEDS
 from fedmedjax.fed.ledger import Row
@@ -29,6 +30,9 @@ from fedmedjax.fed.types import Aggregate, Aggregator
 from fedmedjax.model.files import load
 from fedmedjax.predict import __main__ as predict
 from fedmedjax.runtime.cli import read_flags
+from fedmedjax.sweep import __main__ as sweep
+from fedmedjax.sweep.grid import points, read_grid
+from fedmedjax.sweep.runs import named_axes
 from fedmedjax.types import InputError
 
 ROOT = Path(fedmedjax.__file__).parent.parent
@@ -107,7 +111,8 @@ PROGRAMS = {
   'fedmedjax.main': main, 'fedmedjax': main, 'fedmedjax.compare': compare,
   'fedmedjax-compare': compare, 'fedmedjax.predict': predict, 'fedmedjax-predict': predict,
   'fedmedjax.describe': describe, 'fedmedjax-describe': describe, 'fedmedjax.audit': audit,
-  'fedmedjax-audit': audit, 'fedmedjax.deploy.app': app,
+  'fedmedjax-audit': audit, 'fedmedjax.sweep': sweep, 'fedmedjax-sweep': sweep,
+  'fedmedjax.deploy.app': app,
   'fedmedjax.deploy.site': site, 'fedmedjax.deploy.server': server}
 _NEEDED = {predict: ('adapter', 'input', 'output'), audit: ('workdir',)}
 
@@ -135,9 +140,12 @@ def check_command(words: list[str]) -> None:
   if program is describe and '--text' in words:
     read_flags(words, describe.define, ('text', 'workdir'))
     return
-  config, values, overrides = parse(words, program.define, check=program is not compare)
+  config, values, overrides = parse(words, program.define, check=program not in (compare, sweep))
   if program is main:
     assert values.workdir or values.validate_only
+  if program is sweep:
+    points(read_grid(values.grid, leaves(config.to_dict()), named_axes(None)), values.random,
+           values.latin)
   if program is compare:
     study = compare.study_of(config, Path(values.workdir), values, overrides)
     scenarios.parts(study, values.settings, [int(seed) for seed in values.seeds] or [config.seed])

@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from fedmedjax.compare.rows import DEPTH, regime_config
-from fedmedjax.compare.together import Outcome, Program, outcomes, program
+from fedmedjax.compare.together import Outcome, outcomes, program
 from fedmedjax.eval import intervals
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.experiment.build import load_data, prepare
 from fedmedjax.experiment.config import leaves
-from fedmedjax.experiment.defaults import PRESETS
 from fedmedjax.experiment.methods import num_sites
+from fedmedjax.experiment.presets import trained_presets
+from fedmedjax.experiment.settings import SCALES, SETTINGS
 from fedmedjax.experiment.types import Data
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.files import (
@@ -35,6 +35,7 @@ from fedmedjax.store.files import (
   write_lines,
   write_text,
 )
+from fedmedjax.train.run_axis import Program
 from fedmedjax.types import InputError
 
 RESULTS, TABLE = 'results.jsonl', 'table.md'
@@ -44,44 +45,10 @@ _WORKERS = 2
 BASELINE = 'fed_medlora'
 
 
-class Setting(NamedTuple):
-  """A kind of heterogeneity, damage or size of a study."""
-
-  title: str
-  changes: Mapping[str, Any]  # flat keys of the configuration
-
-
-_SKEWED, _LARGE = (0.5, 0.2, 0.15, 0.1, 0.05), (0.4, 0.15, 0.15, 0.15, 0.15)
-# Of five sites.
-SETTINGS = {
-  'iid': Setting('IID', {}),
-  'types': Setting('types 0.3', {'data.partition.kind': 'types', 'data.partition.strength': 0.3}),
-  'sizes': Setting('size skew', {'data.partition.sizes': _SKEWED}),
-  'ranks': Setting('mixed ranks', {'fed.ranks': (2, 2, 4, 8, 8)}),
-  'wrong_1': Setting('20 % of sites wrong', {'data.partition.corrupted': 0.2}),
-  'wrong_2': Setting('40 % of sites wrong', {'data.partition.corrupted': 0.4}),
-  'wrong_largest': Setting(
-    'largest site wrong',
-    {'data.partition.sizes': _LARGE, 'data.partition.corrupted_sites': (0,)}),
-  'missing': Setting(
-    'two sites miss 90 % of entities',
-    {'data.partition.missing': 0.9, 'data.partition.missing_sites': (0, 1)}),
-}
-# Sentences of a site and numbers of sites, of which the columns above have 100 and 5.
-SCALES = {
-  f'n_{n}': Setting(f'{n} sentences a site', {'data.max_train_sentences': n})
-  for n in (25, 50, 100, 300)} | {
-  f'sites_{s}': Setting(f'{s} sites', {'data.partition.sites': s}) for s in (2, 3, 5, 10)}
 SCALED = ('single_site', BASELINE, 'fed_medlora_peer', 'centralised', DEPTH)
 # What is shown first: how much joining is worth, and what one wrong site does to it.
 SMALL = (
   ('single_site', BASELINE, 'centralised', 'fed_medlora_peer'), ('iid', 'wrong_1'), range(5))
-
-
-def trained_presets() -> tuple[str, ...]:
-  """The rows of PRESETS that train a LoRA, whatever config.fed.learner is."""
-  return tuple(
-    name for name, row in PRESETS.items() if row.get('train', True) and 'learner' not in row)
 
 
 def ablation(

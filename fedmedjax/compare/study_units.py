@@ -20,6 +20,7 @@ from fedmedjax.compare.rows import DEPTH, Row, Study, regime_row, taking_part
 from fedmedjax.compare.scenarios import LOCAL, new_site
 from fedmedjax.experiment import defaults
 from fedmedjax.experiment.config import leaves
+from fedmedjax.experiment.presets import trained_presets
 from fedmedjax.experiment.shipped import ablation as shipped_ablation
 from fedmedjax.experiment.shipped import real_ner
 from fedmedjax.runtime.progress import Reporter
@@ -202,7 +203,7 @@ _FIRST = tuple(
 BLOCKS = {
   'methods': (_FIRST, tuple(ablation.SETTINGS)),
   'later_methods': (
-    ('fed_medlora', *(name for name in ablation.trained_presets() if name not in _FIRST)),
+    ('fed_medlora', *(name for name in trained_presets() if name not in _FIRST)),
     tuple(ablation.SETTINGS)),
   'sizes': (ablation.SCALED, tuple(ablation.SCALES))}
 _TAGGER_RUN = 0.7  # seconds, of R6

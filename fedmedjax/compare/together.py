@@ -1,19 +1,14 @@
-"""Runs of one method on unlike data, trained together as one compiled program.
+"""Runs of one method on unlike data, trained together as one compiled program, and their F1.
 
 A run of a word tagger is so small that compiling its round takes longer than all of its steps.
-Here the rounds of several runs, which differ in their seeds and data only, are one program that
-takes one after the other along a leading axis N: at once (vmap) they took a quarter longer on two
-cores, for want of cache. The numbers are those of the single runs up to rounding (tested).
 """
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedmedjax.data import schedule as schedules
@@ -23,17 +18,9 @@ from fedmedjax.fed import participation
 from fedmedjax.fed.clusters import has_clusters
 from fedmedjax.fed.round import site_adapter
 from fedmedjax.fed.sharing import shares_all
-from fedmedjax.fed.types import FedState, LocalData, Validation
-
-# Programs are compiled more than they are run: what LLVM leaves out is not missed (measured).
-_COMPILED = {'xla_llvm_disable_expensive_passes': True}
-
-
-class Program(NamedTuple):
-  """The two functions of a method, for N runs."""
-
-  init: Callable    # (adapters [N, *p]) -> states [N, ...]
-  rounds: Callable  # (states, base, data, cohorts, validation, keys), all but base [N, ...]
+from fedmedjax.fed.types import FedState, LocalData
+from fedmedjax.train import run_axis
+from fedmedjax.train.run_axis import Program
 
 
 class Outcome(NamedTuple):
@@ -46,15 +33,8 @@ class Outcome(NamedTuple):
 
 
 def program(study: Study) -> Program:
-  """The program that all runs with the method, the sites and the shapes of `study` share."""
-  algorithm = study.algorithm
-
-  def rounds(states, base, *more):
-    return jax.lax.map(
-      lambda own: algorithm.round(own[0], base, *own[1:]), (states, *more))
-
-  return Program(jax.jit(jax.vmap(algorithm.init)), jax.jit(
-    rounds, donate_argnums=0, compiler_options=_COMPILED))
+  """The program that all runs with the method and the number of sites of `study` share."""
+  return run_axis.program(study, study.executions[0], (), 1)
 
 
 def outcomes(
@@ -63,8 +43,8 @@ def outcomes(
   """Trains and scores runs of one method.
 
   Args:
-    studies: by a name of each; they differ in seeds and data. Those whose arrays have unlike shapes
-      are trained one after the other.
+    studies: by a name of each; they differ in seeds and data. Those whose arrays cannot be padded
+      to one shape are trained one after the other.
     shared: of `program`.
     scored: called with the name and the outcome of each run.
   """
@@ -78,20 +58,17 @@ def final_states(
   studies: Mapping[Any, Study], shared: Program
 ) -> Iterator[tuple[Any, FedState, float, list[float], float]]:
   """(name, last state, mean loss, weights, seconds) of each run, see `outcomes`."""
-  validations = _padded({name: study.validation for name, study in studies.items()})
   alike: dict[str, list] = defaultdict(list)
   for name, study in studies.items():
-    alike[str(_shapes((_round_data(study, 0), validations[name])))].append(name)
+    # Steps of a private run are not padded: what they draw is of their shape.
+    own = run_axis.shapes_of(study).key() if study.ledger else ''
+    alike[run_axis.kin(study) + own].append(name)
   for names in alike.values():
     begun = time.monotonic()
-    found = _trained([studies[name] for name in names], [validations[n] for n in names], shared)
+    found = _trained([studies[name] for name in names], shared)
     each = (time.monotonic() - begun) / len(names)
     for name, (state, loss, weights) in zip(names, found, strict=True):
       yield name, state, loss, weights, each
-
-
-def _shapes(arrays: Any) -> Any:
-  return jax.tree.map(np.shape, arrays)
 
 
 def _round_data(study: Study, number: int) -> tuple[LocalData, np.ndarray]:
@@ -107,51 +84,28 @@ def _round_data(study: Study, number: int) -> tuple[LocalData, np.ndarray]:
   return LocalData(batches, mask, turn.weights, delay=delay), turn.cohort.sites
 
 
-def _padded(validations: Mapping[Any, Validation | None]) -> dict[Any, Validation | None]:
-  """Sets V with as many steps as the longest: steps of weight zero that belong to no group."""
-  most = max((len(v.group) for v in validations.values() if v is not None), default=0)
-
-  def longer(validation: Validation) -> Validation:
-    missing = most - len(validation.group)
-
-    def pad(x):
-      return np.concatenate([x, np.zeros_like(x, shape=(missing, *x.shape[1:]))])
-
-    batches = jax.tree.map(pad, validation.batches)
-    # What a site annotates is a mask of logits: zeros alone would be none at all.
-    allowed = np.concatenate([validation.batches.allowed, np.ones_like(
-      validation.batches.allowed, shape=(missing, *validation.batches.allowed.shape[1:]))])
-    return validation._replace(
-      batches=batches._replace(allowed=allowed), group=pad(validation.group),
-      answers=pad(validation.answers))
-
-  return {name: v and longer(v) for name, v in validations.items()}
-
-
-def _stacked(trees: Sequence[Any]) -> Any:
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
 def _trained(
-  studies: Sequence[Study], validations: Sequence[Validation | None], shared: Program
+  studies: Sequence[Study], shared: Program
 ) -> list[tuple[FedState, float, list[float]]]:
   """The last state, mean loss and weights of each run; see `Outcome`."""
   base, rounds = studies[0].trainable.base, studies[0].options.rounds
-  validation = _stacked(validations)
-  states = shared.init(_stacked([study.trainable.adapter for study in studies]))
-  keys = jnp.stack([jax.random.key(study.options.seed) for study in studies])
+  shapes = run_axis.common([run_axis.shapes_of(study) for study in studies])
+  validation = run_axis.stacked([
+    run_axis.padded_validation(study.validation, shapes) for study in studies])
+  states = run_axis.first_states(shared, studies)
   # Of a private run, as `train/loop.py` has it.
   tags = np.asarray([study.ledger.tag if study.ledger else 0 for study in studies], np.uint32)
   for number in range(rounds):
     data, cohorts = zip(*(_round_data(study, number) for study in studies), strict=True)
-    own = jax.vmap(partial(jax.random.fold_in, data=number))(keys)
+    own = run_axis.round_keys([study.options.seed for study in studies], number)
     if studies[0].ledger:
       own = jax.vmap(jax.random.fold_in)(own, tags)
     states, metrics = shared.rounds(
-      states, base, _stacked(data), np.stack(cohorts), validation, own)
+      states, base, {}, run_axis.stacked([run_axis.padded_data(one, shapes) for one in data]),
+      np.stack(cohorts), validation, own)
   losses, weights = np.asarray(metrics.train_loss), np.asarray(metrics.weights)
   return [
-    (jax.tree.map(lambda x, i=i: x[i], states), float(np.nanmean(losses[i])), weights[i].tolist())
+    (run_axis.taken(states, i), float(np.nanmean(losses[i])), weights[i].tolist())
     for i in range(len(studies))]
 
 

@@ -35,7 +35,7 @@ from fedmedjax.fed.participation import Sampler
 from fedmedjax.fed.round import federated_algorithm
 from fedmedjax.fed.sites import Spread
 from fedmedjax.fed.slots import slots_needed
-from fedmedjax.fed.types import FederatedAlgorithm, LossFn, Validation
+from fedmedjax.fed.types import LossFn, Validation
 from fedmedjax.model.files.convert import BaseModel
 from fedmedjax.runtime.processes import ALONE, Processes
 from fedmedjax.runtime.progress import Reporter
@@ -78,6 +78,9 @@ def options(config: ConfigDict) -> Options:
     config.log.steps, config.log.trackers)
 
 
+# Hyper-parameters that a round is given as arrays of its own, by key.
+NO_NUMBERS: Values = {}
+
 LEARNERS = {
   'lora': TrainableKind(load_lora_data, lora_sizes, lora_parts),
   'bert': TrainableKind(load_bert_data, classifier_sizes, bert_parts),
@@ -111,9 +114,8 @@ def prepare(
   sizes, sampler, trainable, schedule = _planned(config, data, kind, values, secret)
   parts, private, effective = private_sites.with_noise(
     values, parts, sizes, schedule, trainable.adapter, secret)
-  protected = private_sites.round_parts(values) | gradient_maker(private, schedule) | {
-    'contribution': methods.contribution(values)}
-  layout, ranks = _layout(config, values), methods.ranks(values)
+  protected = private_sites.round_parts(values) | gradient_maker(private, schedule)
+  layout = _layout(config, values)
   validation = _validation(
     config, private_sites.asked_one_by_one(values, schedule), layout.spread, here)
   trainable = trainable._replace(adapter=meshes.anywhere(layout.spread, trainable.adapter))
@@ -126,18 +128,19 @@ def prepare(
   plan = communication.plan_communication(config, sampler, parts, trainable.adapter, sharing,
                                           methods.judges(values, parts, validation))
   step_loss = partial(_step_loss, trainable, schedule.layout.groups)
-  optimizer = methods.local_optimizer(values)
   site_map = partial(layout.site_map, schedule.steps_taken)
 
-  def algorithm_with(execution: Execution) -> FederatedAlgorithm:
-    alone = sites_at_once(execution, plan.sampler.size) == 1
+  def algorithm_with(execution: Execution, numbers: Values = NO_NUMBERS, runs: int = 1):
+    alone = runs == 1 and sites_at_once(execution, plan.sampler.size) == 1
+    chosen = values | dict(numbers)
+    method = methods.method(chosen, own) if numbers else parts
     return federated_algorithm(
-      step_loss(execution.remat), len(schedule.weights), optimizer=optimizer,
-      rule=parts.rule, sharing=sharing, ranks=ranks,
-      compression=communication.sender(fed), aggregator=parts.aggregator,
-      anchors=methods.anchors(values),
-      server_optimizer=parts.server_optimizer, map_sites=site_map(execution.chunk),
-      place=layout.place, told=layout.told, by_rows=layout.by_rows,
+      step_loss(execution.remat), len(schedule.weights), rule=method.rule, sharing=sharing,
+      optimizer=methods.local_optimizer(chosen), ranks=methods.ranks(chosen),
+      compression=communication.sender(fed), aggregator=method.aggregator,
+      anchors=methods.anchors(chosen), server_optimizer=method.server_optimizer,
+      by_rows=layout.by_rows, map_sites=site_map(execution.chunk), place=layout.place,
+      told=layout.told, contribution=methods.contribution(chosen),
       on_step=on_step if config.log.steps else None,
       shape_buckets=schedule.layout.shape_buckets if alone else (), **protected)
 
@@ -146,12 +149,20 @@ def prepare(
     layout.groups)
   return Study(
     data, options(config), trainable, parts, sharing, schedule, plan,
-    validation, algorithm_with(order[0]), optimizer, order, site_map, algorithm_with,
-    layout.groups, step_loss,
+    validation, algorithm_with(order[0]), methods.local_optimizer(values), order, site_map,
+    algorithm_with, layout.groups, step_loss,
     partial(_with_micro_batch, config, data, on_step, own, judged_by), own, watched, judged_by,
-    layout.spread, 0 if layout.spread is None else slots_needed(
-      [plan.sampler.draw(number).sites for number in range(fed.rounds)], len(schedule.weights),
-      layout.groups), make_ledger(values, private, schedule, parts, effective), secret)
+    layout.spread, _slot_width(layout, plan, schedule),
+    make_ledger(values, private, schedule, parts, effective), secret)
+
+
+def _slot_width(
+  layout: meshes.RoundLayout, plan: communication.Communication, schedule: schedules.Schedule
+) -> int:
+  """Slots of each group of devices, 0 where these are of one process."""
+  return 0 if layout.spread is None else slots_needed(
+    [plan.sampler.draw(number).sites for number in range(len(schedule.plan))],
+    len(schedule.weights), layout.groups)
 
 
 def _planned(

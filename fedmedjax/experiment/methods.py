@@ -191,7 +191,8 @@ def sharing(values: Values, own: Own, paths: Sequence[str]) -> Sharing:
 def ranks(values: Values) -> Ranks:
   """config.fed.ranks, one for each site, or the same for all."""
   own = values['fed.ranks']
-  return mixed_ranks(own, values['lora.rank']) if own else same_ranks()
+  # Those of several runs are a traced array.
+  return mixed_ranks(own, values['lora.rank']) if len(own) else same_ranks()
 
 
 def rate_key(values: Values) -> str:

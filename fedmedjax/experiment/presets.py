@@ -101,6 +101,12 @@ PRESETS = {
 }
 
 
+def trained_presets() -> tuple[str, ...]:
+  """The rows of PRESETS that train a LoRA, whatever config.fed.learner is."""
+  return tuple(
+    name for name, row in PRESETS.items() if row.get('train', True) and 'learner' not in row)
+
+
 def apply_preset(config: ConfigDict, preset: str | Mapping[str, Any]) -> None:
   """Writes a row of PRESETS into config.fed, and the defaults of what it does not name.
 

@@ -1,17 +1,19 @@
 """A finished round on the host: its line in metrics.jsonl, checks of it, and its sentence."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from fedmedjax.experiment import communication
+from fedmedjax.experiment import communication, leaving
 from fedmedjax.experiment.execution import Execution
 from fedmedjax.experiment.placing import steps_computed
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.sharing import shared_part
 from fedmedjax.fed.types import RoundMetrics
+from fedmedjax.store.files import plain
 
 # The server's step may differ from the aggregate by rounding only (docs/methods.md, section 8).
 _STEP_TOLERANCE = 1e-4
@@ -32,6 +34,43 @@ _SIGNALS = {
 def participant_names(study: Study) -> tuple[str, ...]:
   """The names of the sites that train; 'pooled' when all notes are trained on in one place."""
   return ('pooled',) if study.options.pooled else tuple(s.name for s in study.data.sites)
+
+
+def line_before(
+  study: Study, number: int, participation: Participation, lines: Sequence[dict]
+) -> dict:
+  """The part of the line of round `number` (from 0) that is known before it, after `lines`."""
+  return communication.participation_line(
+    study.communication, study.schedule, number, participation, participant_names(study),
+    communication.skipped_rounds(lines))
+
+
+def idle_line(line: Mapping[str, Any]) -> dict:
+  """The line of a round in which no site sends anything, as JSON values: nothing changes."""
+  return plain(dict(line) | {
+    'skipped': True, 'weights': [0.0] * len(line['sites']), 'seconds': 0.0})
+
+
+def line_after(
+  study: Study, execution: Execution, participation: Participation, metrics: RoundMetrics,
+  line: Mapping[str, Any], lines: Sequence[dict],
+) -> tuple[dict, list[str]]:
+  """(the whole line of a round as JSON values, without what stays at the sites; warnings).
+
+  Args:
+    study, execution, participation: of the round.
+    metrics: of it, as numpy arrays, after `leaving.of_metrics`.
+    line: of `line_before`, with the seconds and whatever else was found since.
+    lines: of the rounds before.
+
+  Raises:
+    RuntimeError: see `check_round`.
+  """
+  whole = dict(line) | metrics_line(study, execution, participation, metrics) | execution._asdict()
+  if risen := rising(whole, lines, metrics.train_loss[participation.cohort.present]):
+    whole['rising'] = [name for name, *_ in risen]
+  warnings = check_round(study, whole, participation, metrics, lines)
+  return plain(leaving.leaving(whole, study.ledger and study.ledger.leaves)), warnings
 
 
 def metrics_line(

@@ -117,7 +117,9 @@ class Study(NamedTuple):
   optimizer: LocalOptimizer
   executions: tuple[Execution, ...]  # that memory is planned with
   site_map: Callable[[int], SiteMap]     # of a chunk
-  algorithm_with: Callable[[Execution], FederatedAlgorithm]
+  # (execution, {key: array} that stand for numbers of the configuration and may be traced, runs
+  # computed at once) -> the algorithm
+  algorithm_with: Callable[..., FederatedAlgorithm]
   groups: int                            # of devices, each with sites of its own
   step_loss: Callable[[str], LossFn]     # of a whole step, in however many groups it comes
   with_micro_batch: Callable[[int], 'Study']  # the same with so many examples at once

@@ -4,7 +4,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from fedmedjax.types import InputError
+
+
+def is_off(value: Any) -> bool:
+  """Whether a hyper-parameter is the number 0, which switches its part off.
+
+  One that is traced, f32[] of each of several runs, never is: runs with 0 are another program.
+  """
+  return not isinstance(value, jax.Array) and not value
 
 
 def build(builder: Callable[..., Any], values: Mapping[str, Any], name: str = '') -> Any:

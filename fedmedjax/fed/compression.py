@@ -11,6 +11,7 @@ In the shapes, n is the number of values of one flattened tensor.
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,6 +20,9 @@ import optax
 
 # Bits of a float32 that a bfloat16 lacks.
 _LOST_BITS = 16
+
+# A codec that is asked for again is the same one, so that `ledger.py` counts the bytes of a tensor
+# once in a process.
 
 # The arrays that travel in place of one tensor, by name; a value may be such a dictionary itself.
 Parts = dict[str, Any]
@@ -57,11 +61,13 @@ class ErrorFeedbackState(NamedTuple):
   inner: Any         # state of the transformation that compresses
 
 
+@cache
 def float32() -> Codec:
   """f32[n] -> f32[n]: four bytes a value, unchanged; the neutral element among the codecs."""
   return Codec('float32', lambda x, key: {'values': x}, lambda parts, n: parts['values'])
 
 
+@cache
 def bfloat16() -> Codec:
   """f32[n] -> bf16[n]: two bytes a value, the upper half of each float32.
 
@@ -80,6 +86,7 @@ def bfloat16() -> Codec:
   return Codec('bfloat16', encode, lambda parts, n: parts['values'].astype(jnp.float32))
 
 
+@cache
 def quantised(bits: int, block: int = 0) -> Codec:
   """f32[n] -> u8[ceil(n * bits / 8)] codes and f32[ceil(n / block)] scales.
 
@@ -112,6 +119,7 @@ def quantised(bits: int, block: int = 0) -> Codec:
   return Codec(f'int{bits}', encode, decode)
 
 
+@cache
 def sign(block: int = 0) -> Codec:
   """f32[n] -> u8[ceil(n / 8)] signs and f32[ceil(n / block)] scales, the mean |x| of a block.
 
@@ -135,6 +143,7 @@ def sign(block: int = 0) -> Codec:
   return Codec('sign', encode, decode)
 
 
+@cache
 def top_k(share: float, values: Codec) -> Codec:
   """f32[n] -> the k = max(1, round(share * n)) values of largest magnitude; the others read as 0.
 

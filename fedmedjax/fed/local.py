@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedmedjax import tree
+from fedmedjax.fed.builders import is_off
 from fedmedjax.fed.types import (
   Array,
   GradientFn,
@@ -72,9 +73,9 @@ def adamw(
     clip_norm: largest Euclidean norm of a gradient over all leaves; 0 = not clipped.
     warmup_share: see `warmup_cosine`.
   """
-  steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  steps = [] if is_off(clip_norm) else [optax.clip_by_global_norm(clip_norm)]
   steps += [optax.scale_by_adam(b1, b2, eps)]
-  steps += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+  steps += [] if is_off(weight_decay) else [optax.add_decayed_weights(weight_decay)]
   return LocalOptimizer(optax.chain(*steps), warmup_cosine(learning_rate, warmup_share))
 
 

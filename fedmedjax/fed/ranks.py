@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from fedmedjax.fed.factors import map_pairs
-from fedmedjax.fed.types import Ranks, Tree
+from fedmedjax.fed.types import Array, Ranks, Tree
 
 
 def same_ranks() -> Ranks:
@@ -35,14 +35,14 @@ def same_ranks() -> Ranks:
   return Ranks(*(lambda adapter, site: adapter,) * 3)
 
 
-def mixed_ranks(ranks: Sequence[int], rank: int) -> Ranks:
+def mixed_ranks(ranks: Sequence[int] | Array, rank: int) -> Ranks:
   """Site k has rank ranks[k]; the maps take (adapter [*p], site i32[]) -> [*p].
 
   Args:
-    ranks: i[S], r_k, each from 1 to `rank`.
+    ranks: i[S], r_k, each from 1 to `rank`; an array of jax may be traced.
     rank: r of the server's adapter.
   """
-  own = np.asarray(ranks, np.int32)
+  own = ranks if isinstance(ranks, jax.Array) else np.asarray(ranks, np.int32)
 
   def mask(adapter, site):
     has = jnp.arange(rank) < jnp.asarray(own)[site]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedmedjax.fed.builders import is_off
 from fedmedjax.fed.types import LocalRule
 from fedmedjax.types import InputError
 
@@ -94,7 +95,7 @@ def dynamic(*, strength: float) -> LocalRule:
   Raises:
     InputError: when strength is 0.
   """
-  if not strength:
+  if is_off(strength):
     raise InputError('config.fed.rule_strength=0: FedDyn divides by it; a number > 0 is allowed')
 
   def correct(grad, adapter, anchor, server_ctrl, site_ctrl):

@@ -30,18 +30,25 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
   """Writes text through a temporary file NAME.part, and makes the folder when it is absent."""
+  _write(path, [text])
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(path.name + '.part')
   with part.open('w', encoding='utf-8') as file:
-    file.write(text)
+    file.writelines(parts)
     file.flush()
     os.fsync(file.fileno())
   part.replace(path)
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:
-  """Writes a JSON-lines file, whole, as `write_json` does."""
-  write_text(path, ''.join(
+  """Writes a JSON-lines file, whole, as `write_json` does; its text is never in memory as a whole.
+
+  With a thousand sites a round's line is long, and all lines are written after every round.
+  """
+  _write(path, (
     json.dumps(record, ensure_ascii=False, allow_nan=False) + '\n' for record in records))
 
 

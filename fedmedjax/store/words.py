@@ -29,7 +29,7 @@ _WORDLESS = {
   'findings.json', 'summary.json', 'description.json', 'description.svg', 'description.png',
   'schema.toml', 'prompt.toml', 'lock', 'own_parts', 'adapter', 'model', 'checkpoints',
   'tensorboard', 'wandb', 'mlflow', 'trackers.json', 'ablation', 'audit.json', 'results.parquet',
-  'results.csv', 'sweep.json', 'sweep.html'}
+  'results.csv', 'sweep.json', 'sweep.html', 'groups'}
 # Of a run and of annotations: files that hold words of notes where prompts show examples
 # (config.data.shots), under a key of its own.
 SUMMARY, SHOTS = 'summary.json', 'shots'

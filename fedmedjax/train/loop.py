@@ -14,10 +14,9 @@ from fedmedjax.experiment import communication, leaving, privacy
 from fedmedjax.experiment.placing import check_alike, round_data, stop_together
 from fedmedjax.experiment.private_sites import noise_key
 from fedmedjax.experiment.round_log import (
-  check_round,
-  metrics_line,
-  participant_names,
-  rising,
+  idle_line,
+  line_after,
+  line_before,
   round_sentence,
 )
 from fedmedjax.experiment.types import Study
@@ -64,7 +63,7 @@ def planned(study: Study, workdir: Path | None, reporter: Reporter) -> Plan | No
 def first_inputs(study: Study) -> tuple:
   """The arguments of the compiled round in round 0, whose shapes all rounds have."""
   state = study.algorithm.init(study.trainable.adapter)
-  return _inputs(study, state, 0, *_packed(study, 0))
+  return _inputs(study, state, 0, *packed_round(study, 0))
 
 
 def train(
@@ -82,10 +81,9 @@ def train(
   Args:
     study: what is trained.
     workdir: folder of the run.
-    reporter: prints a sentence for each round, and warnings.
+    reporter, tracker: are told of every round, the first of warnings, too.
     display: shows the steps of the current round where config.log.steps asks for that.
     plan: from `planned`; None = planned here, should a round be left after all.
-    tracker: is told of every round.
 
   Raises:
     RuntimeError: training failed for good, or a checkpoint could not be written.
@@ -111,7 +109,7 @@ def train(
   heeded = signals.deferred() if study.spread else nullcontext()
   with ThreadPoolExecutor(1) as disk, _packing(study) as packed, heeded:
     while (number := len(lines)) < options.rounds:
-      _check_streak(study, lines)
+      check_streak(study, lines)
       participation, data = packed(number, communication.skipped_rounds(lines))
       if study.ledger and (site := privacy.overspends(
           study.ledger, lines, number, participation)):
@@ -140,8 +138,8 @@ def train(
           saving.result()
         stop_together(study.processes, number + 1)
     saving.result()
-  _check_streak(study, lines)
-  _check_any(study, lines)
+  check_streak(study, lines)
+  check_any(study, lines)
   return Trained(state, lines, earlier, sum(spent), plan)
 
 
@@ -173,7 +171,7 @@ def _overlaps() -> bool:
 
 @contextmanager
 def _packing(study: Study) -> Iterator[Callable[..., tuple[Participation, LocalData]]]:
-  """Yields a function like `_packed`, which also starts to pack the next round where it can.
+  """Yields a function like `packed_round`, which also starts to pack the next round where it can.
 
   The next round is packed as if the current one changed something, which nearly all do.
   """
@@ -182,16 +180,16 @@ def _packing(study: Study) -> Iterator[Callable[..., tuple[Participation, LocalD
 
     def packed(number: int, skipped: tuple[int, ...]) -> tuple[Participation, LocalData]:
       now, following = (number, skipped), (number + 1, skipped)
-      inputs = ahead.pop(now).result() if now in ahead else _packed(study, *now)
+      inputs = ahead.pop(now).result() if now in ahead else packed_round(study, *now)
       if _overlaps() and number + 1 < study.options.rounds and following not in ahead:
         ahead.clear()
-        ahead[following] = packer.submit(_packed, study, *following)
+        ahead[following] = packer.submit(packed_round, study, *following)
       return inputs
 
     yield packed
 
 
-def _packed(
+def packed_round(
   study: Study, number: int, skipped: Sequence[int] = ()
 ) -> tuple[Participation, LocalData]:
   """Who takes part in round `number` (from 0), and the data they train on, as numpy arrays.
@@ -236,12 +234,9 @@ def _played(
   When no site of the cohort sends anything, nothing changes.
   """
   number = len(lines)
-  line = communication.participation_line(
-    study.communication, study.schedule, number, participation, participant_names(study),
-    communication.skipped_rounds(lines))
+  line = line_before(study, number, participation, lines)
   if not participation.steps.any():
-    return inputs[0], files.plain(
-      line | {'skipped': True, 'weights': [0.0] * len(line['sites']), 'seconds': 0.0})
+    return inputs[0], idle_line(line)
   if study.ledger:
     line['privacy'] = privacy.as_line(
       privacy.round_rows(study.ledger, number, participation))
@@ -252,18 +247,16 @@ def _played(
     metrics = leaving.of_metrics(jax.device_get(metrics), study.ledger)
     jax.effects_barrier()
   check_alike(study, line['round'], state)
-  line |= metrics_line(study, plan.execution, participation, metrics) | {
-    'seconds': time.monotonic() - begun} | plan.execution._asdict()
+  line['seconds'] = time.monotonic() - begun
   if study.options.every and line['round'] % study.options.every == 0:
     line |= watched_f1(study, state, reporter)
-  if risen := rising(line, lines, metrics.train_loss[participation.cohort.present]):
-    line['rising'] = [name for name, *_ in risen]
-  for warning in check_round(study, line, participation, metrics, lines):
+  line, warnings = line_after(study, plan.execution, participation, metrics, line, lines)
+  for warning in warnings:
     reporter.warn(warning)
-  return state, files.plain(leaving.leaving(line, study.ledger and study.ledger.leaves))
+  return state, line
 
 
-def _check_streak(study: Study, lines: Sequence[dict]) -> None:
+def check_streak(study: Study, lines: Sequence[dict]) -> None:
   """Raises RuntimeError when the last `max_bad_rounds` rounds all had no usable site."""
   failed = [bool(line.get('quarantined') and line.get('skipped')) for line in lines]
   limit = study.options.max_bad_rounds
@@ -274,7 +267,7 @@ def _check_streak(study: Study, lines: Sequence[dict]) -> None:
       'or raise config.fed.max_bad_rounds')
 
 
-def _check_any(study: Study, lines: Sequence[dict]) -> None:
+def check_any(study: Study, lines: Sequence[dict]) -> None:
   """Raises RuntimeError when no round changed anything."""
   if not any(line['local_steps'] for line in lines):
     raise RuntimeError(

@@ -1,6 +1,7 @@
 """Runs a study: zero-shot scores, rounds with checkpoints, final scores, files."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -202,20 +203,44 @@ def _carried_out(
   # A finished run that goes on has no summary until it has finished again.
   for name in ('summary.json', report.FILE):
     once(partial((workdir / name).unlink, missing_ok=True))
+  with reporter.live():
+    zero_shot = described(study, workdir, reporter)
+    trained = Trained(None, [], 0.0, 0.0, None)
+    if study.options.rounds:
+      trained = train(study, workdir, reporter, display, plan, tracker)
+  return scored(study, workdir, reporter, trained, zero_shot, times, tracker)
+
+
+def described(study: Study, workdir: Path, reporter: Reporter) -> dict | None:
+  """Writes what the sites hold -> scores before training; None where nobody asks for them."""
   known = all_statistics(study) if study.spread else None
-  once(lambda: files.write_json(workdir / report.SITES, used(
+  study.processes.once(lambda: files.write_json(workdir / report.SITES, used(
     study.data.sites, study.data.tested, study.data.external, study.data.server,
     study.data.schema, known)))
-  rounds = study.options.rounds
+  asked = study.options.zero_shot and study.options.rounds
+  if not asked or study.trainable.untrained is None:
+    return None
+  zero_shot, _ = score_all(
+    study, scoring.adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
+    trained=False, only=study.options.max_zero_shot)
+  return zero_shot
+
+
+def scored(
+  study: Study, workdir: Path, reporter: Reporter, trained: Trained, zero_shot: dict | None,
+  times: tuple[float, float], tracker: trackers.Tracker,
+  told: Callable[[dict, Reporter], None] = show,
+) -> dict:
+  """Saves the adapters of a run, scores them and writes its files -> summary.
+
+  Args:
+    trained: of `loop.train`; without any round where nothing is trained.
+    zero_shot: of `score_all`, before training.
+    times, tracker: see `_carried_out`.
+    told: shows the summary.
+  """
+  once, rounds, few = study.processes.once, study.options.rounds, study.options.max_zero_shot
   with reporter.live():
-    zero_shot, few = None, study.options.max_zero_shot
-    if study.options.zero_shot and rounds and study.trainable.untrained is not None:
-      zero_shot, _ = score_all(
-        study, scoring.adapters(study, None), workdir / 'predictions' / 'zero_shot', reporter,
-        trained=False, only=few)
-    trained = Trained(None, [], 0.0, 0.0, None)
-    if rounds:
-      trained = train(study, workdir, reporter, display, plan, tracker)
     state, lines = trained.state, trained.lines
     adapters, averaged = scoring.adapters(study, state), _averaged(study, state, lines)
     for name, adapter in (adapters | averaged).items() if rounds else ():
@@ -245,7 +270,7 @@ def _carried_out(
     'predicted_peak_bytes': trained.plan.peak if trained.plan else None, 'versions': versions(),
   }
   once(_written, study, workdir, lines, summary, tracker)
-  show(summary, reporter)
+  told(summary, reporter)
   return summary
 
 

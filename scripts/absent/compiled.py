@@ -34,6 +34,8 @@ class Asked(NamedTuple):
   devices: list
   dump: Path            # where XLA writes
   top: int              # buffers that are told
+  runs: int = 1         # whose rounds are one program
+  runs_at_once: int = 0 # of them; 0 = all
 
 
 def compiled_row(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
@@ -48,7 +50,9 @@ def compiled_row(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
   """
   jax.config.update('jax_traceback_in_locations_limit', 100)  # source lines of buffers
   with asked_of(asked.devices, 'gpu' if asked.topology.gpu else 'tpu'):
-    absent = study_of(asked.config, asked.devices)
+    absent = study_of(asked.config, asked.devices)._replace(
+      runs=asked.runs, runs_at_once=asked.runs_at_once)
+    together = (asked.runs_at_once or asked.runs) if asked.program == 'round' else 1
     limit = memory.SHARE * MEMORY_GIB[asked.topology.kind]
     estimate = estimates.estimate(absent.study, absent.inputs)
     order = roofline.by_time(
@@ -57,7 +61,7 @@ def compiled_row(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     base = _held(absent.study.trainable.base) / GIB
     row: dict[str, Any] = {}
     for execution in order:
-      estimated = estimate(execution) / GIB
+      estimated = together * estimate(execution) / GIB
       if asked.program != 'decode' and execution != order[-1] and base + estimated > limit:
         continue
       say(described(asked, absent, execution))
@@ -91,7 +95,9 @@ def described(asked: Asked, absent: Absent, execution: Execution) -> str:
   mesh = dict(asked.config.mesh)
   return (
     f'{len(asked.devices)} x {asked.devices[0].device_kind}, mesh {mesh}; '
-    f'{absent.study.communication.sampler.size} sites, {execution}; instruction '
+    f'{absent.study.communication.sampler.size} sites, {execution}; '
+    + (f'{absent.runs} runs, {absent.runs_at_once or "all"} at once; ' if absent.runs > 1 else '')
+    + f'instruction '
     f'{batch.prefix.shape[-1]}, rows {batch.tokens.shape[-2:]}, targets {batch.targets.shape[-1]}')
 
 
@@ -101,6 +107,7 @@ def _identity(asked: Asked, absent: Absent, execution: Execution) -> dict[str, A
     'topology': str(asked.topology), 'model': asked.config.model.path,
     'dtype': asked.config.model.dtype, 'quantization': asked.config.model.quantization,
     'attention': asked.config.model.attention, 'mesh': dict(asked.config.mesh),
+    **({'runs': asked.runs, 'runs_at_once': asked.runs_at_once} if asked.runs > 1 else {}),
     'program': asked.program, 'sites': absent.study.communication.sampler.size,
     'chunk': execution.chunk, 'remat': execution.remat,
     'tokens_a_step': batch.prefix.shape[-1] + batch.tokens.shape[-1] * batch.tokens.shape[-2],

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from benchmarks import inputs
 from fedmedjax.experiment import meshes
 from fedmedjax.experiment.build import load_data, prepare
+from fedmedjax.experiment.traced import RATES
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.factors import join
 from fedmedjax.fed.local import mean_loss
@@ -34,7 +35,7 @@ from fedmedjax.model.files.convert import Placement, params_shape
 from fedmedjax.model.files.hf_config import config_from_hugging_face
 from fedmedjax.model.sharding import base_shardings
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.train import loop
+from fedmedjax.train import loop, run_axis
 from fedmedjax.types import InputError
 
 # config.model.path -> the shape in `benchmarks/inputs.py`; other models are read as a run does.
@@ -49,6 +50,8 @@ class Absent(NamedTuple):
   study: Study
   inputs: tuple  # arguments of its round, as shapes that say where they lie
   whole: Any     # the sharding of an array that every device has
+  runs: int = 1  # whose rounds are one program
+  runs_at_once: int = 0  # of them; 0 = all
 
 
 @contextmanager
@@ -92,7 +95,7 @@ def study_of(config: ConfigDict, devices: list) -> Absent:
 
 def _round_inputs(study: Study, mesh: Any, whole: Any) -> tuple:
   """What a run gives its first round, as shapes."""
-  participation, data = loop._packed(study, 0)
+  participation, data = loop.packed_round(study, 0)
   state = jax.eval_shape(study.algorithm.init, study.trainable.adapter)
 
   def place(leaf, of_sites=False):  # as `fed/sites.py: spread_state` lays a state out
@@ -107,7 +110,24 @@ def _round_inputs(study: Study, mesh: Any, whole: Any) -> tuple:
 
 
 def lowered_round(absent: Absent, execution: Any) -> Any:
+  if absent.runs > 1:
+    return lowered_runs(absent, execution)
   return absent.study.algorithm_with(execution).round.lower(*absent.inputs)
+
+
+def lowered_runs(absent: Absent, execution: Any) -> Any:
+  """The round of several runs that differ in their rates and notes, see `train/run_axis.py`."""
+  state, base, *rest = absent.inputs
+
+  def stacked(x):
+    return jax.ShapeDtypeStruct(
+      (absent.runs, *x.shape), x.dtype, sharding=getattr(x, 'sharding', None))
+
+  state, data, cohort, val, key = jax.tree.map(stacked, (state, *rest))
+  numbers = {rate: jax.ShapeDtypeStruct((absent.runs,), 'float32') for rate in RATES}
+  return run_axis.program(
+    absent.study, execution, RATES, absent.runs_at_once).rounds.lower(
+      state, base, numbers, data, cohort, val, key)
 
 
 def lowered_validation(absent: Absent, execution: Any) -> Any:

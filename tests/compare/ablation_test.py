@@ -8,11 +8,9 @@ import pytest
 from tagger_run import SHRINK, tagger_run
 
 from fedmedjax.compare import ablation
-from fedmedjax.compare.together import _padded
 from fedmedjax.experiment.shipped.ablation import get_config
-from fedmedjax.fed.types import Validation
 from fedmedjax.store.files import read_json, read_lines
-from fedmedjax.types import InputError, LabelBatch
+from fedmedjax.types import InputError
 
 ASKED = ['--presets=fed_medlora,uniform', '--settings=iid,wrong_largest', '--seeds=3,4']
 
@@ -96,25 +94,6 @@ def test_the_tables_by_hand():
   assert '| uniform | +3.0 [-9.7, +15.7] | +20.0 |' in text
   assert text.count('| krum | refused | - |') == 2
   assert '| fed_medlora | +' not in text  # it is what differences are to
-
-
-def test_runs_of_unlike_validation_sets_are_padded_by_nothing():
-  """The longer set stays; the shorter gets steps of weight 0 that belong to no group."""
-
-  def validation(steps):
-    ones = np.ones((steps, 1, 2), np.float32)
-    batches = LabelBatch(ones.astype(np.int32), ones > 0, ones.astype(np.int32), ones,
-                         np.ones((steps, 3), bool))
-    return Validation(batches, np.ones((steps, 1), np.float32), np.ones(steps, np.float32),
-                      np.zeros(1, np.int32))
-
-  found = _padded({'a': validation(1), 'b': validation(3), 'c': None})
-  assert found['c'] is None and found['b'].batches.weight.sum() == 6
-  short = found['a']
-  assert short.batches.weight.tolist() == [[[1, 1]], [[0, 0]], [[0, 0]]]
-  assert short.group.tolist() == [[1], [0], [0]] and short.answers.tolist() == [1, 0, 0]
-  # A softmax over no label at all would be no number.
-  assert short.batches.allowed.all()
 
 
 def test_equal_depth_sees_the_same_examples_in_as_many_updates_as_a_site():

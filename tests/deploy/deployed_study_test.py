@@ -58,7 +58,7 @@ def simulated(config):
   state, lines = study.algorithm.init(study.trainable.adapter), []
   names = [site.name for site in study.data.sites]
   for number in range(study.options.rounds):
-    turn, data = loop._packed(study, number)
+    turn, data = loop.packed_round(study, number)
     state, _ = study.algorithm.round(*loop._inputs(study, state, number, turn, data))
     lines.append(files.plain(communication.participation_line(
       study.communication, study.schedule, number, turn, names)))

@@ -98,7 +98,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
   assert f'Version: {fedmedjax.__version__}\n' in about
   assert re.findall(r'^(\S+) =', commands, re.MULTILINE) == [
     'fedmedjax', 'fedmedjax-audit', 'fedmedjax-compare', 'fedmedjax-describe',
-    'fedmedjax-predict']
+    'fedmedjax-predict', 'fedmedjax-sweep']
 
 
 def test_a_study_in_a_folder_that_has_its_own_configs(installed, own, tiny_folder):

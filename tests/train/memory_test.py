@@ -327,7 +327,7 @@ def test_the_next_rounds_examples_are_packed_meanwhile(monkeypatch):
     packed.append(number)
     return f'round {number}'
 
-  monkeypatch.setattr(loop, '_packed', pack)
+  monkeypatch.setattr(loop, 'packed_round', pack)
   given = SimpleNamespace(options=SimpleNamespace(rounds=3))
   with loop._packing(given) as get:
     assert [get(number, ()) for number in (0, 1)] == ['round 0', 'round 1']

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedmedjax import tree
 from fedmedjax.fed.aggregators.signals import Signal, site_losses
+from fedmedjax.fed.builders import is_off
 from fedmedjax.fed.factors import join, precise_einsum
 from fedmedjax.fed.types import Aggregate, Aggregator, Array, Combine
 
@@ -143,7 +144,7 @@ def adaptive_mean(
     signal: what stands for l_k, one of `signals.py` or `products.product_norms`; lower weighs more.
     combine: how the mean is formed, `factor_mean` or one of `products.py`.
   """
-  combine = combine or factor_mean()
+  combine, judged = combine or factor_mean(), not is_off(loss_power)
 
   def init(adapter, num_sites):
     del adapter
@@ -151,7 +152,7 @@ def adaptive_mean(
 
   def update(updates, state, *, weights, cohort, anchor, local, key, **lazy):
     losses = jnp.zeros_like(weights)
-    if loss_power:
+    if judged:
       finite = jnp.isfinite(jax.vmap(tree.norm)(updates))
       shares = size_weights(weights, finite, size_power)
       losses = signal.utility(
@@ -166,13 +167,13 @@ def adaptive_mean(
       floor=floor)
     last_weights = state[cohort]
     chosen = _smoothed(chosen, last_weights, ema)
-    reported = losses if loss_power else jnp.full_like(losses, jnp.nan)
+    reported = losses if judged else jnp.full_like(losses, jnp.nan)
     state = state.at[cohort].set(jnp.where(weights > 0, chosen, last_weights))
     mean, fold = combine.apply(updates, chosen, anchor=anchor, local=local, key=key)
     return Aggregate(mean, state, chosen, reported, fold)
 
   # Weights made of a utility need every site's own update.
-  needs = signal.needs.union({'single_updates'}) if loss_power else frozenset()
+  needs = signal.needs.union({'single_updates'}) if judged else frozenset()
   return Aggregator(
     init, update, combine.fold, combine.columns, combine.needs.union(needs),
     gives=frozenset({'weighted_mean'}))

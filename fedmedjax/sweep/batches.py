@@ -1,0 +1,109 @@
+"""Which runs are trained together: batches of runs of one program, and what is kept of them."""
+
+import hashlib
+import math
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fedmedjax.store import files
+from fedmedjax.sweep.runs import Run
+
+FOLDER, FILE = 'groups', 'batch.json'
+
+
+class Batch(NamedTuple):
+  """Runs that are trained together, in the order of their axis [E]."""
+
+  runs: tuple[Run, ...]
+  size: int      # E; places beyond the runs take no steps, so that batches share a program
+  folder: Path   # of its checkpoints while it is trained
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    return tuple(run.name for run in self.runs)
+
+
+def make_batches(
+  pending: Sequence[Run], known: Mapping[str, Run], workdir: Path, size: int, workers: int
+) -> list[Batch]:
+  """The batches of all runs that are left, those that were begun first.
+
+  Runs of one program are split evenly into as few batches as `size` allows. Batches with the same
+  notes follow each other.
+
+  Args:
+    pending: runs that are left to train, of programs.
+    known: all runs of this call by name, finished ones among them.
+    workdir: of the sweep.
+    size: the most runs of a batch.
+    workers: batches that are trained at the same time; there are as many at least, if possible.
+  """
+  begun = _begun({run.name for run in pending}, known, workdir)
+  within = {name for batch in begun for name in batch.names}
+  by_program: dict[str, list[Run]] = defaultdict(list)
+  for run in pending:
+    if run.name not in within:
+      by_program[run.program].append(run)
+  left = sum(map(len, by_program.values()))
+  most = max(1, min(size, math.ceil(left / workers)))
+  order = {key: place for place, key in enumerate(
+    dict.fromkeys(run.data for run in pending))}
+  new: list[tuple[tuple[Run, ...], int]] = []
+  for runs in by_program.values():
+    runs.sort(key=lambda run: order[run.data])
+    each = math.ceil(len(runs) / math.ceil(len(runs) / most))
+    new += [(tuple(runs[start:start + each]), each) for start in range(0, len(runs), each)]
+  new.sort(key=lambda one: order[one[0][0].data])
+  return begun + [of_runs(chosen, width, workdir) for chosen, width in new]
+
+
+def halves(batch: Batch, workdir: Path) -> list[Batch]:
+  """Two batches of half the runs each, where a batch finds no memory."""
+  half = math.ceil(len(batch.runs) / 2)
+  return [of_runs(part, half, workdir) for part in (batch.runs[:half], batch.runs[half:]) if part]
+
+
+def of_runs(runs: tuple[Run, ...], size: int, workdir: Path) -> Batch:
+  """A batch of these runs, with room for `size`."""
+  text = '\n'.join([str(size), *(run.name for run in runs)])
+  return Batch(
+    runs, size, workdir / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def _begun(pending: set[str], known: Mapping[str, Run], workdir: Path) -> list[Batch]:
+  """Batches of an earlier call whose runs are all of this one, some of them unfinished."""
+  found = []
+  for path in sorted((workdir / FOLDER).glob(f'*/{FILE}')):
+    kept = files.read_json(path)
+    names = kept['runs']
+    if set(names) <= known.keys() and set(names) & pending and not set(names) & {
+        name for batch in found for name in batch.names}:
+      found.append(Batch(tuple(known[name] for name in names), kept['size'], path.parent))
+    elif not set(names) & pending and set(names) <= known.keys():
+      remove(Batch((), 0, path.parent))
+  return found
+
+
+def keep(batch: Batch) -> None:
+  """Notes which runs its checkpoints are of."""
+  if not (batch.folder / FILE).exists():
+    files.write_json(batch.folder / FILE, {'runs': list(batch.names), 'size': batch.size})
+
+
+def remove(batch: Batch) -> None:
+  """Removes what was kept of a batch whose runs have ended."""
+  shutil.rmtree(batch.folder, ignore_errors=True)
+  folder = batch.folder.parent
+  if folder.is_dir() and not any(folder.iterdir()):
+    folder.rmdir()
+
+
+def programs(runs: Iterable[Run]) -> dict[str, list[Run]]:
+  """Runs by their program; '' are those that are trained alone."""
+  found: dict[str, list[Run]] = defaultdict(list)
+  for run in runs:
+    found[run.program].append(run)
+  return dict(found)

@@ -1,0 +1,185 @@
+"""A sweep through its program: its runs are those of `main`, and it goes on after a stop."""
+
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fedmedjax import main
+from fedmedjax.store.files import read_json, read_lines
+from fedmedjax.sweep import __main__ as program
+from fedmedjax.sweep import training
+
+SHRINK = [
+  '--config.tagger.width=8', '--config.tagger.buckets=64', '--config.lora.rank=2',
+  '--config.data.synthetic_notes=6', '--config.data.max_train_sentences=12',
+  '--config.data.validation_examples=2', '--config.fed.rounds=3', '--config.fed.local_steps=2',
+  '--config.fed.batch_size=2', '--config.eval.max_examples=20', '--config.eval.batch_size=32',
+  '--config.eval.bootstrap_samples=20']
+GRID = '--grid=fed.preset=uniform,fed_medlora_plus;optim.learning_rate=0.01,0.03;seed=3..4'
+
+
+def swept(workdir, *more, grid=GRID, config='fedmedjax:ablation'):
+  return program.main(
+    ['sweep', f'--config={config}', f'--workdir={workdir}', *SHRINK, grid, *more])
+
+
+def statuses(workdir):
+  return {run['name']: run['status'] for run in read_json(workdir / 'sweep.json')['runs']}
+
+
+def texts(workdir):
+  return {path: path.read_bytes() for path in sorted(workdir.glob('runs/*/summary.json'))}
+
+
+def close(one, other):
+  """JSON values that differ by rounding only."""
+  if isinstance(one, dict):
+    return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+  if isinstance(one, list):
+    return len(one) == len(other) and all(map(close, one, other))
+  if isinstance(one, float) and isinstance(other, float):
+    return bool(np.isclose(one, other, rtol=1e-4, atol=1e-6))
+  return one == other
+
+
+def apart(one, other):
+  """The length of the difference of two runs' adapters, in lengths of the second."""
+  mine, theirs = (safetensors.numpy.load_file(
+    folder / 'adapter' / 'adapter_model.safetensors') for folder in (one, other))
+  assert mine.keys() == theirs.keys()
+  flat = [np.concatenate([tensors[key].ravel() for key in sorted(tensors)])
+          for tensors in (mine, theirs)]
+  return np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """Eight runs of two methods, stopped in the second round and gone on with."""
+  folder = tmp_path_factory.mktemp('sweep') / 'sweep'
+  rounds, real = [], training._round
+
+  def stopping(course, states, number, context):
+    rounds.append(number)
+    if len(rounds) == 2:
+      context.stop.set()
+    return real(course, states, number, context)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(training, '_round', stopping)
+    assert swept(folder, '--workers=1') == 0
+  assert set(statuses(folder).values()) == {'waiting'}
+  assert len(list(folder.glob('groups/*/checkpoints/2/state'))) == 1
+  assert swept(folder, '--workers=2') == 0
+  return folder
+
+
+@pytest.mark.parametrize('preset, rate, seed', [
+  ('fed_medlora_plus', 0.03, 3), pytest.param('uniform', 0.01, 3, marks=pytest.mark.slow),
+  pytest.param('uniform', 0.03, 4, marks=pytest.mark.slow)])
+def test_a_run_of_the_sweep_is_that_of_main(workdir, tmp_path, preset, rate, seed):
+  assert main.main([
+    'fedmedjax', '--config=fedmedjax:ablation', f'--workdir={tmp_path / "run"}', *SHRINK,
+    f'--config.fed.preset={preset}', f'--config.optim.learning_rate={rate}',
+    f'--config.seed={seed}']) == 0
+  one, other = workdir / 'runs' / f'{preset},learning_rate={rate},seed={seed}', tmp_path / 'run'
+  for name in ('config.json', 'inputs.json', 'sites.json', 'ledger.csv'):
+    assert (one / name).read_text() == (other / name).read_text()
+  lines = [[{key: value for key, value in line.items() if key != 'seconds'}
+            for line in read_lines(folder / 'metrics.jsonl')] for folder in (one, other)]
+  assert len(lines[0]) == 3 and close(*lines)
+  assert apart(one, other) < 1e-6
+  mine, theirs = (read_json(folder / 'summary.json') for folder in (one, other))
+  assert mine.keys() == theirs.keys() and mine['scores'] == theirs['scores']
+  # What `main` would go on with is finished.
+  assert main.main([
+    'fedmedjax', '--config=fedmedjax:ablation', f'--workdir={one}', *SHRINK,
+    f'--config.fed.preset={preset}', f'--config.optim.learning_rate={rate}',
+    f'--config.seed={seed}']) == 0
+
+
+def test_it_is_not_run_again_and_takes_another_grid(workdir, capsys):
+  before = texts(workdir)
+  assert len(before) == 8 and set(statuses(workdir).values()) == {'done'}
+  assert not (workdir / 'groups').exists()
+  assert swept(workdir) == 0
+  assert '8 runs, 0 left' in capsys.readouterr().out and texts(workdir) == before
+  # One of these runs is there, by its configuration; the new one diverges, and the other is made.
+  grid = '--grid=optim.learning_rate=0.03,1e30,0.02;fed.preset=uniform;seed=4'
+  assert swept(workdir, grid=grid) == 0
+  said = capsys.readouterr().out
+  assert '3 runs, 2 left' in said and '2 done, 1 failed' in said
+  after = statuses(workdir)
+  assert len(after) == 10 and [name for name, one in after.items() if one == 'failed'] == [
+    'learning_rate=1e+30,uniform,seed=4']
+  (failed,) = (run for run in read_json(workdir / 'sweep.json')['runs']
+               if run['status'] == 'failed')
+  assert 'finite' in failed['error'] and '\n' not in failed['error']
+  assert before.items() <= texts(workdir).items()
+
+
+@pytest.mark.parametrize('more, grid, said', [
+  (['--config.fed.local_steps=3'], GRID, 'holds a sweep with config.fed.local_steps=2'),
+  ([], '--grid=fed.presets=uniform', "did you mean 'fed.preset'"),
+  ([], '--grid=fed.preset=unifrom', "'unifrom'"),
+  ([], '--grid=fed.preset=scaffold;setting=ranks', 'the run scaffold,setting=ranks is refused'),
+  ([], '--grid=lora.rank=1,0', 'config.lora.rank=0'),
+  ([], '--grid=data.sites=("synthetic_moon",)', 'synthetic_moon'),
+  (['--halving=3'], GRID, 'config.fed.rounds=3; fewer rounds'),
+  (['--halving=2,1'], GRID, 'rising numbers'), (['--axes=none.toml'], GRID, 'cannot be read')])
+def test_what_cannot_be_run_is_named_before_anything_is_trained(workdir, capsys, more, grid, said):
+  before = (workdir / 'sweep.json').read_bytes()
+  assert swept(workdir, *more, grid=grid) == 2
+  error = capsys.readouterr().err.strip()
+  assert said in error and '\n' not in error
+  assert (workdir / 'sweep.json').read_bytes() == before
+
+
+@pytest.mark.slow
+def test_halving_stops_the_choices_of_larger_loss(tmp_path, capsys):
+  """Of four rates two go on, with both seeds; a rate that learns nothing does not."""
+  grid = '--grid=optim.learning_rate=1e-9,0.03,1e-8,0.02;seed=3..4'
+  assert swept(tmp_path / 's', '--config.fed.preset=uniform', '--halving=1', grid=grid) == 0
+  found = statuses(tmp_path / 's')
+  assert {name: status for name, status in found.items() if 'e-0' in name} == {
+    f'learning_rate={rate},seed={seed}': 'stopped' for rate in ('1e-09', '1e-08')
+    for seed in (3, 4)}
+  assert sorted(found.values()) == ['done'] * 4 + ['stopped'] * 4
+  assert len(read_lines(tmp_path / 's/runs/learning_rate=1e-09,seed=3/metrics.jsonl')) == 1
+  before = texts(tmp_path / 's')
+  assert swept(tmp_path / 's', '--config.fed.preset=uniform', '--halving=1', grid=grid) == 0
+  assert statuses(tmp_path / 's') == found and texts(tmp_path / 's') == before
+
+
+@pytest.mark.slow
+def test_runs_of_a_llama_are_those_of_main(tiny_folder, tmp_path):
+  """Two rates and two seeds of one data set, whose steps are packed into unlike rows."""
+  given = [
+    f'--config.model.path={tiny_folder}', '--config.fed.rounds=2', '--config.fed.local_steps=2',
+    '--config.fed.batch_size=4', '--config.eval.max_examples=1', '--config.lora.rank=4',
+    '--config.eval.bootstrap_samples=20', '--config.data.validation_examples=3',
+    '--config.eval.max_new_ratio=0.1', '--config.log.steps=False', '--config.data.external=()',
+    '--config.lora.targets=("q_proj","v_proj")', '--config.eval.zero_shot=False']
+  config = '--config=fedmedjax:quickstart:fed_medlora_plus'
+  folder = tmp_path / 'sweep'
+  assert program.main([
+    'sweep', config, f'--workdir={folder}', *given,
+    '--grid=optim.learning_rate=1e-3,3e-3;seed=1,2']) == 0
+  assert set(statuses(folder).values()) == {'done'}
+  assert main.main([
+    'fedmedjax', config, f'--workdir={tmp_path / "run"}', *given,
+    '--config.optim.learning_rate=3e-3', '--config.seed=2']) == 0
+  assert apart(folder / 'runs' / 'learning_rate=0.003,seed=2', tmp_path / 'run') < 1e-6
+
+
+def test_the_plan_alone_writes_nothing(tmp_path, capsys):
+  axes = tmp_path / 'axes.toml'
+  axes.write_text('[size.small]\n"data.max_train_sentences" = 8\n[size.skewed]\n'
+                  '"data.partition.sizes" = [0.6, 0.1, 0.1, 0.1, 0.1]\n')
+  grid = '--grid=fed.preset=scaffold,fed_medlora;size=small,skewed;setting=iid,ranks'
+  assert swept(tmp_path / 'w', f'--axes={axes}', '--skip_refused', '--validate_only',
+               '--config.lora.rank=8', grid=grid) == 0
+  said = capsys.readouterr().out
+  assert '6 runs, 6 left, in 3 programs' in said and (
+    'scaffold,size=small,setting=ranks and 1 more are left out' in said)
+  assert not (tmp_path / 'w').exists()
