@@ -74,9 +74,8 @@ def train(
 
   On an accelerator, while a round computes, the checkpoint of the round before is written and the
   examples of the next round are packed; on a CPU these happen one after the other. A round's line
-  is written to metrics.jsonl and printed only when its checkpoint is on disk. On a signal the
-  current round and its checkpoint are finished first. A round that runs out of memory starts again
-  from the last checkpoint, with a smaller plan.
+  is written to metrics.jsonl and printed only when its checkpoint is on disk. On a signal the round
+  and its checkpoint are finished first. One that runs out of memory begins anew by a smaller plan.
 
   Args:
     study: what is trained.
