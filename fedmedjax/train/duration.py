@@ -19,6 +19,7 @@ from fedmedjax.experiment import communication
 from fedmedjax.experiment.execution import sites_at_once
 from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.types import Study
+from fedmedjax.fed.dual import side_by_side
 from fedmedjax.runtime.progress import spoken
 from fedmedjax.train.flop import Product, product_rate, products
 from fedmedjax.train.memory import Plan
@@ -174,12 +175,14 @@ def _asked(study: Study, done: int) -> list[tuple[SiteData, dict, int]]:
   def number(site: SiteData, every: bool) -> int:
     return len(own) if own and (every or site.name not in own) else 1
 
-  asked = [(site, adapter, number(site, options.cross_site)) for site in tested]
+  # Of two adapters the sites answer with the sum.
+  answering = jax.eval_shape(side_by_side, adapter)
+  asked = [(site, answering, number(site, options.cross_site)) for site in tested]
   if 0 < private < len(tree.paths(adapter)):  # the average of all adapters answers, too
-    asked += [(site, adapter, 1) for site in tested]
+    asked += [(site, answering, 1) for site in tested]
   if options.every:
     rounds = options.rounds // options.every - done // options.every
-    asked += [(site, adapter, number(site, False) * rounds) for site in study.watched]
+    asked += [(site, answering, number(site, False) * rounds) for site in study.watched]
   if options.zero_shot and not done and study.trainable.untrained is not None:
     asked += [(fewer(site, options.max_zero_shot), study.trainable.untrained, 1)
               for site in tested]

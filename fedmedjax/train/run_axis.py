@@ -134,9 +134,9 @@ def padded_data(data: LocalData, shapes: Shapes) -> LocalData:
   lead = len(data.weight), shapes.steps
   mask = np.zeros(lead, bool)
   mask[:, :data.step_mask.shape[1]] = data.step_mask
-  return LocalData(
-    jax.tree.map(partial(_filled, lead=lead), data.batches, shapes.blank), mask,
-    np.asarray(data.weight, np.float32))
+  return data._replace(
+    batches=jax.tree.map(partial(_filled, lead=lead), data.batches, shapes.blank), step_mask=mask,
+    weight=np.asarray(data.weight, np.float32))
 
 
 def padded_validation(validation: Validation | None, shapes: Shapes) -> Validation | None:

@@ -15,8 +15,8 @@ from fedmedjax.experiment.undeployed import check_deployable, check_one_process
 from fedmedjax.fed.anchors import newest
 from fedmedjax.report.training_curves import groups_of
 from fedmedjax.store import checkpoint
-from fedmedjax.train import memory
-from fedmedjax.train.loop import _inputs, _packed
+from fedmedjax.train import duration, memory
+from fedmedjax.train.loop import _inputs, packed_round
 from fedmedjax.train.scoring import adapters
 from fedmedjax.types import InputError
 
@@ -36,6 +36,12 @@ def data():
   return load_data(small('fed_medlora'), Quiet())
 
 
+def test_answers_of_two_adapters_are_foretold_of_their_sum(data):
+  study = prepare(small('feddpa'), data)
+  assert {adapter['layers']['hidden']['a'].shape[-1]
+          for _, adapter, _ in duration._asked(study, 0)} == {6}
+
+
 @pytest.mark.parametrize('preset', [
   'fedbuff', 'fedlease', pytest.param('feddpa', marks=pytest.mark.slow)])
 def test_it_resumes_to_the_bit_in_one_program(preset, data, tmp_path):
@@ -49,7 +55,7 @@ def test_it_resumes_to_the_bit_in_one_program(preset, data, tmp_path):
   counted = memory._on_device(state)
   assert counted == tree.num_bytes(state) > 2 * tree.num_bytes(first.trainable.adapter)
   for number in range(4):
-    turn, batches = _packed(first, number)
+    turn, batches = packed_round(first, number)
     line = communication.participation_line(
       first.communication, first.schedule, number, turn, [site.name for site in data.sites])
     assert ('staleness' in line) == (preset == 'fedbuff')
@@ -64,7 +70,7 @@ def test_it_resumes_to_the_bit_in_one_program(preset, data, tmp_path):
   assert rounds._cache_size() == 1
   for number in (2, 3):
     # Of the same trace, so that nothing is compiled again.
-    kept, _ = rounds(*_inputs(second, kept, number, *_packed(second, number)))
+    kept, _ = rounds(*_inputs(second, kept, number, *packed_round(second, number)))
   for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(kept), strict=True):
     np.testing.assert_array_equal(one, other)
   found = adapters(first, state)

@@ -76,12 +76,17 @@ CHANGES = {
   'fed_medlora_plus': (
     {}, {'optim.learning_rate': 3e-3, 'optim.clip_norm': 0.1, 'fed.temperature': 3.0,
          'fed.floor': 0.3, 'data.max_train_sentences': 8, 'data.validation_examples': 5}),
+  'fedbuff': (
+    {'fed.buffer': 1, 'fed.rounds': 4},
+    {'fed.buffer': 1, 'fed.rounds': 4, 'optim.learning_rate': 3e-3,
+     'data.max_train_sentences': 8}),
   'fedprox': ({'fed.ranks': (2, 4)}, {'fed.ranks': (4, 1), 'fed.rule_strength': 10.0})}
 
 
 @pytest.mark.parametrize('preset, at_once', [
   ('fed_medlora_plus', 1), pytest.param('fed_medlora_plus', 0, marks=pytest.mark.slow),
-  pytest.param('fedprox', 1, marks=pytest.mark.slow)])
+  pytest.param('fedprox', 1, marks=pytest.mark.slow),
+  pytest.param('fedbuff', 1, marks=pytest.mark.slow)])
 def test_each_run_is_that_run_alone(preset, at_once):
   """Unlike rates, temperatures, clipping, ranks, numbers of steps and of judged examples."""
   configs = [configured(preset, seed, **changes)
@@ -124,8 +129,8 @@ def test_what_is_padded_is_told_from_what_is_there():
   assert short.group.tolist() == [[1], [0], [0]] and short.answers.tolist() == [1, 0, 0]
   assert short.batches.allowed.all() and run_axis.padded_validation(None, shapes) is None
   data = run_axis.padded_data(
-    LocalData(arrays((1, 1), 2), np.ones((1, 1), bool), np.ones(1)), shapes)
-  assert data.step_mask.tolist() == [[True, False]]
+    LocalData(arrays((1, 1), 2), np.ones((1, 1), bool), np.ones(1), delay='as it was'), shapes)
+  assert data.step_mask.tolist() == [[True, False]] and data.delay == 'as it was'
   assert data.batches.weight.tolist() == [[[[1, 1, 0]], [[0, 0, 0]]]]
   small = run_axis.Shapes(2, 1, jax.tree.map(np.zeros_like, arrays((), 2)))
   assert run_axis.holds(shapes, small) and not run_axis.holds(small, shapes)
