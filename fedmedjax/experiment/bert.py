@@ -97,5 +97,4 @@ def bert_trainable(
     answer_calls=partial(tagging.answer_calls, tagger, held),
     largest_answer=partial(tagging.largest_call, tagger, held), save=partial(save_bert, bert),
     folder='model', summary={'labels': list(bert.labels)},
-    share=DeviceShare(
-      loss_fn, adapter, base, tree.num_bytes(adapter), layers=bert.config.num_layers))
+    share=DeviceShare(loss_fn, adapter, base, tree.num_bytes(adapter)))

@@ -239,7 +239,7 @@ def test_tables_and_claims_of_the_word_tagger():
 
   rows = dict.fromkeys(study_units.STUDIES, []) | {'r6': block((0.01, 0.02, 0.03))}
   table = study_tables.r6(rows)
-  assert table.startswith('`bash scripts/reproduce.sh r6`: 1 of 2 units')
+  assert table.startswith('`bash scripts/reproduce.sh r6`: 1 of 3 units')
   assert '| 0.480 ± 0.010 |' in table
   claims = {line[0]: line[1:3] for line in study_claims.lines(rows)}
   assert claims['10 sites about 2 points under centralised, equal steps'] == [

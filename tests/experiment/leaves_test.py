@@ -232,7 +232,8 @@ def studied(start):
       study = build.prepare(config, data, on_step=print)
     except InputError as error:
       return str(error)
-    return digest(study)
+    # It makes `study.algorithm` anew, of all values.
+    return digest(study._replace(algorithm_with=None))
 
   def once(settings: dict) -> str:
     if repr(settings) not in known:

@@ -99,7 +99,7 @@ def test_correlated_noise_is_accounted_by_the_rounds_that_sites_take(data):
 def test_the_multiplier_that_secure_aggregation_is_accounted_by():
   values = {
     'privacy.unit': 'site', 'fed.train': True, 'fed.secure_aggregation': True, 'fed.pooled': False,
-    'fed.cohort_size': 4, 'privacy.missing': 1, 'privacy.clip': 2.0}
+    'fed.cohort_size': 4, 'fed.buffer': 0, 'privacy.missing': 1, 'privacy.clip': 2.0}
   adapter = {'a': np.zeros((100, 100))}
   effective = private_sites.effective_noise(values, adapter)
   assert effective(0.8) == pytest.approx(0.8 * 5000 / 5050, rel=1e-9)

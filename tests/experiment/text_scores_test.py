@@ -210,10 +210,12 @@ def test_a_run_and_a_dry_run_go_on_with_a_mended_metric(mine, tmp_path, monkeypa
   """All but the run's own checks is left out; it fails where it would be scored."""
   for program in (run, dry_run):
     monkeypatch.setattr(program, 'load_data', lambda *rest, **more: Data(None, (), (), ()))
-    monkeypatch.setattr(program, 'prepare', lambda chosen, data, *rest: SimpleNamespace(
-      own=own_parts(leaves(chosen.to_dict()))))
+    monkeypatch.setattr(program, 'prepare', lambda chosen, data, *rest, **more: SimpleNamespace(
+      own=own_parts(leaves(chosen.to_dict())), secret=None,
+      options=SimpleNamespace(trackers=())))
     monkeypatch.setattr(program, 'fingerprint', lambda chosen, data, own: inputs.own_checksums(own))
   monkeypatch.setattr(run, 'site_table', lambda *rest: '')
+  monkeypatch.setattr(run, 'participant_names', lambda study: ())
   monkeypatch.setattr(run, 'planned', lambda *rest: None)
   monkeypatch.setattr(run, 'show', lambda *rest: None)
   monkeypatch.setattr(run.report, 'freshen', lambda *rest: None)

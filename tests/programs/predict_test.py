@@ -31,7 +31,7 @@ from fedmedjax.types import Document, Relation, Span
 def joint(tiny_folder, tmp_path_factory) -> Path:
   """A finished run, both tasks at one site, entities only at the other; in place of training its
   adapter is drawn at random, both factors."""
-  def drawn(study, workdir, reporter, display, plan):
+  def drawn(study, workdir, reporter, display, plan, tracker):
     rng = np.random.default_rng(5)
     state = study.algorithm.init(jax.tree.map(
       lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), study.trainable.adapter))

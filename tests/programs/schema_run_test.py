@@ -49,7 +49,7 @@ def per_type(workdir: Path, site: str, task: str = 'ner') -> dict:
 def bc5cdr(tiny_folder, few, tmp_path_factory) -> Path:
   """A run on BC5CDR by its own names, entities and relations. Its adapter is drawn in place of
   training, and its answers are the annotation."""
-  def drawn(study, workdir, reporter, display, plan):
+  def drawn(study, workdir, reporter, display, plan, tracker):
     rng = np.random.default_rng(5)
     state = study.algorithm.init(jax.tree.map(
       lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), study.trainable.adapter))
