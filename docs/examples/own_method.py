@@ -31,7 +31,7 @@ def fednova():
   return fm.Aggregator(init=lambda adapter: (), update=update)
 
 
-def q_fedavg(q=1.0, lipschitz=1.0):
+def q_fedavg(q=1.0, smoothness=1.0):
   """q-FedAvg: sites with a higher loss count more, the more so the larger q; q = 0 is FedAvg.
 
   Li et al., "Fair Resource Allocation in Federated Learning", ICLR 2020, arXiv:1905.10497:
@@ -41,8 +41,8 @@ def q_fedavg(q=1.0, lipschitz=1.0):
     p = weights / jnp.maximum(weights.sum(), 1e-30)
     loss = jnp.where(p > 0, jnp.maximum(start_loss, 1e-10), 1.0)
     square = sum(jnp.sum(x**2, axis=range(1, x.ndim)) for x in jax.tree.leaves(updates))
-    scale = p * loss**q * lipschitz
-    below = jnp.sum(scale + p * q * loss**(q - 1) * lipschitz**2 * square)
+    scale = p * loss**q * smoothness
+    below = jnp.sum(scale + p * q * loss**(q - 1) * smoothness**2 * square)
     shares = scale / jnp.maximum(scale.sum(), 1e-30)
     step = weighted_sum(updates, scale / jnp.maximum(below, 1e-30))
     return fm.Aggregate(step, state, shares)
