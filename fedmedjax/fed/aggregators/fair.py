@@ -97,5 +97,5 @@ def agnostic(*, mixture_rate: float, combine: Combine | None = None) -> Aggregat
     return Aggregate(mean, after, shares, fold=fold)
 
   return Aggregator(
-    lambda adapter, num_sites: jnp.full(num_sites, 1 / num_sites), update,
+    lambda adapter, num_sites: jnp.full(num_sites, 1 / num_sites, jnp.float32), update,
     needs=frozenset({'own_weights', 'unweighted'}))
