@@ -264,10 +264,10 @@ def adds_aggregate(values: Values) -> bool:
 
 def contribution(values: Values) -> ContributionMaker:
   """config.fed.contribution, of coalitions by the power of size that the run weighs sites by."""
-  builder = CONTRIBUTIONS.get(values['fed.contribution'])
-  return no_contribution if builder is None else partial(
+  kind = CONTRIBUTIONS.get(values['fed.contribution'])
+  return no_contribution if kind is None else partial(
     contribution_program, contribution=build(
-      builder, {'samples': values['fed.contribution_samples']}),
+      kind.build, {'samples': values['fed.contribution_samples']}),
     size_power=values['fed.size_power'])
 
 

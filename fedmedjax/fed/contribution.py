@@ -97,18 +97,23 @@ def _sampled(worth, sites: int, samples: int, key) -> Contributions:
   return Contributions(gains.mean(axis=0), error, found[1] - found[0])
 
 
-# Value of config.fed.contribution -> builder; see `experiment/methods.py`.
-CONTRIBUTIONS: dict[str, Callable[..., Contribution]] = {
-  'leave_one_out': leave_one_out, 'shapley': shapley}
+class Kind(NamedTuple):
+  """A way to value sites."""
+
+  build: Callable[..., Contribution]  # of the hyper-parameters that its signature names
+  coalitions: Callable[[int, int], int]  # (C >= 1, samples) -> how many coalitions are judged
+
+
+# By the value of config.fed.contribution; see `experiment/methods.py`.
+CONTRIBUTIONS: dict[str, Kind] = {
+  'leave_one_out': Kind(leave_one_out, lambda sites, samples: sites + 2),
+  'shapley': Kind(shapley, lambda sites, samples: (
+    2**sites if sites <= MOST_EXACT else samples * (sites - 1) + 2))}
 
 
 def coalitions(kind: str, sites: int, samples: int) -> int:
   """How many coalitions of so many sites are judged; 0 for none."""
-  if not sites or kind not in CONTRIBUTIONS:
-    return 0
-  if kind == 'leave_one_out':
-    return sites + 2
-  return 2**sites if sites <= MOST_EXACT else samples * (sites - 1) + 2
+  return CONTRIBUTIONS[kind].coalitions(sites, samples) if sites and kind in CONTRIBUTIONS else 0
 
 
 # (loss_fn, S, SiteMap.every) -> what `contribution_program` returns

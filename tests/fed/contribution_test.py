@@ -149,7 +149,7 @@ def test_how_many_coalitions_are_judged(kind, sites, number):
   assert contribution.coalitions(kind, sites, 32) == number
   if number:
     counted = []
-    contribution.CONTRIBUTIONS[kind](*[32] * (kind == 'shapley'))(
+    contribution.CONTRIBUTIONS[kind].build(*[32] * (kind == 'shapley'))(
       lambda members: counted.append(len(members)) or jnp.zeros(len(members)), sites,
       jax.random.key(0))
     assert counted == [number]
