@@ -6,7 +6,7 @@
 A run is the word tagger of configs/ablation.py. In turns, each from an empty cache of compilations:
 
     ours             python -m fedmedjax.sweep
-    ours_one_by_one  the same with --runs=1 --workers=1: one process, each program compiled once
+    ours_one_by_one  the same with --runs=1 --parallel=1: one process, each program compiled once
     peer_loop        the run of `main` in a loop of one process, which finds programs in the cache;
                      a first run and two more of --sampled methods, the others taken to be as these
     peer_processes   python -m fedmedjax.main, a process a run, as many at a time as there are
@@ -217,7 +217,7 @@ def bench(values: flags.FlagValues) -> dict[str, Any]:
     loop_runs(values)
     return {}
   ways = {'ours': partial(sweep_seconds, values),
-          'ours_one_by_one': partial(sweep_seconds, values, '--runs=1', '--workers=1')}
+          'ours_one_by_one': partial(sweep_seconds, values, '--runs=1', '--parallel=1')}
   if values.sampled:
     ways['peer_loop'] = partial(loop_seconds, values)
     ways['peer_processes'] = partial(process_seconds, values)

@@ -45,7 +45,7 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     'runs', 0, 'The most runs that are stacked; 0 = 16 on a CPU, else 64.', 0, flag_values=values)
   flags.DEFINE_integer(
-    'workers', 0, 'Programs at the same time; 0 = one a core of a CPU, up to 8, else 1.', 0,
+    'parallel', 0, 'Programs at the same time; 0 = one a core of a CPU, up to 8, else 1.', 0,
     flag_values=values)
   flags.DEFINE_bool(
     'skip_refused', False, 'Leave out runs that are refused, rather than all.', flag_values=values)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up()
     sweep(Asked(
       config, given, axes, drawn, named, tuple(argv), tuple(map(int, values.halving)), values.keep,
-      values.runs, values.workers, values.skip_refused, values.validate_only),
+      values.runs, values.parallel, values.skip_refused, values.validate_only),
       Path(values.workdir), reporter)
     reporter.repeat_warnings()
 

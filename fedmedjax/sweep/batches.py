@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
 
 def make_batches(
-  pending: Sequence[Run], known: Mapping[str, Run], workdir: Path, size: int, workers: int
+  pending: Sequence[Run], known: Mapping[str, Run], workdir: Path, size: int, parallel: int
 ) -> list[Batch]:
   """The batches of all runs that are left, those that were begun first.
 
@@ -39,7 +39,7 @@ def make_batches(
     known: all runs of this call by name, finished ones among them.
     workdir: of the sweep.
     size: the most runs of a batch.
-    workers: batches that are trained at the same time; there are as many at least, if possible.
+    parallel: batches that are trained at the same time; there are as many at least, if possible.
   """
   begun = _begun({run.name for run in pending}, known, workdir)
   within = {name for batch in begun for name in batch.names}
@@ -48,7 +48,7 @@ def make_batches(
     if run.name not in within:
       by_program[run.program].append(run)
   left = sum(map(len, by_program.values()))
-  most = max(1, min(size, math.ceil(left / workers)))
+  most = max(1, min(size, math.ceil(left / parallel)))
   order = {key: place for place, key in enumerate(
     dict.fromkeys(run.data for run in pending))}
   new: list[tuple[tuple[Run, ...], int]] = []

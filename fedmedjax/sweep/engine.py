@@ -1,4 +1,4 @@
-"""A sweep: its plan, its batches over the workers, and what it writes at the end."""
+"""A sweep: its plan, its batches, a few at the same time, and what it writes at the end."""
 
 import os
 import threading
@@ -39,7 +39,7 @@ from fedmedjax.sweep.sources import Programs, Sources
 # Runs of a batch on a CPU, where more are no faster, and on an accelerator.
 _RUNS, _RUNS_AT_ONCE = 16, 64
 # The most batches at the same time that nobody asked for: Python's own work is one thread's.
-_WORKERS = 8
+_PARALLEL = 8
 
 
 class Asked(NamedTuple):
@@ -54,7 +54,7 @@ class Asked(NamedTuple):
   halving: tuple[int, ...] = ()   # rounds after which runs are compared
   keep: float = 0.5               # share of choices that goes on
   runs: int = 0                   # of a batch; 0 = as many as suit the device
-  workers: int = 0                # batches at the same time; 0 = as many as suit the device
+  parallel: int = 0               # batches at the same time; 0 = as many as suit the device
   skip_refused: bool = False
   validate_only: bool = False
 
@@ -80,13 +80,13 @@ def sweep(asked: Asked, workdir: Path, reporter: Reporter) -> Counter:
     trackers.check_installed(run.config.log.trackers)
   on_cpu = jax.default_backend() == 'cpu'
   size = asked.runs or (_RUNS if on_cpu else _RUNS_AT_ONCE)
-  workers = asked.workers or (min(_cores(), _WORKERS) if on_cpu else 1)
+  parallel = asked.parallel or (min(_cores(), _PARALLEL) if on_cpu else 1)
   record = Record(
     workdir, base, [[axis.key, _told(axis)] for axis in asked.axes], asked.command)
   record.begin(runs, refused)
   pending = [run for run in runs if record.status(run.name) == WAITING]
   sources = Sources(pending, Reporter(Console(quiet=True)))
-  say_plan(runs, pending, refused, sources, size, workers, 1 if on_cpu else 0, reporter)
+  say_plan(runs, pending, refused, sources, size, parallel, 1 if on_cpu else 0, reporter)
   if asked.validate_only:
     reporter.say('Nothing was trained or written.')
     return Counter(record.status(run.name) for run in runs)
@@ -96,7 +96,7 @@ def sweep(asked: Asked, workdir: Path, reporter: Reporter) -> Counter:
     try:
       _carry_out(
         asked, runs, pending, workdir, sources, Programs(pending, 1 if on_cpu else 0), record,
-        size, workers, reporter)
+        size, parallel, reporter)
     finally:
       record.write()
     _results(workdir, reporter)
@@ -123,7 +123,7 @@ def _told(axis: Axis) -> list:
 
 def _carry_out(
   asked: Asked, runs: Sequence[Run], pending: Sequence[Run], workdir: Path, sources: Sources,
-  programs: Programs, record: Record, size: int, workers: int, reporter: Reporter,
+  programs: Programs, record: Record, size: int, parallel: int, reporter: Reporter,
 ) -> None:
   known, left = {run.name: run for run in runs}, {run.name: run for run in pending}
   with reporter.live(), reporter.task('runs', len(pending)) as advance:
@@ -140,12 +140,12 @@ def _carry_out(
       waiting = [run for run in together if run.name not in judged]
       if until and not waiting:
         continue
-      batches = make_batches(together, known, workdir, size, workers)
+      batches = make_batches(together, known, workdir, size, parallel)
       jobs = deque(_job(training.train, batch, context, until) for batch in batches)
       if until is None:
         jobs.extend(_job(training.train_alone, run, context)
                     for run in left.values() if not run.program)
-      _work(jobs, workers, context, until)
+      _work(jobs, parallel, context, until)
       if until:
         compared = [run for run in waiting if run.name in left]
         went_on = go_on(compared, context.losses, asked.keep)
@@ -161,14 +161,14 @@ def _job(function: Callable, *arguments: Any) -> Callable[[], list[Batch] | None
 
 
 def _work(
-  jobs: deque, workers: int, context: training.Context, until: int | None
+  jobs: deque, parallel: int, context: training.Context, until: int | None
 ) -> None:
   """Does the jobs, a few at a time; what replaces a batch is done before what follows it."""
-  with ThreadPoolExecutor(workers) as pool:
+  with ThreadPoolExecutor(parallel) as pool:
     running: set[Future] = set()
     try:
       while jobs or running:
-        while jobs and len(running) < workers:
+        while jobs and len(running) < parallel:
           running.add(pool.submit(jobs.popleft()))
         done, running = wait(running, return_when=FIRST_COMPLETED)
         for future in done:

@@ -33,7 +33,7 @@ class Needs(NamedTuple):
 
 def say_plan(
   runs: Sequence[Run], pending: Sequence[Run], refused: Mapping[str, tuple[Point, str]],
-  sources: Sources, size: int, workers: int, at_once: int, reporter: Reporter,
+  sources: Sources, size: int, parallel: int, at_once: int, reporter: Reporter,
 ) -> None:
   """Prints the plan; notes that one run in each choice of them reads are read for it.
 
@@ -43,7 +43,7 @@ def say_plan(
     refused: those that are left out.
     sources: of the pending runs.
     size: the most runs of a batch.
-    workers: batches at the same time.
+    parallel: batches at the same time.
     at_once: runs of a batch that are computed together; 0 = all.
 
   Raises:
@@ -78,17 +78,17 @@ def say_plan(
       f'{needs.seconds:.2g}' if needs and needs.seconds else '')
   reporter.say(table)
   limit = device.limit()
-  total = base + workers * memory
+  total = base + parallel * memory
   reporter.say(
     f'{len(runs)} runs, {len(pending)} left, in {sum(map(bool, left))} programs and '
-    f'{len(left.get("", ()))} runs one by one; {workers} batch(es) at a time; about '
+    f'{len(left.get("", ()))} runs one by one; {parallel} batch(es) at a time; about '
     f'{total / 2**30:.2f} GiB beside what is held now, of {limit / 2**30:.1f}; steps and answers '
-    f'take about {spoken(seconds / workers)} by their matrix products, compiling and files not '
+    f'take about {spoken(seconds / parallel)} by their matrix products, compiling and files not '
     'counted')
   if total > SHARE * limit:
     reporter.warn(
       f'{total / 2**30:.2f} GiB are more than {SHARE:.0%} of {limit / 2**30:.1f}: lower --runs or '
-      '--workers')
+      '--parallel')
 
 
 def _check_notes(pending: Sequence[Run], sources: Sources, reporter: Reporter) -> None:

@@ -67,10 +67,10 @@ def workdir(tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(training, '_round', stopping)
-    assert swept(folder, '--workers=1') == 0
+    assert swept(folder, '--parallel=1') == 0
   assert set(statuses(folder).values()) == {'waiting'}
   assert len(list(folder.glob('groups/*/checkpoints/2/state'))) == 1
-  assert swept(folder, '--workers=2') == 0
+  assert swept(folder, '--parallel=2') == 0
   return folder
 
 
