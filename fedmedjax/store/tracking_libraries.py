@@ -73,28 +73,28 @@ def _mlflow(workdir: Path, settings: Mapping[str, Any], key: str) -> Log:
   there = os.environ.get('MLFLOW_TRACKING_URI')
   if not there:
     folder.mkdir(exist_ok=True)
-  client = MlflowClient(there or f'sqlite:///{folder / "runs.db"}')
+  records = MlflowClient(there or f'sqlite:///{folder / "runs.db"}')
   if key:
-    client.update_run(key, status='RUNNING')
+    records.update_run(key, status='RUNNING')
   else:
     name = os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT)
-    known = client.get_experiment_by_name(name)
-    key = client.create_run(
-      known.experiment_id if known else client.create_experiment(
+    known = records.get_experiment_by_name(name)
+    key = records.create_run(
+      known.experiment_id if known else records.create_experiment(
         name, None if there else (folder / 'artifacts').as_uri()),
       run_name=workdir.name).info.run_id
     params = [Param(name, str(value)[:_LONGEST]) for name, value in settings.items()]
     for at in range(0, len(params), _PARAMETERS):
-      client.log_batch(key, params=params[at:at + _PARAMETERS])
-  begun = client.get_run(key).info.start_time
+      records.log_batch(key, params=params[at:at + _PARAMETERS])
+  begun = records.get_run(key).info.start_time
 
   def add(numbers: Mapping[str, float], number: int, seconds: float) -> None:
     rows = [Metric(_NOT_IN_NAMES.sub('_', tag), value, begun + int(1000 * seconds), number)
             for tag, value in numbers.items()]
     for at in range(0, len(rows), _METRICS):
-      client.log_batch(key, metrics=rows[at:at + _METRICS])
+      records.log_batch(key, metrics=rows[at:at + _METRICS])
 
-  return Log(key, add, add, lambda done: client.set_terminated(
+  return Log(key, add, add, lambda done: records.set_terminated(
     key, 'FINISHED' if done else 'KILLED'))
 
 
