@@ -111,6 +111,17 @@ def looked_at(browser: str, home: Path, mode: str, page: Path) -> tuple[dict, li
   return dumped(browser, home, frame, mode)
 
 
+def check_fits(found: dict) -> None:
+  """Nothing is wider than the window, and all can be read; `found` is of `looked_at`."""
+  for width in WIDTHS:
+    one = found[str(width)]
+    assert one['page'] <= width and one['narrow'] == [], (width, one)
+    # Details folded, all of the page is a few screens of a phone.
+    assert one['folded'][0] <= width and one['folded'][1] <= 4000, (width, one['folded'])
+    # Of text, 4.5 : 1 as the Web Content Accessibility Guidelines 2.2 (1.4.3) ask for.
+    assert one['pale'] == [], (width, one['pale'])
+
+
 def dumped(
   browser: str, home: Path, page: Path, mode: str, *more: str
 ) -> tuple[dict, list[str]]:

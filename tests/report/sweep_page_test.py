@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import MODES, WIDTHS, looked_at, run_browser
+from chromium import MODES, WIDTHS, check_fits, looked_at, run_browser
 from invented_run import invent, write
 from invented_sweep import invent_sweep
 
@@ -160,11 +160,9 @@ def large(run, tmp_path_factory) -> Path:
 def test_the_page_fits_and_can_be_read(browser, large, tmp_path, mode):
   found, console = looked_at(browser, tmp_path, mode, large)
   assert console == []
+  check_fits(found)
   for width in WIDTHS:
     one = found[str(width)]
-    assert one['page'] <= width and one['narrow'] == [], (width, one)
-    assert one['folded'][0] <= width and one['folded'][1] <= 4000, (width, one['folded'])
-    assert one['pale'] == [], (width, one['pale'])
     assert one['svgs'] >= 6 and one['size'] >= 8, (width, one['size'])
   # One meaning a colour: that of a heat map is the only one, and no method has one.
   assert not re.findall(r'var\(--(?:s\d|accent)\)', ''.join(
