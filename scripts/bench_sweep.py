@@ -178,10 +178,10 @@ def by_axis(values: flags.FlagValues, sizes: Sequence[int]) -> dict[str, Any]:
 
   def runs(program: run_axis.Program, size: int) -> np.ndarray:
     for _ in range(count // size):
-      states = run_axis.first_states(program, [study] * size)
+      numbers = run_axis.numbers_of_all([flat] * size, RATES)
+      states = run_axis.first_states(program, [study] * size, numbers)
       validation = run_axis.stacked([
         run_axis.padded_validation(study.validation, shapes)] * size)
-      numbers = run_axis.numbers_of_all([flat] * size, RATES)
       for number in range(study.options.rounds):
         turns, packed = zip(*(
           loop.packed_round(study, number) for _ in range(size)), strict=True)

@@ -92,7 +92,7 @@ def _trained(
   shapes = run_axis.common([run_axis.shapes_of(study) for study in studies])
   validation = run_axis.stacked([
     run_axis.padded_validation(study.validation, shapes) for study in studies])
-  states = run_axis.first_states(shared, studies)
+  states = run_axis.first_states(shared, studies, {})
   # Of a private run, as `train/loop.py` has it.
   tags = np.asarray([study.ledger.tag if study.ledger else 0 for study in studies], np.uint32)
   for number in range(rounds):

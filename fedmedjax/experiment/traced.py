@@ -12,13 +12,14 @@ import numpy as np
 from fedmedjax.experiment.methods import Own, Values
 
 # Keys that parts only compute with -> whether 0 switches a part off, which is another program.
-# Left out are such as b1 and b2 of AdamW: 1 - b2 of a float32 number has lost three digits.
+# Left out are b1 and b2 of AdamW and the server's momentum: 1 - b2 of a float32 number has lost
+# three digits.
 NUMBERS = {
   'optim.learning_rate': False, 'optim.sgd_learning_rate': False, 'bert.learning_rate': False,
   'optim.weight_decay': True, 'optim.clip_norm': True,
   'fed.size_power': False, 'fed.loss_power': True, 'fed.temperature': False, 'fed.floor': False,
   'fed.ema': False, 'fed.rule_strength': True, 'fed.server_learning_rate': False,
-  'fed.server_momentum': False, 'fed.server_tau': False, 'fed.norm_limit': False,
+  'fed.server_tau': False, 'fed.norm_limit': False,
   'fed.fair_penalty': False, 'fed.trim': False, 'fed.faulty': False, 'fed.kept': False,
   'fed.ranks': True}
 # Always numbers, so that a program that was compiled for a rate serves the next one, too.

@@ -28,7 +28,8 @@ _PAUSE = 2.0
 # Groups of keys that notes and their tokens do not depend on, and those of `fed` they do.
 _NO_DATA = ('fed', 'optim', 'log', 'report', 'store', 'checkpoint', 'api', 'simulation', 'lora',
             'privacy')
-_DATA = ('fed.learner', 'fed.micro_batch', 'lora.targets', 'privacy.unit')
+_DATA = ('fed.learner', 'fed.micro_batch', 'fed.train', 'lora.targets', 'privacy.unit',
+         'privacy.canaries')
 
 
 class Run(NamedTuple):

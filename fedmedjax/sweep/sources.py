@@ -15,13 +15,13 @@ from fedmedjax.runtime.progress import Reporter
 from fedmedjax.sweep.batches import programs
 from fedmedjax.sweep.runs import Run
 from fedmedjax.train import run_axis
-from fedmedjax.train.fingerprint import fingerprint
+from fedmedjax.train.fingerprint import STARTING, fingerprint, own_checksums, starting_adapter
 from fedmedjax.train.run_axis import Program, Shapes
 
 
 class _Notes(NamedTuple):
   data: Data
-  inputs: dict   # their fingerprint
+  inputs: dict   # their fingerprint, without parts of a run's own
 
 
 class Sources:
@@ -39,8 +39,9 @@ class Sources:
     return self._of(run).data
 
   def inputs(self, run: Run) -> dict:
-    """The fingerprint of its inputs."""
-    return self._of(run).inputs
+    """The fingerprint of its inputs: what it has of its own is not another run's."""
+    shared = {group: files for group, files in self._of(run).inputs.items() if group != STARTING}
+    return shared | starting_adapter(run.config) | own_checksums(own_parts(run.values))
 
   def _of(self, run: Run) -> _Notes:
     key = run.data
@@ -48,15 +49,16 @@ class Sources:
       lock = self._locks[key]
     with lock:
       if key not in self._held:
-        own, model = own_parts(run.values), repr([
+        model = repr([
           (name, value) for name, value in sorted(run.values.items())
           if name.startswith(('model.', 'mesh.'))])
         lora = run.config.fed.learner == 'lora'
         data = load_data(
-          run.config, self._reporter, self._bases.get(model) if lora else None, own)
+          run.config, self._reporter, self._bases.get(model) if lora else None,
+          own_parts(run.values))
         if lora:
           self._bases.setdefault(model, data.base)
-        self._held[key] = _Notes(data, fingerprint(run.config, data, own))
+        self._held[key] = _Notes(data, fingerprint(run.config, data, {}))
       return self._held[key]
 
   def ended(self, run: Run) -> None:

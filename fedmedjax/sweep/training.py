@@ -131,12 +131,13 @@ def _train(
   program, shapes = context.programs.of(members, lambda study: study.executions[0])
   every = [*members, *[members[0]] * (batch.size - len(members))]
   studies = [one.study for one in every]
-  fresh = run_axis.first_states(program, studies)
+  numbers = run_axis.numbers_of_all([flat(one.run) for one in every], program.numbers)
+  fresh = run_axis.first_states(program, studies, numbers)
   states, kept = checkpoint.newest(
     batch.folder / CHECKPOINTS, fresh, lambda text: None) or (fresh, [])
   course = _Course(
     program, shapes, [Lane(one, kept, context.record) for one in members], studies,
-    run_axis.numbers_of_all([flat(one.run) for one in every], program.numbers),
+    numbers,
     run_axis.stacked([
       run_axis.padded_validation(study.validation, shapes) for study in studies]))
   for lane in course.lanes if not kept else ():

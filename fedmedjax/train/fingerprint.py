@@ -26,6 +26,7 @@ from fedmedjax.store.files import (
 from fedmedjax.types import InputError, Schema
 
 FILE = 'inputs.json'
+STARTING = 'starting adapter'
 _VALIDATION = 'its validation notes'
 _PROMPTS = 'its prompts'
 # The group of a metric of the user's own, which may change until there are scores by it.
@@ -72,7 +73,7 @@ def starting_adapter(config: ConfigDict) -> dict[str, dict[str, str]]:
   if config.fed.learner != 'lora' or not config.lora.start:
     return {}
   try:
-    return {'starting adapter': file_checksums(Path(config.lora.start))}
+    return {STARTING: file_checksums(Path(config.lora.start))}
   except OSError as error:
     raise InputError(f'config.lora.start={config.lora.start!r}: {error.strerror}') from None
 

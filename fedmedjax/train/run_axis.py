@@ -54,7 +54,7 @@ class Shapes(NamedTuple):
 class Program(NamedTuple):
   """The compiled functions of E runs."""
 
-  init: Callable    # (adapters [E, *p]) -> states [E, ...]
+  init: Callable    # (numbers {key: [E]}, adapters [E, *p]) -> states [E, ...]
   # (states, base, numbers {key: [E]}, data, cohorts, validation, keys) -> (states, metrics), all
   # but base [E, ...]; the states are given away
   rounds: Callable
@@ -76,6 +76,8 @@ def shapes_of(study: Study) -> Shapes:
 def kin(study: Study) -> str:
   """A text that is equal for runs whose arrays can be padded to one shape."""
   adapter, validation = study.trainable.adapter, study.validation
+  # Whatever sets the shapes of the state is in them: places of adapters in flight, clusters.
+  state = jax.eval_shape(study.algorithm.init, adapter)
   return repr((
     len(study.schedule.weights), study.communication.sampler.size,
     study.schedule.layout.groups, jax.tree.structure(study.schedule.layout.blank),
@@ -83,6 +85,7 @@ def kin(study: Study) -> str:
      for leaf in jax.tree.leaves(study.schedule.layout.blank)],
     [(path, leaf.shape) for path, leaf in zip(
       tree.paths(adapter), jax.tree.leaves(adapter), strict=True)],
+    jax.tree.structure(state), [(leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(state)],
     validation and (validation.group.shape[1], validation.group.dtype.str)))
 
 
@@ -196,6 +199,10 @@ def program(
   over = map_sites(at_once).every if at_once != 1 else _one_by_one
   loss_fn = study.step_loss(execution.remat)
 
+  def first(given, adapter):
+    # A state may begin with a hyper-parameter, as v = tau^2 of the adaptive servers.
+    return study.algorithm_with(execution, given, at_once).init(adapter)
+
   def one(base, state, given, data, cohort, validation, key):
     algorithm = study.algorithm_with(execution, given, at_once)
     return algorithm.round(state, base, data, cohort, validation, key)
@@ -214,7 +221,7 @@ def program(
 
   options = _COMPILED if jax.default_backend() == 'cpu' else None
   return Program(
-    jax.jit(jax.vmap(study.algorithm.init)),
+    jax.jit(jax.vmap(first)),
     jax.jit(rounds, donate_argnums=0, compiler_options=options),
     jax.jit(judged, compiler_options=options), tuple(numbers), execution, threading.Lock())
 
@@ -224,8 +231,10 @@ def _one_by_one(fn: Callable) -> Callable:
   return lambda *stacks: jax.lax.map(lambda own: fn(*own), stacks)
 
 
-def first_states(shared: Program, studies: Sequence[Study]) -> FedState:
-  """The states [E, ...] before the first round."""
+def first_states(
+  shared: Program, studies: Sequence[Study], given: Mapping[str, np.ndarray]
+) -> FedState:
+  """The states [E, ...] before the first round; `given` is of `numbers_of_all`."""
   with shared.lock:
-    return shared.init(stacked([
+    return shared.init(given, stacked([
       jax.tree.map(np.asarray, study.trainable.adapter) for study in studies]))

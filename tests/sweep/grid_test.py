@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedmedjax.sweep.grid import points, read_grid, run_name
+from fedmedjax.sweep.runs import data_key
 from fedmedjax.types import InputError
 
 KNOWN = {
@@ -73,3 +74,11 @@ def test_names_are_folders_and_differ():
   assert other != run_name(point) and other.startswith('krum,learning_rate=0.0001,seed=3,')
   long = run_name({'data.sites': tuple('abcdefghijklmnopqrstuvwxyz')})
   assert len(long) <= 120 and '/' not in run_name({'data.root': '../x'})
+
+
+def test_runs_share_notes_only_where_no_key_changes_them():
+  """Canaries are planted in the notes; a rate is none of their affair."""
+  values = {'fed.train': True, 'privacy.canaries': 0, 'optim.learning_rate': 0.1, 'data.seed': 0}
+  for key in ('fed.train', 'privacy.canaries', 'data.seed'):
+    assert data_key(values | {key: 1 - values[key]}) != data_key(values), key
+  assert data_key(values | {'optim.learning_rate': 0.2}) == data_key(values)
