@@ -19,10 +19,11 @@ from fedmedjax.experiment.config import leaves, validate
 from fedmedjax.experiment.folders import SITE_NAME
 from fedmedjax.experiment.notes import data_seed
 from fedmedjax.experiment.own_parts import OWN_KEYS, OwnPart, from_python
+from fedmedjax.experiment.privacy import is_private
 from fedmedjax.experiment.types import Data, Study
 from fedmedjax.runtime.cli import set_up
 from fedmedjax.runtime.progress import Reporter
-from fedmedjax.store import results
+from fedmedjax.store import results, secret
 from fedmedjax.store.files import plain, read_json
 from fedmedjax.train import run as training
 from fedmedjax.types import Document, InputError, SiteCorpus
@@ -188,9 +189,14 @@ def prepare(config: ConfigDict, data: Data, **parts: Any) -> Study:
     data: of `load_data`.
     parts: parts of your own, by keyword: aggregator, rule, sharing, server_optimizer, partition,
       metric.
+
+  Noise and draws of a private study are of a new secret each time, unless
+  config.privacy.noise_from_seed is set; `Study.secret` has it.
   """
   config, own = _with_parts(config, parts, data)
-  return build.prepare(config, data, own=own)
+  values = leaves(config.to_dict())
+  hidden = is_private(values) and not values['privacy.noise_from_seed']
+  return build.prepare(config, data, own=own, secret=secret.drawn() if hidden else None)
 
 
 def run(

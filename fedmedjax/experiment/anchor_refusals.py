@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fedmedjax.experiment import unsound_anchors
+from fedmedjax.experiment.methods import adds_aggregate
 from fedmedjax.experiment.refusal import Refusal
 
 
@@ -101,6 +102,9 @@ DUAL = (
   Refusal(_with_two(lambda v, parts: unsound_anchors.controls(parts)), 'fed.rule',
           'control variates would go stale in the rounds of the second adapter '
           "(config.fed.local_rank); use 'plain' or 'fedprox'"),
+  Refusal(_with_two(lambda v, parts: not adds_aggregate(v)), 'fed.server_optimizer',
+          'a server with a memory would forget in every other round, in which nothing is sent '
+          "(config.fed.local_rank); use 'fedavg' with server_learning_rate 1"),
   Refusal(_with_two(lambda v, parts: v['fed.secure_aggregation']), 'fed.secure_aggregation',
           'in every other round nothing is sent (config.fed.local_rank) that could be masked; use '
           'False'),

@@ -151,8 +151,8 @@ def prepare(
     data, options(config), trainable, parts, sharing, schedule, plan,
     validation, algorithm_with(order[0]), methods.local_optimizer(values), order, site_map,
     algorithm_with, layout.groups, step_loss,
-    partial(_with_micro_batch, config, data, on_step, own, judged_by), own, watched, judged_by,
-    layout.spread, _slot_width(layout, plan, schedule),
+    partial(_with_micro_batch, config, data, on_step, own, judged_by, secret), own, watched,
+    judged_by, layout.spread, _slot_width(layout, plan, schedule),
     make_ledger(values, private, schedule, parts, effective), secret)
 
 
@@ -235,9 +235,9 @@ def _step_loss(trainable: Trainable, groups: int, remat: str) -> LossFn:
 
 def _with_micro_batch(
   config: ConfigDict, data: Data, on_step: Callable[..., None] | None, own: Own,
-  judged_by: TextMetrics, size: int,
+  judged_by: TextMetrics, secret: int | None, size: int,
 ) -> Study:
   """The study of `prepare` with so many examples at once, to see whether it fits into memory."""
   other = config.copy_and_resolve_references()
   other.fed.micro_batch = size
-  return prepare(other, data, on_step, own, judged_by)
+  return prepare(other, data, on_step, own, judged_by, secret)

@@ -139,7 +139,8 @@ def plan_communication(
     return tuple(
       messages(
         ranks[site], number, int(last[site]), before, judged(site),
-        contribution.coalitions(fed.contribution, len(arrived), fed.contribution_samples)
+        contribution.coalitions(
+          fed.contribution, sampler.size, len(arrived), fed.contribution_samples)
         if site in judges and site in arrived else 0)
       for site in cohort.sites.tolist())
 

@@ -5,6 +5,9 @@ import jax
 from fedmedjax.experiment.types import Trainable
 from fedmedjax.model.heads import shown, with_heads
 
+# Folded into the run's key for what is drawn here.
+_USE = 0x4EAD
+
 
 def headed(trainable: Trainable, heads: int, seed: int) -> Trainable:
   """`trainable` with an adapter of so many heads in place of its LoRA; 0 = as it is.
@@ -31,7 +34,8 @@ def headed(trainable: Trainable, heads: int, seed: int) -> Trainable:
     return lambda adapter, base, batch: plain(shown(adapter), base, batch)
 
   return trainable._replace(
-    loss_fn=loss, adapter=with_heads(jax.random.key(seed), trainable.adapter, heads),
+    loss_fn=loss, adapter=with_heads(
+      jax.random.fold_in(jax.random.key(seed), _USE), trainable.adapter, heads),
     answer=of_values(trainable.answer), answer_calls=of_shapes(trainable.answer_calls),
     largest_answer=of_shapes(trainable.largest_answer), forced=trainable.forced and of_values(
       trainable.forced),

@@ -162,7 +162,7 @@ def make_ledger(
       plan.sites[site].name: priced(own, noise)
       for site, own in planned_round(values, plan, sites, number, cohort, steps).items()}
 
-  _check_delta(values, plan, [rows(number) for number in range(len(plan.plan))])
+  _check_delta(values, plan, rows)
   return Ledger(
     values['privacy.unit'], float(values['privacy.epsilon']), float(values['privacy.delta']),
     values['privacy.adjacency'],
@@ -171,13 +171,14 @@ def make_ledger(
 
 
 def _check_delta(
-  values: Mapping[str, Any], plan: Schedule, planned: Sequence[Rows]
+  values: Mapping[str, Any], plan: Schedule, rows: Callable[[int], Rows]
 ) -> None:
   """Raises InputError where a site that is in any of the planned rounds has too many units."""
   unit, delta = values['privacy.unit'], values['privacy.delta']
   units: dict[str, int] = {'the federation': len(plan.sites)} if unit == SITE else {}
-  for name, own in (item for rows in planned for item in rows.items() if unit != SITE):
-    units[name] = max(units.get(name, 0), *(row.units for row in own))
+  for number in () if unit == SITE else range(len(plan.plan)):
+    for name, own in rows(number).items():
+      units[name] = max([units.get(name, 0), *(row.units for row in own)])
   for name, count in units.items():
     if delta * count >= 1:
       raise InputError(

@@ -30,6 +30,7 @@ NEEDS: Mapping[str, str] = {
   'own_weights': 'no weights by validation loss, floor or average',
   'one_rank': 'one rank at all sites',
   'unweighted': 'sites that are not drawn by size',
+  'whole_steps': 'sites whose steps no deadline cuts, and whose weights so are their sizes',
   'plain_sgd': 'plain local steps of a constant rate',
   'plain_mean': 'the plain mean of the updates',
   'steady_factors': 'the same factors in every round, under a weighted mean',
@@ -96,6 +97,9 @@ _AGGREGATOR = (
           'columns that a site lacks would be votes for 0; robust aggregators need one rank'),
   Refusal(unsound.one_factor_missing, 'fed.sharing',
           "this aggregator needs both factors of every site, trained and sent; use 'everything'"),
+  Refusal(unsound.weighed_by_steps_twice, 'simulation.deadline',
+          'a site whose steps a deadline cuts weighs less for it, and this aggregator divides by '
+          'steps once more; use 0'),
   Refusal(unsound.frozen_for_the_server, 'fed.sharing',
           "this aggregator writes A anew after every round; use 'served_a', or 'everything'"),
   Refusal(unsound.no_product_to_judge, 'fed.loss_power',
@@ -171,6 +175,9 @@ _CONTRIBUTION = (
   Refusal(unsound.contribution_under_masks, 'fed.contribution',
           "means without a site need every site's own update, and secure aggregation has their "
           "sum only; use 'none'"),
+  Refusal(unsound.contribution_of_cores, 'fed.contribution',
+          'coalitions are means of factors, and of an adapter with heads the products of scalings '
+          "and cores are averaged; use 'none'"),
   Refusal(unsound.contribution_of_nothing, 'fed.contribution',
           'nothing is shared, or one factor alone, so that the server has no adapter that a '
           "validation loss could judge; use 'none'"),

@@ -122,6 +122,10 @@ def one_factor_missing(v: Values, parts: Traits) -> bool:
   return 'both_factors' in parts.needs and 'all_leaves' not in parts.gives
 
 
+def weighed_by_steps_twice(v: Values, parts: Traits) -> bool:
+  return 'whole_steps' in parts.needs and v['simulation.deadline'] > 0
+
+
 def frozen_for_the_server(v: Values, parts: Traits) -> bool:
   return 'moved_pairs' in parts.needs and 'moved_pairs' not in parts.gives
 
@@ -226,6 +230,10 @@ def contribution_alone(v: Values, parts: Traits) -> bool:
 
 def contribution_under_masks(v: Values, parts: Traits) -> bool:
   return _worth(v) and v['fed.secure_aggregation']
+
+
+def contribution_of_cores(v: Values, parts: Traits) -> bool:
+  return _worth(v) and 'cores' in parts.needs
 
 
 def contribution_of_nothing(v: Values, parts: Traits) -> bool:

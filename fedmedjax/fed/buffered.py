@@ -7,8 +7,9 @@ K, the updates of the buffer with which the server takes a step. Deviations, our
   is then twice in a buffer, as the paper also asks, but fewer than `concurrency` sites compute
   where there are no others.
 - What happens at the same instant is taken together: first all updates come in, then the server
-  steps as often as the buffer is full, then sites start. Without delays the steps are FedAvg's
-  rounds with the cohorts of `participation.uniform`.
+  steps as often as the buffer is full, then sites start. Without delays, and where no more compute
+  than the buffer holds, the steps are FedAvg's rounds with the cohorts of `participation.uniform`;
+  where more do, updates wait for their turn and are older than the server by then.
 - A site needs the same time each time, and messages need none.
 
 All is a function of (seed, step), played from the beginning, so that a resumed run needs no state.

@@ -101,19 +101,27 @@ class Kind(NamedTuple):
   """A way to value sites."""
 
   build: Callable[..., Contribution]  # of the hyper-parameters that its signature names
-  coalitions: Callable[[int, int], int]  # (C >= 1, samples) -> how many coalitions are judged
+  coalitions: Callable[[int, int, int], int]  # see `coalitions`
 
 
 # By the value of config.fed.contribution; see `experiment/methods.py`.
 CONTRIBUTIONS: dict[str, Kind] = {
-  'leave_one_out': Kind(leave_one_out, lambda sites, samples: sites + 2),
-  'shapley': Kind(shapley, lambda sites, samples: (
-    2**sites if sites <= MOST_EXACT else samples * (sites - 1) + 2))}
+  'leave_one_out': Kind(leave_one_out, lambda places, sent, samples: sent + 2),
+  'shapley': Kind(shapley, lambda places, sent, samples: (
+    2**sent if places <= MOST_EXACT else samples * (sent - 1) + 2))}
 
 
-def coalitions(kind: str, sites: int, samples: int) -> int:
-  """How many coalitions of so many sites are judged; 0 for none."""
-  return CONTRIBUTIONS[kind].coalitions(sites, samples) if sites and kind in CONTRIBUTIONS else 0
+def coalitions(kind: str, places: int, sent: int, samples: int) -> int:
+  """How many coalitions of the sites that sent something are asked about; 0 for none.
+
+  Args:
+    kind: value of config.fed.contribution.
+    places: C of the round, which decides whether the values are exact.
+    sent: how many of them sent something.
+    samples: orders that are drawn.
+  """
+  return CONTRIBUTIONS[kind].coalitions(places, sent, samples) if (
+    sent and kind in CONTRIBUTIONS) else 0
 
 
 # (loss_fn, S, SiteMap.every) -> what `contribution_program` returns

@@ -47,7 +47,7 @@ def two_adapters(adapter: Tree, rank: int, key: Array) -> Tree:
 
 
 def is_dual(adapter: Tree) -> bool:
-  """Whether a tree is one of `two_adapters`."""
+  """Whether a tree is one of `two_adapters`, each of factors A [..., D_in, r] and B."""
   return isinstance(adapter, dict) and set(adapter) == {GLOBAL, LOCAL}
 
 

@@ -42,7 +42,7 @@ class Basis(NamedTuple):
 
 
 class Frame(NamedTuple):
-  """The tangent space at a product: bases of A's columns and of B's rows."""
+  """The tangent space at a product: bases of A's columns and of B's rows, q [..., D, r]."""
 
   a: Basis
   b: Basis

@@ -29,7 +29,7 @@ def init_program(rule, sharing, compression, aggregator, server_optimizer, num_s
 
 
 def private_leaves(sharing: Sharing, adapter):
-  """The leaves a site keeps to itself; a scalar stands for a shared one.
+  """The leaves [*p] a site keeps to itself; a scalar f[] stands for a shared one.
 
   A scalar because checkpoints refuse arrays of size 0.
   """

@@ -274,8 +274,9 @@ def server_program(rule: LocalRule, sharing: Sharing, server_optimizer):
 
 
 def site_adapter(state: FedState, sharing: Sharing, site: int):
-  """The adapter with which site `site` answers: the server's shared leaves, those of its cluster
-  where there are several, and its own private ones, joined with what is folded into the base."""
+  """The adapter [*p] with which site `site` answers: the server's shared leaves, those of its
+  cluster where there are several, and its own private ones, joined with what is folded into the
+  base."""
   own = jax.tree.map(lambda x: x[site], state.sites.adapter)
   shared = adapter_of(state, site) if has_clusters(state) else state.adapter
   return own_adapter(sharing, shared, own, state.folded)

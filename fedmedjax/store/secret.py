@@ -34,6 +34,11 @@ def read_or_drawn(workdir: Path, begun: bool) -> int:
     raise InputError(
       f'{path}: is not there, and without it the noise of the rounds that are done cannot be gone '
       'on with; choose another workdir')
+  return drawn()
+
+
+def drawn() -> int:
+  """A new secret, of the system's entropy."""
   return secrets.randbits(8 * BYTES)
 
 

@@ -113,6 +113,7 @@ def test_neutral_values_are_fedavg():
   ('feddpa', 'fed.pooled', True, 'a LoRA of a site beside others'),
   ('feddpa', 'fed.sharing', 'nothing', 'sends whole updates'),
   ('feddpa', 'fed.clusters', 2, 'not built'),
+  ('feddpa', 'fed.server_optimizer', 'fedavgm', 'would forget'),
   ('feddpa', 'fed.ranks', (2, 2, 2, 2, 2), 'one rank'),
   ('feddpa', 'fed.aggregator', 'krum', 'nothing is sent'),
   ('feddpa', 'fed.secure_aggregation', True, 'could be masked'),

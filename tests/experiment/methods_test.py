@@ -232,6 +232,7 @@ def test_mixed_ranks_on_a_language_model(data):
   ('scaffold', ['aggregator=normalised'], 'under a mean of the updates'),
   ('fednova', ['loss_power=1.0'], 'choose their own weights'),
   ('fednova', ['error_feedback=True'], 'of another number of steps'),
+  ('ravan', ['contribution=shapley'], 'products of scalings'),
   ('q_fedavg', ['secure_aggregation=True'], "use aggregator 'mean'"),
   ('q_fedavg', ['floor=0.1'], 'choose their own weights'),
   ('afl', ['ema=0.5'], 'choose their own weights'),
@@ -299,11 +300,24 @@ def test_mixed_ranks_on_a_language_model(data):
   ('fed_bert', ['ranks=(4,8,16)'], 'has no rank'),
 ])
 def test_unsound_pairs_are_refused_with_the_reason(preset, flags, message):
-  argv = ['x', f'--config=configs/quickstart.py:{preset}', *(f'--config.fed.{f}' for f in flags)]
+  check_refused(preset, [f'fed.{flag}' for flag in flags], message)
+
+
+def test_a_deadline_is_refused_where_steps_are_divided_by():
+  """Its site's weight is n_k steps / K; FedNova's fixed point of three equal sites of targets 1, 2
+  and 4, the last cut to 1 of 4 steps, would be 1.78 instead of 7 / 3."""
+  slow = ['simulation.step_seconds=1.0', 'simulation.deadline=5.0']
+  check_refused('fednova', slow, 'divides by steps', 'simulation.deadline=5.0')
+  parse(['x', '--config=configs/quickstart.py:fed_medlora', *(f'--config.{f}' for f in slow)],
+        lambda values: None)
+
+
+def check_refused(preset, flags, message, key='fed.'):
+  argv = ['x', f'--config=configs/quickstart.py:{preset}', *(f'--config.{f}' for f in flags)]
   with pytest.raises(InputError) as error:
     parse(argv, lambda values: None)
   assert message in str(error.value) and '\n' not in str(error.value)
-  assert str(error.value).startswith('config.fed.')
+  assert str(error.value).startswith(f'config.{key}')
 
 
 @pytest.mark.parametrize('preset', [

@@ -146,7 +146,7 @@ def test_many_sites_of_a_round_are_sampled():
   ('none', 5, 0), ('leave_one_out', 5, 7), ('shapley', 3, 8), ('shapley', 8, 256),
   ('shapley', 9, 258), ('shapley', 0, 0)])
 def test_how_many_coalitions_are_judged(kind, sites, number):
-  assert contribution.coalitions(kind, sites, 32) == number
+  assert contribution.coalitions(kind, sites, sites, 32) == number
   if number:
     counted = []
     contribution.CONTRIBUTIONS[kind].build(*[32] * (kind == 'shapley'))(

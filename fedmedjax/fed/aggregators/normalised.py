@@ -63,4 +63,5 @@ def normalised_mean(
     return Aggregate(moved, state, each / jnp.maximum(each.sum(), 1e-30), fold=fold)
 
   return Aggregator(
-    lambda adapter, num_sites: (), update, needs=frozenset({'own_weights', 'no_error_feedback'}))
+    lambda adapter, num_sites: (), update,
+    needs=frozenset({'own_weights', 'no_error_feedback', 'whole_steps'}))
