@@ -194,14 +194,23 @@ class Record:
     self._head = {'command': list(command), 'grid': files.plain(list(grid)), 'base': base}
 
   def begin(self, runs: Iterable[Run], refused: Mapping[str, tuple[Point, str]]) -> None:
-    """Adds runs, whose state is what their folders say."""
+    """Adds runs, whose state is what their folders say.
+
+    A run that the folder has begun keeps the overrides of the grid that it is from, and is given
+    the named axes of this one.
+    """
     for run in runs:
       status = DONE if is_done(run) else WAITING
       before = self._runs.get(run.name, {})
       if before.get('status') == STOPPED:
         status = STOPPED
+      overrides = files.plain(run.point)
+      # A name of a run that has not begun may have come to mean another one, see `expand`.
+      if before and (run.folder / 'config.json').exists():
+        named = {key: value for key, value in overrides.items() if key not in run.values}
+        overrides = named | before['overrides']
       self._runs[run.name] = {
-        'name': run.name, 'overrides': files.plain(run.point), 'status': status,
+        'name': run.name, 'overrides': overrides, 'status': status,
         'error': before.get('error', '') if status == WAITING else ''}
     for name, (point, why) in refused.items():
       self._runs[name] = {
