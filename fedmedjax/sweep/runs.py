@@ -198,15 +198,27 @@ class Record:
 
     A run that the folder has begun keeps the overrides of the grid that it is from, and is given
     the named axes of this one.
+
+    Raises:
+      InputError: one sets what a run in the folder set, and has another configuration, as where the
+        file of --axes has changed: the two could not be told apart.
     """
+    folder = self._path.parent / RUNS
+    begun = {json.dumps(run['overrides'], sort_keys=True): name
+             for name, run in self._runs.items() if _config(folder / name).exists()}
     for run in runs:
+      other = begun.get(json.dumps(files.plain(run.point), sort_keys=True), run.name)
+      if other != run.name and not _config(run.folder).exists():
+        raise InputError(
+          f'--grid: {run.name} sets what the run {other} in the folder did, with another '
+          'configuration; choose another workdir, or another name in the file of --axes')
       status = DONE if is_done(run) else WAITING
       before = self._runs.get(run.name, {})
       if before.get('status') == STOPPED:
         status = STOPPED
       overrides = files.plain(run.point)
       # A name of a run that has not begun may have come to mean another one, see `expand`.
-      if before and (run.folder / 'config.json').exists():
+      if before and _config(run.folder).exists():
         named = {key: value for key, value in overrides.items() if key not in run.values}
         overrides = named | before['overrides']
       self._runs[run.name] = {
@@ -246,6 +258,10 @@ class Record:
       self._last = time.monotonic()
       files.write_json(self._path, self._head | {
         'runs': list(self._runs.values()), 'halvings': self._halvings})
+
+
+def _config(folder: Path) -> Path:
+  return folder / 'config.json'
 
 
 def is_done(run: Run) -> bool:

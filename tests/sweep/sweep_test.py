@@ -10,6 +10,7 @@ from fedmedjax.store.files import read_json, read_lines, write_json
 from fedmedjax.sweep import __main__ as program
 from fedmedjax.sweep import training
 from fedmedjax.sweep.runs import Record, Run
+from fedmedjax.types import InputError
 
 SHRINK = [
   '--config.tagger.width=8', '--config.tagger.buckets=64', '--config.lora.rank=2',
@@ -134,6 +135,10 @@ def test_a_run_of_two_grids_keeps_what_the_first_one_set(tmp_path):
   assert [overrides(second), overrides(first)] == [second, first]
   write_json(tmp_path / 'runs' / 'one' / 'config.json', values)
   assert overrides(second) == overrides({'seed': 0}) == first | {'setting': 'iid'}
+  # A named axis that has come to mean something else.
+  changed = Run('two', first | {'setting': 'iid'}, None, values, tmp_path / 'runs' / 'two', '')
+  with pytest.raises(InputError, match='two sets what the run one in the folder did'):
+    Record(tmp_path, {}, [], []).begin([changed], {})
 
 
 @pytest.mark.parametrize('more, grid, said', [
