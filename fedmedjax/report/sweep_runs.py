@@ -2,7 +2,9 @@
 
 An **arm** is a value of the axis that is compared, of a grid with methods the method. A **setting**
 is a value of all other axes, and a **repeat** a seed. Runs of two arms are paired where setting and
-seed are equal. Everything is from sweep.json and the folders of the runs.
+seed are equal. A folder may hold the runs of several grids, so a run need not set every axis: where
+it does not, its value is that of its configuration. Everything is from sweep.json and the folders
+of the runs.
 """
 
 import json
@@ -25,6 +27,8 @@ from fedmedjax.types import InputError
 PRESET = 'fed.preset'
 # Axes whose values repeat an experiment.
 _REPEATS = ('seed', 'data.seed')
+# The value along an axis that a run does not set and its configuration does not tell.
+_UNSET = '(unset)'
 
 
 class SweepRun(NamedTuple):
@@ -36,6 +40,7 @@ class SweepRun(NamedTuple):
   error: str                     # of a failed one, in words
   score: float                   # mean over the in-domain sites; NaN unless it is done
   bytes: float                   # of all messages; NaN unless it is done
+  values: Mapping[str, str] = {}  # {key that any run sets: its value in words}, see `_valued`
 
 
 class Block(NamedTuple):
@@ -71,7 +76,7 @@ class Sweep(NamedTuple):
 
   def value(self, run: SweepRun, key: str) -> str:
     """The value of a run along an axis, in words."""
-    return said(run.overrides.get(key))
+    return run.values[key]
 
   @property
   def settings(self) -> list[tuple[str, ...]]:
@@ -82,14 +87,18 @@ def said(value: Any) -> str:
   """A value of the grid in words."""
   if isinstance(value, str):
     return value
-  return f'{value:g}' if isinstance(value, float) else json.dumps(value)
+  if not isinstance(value, float):
+    return json.dumps(value)
+  short = f'{value:g}'
+  return short if float(short) == value else repr(value)
 
 
 def read_sweep(workdir: Path) -> Sweep:
   """Reads a sweep's folder.
 
   Raises:
-    InputError: there is no sweep.json, or a file cannot be read.
+    InputError: there is no sweep.json, or a file cannot be read, or two runs differ in nothing that
+      any run sets.
   """
   stored = files.read_json(workdir / SWEEP)
   try:
@@ -98,7 +107,7 @@ def read_sweep(workdir: Path) -> Sweep:
             for entry in entries if entry['status'] == 'done'}
     first = measured(list(done.values()))
     measure = first[0] if first else None
-    runs = [_scored(entry, done.get(entry['name']), measure) for entry in entries]
+    runs = _valued([_scored(entry, done.get(entry['name']), measure) for entry in entries], done)
   except (KeyError, TypeError, AttributeError, ValueError) as error:
     raise InputError(f'{workdir / SWEEP}: is no list of runs ({error!r})') from None
   axes = _axes(runs, grid)
@@ -106,18 +115,23 @@ def read_sweep(workdir: Path) -> Sweep:
   table: dict[str, dict[Block, SweepRun]] = {}
   for run in runs:
     if np.isfinite(run.score):
-      values = {key: said(run.overrides.get(key)) for key in axes}
+      values = {key: run.values[key] for key in axes}
       block = Block(
         tuple(value for key, value in values.items() if key not in (axis, *_REPEATS)),
         tuple(value for key, value in values.items() if key in _REPEATS))
-      table.setdefault(values.get(axis, ''), {})[block] = run
+      other = table.setdefault(values.get(axis, ''), {}).setdefault(block, run)
+      if other is not run:
+        raise InputError(
+          f'{workdir / SWEEP}: the runs {other.name} and {run.name} differ in nothing that a grid '
+          'has set, so they cannot be told apart; runs of unlike overrides are allowed')
   return Sweep(
     runs, measure, {key: values for key, values in axes.items() if key not in _REPEATS}, axis,
     table)
 
 
 def _run(name: str, folder: Path) -> Run:
-  return Run(name, {}, files.read_json(folder / 'summary.json'), [], folder / PREDICTIONS, {})
+  config, summary = (files.read_json(folder / f'{file}.json') for file in ('config', 'summary'))
+  return Run(name, config, summary, [], folder / PREDICTIONS, {})
 
 
 def _scored(entry: Mapping[str, Any], run: Run | None, measure: Measure | None) -> SweepRun:
@@ -127,10 +141,28 @@ def _scored(entry: Mapping[str, Any], run: Run | None, measure: Measure | None) 
                   entry.get('error') or '', score, float(sent))
 
 
+def _valued(runs: Sequence[SweepRun], done: Mapping[str, Run]) -> list[SweepRun]:
+  """The runs with their values; those that are not done have no others than they set.
+
+  Where a run does not set a key, the key has the value that all runs begin with, unless its preset
+  or an axis of several keys changes it. So where such runs have unlike values in their
+  configurations, they differ along another axis already. The value of all of them is then `_UNSET`,
+  and methods whose own values of the key are unlike stay paired.
+  """
+  values = {run.name: {key: said(value) for key, value in run.overrides.items()} for run in runs}
+  for key in dict.fromkeys(key for run in runs for key in run.overrides):
+    unset = {name: said(run.config[key]) if key in run.config else _UNSET
+             for name, run in done.items() if key not in values[name]}
+    alike = len({*unset.values()}) == 1
+    for name, value in unset.items():
+      values[name][key] = value if alike else _UNSET
+  return [run._replace(values=values[run.name]) for run in runs]
+
+
 def _axes(runs: Sequence[SweepRun], grid: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
   """{key: values in words} of the keys with several values; those of a grid in its order."""
   keys = dict.fromkeys([*grid, *(key for run in runs for key in run.overrides)])
-  values = {key: dict.fromkeys(said(run.overrides[key]) for run in runs if key in run.overrides)
+  values = {key: dict.fromkeys(run.values[key] for run in runs if key in run.values)
             for key in keys}
   return {
     key: [*(one for one in map(said, grid.get(key, ())) if one in found),

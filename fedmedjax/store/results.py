@@ -26,7 +26,8 @@ _BY_SITE = {
   'steps': 'steps', 'weights': 'weight', 'train_loss': 'train_loss', 'last_loss': 'last_loss',
   'validation_loss': 'validation_loss', 'update_norm': 'update_norm', 'cosine': 'cosine',
   'site_bytes_up': 'bytes_up', 'site_bytes_down': 'bytes_down',
-  'site_seconds': 'simulated_seconds'}
+  'site_seconds': 'simulated_seconds', 'staleness': 'staleness', 'clusters': 'cluster',
+  'contribution': 'contribution', 'contribution_error': 'contribution_error'}
 # Lists of those sites of a round that something holds of.
 _NAMED = ('quarantined', 'rising')
 # Numbers that are no results: columns, and the plan of the computation.

@@ -194,14 +194,35 @@ class Record:
     self._head = {'command': list(command), 'grid': files.plain(list(grid)), 'base': base}
 
   def begin(self, runs: Iterable[Run], refused: Mapping[str, tuple[Point, str]]) -> None:
-    """Adds runs, whose state is what their folders say."""
+    """Adds runs, whose state is what their folders say.
+
+    A run that the folder has begun keeps the overrides of the grid that it is from, and is given
+    the named axes of this one.
+
+    Raises:
+      InputError: one sets what a run in the folder set, and has another configuration, as where the
+        file of --axes has changed: the two could not be told apart.
+    """
+    folder = self._path.parent / RUNS
+    begun = {json.dumps(run['overrides'], sort_keys=True): name
+             for name, run in self._runs.items() if _config(folder / name).exists()}
     for run in runs:
+      other = begun.get(json.dumps(files.plain(run.point), sort_keys=True), run.name)
+      if other != run.name and not _config(run.folder).exists():
+        raise InputError(
+          f'--grid: {run.name} sets what the run {other} in the folder did, with another '
+          'configuration; choose another workdir, or another name in the file of --axes')
       status = DONE if is_done(run) else WAITING
       before = self._runs.get(run.name, {})
       if before.get('status') == STOPPED:
         status = STOPPED
+      overrides = files.plain(run.point)
+      # A name of a run that has not begun may have come to mean another one, see `expand`.
+      if before and _config(run.folder).exists():
+        named = {key: value for key, value in overrides.items() if key not in run.values}
+        overrides = named | before['overrides']
       self._runs[run.name] = {
-        'name': run.name, 'overrides': files.plain(run.point), 'status': status,
+        'name': run.name, 'overrides': overrides, 'status': status,
         'error': before.get('error', '') if status == WAITING else ''}
     for name, (point, why) in refused.items():
       self._runs[name] = {
@@ -237,6 +258,10 @@ class Record:
       self._last = time.monotonic()
       files.write_json(self._path, self._head | {
         'runs': list(self._runs.values()), 'halvings': self._halvings})
+
+
+def _config(folder: Path) -> Path:
+  return folder / 'config.json'
 
 
 def is_done(run: Run) -> bool:

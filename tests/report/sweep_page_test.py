@@ -134,6 +134,47 @@ def test_a_random_search_has_points_and_names_its_best_run(run, tmp_path):
   assert page.read_text().count('<svg') == 2 and 'All send the same' in text_of(page)
 
 
+def joined(folder: Path, runs) -> Path:
+  """A sweep with these runs, (overrides, own configuration, score)."""
+  for number, (_, config, f1) in enumerate(runs):
+    invent(folder / 'runs' / str(number), config=config, f1=f1)
+  write(folder / 'sweep.json', {'runs': [
+    {'name': str(number), 'overrides': overrides, 'status': 'done'}
+    for number, (overrides, _, _) in enumerate(runs)]})
+  return folder
+
+
+def test_runs_of_a_second_grid_stand_beside_those_of_the_first(tmp_path):
+  """b - a is .1 in the first grid; b alone is run again with what a's grid did not set."""
+  def run_of(preset, seed, f1, **more):
+    own = {'fed.preset': preset, 'seed': seed}
+    return own | more, own | more | {
+      'optim.learning_rate': more.get('optim.learning_rate', 0.01),
+      'fed.loss_power': more.get('fed.loss_power', {'a': 0.0, 'b': 1.0}[preset])}, f1
+
+  first = [run_of('a', 0, 0.5), run_of('a', 1, 0.5), run_of('b', 0, 0.6), run_of('b', 1, 0.6)]
+  # The rate of the second grid is no value of the first, one value alone; the third repeats it.
+  rates = [run_of('b', seed, 0.9, **{'optim.learning_rate': 0.02}) for seed in (0, 1)]
+  again = [run_of('b', 2, 0.7, **{'optim.learning_rate': 0.01}), run_of('a', 2, 0.6)]
+  sweep = read_sweep(joined(tmp_path / 'rates', first + rates + again))
+  assert sweep.axes == {'fed.preset': ['a', 'b'], 'optim.learning_rate': ['0.01', '0.02']}
+  assert {arm: len(runs) for arm, runs in sweep.table.items()} == {'a': 3, 'b': 5}
+  gain, = differences(sweep, 'a')
+  assert (gain.blocks, gain.estimate.value) == (3, pytest.approx(0.1))
+  # What presets themselves set unlike does not part them; nor does an axis of several keys.
+  powers = [run_of('b', 0, 0.9, **{'fed.loss_power': 2.0}), run_of('b', 0, 0.9, setting='iid')]
+  sweep = read_sweep(joined(tmp_path / 'powers', first + powers))
+  assert sweep.axes == {'fed.preset': ['a', 'b'], 'fed.loss_power': ['(unset)', '2'],
+                        'setting': ['(unset)', 'iid']}
+  gain, = differences(sweep, 'a')
+  assert (gain.blocks, gain.estimate.value, len(sweep.blocks)) == (2, pytest.approx(0.1), 4)
+  # Values that are alike in six digits differ; runs that are alike in all are no one run.
+  near = [run_of('b', 0, 0.9, **{'optim.learning_rate': rate}) for rate in (0.1, 0.1000000001)]
+  assert read_sweep(joined(tmp_path / 'near', near)).arms == ['0.1', '0.1000000001']
+  with pytest.raises(InputError, match='the runs 0 and 4 differ in nothing'):
+    read_sweep(joined(tmp_path / 'twice', first + first[:1]))
+
+
 def test_what_is_no_sweep_is_refused(tmp_path):
   with pytest.raises(InputError, match=r'sweep\.json: cannot be read'):
     sweep_page.write(tmp_path)

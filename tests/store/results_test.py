@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pandas
 import pytest
+from documented import documented
 from invented_run import entry, invent, line, write
 from invented_sweep import invent_sweep
 from tagger_run import tagger_run
@@ -37,6 +38,9 @@ def test_every_number_of_a_run_is_a_row(tmp_path_factory):
     assert list(picked(found, metric='train_loss').site) == one['sites']
     assert picked(found, metric='bytes_up', site='').value.sum() == one['bytes_up']
     assert picked(found, metric='bytes_up').value.sum() == 2 * one['bytes_up']
+    of_sites = {key for key, values in one.items() if key != 'sites'
+                and isinstance(values, list) and len(values) == len(one['sites'])}
+    assert of_sites <= {*results._BY_SITE, *results._NAMED} and len(of_sites) >= 10
   for site, tasks in summary['scores'].items():
     f1, = picked(frame, stage='final', site=site, metric='strict.typed.f1').itertuples()
     held = tasks['ner']['strict']['typed']
@@ -82,6 +86,30 @@ def test_other_scores_have_stages_of_their_own(tmp_path):
   # A site that sent nothing has no loss, and that it was left out is a number.
   assert ('round', 1, 'icu', '', 'train_loss') not in held
   assert [held['round', 1, site, '', 'quarantined'].value for site in ('icu', 'ward')] == [1, 0]
+
+
+# Keys of a line that are one number, a text, or objects.
+OF_ALL = {
+  'round', 'local_steps', 'examples', 'tokens', 'bytes_up', 'bytes_down', 'simulated_seconds',
+  'step_norm', 'step_cosine', 'product_gap', 'contribution_whole', 'useful_step_share', 'skipped',
+  'privacy', 'validation_f1', 'validation_f1_sites', 'chunk', 'remat', 'seconds', 'sites'}
+
+
+def test_whatever_a_round_says_of_each_site_is_a_row(tmp_path):
+  """A key that docs/files.md has of a line is in `OF_ALL`, or there are rows of each site."""
+  always, some = documented('metrics.jsonl')
+  keys = (always | some) - OF_ALL - {*results._NAMED}
+  assert keys == {*results._BY_SITE} and OF_ALL <= always | some
+  place = {key: 10.0 * number for number, key in enumerate(sorted(keys))}
+  run = invent(tmp_path / 'run', lines=[line(1, ('icu', 'ward'), **{
+    key: [value, value + 1] for key, value in place.items()})])
+  held = {(row.metric, row.site): row.value for row in rows_of(Folder('a', run))
+          if row.stage == 'round'}
+  for key, value in place.items():
+    metric = results._BY_SITE[key]
+    assert (held[metric, 'icu'], held[metric, 'ward']) == (value, value + 1)
+  assert {'cluster', 'staleness', 'contribution', 'contribution_error'} < {
+    metric for metric, _ in held}
 
 
 @pytest.fixture(scope='module')

@@ -6,9 +6,11 @@ import pytest
 import safetensors.numpy
 
 from fedmedjax import main
-from fedmedjax.store.files import read_json, read_lines
+from fedmedjax.store.files import read_json, read_lines, write_json
 from fedmedjax.sweep import __main__ as program
 from fedmedjax.sweep import training
+from fedmedjax.sweep.runs import Record, Run
+from fedmedjax.types import InputError
 
 SHRINK = [
   '--config.tagger.width=8', '--config.tagger.buckets=64', '--config.lora.rank=2',
@@ -116,6 +118,27 @@ def test_it_is_not_run_again_and_takes_another_grid(workdir, capsys):
                if run['status'] == 'failed')
   assert 'finite' in failed['error'] and '\n' not in failed['error']
   assert before.items() <= texts(workdir).items()
+
+
+def test_a_run_of_two_grids_keeps_what_the_first_one_set(tmp_path):
+  """And is given the named axes of the second; a run that has not begun is of the last grid."""
+  first = {'optim.learning_rate': 0.01, 'seed': 0}
+  values = first | {'data.partition.kind': 'iid'}
+
+  def overrides(point):
+    record = Record(tmp_path, {}, [], [])
+    record.begin([Run('one', point, None, values, tmp_path / 'runs' / 'one', '')], {})
+    record.write()
+    return read_json(tmp_path / 'sweep.json')['runs'][0]['overrides']
+
+  second = {'seed': 0, 'data.partition.kind': 'iid', 'setting': 'iid'}
+  assert [overrides(second), overrides(first)] == [second, first]
+  write_json(tmp_path / 'runs' / 'one' / 'config.json', values)
+  assert overrides(second) == overrides({'seed': 0}) == first | {'setting': 'iid'}
+  # A named axis that has come to mean something else.
+  changed = Run('two', first | {'setting': 'iid'}, None, values, tmp_path / 'runs' / 'two', '')
+  with pytest.raises(InputError, match='two sets what the run one in the folder did'):
+    Record(tmp_path, {}, [], []).begin([changed], {})
 
 
 @pytest.mark.parametrize('more, grid, said', [
