@@ -1,12 +1,17 @@
 """A sweep through its program: its runs are those of `main`, and it goes on after a stop."""
 
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from fedmedjax import main
-from fedmedjax.store.files import read_json, read_lines
+from fedmedjax.store.files import read_json, read_lines, write_json
 from fedmedjax.sweep import __main__ as program
 from fedmedjax.sweep import training
 
@@ -53,20 +58,38 @@ def apart(one, other):
   return np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
 
 
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  """Eight runs of two methods, stopped in the second round and gone on with."""
-  folder = tmp_path_factory.mktemp('sweep') / 'sweep'
+def stop_in(count, patch):
+  """Has a sweep stop in the round that is played as the `count`-th; -> rounds that are played."""
   rounds, real = [], training._round
 
   def stopping(course, states, number, context):
     rounds.append(number)
-    if len(rounds) == 2:
+    if len(rounds) == count:
       context.stop.set()
     return real(course, states, number, context)
 
+  patch.setattr(training, '_round', stopping)
+  return rounds
+
+
+def fail_first_round(name, patch):
+  """Has the first round of one run fail."""
+  real = training._add_line
+
+  def failing(lane, course, metrics, number, *more):
+    real(lane, course, metrics, number, *more)
+    if lane.run.name == name:
+      raise RuntimeError('a planted error')
+
+  patch.setattr(training, '_add_line', failing)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """Eight runs of two methods, stopped in the second round and gone on with."""
+  folder = tmp_path_factory.mktemp('sweep') / 'sweep'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(training, '_round', stopping)
+    stop_in(2, patch)
     assert swept(folder, '--parallel=1') == 0
   assert set(statuses(folder).values()) == {'waiting'}
   assert len(list(folder.glob('groups/*/checkpoints/2/state'))) == 1
@@ -106,9 +129,10 @@ def test_it_is_not_run_again_and_takes_another_grid(workdir, capsys):
   assert '8 runs, 0 left' in capsys.readouterr().out and texts(workdir) == before
   # One of these runs is there, by its configuration; the new one diverges, and the other is made.
   grid = '--grid=optim.learning_rate=0.03,1e30,0.02;fed.preset=uniform;seed=4'
-  assert swept(workdir, grid=grid) == 0
-  said = capsys.readouterr().out
+  assert swept(workdir, grid=grid) == 1
+  said, error = capsys.readouterr()
   assert '3 runs, 2 left' in said and '2 done, 1 failed' in said
+  assert error.startswith('failed: 1 of 3 runs; ') and 'sweep.json' in error
   after = statuses(workdir)
   assert len(after) == 10 and [name for name, one in after.items() if one == 'failed'] == [
     'learning_rate=1e+30,uniform,seed=4']
@@ -116,6 +140,72 @@ def test_it_is_not_run_again_and_takes_another_grid(workdir, capsys):
                if run['status'] == 'failed')
   assert 'finite' in failed['error'] and '\n' not in failed['error']
   assert before.items() <= texts(workdir).items()
+
+
+def test_what_failed_or_changed_before_a_stop_is_seen_when_it_goes_on(
+    workdir, tmp_path, monkeypatch):
+  """Of four runs one fails, one then reads other notes, one ends elsewhere, one goes on."""
+  grid = '--grid=fed.preset=uniform;optim.learning_rate=0.01,0.03;seed=3..4'
+  failing, changed, ended, usual = (
+    f'uniform,learning_rate={rate},seed={seed}' for rate in (0.01, 0.03) for seed in (3, 4))
+  folder = tmp_path / 's'
+  with monkeypatch.context() as patch:
+    stop_in(2, patch)
+    fail_first_round(failing, patch)
+    assert swept(folder, '--parallel=1', grid=grid) == 1
+  assert statuses(folder) == {
+    failing: 'failed', changed: 'waiting', ended: 'waiting', usual: 'waiting'}
+  assert len(read_lines(folder / 'runs' / failing / 'metrics.jsonl')) == 1
+  inputs = folder / 'runs' / changed / 'inputs.json'
+  before = read_json(inputs)
+  site = next(iter(before))
+  write_json(inputs, before | {site: dict.fromkeys(before[site], '0')})
+  shutil.copytree(workdir / 'runs' / ended, folder / 'runs' / ended, dirs_exist_ok=True)
+  made, real = [], training.prepared
+  monkeypatch.setattr(
+    training, 'prepared', lambda run, sources: made.append(run.name) or real(run, sources))
+  rounds = stop_in(0, monkeypatch)
+  assert swept(folder, '--parallel=1', grid=grid) == 1
+  assert statuses(folder) == {
+    failing: 'done', changed: 'failed', ended: 'done', usual: 'done'}
+  (failed,) = (run for run in read_json(folder / 'sweep.json')['runs'] if run['error'])
+  assert 'changed since the run began' in failed['error']
+  # What was kept of the batch is gone on with; the run that had failed begins again, in another.
+  assert rounds == [2, 0, 1, 2] and made == [usual, failing]
+  assert apart(folder / 'runs' / usual, workdir / 'runs' / usual) < 1e-6
+  assert apart(folder / 'runs' / failing, workdir / 'runs' / failing) < 1e-6
+
+
+def test_a_choice_is_not_judged_by_those_of_its_seeds_that_live(tmp_path, monkeypatch):
+  """The better rate fails with one seed: its other seed does not go on."""
+  poor, good = ([f'learning_rate={rate},seed={seed}' for seed in (3, 4)] for rate in (
+    '1e-09', '0.03'))
+  folder = tmp_path / 's'
+  fail_first_round(good[0], monkeypatch)
+  stop_in(2, monkeypatch)
+  assert swept(folder, '--config.fed.preset=uniform', '--halving=1', '--parallel=1',
+               grid='--grid=optim.learning_rate=1e-9,0.03;seed=3..4') == 1
+  assert statuses(folder) == {
+    poor[0]: 'waiting', poor[1]: 'waiting', good[0]: 'failed', good[1]: 'stopped'}
+
+
+@pytest.mark.slow
+def test_a_signal_keeps_the_round(tmp_path):
+  folder = tmp_path / 's'
+  command = subprocess.Popen(
+    [sys.executable, '-m', 'fedmedjax.sweep', '--config=fedmedjax:ablation',
+     f'--workdir={folder}', *SHRINK, '--grid=fed.preset=uniform;seed=3..4'],
+    stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+  while command.poll() is None and len(list(folder.glob('runs/*/config.json'))) < 2:
+    time.sleep(0.02)
+  command.send_signal(signal.SIGINT)
+  said = command.communicate(timeout=300)[1]
+  assert command.returncode == 130 and 'stopped by SIGINT' in said
+  assert set(statuses(folder).values()) == {'waiting'}
+  assert len(list(folder.glob('groups/*/checkpoints/*/state'))) == 1
+  assert swept(folder, grid='--grid=fed.preset=uniform;seed=3..4') == 0
+  assert set(statuses(folder).values()) == {'done'}
 
 
 @pytest.mark.parametrize('more, grid, said', [
