@@ -133,7 +133,7 @@ def _carry_out(
       advance(1, f'{run.name} {status}' if status == FAILED else run.name)
 
     context = training.Context(
-      sources, programs, record, threading.Event(), ended, {})
+      sources, programs, record, threading.Event(), ended, {}, jax.default_backend() != 'cpu')
     for until in (*asked.halving, None):
       judged = record.judged(until) if until else {}
       together = [run for run in left.values() if run.program]

@@ -21,12 +21,7 @@ from fedmedjax.sweep.batches import Batch
 from fedmedjax.sweep.runs import DONE, FAILED, STOPPED, Record, Run, is_done
 from fedmedjax.sweep.sources import Prepared, Programs, Sources, alike, flat, prepared
 from fedmedjax.train import loop, memory, run_axis
-from fedmedjax.train.fingerprint import (
-  check_inputs,
-  compare_inputs,
-  write_own_parts,
-  write_schema,
-)
+from fedmedjax.train.fingerprint import check_inputs, compare_inputs, write_own_parts, write_schema
 from fedmedjax.train.loop import CHECKPOINTS, METRICS, Trained
 from fedmedjax.train.run import described, scored
 from fedmedjax.train.run import run as run_alone
@@ -46,14 +41,14 @@ class Context(NamedTuple):
   stop: threading.Event               # set where no further round is to begin
   ended: Callable[[Run, str], None]   # called with each run that has ended, and how
   losses: dict[str, float]            # by run: validation loss where its batch has paused
+  narrow: bool                        # whether places without a run cost time
 
 
 class Lane:
   """A run of a batch while it is trained."""
 
   def __init__(self, run: Run, study: Study, kept: Sequence[dict], ready: bool):
-    """`kept`: what the batch's checkpoint has of its rounds; `ready`: whether `study` is the
-    run's own."""
+    """`kept`: what the batch's checkpoint has of its rounds; `ready`: `study` is the run's own."""
     self.run, self.study = run, study
     self.reporter = Reporter(Console(quiet=True))
     self.lines = [entry['runs'][run.name] for entry in kept if run.name in entry['runs']]
@@ -142,18 +137,18 @@ def _train(
 ) -> None:
   compiled = device.compile_seconds()
   program, shapes = context.programs.of(members, lambda study: study.executions[0])
-  ready = {one.run.name: one for one in members}
-  every = [ready.get(name, members[0]) for name in batch.names]
-  every += [members[0]] * (batch.size - len(every))
-  studies = [one.study for one in every]
-  numbers = run_axis.numbers_of_all([flat(one.run) for one in every], program.numbers)
-  fresh = run_axis.first_states(program, studies, numbers)
+  every = _places(batch, members)
+  fresh = run_axis.first_states(
+    program, [one.study for one in every], _numbers(program, every))
   states, kept = checkpoint.newest(
     batch.folder / CHECKPOINTS, fresh, lambda text: None) or (fresh, [])
+  if context.narrow and kept and 2 * len(members) <= batch.size:
+    batch, states = _narrowed(batch, members, states, kept)
+  every, ready = _places(batch, members), {one.run.name for one in members}
+  studies = [one.study for one in every]
   course = _Course(
     program, shapes, [Lane(run, study, kept, run.name in ready) for run, study in zip(
-      batch.runs, studies, strict=False)], studies,
-    numbers,
+      batch.runs, studies, strict=False)], studies, _numbers(program, every),
     run_axis.stacked([
       run_axis.padded_validation(study.validation, shapes) for study in studies]))
   for lane in course.lanes:
@@ -181,6 +176,31 @@ def _train(
       if lane.open})
     return
   _finish(batch, states, kept, course, compiled, context)
+
+
+def _numbers(program: Program, every: Sequence[Prepared]) -> dict:
+  return run_axis.numbers_of_all([flat(one.run) for one in every], program.numbers)
+
+
+def _places(batch: Batch, members: Sequence[Prepared]) -> list[Prepared]:
+  """Who is at each of the E places; the first member is where no open run is."""
+  ready = {one.run.name: one for one in members}
+  every = [ready.get(name, members[0]) for name in batch.names]
+  return every + [members[0]] * (batch.size - len(every))
+
+
+def _narrowed(
+  batch: Batch, members: Sequence[Prepared], states: FedState, kept: Sequence[dict]
+) -> tuple[Batch, FedState]:
+  """(a batch of its open runs alone, with a checkpoint in place of the other's; their states)."""
+  runs = tuple(one.run for one in members)
+  small = batches.of_runs(runs, len(runs), batch.folder.parent.parent)
+  places = np.array([batch.names.index(name) for name in small.names])
+  states = jax.tree.map(lambda leaf: leaf[places], states)
+  batches.keep(small, ())
+  checkpoint.save(small.folder / CHECKPOINTS, checkpoint.host_copy(states), kept, 1)
+  batches.remove(batch)
+  return small, states
 
 
 def _begin(lane: Lane, context: Context) -> None:

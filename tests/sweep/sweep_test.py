@@ -193,10 +193,9 @@ def test_a_choice_is_not_judged_by_those_of_its_seeds_that_live(tmp_path, monkey
 def test_a_signal_keeps_the_round(tmp_path):
   folder = tmp_path / 's'
   command = subprocess.Popen(
-    [sys.executable, '-m', 'fedmedjax.sweep', '--config=fedmedjax:ablation',
+    [sys.executable, '-m', 'fedmedjax.sweep', '--config=fedmedjax:ablation', '--parallel=1',
      f'--workdir={folder}', *SHRINK, '--grid=fed.preset=uniform;seed=3..4'],
-    stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
   while command.poll() is None and len(list(folder.glob('runs/*/config.json'))) < 2:
     time.sleep(0.02)
   command.send_signal(signal.SIGINT)
@@ -226,18 +225,33 @@ def test_what_cannot_be_run_is_named_before_anything_is_trained(workdir, capsys,
 
 
 @pytest.mark.slow
-def test_halving_stops_the_choices_of_larger_loss(tmp_path, capsys):
-  """Of four rates two go on, with both seeds; a rate that learns nothing does not."""
+@pytest.mark.parametrize('narrow', [False, True])
+def test_halving_stops_the_choices_of_larger_loss(workdir, tmp_path, monkeypatch, narrow):
+  """Of four rates two go on, with both seeds; a rate that learns nothing does not.
+
+  `narrow`: as on an accelerator, where those that go on are a smaller batch of their own.
+  """
+  sizes, real = [], training._round
+  monkeypatch.setattr(training, '_round', lambda course, *more: sizes.append(
+    len(course.studies)) or real(course, *more))
+  if narrow:
+    context = training.Context
+    monkeypatch.setattr(training, 'Context', lambda *shared: context(*shared[:-1], True))
   grid = '--grid=optim.learning_rate=1e-9,0.03,1e-8,0.02;seed=3..4'
-  assert swept(tmp_path / 's', '--config.fed.preset=uniform', '--halving=1', grid=grid) == 0
+  asked = '--config.fed.preset=uniform', '--halving=1', '--parallel=1'
+  assert swept(tmp_path / 's', *asked, grid=grid) == 0
   found = statuses(tmp_path / 's')
   assert {name: status for name, status in found.items() if 'e-0' in name} == {
     f'learning_rate={rate},seed={seed}': 'stopped' for rate in ('1e-09', '1e-08')
     for seed in (3, 4)}
   assert sorted(found.values()) == ['done'] * 4 + ['stopped'] * 4
+  assert sizes == ([8, 4, 4] if narrow else [8, 8, 8])
+  for seed in (3, 4):
+    assert apart(tmp_path / f's/runs/learning_rate=0.03,seed={seed}',
+                 workdir / f'runs/uniform,learning_rate=0.03,seed={seed}') < 1e-6
   assert len(read_lines(tmp_path / 's/runs/learning_rate=1e-09,seed=3/metrics.jsonl')) == 1
   before = texts(tmp_path / 's')
-  assert swept(tmp_path / 's', '--config.fed.preset=uniform', '--halving=1', grid=grid) == 0
+  assert swept(tmp_path / 's', *asked, grid=grid) == 0
   assert statuses(tmp_path / 's') == found and texts(tmp_path / 's') == before
 
 
