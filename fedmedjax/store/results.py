@@ -196,7 +196,8 @@ def configured(folders: Sequence[Folder]) -> dict[str, list]:
   """{'config.KEY': its value in each run} of the keys that are columns of the table.
 
   These are the keys that a sweep has set, and those that differ between runs of one preset: what
-  the preset itself sets is not repeated. Lists are texts, as JSON.
+  the preset itself sets is not repeated. An axis of several keys, such as setting, has the value
+  that sweep.json notes. Lists are texts, as JSON.
   """
   configs = [read_json(folder.path / 'config.json') for folder in folders]
   wanted = dict.fromkeys(key for folder in folders for key in folder.overrides)
@@ -206,7 +207,9 @@ def configured(folders: Sequence[Folder]) -> dict[str, list]:
       of_preset.setdefault((key, config.get('fed.preset')), set()).add(_cell(value))
   wanted |= dict.fromkeys(key for (key, _), values in of_preset.items() if len(values) > 1)
   return {
-    f'config.{key}': _column([_cell(config.get(key)) for config in configs])
+    f'config.{key}': _column([
+      _cell(config.get(key, folder.overrides.get(key)))
+      for folder, config in zip(folders, configs, strict=True)])
     for key in wanted if key not in _COLUMN_OF}
 
 

@@ -9,7 +9,8 @@ Axes are parted by ';', values by ','. FIRST..LAST counts, both included; LOW~HI
 evenly by its logarithm (LOW~HIGH:linear: by its value). fed.preset applies the row of the method,
 before all other keys (all: every one that trains a LoRA); setting=iid,types,... are kinds of
 heterogeneity and damage of five sites, and --axes names more of the kind. Each run is a folder
-WORKDIR/runs/NAME. The same command goes on where it was stopped; another grid adds runs.
+WORKDIR/runs/NAME. The same command goes on where it was stopped; another grid adds runs. The exit
+status is 1 where a run failed.
 """
 
 import os
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fedmedjax.experiment.config import leaves
     from fedmedjax.runtime.progress import Reporter
     from fedmedjax.sweep.grid import points, read_grid
-    from fedmedjax.sweep.runs import named_axes
+    from fedmedjax.sweep.runs import FAILED, FILE, named_axes
     named = named_axes(Path(values.axes) if values.axes else None)
     axes = read_grid(values.grid, leaves(config.to_dict()), named)
     drawn = points(axes, values.random, values.latin, values.draws)
@@ -77,11 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     reporter.say('loading JAX ...')
     from fedmedjax.sweep.engine import Asked, sweep
     set_up()
-    sweep(Asked(
+    counts = sweep(Asked(
       config, given, axes, drawn, named, tuple(argv), tuple(map(int, values.halving)), values.keep,
       values.runs, values.parallel, values.skip_refused, values.validate_only),
       Path(values.workdir), reporter)
     reporter.repeat_warnings()
+    if counts[FAILED]:
+      raise RuntimeError(
+        f'{counts[FAILED]} of {counts.total()} runs; {Path(values.workdir) / FILE} says why, and '
+        'the same command tries them again')
 
   return guarded(body)
 

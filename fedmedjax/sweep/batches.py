@@ -8,8 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fedmedjax.store import files
+import jax
+import numpy as np
+
+from fedmedjax.fed.types import FedState
+from fedmedjax.store import checkpoint, files
 from fedmedjax.sweep.runs import Run
+from fedmedjax.train.loop import CHECKPOINTS
 
 FOLDER, FILE = 'groups', 'batch.json'
 
@@ -20,10 +25,17 @@ class Batch(NamedTuple):
   runs: tuple[Run, ...]
   size: int      # E; places beyond the runs take no steps, so that batches share a program
   folder: Path   # of its checkpoints while it is trained
+  # Runs whose places are idle: they ended before its checkpoint, and are not gone on with here.
+  closed: frozenset[str] = frozenset()
 
   @property
   def names(self) -> tuple[str, ...]:
     return tuple(run.name for run in self.runs)
+
+  @property
+  def begun(self) -> bool:
+    """Whether a checkpoint of it is kept."""
+    return (self.folder / FILE).exists()
 
 
 def make_batches(
@@ -32,7 +44,7 @@ def make_batches(
   """The batches of all runs that are left, those that were begun first.
 
   Runs of one program are split evenly into as few batches as `size` allows. Batches with the same
-  notes follow each other.
+  notes follow each other. A run that failed in a batch is tried again in another, from its start.
 
   Args:
     pending: runs that are left to train, of programs.
@@ -42,7 +54,7 @@ def make_batches(
     parallel: batches that are trained at the same time; there are as many at least, if possible.
   """
   begun = _begun({run.name for run in pending}, known, workdir)
-  within = {name for batch in begun for name in batch.names}
+  within = {name for batch in begun for name in set(batch.names) - batch.closed}
   by_program: dict[str, list[Run]] = defaultdict(list)
   for run in pending:
     if run.name not in within:
@@ -60,10 +72,10 @@ def make_batches(
   return begun + [of_runs(chosen, width, workdir) for chosen, width in new]
 
 
-def halves(batch: Batch, workdir: Path) -> list[Batch]:
-  """Two batches of half the runs each, where a batch finds no memory."""
-  half = math.ceil(len(batch.runs) / 2)
-  return [of_runs(part, half, workdir) for part in (batch.runs[:half], batch.runs[half:]) if part]
+def halves(runs: Sequence[Run], workdir: Path) -> list[Batch]:
+  """Two batches of half the runs each, where a batch of them finds no memory."""
+  half = math.ceil(len(runs) / 2)
+  return [of_runs(tuple(part), half, workdir) for part in (runs[:half], runs[half:]) if part]
 
 
 def of_runs(runs: tuple[Run, ...], size: int, workdir: Path) -> Batch:
@@ -75,22 +87,52 @@ def of_runs(runs: tuple[Run, ...], size: int, workdir: Path) -> Batch:
 
 def _begun(pending: set[str], known: Mapping[str, Run], workdir: Path) -> list[Batch]:
   """Batches of an earlier call whose runs are all of this one, some of them unfinished."""
-  found = []
+  found: list[Batch] = []
+  within: set[str] = set()
   for path in sorted((workdir / FOLDER).glob(f'*/{FILE}')):
     kept = files.read_json(path)
-    names = kept['runs']
-    if set(names) <= known.keys() and set(names) & pending and not set(names) & {
-        name for batch in found for name in batch.names}:
-      found.append(Batch(tuple(known[name] for name in names), kept['size'], path.parent))
-    elif not set(names) & pending and set(names) <= known.keys():
+    names, closed = kept['runs'], frozenset(kept.get('closed', ()))
+    live = set(names) - closed
+    if not set(names) <= known.keys():
+      continue
+    if not live & pending:
       remove(Batch((), 0, path.parent))
+    elif not live & within:
+      within |= live
+      found.append(Batch(tuple(known[name] for name in names), kept['size'], path.parent, closed))
   return found
 
 
-def keep(batch: Batch) -> None:
-  """Notes which runs its checkpoints are of."""
-  if not (batch.folder / FILE).exists():
-    files.write_json(batch.folder / FILE, {'runs': list(batch.names), 'size': batch.size})
+def keep(batch: Batch, closed: Iterable[str]) -> None:
+  """Notes which runs its checkpoints are of, and which of them are not gone on with in it.
+
+  It is called before each checkpoint, so that a run is never gone on with in two batches.
+  """
+  files.write_json(batch.folder / FILE, {
+    'runs': list(batch.names), 'size': batch.size, 'closed': sorted(batch.closed | set(closed))})
+
+
+def narrowed(
+  batch: Batch, runs: Sequence[Run], states: FedState, kept: Sequence[dict]
+) -> tuple[Batch, FedState]:
+  """A batch of some of another's runs alone, whose checkpoint takes the place of the other's.
+
+  Args:
+    batch: of E places.
+    runs: the R <= E of its runs that go on.
+    states: of its places, [E, ...].
+    kept: its rounds.
+
+  Returns:
+    the smaller batch and its states [R, ...].
+  """
+  small = of_runs(tuple(runs), len(runs), batch.folder.parent.parent)
+  places = np.array([batch.names.index(name) for name in small.names])
+  states = jax.tree.map(lambda leaf: leaf[places], states)
+  checkpoint.save(small.folder / CHECKPOINTS, checkpoint.host_copy(states), kept, 1)
+  keep(small, ())
+  remove(batch)
+  return small, states
 
 
 def remove(batch: Batch) -> None:

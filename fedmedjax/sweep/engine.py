@@ -133,7 +133,7 @@ def _carry_out(
       advance(1, f'{run.name} {status}' if status == FAILED else run.name)
 
     context = training.Context(
-      sources, programs, record, threading.Event(), ended, {})
+      sources, programs, record, threading.Event(), ended, {}, jax.default_backend() != 'cpu')
     for until in (*asked.halving, None):
       judged = record.judged(until) if until else {}
       together = [run for run in left.values() if run.program]
@@ -147,13 +147,16 @@ def _carry_out(
                     for run in left.values() if not run.program)
       _work(jobs, parallel, context, until)
       if until:
+        # A choice is not judged by those of its seeds alone that have not failed.
+        failed = [run for run in runs if run.program and run.name not in judged
+                  and record.status(run.name) == FAILED]
         compared = [run for run in waiting if run.name in left]
-        went_on = go_on(compared, context.losses, asked.keep)
-        record.judge(until, went_on)
-        for name, on in went_on.items():
-          if not on:
-            sources.ended(known[name])
-            ended(known[name], STOPPED)
+        went_on = go_on(compared + failed, context.losses, asked.keep)
+        record.judge(until, {run.name: went_on[run.name] for run in compared})
+        for run in compared:
+          if not went_on[run.name]:
+            sources.ended(run)
+            ended(run, STOPPED)
 
 
 def _job(function: Callable, *arguments: Any) -> Callable[[], list[Batch] | None]:

@@ -21,13 +21,12 @@ from fedmedjax.sweep.batches import Batch
 from fedmedjax.sweep.runs import DONE, FAILED, STOPPED, Record, Run, is_done
 from fedmedjax.sweep.sources import Prepared, Programs, Sources, alike, flat, prepared
 from fedmedjax.train import loop, memory, run_axis
-from fedmedjax.train.fingerprint import check_inputs, write_own_parts, write_schema
+from fedmedjax.train.fingerprint import check_inputs, compare_inputs, write_own_parts, write_schema
 from fedmedjax.train.loop import CHECKPOINTS, METRICS, Trained
 from fedmedjax.train.run import described, scored
 from fedmedjax.train.run import run as run_alone
 from fedmedjax.train.run_axis import Program, Shapes
 from fedmedjax.train.scoring import watched_f1
-from fedmedjax.types import InputError
 
 # Seconds between two checkpoints of a batch: what a kill may cost.
 _BETWEEN = 30.0
@@ -42,19 +41,19 @@ class Context(NamedTuple):
   stop: threading.Event               # set where no further round is to begin
   ended: Callable[[Run, str], None]   # called with each run that has ended, and how
   losses: dict[str, float]            # by run: validation loss where its batch has paused
+  narrow: bool                        # whether places without a run cost time
 
 
 class Lane:
   """A run of a batch while it is trained."""
 
-  def __init__(self, member: Prepared, kept: Sequence[dict], record: Record):
-    """`kept`: what the batch's checkpoint has of its rounds."""
-    self.run, self.study = member.run, member.study
+  def __init__(self, run: Run, study: Study, kept: Sequence[dict], ready: bool):
+    """`kept`: what the batch's checkpoint has of its rounds; `ready`: `study` is the run's own."""
+    self.run, self.study = run, study
     self.reporter = Reporter(Console(quiet=True))
-    self.lines = [entry['runs'][self.run.name] for entry in kept if self.run.name in entry['runs']]
+    self.lines = [entry['runs'][run.name] for entry in kept if run.name in entry['runs']]
     # A run without lines of the last rounds has failed in one of them.
-    self.open = not is_done(self.run) and len(self.lines) == len(kept) and (
-      record.status(self.run.name) not in (FAILED, STOPPED))
+    self.open = ready and len(self.lines) == len(kept)
     self.turn: Any = None   # who takes part in the round
 
 
@@ -64,7 +63,7 @@ class _Course(NamedTuple):
   program: Program
   shapes: Shapes
   lanes: list[Lane]
-  studies: list[Study]   # of the E places; those beyond the runs repeat the first
+  studies: list[Study]   # of the E places; those without an open run repeat one that has
   numbers: dict          # {key: [E]}
   validation: Any        # [E, Q, ...]
 
@@ -81,27 +80,36 @@ def train(batch: Batch, context: Context, until: int | None = None) -> list[Batc
     Batches that take its place, where its runs cannot be stacked or memory ran out.
   """
   workdir, members = batch.folder.parent.parent, []
-  for run in batch.runs:
+  for run in _open(batch, context):
     try:
+      compare_inputs(run.folder, context.sources.inputs(run))
       members.append(prepared(run, context.sources))
     except Exception as error:  # noqa: BLE001 - of whatever kind, the other runs do not have it
       _fail(run, error, context)
-  groups = alike(members)
-  if len(groups) != 1 or len(members) < len(batch.runs):
-    batches.remove(batch)
-    return [batches.of_runs(tuple(one.run for one in group), len(group), workdir)
-            for group in groups]
+  if not batch.begun:
+    groups = alike(members)
+    if len(groups) != 1 or len(members) < len(batch.runs):
+      return [batches.of_runs(tuple(one.run for one in group), len(group), workdir)
+              for group in groups]
+  # Rounds that are kept are of use to a later call, whatever is wrong in this one.
+  if not members:
+    return []
   try:
-    _train(batch, groups[0], context, until)
+    _train(batch, members, context, until)
   except Exception as error:  # noqa: BLE001 - likewise: other batches go on
-    if memory.exhausted(error) and len(batch.runs) > 1:
+    left = _open(batch, context)
+    if memory.exhausted(error) and len(left) > 1:
       batches.remove(batch)
-      return batches.halves(batch, workdir)
-    for run in batch.runs:
-      if not is_done(run) and context.record.status(run.name) not in (FAILED, STOPPED):
-        _fail(run, error, context)
-    batches.remove(batch)
+      return batches.halves(left, workdir)
+    for run in left:
+      _fail(run, error, context)
   return []
+
+
+def _open(batch: Batch, context: Context) -> list[Run]:
+  """The runs of a batch that have not ended."""
+  return [run for run in batch.runs if run.name not in batch.closed and not is_done(run)
+          and context.record.status(run.name) not in (FAILED, STOPPED)]
 
 
 def train_alone(run: Run, context: Context) -> None:
@@ -129,19 +137,23 @@ def _train(
 ) -> None:
   compiled = device.compile_seconds()
   program, shapes = context.programs.of(members, lambda study: study.executions[0])
-  every = [*members, *[members[0]] * (batch.size - len(members))]
-  studies = [one.study for one in every]
-  numbers = run_axis.numbers_of_all([flat(one.run) for one in every], program.numbers)
-  fresh = run_axis.first_states(program, studies, numbers)
+  every = _places(batch, members)
+  fresh = run_axis.first_states(
+    program, [one.study for one in every], _numbers(program, every))
   states, kept = checkpoint.newest(
     batch.folder / CHECKPOINTS, fresh, lambda text: None) or (fresh, [])
+  if context.narrow and kept and 2 * len(members) <= batch.size:
+    batch, states = batches.narrowed(batch, [one.run for one in members], states, kept)
+  every, ready = _places(batch, members), {one.run.name for one in members}
+  studies = [one.study for one in every]
   course = _Course(
-    program, shapes, [Lane(one, kept, context.record) for one in members], studies,
-    numbers,
+    program, shapes, [Lane(run, study, kept, run.name in ready) for run, study in zip(
+      batch.runs, studies, strict=False)], studies, _numbers(program, every),
     run_axis.stacked([
       run_axis.padded_validation(study.validation, shapes) for study in studies]))
-  for lane in course.lanes if not kept else ():
-    _begin(lane, context)
+  for lane in course.lanes:
+    if lane.open:
+      _begin(lane, context)
   rounds, saved = studies[0].options.rounds, time.monotonic()
   last = min(until or rounds, rounds)
   while len(kept) < last and any(lane.open for lane in course.lanes):
@@ -166,18 +178,22 @@ def _train(
   _finish(batch, states, kept, course, compiled, context)
 
 
+def _numbers(program: Program, every: Sequence[Prepared]) -> dict:
+  return run_axis.numbers_of_all([flat(one.run) for one in every], program.numbers)
+
+
+def _places(batch: Batch, members: Sequence[Prepared]) -> list[Prepared]:
+  """Who is at each of the E places; the first member is where no open run is."""
+  ready = {one.run.name: one for one in members}
+  every = [ready.get(name, members[0]) for name in batch.names]
+  return every + [members[0]] * (batch.size - len(every))
+
+
 def _begin(lane: Lane, context: Context) -> None:
-  """Writes what a run's folder begins with; a run that began with other notes has failed."""
-  if not lane.open:
-    return
+  """Writes what a run's folder begins with, where it is not there yet."""
   folder = lane.run.folder
   folder.mkdir(parents=True, exist_ok=True)
-  try:
-    check_inputs(folder, context.sources.inputs(lane.run), False)
-  except InputError as error:
-    lane.open = False
-    _fail(lane.run, error, context)
-    return
+  check_inputs(folder, context.sources.inputs(lane.run))
   files.claim(folder, lane.run.values)
   write_own_parts(folder, lane.study.own)
   write_schema(folder, lane.study.data.schema)
@@ -213,6 +229,7 @@ def _round(course: _Course, states: FedState, number: int, context: Context) -> 
         _add_line(lane, course, run_axis.taken(metrics, place), number, seconds, states, place)
       except RuntimeError as error:
         lane.open = False
+        files.write_lines(lane.run.folder / METRICS, lane.lines)
         _fail(lane.run, error, context)
   return states
 
@@ -251,7 +268,7 @@ def _keep(
     if lane.open:
       files.write_lines(lane.run.folder / METRICS, lane.lines)
   if kept:
-    batches.keep(batch)
+    batches.keep(batch, [lane.run.name for lane in lanes if not lane.open])
     checkpoint.save(batch.folder / CHECKPOINTS, checkpoint.host_copy(states), kept, 1)
 
 
@@ -271,9 +288,9 @@ def _finish(
       continue
     begun, folder = time.monotonic(), lane.run.folder
     try:
+      files.write_lines(folder / METRICS, lane.lines)
       loop.check_any(lane.study, lane.lines)
       zero_shot = described(lane.study, folder, lane.reporter)
-      files.write_lines(folder / METRICS, lane.lines)
       trained = Trained(
         run_axis.taken(host, place), lane.lines, sum(line['seconds'] for line in lane.lines), 0.0,
         None)

@@ -121,6 +121,8 @@ def swept(tmp_path_factory):
       'fed.preset': ['fed_medlora', 'uniform'], 'data.partition.strength': [1, 0.5],
       'seed': [0, 1]}, lambda overrides: 0.5 + 0.1 * overrides['seed'], {'run_007': 'it broke'})
   stored = json.loads((folder / 'sweep.json').read_text())
+  for number, run in enumerate(stored['runs']):
+    run['overrides']['setting'] = ('iid', 'types')[number % 2]
   stored['runs'].append({'name': 'run_008', 'status': 'waiting'})
   write(folder / 'sweep.json', stored)
   # What a preset itself sets is no column; what differs within one is.
@@ -134,11 +136,13 @@ def swept(tmp_path_factory):
 def test_columns_of_a_sweep_are_what_tells_its_runs_apart(swept):
   frame = results.load(swept)
   assert list(frame.columns[len(results.Row._fields):]) == [
-    'config.data.partition.strength', 'config.fed.ranks']
+    'config.data.partition.strength', 'config.setting', 'config.fed.ranks']
   runs = frame.drop_duplicates('run').set_index('run')
   assert list(runs.index) == [f'run_{number:03}' for number in range(8)]
   assert list(runs['config.data.partition.strength']) == [1, 1, 0.5, 0.5] * 2
   assert list(runs['config.fed.ranks'])[:2] == ['[1, 1]', '[1, 2]']
+  # Not a key of the configuration: an axis of several.
+  assert list(runs['config.setting']) == ['iid', 'types'] * 4
   # A failed run keeps its rounds and has no scores.
   assert list(runs.status) == ['done'] * 7 + ['failed']
   assert {*picked(frame, run='run_007').stage} == {'round'}

@@ -1,5 +1,10 @@
 """A sweep through its program: its runs are those of `main`, and it goes on after a stop."""
 
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -55,20 +60,38 @@ def apart(one, other):
   return np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
 
 
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  """Eight runs of two methods, stopped in the second round and gone on with."""
-  folder = tmp_path_factory.mktemp('sweep') / 'sweep'
+def stop_in(count, patch):
+  """Has a sweep stop in the round that is played as the `count`-th; -> rounds that are played."""
   rounds, real = [], training._round
 
   def stopping(course, states, number, context):
     rounds.append(number)
-    if len(rounds) == 2:
+    if len(rounds) == count:
       context.stop.set()
     return real(course, states, number, context)
 
+  patch.setattr(training, '_round', stopping)
+  return rounds
+
+
+def fail_first_round(name, patch):
+  """Has the first round of one run fail."""
+  real = training._add_line
+
+  def failing(lane, course, metrics, number, *more):
+    real(lane, course, metrics, number, *more)
+    if lane.run.name == name:
+      raise RuntimeError('a planted error')
+
+  patch.setattr(training, '_add_line', failing)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """Eight runs of two methods, stopped in the second round and gone on with."""
+  folder = tmp_path_factory.mktemp('sweep') / 'sweep'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(training, '_round', stopping)
+    stop_in(2, patch)
     assert swept(folder, '--parallel=1') == 0
   assert set(statuses(folder).values()) == {'waiting'}
   assert len(list(folder.glob('groups/*/checkpoints/2/state'))) == 1
@@ -108,9 +131,10 @@ def test_it_is_not_run_again_and_takes_another_grid(workdir, capsys):
   assert '8 runs, 0 left' in capsys.readouterr().out and texts(workdir) == before
   # One of these runs is there, by its configuration; the new one diverges, and the other is made.
   grid = '--grid=optim.learning_rate=0.03,1e30,0.02;fed.preset=uniform;seed=4'
-  assert swept(workdir, grid=grid) == 0
-  said = capsys.readouterr().out
+  assert swept(workdir, grid=grid) == 1
+  said, error = capsys.readouterr()
   assert '3 runs, 2 left' in said and '2 done, 1 failed' in said
+  assert error.startswith('failed: 1 of 3 runs; ') and 'sweep.json' in error
   after = statuses(workdir)
   assert len(after) == 10 and [name for name, one in after.items() if one == 'failed'] == [
     'learning_rate=1e+30,uniform,seed=4']
@@ -141,6 +165,71 @@ def test_a_run_of_two_grids_keeps_what_the_first_one_set(tmp_path):
     Record(tmp_path, {}, [], []).begin([changed], {})
 
 
+def test_what_failed_or_changed_before_a_stop_is_seen_when_it_goes_on(
+    workdir, tmp_path, monkeypatch):
+  """Of four runs one fails, one then reads other notes, one ends elsewhere, one goes on."""
+  grid = '--grid=fed.preset=uniform;optim.learning_rate=0.01,0.03;seed=3..4'
+  failing, changed, ended, usual = (
+    f'uniform,learning_rate={rate},seed={seed}' for rate in (0.01, 0.03) for seed in (3, 4))
+  folder = tmp_path / 's'
+  with monkeypatch.context() as patch:
+    stop_in(2, patch)
+    fail_first_round(failing, patch)
+    assert swept(folder, '--parallel=1', grid=grid) == 1
+  assert statuses(folder) == {
+    failing: 'failed', changed: 'waiting', ended: 'waiting', usual: 'waiting'}
+  assert len(read_lines(folder / 'runs' / failing / 'metrics.jsonl')) == 1
+  inputs = folder / 'runs' / changed / 'inputs.json'
+  before = read_json(inputs)
+  site = next(iter(before))
+  write_json(inputs, before | {site: dict.fromkeys(before[site], '0')})
+  shutil.copytree(workdir / 'runs' / ended, folder / 'runs' / ended, dirs_exist_ok=True)
+  made, real = [], training.prepared
+  monkeypatch.setattr(
+    training, 'prepared', lambda run, sources: made.append(run.name) or real(run, sources))
+  rounds = stop_in(0, monkeypatch)
+  assert swept(folder, '--parallel=1', grid=grid) == 1
+  assert statuses(folder) == {
+    failing: 'done', changed: 'failed', ended: 'done', usual: 'done'}
+  (failed,) = (run for run in read_json(folder / 'sweep.json')['runs'] if run['error'])
+  assert 'changed since the run began' in failed['error']
+  # What was kept of the batch is gone on with; the run that had failed begins again, in another.
+  assert rounds == [2, 0, 1, 2] and made == [usual, failing]
+  assert apart(folder / 'runs' / usual, workdir / 'runs' / usual) < 1e-6
+  assert apart(folder / 'runs' / failing, workdir / 'runs' / failing) < 1e-6
+
+
+def test_a_choice_is_not_judged_by_those_of_its_seeds_that_live(tmp_path, monkeypatch):
+  """The better rate fails with one seed: its other seed does not go on."""
+  poor, good = ([f'learning_rate={rate},seed={seed}' for seed in (3, 4)] for rate in (
+    '1e-09', '0.03'))
+  folder = tmp_path / 's'
+  fail_first_round(good[0], monkeypatch)
+  stop_in(2, monkeypatch)
+  assert swept(folder, '--config.fed.preset=uniform', '--halving=1', '--parallel=1',
+               grid='--grid=optim.learning_rate=1e-9,0.03;seed=3..4') == 1
+  assert statuses(folder) == {
+    poor[0]: 'waiting', poor[1]: 'waiting', good[0]: 'failed', good[1]: 'stopped'}
+
+
+@pytest.mark.slow
+def test_a_signal_keeps_the_round(tmp_path):
+  folder = tmp_path / 's'
+  command = subprocess.Popen(
+    [sys.executable, '-m', 'fedmedjax.sweep', '--config=fedmedjax:ablation', '--parallel=1',
+     f'--workdir={folder}', *SHRINK, '--grid=fed.preset=uniform;seed=3..4'],
+    stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+  while command.poll() is None and len(list(folder.glob('runs/*/config.json'))) < 2:
+    time.sleep(0.02)
+  command.send_signal(signal.SIGINT)
+  said = command.communicate(timeout=300)[1]
+  assert command.returncode == 130 and 'stopped by SIGINT' in said
+  assert set(statuses(folder).values()) == {'waiting'}
+  assert len(list(folder.glob('groups/*/checkpoints/*/state'))) == 1
+  assert swept(folder, grid='--grid=fed.preset=uniform;seed=3..4') == 0
+  assert set(statuses(folder).values()) == {'done'}
+
+
 @pytest.mark.parametrize('more, grid, said', [
   (['--config.fed.local_steps=3'], GRID, 'holds a sweep with config.fed.local_steps=2'),
   ([], '--grid=fed.presets=uniform', "did you mean 'fed.preset'"),
@@ -159,18 +248,33 @@ def test_what_cannot_be_run_is_named_before_anything_is_trained(workdir, capsys,
 
 
 @pytest.mark.slow
-def test_halving_stops_the_choices_of_larger_loss(tmp_path, capsys):
-  """Of four rates two go on, with both seeds; a rate that learns nothing does not."""
+@pytest.mark.parametrize('narrow', [False, True])
+def test_halving_stops_the_choices_of_larger_loss(workdir, tmp_path, monkeypatch, narrow):
+  """Of four rates two go on, with both seeds; a rate that learns nothing does not.
+
+  `narrow`: as on an accelerator, where those that go on are a smaller batch of their own.
+  """
+  sizes, real = [], training._round
+  monkeypatch.setattr(training, '_round', lambda course, *more: sizes.append(
+    len(course.studies)) or real(course, *more))
+  if narrow:
+    context = training.Context
+    monkeypatch.setattr(training, 'Context', lambda *shared: context(*shared[:-1], True))
   grid = '--grid=optim.learning_rate=1e-9,0.03,1e-8,0.02;seed=3..4'
-  assert swept(tmp_path / 's', '--config.fed.preset=uniform', '--halving=1', grid=grid) == 0
+  asked = '--config.fed.preset=uniform', '--halving=1', '--parallel=1'
+  assert swept(tmp_path / 's', *asked, grid=grid) == 0
   found = statuses(tmp_path / 's')
   assert {name: status for name, status in found.items() if 'e-0' in name} == {
     f'learning_rate={rate},seed={seed}': 'stopped' for rate in ('1e-09', '1e-08')
     for seed in (3, 4)}
   assert sorted(found.values()) == ['done'] * 4 + ['stopped'] * 4
+  assert sizes == ([8, 4, 4] if narrow else [8, 8, 8])
+  for seed in (3, 4):
+    assert apart(tmp_path / f's/runs/learning_rate=0.03,seed={seed}',
+                 workdir / f'runs/uniform,learning_rate=0.03,seed={seed}') < 1e-6
   assert len(read_lines(tmp_path / 's/runs/learning_rate=1e-09,seed=3/metrics.jsonl')) == 1
   before = texts(tmp_path / 's')
-  assert swept(tmp_path / 's', '--config.fed.preset=uniform', '--halving=1', grid=grid) == 0
+  assert swept(tmp_path / 's', *asked, grid=grid) == 0
   assert statuses(tmp_path / 's') == found and texts(tmp_path / 's') == before
 
 
