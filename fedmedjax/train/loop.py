@@ -100,7 +100,9 @@ def train(
     once(files.write_lines, workdir / METRICS, lines)
     spent.append(time.monotonic() - begun)
     once(tracker.add, lines)
-    reporter.say(round_sentence(lines[-1], options.rounds, options.signal))
+    reporter.say(round_sentence(
+      lines[-1], options.rounds, options.signal,
+      any(part.startswith('fed.aggregator=') for part in options.own_parts)))
 
   saving = Future()
   saving.set_result(None)
