@@ -25,6 +25,7 @@ from fedmedjax.experiment.methods import num_sites
 from fedmedjax.experiment.presets import trained_presets
 from fedmedjax.experiment.settings import SCALES, SETTINGS
 from fedmedjax.experiment.types import Data
+from fedmedjax.runtime.phrases import many
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.files import (
   append_line,
@@ -76,36 +77,46 @@ def ablation(
                  if key not in ('seed', 'fed.preset')})
   check_workdir(folder, bound)
   claim(folder, bound)
-  rows, programs, writing = read_lines(folder / RESULTS), {}, threading.Lock()
+  rows, writing = read_lines(folder / RESULTS), threading.Lock()
   write_lines(folder / RESULTS, rows)  # without a last line that a crash has cut short
   done = {(row['preset'], row['setting'], row['seed']) for row in rows}
   missing = {
-    (setting, preset): [seed for seed in seeds if (preset, setting, seed) not in done]
-    for setting in settings for preset in presets}
+    (setting, preset): left for setting in settings for preset in presets
+    if (left := [seed for seed in seeds if (preset, setting, seed) not in done])}
 
   def add(row: dict) -> None:
     with writing:
       rows.append(plain(row))
       append_line(folder / RESULTS, rows[-1])
 
-  total = sum(map(len, missing.values()))
-  with reporter.task('ablation', total) as advance, ThreadPoolExecutor(_WORKERS) as pool:
-    for setting in settings:
-      needed = sorted({seed for preset in presets for seed in missing[setting, preset]})
+  if missing:
+    _run(config, missing, add, reporter)
+  asked = {(preset, setting, seed) for preset in presets for setting in settings for seed in seeds}
+  return [row for row in rows if (row['preset'], row['setting'], row['seed']) in asked]
+
+
+def _run(
+  config: ConfigDict, missing: Mapping[tuple[str, str], Sequence[int]],
+  add: Callable[[dict], None], reporter: Reporter,
+) -> None:
+  """Runs the seeds of every (setting, preset) of `missing`, and tells `add` of each."""
+  programs: dict[str, Program] = {}
+  with reporter.task('ablation', sum(map(len, missing.values()))) as advance, ThreadPoolExecutor(
+      _WORKERS) as pool:
+    for setting in dict.fromkeys(setting for setting, _ in missing):
+      mine = {preset: seeds for (one, preset), seeds in missing.items() if one == setting}
+      needed = sorted({seed for seeds in mine.values() for seed in seeds})
       cells = dict(zip(needed, pool.map(partial(_cell, config, setting), needed), strict=True))
 
-      def method(preset: str, setting=setting, cells=cells) -> None:
-        wanted = missing[setting, preset]
-        _method(config, preset, setting, wanted, cells, programs, add)
-        advance(len(wanted), f'{preset}, {setting}')
+      def method(preset: str, setting=setting, mine=mine, cells=cells) -> None:
+        _method(config, preset, setting, mine[preset], cells, programs, add)
+        advance(len(mine[preset]), f'{preset}, {(SETTINGS | SCALES)[setting].title}')
 
       try:
-        list(pool.map(method, presets))
+        list(pool.map(method, mine))
       except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
-  asked = {(preset, setting, seed) for preset in presets for setting in settings for seed in seeds}
-  return [row for row in rows if (row['preset'], row['setting'], row['seed']) in asked]
 
 
 def _check(config: ConfigDict, presets, settings, seeds) -> None:
@@ -250,7 +261,8 @@ def tables(rows: Sequence[dict], presets: Sequence[str], settings: Sequence[str]
   number = len({row['seed'] for row in rows})
   others = [name for name in presets if name != BASELINE]
   return table(
-    f'Typed strict F1, mean over the cohorts and {number} seeds ± standard deviation over seeds.',
+    f'Typed strict F1, mean over the cohorts and {many(number, "seed")} ± standard deviation over '
+    'seeds.',
     lambda name, setting: _f1(rows, name, setting), presets) + '\n' + table(
       f'Difference to {BASELINE} in points of F1, paired by seed [95 % t interval over seeds].',
       lambda name, setting: _points(

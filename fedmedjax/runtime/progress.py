@@ -109,8 +109,11 @@ class Reporter:
   def task(self, label: str, total: int = 1, last_line: bool = True):
     """Yields advance(count=1, note=''); safe to call from another thread.
 
-    Without `last_line` the caller itself says how long it took.
+    Without `last_line` the caller itself says how long it took. A task of nothing is not shown.
     """
+    if not total:
+      yield lambda count=1, note='': None
+      return
     lock, started = threading.Lock(), time.monotonic()
     done, last = 0, started
     bar = self._bars.add_task(label, total=total, count=f'0/{total}', left='', note='')
