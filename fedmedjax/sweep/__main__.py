@@ -1,6 +1,6 @@
 """Trains a grid of runs as few programs: every point is a run as `main` would make it.
 
-    python -m fedmedjax.sweep --config=fedmedjax:ablation --workdir=runs/sweep
+    python -m fedmedjax.sweep --config=fedmedjax:ablation --workdir=runs/rates
       --grid='fed.preset=fed_medlora,fed_medlora_peer;optim.learning_rate=5e-3,1e-2;seed=0..9'
     python -m fedmedjax.sweep --config=fedmedjax:ablation --workdir=runs/search --latin=32
       --grid='optim.learning_rate=1e-3~1e-1;seed=0..2' [--halving=3,6 --keep=0.5]

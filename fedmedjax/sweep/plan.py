@@ -87,8 +87,8 @@ def say_plan(
   limit = device.limit()
   total = base + parallel * memory
   together, alone = sum(map(bool, left)), len(left.get('', ()))
-  parts = [many(together, 'program')] * bool(together) + [f'{many(alone, "run")} one by one'] * bool(
-    alone)
+  parts = [many(together, 'program')] * bool(together) + [
+    f'{many(alone, "run")} one by one'] * bool(alone)
   said = [
     f'{counted}, in {" and ".join(parts)}, {parallel} at a time',
     f'about {total / 2**30:.2f} GiB beside what is held now, of {limit / 2**30:.1f} GiB']
