@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise InputError('--workdir is missing: name a folder, such as --workdir=runs/sweep')
     # Imported here since they take seconds: --help and mistakes in flags are answered before.
     from fedmedjax.experiment.config import leaves
+    from fedmedjax.runtime.phrases import many
     from fedmedjax.runtime.progress import Reporter
     from fedmedjax.sweep.grid import points, read_grid
     from fedmedjax.sweep.runs import FAILED, FILE, named_axes
@@ -85,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     reporter.repeat_warnings()
     if counts[FAILED]:
       raise RuntimeError(
-        f'{counts[FAILED]} of {counts.total()} runs; {Path(values.workdir) / FILE} says why, and '
-        'the same command tries them again')
+        f'{counts[FAILED]} of {many(counts.total(), "run")}; {Path(values.workdir) / FILE} says why, '
+        'and the same command tries them again')
 
   return guarded(body)
 

@@ -57,7 +57,7 @@ def dry_run(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
   reporter.say(
     f'{many(len(jax.devices()), "device")}, '
     + ' '.join(dict.fromkeys((device.platform, device.device_kind)))
-    + f'; {done} of {many(study.options.rounds, "round")} are done. Nothing was written.')
+    + f'; {done} of {study.options.rounds} rounds are done. Nothing was written.')
 
 
 def planned(study: Study) -> list[dict]:
