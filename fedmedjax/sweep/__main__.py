@@ -86,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     reporter.repeat_warnings()
     if counts[FAILED]:
       raise RuntimeError(
-        f'{counts[FAILED]} of {many(counts.total(), "run")}; {Path(values.workdir) / FILE} says why, '
-        'and the same command tries them again')
+        f'{counts[FAILED]} of {many(counts.total(), "run")}; {Path(values.workdir) / FILE} says '
+        'why, and the same command tries them again')
 
   return guarded(body)
 
