@@ -77,46 +77,45 @@ def ablation(
                  if key not in ('seed', 'fed.preset')})
   check_workdir(folder, bound)
   claim(folder, bound)
-  rows, writing = read_lines(folder / RESULTS), threading.Lock()
+  rows, programs, writing = read_lines(folder / RESULTS), {}, threading.Lock()
   write_lines(folder / RESULTS, rows)  # without a last line that a crash has cut short
   done = {(row['preset'], row['setting'], row['seed']) for row in rows}
   missing = {
-    (setting, preset): left for setting in settings for preset in presets
-    if (left := [seed for seed in seeds if (preset, setting, seed) not in done])}
+    (setting, preset): [seed for seed in seeds if (preset, setting, seed) not in done]
+    for setting in settings for preset in presets}
 
   def add(row: dict) -> None:
     with writing:
       rows.append(plain(row))
       append_line(folder / RESULTS, rows[-1])
 
-  if missing:
-    _run(config, missing, add, reporter)
-  asked = {(preset, setting, seed) for preset in presets for setting in settings for seed in seeds}
-  return [row for row in rows if (row['preset'], row['setting'], row['seed']) in asked]
-
-
-def _run(
-  config: ConfigDict, missing: Mapping[tuple[str, str], Sequence[int]],
-  add: Callable[[dict], None], reporter: Reporter,
-) -> None:
-  """Runs the seeds of every (setting, preset) of `missing`, and tells `add` of each."""
-  programs: dict[str, Program] = {}
-  with reporter.task('ablation', sum(map(len, missing.values()))) as advance, ThreadPoolExecutor(
-      _WORKERS) as pool:
-    for setting in dict.fromkeys(setting for setting, _ in missing):
-      mine = {preset: seeds for (one, preset), seeds in missing.items() if one == setting}
-      needed = sorted({seed for seeds in mine.values() for seed in seeds})
+  total = sum(map(len, missing.values()))
+  if not total:
+    return _asked(rows, presets, settings, seeds)
+  with reporter.task('ablation', total) as advance, ThreadPoolExecutor(_WORKERS) as pool:
+    for setting in settings:
+      needed = sorted({seed for preset in presets for seed in missing[setting, preset]})
       cells = dict(zip(needed, pool.map(partial(_cell, config, setting), needed), strict=True))
 
-      def method(preset: str, setting=setting, mine=mine, cells=cells) -> None:
-        _method(config, preset, setting, mine[preset], cells, programs, add)
-        advance(len(mine[preset]), f'{preset}, {(SETTINGS | SCALES)[setting].title}')
+      def method(preset: str, setting=setting, cells=cells) -> None:
+        wanted = missing[setting, preset]
+        _method(config, preset, setting, wanted, cells, programs, add)
+        if wanted:
+          advance(len(wanted), f'{preset}, {(SETTINGS | SCALES)[setting].title}')
 
       try:
-        list(pool.map(method, mine))
+        list(pool.map(method, presets))
       except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
+  return _asked(rows, presets, settings, seeds)
+
+
+def _asked(
+  rows: Sequence[dict], presets: Sequence[str], settings: Sequence[str], seeds: Sequence[int]
+) -> list[dict]:
+  asked = {(preset, setting, seed) for preset in presets for setting in settings for seed in seeds}
+  return [row for row in rows if (row['preset'], row['setting'], row['seed']) in asked]
 
 
 def _check(config: ConfigDict, presets, settings, seeds) -> None:

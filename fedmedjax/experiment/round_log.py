@@ -223,7 +223,7 @@ def round_sentence(line: dict, rounds: int, signal: str = '', own_aggregator: bo
   head = f'round {line["round"]}/{rounds}'
   if line.get('skipped'):
     why = 'has a finite loss and update' if line.get('quarantined') else 'sent anything'
-    return f'{head}: skipped, none of its {many(len(line["sites"]), "site")} {why}'
+    return f'{head}: skipped, none of its {len(line["sites"])} sites {why}'
   took = f'{duration(line["seconds"])}, ' if line.get('seconds') else ''
   if 'privacy' in line:
     return (f'{head}: {took}{many(len(line["sites"]), "site")}, '

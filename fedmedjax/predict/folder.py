@@ -100,7 +100,7 @@ def annotate_folder(
     reporter.say(line)
   if not records:
     raise RuntimeError(
-      f'none of {many(len(notes.skipped), "note")} could be read, see {output / SKIPPED}')
+      f'no note could be read, {len(notes.skipped)} skipped, see {output / SKIPPED}')
 
 
 class _Plan(NamedTuple):
@@ -265,7 +265,8 @@ def _outcome(records: dict[str, dict], plan: _Plan, output: Path, form: str) -> 
   entities, relations = (
     sum(len(record[key]) for record in records.values()) for key in ('entities', 'relations'))
   place = output / (form if FORMS[form].files('') or FORMS[form].joint else RECORDS)
-  before = f', {len(plan.kept)} of them from before' if plan.kept else ''
+  before = '' if not plan.kept else ', from before' if len(plan.kept) == len(records) else (
+    f', {len(plan.kept)} of them from before')
   yield (
     f'{many(len(records), "note")} in {place}{before}: {many(total("sentences"), "sentence")}, '
     f'{many(entities, "span")}, {many(relations, "relation")}; unreadable answers '

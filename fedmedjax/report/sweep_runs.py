@@ -102,15 +102,12 @@ def read_sweep(workdir: Path) -> Sweep:
   """
   stored = files.read_json(workdir / SWEEP)
   try:
-    entries, titles = stored['runs'], stored.get('titles', {})
-    grid = {key: [_called(titles, key, value) for value in values]
-            for key, values in stored.get('grid') or ()}
+    entries, grid = stored['runs'], dict(stored.get('grid') or ())
     done = {entry['name']: _run(entry['name'], workdir / RUNS / entry['name'])
             for entry in entries if entry['status'] == 'done'}
     first = measured(list(done.values()))
     measure = first[0] if first else None
-    runs = _valued(
-      [_scored(entry, done.get(entry['name']), measure) for entry in entries], done, titles)
+    runs = _valued([_scored(entry, done.get(entry['name']), measure) for entry in entries], done)
   except (KeyError, TypeError, AttributeError, ValueError) as error:
     raise InputError(f'{workdir / SWEEP}: is no list of runs ({error!r})') from None
   axes = _axes(runs, grid)
@@ -144,14 +141,7 @@ def _scored(entry: Mapping[str, Any], run: Run | None, measure: Measure | None) 
                   entry.get('error') or '', score, float(sent))
 
 
-def _called(titles: Mapping[str, Mapping[str, str]], key: str, value: Any) -> str:
-  """A value of an axis in words: by its title, where it has one."""
-  return titles.get(key, {}).get(value, value) if isinstance(value, str) else said(value)
-
-
-def _valued(
-  runs: Sequence[SweepRun], done: Mapping[str, Run], titles: Mapping[str, Mapping[str, str]]
-) -> list[SweepRun]:
+def _valued(runs: Sequence[SweepRun], done: Mapping[str, Run]) -> list[SweepRun]:
   """The runs with their values; those that are not done have no others than they set.
 
   Where a run does not set a key, the key has the value that all runs begin with, unless its preset
@@ -159,9 +149,7 @@ def _valued(
   configurations, they differ along another axis already. The value of all of them is then `_UNSET`,
   and methods whose own values of the key are unlike stay paired.
   """
-  values = {
-    run.name: {key: _called(titles, key, value) for key, value in run.overrides.items()}
-    for run in runs}
+  values = {run.name: {key: said(value) for key, value in run.overrides.items()} for run in runs}
   for key in dict.fromkeys(key for run in runs for key in run.overrides):
     unset = {name: said(run.config[key]) if key in run.config else _UNSET
              for name, run in done.items() if key not in values[name]}
@@ -171,14 +159,14 @@ def _valued(
   return [run._replace(values=values[run.name]) for run in runs]
 
 
-def _axes(runs: Sequence[SweepRun], grid: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _axes(runs: Sequence[SweepRun], grid: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
   """{key: values in words} of the keys with several values; those of a grid in its order."""
   keys = dict.fromkeys([*grid, *(key for run in runs for key in run.overrides)])
   values = {key: dict.fromkeys(run.values[key] for run in runs if key in run.values)
             for key in keys}
   return {
-    key: [*(one for one in grid.get(key, ()) if one in found),
-          *(one for one in found if one not in grid.get(key, ()))]
+    key: [*(one for one in map(said, grid.get(key, ())) if one in found),
+          *(one for one in found if one not in set(map(said, grid.get(key, ()))))]
     for key, found in values.items() if len(found) > 1}
 
 

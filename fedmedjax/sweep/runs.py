@@ -23,8 +23,6 @@ from fedmedjax.types import InputError
 
 FILE, RUNS = 'sweep.json', 'runs'
 DONE, FAILED, STOPPED, WAITING = 'done', 'failed', 'stopped', 'waiting'
-# The axis of `experiment/settings.py`.
-_SETTING = 'setting'
 # Seconds between two writings of the file while runs end one after the other.
 _PAUSE = 2.0
 # Groups of keys that notes and their tokens do not depend on, and those of `fed` they do.
@@ -67,7 +65,7 @@ def named_axes(path: Path | None) -> NamedAxes:
   Raises:
     InputError: it cannot be read, or a table in it is of another form.
   """
-  axes = {_SETTING: {
+  axes = {'setting': {
     name: dict(setting.changes) for name, setting in (SETTINGS | SCALES).items()}}
   if path is None:
     return axes
@@ -258,15 +256,8 @@ class Record:
   def write(self) -> None:
     with self._lock:
       self._last = time.monotonic()
-      files.write_json(self._path, self._head | self._titles() | {
+      files.write_json(self._path, self._head | {
         'runs': list(self._runs.values()), 'halvings': self._halvings})
-
-  def _titles(self) -> dict[str, dict]:
-    """What the settings of the runs are called on pages and in tables."""
-    known = SETTINGS | SCALES
-    used = dict.fromkeys(run['overrides'].get(_SETTING) for run in self._runs.values())
-    titles = {name: known[name].title for name in used if name in known}
-    return {'titles': {_SETTING: titles}} if titles else {}
 
 
 def _config(folder: Path) -> Path:
