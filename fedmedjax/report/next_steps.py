@@ -40,7 +40,7 @@ def next_steps(workdir: Path, summary: dict, learner: str, arguments: Sequence[s
         f'--workdir={_beside(workdir, "trained")}']))]
   else:
     lines += _adapter_lines(workdir, summary)
-    if summary['rounds'] <= _FEW:
+    if summary['rounds'] <= _FEW and any('ner' in tasks for tasks in summary['scores'].values()):
       lines += [('longer', (
         f'{many(summary["rounds"], "round")} of training only show how it works: much that it '
         'finds is wrong. More rounds: ') + _command([
