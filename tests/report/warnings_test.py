@@ -94,7 +94,7 @@ def test_all_at_once_on_the_last_screen_and_in_the_report(tmp_path, capsys):
     'examples_per_second': 1.0, 'peak_memory_bytes': 1}
   reporter = terminal.Reporter()
   terminal.show(given, reporter)
-  reporter.repeat_warnings()  # of none, since all are on this screen
+  reporter.repeat_warnings()
   said = ' '.join(capsys.readouterr().out.split())
   assert 'zero-shot strict' not in said and 'copies 0.10 (10 of 100)' in said
   for sentence in failed['warnings']:
