@@ -6,10 +6,9 @@ from itertools import compress
 import numpy as np
 
 from fedmedjax.report import charts
-from fedmedjax.report.blocks import Chart, Charts, Section, Table
+from fedmedjax.report.blocks import NONE, Chart, Charts, Section, Table
 from fedmedjax.report.measures import asks_text
 from fedmedjax.report.runs import Run
-from fedmedjax.report.scores import NONE
 from fedmedjax.report.set_aside import set_aside
 from fedmedjax.report.svg import type_colour
 from fedmedjax.report.type_colours import recorded, type_colours

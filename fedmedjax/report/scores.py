@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedmedjax.report import charts
-from fedmedjax.report.blocks import Cell, Chart, Charts, Folded, Section, Table
+from fedmedjax.report.blocks import NONE, Cell, Chart, Charts, Folded, Section, Table
 from fedmedjax.report.captions import MARKED, few_sources, marked
 from fedmedjax.report.measures import BY_TYPE, Measure, measures_of
 from fedmedjax.report.runs import Run, is_external, tested
 from fedmedjax.report.svg import SERIES, clean
 from fedmedjax.report.warnings import is_unreadable
 
-NONE = '\N{EN DASH}'
 # Up to so many runs a table has a row for each site; with more, a row for each run.
 _FEW = 3
 # Most sites of a chart; most rows and columns of a heat map; most columns of scores in a table.
