@@ -33,8 +33,14 @@ def corpus_section(runs: Sequence[Run]) -> Section:
     f' Training {"rows" if rows else "notes"} of all sites were pooled and dealt out: {dealt}.')
   example = 'An example is a row: an input, and the target to be written.' if rows else (
     'An example is a sentence, or for modifiers a sentence with one main entity.')
+  what = 'rows' if rows else 'sentences'
+  counted = (
+    f' {"Words" if rows else "Words, entities"} and how unlike sites are: of the training {what} '
+    f'that are not held out and the test {what} that were answered. `fedmedjax.describe` counts '
+    f'all {"rows" if rows else "notes"}, so its numbers are others.') if run else ''
   return Section(
-    'sites', 'Sites', f'What each site gave to this study, as it was read. {example}{skew}', blocks)
+    'sites', 'Sites', f'What each site gave to this study, as it was read. {example}{skew}'
+    f'{counted}', blocks)
 
 
 def _counted(run: Run) -> Table:
@@ -65,9 +71,10 @@ def _described(sites: dict) -> list:
       _median(site['sentence_words_quantiles']), f'{sum(site["entities"].values()):,}',
       f'{sum(site["modifiers"].values()):,}', NONE if unseen is None else f'{unseen} %'])
     aside.append([label, ', '.join(site['types']), set_aside(site['report']) or NONE])
-  note = ('Examples by task where there are several (entities + modifiers). New test entities '
+  note = ('Examples by task where there are several (entities + modifiers). Available: for '
+          'training, of which a run with config.fed.local_steps may take a part. New test entities '
           'stand in no training note.') + _more(sites)
-  columns = ('site', 'training', 'held out', 'test', 'words', 'words a sentence (median)',
+  columns = ('site', 'available', 'held out', 'test', 'words', 'words a sentence (median)',
              'entities', 'modifiers', 'new test entities')
   known = [any(row[i] not in ('0', NONE) for row in rows) for i in range(len(columns))]
   return [
@@ -107,11 +114,12 @@ def _rows(sites: dict) -> list:
       told.append([label, ', '.join(f'{count:,}' for count in targets['counts'])])
     if said := set_aside(site['report'], 'rows'):
       aside.append([label, said])
-  columns = ('site', 'training', 'held out', 'test', 'words an input (median)',
+  columns = ('site', 'available', 'held out', 'test', 'words an input (median)',
              'words a target (median)', 'different targets', 'the commonest')
   return [
-    Table('Rows', 'The commonest: the share of rows with the commonest target of the site. So many '
-          'are right where all answers are this one.' + _more(sites), columns, rows),
+    Table('Rows', 'Available: for training. The commonest: the share of rows with the commonest '
+          'target of the site. So many are right where all answers are this one.' + _more(sites),
+          columns, rows),
     Table('Rows of each target', 'The commonest first, of sites with few different targets.',
           ('site', 'rows'), told, words=True),
     Table('What reading set aside', '', ('site', 'set aside'), aside, words=True),
