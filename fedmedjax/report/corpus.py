@@ -35,9 +35,9 @@ def corpus_section(runs: Sequence[Run]) -> Section:
     'An example is a sentence, or for modifiers a sentence with one main entity.')
   what = 'rows' if rows else 'sentences'
   counted = (
-    f' {"Words" if rows else "Words, entities"} and how unlike sites are: of the training {what} '
-    f'that are not held out and the test {what} that were answered. `fedmedjax.describe` counts '
-    f'all {"rows" if rows else "notes"}, so its numbers are others.') if run else ''
+    f' Words{"" if rows else ", entities"} and differences between sites are those of the training '
+    f'{what} that are not held out and of the test {what} that were answered; fedmedjax.describe '
+    f'counts all {"rows" if rows else "notes"}, so its numbers differ.') if run else ''
   return Section(
     'sites', 'Sites', f'What each site gave to this study, as it was read. {example}{skew}'
     f'{counted}', blocks)

@@ -50,11 +50,11 @@ def _environment() -> jinja2.Environment:
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('fedmedjax.report'), autoescape=True, trim_blocks=True,
     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-  environment.filters['breakable'] = _breakable
+  environment.filters['breakable'] = breakable
   return environment
 
 
-def _breakable(text: str) -> Markup:
+def breakable(text: str) -> Markup:
   """Text whose names may be broken into lines: after commas, and of names that are long even so
   after underscores, dots, colons, slashes and equals signs. A number is no name.
   """
