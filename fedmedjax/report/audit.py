@@ -42,7 +42,7 @@ def sentences(held: Mapping[str, Any]) -> list[str]:
       f'Of pairs of one of the {row["members"]:,} training examples and one of the '
       f'{row["others"]:,} test examples, the attack by loss tells which was trained on in {loss}, '
       f'the calibrated one in {calibrated} (guessing: 50.0%). The loss of the untrained model, '
-      f'which cannot know, does so in {untrained}: so unlike are training and test notes.')
+      f'which cannot know, does so in {untrained}, by how unlike training and test notes are.')
   if bound := held['bound']:
     claim = bound['claim']
     claimed = (

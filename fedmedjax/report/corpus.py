@@ -70,7 +70,7 @@ def _described(sites: dict) -> list:
       label, counts['train'], counts['validation'], counts['test'], f'{site["words"]:,}',
       _median(site['sentence_words_quantiles']), f'{sum(site["entities"].values()):,}',
       f'{sum(site["modifiers"].values()):,}', NONE if unseen is None else f'{unseen} %'])
-    aside.append([label, ', '.join(site['types']), set_aside(site['report']) or NONE])
+    aside.append([label, ', '.join(site['types']), set_aside(site['report']) or 'nothing'])
   note = ('Examples by task where there are several (entities + modifiers). Available: for '
           'training, of which a run with config.fed.local_steps may take a part. New test entities '
           'stand in no training note.') + _more(sites)
