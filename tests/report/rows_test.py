@@ -263,7 +263,7 @@ def test_axes_of_scores_that_leave_the_unit_interval():
   assert charts.limits(np.array([-4.0, -2.0])) == pytest.approx((-4.2, 0.0))
   assert charts.limits(np.array([0.5, 200.0])) == pytest.approx((0.0, 210.0))
   drawn = charts.dots('k', 'd', ['a'], np.array([[-4.0]]), 'x', np.full((1, 1, 2), np.nan), [0])
-  assert '>-4.00</text>' in drawn
+  assert '>-4.000</text>' in drawn
 
 
 def corpus(name: str, targets: str) -> SiteCorpus:
