@@ -89,6 +89,8 @@ def ablation(
       append_line(folder / RESULTS, rows[-1])
 
   total = sum(map(len, missing.values()))
+  if not total:
+    return _asked(rows, presets, settings, seeds)
   with reporter.task('ablation', total) as advance, ThreadPoolExecutor(_WORKERS) as pool:
     for setting in settings:
       needed = sorted({seed for preset in presets for seed in missing[setting, preset]})
@@ -97,13 +99,20 @@ def ablation(
       def method(preset: str, setting=setting, cells=cells) -> None:
         wanted = missing[setting, preset]
         _method(config, preset, setting, wanted, cells, programs, add)
-        advance(len(wanted), f'{preset}, {setting}')
+        if wanted:
+          advance(len(wanted), f'{preset}, {(SETTINGS | SCALES)[setting].title}')
 
       try:
         list(pool.map(method, presets))
       except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
+  return _asked(rows, presets, settings, seeds)
+
+
+def _asked(
+  rows: Sequence[dict], presets: Sequence[str], settings: Sequence[str], seeds: Sequence[int]
+) -> list[dict]:
   asked = {(preset, setting, seed) for preset in presets for setting in settings for seed in seeds}
   return [row for row in rows if (row['preset'], row['setting'], row['seed']) in asked]
 

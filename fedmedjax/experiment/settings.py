@@ -21,8 +21,8 @@ SETTINGS = {
   'types': Setting('types 0.3', {'data.partition.kind': 'types', 'data.partition.strength': 0.3}),
   'sizes': Setting('size skew', {'data.partition.sizes': _SKEWED}),
   'ranks': Setting('mixed ranks', {'fed.ranks': (2, 2, 4, 8, 8)}),
-  'wrong_1': Setting('20 % of sites wrong', {'data.partition.corrupted': 0.2}),
-  'wrong_2': Setting('40 % of sites wrong', {'data.partition.corrupted': 0.4}),
+  'wrong_1': Setting('1 of 5 sites wrong', {'data.partition.corrupted': 0.2}),
+  'wrong_2': Setting('2 of 5 sites wrong', {'data.partition.corrupted': 0.4}),
   'wrong_largest': Setting(
     'largest site wrong',
     {'data.partition.sizes': _LARGE, 'data.partition.corrupted_sites': (0,)}),
