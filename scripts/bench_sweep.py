@@ -75,6 +75,10 @@ class Seconds(NamedTuple):
   wall: float
   cpu: float
 
+  @property
+  def said(self) -> str:
+    return f'{self.wall:.1f} s by the clock, {self.cpu:.1f} of processors'
+
 
 def started(arguments: Sequence[str], cache: Path) -> tuple[Seconds, str]:
   """(seconds of `python ARGUMENTS` on the cores of this thread, its output); RuntimeError where it
@@ -123,7 +127,7 @@ def process_seconds(values: flags.FlagValues) -> Seconds:
     first, second = (
       Seconds(*np.mean(list(pool.map(
         one, enumerate((method, seed) for method in methods))), axis=0)) for seed in (0, 1))
-  print(f'a process: {first}; where its program is in the cache: {second}')
+  print(f'a process: {first.said}; where its program is in the cache: {second.said}')
   wall, cpu = scaled(values, first, second)
   return Seconds(wall / len(cores), cpu)
 
@@ -143,7 +147,7 @@ def loop_seconds(values: flags.FlagValues) -> Seconds:
       *([f'--more={",".join(values.more)}'] if values.more else ())], Path(scratch) / 'cache')
   found = np.asarray(json.loads(text.splitlines()[-1]))   # [methods, runs, wall and cpu]
   first, later = Seconds(*found[:, 0].mean(0)), Seconds(*found[:, 1:].mean((0, 1)))
-  print(f'a run in a loop: {first}; where its program is in the cache: {later}')
+  print(f'a run in a loop: {first.said}; where its program is in the cache: {later.said}')
   return scaled(values, first, later)
 
 
@@ -224,7 +228,7 @@ def bench(values: flags.FlagValues) -> dict[str, Any]:
   seconds: dict[str, list[Seconds]] = {name: [] for name in ways}
   for _, name in itertools.product(range(values.repeats), ways):
     seconds[name].append(ways[name]())
-    print(f'{name}: {seconds[name][-1]}', flush=True)
+    print(f'{name}: {seconds[name][-1].said}', flush=True)
   count = len(values.methods) * values.seeds
   found: dict[str, Any] = {}
   for kind in Seconds._fields:

@@ -266,7 +266,8 @@ def full_disk(place: Place, delay: float, rng: random.Random) -> str | None:
     kept = place.workdir.with_name('kept')
     shutil.copytree(place.workdir, kept)
     subprocess.run(['umount', place.workdir], check=True)
-    place.workdir.rmdir()
+    # What the folder held beneath, such as the secret of a private run.
+    shutil.rmtree(place.workdir)
     kept.rename(place.workdir)
   how = f'of {size} bytes' if mounted else 'by size of file'
   return None if status == 0 else (

@@ -105,7 +105,7 @@ def run_api(
     words.take_out(workdir)
   if finished and not finished['api']['failed']:
     reporter.say(f'{workdir}: finished, nothing to do')
-    show(finished, reporter)
+    show(finished, reporter, workdir)
     report.freshen(workdir, quoted_sentences(config))
     return finished
   trackers.check_installed(config.log.trackers)
@@ -155,7 +155,7 @@ def run_api(
   summary['warnings'] = warnings(summary, [], workdir / 'predictions')
   _track(config, workdir, summary, reporter)
   files.write_json(workdir / 'summary.json', summary)
-  show(summary, reporter)
+  show(summary, reporter, workdir)
   report.freshen(workdir, quoted_sentences(config))
   return summary
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from fedmedjax.report.blocks import Cell, Table
+from fedmedjax.report.blocks import NONE, Cell, Table
 from fedmedjax.report.captions import marked
 from fedmedjax.report.rates import groups, rates
 from fedmedjax.report.runs import Run
-from fedmedjax.report.scores import NONE, label
+from fedmedjax.report.scores import label
 
 _NOTE = 'Shares, and below what they are shares of. Copied: the words of the sentence, exactly.'
 

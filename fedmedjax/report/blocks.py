@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+# What stands in a table where there is no value.
+NONE = '\N{EN DASH}'
+
 
 class Cell(NamedTuple):
   """A table's cell: its text, and a second text in small letters below."""
@@ -26,6 +29,16 @@ class Table(NamedTuple):
   words: bool = False             # whether cells are aligned as text rather than as numbers
   beside: bool = False            # leaves room for a chart beside it on a wide screen
   kind = 'table'
+
+  def told(self) -> 'Table':
+    """The table without columns of dashes alone, and without rows where these were all."""
+    kept = [place for place in range(len(self.columns)) if not place or any(
+      row[place] not in (NONE, Cell(NONE)) for row in self.rows)]
+    if len(kept) == 1 < len(self.columns):
+      return self._replace(rows=())
+    return self._replace(
+      columns=[self.columns[place] for place in kept],
+      rows=[[row[place] for place in kept] for row in self.rows])
 
 
 class Plot(NamedTuple):
@@ -62,6 +75,13 @@ class Sentences(NamedTuple):
 
   lines: Sequence[str]
   kind = 'sentences'
+
+
+class Command(NamedTuple):
+  """A command for a shell, which a narrow window breaks into lines and which can be pasted."""
+
+  words: Sequence[str]            # quoted where a shell needs it
+  kind = 'command'
 
 
 class Figures(NamedTuple):

@@ -43,7 +43,7 @@ def caption(
   said = ['Intervals are of one seed: how training varies is left out.'] * (
     len(summary.get('seeds', ())) < 2)
   if few:
-    said.append(f'Of few sources they say little: {", ".join(few)}.')
+    said.append(f'Those of few sources are unreliable ({", ".join(few)}).')
   if 'sentences' in zero:
     inside = [site for site in zero['trained'] if site not in summary['external']]
     said.append(

@@ -83,7 +83,8 @@ def lines(
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.margins(x=0.04, y=0.1)
     if zero:
-      axes.set_ylim(bottom=0)
+      # With room above the largest, too: otherwise its mark and line were cut.
+      axes.set_ylim(0, 1.1 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else None)
     return embed(axes, key, description)
 
 
@@ -148,7 +149,11 @@ def limits(*values: np.ndarray) -> tuple[float, float]:
 
 
 def shown(value: float) -> str:
-  """A value as drawings show it."""
+  """A value as drawings show it: rounded as in tables, unless it is large."""
+  return f'{value:.3f}' if abs(value) < 10 else _short(value)
+
+
+def _short(value: float) -> str:
   return f'{value:.2f}' if abs(value) < 100 else f'{value:.3g}'
 
 
@@ -199,7 +204,7 @@ def heat(
         j, i, _DEEPEST * (value - low) / (high - low) if known and high > low else 0))
       axes.text(
         j + 0.5, i + 0.5, '\N{EN DASH}' if not known else
-        f'{value:.3f}' if span and cell >= 40 else shown(value), ha='center', va='center',
+        shown(value) if cell >= 40 else _short(value), ha='center', va='center',
         color=INK, fontsize=10.5 if cell >= 26 else 8)
     axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
     axes.xaxis.tick_top()

@@ -6,10 +6,9 @@ from itertools import compress
 import numpy as np
 
 from fedmedjax.report import charts
-from fedmedjax.report.blocks import Chart, Charts, Section, Table
+from fedmedjax.report.blocks import NONE, Chart, Charts, Section, Table
 from fedmedjax.report.measures import asks_text
 from fedmedjax.report.runs import Run
-from fedmedjax.report.scores import NONE
 from fedmedjax.report.set_aside import set_aside
 from fedmedjax.report.svg import type_colour
 from fedmedjax.report.type_colours import recorded, type_colours
@@ -34,8 +33,14 @@ def corpus_section(runs: Sequence[Run]) -> Section:
     f' Training {"rows" if rows else "notes"} of all sites were pooled and dealt out: {dealt}.')
   example = 'An example is a row: an input, and the target to be written.' if rows else (
     'An example is a sentence, or for modifiers a sentence with one main entity.')
+  what = 'rows' if rows else 'sentences'
+  counted = (
+    f' Words{"" if rows else ", entities"} and differences between sites are those of the training '
+    f'{what} that are not held out and of the test {what} that were answered; fedmedjax.describe '
+    f'counts all {"rows" if rows else "notes"}, so its numbers differ.') if run else ''
   return Section(
-    'sites', 'Sites', f'What each site gave to this study, as it was read. {example}{skew}', blocks)
+    'sites', 'Sites', f'What each site gave to this study, as it was read. {example}{skew}'
+    f'{counted}', blocks)
 
 
 def _counted(run: Run) -> Table:
@@ -65,10 +70,11 @@ def _described(sites: dict) -> list:
       label, counts['train'], counts['validation'], counts['test'], f'{site["words"]:,}',
       _median(site['sentence_words_quantiles']), f'{sum(site["entities"].values()):,}',
       f'{sum(site["modifiers"].values()):,}', NONE if unseen is None else f'{unseen} %'])
-    aside.append([label, ', '.join(site['types']), set_aside(site['report']) or NONE])
-  note = ('Examples by task where there are several (entities + modifiers). New test entities '
+    aside.append([label, ', '.join(site['types']), set_aside(site['report']) or 'nothing'])
+  note = ('Examples by task where there are several (entities + modifiers). Available: for '
+          'training, of which a run with config.fed.local_steps may take a part. New test entities '
           'stand in no training note.') + _more(sites)
-  columns = ('site', 'training', 'held out', 'test', 'words', 'words a sentence (median)',
+  columns = ('site', 'available', 'held out', 'test', 'words', 'words a sentence (median)',
              'entities', 'modifiers', 'new test entities')
   known = [any(row[i] not in ('0', NONE) for row in rows) for i in range(len(columns))]
   return [
@@ -108,11 +114,12 @@ def _rows(sites: dict) -> list:
       told.append([label, ', '.join(f'{count:,}' for count in targets['counts'])])
     if said := set_aside(site['report'], 'rows'):
       aside.append([label, said])
-  columns = ('site', 'training', 'held out', 'test', 'words an input (median)',
+  columns = ('site', 'available', 'held out', 'test', 'words an input (median)',
              'words a target (median)', 'different targets', 'the commonest')
   return [
-    Table('Rows', 'The commonest: the share of rows with the commonest target of the site. So many '
-          'are right where all answers are this one.' + _more(sites), columns, rows),
+    Table('Rows', 'Available: for training. The commonest: the share of rows with the commonest '
+          'target of the site. So many are right where all answers are this one.' + _more(sites),
+          columns, rows),
     Table('Rows of each target', 'The commonest first, of sites with few different targets.',
           ('site', 'rows'), told, words=True),
     Table('What reading set aside', '', ('site', 'set aside'), aside, words=True),

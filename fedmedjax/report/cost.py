@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedmedjax.report import charts
-from fedmedjax.report.blocks import Chart, Charts, Figures, Section, Table
+from fedmedjax.report.blocks import NONE, Chart, Charts, Figures, Section, Table
 from fedmedjax.report.measures import Measure
 from fedmedjax.report.rates import rates
 from fedmedjax.report.runs import Run, tested
-from fedmedjax.report.scores import NONE, mean_score, measured, number, score_at
+from fedmedjax.report.scores import mean_score, measured, number, score_at
 from fedmedjax.report.svg import SERIES
 from fedmedjax.runtime.phrases import duration
 

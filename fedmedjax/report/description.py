@@ -5,12 +5,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from fedmedjax.data import statistics
 from fedmedjax.data.site import SiteData
 from fedmedjax.data.statistics import SiteStatistics
+from fedmedjax.report.description_figure import figure
 from fedmedjax.report.set_aside import set_aside
 from fedmedjax.report.type_colours import described
 from fedmedjax.runtime.progress import Reporter
@@ -19,9 +19,8 @@ from fedmedjax.types import PAPER, Schema
 
 # Most sites of a partition that are described; a table of more would be hard to read.
 SHOWN = 20
-# More entity types than these share a column of the table.
-_COLUMNS = 6
-_CYCLE = 10  # colours of matplotlib's cycle
+# Columns of a narrow terminal, and those of the names of sites with their frame.
+_WIDTH, _NAME = 80, 24
 DIVERGENCES = {
   'entity types': statistics.type_divergence, 'vocabulary': statistics.vocabulary_divergence}
 # Of rows.
@@ -44,127 +43,116 @@ def _label(site: SiteStatistics, external: Sequence[str]) -> str:
   return f'{site.name} (external)' if site.name in external else site.name
 
 
-def size_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Table:
-  """Numbers of notes, sentences, words, entities and modifiers of each site."""
-  table = Table(title='Sites: size, and words a note (median) and a sentence (median, 95 %)')
-  table.add_column('site', no_wrap=True)
-  for name in ('notes, train + test', 'sentences', 'words', 'vocabulary', 'words a note',
-               'words a sentence', 'entities', 'modifiers'):
-    # Otherwise a narrow terminal would break words of the headings.
-    table.add_column(name, justify='right', min_width=max(map(len, name.split())))
+def size_tables(sites: Sequence[SiteStatistics], external: Sequence[str]) -> list[Table]:
+  """Numbers of notes, sentences and words of each site; its annotations and lengths.
+
+  Two tables, since a terminal of 80 columns has no room for one.
+  """
+  sizes = _table('Sites: size', 'notes,\ntrain + test', 'sentences', 'words', 'vocabulary')
+  found = _table(
+    'Sites: annotations, and words a note (median) and a sentence (median, 95 %)', 'entities',
+    'modifiers', 'words\na note', 'words\na sentence')
   for site in sites:
     note, sentence = (
       np.percentile(lengths, (50, 95)) if len(lengths) else np.zeros(2)
       for lengths in (site.note_words, site.sentence_words))
-    table.add_row(
+    sizes.add_row(
       _label(site, external), f'{site.train_notes:,} + {site.test_notes:,}',
       f'{len(site.sentence_words):,}', f'{site.sentence_words.sum():,}',
-      f'{len(site.vocabulary):,}', f'{note[0]:,.0f}', f'{sentence[0]:.0f}, {sentence[1]:.0f}',
-      f'{site.entities.total():,}', f'{site.modifiers.total():,}')
+      f'{len(site.vocabulary):,}')
+    found.add_row(
+      _label(site, external), f'{site.entities.total():,}', f'{site.modifiers.total():,}',
+      f'{note[0]:,.0f}', f'{sentence[0]:.0f}, {sentence[1]:.0f}')
+  return [sizes, found]
+
+
+def _table(title: str, *columns: str) -> Table:
+  """A table of sites whose numbers are never cut: only the names of sites are broken into lines."""
+  table = Table(title=title, title_justify='left')
+  table.add_column('site', overflow='fold')
+  for name in columns:
+    table.add_column(name, justify='right', no_wrap=True)
   return table
 
 
-def row_table(sites: Sequence[SiteStatistics], external: Sequence[str]) -> Table:
-  """Numbers of rows and of words in their inputs and targets; what reading set aside."""
-  table = Table(title='Sites: rows, and words an input and a target (median, 95 %)')
-  table.add_column('site', no_wrap=True)
-  for name in ('rows, train + test', 'vocabulary', 'words an input', 'words a target',
-               'different targets', 'the commonest'):
-    table.add_column(name, justify='right', min_width=max(map(len, name.split())))
-  table.add_column('set aside')
+def row_tables(sites: Sequence[SiteStatistics], external: Sequence[str]) -> list[Table]:
+  """Numbers of rows and of words in their inputs and targets; of different targets."""
+  sizes = _table(
+    'Sites: rows, and words an input and a target (median, 95 %)', 'rows,\ntrain + test',
+    'vocabulary', 'words\nan input', 'words\na target')
+  targets = _table('Sites: targets', 'different\ntargets', 'the\ncommonest')
   for site in sites:
     given, written = (
       np.percentile(lengths, (50, 95)) if len(lengths) else np.zeros(2)
       for lengths in (site.sentence_words, statistics.target_words(site.targets or {})))
     counts = [*(site.targets or {}).values()]
-    table.add_row(
+    sizes.add_row(
       _label(site, external), f'{site.train_notes:,} + {site.test_notes:,}',
       f'{len(site.vocabulary):,}', f'{given[0]:.0f}, {given[1]:.0f}',
-      f'{written[0]:.0f}, {written[1]:.0f}', f'{len(counts):,}',
-      f'{max(counts) / sum(counts):.1%}' if counts else '-', set_aside(site.report, 'rows') or '-')
-  return table
+      f'{written[0]:.0f}, {written[1]:.0f}')
+    targets.add_row(
+      _label(site, external), f'{len(counts):,}',
+      f'{max(counts) / sum(counts):.1%}' if counts else '-')
+  return [sizes, targets]
 
 
 def type_table(
   sites: Sequence[SiteStatistics], external: Sequence[str], types: Sequence[str] = PAPER.types
 ) -> Table:
-  """Share of each entity type ('-' = not annotated), modifiers, and what reading set aside."""
-  table = Table(title='Sites: share of entity types, modifiers, and what was set aside')
-  table.add_column('site', no_wrap=True)
-  few = len(types) <= _COLUMNS
-  for name in types if few else ['entity types']:
-    table.add_column(name, justify='right' if few else 'left')
-  table.add_column('modifiers')
-  table.add_column('set aside')
+  """Share of each entity type; '-' = not annotated."""
+  # A percentage has 6 characters, the frame of a column 3.
+  few = sum(max(len(kind), 6) + 3 for kind in types) + _NAME <= _WIDTH
+  table = _table('Sites: share of entity types', *(types if few else ()))
+  if not few:
+    table.add_column('entity types')
   for site in sites:
     mix = statistics.shares(site.entities, site.types)
     listed = ', '.join(f'{kind} {mix[kind]:.1%}' for kind in types if kind in mix)
     table.add_row(
       _label(site, external),
-      *((f'{mix[kind]:.1%}' if kind in mix else '-' for kind in types) if few else [listed]),
-      ', '.join(f'{kind} {count:,}' for kind, count in site.modifiers.most_common()) or '-',
-      set_aside(site.report) or '-')
+      *((f'{mix[kind]:.1%}' if kind in mix else '-' for kind in types) if few else [listed]))
   return table
 
 
-def divergence_table(name: str, values: np.ndarray, labels: Sequence[str]) -> Table:
-  """Divergences between any two sites; `values` f[S, S] in bits, NaN = not defined."""
-  table = Table(title=f'Jensen-Shannon divergence of {name}, bits (0 = alike, 1 = apart)')
-  table.add_column('', no_wrap=True)
-  for label in labels:
-    table.add_column(label.replace('_', ' '), justify='right')
-  for label, row in zip(labels, values, strict=True):
-    table.add_row(label, *('-' if np.isnan(value) else f'{value:.3f}' for value in row))
-  return table
+def remarks(sites: Sequence[SiteStatistics], external: Sequence[str]) -> list[str]:
+  """Modifiers of each site, and what reading set aside, a line each; none where there is nothing.
+  """
+  said = []
+  for site in sites:
+    modifiers = ', '.join(f'{kind} {count:,}' for kind, count in site.modifiers.most_common())
+    aside = set_aside(site.report, 'rows') if site.targets else set_aside(site.report)
+    told = '; '.join(filter(None, (
+      modifiers and f'modifiers {modifiers}', aside and f'set aside {aside}')))
+    said += [f'{_label(site, external)}: {told}'] if told else []
+  return said
 
 
-def figure(
-  sites: Sequence[SiteStatistics], external: Sequence[str], kinds: Sequence[str] = PAPER.types
-) -> Figure:
-  """A figure with a panel each for sizes, sentence lengths, types and the two divergences."""
-  labels = [_label(site, external) for site in sites]
-  places = np.arange(len(sites))
-  drawn = Figure(figsize=(15, 5 + 0.6 * len(sites)), layout='constrained')
-  (size, length, mix), (types, words, _) = axes = drawn.subplots(2, 3)
-  axes[1, 2].set_axis_off()
-  for left, count, name in ((0, 'train_notes', 'train'), ('train_notes', 'test_notes', 'test')):
-    size.barh(places, [getattr(site, count) for site in sites], label=name,
-              left=[getattr(site, left) for site in sites] if left else None)
-  size.set(title='notes', yticks=places, yticklabels=labels)
-  size.legend()
-  length.boxplot([site.sentence_words for site in sites], orientation='horizontal',
-                 positions=places, showfliers=False, whis=(5, 95))
-  length.set(title='words a sentence (whiskers: 5 % and 95 %)', yticks=places, yticklabels=[])
-  rows, start = of_rows(sites), np.zeros(len(sites))
-  # A cycle of colours would begin again.
-  colours = matplotlib.colormaps['turbo'](np.linspace(0.05, 0.95, len(kinds))) if (
-    len(kinds) > _CYCLE) else [f'C{i}' for i in range(len(kinds))]
-  for kind, colour in () if rows else zip(kinds, colours, strict=True):
-    width = np.array([statistics.shares(site.entities, kinds)[kind] for site in sites])
-    mix.barh(places, width, left=start, label=kind, color=colour)
-    start += width
-  if rows:
-    size.set(title='rows')
-    length.set(title='words an input (whiskers: 5 % and 95 %)')
-    mix.boxplot([statistics.target_words(site.targets or {}) for site in sites],
-                orientation='horizontal', positions=places, showfliers=False, whis=(5, 95))
-    mix.set(title='words a target (whiskers: 5 % and 95 %)', yticks=places, yticklabels=[])
-  else:
-    mix.set(title='share of entity types', yticks=places, yticklabels=[], xlim=(0, 1))
-    mix.legend(ncols=min(len(kinds), 4), fontsize='small', loc='upper center',
-               bbox_to_anchor=(0.5, -0.1))
-  for panel in (size, length, mix):
-    panel.invert_yaxis()
-  for panel, (name, divergence) in zip((types, words), divergences(sites).items(), strict=True):
-    values = statistics.matrix(divergence, sites)
-    panel.imshow(values, vmin=0, vmax=1, cmap='viridis')
-    for i, j in np.argwhere(~np.isnan(values)):
-      panel.text(j, i, f'{values[i, j]:.2f}', ha='center', va='center',
-                 color='white' if values[i, j] < 0.6 else 'black')
-    panel.set(title=f'divergence of {name}, bits', xticks=places, yticks=places,
-              yticklabels=labels)
-    panel.set_xticks(places, labels, rotation=30, ha='right')
-  return drawn
+def divergence_tables(name: str, values: np.ndarray, labels: Sequence[str]) -> list[Table]:
+  """Divergences between any two sites, in parts of as many columns as 80 characters have room for.
+
+  Args:
+    name: of what differs.
+    values: f[S, S] in bits, NaN = not defined.
+    labels: of the S sites.
+  """
+  headings = ['\n'.join(label.replace('_', ' ').split()) for label in labels]
+  parts: list[list[int]] = [[]]
+  used = 0
+  for at, heading in enumerate(headings):
+    width = max(5, *map(len, heading.split('\n'))) + 3
+    if parts[-1] and used + width > _WIDTH - _NAME:
+      parts.append([])
+      used = 0
+    parts[-1].append(at)
+    used += width
+  tables = []
+  for part in parts:
+    table = _table(f'Jensen-Shannon divergence of {name}, bits (0 = alike, 1 = apart)',
+                   *(headings[at] for at in part))
+    for label, row in zip(labels, values, strict=True):
+      table.add_row(label, *('-' if np.isnan(row[at]) else f'{row[at]:.3f}' for at in part))
+    tables.append(table)
+  return tables
 
 
 def numbers(
@@ -233,19 +221,25 @@ def describe(
   reporter: Reporter, schema: Schema = PAPER,
 ) -> None:
   """Prints the tables; with `output`, writes description.json, .svg and .png there."""
-  if of_rows(sites):
-    reporter.say(row_table(sites, external))
-  else:
-    reporter.say(size_table(sites, external))
-    reporter.say(type_table(sites, external, schema.types))
+  rows = of_rows(sites)
+  reporter.say(f'Counted are all {"rows" if rows else "notes"} of a site, for training and for '
+               'tests; the page of a run counts those that the run uses.')
+  tables = row_tables(sites, external) if rows else [
+    *size_tables(sites, external), type_table(sites, external, schema.types)]
+  for table in tables:
+    reporter.say(table)
+  for line in remarks(sites, external):
+    reporter.say(line)
   for name, divergence in divergences(sites).items():
-    reporter.say(divergence_table(
-      name, statistics.matrix(divergence, sites), [_label(site, external) for site in sites]))
+    for table in divergence_tables(
+        name, statistics.matrix(divergence, sites), [_label(site, external) for site in sites]):
+      reporter.say(table)
   if output is not None:
     files.write_json(output / 'description.json', files.plain(numbers(sites, external, schema)))
     # Text is not turned into outlines, and the same sites give the same bytes.
     with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'fedmedjax'}):
-      drawn = figure(sites, external, schema.types)
+      drawn = figure(sites, [_label(site, external) for site in sites], schema,
+                     divergences(sites))
       drawn.savefig(output / 'description.svg', metadata={'Date': None})
       drawn.savefig(output / 'description.png', dpi=120)
     reporter.say(f'written: description.json, description.svg, description.png in {output}')

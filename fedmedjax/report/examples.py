@@ -154,6 +154,11 @@ def _excerpt(
   for name, run in by_run.items():
     if place in run:
       predicted = spans(run[place], 'predicted')
-      lines.append((name, pieces(text, predicted, verdicts(gold, predicted)[1], main)))
+      answer = pieces(text, predicted, verdicts(gold, predicted)[1], main)
+      # Spans of an answer that is no copy with whole tags are those that could be saved of it.
+      unreadable = run[place].get('parse_failed')
+      lines.append((f'{name}: unreadable answer, what was saved' if unreadable else name, answer))
+      if unreadable and run[place].get('generated'):
+        lines.append(('as it was written', [Piece(run[place]['generated'])]))
   task, document, start = place[:3]
   return Excerpt(f'{document}, character {start:,}', task, lines)

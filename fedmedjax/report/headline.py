@@ -6,13 +6,11 @@ import numpy as np
 
 from fedmedjax.eval import evaluate, paired
 from fedmedjax.eval.intervals import Estimate
+from fedmedjax.report.means import SAMPLES
 from fedmedjax.report.measures import Measure, unit_of
 from fedmedjax.report.runs import PREDICTIONS, Run, is_external
 from fedmedjax.report.scores import measured, score_at
 from fedmedjax.report.warnings import zero_shot_left_out
-
-# Of an older run, whose configuration does not say how often its sources are drawn again.
-_SAMPLES = 1000
 
 
 def headline(run: Run) -> str:
@@ -66,7 +64,7 @@ def _estimates(
     return None, None
   answers = paired.read_answers(folder)
   draws = {
-    'seed': run.summary['seed'], 'samples': run.config.get('eval.bootstrap_samples', _SAMPLES)}
+    'seed': run.summary['seed'], 'samples': run.config.get('eval.bootstrap_samples', SAMPLES)}
   if paired.having([answers['scores']], sites, score) != list(sites):
     return None, None
   own = paired.mean_f1([answers['scores']], sites, score, **draws)

@@ -78,8 +78,15 @@ def write_report(
     colours=type_colours(recorded(next((run.sites for run in own if run.sites), {}))),
     first=first or (headline(own[0]) if len(own) == 1 else ''), warnings=_warnings(own),
     figures=key_figures(own[0]) if len(own) == 1 else None,
-    made_from='the files of the run: config.json, summary.json, metrics.jsonl, sites.json and '
-    'predictions')
+    made_from=_made_from(claims))
+
+
+def _made_from(claims: Path | None) -> str:
+  """The files of the page, in words; of `claims` those that it has."""
+  named = ['config.json', 'summary.json', 'metrics.jsonl', 'sites.json', 'predictions']
+  beside = {CLAIMS: CLAIMS.parent.name, Path(audit.FILE): audit.FILE}
+  named += [name for path, name in beside.items() if claims and (claims / path).exists()]
+  return f'the files of the run: {", ".join(named[:-1])} and {named[-1]}'
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
@@ -153,12 +160,13 @@ def _example_section(runs: Sequence[Run], count: int) -> Section:
   excerpts = [
     Excerpts(site, errors.choose(by_run, count, shown[-1].summary['seed']), folded=index > 0)
     for index, (site, by_run) in enumerate(answers.items())]
-  kept = not answers or any(
-    has_sentence(record) for by_run in answers.values() for records in by_run.values()
-    for record in records)
+  told = [record for by_run in answers.values() for records in by_run.values()
+          for record in records]
+  kept, related = not told or any(map(has_sentence, told)), any('main' in one for one in told)
   lead = 'Where answers differ from the annotation.' + (
-    ' Sentences are chosen by kind of error, not by how often it occurs; "main" is the given main '
-    'entity.' if count and kept else ' No text of a note is shown: ' + (
+    ' Sentences are chosen by kind of error, not by how often it occurs.'
+    + ' "main" is the given main entity.' * related if count and kept else
+    ' No text of a note is shown: ' + (
       'the predictions were kept without (config.store.text).' if count else
       'config.report.examples says when.'))
   return Section('errors', 'Errors', lead, [table, *excerpts])
@@ -201,7 +209,8 @@ def _settings_section(runs: Sequence[Run]) -> Section:
   versions = next((v for run in runs if (v := run.summary.get('versions'))), {})
   return Section(
     'settings', 'Configuration and versions',
-    'Every key is explained in fedmedjax/experiment/defaults.py.', [
+    'Every key is explained in fedmedjax/experiment: defaults.py, eval_defaults.py, '
+    'federation_defaults.py and privacy_defaults.py.', [
       Table('What sets the regimes apart', '', ('key', *(run.name for run in runs)), unlike,
             words=True),
       Settings(f'{"Keys that all share" if len(runs) > 1 else "All keys"} ({len(alike)})', alike),

@@ -38,12 +38,15 @@ class Run(NamedTuple):
 
 
 def method_name(summary: Mapping[str, Any]) -> str:
-  """A run's preset with the parts of its user's own: 'fed_medlora with
-  fed.aggregator=methods.py:fednova'.
+  """A run's preset with the parts of its user's own: 'fed_medlora with your aggregator fednova'.
 
   A preset of the user's own has a name of its own already, so its parts are left out.
   """
-  parts = [] if summary['preset'].startswith('own:') else summary.get('own_parts', [])
+  # Of 'fed.aggregator=methods.py:fednova'.
+  told = [part.partition('=') for part in summary.get('own_parts', [])]
+  parts = [] if summary['preset'].startswith('own:') else [
+    f'your {key.removesuffix(".kind").rpartition(".")[2].replace("_", " ")} '
+    f'{value.rpartition(":")[2]}' for key, _, value in told]
   return f'{summary["preset"]} with {", ".join(parts)}' if parts else summary['preset']
 
 

@@ -1,18 +1,19 @@
 """The scores of runs: tables and charts by site, by regime and of adapters across sites."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from fedmedjax.report import charts
-from fedmedjax.report.blocks import Cell, Chart, Charts, Folded, Section, Table
+from fedmedjax.report.blocks import NONE, Cell, Chart, Charts, Folded, Section, Table
 from fedmedjax.report.captions import MARKED, few_sources, marked
+from fedmedjax.report.means import Means, means_of
 from fedmedjax.report.measures import BY_TYPE, Measure, measures_of
 from fedmedjax.report.runs import Run, is_external, tested
 from fedmedjax.report.svg import SERIES, clean
 from fedmedjax.report.warnings import is_unreadable
 
-NONE = '\N{EN DASH}'
 # Up to so many runs a table has a row for each site; with more, a row for each run.
 _FEW = 3
 # Most sites of a chart; most rows and columns of a heat map; most columns of scores in a table.
@@ -80,7 +81,7 @@ def score_section(runs: Sequence[Run]) -> Section:
   blocks = [*blocks[:1], *([Folded('Charts, and other scores', blocks[1:])] if blocks else [])]
   return Section(
     'scores', 'Scores', _lead(measures)
-    + (f' Of few sources they say little: {", ".join(said)}.' if said else '')
+    + (f' Ranges of few sources are unreliable ({", ".join(said)}).' if said else '')
     + ' External sites were never trained on.'
     + f' {MARKED}' * (not few and any(is_unreadable(run.summary) for run in runs)), blocks,
     folded=False)
@@ -99,9 +100,10 @@ def _lead(measures: Sequence[Measure]) -> str:
   rows = 'rows of one source, or just rows' if texts else (
     'articles, trials, patients, or just notes')
   return (
-    f'{said} The range below a figure is its 95 % interval, by resampling sources ({rows}) of one '
-    'seed: how training varies is left out. Where there is none, there was a single source, or '
-    'nothing varied'
+    f'{said} The range below a figure is its 95 % interval: how much the figure would vary with '
+    f'other test sources ({rows}). It is of one training run, and does not show how much another '
+    'seed would change. A figure has no range where its site was tested on a single source, or all '
+    'its sources score alike'
     + ', or a metric gives one number for all rows' * bool(own) + '.')
 
 
@@ -109,29 +111,54 @@ def _texts_by_site(
   runs: Sequence[Run], measures: Sequence[Measure], inside: Sequence[str], outside: Sequence[str]
 ) -> Table:
   """All scores of an own task, by site."""
-  shown = [(run, measure) for measure in measures for run in runs]
+  shown, means = [(run, measure) for measure in measures for run in runs], _means_of(runs)
   alone = len(runs) == 1
   return Table(
     'Scores by site', '', ('site', *(
       measure.name if alone else f'{run.name}: {measure.name}' for run, measure in shown)), [
+      *([site, *(_cell(run, site, measure) for run, measure in shown)] for site in inside),
+      ['mean of the sites', *(_mean_cell(means, *pair) for pair in shown)],
       *([label(site, outside), *(_cell(run, site, measure) for run, measure in shown)]
-        for site in (*inside, *outside)),
-      ['mean of the sites', *(number(mean_score(*pair)) for pair in shown)]], beside=len(shown) < 5)
+        for site in outside)], beside=len(shown) < 5)
 
 
 def _by_site(
   runs: Sequence[Run], measure: Measure, inside: Sequence[str], outside: Sequence[str]
 ) -> Table:
-  kinds = [(run, kind) for run in runs for kind in measure.kinds]
+  kinds, means = [(run, kind) for run in runs for kind in measure.kinds], _means_of(runs)
   title = [_row_name(run, runs, kind) for run, kind in kinds]
   rows = [
     [label(site, outside), *(_cell(run, site, measure, kind) for run, kind in kinds)]
     for site in (*inside, *outside)]
-  mean = ['mean of the sites', *(
-    number(mean_score(run, measure, kind)) for run, kind in kinds)]
+  # Over the sites that train, so before the external ones.
+  rows.insert(len(inside), ['mean of the sites', *(
+    _mean_cell(means, run, measure, kind) for run, kind in kinds)])
   return Table(
-    f'{measure.titled()} by site', f'Scored: {measure.note}.', ('site', *title), [*rows, mean],
-    beside=True)
+    f'{measure.titled()} by site', f'Scored: {measure.note}.', ('site', *title), rows, beside=True)
+
+
+def _means_of(runs: Sequence[Run]) -> dict[Path, Means]:
+  """{folder of answers: the means of its run}, of all rows of a run the same."""
+  found: dict[Path, Means] = {}
+  for run in runs:
+    predictions = _predictions(run)
+    if predictions not in found:
+      found[predictions] = means_of(predictions.parent, predictions, run.summary['seed'])
+  return found
+
+
+def _predictions(run: Run) -> Path:
+  return run.answers if run.own else run.answers.parent
+
+
+def _mean_cell(means: Mapping[Path, Means], run: Run, measure: Measure, kind: str = '') -> Cell:
+  sites = [site for site in run.scores if not is_external(run, site)
+           and np.isfinite(score_at(run, site, measure, kind))]
+  part = 'scores' if run.own else run.answers.name
+  found = means[_predictions(run)](part, sites, measure, kind)
+  return Cell(
+    number(mean_score(run, measure, kind)),
+    '' if found is None or found.low is None else f'{found.low:.2f} to {found.high:.2f}')
 
 
 def _row_name(run: Run, runs: Sequence[Run], kind: str) -> str:

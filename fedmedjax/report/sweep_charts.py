@@ -19,7 +19,7 @@ _ROW = 20
 
 def rows(
   key: str, description: str, names: Sequence[str], values: np.ndarray, bounds: np.ndarray,
-  label: str, form: str, line: float | None = None,
+  label: str, form: str, line: float | None = None, *, whole: bool = False,
 ) -> Markup:
   """A dot with whiskers in each row, beside its name and its value.
 
@@ -31,6 +31,7 @@ def rows(
     label: of the axis.
     form: of the values as text, such as '.2f'.
     line: where a vertical line stands; None = nowhere.
+    whole: the axis has marks at whole numbers alone.
   """
   known = np.concatenate([values, bounds[np.isfinite(bounds)], [] if line is None else [line]])
   low, high = known.min(), known.max()
@@ -50,7 +51,7 @@ def rows(
         textcoords='offset points', va='center', color=MUTED, fontsize=10.5)
     axes.grid(axis='x', linewidth=0.8)
     axes.set(xlim=(low - margin, high + margin), ylim=(len(names), 0), yticks=[])
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
     axes.spines['left'].set_visible(False)
     axes.set_xlabel(clean(label))
     return embed(axes, key, description)

@@ -1,16 +1,28 @@
 """sweep.html: one self-contained page about a sweep, made from its folder only."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedmedjax.eval import intervals
 from fedmedjax.report import charts, sweep_charts
-from fedmedjax.report.blocks import Cell, Chart, Charts, Folded, Section, Sentences, Table
+from fedmedjax.report.blocks import (
+  NONE,
+  Cell,
+  Chart,
+  Charts,
+  Command,
+  Folded,
+  Section,
+  Sentences,
+  Table,
+)
 from fedmedjax.report.page import write_page
-from fedmedjax.report.scores import NONE, number
+from fedmedjax.report.scores import number
 from fedmedjax.report.sweep_runs import (
   Difference,
   Sweep,
@@ -37,7 +49,7 @@ from fedmedjax.report.sweep_words import (
 )
 from fedmedjax.runtime.phrases import many
 from fedmedjax.store import files
-from fedmedjax.store.results import SWEEP
+from fedmedjax.store.results import PROGRAM, SWEEP
 from fedmedjax.types import InputError
 
 FILE = 'sweep.html'
@@ -59,7 +71,7 @@ def write(workdir: Path, baseline: str = '') -> Path:
   Raises:
     InputError: sweep.json or a file of a run cannot be read, or no run has this baseline.
   """
-  sweep = read_sweep(workdir)
+  sweep, stored = read_sweep(workdir), files.read_json(workdir / SWEEP)
   arms = sweep.arms
   if baseline and baseline not in arms:
     raise InputError(
@@ -67,8 +79,9 @@ def write(workdir: Path, baseline: str = '') -> Path:
   against = baseline or next(iter(arms), '')
   compared = differences(sweep, against) if len(arms) > 1 else []
   sections = [
-    _score_section(sweep), _difference_section(sweep, against, compared), _rank_section(sweep),
-    _byte_section(sweep), _run_section(sweep, files.read_json(workdir / SWEEP))]
+    _score_section(sweep, stored.get('titles') or {}),
+    _difference_section(sweep, against, compared), _rank_section(sweep), _byte_section(sweep),
+    _run_section(sweep, stored)]
   write_page(
     workdir / FILE, workdir.resolve().name, sections,
     first=first_sentence(sweep, against, compared), lead=status_line(sweep),
@@ -77,7 +90,7 @@ def write(workdir: Path, baseline: str = '') -> Path:
   return workdir / FILE
 
 
-def _score_section(sweep: Sweep) -> Section:
+def _score_section(sweep: Sweep, titles: Mapping[str, str]) -> Section:
   """Heat maps of pairs of axes; along an axis with too many values points, and of one axis rows."""
   if not sweep.arms:
     return Section('scores', 'Scores', '', [])
@@ -97,10 +110,17 @@ def _score_section(sweep: Sweep) -> Section:
   lead = (f'Mean {words(sweep)} over the in-domain sites. A cell is the mean over all runs of its '
           'two values that are done, over seeds and other axes, too; a deeper colour is a higher '
           'mean, the deepest the highest of the sweep.' if len(few) > 1 else
-          f'Mean {words(sweep)} over the in-domain sites.')
+          f'Mean {words(sweep)} over the in-domain sites.') + _in_words(sweep, titles)
   return Section('scores', 'Scores', lead, [
     Charts(first), Folded(f'{len(more)} more', [Charts(more)])] if more else [Charts(first)],
     folded=False)
+
+
+def _in_words(sweep: Sweep, titles: Mapping[str, str]) -> str:
+  """What values of the axes mean, where that is known: ' wrong_1: 1 of 5 sites wrong.'"""
+  said = [f'{value}: {titles[value]}' for values in sweep.axes.values() for value in values
+          if titles.get(value, value).lower() != value.lower()]
+  return f' {"; ".join(said)}.' if said else ''
 
 
 def _bounds(estimates) -> np.ndarray:
@@ -154,19 +174,22 @@ def _difference_section(sweep: Sweep, baseline: str, compared: Sequence[Differen
   table = Table(
     'All differences', 'p by Holm\'s correction over all rows; pairs are runs of both.',
     (sweep.axis, 'difference', 'p', 'pairs'), [
-      (one.arm, Cell(f'{100 * one.estimate.value:+.2f}', _width(one.estimate)),
+      (one.arm, Cell(f'{100 * one.estimate.value:+.1f}', _width(one.estimate)),
        NONE if one.holm is None else p_value(one.holm).removeprefix('= '), str(one.blocks))
       for one in shown])
   settings = sweep.settings[:_CELLS] if len(sweep.settings) > 1 else []
   others = [key for key in sweep.axes if key != sweep.axis]
   by_setting = Table(
-    'By setting', f'Columns are {", ".join(others)}.',
+    'By setting', f'Columns are {", ".join(others)}.' + (
+      ' These intervals are not corrected for their number: where there is no difference, one in '
+      'twenty leaves out 0 by chance.' if sweep.seeds > 1 else ''),
     (sweep.axis, *(', '.join(setting) for setting in settings)), [
       (one.arm, *(_of_setting(sweep, one.arm, baseline, setting) for setting in settings))
       for one in shown] if settings else [])
   seeds = many(sweep.seeds, 'seed')
   lead = (f'Runs of equal seed and setting are subtracted from each other; the interval is a 95 % '
-          f't interval over {seeds}. How scores vary with the tested notes is left out.'
+          f't interval over {seeds}. p in the tables is corrected for the number of values that '
+          'are compared, the intervals are not. How scores vary with the tested notes is left out.'
           if sweep.seeds > 1 else
           'Runs of equal setting are subtracted from each other; of one seed there is no interval.')
   return Section('differences', 'Differences', lead, [
@@ -199,7 +222,7 @@ def _rank_section(sweep: Sweep) -> Section:
   return Section('ranks', 'Ranks', lead, [Charts([Chart(
     'Mean rank', f'{_INTERVALS * (sweep.seeds > 1)} Left is better.', sweep_charts.rows(
       'ranks', 'Mean rank of each', order, np.array([means[arm].value for arm in order]),
-      _bounds(means[arm] for arm in order), 'mean rank', '.1f'))])])
+      _bounds(means[arm] for arm in order), 'mean rank', '.1f', whole=True))])])
 
 
 def _byte_section(sweep: Sweep) -> Section:
@@ -234,13 +257,36 @@ def _run_section(sweep: Sweep, stored: dict) -> Section:
   """Every run, those that are not done first, and the command."""
   done = [run for run in sweep.runs if run.status == 'done']
   others = [run for run in sweep.runs if run.status != 'done']
-  cut = len(done) - _ROWS
+  cut, shown = len(done) - _ROWS, [*others, *done[:_ROWS]]
+  named_alike = all(map(_says_its_settings, shown))
   table = Table(
-    'Runs', f'{cut} more that are done are in sweep.json.' if cut > 0 else '',
+    'All runs', f'{cut} more that are done are in sweep.json.' if cut > 0 else '',
     ('run', 'status', 'score', 'MB', 'settings', 'error'), [
       (run.name, run.status, number(run.score), number(run.bytes / 1e6, '.3g'),
-       ', '.join(f'{key}={said(value)}' for key, value in run.overrides.items()), run.error or NONE)
-      for run in [*others, *done[:_ROWS]]], words=True)
-  command = stored.get('command')
-  typed = ' '.join(command) if isinstance(command, list) else command
-  return Section('runs', 'Runs', f'Command: {typed}' if typed else '', [table])
+       NONE if named_alike else ', '.join(
+         f'{key}={said(value)}' for key, value in run.overrides.items()), run.error or NONE)
+      for run in shown], words=True)
+  typed = _command(stored.get('command'))
+  return Section(
+    'runs', 'Runs', 'The command, and what became of every run.' if typed else '',
+    [Command(typed), table])
+
+
+def _says_its_settings(run: SweepRun) -> bool:
+  """Whether the name of a run holds all that sets it apart, as names that are not too long do."""
+  parts = run.name.split(',')
+  return all(
+    {str(value), f'{key.rpartition(".")[2]}={value}'} & {*parts}
+    for key, value in run.overrides.items())
+
+
+def _command(stored: Any) -> list[str]:
+  """The command's words as a shell takes them; [] where sweep.json has none."""
+  if not isinstance(stored, list):
+    return [stored] if stored else []
+  # Older versions kept the path of the program instead of `python -m fedmedjax.sweep`.
+  words = stored if stored[:len(PROGRAM)] == [*PROGRAM] else [*PROGRAM, *stored[1:]]
+  # --grid='...' is easier to read than '--grid=...', and the same to a shell.
+  return [
+    f'{flag}={shlex.quote(value)}' if equals and flag == shlex.quote(flag) else shlex.quote(word)
+    for word in words for flag, equals, value in [word.partition('=')]]

@@ -72,10 +72,12 @@ def first_sentence(sweep: Sweep, baseline: str, compared: Sequence[Difference]) 
   tested = sum(one.holm is not None for one in compared)
   told = ', '.join(filter(None, (
     'one seed, so no interval' if gain.low is None else
-    f'95 %: {gain.low:+.3f} to {gain.high:+.3f}',
+    f'95 %: {100 * gain.low:+.1f} to {100 * gain.high:+.1f}',
     f'p {p_value(best.holm)} by Holm over {tested} comparisons'
     if best.holm is not None and tested > 1 else '')))
-  found = f'{gain.value:+.3f} {words(sweep)} ({told}), to a mean of {means[best.arm].value:.3f}.'
+  # In the unit of the charts and tables of differences.
+  found = (f'{100 * gain.value:+.1f} points of {words(sweep)} ({told}), to a mean of '
+           f'{means[best.arm].value:.3f}.')
   arm = named(sweep, best.arm)
   if best.holm is not None and not sure:
     return (f'{begin}no gain on {name} is told apart from chance; the largest is that of {arm}, '

@@ -1,17 +1,25 @@
 """Tables for the terminal."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 
 from fedmedjax.data.site import SiteData
 from fedmedjax.report.captions import MARKED, caption, folded, label, marked, zero_shot
-from fedmedjax.report.measures import asks_text
+from fedmedjax.report.means import Means, means_of
+from fedmedjax.report.measures import MEASURES, asks_text
 from fedmedjax.report.privacy import privacy_sentence
 from fedmedjax.report.rates import groups, out_of, rates
-from fedmedjax.report.runs import method_name
+from fedmedjax.report.runs import PREDICTIONS, method_name
 from fedmedjax.report.set_aside import set_aside
-from fedmedjax.report.text_tables import is_of_rows, row_table, text_score_table
+from fedmedjax.report.text_tables import (
+  interval,
+  is_of_rows,
+  row_table,
+  text_score_table,
+  with_mean,
+)
 from fedmedjax.report.warnings import is_unreadable
 from fedmedjax.runtime.phrases import duration, many
 from fedmedjax.runtime.progress import Reporter
@@ -70,9 +78,14 @@ def _f1(scores: dict | None, kind: str, between: str = ' ') -> str:
   return f'{entry["f1"]:.3f}{between}[{low:.2f},{high:.2f}]'
 
 
-def score_table(summary: dict) -> Table:
+def score_table(summary: dict, means: Means | None = None) -> Table:
   """Typed F1 of every site, strict and lenient, beside that of the adapter for all, where sites
-  have their own, and zero-shot, where it followed the format of answers."""
+  have their own, and zero-shot, where it followed the format of answers.
+
+  Args:
+    summary: of the run.
+    means: its means with intervals; None = there are no intervals of means.
+  """
   table = Table(
     title=f'Typed F1, {method_name(summary)}, seed {summary["seed"]} [95 % by source]',
     caption=caption(summary, lambda scores, sites: mean_f1(scores, sites, 'strict')))
@@ -84,15 +97,17 @@ def score_table(summary: dict) -> Table:
       name, justify='left' if name == 'site' else 'right', no_wrap=name == 'site')
   # Six columns fit a terminal only with the intervals below the figures.
   between = '\n' if everyone else ' '
-  for site, tasks in summary['scores'].items():
-    entries = [tasks.get('ner'), *(scores.get(site, {}).get('ner') for _, scores in others)]
-    table.add_row(label(site, summary), *(
-      _f1(entry, kind, between) for entry in entries for kind in kinds))
-  table.add_section()
-  inside = [site for site in summary['scores'] if site not in summary['external']]
-  table.add_row('mean of the sites', *(
-    mean_f1(scores, inside, kind) if scores else '-'
-    for scores in (summary['scores'], *(scores for _, scores in others)) for kind in kinds))
+  parts = [('scores', summary['scores']),
+           *((name.replace('-', '_'), scores) for name, scores in others)]
+
+  def row(site: str) -> list[str]:
+    return [label(site, summary), *(
+      _f1(scores.get(site, {}).get('ner'), kind, between) for _, scores in parts for kind in kinds)]
+
+  with_mean(table, summary, row, lambda inside: [
+    mean_f1(scores, inside, kind)
+    + interval(means, part, scores, inside, MEASURES[0], kind, between)
+    for part, scores in parts for kind in kinds])
   return table
 
 
@@ -114,16 +129,16 @@ def relation_table(summary: dict) -> Table:
   table.add_column('site', no_wrap=True)
   for title, *_ in columns:
     table.add_column(title, justify='right', min_width=11)
-  for site in summary['scores']:
+
+  def row(site: str) -> list[str]:
     # So many columns fit a terminal only with the intervals below the figures.
-    table.add_row(label(site, summary), *(
+    return [label(site, summary), *(
       _f1(scores.get(site, {}).get('re', {}).get(name), kind, '\n')
-      for _, scores, name, kind in columns))
-  table.add_section()
-  inside = [site for site in summary['scores'] if site not in summary['external']]
-  table.add_row('mean of the sites', *(
+      for _, scores, name, kind in columns)]
+
+  with_mean(table, summary, row, lambda inside: [
     mean_link_f1(scores, inside, name, kind) if scores else '-'
-    for _, scores, name, kind in columns))
+    for _, scores, name, kind in columns])
   return table
 
 
@@ -203,14 +218,21 @@ def api_lines(summary: dict) -> list[str]:
   return lines
 
 
-def show(summary: dict, reporter: Reporter) -> None:
-  """The end of a run on the terminal, and its warnings, which are said again in the last lines."""
+def show(summary: dict, reporter: Reporter, workdir: Path) -> None:
+  """The end of a run on the terminal, and its warnings, which are said again in the last lines.
+
+  Args:
+    summary: of the run.
+    reporter: is told.
+    workdir: of the run, where its counts are.
+  """
+  means = means_of(workdir, workdir / PREDICTIONS, summary['seed'])
   if any('ner' in tasks for tasks in summary['scores'].values()):
-    reporter.say(score_table(summary))
+    reporter.say(score_table(summary, means))
   if has_relations(summary['scores']):
     reporter.say(relation_table(summary))
   if asks_text(summary):
-    reporter.say(text_score_table(summary))
+    reporter.say(text_score_table(summary, means))
   for line in (api_lines if 'api' in summary else cost_lines)(summary):
     reporter.say(line)
   if promise := privacy_sentence(summary):

@@ -1,12 +1,13 @@
 """Tables for the terminal about own tasks (config.data.tasks=('text',)): rows, and their scores."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Table
 
 from fedmedjax.data.site import SiteData
 from fedmedjax.report.captions import caption, folded, label, zero_shot
+from fedmedjax.report.means import Means
 from fedmedjax.report.measures import TEXT, Measure, Value, measures_of
 from fedmedjax.report.runs import method_name
 from fedmedjax.report.set_aside import set_aside
@@ -66,15 +67,54 @@ def mean_of(scores: Mapping, sites: Sequence[str], measure: Measure) -> str:
   return f'{sum(found) / len(found):.3f}' if found else '-'
 
 
+def with_mean(
+  table: Table, summary: dict, row: Callable[[str], list[str]],
+  mean: Callable[[list[str]], list[str]],
+) -> None:
+  """Adds a row for each site that trains, their mean, and a row for each external one.
+
+  Args:
+    table: with its columns.
+    summary: of the run.
+    row: site -> its cells.
+    mean: sites -> cells of their mean.
+  """
+  inside = [site for site in summary['scores'] if site not in summary['external']]
+  for site in inside:
+    table.add_row(*row(site))
+  table.add_section()
+  table.add_row('mean of the sites', *mean(inside))
+  table.add_section()
+  for site in summary['scores']:
+    if site not in inside:
+      table.add_row(*row(site))
+
+
+def interval(
+  means: Means | None, part: str, scores: Mapping, sites: Sequence[str], measure: Measure,
+  kind: str = '', between: str = '\n',
+) -> str:
+  """The interval of a mean over those of `sites` that have the measure; '' where none is known."""
+  tested = [site for site in sites if measure.find(scores.get(site, {}))]
+  found = means(part, tested, measure, kind) if means else None
+  return '' if found is None or found.low is None else (
+    f'{between}[{found.low:.2f},{found.high:.2f}]')
+
+
 def text_measures(rows: Mapping[str, dict]) -> list[Measure]:
   """The metrics of the own tasks of runs, in order."""
   return [measure for measure in measures_of(
     tasks for row in rows.values() for tasks in row['scores'].values()) if measure.of_text]
 
 
-def text_score_table(summary: dict) -> Table:
+def text_score_table(summary: dict, means: Means | None = None) -> Table:
   """All scores of every site, beside those of the adapter for all, where sites have their own, and
-  those of the untrained model."""
+  those of the untrained model.
+
+  Args:
+    summary: of the run.
+    means: its means with intervals; None = there are no intervals of means.
+  """
   measures = text_measures({'': summary})
   first = measures[0]
   table = Table(
@@ -85,19 +125,21 @@ def text_score_table(summary: dict) -> Table:
     ('global', (summary.get('global') or {}).get('scores')), ('zero-shot', zero_shot(summary)))
     if scores]
   beside = measures if len(measures) * (1 + len(others)) <= _ACROSS else measures[:1]
-  columns = [(measure.name, summary['scores'], measure) for measure in measures] + [
-    (f'{name} {measure.name}', scores, measure) for name, scores in others for measure in beside]
+  columns = [(measure.name, 'scores', summary['scores'], measure) for measure in measures] + [
+    (f'{name} {measure.name}', name.replace('-', '_'), scores, measure)
+    for name, scores in others for measure in beside]
   table.add_column('site', no_wrap=True)
   for title, *_ in columns:
     # An interval is 11 characters.
     table.add_column(title, justify='right', min_width=11)
-  for site in summary['scores']:
-    table.add_row(label(site, summary), *(
-      _shown(measure.at(scores.get(site, {}))) for _, scores, measure in columns))
-  table.add_section()
-  inside = [site for site in summary['scores'] if site not in summary['external']]
-  table.add_row('mean of the sites', *(
-    mean_of(scores, inside, measure) for _, scores, measure in columns))
+
+  def row(site: str) -> list[str]:
+    return [label(site, summary), *(
+      _shown(measure.at(scores.get(site, {}))) for *_, scores, measure in columns)]
+
+  with_mean(table, summary, row, lambda inside: [
+    mean_of(scores, inside, measure) + interval(means, part, scores, inside, measure)
+    for _, part, scores, measure in columns])
   return table
 
 

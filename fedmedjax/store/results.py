@@ -18,6 +18,8 @@ if TYPE_CHECKING:
   import pandas
 
 SWEEP, RUNS = 'sweep.json', 'runs'
+# What a command of sweep.json begins with, wherever its program lies.
+PROGRAM = 'python', '-m', 'fedmedjax.sweep'
 PARQUET, CSV = 'results.parquet', 'results.csv'
 _INSTALL = "pip install 'fedmedjax[results]'"
 

@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fedmedjax.experiment.config import leaves
     from fedmedjax.runtime.phrases import many
     from fedmedjax.runtime.progress import Reporter
+    from fedmedjax.store.results import PROGRAM
     from fedmedjax.sweep.grid import points, read_grid
     from fedmedjax.sweep.runs import FAILED, FILE, named_axes
     named = named_axes(Path(values.axes) if values.axes else None)
@@ -80,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fedmedjax.sweep.engine import Asked, sweep
     set_up()
     counts = sweep(Asked(
-      config, given, axes, drawn, named, tuple(argv), tuple(map(int, values.halving)), values.keep,
-      values.runs, values.parallel, values.skip_refused, values.validate_only),
+      config, given, axes, drawn, named, (*PROGRAM, *argv[1:]), tuple(map(int, values.halving)),
+      values.keep, values.runs, values.parallel, values.skip_refused, values.validate_only),
       Path(values.workdir), reporter)
     reporter.repeat_warnings()
     if counts[FAILED]:

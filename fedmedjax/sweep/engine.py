@@ -83,8 +83,7 @@ def sweep(asked: Asked, workdir: Path, reporter: Reporter) -> Counter:
   on_cpu = jax.default_backend() == 'cpu'
   size = asked.runs or (_RUNS if on_cpu else _RUNS_AT_ONCE)
   parallel = asked.parallel or (min(_cores(), _PARALLEL) if on_cpu else 1)
-  record = Record(
-    workdir, base, [[axis.key, _told(axis)] for axis in asked.axes], asked.command)
+  record = Record(workdir, base, asked.axes, asked.command)
   record.begin(runs, refused)
   pending = [run for run in runs if record.status(run.name) == WAITING]
   sources = Sources(pending, Reporter(Console(quiet=True)))
@@ -115,12 +114,6 @@ def _results(workdir: Path, reporter: Reporter) -> None:
   if any(workdir.glob(f'{RUNS}/*/summary.json')):
     reporter.say_unwrapped(results.write(workdir))
   reporter.say_unwrapped(f'report: {sweep_page.write(workdir)}')
-
-
-def _told(axis: Axis) -> list:
-  """An axis in sweep.json: its values, or the range that they are drawn from."""
-  return list(axis.values) if not axis.scale else [
-    f'{axis.low:g}~{axis.high:g}' + (':linear' if axis.scale == 'linear' else '')]
 
 
 def _carry_out(

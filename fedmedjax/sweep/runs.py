@@ -18,7 +18,7 @@ from fedmedjax.experiment.own_parts import own_parts
 from fedmedjax.experiment.settings import SCALES, SETTINGS
 from fedmedjax.experiment.traced import program_key
 from fedmedjax.store import files
-from fedmedjax.sweep.grid import NamedAxes, Point, run_name
+from fedmedjax.sweep.grid import Axis, NamedAxes, Point, run_name
 from fedmedjax.types import InputError
 
 FILE, RUNS = 'sweep.json', 'runs'
@@ -178,20 +178,26 @@ def _program(config: ConfigDict, values: Mapping[str, Any]) -> str:
 class Record:
   """sweep.json: what was asked for and what became of every run; safe for several threads."""
 
-  def __init__(self, workdir: Path, base: dict[str, Any], grid: Sequence, command: Sequence[str]):
+  def __init__(
+    self, workdir: Path, base: dict[str, Any], axes: Sequence[Axis], command: Sequence[str]
+  ):
     """Nothing is written yet.
 
     Args:
       workdir: of the sweep; what it holds already is kept.
       base: the flat configuration that all runs begin with.
-      grid: [[key, values], ...].
-      command: as it was given.
+      axes: of the grid.
+      command: as a shell's words.
     """
     self._path, self._lock, self._last = workdir / FILE, threading.Lock(), 0.0
     held = files.read_json(self._path) if self._path.exists() else {}
     self._runs: dict[str, dict] = {run['name']: run for run in held.get('runs', ())}
     self._halvings: dict[str, dict] = held.get('halvings', {})
-    self._head = {'command': list(command), 'grid': files.plain(list(grid)), 'base': base}
+    titles = {value: (SETTINGS | SCALES)[value].title for axis in axes if axis.key == 'setting'
+              for value in axis.values}
+    self._head = {
+      'command': list(command), 'grid': files.plain([[axis.key, _told(axis)] for axis in axes]),
+      'titles': held.get('titles', {}) | titles, 'base': base}
 
   def begin(self, runs: Iterable[Run], refused: Mapping[str, tuple[Point, str]]) -> None:
     """Adds runs, whose state is what their folders say.
@@ -258,6 +264,12 @@ class Record:
       self._last = time.monotonic()
       files.write_json(self._path, self._head | {
         'runs': list(self._runs.values()), 'halvings': self._halvings})
+
+
+def _told(axis: Axis) -> list:
+  """An axis in sweep.json: its values, or the range that they are drawn from."""
+  return list(axis.values) if not axis.scale else [
+    f'{axis.low:g}~{axis.high:g}' + (':linear' if axis.scale == 'linear' else '')]
 
 
 def _config(folder: Path) -> Path:

@@ -300,7 +300,7 @@ def _finish(
         tracker.restart(lane.lines)
         scored(
           lane.study, folder, lane.reporter, trained, zero_shot, (begun, compiled), tracker,
-          lambda summary, reporter: None)
+          lambda summary, reporter, folder: None)
       _ended(lane.run, DONE, context)
     except Exception as error:  # noqa: BLE001 - the other runs go on
       _fail(lane.run, error, context)

@@ -155,7 +155,7 @@ def _shown_again(
 ) -> None:
   """What a finished run says; its report is made anew where it is older than this version."""
   reporter.say(f'{workdir}: finished, nothing to do')
-  show(finished, reporter)
+  show(finished, reporter, workdir)
   if not config.store.text:
     words.take_out(workdir)
     # The folder says what it holds.
@@ -230,7 +230,7 @@ def described(study: Study, workdir: Path, reporter: Reporter) -> dict | None:
 def scored(
   study: Study, workdir: Path, reporter: Reporter, trained: Trained, zero_shot: dict | None,
   times: tuple[float, float], tracker: trackers.Tracker,
-  told: Callable[[dict, Reporter], None] = show,
+  told: Callable[[dict, Reporter, Path], None] = show,
 ) -> dict:
   """Saves the adapters of a run, scores them and writes its files -> summary.
 
@@ -271,7 +271,7 @@ def scored(
     'predicted_peak_bytes': trained.plan.peak if trained.plan else None, 'versions': versions(),
   }
   once(_written, study, workdir, lines, summary, tracker)
-  told(summary, reporter)
+  told(summary, reporter, workdir)
   return summary
 
 

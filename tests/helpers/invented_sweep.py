@@ -46,5 +46,7 @@ def invent_sweep(
     write(inside / 'summary.json', mine)
   write(folder / 'sweep.json', {
     'runs': runs, 'grid': [[key, list(values)] for key, values in grid.items()],
-    'command': ['fedmedjax.sweep', f'--workdir={folder}']})
+    # As older versions kept it: with the path of the program.
+    'command': [
+      '/a/b/sweep/__main__.py', f'--workdir={folder}', '--grid=seed=0..1;fed.preset=a,b,c']})
   return folder

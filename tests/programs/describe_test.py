@@ -3,9 +3,14 @@
 import json
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from fedmedjax import describe
+from fedmedjax.data.statistics import site_statistics
+from fedmedjax.data.synthetic.cohorts import generate_cohort
+from fedmedjax.report import description
 
 
 def test_sites_are_described_without_a_model(tmp_path, capsys, monkeypatch):
@@ -28,6 +33,22 @@ def test_sites_are_described_without_a_model(tmp_path, capsys, monkeypatch):
   drawn = ElementTree.parse(tmp_path / 'out' / 'description.svg')
   assert 'ward (external)' in ''.join(drawn.getroot().itertext())
   assert (tmp_path / 'out' / 'description.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize('width', [80, 120])
+def test_no_number_is_cut_on_a_narrow_terminal(width):
+  """Names that are long, and more sites than a line has room for."""
+  one = site_statistics(generate_cohort('synthetic_clinic'))
+  sites = [one._replace(name=f'a_site_of_a_long_name_{n}') for n in range(9)]
+  names = [site.name for site in sites]
+  with (console := Console(width=width)).capture() as shown:
+    for table in (*description.size_tables(sites, names[-1:]), description.type_table(sites, ()),
+                  *description.divergence_tables('words', np.full((9, 9), 0.125), names)):
+      console.print(table)
+  said = shown.get()
+  assert '\N{HORIZONTAL ELLIPSIS}' not in said and said.count('0.125') == 81
+  for value in (len(one.sentence_words), one.sentence_words.sum(), one.modifiers.total()):
+    assert said.count(f' {value:,} ') == 9
 
 
 @pytest.mark.parametrize(('folders', 'said'), [

@@ -13,7 +13,8 @@ from fedmedjax.data.site import Form, read_site
 from fedmedjax.data.statistics import site_statistics, used_statistics
 from fedmedjax.data.synthetic.cohorts import generate_cohort
 from fedmedjax.data.tasks import ask
-from fedmedjax.report import Plot, Table, freshen, write_report
+from fedmedjax.report import Cell, Plot, Table, freshen, write_report
+from fedmedjax.report.blocks import NONE, Piece
 from fedmedjax.report.cost import points_per_megabyte
 from fedmedjax.report.examples import (
   BOUNDARY,
@@ -27,6 +28,7 @@ from fedmedjax.report.examples import (
   verdicts,
 )
 from fedmedjax.report.headline import headline
+from fedmedjax.report.page import breakable
 from fedmedjax.report.runs import read_runs
 from fedmedjax.report.training_curves import by_site, spread
 from fedmedjax.types import Skew, Span
@@ -106,6 +108,24 @@ def test_kinds_of_errors_take_turns():
   # Sentences that runs answered unlike come first.
   other = [*answers[:7], record([(0, 5, 'drug')], [(0, 5, 'drug')], start=7), *answers[8:]]
   assert choose({'b': other, 'a': answers}, 1, seed=1)[0].place == 'note_7, character 7'
+
+
+def test_unreadable_answers_are_marked_and_shown_as_they_were_written():
+  answers = [record([(0, 5, 'drug')], generated='<span Given', parse_failed=True)]
+  found, = choose({'a': answers}, 1, seed=1)
+  assert [whose for whose, _ in found.lines] == [
+    'annotated', 'a: unreadable answer, what was saved', 'as it was written']
+  assert found.lines[-1][1] == [Piece('<span Given')]
+
+
+def test_columns_of_dashes_are_left_out_and_names_break_after_commas():
+  table = Table('a', '', ('x', 'y', 'z'), [('1', NONE, '2'), ('3', Cell(NONE), NONE)])
+  assert (table.told().columns, table.told().rows) == (['x', 'z'], [['1', '2'], ['3', NONE]])
+  assert table._replace(rows=[('1', NONE, NONE)]).told().rows == ()
+  assert breakable('synthetic_dictation 4,884,480') == 'synthetic_dictation 4,884,480'
+  assert breakable('fed_medlora,setting=iid') == 'fed_medlora,<wbr>setting=iid'
+  assert breakable('a_name_of_many_letters<') == (
+    'a_<wbr>name_<wbr>of_<wbr>many_<wbr>letters&lt;')
 
 
 def test_points_per_megabyte_and_the_spread_of_sites(tmp_path):

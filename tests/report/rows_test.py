@@ -87,7 +87,7 @@ def test_the_last_screen_of_a_run(runs, capsys):
       'elsewhere (external)', 'mean of the sites 0.800 -2.400 7.250 0.000', '[0.80,0.90]',
       'elsewhere has 2'):
     assert words in said, words
-  terminal.show(summary, terminal.Reporter())
+  terminal.show(summary, terminal.Reporter(), runs['fed_medlora'])
   out = capsys.readouterr().out
   assert 'exact copies' not in out and 'F1' not in out and 'Scores, fed_medlora' in out
   told = ' '.join(terminal.api_lines(summary | {'api': {
@@ -197,7 +197,7 @@ def test_the_page_of_a_run(runs, tmp_path):
   for words in (
       first, 'exact match, mean of 2 sites', 'at the worst of them, ward',
       'at the lowest of them, ward', 'icu 0.900 0.80 to 0.90 0.000',
-      'mean of the sites 0.800 0.000 -2.400 -4.000 7.250', 'my.gain, whole: of your own',
+      'mean of the sites 0.800 0.61 to 0.99 0.000 -2.400 -2.79 to', 'my.gain, whole: of your own',
       'Exact match points per MB', 'Exact match while training, for the bytes sent',
       # Of 16 rows 12 have the commonest target.
       'icu 10 2 4 17 1 2 75%', 'icu 12, 4', '3 leaked rows', 'How unlike: vocabulary',
@@ -263,7 +263,7 @@ def test_axes_of_scores_that_leave_the_unit_interval():
   assert charts.limits(np.array([-4.0, -2.0])) == pytest.approx((-4.2, 0.0))
   assert charts.limits(np.array([0.5, 200.0])) == pytest.approx((0.0, 210.0))
   drawn = charts.dots('k', 'd', ['a'], np.array([[-4.0]]), 'x', np.full((1, 1, 2), np.nan), [0])
-  assert '>-4.00</text>' in drawn
+  assert '>-4.000</text>' in drawn
 
 
 def corpus(name: str, targets: str) -> SiteCorpus:

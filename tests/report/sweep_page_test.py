@@ -1,8 +1,10 @@
 """sweep.html: its numbers by hand, what must be said of failed runs, and how it looks."""
 
+import html
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +77,16 @@ def test_the_first_sentence(folder, run, tmp_path):
   found = sentence(folder)
   assert found == (
     'Of 3 methods, over 2 seeds and 2 settings, no gain on a is told apart from chance; the '
-    'largest is that of b, +0.030 strict F1 of entities (95 %: -0.097 to +0.157), to a mean of '
-    '0.580.')
+    'largest is that of b, +3.0 points of strict F1 of entities (95 %: -9.7 to +15.7), to a '
+    'mean of 0.580.')
   page = text_of(sweep_page.write(folder))
   assert found in page and 'Differences to a' not in page and 'Difference to a' in page
+  # The command can be pasted, on any machine; columns without a value are left out.
+  command = re.search(r'<pre class="command">(.*?)</pre>', (folder / 'sweep.html').read_text())
+  typed = html.unescape(re.sub(r'<[^>]+>', '', command[1]))
+  assert shlex.split(typed) == [
+    'python', '-m', 'fedmedjax.sweep', f'--workdir={folder}', '--grid=seed=0..1;fed.preset=a,b,c']
+  assert "--grid='seed=" in typed and 'run status score MB settings run_000' in page
   assert 'none gains on b, whose mean strict F1 of entities is 0.580.' in sentence(folder, 'b')
   with pytest.raises(InputError, match="baseline='d': no finished run .* allowed are a, b, c"):
     sweep_page.write(folder, 'd')
@@ -87,11 +95,11 @@ def test_the_first_sentence(folder, run, tmp_path):
     return sentence(invent_sweep(tmp_path / name, run, grid, value, failed))
 
   # A gain that hardly varies over three seeds.
-  assert 'Of 2 methods, over 3 seeds, b gains most on a: +0.101 strict F1' in told(
+  assert 'Of 2 methods, over 3 seeds, b gains most on a: +10.1 points of strict' in told(
     'sure', {'fed.preset': ['a', 'b'], 'seed': [0, 1, 2]}, lambda o: (
       0.5 + (0.1 + 0.001 * o['seed']) * (o['fed.preset'] == 'b')))
-  assert ('optim.learning_rate=0.0005 gains most on optim.learning_rate=0.0001: +0.040 strict F1 '
-          'of entities (one seed, so no interval)') in told(
+  assert ('optim.learning_rate=0.0005 gains most on optim.learning_rate=0.0001: +4.0 points of '
+          'strict F1 of entities (one seed, so no interval)') in told(
     'one', {'optim.learning_rate': [1e-4, 5e-4]}, lambda o: 100 * o['optim.learning_rate'])
   assert 'has a mean strict F1 of entities of 0.500 [95 %' in told(
     'seeds', {'seed': [0, 1]}, lambda o: 0.45 + 0.1 * o['seed'])

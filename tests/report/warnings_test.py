@@ -93,7 +93,7 @@ def test_all_at_once_on_the_last_screen_and_in_the_report(tmp_path, capsys):
     'copy_rate': 0.1, 'parse_failure_rate': 0.9, 'compile_seconds': 1.0, 'simulated_seconds': 0.0,
     'examples_per_second': 1.0, 'peak_memory_bytes': 1}
   reporter = terminal.Reporter()
-  terminal.show(given, reporter)
+  terminal.show(given, reporter, run)
   reporter.repeat_warnings()
   said = ' '.join(capsys.readouterr().out.split())
   assert 'zero-shot strict' not in said and 'copies 0.10 (10 of 100)' in said
