@@ -34,7 +34,8 @@ install_into_venv() {
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     return
   fi
-  echo "installing $label ..."
+  # The packages of other labels differ too much in size to say how long they take.
+  echo "installing $label $([ "$label" != package ] || echo "(a minute or two) ")..."
   .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" || {
     echo "error: installing $label failed: pip install $*" >&2
     exit 1

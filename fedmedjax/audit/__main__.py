@@ -39,11 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fedmedjax.runtime.progress import Reporter
     set_up()
     workdir, reporter = Path(values.workdir), Reporter()
+    reporter.say(
+      f'auditing {workdir}: losses of its notes by its adapter and by the model before training; '
+      'on a CPU this takes minutes')
     result = audit(workdir, reporter, values.examples)
     for shown in tables(result):
       reporter.say(shown)
     report.freshen(workdir, quoted_sentences(recorded_config(workdir)))
-    reporter.say_unwrapped(f'audit: {workdir / "audit.json"}, report: {workdir / report.FILE}')
+    reporter.say_unwrapped(
+      f'audit: {workdir / "audit.json"}; {workdir / report.FILE} has a section on it now')
     reporter.repeat_warnings()
 
   return guarded(body)

@@ -25,6 +25,7 @@ from fedmedjax.experiment.methods import num_sites
 from fedmedjax.experiment.presets import trained_presets
 from fedmedjax.experiment.settings import SCALES, SETTINGS
 from fedmedjax.experiment.types import Data
+from fedmedjax.runtime.phrases import many
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.files import (
   append_line,
@@ -259,7 +260,8 @@ def tables(rows: Sequence[dict], presets: Sequence[str], settings: Sequence[str]
   number = len({row['seed'] for row in rows})
   others = [name for name in presets if name != BASELINE]
   return table(
-    f'Typed strict F1, mean over the cohorts and {number} seeds ± standard deviation over seeds.',
+    f'Typed strict F1, mean over the cohorts and {many(number, "seed")} ± standard deviation over '
+    'seeds.',
     lambda name, setting: _f1(rows, name, setting), presets) + '\n' + table(
       f'Difference to {BASELINE} in points of F1, paired by seed [95 % t interval over seeds].',
       lambda name, setting: _points(

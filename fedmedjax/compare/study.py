@@ -22,6 +22,7 @@ from fedmedjax.experiment import defaults, matmul
 from fedmedjax.experiment.build import load_data
 from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.types import Data
+from fedmedjax.runtime.phrases import duration
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files
 from fedmedjax.types import InputError
@@ -134,7 +135,8 @@ def carry_out(
     row = _row(unit, paths, reporter, loaded)
     append_row(rows, row)
     number += 1
-    reporter.say(f'unit {place} of {len(units)}: {unit}: a row in {rows}, {row["seconds"]:.0f} s')
+    reporter.say(f'unit {place} of {len(units)}: {unit}: a row in {rows}, '
+                 f'{duration(row["seconds"])}')
   return number
 
 

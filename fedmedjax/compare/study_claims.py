@@ -148,7 +148,7 @@ CLAIMS = (
     'fed_medlora', 'sites_10', held), -1) for held, words in _POOLED),
   *(Claim(f'weights by validation loss help ({words})', None, 'r6', _tagger(
     'fed_medlora_plus', setting)) for setting, words in (
-      ('iid', 'no site wrong'), ('wrong_1', 'one of five sites wrong'),
+      ('iid', 'no site wrong'), ('wrong_1', '1 of 5 sites wrong'),
       ('wrong_largest', 'the largest wrong'))),
   Claim('a new site at 73 % strict, 85 % lenient', (0.70, 0.76), 'r4', _new_site, 0),
   Claim('98.5 % less communication', (0.9845, 0.9855), 'r5', _bytes, 0),

@@ -14,6 +14,7 @@ from fedmedjax.deploy.server import serve_study
 from fedmedjax.deploy.transport import checked_deadline
 from fedmedjax.experiment.command_line import parse
 from fedmedjax.runtime.cli import set_up
+from fedmedjax.runtime.phrases import many
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.lock import check_free
 from fedmedjax.types import InputError
@@ -52,7 +53,7 @@ def _serve(config: Path, grid: Grid, given: Mapping[str, Any]) -> None:
   _wait_until_free(workdir)
   finished = serve_study(
     settings, workdir, lambda names, limit: Flower(grid, limit), reporter, deadline)
-  reporter.say(f'{workdir}: {finished.summary["rounds"]} rounds are done')
+  reporter.say(f'{workdir}: {many(finished.summary["rounds"], "round")} done')
   reporter.repeat_warnings()
 
 

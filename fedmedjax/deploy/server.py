@@ -66,13 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f'--{name} is missing')
     deadline = checked_deadline(values.deadline, '--deadline')
     from fedmedjax.deploy.folder import Folder
+    from fedmedjax.runtime.phrases import many
     from fedmedjax.runtime.progress import Reporter
     set_up()
     reporter = Reporter()
     finished = serve_study(
       config, Path(values.workdir), lambda names, limit: Folder(Path(values.folder), limit),
       reporter, deadline)
-    reporter.say(f'{values.workdir}: {finished.summary["rounds"]} rounds are done')
+    reporter.say(f'{values.workdir}: {many(finished.summary["rounds"], "round")} done')
     reporter.repeat_warnings()
 
   return guarded(body)

@@ -41,6 +41,7 @@ from fedmedjax.experiment.undeployed import EXAMPLES
 from fedmedjax.fed import apart, wire
 from fedmedjax.fed.round import own_adapter
 from fedmedjax.fed.types import SiteState, Validation
+from fedmedjax.runtime.phrases import many
 from fedmedjax.types import InputError
 
 
@@ -168,7 +169,7 @@ class SiteService:
     batches, mask = schedules.round_arrays(planned.schedule, message.round, [index], [count])
     key = jax.random.wrap_key_data(
       jnp.asarray(array_of(message, 'header', 'key', (2,), np.uint32)))
-    self._say(f'round {message.round + 1}: trains {count} steps')
+    self._say(f'round {message.round + 1}: trains {many(count, "step")}')
     learnt, after = self._trained(
       planned.schedule, view(anchor, changed), study.trainable.base, before, batches, mask,
       np.int32(index), key)
@@ -184,7 +185,7 @@ class SiteService:
     told = told_of_round(self.policy, study, planned.schedule, message.round, count, learnt)
     answer = self._answered(message, told.counts, arrays | told.arrays, told.numbers)
     self._memory.keep(data, message.round, changed, used, anchor, after, answer)
-    self._say(f'round {message.round + 1}: {count} steps, {len(answer)} bytes sent')
+    self._say(f'round {message.round + 1}: {many(count, "step")}, {many(len(answer), "byte")} sent')
     return answer
 
   def _trained(self, schedule: Schedule, *inputs) -> tuple[apart.Learnt, SiteState]:
@@ -236,7 +237,7 @@ class SiteService:
     name = wire.name_of('query', 'losses')
     if want == 'peer':
       name, losses = wire.name_of('header', 'peer_loss'), losses.mean(axis=1)
-    self._say(f'round {message.round + 1}: {count} adapters judged')
+    self._say(f'round {message.round + 1}: {many(count, "adapter")} judged')
     return self._answered(message, {}, {name: losses}, {'losses': losses})
 
   def _once(self, key: Any, schedule: Schedule, build: Callable) -> Callable:

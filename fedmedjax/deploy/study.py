@@ -26,6 +26,7 @@ from fedmedjax.fed.round import own_adapter
 from fedmedjax.fed.sharing import shares_all
 from fedmedjax.fed.types import FedState
 from fedmedjax.runtime import signals
+from fedmedjax.runtime.phrases import many
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import checkpoint, files, lock
 from fedmedjax.types import InputError
@@ -70,8 +71,8 @@ def run_study(
   held = checkpoint.latest_round(workdir / CHECKPOINTS)
   if held > study.options.rounds:
     raise InputError(
-      f'--workdir={workdir}: holds {held} rounds, config.fed.rounds={study.options.rounds}; ask '
-      'for as many or more')
+      f'--workdir={workdir}: holds {many(held, "round")}, '
+      f'config.fed.rounds={study.options.rounds}; ask for as many or more')
   workdir.mkdir(parents=True, exist_ok=True)
   with lock.locked(workdir, reporter.warn):
     files.claim(workdir, dict(settings))
@@ -248,7 +249,8 @@ def _sentence(line: dict, study: ServerStudy) -> str:
   losses = [np.nan if loss is None and steps else loss for loss, steps in zip(
     line.get('train_loss', ()), line['steps'], strict=False)]
   return round_sentence(
-    line | {'train_loss': losses}, study.options.rounds, study.options.signal)
+    line | {'train_loss': losses}, study.options.rounds, study.options.signal,
+    'fed.aggregator=' in ' '.join(study.options.own_parts))
 
 
 def _described(message: Message) -> Described | Missing:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fedmedjax.model.llama import REMAT
+from fedmedjax.runtime.phrases import many
 
 # Values of config.fed.chunk and config.model.remat that leave the choice to `train/memory.py`.
 AUTO_CHUNK, AUTO_REMAT = -1, 'auto'
@@ -19,7 +20,8 @@ class Execution(NamedTuple):
   remat: str   # a key of REMAT, whose order is from most memory to least
 
   def __str__(self) -> str:
-    return f"{self.chunk or 'all'} site(s) at once, remat {self.remat}"
+    sites = many(self.chunk, 'site') if self.chunk else 'all sites'
+    return f'{sites} at once, remat {self.remat}'
 
 
 def executions(

@@ -13,6 +13,7 @@ from fedmedjax.experiment.types import Study
 from fedmedjax.fed.participation import Participation
 from fedmedjax.fed.sharing import shared_part
 from fedmedjax.fed.types import RoundMetrics
+from fedmedjax.runtime.phrases import duration, many
 from fedmedjax.store.files import plain
 
 # The server's step may differ from the aggregate by rounding only (docs/methods.md, section 8).
@@ -27,8 +28,8 @@ _RISE, _RISE_NATS = 0.25, 0.1
 _SPREAD = 0.5
 # What a round's sentence says of a site's validation loss, by config.fed.signal.
 _SIGNALS = {
-  'answer': ', {:.2f} nats an answer', 'peer': ', judged {:+.2f} nats an answer',
-  'loo': ', {:+.2f} nats an answer', 'grad': ', {:+.2f} nats an answer'}
+  'answer': '{:.2f} nats an answer', 'peer': 'judged {:+.2f} nats an answer',
+  'loo': '{:+.2f} nats an answer', 'grad': '{:+.2f} nats an answer'}
 
 
 def participant_names(study: Study) -> tuple[str, ...]:
@@ -210,21 +211,31 @@ def _has_risen(first: float, before: int, now: float, after: int) -> bool:
   return now > max((1 + max(_RISE, noise)) * first, first + _RISE_NATS)
 
 
-def round_sentence(line: dict, rounds: int, signal: str = '') -> str:
-  """The sentence that is printed after a round; `signal` is that of `Options`."""
+def round_sentence(line: dict, rounds: int, signal: str = '', own_aggregator: bool = False) -> str:
+  """The sentence that is printed after a round.
+
+  Args:
+    line: of the round.
+    rounds: of the run.
+    signal: that of `Options`.
+    own_aggregator: whether a user's aggregator weighs the sites, in a way that is not known.
+  """
   head = f'round {line["round"]}/{rounds}'
   if line.get('skipped'):
     why = 'has a finite loss and update' if line.get('quarantined') else 'sent anything'
     return f'{head}: skipped, none of its {len(line["sites"])} sites {why}'
+  took = f'{duration(line["seconds"])}, ' if line.get('seconds') else ''
   if 'privacy' in line:
-    return f'{head}: {len(line["sites"])} sites, {line["local_steps"]} steps, losses stay there'
-  form = _SIGNALS.get(signal)
-  parts = [
-    f'{name} sent nothing' if loss is None else f'{name} {loss:.3f} (weight {weight:.2f}' + (
-      '' if form is None or value is None else form.format(value)) + ')'
-    for name, loss, weight, value in zip(
-      line['sites'], line['train_loss'], line['weights'], line['validation_loss'], strict=True)]
-  return f'{head}: mean training loss ' + _first_few(parts)
+    return (f'{head}: {took}{many(len(line["sites"]), "site")}, '
+            f'{many(line["local_steps"], "step")}, losses stay there')
+  form, parts = _SIGNALS.get(signal), []
+  for name, loss, weight, value in zip(
+      line['sites'], line['train_loss'], line['weights'], line['validation_loss'], strict=True):
+    beside = ([] if own_aggregator else [f'weight {weight:.2f}']) + (
+      [] if form is None or value is None else [form.format(value)])
+    parts.append(f'{name} sent nothing' if loss is None else f'{name} {loss:.3f}' + (
+      f' ({", ".join(beside)})' if beside else ''))
+  return f'{head}: {took}mean training loss ' + _first_few(parts)
 
 
 def _first_few(parts: Sequence[str]) -> str:

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.table import Table
+
 from fedmedjax.data.sentences import split_sentences
 from fedmedjax.data.tasks import Asked
 from fedmedjax.experiment import matmul
@@ -38,6 +40,7 @@ from fedmedjax.predict.records import (
   write_lists,
 )
 from fedmedjax.predict.trained import Trained
+from fedmedjax.runtime.phrases import many
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store.files import check_place, file_checksums, read_json, write_json, write_text
 from fedmedjax.store.lock import check_free, locked
@@ -46,6 +49,7 @@ from fedmedjax.types import InputError, Schema
 _SETTINGS = 'predict.json'
 _BEFORE = {matmul.KEY: matmul.WIDE}  # what it lacks where an older version wrote it
 _LISTED = 8          # most names in a printed line
+_SHOWN = 20          # most spans that are printed
 
 
 def annotate_folder(
@@ -89,10 +93,14 @@ def annotate_folder(
         'adapter_folder': str(trained.adapter), 'model.path': trained.settings['model.path']})
       records = _carried_out(
         annotator, plan, notes, output, form, settings['asked'], trained.schema, reporter)
+  # Words of notes are shown to who sits there, and never end up in a file of what was printed.
+  if reporter.console.is_terminal and (table := _span_table(records)):
+    reporter.say(table)
   for line in _outcome(records, plan, output, form):
     reporter.say(line)
   if not records:
-    raise RuntimeError(f'none of {len(notes.skipped)} notes could be read, see {output / SKIPPED}')
+    raise RuntimeError(
+      f'no note could be read, {len(notes.skipped)} skipped, see {output / SKIPPED}')
 
 
 class _Plan(NamedTuple):
@@ -235,6 +243,20 @@ def _carried_out(
   return records
 
 
+def _span_table(records: dict[str, dict]) -> Table | None:
+  """What was found, where a screen has room for it."""
+  found = [(file, one) for file, record in records.items() for one in record['entities']]
+  if not 0 < len(found) <= _SHOWN:
+    return None
+  table = Table(title='Found, and checked by nobody')
+  for name in ('note', 'characters', 'type', 'words'):
+    table.add_column(name, overflow='fold')
+  for file, one in found:
+    table.add_row(*(word if word.isprintable() else ascii(word) for word in (
+      file, f'{one["start"]}-{one["end"]}', one['type'], ' '.join(one['text'].split()))))
+  return table
+
+
 def _outcome(records: dict[str, dict], plan: _Plan, output: Path, form: str) -> Iterator[str]:
   """The lines that are printed at the end."""
   def total(key: str) -> int:
@@ -243,12 +265,15 @@ def _outcome(records: dict[str, dict], plan: _Plan, output: Path, form: str) -> 
   entities, relations = (
     sum(len(record[key]) for record in records.values()) for key in ('entities', 'relations'))
   place = output / (form if FORMS[form].files('') or FORMS[form].joint else RECORDS)
-  before = f', {len(plan.kept)} of them from before' if plan.kept else ''
+  before = '' if not plan.kept else ', from before' if len(plan.kept) == len(records) else (
+    f', {len(plan.kept)} of them from before')
   yield (
-    f'{len(records)} notes in {place}{before}: {total("sentences")} sentences, {entities} spans, '
-    f'{relations} relations; unreadable answers {total("unreadable")} of {total("answers")}')
-  if total('cut'):
-    yield f'{total("cut")} sentences were too long and were asked about in pieces'
+    f'{many(len(records), "note")} in {place}{before}: {many(total("sentences"), "sentence")}, '
+    f'{many(entities, "span")}, {many(relations, "relation")}; unreadable answers '
+    f'{total("unreadable")} of {total("answers")}')
+  if cut := total('cut'):
+    yield (f'{many(cut, "sentence")} {"was" if cut == 1 else "were"} too long and '
+           f'{"was" if cut == 1 else "were"} asked about in pieces')
   if plan.skipped:
     names = [name if name.isprintable() else ascii(name) for name in sorted(plan.skipped)]
     more = f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''

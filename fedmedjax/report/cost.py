@@ -11,6 +11,7 @@ from fedmedjax.report.rates import rates
 from fedmedjax.report.runs import Run, tested
 from fedmedjax.report.scores import mean_score, measured, number, score_at
 from fedmedjax.report.svg import SERIES
+from fedmedjax.runtime.phrases import duration
 
 
 def megabytes(summary: dict) -> float:
@@ -157,13 +158,6 @@ def _api_table(runs: Sequence[Run]) -> Table:
       count(api['failed'])] for run in runs for api in [run.summary['api']]])
 
 
-def duration(seconds: float) -> str:
-  """Seconds as text: '90 s', '45 min', '3.2 h'."""
-  if seconds < 120:
-    return f'{seconds:.0f} s'
-  return f'{seconds / 60:.0f} min' if seconds < 7200 else f'{seconds / 3600:.1f} h'
-
-
 def key_figures(run: Run) -> Figures:
   """The key figures at the top of the page of a single run."""
   inside, outside = tested([run])
@@ -193,4 +187,4 @@ def key_figures(run: Run) -> Figures:
   if s.get('adapter_parameters'):
     entries.append((f'{s["adapter_parameters"]:,}', 'trained parameters, ' + format(
       s['adapter_parameters'] / s['base_parameters'], '.2%') + ' of the model\'s'))
-  return Figures([*entries, (duration(s['wall_seconds']), 'in all')])
+  return Figures([*entries, (duration(s['wall_seconds']), 'of training and evaluation')])

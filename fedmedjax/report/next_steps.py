@@ -6,6 +6,10 @@ from pathlib import Path
 
 from fedmedjax.report.html import FILE
 from fedmedjax.report.measures import asks_text
+from fedmedjax.runtime.phrases import many
+
+# Of so few rounds nobody should take what an adapter finds for what the method can do.
+_FEW, _MORE = 2, 10
 
 
 def next_steps(workdir: Path, summary: dict, learner: str, arguments: Sequence[str]) -> list[str]:
@@ -36,6 +40,12 @@ def next_steps(workdir: Path, summary: dict, learner: str, arguments: Sequence[s
         f'--workdir={_beside(workdir, "trained")}']))]
   else:
     lines += _adapter_lines(workdir, summary)
+    if summary['rounds'] <= _FEW and any('ner' in tasks for tasks in summary['scores'].values()):
+      lines += [('longer', (
+        f'{many(summary["rounds"], "round")} of training only show how it works: much that it '
+        'finds is wrong. More rounds: ') + _command([
+          'fedmedjax.main', *_without(arguments, 'fed.rounds'), f'--config.fed.rounds={_MORE}',
+          f'--workdir={_beside(workdir, "longer")}']))]
   lines.append(('compare', _command(compare)))
   width = max(len(name) for name, _ in lines)
   return ['Next:', *(f'  {name:<{width}}  {text}' for name, text in lines)]
@@ -71,4 +81,8 @@ def _beside(workdir: Path, name: str) -> Path:
 
 def _without_preset(arguments: Sequence[str]) -> list[str]:
   """The configuration without its row of presets, which other commands choose themselves."""
-  return [word for word in arguments if not word.startswith('--config.fed.preset=')]
+  return _without(arguments, 'fed.preset')
+
+
+def _without(arguments: Sequence[str], key: str) -> list[str]:
+  return [word for word in arguments if not word.startswith(f'--config.{key}=')]

@@ -41,13 +41,13 @@ from fedmedjax.report.sweep_words import (
   done_runs,
   failures,
   first_sentence,
-  many,
   named,
   p_value,
   scores_of,
   status_line,
   words,
 )
+from fedmedjax.runtime.phrases import many
 from fedmedjax.store import files
 from fedmedjax.store.results import PROGRAM, SWEEP
 from fedmedjax.types import InputError

@@ -12,6 +12,7 @@ from fedmedjax.report.sweep_runs import (
   SweepRun,
   over_seeds,
 )
+from fedmedjax.runtime.phrases import many
 
 # Most names of runs in a warning.
 _NAMES = 12
@@ -88,11 +89,6 @@ def first_sentence(sweep: Sweep, baseline: str, compared: Sequence[Difference]) 
 def p_value(value: float) -> str:
   """'= 0.012', or '< 0.001'."""
   return '< 0.001' if value < 0.001 else f'= {value:.2g}'
-
-
-def many(count: int, what: str) -> str:
-  """'1 run', '2 runs'."""
-  return f'{count} {what}{"s" * (count != 1)}'
 
 
 def done_runs(sweep: Sweep) -> list[SweepRun]:

@@ -21,6 +21,7 @@ from fedmedjax.report.text_tables import (
   with_mean,
 )
 from fedmedjax.report.warnings import is_unreadable
+from fedmedjax.runtime.phrases import duration, many
 from fedmedjax.runtime.progress import Reporter
 
 # Sites of a partition that the table lists.
@@ -172,11 +173,12 @@ def cost_lines(summary: dict) -> list[str]:
       f'{summary["bytes_down"] / 1e6:,.1f}); the full model would be {full / 1e6:,.1f} MB: '
       f'{1 - sent / full:.2%} less')
   if summary['simulated_seconds']:
-    lines.append(f'{summary["simulated_seconds"]:,.0f} s in all on the simulated sites')
+    lines.append(f'{duration(summary["simulated_seconds"])} in all on the simulated sites')
   lines += filter(None, [_answers(summary)])
   speed, predicted = summary['examples_per_second'], summary.get('predicted_peak_bytes')
   lines.append(
-    f'{summary["wall_seconds"]:.0f} s in all, {summary["compile_seconds"]:.0f} s of it compiling'
+    f'{duration(summary["wall_seconds"])} of training and evaluation, '
+    f'{duration(summary["compile_seconds"])} of it compiling'
     + (f', {speed:.2f} training examples/s' if speed else '')
     + f', peak memory {summary["peak_memory_bytes"] / 2**30:.1f} GiB'
     + (f' ({predicted / 2**30:.1f} predicted)' if predicted else ''))
@@ -203,12 +205,12 @@ def api_lines(summary: dict) -> list[str]:
   read, written = ('?' if api[f'{way}_tokens'] is None else f'{api[f"{way}_tokens"]:,}'
                    for way in ('input', 'output'))
   lines = [
-    f'{api["answers"]} questions, {api["shots"]} solved examples before each; {api["cached"]} '
-    f'answered from the cache, {api["requests"]} requests',
+    f'{many(api["answers"], "question")}, {many(api["shots"], "solved example")} before each; '
+    f'{api["cached"]} answered from the cache, {many(api["requests"], "request")}',
     f'{read} tokens read, {written} written'
     + ('' if api['usd'] is None else f': {api["usd"]:.4f} USD')
     + ('; the endpoint did not count them all' if '?' in (read, written) else ''),
-    '; '.join(filter(None, (_answers(summary), f'{summary["wall_seconds"]:.0f} s')))]
+    '; '.join(filter(None, (_answers(summary), duration(summary['wall_seconds']))))]
   if api['failed']:
     lines.append(
       f'warning: {api["failed"]} questions have no answer and score nothing, the first for: '

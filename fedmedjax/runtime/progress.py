@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedmedjax.runtime.notebook import Block
+from fedmedjax.runtime.phrases import duration
 from fedmedjax.runtime.processes import ALONE, Processes
 
 # Seconds between two lines of a task when the output goes to a file. A task that advances by the
@@ -19,6 +20,8 @@ from fedmedjax.runtime.processes import ALONE, Processes
 _QUIET, _LINES = 10.0, 20
 # Seconds between two moves of a bar that advances by the clock, and the share at which it waits.
 _TICK, _NEARLY = 1.0, 0.99
+# Lines that people see at once of an output that is no terminal.
+_SCREEN = 40
 
 
 class Forecast(NamedTuple):
@@ -48,6 +51,8 @@ class Reporter:
       width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, quiet=quiet)
     self._follow = follow
     self.warnings: list[str] = []  # each once, in the order of their first time
+    # Lines said so far, and where among them each warning was said the last time.
+    self._lines, self._warned = 0, dict[str, int]()
     self._bars = Progress(
       TextColumn('{task.description:<34}', markup=False), BarColumn(bar_width=24),
       TextColumn('{task.fields[count]}'), TimeElapsedColumn(), TextColumn('{task.fields[left]}'),
@@ -66,15 +71,21 @@ class Reporter:
     if text not in self.warnings:
       self.warnings.append(text)
     self.say(f'warning: {text}')
+    self._warned[text] = self._lines
 
   def repeat_warnings(self) -> None:
-    """Says every warning once more: the last screen is what people see of a long run."""
-    if self.warnings:
+    """Says once more what is not on the last screen, which is what people see of a long run."""
+    screen = self.console.height if self.console.is_terminal else _SCREEN
+    above = [text for text in self.warnings if self._lines - self._warned[text] > screen]
+    if above:
       self.say('Warnings of this run, again:')
-    for text in self.warnings:
+    for text in above:
       self.say(f'warning: {text}')
 
   def _print(self, *renderables: Any, **style: Any) -> None:
+    options = self.console.options.update(markup=False)
+    for shown in renderables:
+      self._lines += len(self.console.render_lines(shown, options, pad=False))
     if self._block:
       self._block.add(*renderables, moving=self._moving(), **style)
     else:
@@ -95,8 +106,14 @@ class Reporter:
       yield self
 
   @contextmanager
-  def task(self, label: str, total: int = 1):
-    """Yields advance(count=1, note=''); safe to call from another thread."""
+  def task(self, label: str, total: int = 1, last_line: bool = True):
+    """Yields advance(count=1, note=''); safe to call from another thread.
+
+    Without `last_line` the caller itself says how long it took. A task of nothing is not shown.
+    """
+    if not total:
+      yield lambda count=1, note='': None
+      return
     lock, started = threading.Lock(), time.monotonic()
     done, last = 0, started
     bar = self._bars.add_task(label, total=total, count=f'0/{total}', left='', note='')
@@ -109,14 +126,15 @@ class Reporter:
         now = time.monotonic()
         left = (now - started) / max(done, 1) * max(total - done, 0)
         self._bars.update(
-          bar, advance=count, count=f'{done}/{total}', left=f'{spoken(left)} left', note=note)
+          bar, advance=count, count=f'{done}/{total}', left=f'{duration(left)} left', note=note)
         if self._block:
           self._block.move(self._moving())
         due = done >= total or now - last > _QUIET
         if due and self._in_file:
           last = now
           self.say_unwrapped(
-            f'{label}: {done}/{total}, {now - started:.0f} s, {left:.0f} s left {note}'.rstrip())
+            f'{label}: {done}/{total}, {duration(now - started)}, {duration(left)} left '
+            f'{note}'.rstrip())
 
     self._begin(label)
     try:
@@ -125,16 +143,16 @@ class Reporter:
     finally:
       # A finished task needs no bar, only its line.
       self._bars.update(bar, visible=False)
-      if not self._in_file:
-        self._print(f'{label}: {time.monotonic() - started:.1f} s', highlight=False)
+      if last_line and not self._in_file:
+        self._end(label, started)
 
   @contextmanager
-  def clock(self, label: str, forecast: Forecast | None = None):
+  def clock(self, label: str, forecast: Forecast | None = None, last_line: bool = True):
     """Shows a task that does not tell how far it is: what is shown advances by the clock.
 
     A thread looks at the clock once a second. It says that the time left is an estimate, stays
     below 100 % until the task ends, and ends with it. Without a forecast only the time so far is
-    shown.
+    shown. Without `last_line` the caller itself says how long it took.
     """
     started, ended = time.monotonic(), threading.Event()
     expected = forecast.seconds if forecast and 0 < forecast.seconds < math.inf else None
@@ -143,13 +161,14 @@ class Reporter:
     def show(last: float) -> float:
       """Shows the time; returns when the last line was written to a file, in seconds."""
       now = time.monotonic() - started
-      count, left, line = '', '', spoken(now)
+      count, left, line = '', '', duration(now)
       if expected:
         share = min(now / expected, _NEARLY)
         # Rounded down: nothing is done by the clock alone.
         count, note = f'{int(100 * share)} %', f'estimated {forecast.basis}'
         left = (
-          f'about {spoken(expected - now)} left' if now < expected else 'longer than expected')
+          f'about {duration(max(expected - now, 1))} left' if now < expected else
+          'longer than expected')
         line = f'{line}, {left} ({count}, {note})'
         self._bars.update(bar, completed=share * expected, count=count, left=left, note=note)
       if self._block:
@@ -177,12 +196,19 @@ class Reporter:
       ended.set()
       thread.join()
       self._bars.update(bar, visible=False)
-      self._print(f'{label}: {time.monotonic() - started:.1f} s', highlight=False)
+      if last_line:
+        self._end(label, started)
 
   @property
   def _in_file(self) -> bool:
     """A file has no bars: it gets a line at the start, now and then, and at the end."""
     return not self.console.is_terminal and not self._block
+
+  def _end(self, label: str, started: float) -> None:
+    """Says how long a task took; tenths of a second matter in short ones only."""
+    seconds = time.monotonic() - started
+    self._print(
+      f'{label}: ' + (f'{seconds:.1f} s' if seconds < 10 else duration(seconds)), highlight=False)
 
   def _begin(self, label: str) -> None:
     """Shows that a task begins."""
@@ -190,10 +216,3 @@ class Reporter:
       self.say_unwrapped(f'{label} ...')
     elif self._block:
       self._block.move(self._moving())
-
-
-def spoken(seconds: float) -> str:
-  """Seconds as a sentence says them: 48 s, 12 min, 3.4 h."""
-  if seconds < 100:
-    return f'{seconds:.0f} s'
-  return f'{seconds / 60:.0f} min' if seconds < 6000 else f'{seconds / 3600:.1f} h'

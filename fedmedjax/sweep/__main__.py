@@ -1,6 +1,6 @@
 """Trains a grid of runs as few programs: every point is a run as `main` would make it.
 
-    python -m fedmedjax.sweep --config=fedmedjax:ablation --workdir=runs/sweep
+    python -m fedmedjax.sweep --config=fedmedjax:ablation --workdir=runs/rates
       --grid='fed.preset=fed_medlora,fed_medlora_peer;optim.learning_rate=5e-3,1e-2;seed=0..9'
     python -m fedmedjax.sweep --config=fedmedjax:ablation --workdir=runs/search --latin=32
       --grid='optim.learning_rate=1e-3~1e-1;seed=0..2' [--halving=3,6 --keep=0.5]
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise InputError('--workdir is missing: name a folder, such as --workdir=runs/sweep')
     # Imported here since they take seconds: --help and mistakes in flags are answered before.
     from fedmedjax.experiment.config import leaves
+    from fedmedjax.runtime.phrases import many
     from fedmedjax.runtime.progress import Reporter
     from fedmedjax.store.results import PROGRAM
     from fedmedjax.sweep.grid import points, read_grid
@@ -86,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     reporter.repeat_warnings()
     if counts[FAILED]:
       raise RuntimeError(
-        f'{counts[FAILED]} of {counts.total()} runs; {Path(values.workdir) / FILE} says why, and '
-        'the same command tries them again')
+        f'{counts[FAILED]} of {many(counts.total(), "run")}; {Path(values.workdir) / FILE} says '
+        'why, and the same command tries them again')
 
   return guarded(body)
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from fedmedjax.experiment import matmul
 from fedmedjax.experiment.config import leaves
 from fedmedjax.report import sweep_page
+from fedmedjax.runtime.phrases import many
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, results, trackers
 from fedmedjax.store.lock import locked
@@ -22,6 +23,7 @@ from fedmedjax.sweep import training
 from fedmedjax.sweep.batches import Batch, make_batches
 from fedmedjax.sweep.grid import Axis, NamedAxes, Point
 from fedmedjax.sweep.halving import check_halving, go_on
+from fedmedjax.sweep.outcome import score_table
 from fedmedjax.sweep.plan import say_plan
 from fedmedjax.sweep.runs import (
   DONE,
@@ -99,7 +101,7 @@ def sweep(asked: Asked, workdir: Path, reporter: Reporter) -> Counter:
     finally:
       record.write()
     _results(workdir, reporter)
-  return _said(runs, record, reporter)
+  return _said(runs, record, workdir, reporter)
 
 
 def _cores() -> int:
@@ -176,11 +178,15 @@ def _work(
       raise
 
 
-def _said(runs: Sequence[Run], record: Record, reporter: Reporter) -> Counter:
-  """Says what became of the runs -> {status: how many}."""
+def _said(
+  runs: Sequence[Run], record: Record, workdir: Path, reporter: Reporter
+) -> Counter:
+  """Says what became of the runs, and what they reached -> {status: how many}."""
   counts = Counter(record.status(run.name) for run in runs)
-  reporter.say(', '.join(f'{counts[status]} {status}' for status in (
-    DONE, STOPPED, FAILED, WAITING) if counts[status]))
+  if table := score_table(workdir):
+    reporter.say(table)
+  reporter.say(f'{many(len(runs), "run")}: ' + ', '.join(
+    f'{counts[status]} {status}' for status in (DONE, STOPPED, FAILED, WAITING) if counts[status]))
   mine = {run.name for run in runs}
   for name, error in list(record.errors().items()):
     if name in mine:

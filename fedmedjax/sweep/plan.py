@@ -9,7 +9,8 @@ from rich.table import Table
 from fedmedjax import tree
 from fedmedjax.experiment.types import Study
 from fedmedjax.runtime import device
-from fedmedjax.runtime.progress import Reporter, spoken
+from fedmedjax.runtime.phrases import duration, many
+from fedmedjax.runtime.progress import Reporter
 from fedmedjax.sweep.batches import programs
 from fedmedjax.sweep.grid import Point
 from fedmedjax.sweep.runs import Run, data_key
@@ -20,6 +21,8 @@ from fedmedjax.train.estimates import estimate
 from fedmedjax.train.memory import SHARE, Plan
 from fedmedjax.types import InputError
 
+# An estimate of fewer seconds is left out: what it does not count, such as compiling, takes longer.
+_COMPILING = 10.0
 # Names of methods that a row of the table has room for.
 _NAMED = 3
 
@@ -76,19 +79,27 @@ def say_plan(
       str(len(waiting)), str(batch if waiting else 0),
       f'{needs.memory / 2**20:,.1f}' if needs else '',
       f'{needs.seconds:.2g}' if needs and needs.seconds else '')
+  counted = f'{many(len(runs), "run")}, {len(pending)} left'
+  if not pending:
+    reporter.say(counted)
+    return
   reporter.say(table)
   limit = device.limit()
   total = base + parallel * memory
-  reporter.say(
-    f'{len(runs)} runs, {len(pending)} left, in {sum(map(bool, left))} programs and '
-    f'{len(left.get("", ()))} runs one by one; {parallel} batch(es) at a time; about '
-    f'{total / 2**30:.2f} GiB beside what is held now, of {limit / 2**30:.1f}; steps and answers '
-    f'take about {spoken(seconds / parallel)} by their matrix products, compiling and files not '
-    'counted')
+  together, alone = sum(map(bool, left)), len(left.get('', ()))
+  parts = [many(together, 'program')] * bool(together) + [
+    f'{many(alone, "run")} one by one'] * bool(alone)
+  said = [
+    f'{counted}, in {" and ".join(parts)}, {parallel} at a time',
+    f'about {total / 2**30:.2f} GiB beside what is held now, of {limit / 2**30:.1f} GiB']
+  if seconds / parallel > _COMPILING:
+    said.append(f'steps and answers take about {duration(seconds / parallel)} by their matrix '
+                'products, compiling and files not counted')
+  reporter.say('; '.join(said))
   if total > SHARE * limit:
     reporter.warn(
-      f'{total / 2**30:.2f} GiB are more than {SHARE:.0%} of {limit / 2**30:.1f}: lower --runs or '
-      '--parallel')
+      f'{total / 2**30:.2f} GiB are more than {SHARE:.0%} of {limit / 2**30:.1f} GiB: lower '
+      '--runs or --parallel')
 
 
 def _check_notes(pending: Sequence[Run], sources: Sources, reporter: Reporter) -> None:

@@ -12,6 +12,7 @@ from fedmedjax.experiment.config import leaves
 from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.types import Study
 from fedmedjax.report.terminal import site_table
+from fedmedjax.runtime.phrases import many
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import checkpoint, files, trackers
 from fedmedjax.train import loop, memory
@@ -46,14 +47,17 @@ def dry_run(config: ConfigDict, workdir: Path | None, reporter: Reporter) -> Non
     # Shown even when all rounds are done.
     plan = loop.planned(study, None, reporter)
     reporter.say(_memory_table(plan))
+    # The most of the table: the line of a run, whose number its summary has, too.
+    reporter.say(str(plan))
     with reporter.task('timing a product') as advance:
       duration = expected(study, plan, loop.first_inputs(study), done)
       advance()
     reporter.say(str(duration))
   device = jax.devices()[0]
   reporter.say(
-    f'{len(jax.devices())} device(s), {device.platform} {device.device_kind}; {done} of '
-    f'{study.options.rounds} rounds are done. Nothing was written.')
+    f'{many(len(jax.devices()), "device")}, '
+    + ' '.join(dict.fromkeys((device.platform, device.device_kind)))
+    + f'; {done} of {study.options.rounds} rounds are done. Nothing was written.')
 
 
 def planned(study: Study) -> list[dict]:

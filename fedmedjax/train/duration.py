@@ -20,7 +20,7 @@ from fedmedjax.experiment.execution import sites_at_once
 from fedmedjax.experiment.round_log import participant_names
 from fedmedjax.experiment.types import Study
 from fedmedjax.fed.dual import side_by_side
-from fedmedjax.runtime.progress import spoken
+from fedmedjax.runtime.phrases import duration
 from fedmedjax.train.flop import Product, product_rate, products
 from fedmedjax.train.memory import Plan
 from fedmedjax.train.scoring import fewer
@@ -41,13 +41,13 @@ class Duration(NamedTuple):
   rate: float        # FLOP a second of it
 
   def __str__(self) -> str:
-    said = [f'{spoken(self.decoding)} of decoding']
+    said = [f'{duration(self.decoding)} of decoding']
     if self.rounds:
       mean = sum(self.rounds) / len(self.rounds)
-      said = [f'{spoken(mean)} a round', f'{spoken(sum(self.rounds))} of rounds', *said]
+      said = [f'{duration(mean)} a round', f'{duration(sum(self.rounds))} of rounds', *said]
     rows, inner, columns, dtype = self.product
     return (
-      f'time: about {", ".join(said)}: {spoken(sum(self.rounds) + self.decoding)} in all without '
+      f'time: about {", ".join(said)}: {duration(sum(self.rounds) + self.decoding)} in all without '
       f'compiling ({self.flop:.1e} FLOP a round; products [{rows}, {inner}] x [{inner}, {columns}] '
       f'of {dtype} run at {self.rate / 1e9:,.0f} GFLOP/s here now)')
 

@@ -100,7 +100,8 @@ def train(
     once(files.write_lines, workdir / METRICS, lines)
     spent.append(time.monotonic() - begun)
     once(tracker.add, lines)
-    reporter.say(round_sentence(lines[-1], options.rounds, options.signal))
+    reporter.say(round_sentence(
+      lines[-1], options.rounds, options.signal, 'fed.aggregator=' in ' '.join(options.own_parts)))
 
   saving = Future()
   saving.set_result(None)

@@ -34,14 +34,17 @@ class StepDisplay:
 def shown(
   study: Study, reporter: Reporter, display: StepDisplay, line: dict, forecast: Forecast | None
 ) -> Iterator[None]:
-  """Shows the progress of a round while this is open; `line` is the part known before it."""
+  """Shows the progress of a round while this is open; `line` is the part known before it.
+
+  How long it took is said in its sentence, see `round_log.round_sentence`.
+  """
   label = f'round {line["round"]}/{study.options.rounds}'
   if not study.options.steps:
-    with reporter.clock(label, forecast):
+    with reporter.clock(label, forecast, last_line=False):
       yield
     return
   display.names = participant_names(study)
-  with reporter.task(label, line['local_steps']) as display.advance:
+  with reporter.task(label, line['local_steps'], last_line=False) as display.advance:
     yield
 
 

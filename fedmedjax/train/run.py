@@ -30,6 +30,7 @@ from fedmedjax.report.text_tables import is_of_rows
 from fedmedjax.report.warnings import warnings
 from fedmedjax.runtime import device
 from fedmedjax.runtime.cli import versions
+from fedmedjax.runtime.phrases import many
 from fedmedjax.runtime.processes import ALONE, Processes
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, secret, trackers, words
@@ -182,8 +183,8 @@ def check_continued(
   held = latest_round(workdir / CHECKPOINTS)
   if held > rounds:
     raise InputError(
-      f'--workdir={workdir}: holds {held} rounds, config.fed.rounds={rounds}; ask for as many '
-      'or more')
+      f'--workdir={workdir}: holds {many(held, "round")}, config.fed.rounds={rounds}; ask for as '
+      'many or more')
   check_free(workdir)
   return finished
 

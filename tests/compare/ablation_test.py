@@ -36,7 +36,7 @@ def run_rows(folder):
     key=lambda row: (row['setting'], row['preset'], row['seed']))
 
 
-def test_it_resumes_and_names_every_run_once(folder):
+def test_it_resumes_and_names_every_run_once(folder, capsys):
   rows = run_rows(folder)
   assert [(row['setting'], row['preset'], row['seed']) for row in rows] == [
     (setting, preset, seed) for setting in ('iid', 'wrong_largest')
@@ -48,6 +48,8 @@ def test_it_resumes_and_names_every_run_once(folder):
   before = (folder / 'results.jsonl').read_bytes()
   assert script.main(['ablation', f'--output={folder}', *SHRINK, *ASKED]) == 0
   assert (folder / 'results.jsonl').read_bytes() == before
+  # Nothing is missing, so nothing is shown to be run.
+  assert 'ablation ...' not in capsys.readouterr().out
   table = (folder / 'table.md').read_text()
   assert f'| fed_medlora | {np.mean([rows[0]["f1"], rows[1]["f1"]]):.3f} ± ' in table
   assert '| method | IID | largest site wrong |' in table

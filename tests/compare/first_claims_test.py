@@ -30,7 +30,7 @@ def rows():
 
 def test_differences_in_words_by_hand(rows):
   said = first_claims.sentences(rows, PRESETS, SETTINGS)
-  wrong = ablation.SETTINGS['wrong_1'].title
+  wrong = ablation.SETTINGS['wrong_1'].title.capitalize()
   assert said[:3] == [
     'IID: single_site is 5.0 points below fed_medlora [-5.9, -4.1].',
     'IID: centralised is not told apart from fed_medlora: +0.0 points [-1.2, +1.2].',

@@ -23,6 +23,8 @@ def test_a_sentence_has_the_signal_in_its_unit():
   said_of = lambda signal: round_sentence(of, 3, signal).partition('loss ')[2]  # noqa: E731
   assert said_of('') == said_of('loss') == 'a 1.000 (weight 1.00), b sent nothing'
   assert said_of('peer') == 'a 1.000 (weight 1.00, judged -2.50 nats an answer), b sent nothing'
+  assert round_sentence(of | {'seconds': 128.4}, 3, own_aggregator=True).endswith(
+    '/3: 2:08 min, mean training loss a 1.000, b sent nothing')
   unknown = of | {'validation_loss': [None, None]}
   assert round_sentence(unknown, 3, 'peer').endswith('a 1.000 (weight 1.00), b sent nothing')
 

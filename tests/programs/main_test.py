@@ -438,7 +438,7 @@ def test_a_preview_says_what_the_run_does_and_writes_nothing(
     assert f'{sum(line[key] for line in lines):,}' in out
   for key in ('bytes_up', 'bytes_down'):
     assert f'{sum(line[key] for line in lines) / 1e6:.2f}' in out
-  assert 'Memory, with 1 site(s) at once, remat products' in out
+  assert 'Memory, with 1 site at once, remat products' in out
   assert '0 of 2 rounds are done. Nothing was written' in out
   # A budget of 64 MiB, which the process itself exceeds; its key may change from run to run.
   before = fingerprint(copied)

@@ -205,7 +205,10 @@ def test_every_format_states_the_characters_of_the_file(joint, tmp_path, planted
   # Another format needs no model.
   planted.clear()
   assert predict.main(command(joint, source, out, '--format=html')) == 0
-  assert planted == [] and '4 of them from before' in ' '.join(capsys.readouterr().out.split())
+  said = ' '.join(capsys.readouterr().out.split())
+  assert planted == [] and '4 notes in' in said and ', from before: ' in said
+  # Without a terminal, no words of notes are printed.
+  assert 'Found' not in said and 'aspirin' not in said
   page = (out / 'html' / 'ward' / 'b c' / 'a.txt.html').read_text()
   assert '&lt;b&gt;rash&lt;/b&gt;</mark>' in page and '<b>' not in page
   assert 'href="../../index.html"' in page and 'data-label="negation"' in page
@@ -382,7 +385,7 @@ def test_bad_files_are_skipped_and_named(joint, tmp_path, planted, capsys):
   (alone / 'latin.txt').write_bytes(b'\xfc')
   assert predict.main(command(joint, alone, out)) == 1
   error = capsys.readouterr().err
-  assert error.startswith('failed: none of 1 notes') and error.count('\n') == 1
+  assert error.startswith('failed: no note could be read, 1 skipped') and error.count('\n') == 1
 
 
 def test_two_notes_of_one_name_in_brat(joint, tmp_path, planted):

@@ -44,7 +44,7 @@ def test_one_adapter_for_all(tmp_path):
   workdir = tmp_path / 'my run'
   adapters(workdir, '')
   shown = steps(workdir, NER)
-  assert list(shown) == ['report', 'adapter', 'predict', 'compare']
+  assert list(shown) == ['report', 'adapter', 'predict', 'longer', 'compare']
   assert shown['report'] == str(workdir / 'report.html')
   assert shown['adapter'] == str(workdir / 'adapter')
   values = read_flags(
@@ -56,6 +56,12 @@ def test_one_adapter_for_all(tmp_path):
   assert overrides == {
     'data.sites': ('synthetic_icu',), 'eval.zero_shot': False, 'optim.learning_rate': 1e-3}
   assert config.fed.rounds == 2 and values.workdir == f'{workdir}_compare'
+  # Two rounds are a first look, which is said with the command for more; of ten nothing is.
+  told, _, command = shown['longer'].partition(': much that it finds is wrong. More rounds: ')
+  config, values, _ = parse(words(command, 'main'), define)
+  assert told == '2 rounds of training only show how it works'
+  assert config.fed.rounds == 10 and values.workdir == f'{workdir}_longer'
+  assert 'longer' not in steps(workdir, NER | {'rounds': 10})
 
 
 @pytest.mark.parametrize('names, chosen', [

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmedjax.runtime import notebook, progress
-from fedmedjax.runtime.progress import Forecast, Reporter, spoken
+from fedmedjax.runtime.phrases import duration, many
+from fedmedjax.runtime.progress import Forecast, Reporter
 
 _WORDS = '[/b] [seed=1] :pill: x'
 
@@ -46,8 +47,15 @@ def test_warnings_are_said_again_once_each():
   for text in ('site a is left out', 'the lock is old', 'site a is left out'):
     reporter.warn(text)
   reporter.say('scores')
+  reporter.repeat_warnings()  # not yet: all are on the screen
+  before = len(reporter.console.file.getvalue().splitlines())
+  for _ in range(40):
+    reporter.say('a line')
+  reporter.warn('just now')
   reporter.repeat_warnings()
   said = reporter.console.file.getvalue().splitlines()
+  assert before == 4
+  del said[before:before + 41]
   assert said[:4] == [
     'warning: site a is left out', 'warning: the lock is old', 'warning: site a is left out',
     'scores']
@@ -149,17 +157,17 @@ def test_a_file_is_told_the_time_left_by_the_clock(at):
     assert reporter.console.file.getvalue() == 'round 2/9 ...\n'
     assert said(19.0, wait=0.05) == ''
     assert said(30.5) == (
-      'round 2/9: 30 s, about 6 min left (7 %, estimated from the rounds before)')
+      'round 2/9: 30 s, about 6:10 min left (7 %, estimated from the rounds before)')
     assert said(49.0, wait=0.05) == ''
     assert said(330.0) == (
-      'round 2/9: 6 min, about 70 s left (82 %, estimated from the rounds before)')
+      'round 2/9: 5:30 min, about 1:10 min left (82 %, estimated from the rounds before)')
     assert said(399.9) == (
-      'round 2/9: 7 min, about 0 s left (99 %, estimated from the rounds before)')
+      'round 2/9: 6:40 min, about 1 s left (99 %, estimated from the rounds before)')
     assert said(500.0) == (
-      'round 2/9: 8 min, longer than expected (99 %, estimated from the rounds before)')
+      'round 2/9: 8:20 min, longer than expected (99 %, estimated from the rounds before)')
     # Beyond what was expected, a line each twentieth of the time so far: 526 - 500 < 526 / 20.
-    assert said(526.0, wait=0.05) == '' and said(527.0).startswith('round 2/9: 9 min, longer')
-  assert reporter.console.file.getvalue().endswith('\nround 2/9: 527.0 s\n')
+    assert said(526.0, wait=0.05) == '' and said(527.0).startswith('round 2/9: 8:47 min, longer')
+  assert reporter.console.file.getvalue().endswith('\nround 2/9: 8:47 min\n')
 
 
 @pytest.mark.parametrize('forecast', [
@@ -180,8 +188,8 @@ def test_the_bar_of_a_terminal_says_that_it_is_an_estimate(at, monkeypatch):
     at(24.0, reporter, wait=0.05)
     reporter.say(reporter._bars.get_renderable())
   text = ' '.join(reporter.console.file.getvalue().split())
-  assert re.search(r'round 1/2 \S.* 24 % .* about 76 s left estimated from its matrix prod', text)
-  assert text.endswith('round 1/2: 24.0 s')
+  assert re.search(r'round 1/2 \S.* 24 % .* about 1:16 min left estimated from its matrix', text)
+  assert text.endswith('round 1/2: 24 s')
 
 
 @pytest.mark.parametrize('spoils', [KeyboardInterrupt, RuntimeError, None])
@@ -221,6 +229,11 @@ def test_the_clock_moves_while_a_program_computes(monkeypatch):
 
 
 @pytest.mark.parametrize('seconds, words', [
-  (0.4, '0 s'), (99.4, '99 s'), (100, '2 min'), (5999, '100 min'), (6000, '1.7 h')])
+  (0.4, '0 s'), (59.4, '59 s'), (59.6, '1:00 min'), (100, '1:40 min'), (3599.4, '59:59 min'),
+  (3600, '1:00 h'), (11_099, '3:05 h')])
 def test_seconds_as_a_sentence_says_them(seconds, words):
-  assert spoken(seconds) == words
+  assert duration(seconds) == words
+
+
+def test_one_of_a_kind_is_no_plural():
+  assert [many(count, 'note') for count in (0, 1, 1200)] == ['0 notes', '1 note', '1,200 notes']

@@ -1,5 +1,6 @@
 """A sweep through its program: its runs are those of `main`, and it goes on after a stop."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -128,7 +129,11 @@ def test_it_is_not_run_again_and_takes_another_grid(workdir, capsys):
   assert len(before) == 8 and set(statuses(workdir).values()) == {'done'}
   assert not (workdir / 'groups').exists()
   assert swept(workdir) == 0
-  assert '8 runs, 0 left' in capsys.readouterr().out and texts(workdir) == before
+  said = capsys.readouterr().out
+  assert '8 runs, 0 left\n' in said and texts(workdir) == before
+  # The end: what each method reached, over the seeds and rates.
+  assert 'Mean strict F1 of entities, over 2 seeds and 2 settings' in said
+  assert re.search(r'uniform +│ +4 │ +0\.\d{3} ', said) and '8 runs: 8 done' in said
   # One of these runs is there, by its configuration; the new one diverges, and the other is made.
   grid = '--grid=optim.learning_rate=0.03,1e30,0.02;fed.preset=uniform;seed=4'
   assert swept(workdir, grid=grid) == 1

@@ -163,6 +163,6 @@ def test_what_is_said():
   found = duration.Duration(
     (90.0, 110.0), 30.0, 1.5e13, flop.Product(416, 576, 1536, F32), 142e9)
   assert str(found) == (
-    'time: about 2 min a round, 3 min of rounds, 30 s of decoding: 4 min in all without compiling '
-    '(1.5e+13 FLOP a round; products [416, 576] x [576, 1536] of float32 run at 142 GFLOP/s here '
-    'now)')
+    'time: about 1:40 min a round, 3:20 min of rounds, 30 s of decoding: 3:50 min in all '
+    'without compiling (1.5e+13 FLOP a round; products [416, 576] x [576, 1536] of float32 run at '
+    '142 GFLOP/s here now)')

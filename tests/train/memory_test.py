@@ -209,7 +209,7 @@ def test_when_nothing_fits_the_numbers_are_told(monkeypatch):
   with pytest.raises(InputError) as error:
     memory.plan(given, inputs, QUIET)
   told = str(error.value)
-  assert told.startswith('config.fed.batch_size=6: a round needs 0.00 GiB with 1 site(s) at once')
+  assert told.startswith('config.fed.batch_size=6: a round needs 0.00 GiB with 1 site at once')
   assert '90% may be used' in told and 'config.fed.memory_gib' in told
   # The smallest only, and that for its number.
   assert compiled == [(1, 'full')] and 'config.fed.chunk' not in told

@@ -1,0 +1,61 @@
+"""The end of a sweep on the terminal: the scores of what is compared."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from fedmedjax.eval.intervals import Estimate
+from fedmedjax.report.sweep_runs import Difference, differences, over_seeds, read_sweep
+from fedmedjax.report.sweep_words import scores_of, words
+from fedmedjax.runtime.phrases import many
+
+# Most values of the compared axis that the table lists; the page has them all.
+_LISTED = 20
+
+
+def score_table(workdir: Path) -> Table | None:
+  """Mean score of each value of the compared axis, and its difference to the first one.
+
+  Args:
+    workdir: of the sweep, see `read_sweep`.
+
+  Returns:
+    None where no run is done.
+  """
+  sweep = read_sweep(workdir)
+  arms = sweep.arms
+  if not arms:
+    return None
+  shipped = sweep.measure is None or sweep.measure.shipped
+  compared = {one.arm: one for one in differences(sweep, arms[0])} if len(arms) > 1 else {}
+  table = Table(
+    title=f'Mean {words(sweep)}, over ' + many(sweep.seeds, 'seed')
+    + (f' and {many(len(sweep.settings), "setting")}' if len(sweep.settings) > 1 else ''),
+    caption='[95 % t interval over seeds]' if sweep.seeds > 1 else None)
+  table.add_column(sweep.axis or 'configuration', overflow='fold')
+  minus = [f'minus {arms[0]}' + ', in points' * shipped] if compared else []
+  for name in ('runs', 'mean', *minus):
+    table.add_column(name, justify='right')
+  for arm in arms[:_LISTED]:
+    scores = scores_of(sweep, arm)
+    table.add_row(
+      arm or 'all runs', str(len(scores)),
+      _in_words(over_seeds(scores, (0.0, 1.0) if shipped else (-np.inf, np.inf)), '.3f'),
+      *([_difference(compared.get(arm), shipped)] if compared else []))
+  if len(arms) > _LISTED:
+    table.add_row(f'and {len(arms) - _LISTED} more, see the report')
+  return table
+
+
+def _difference(found: Difference | None, shipped: bool) -> str:
+  if found is None:
+    return ''
+  return _in_words(found.estimate, '+.1f', 100.0) if shipped else _in_words(
+    found.estimate, '+.3f')
+
+
+def _in_words(found: Estimate, form: str, times: float = 1.0) -> str:
+  """'0.512 [0.487, 0.537]'; without an interval the value alone."""
+  value, low, high = (None if x is None else format(times * x, form) for x in found[:3])
+  return f'{value}' if low is None else f'{value} [{low}, {high}]'
