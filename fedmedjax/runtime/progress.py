@@ -20,6 +20,8 @@ from fedmedjax.runtime.processes import ALONE, Processes
 _QUIET, _LINES = 10.0, 20
 # Seconds between two moves of a bar that advances by the clock, and the share at which it waits.
 _TICK, _NEARLY = 1.0, 0.99
+# Share of a task from which on its pace says something of the rest.
+_TELLING = 0.02
 # Lines that people see at once of an output that is no terminal.
 _SCREEN = 40
 
@@ -124,17 +126,16 @@ class Reporter:
       with lock:
         done += count
         now = time.monotonic()
-        left = (now - started) / max(done, 1) * max(total - done, 0)
-        self._bars.update(
-          bar, advance=count, count=f'{done}/{total}', left=f'{duration(left)} left', note=note)
+        left = '' if done < _TELLING * total else (
+          f'{duration((now - started) / max(done, 1) * max(total - done, 0))} left')
+        self._bars.update(bar, advance=count, count=f'{done}/{total}', left=left, note=note)
         if self._block:
           self._block.move(self._moving())
         due = done >= total or now - last > _QUIET
         if due and self._in_file:
           last = now
-          self.say_unwrapped(
-            f'{label}: {done}/{total}, {duration(now - started)}, {duration(left)} left '
-            f'{note}'.rstrip())
+          told = ', '.join(filter(None, (f'{done}/{total}', duration(now - started), left)))
+          self.say_unwrapped(f'{label}: {told} {note}'.rstrip())
 
     self._begin(label)
     try:
