@@ -570,9 +570,9 @@ def test_compare_tabulates_every_regime_with_equal_steps(command, tmp_path, caps
     ('fed_medlora_plus', 'single_site (each its own)'), ('fed_medlora_plus', 'centralised'),
     ('fed_medlora_plus', 'fed_medlora')]
   assert all(one['sentence'] in ' '.join(out.split()) for one in found)
-  shown = (workdir / 'report.html').read_text()
-  assert all(f'<th scope="row">{regime.replace("_", "_<wbr>")}</th>' in shown
-             for regime in compare.REGIMES)
+  # Where a name may break in a narrow window is left out.
+  shown = (workdir / 'report.html').read_text().replace('<wbr>', '')
+  assert all(f'<th scope="row">{regime}</th>' in shown for regime in compare.REGIMES)
   # Size weights against size times exp(-loss): unlike.
   assert rows['fed_medlora']['site_weights'] != rows['fed_medlora_plus']['site_weights']
   with pytest.MonkeyPatch.context() as patch:
