@@ -55,7 +55,7 @@ from fedmedjax.types import InputError
 FILE = 'sweep.html'
 # Most columns of a heat map; most values of an axis that has cells rather than points; most heat
 # maps; most done runs in the table of runs.
-_ACROSS, _CELLS, _MAPS, _ROWS = 10, 40, 12, 200
+_ACROSS, _CELLS, _MAPS, _ROWS = 10, 50, 12, 200
 # Room for names of methods beside a heat map.
 _LEFT = 134
 _INTERVALS = 'With 95 % t intervals over seeds.'

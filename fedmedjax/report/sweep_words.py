@@ -15,7 +15,7 @@ from fedmedjax.report.sweep_runs import (
 from fedmedjax.runtime.phrases import many
 
 # Most names of runs in a warning.
-_NAMES = 12
+_NAMES = 3
 
 
 def failures(sweep: Sweep) -> list[str]:

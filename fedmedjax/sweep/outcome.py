@@ -29,18 +29,26 @@ def score_table(workdir: Path) -> Table | None:
     return None
   shipped = sweep.measure is None or sweep.measure.shipped
   compared = {one.arm: one for one in differences(sweep, arms[0])} if len(arms) > 1 else {}
+  counts = {arm: len(scores_of(sweep, arm)) for arm in arms}
+  caption = ['[95 % t interval over seeds]'] * (sweep.seeds > 1) + [
+    'A mean is over all runs of its row, a difference over those that both have.'
+    ] * (len({*counts.values()}) > 1)
   table = Table(
     title=f'Mean {words(sweep)}, over ' + many(sweep.seeds, 'seed')
     + (f' and {many(len(sweep.settings), "setting")}' if len(sweep.settings) > 1 else ''),
-    caption='[95 % t interval over seeds]' if sweep.seeds > 1 else None)
+    caption=' '.join(caption) or None)
   table.add_column(sweep.axis or 'configuration', overflow='fold')
   minus = [f'minus {arms[0]}' + ', in points' * shipped] if compared else []
   for name in ('runs', 'mean', *minus):
     table.add_column(name, justify='right')
+  if len(arms) > _LISTED:
+    # The first, with which others are compared, and the best of these.
+    arms = [arms[0], *sorted(arms[1:], key=lambda arm: (
+      -compared[arm].estimate.value if arm in compared else np.inf))]
   for arm in arms[:_LISTED]:
     scores = scores_of(sweep, arm)
     table.add_row(
-      arm or 'all runs', str(len(scores)),
+      arm or 'all runs', str(counts[arm]),
       _in_words(over_seeds(scores, (0.0, 1.0) if shipped else (-np.inf, np.inf)), '.3f'),
       *([_difference(compared.get(arm), shipped)] if compared else []))
   if len(arms) > _LISTED:
