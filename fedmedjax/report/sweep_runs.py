@@ -36,7 +36,7 @@ class SweepRun(NamedTuple):
 
   name: str
   overrides: Mapping[str, Any]   # {key: value}
-  status: str                    # 'done', 'failed', 'stopped' or 'waiting'
+  status: str                    # 'done', 'failed', 'refused', 'stopped' or 'waiting'
   error: str                     # of a failed one, in words
   score: float                   # mean over the in-domain sites; NaN unless it is done
   bytes: float                   # of all messages; NaN unless it is done

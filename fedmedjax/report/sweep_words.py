@@ -19,15 +19,16 @@ _NAMES = 3
 
 
 def failures(sweep: Sweep) -> list[str]:
-  """A sentence for each way in which runs failed, with their names."""
-  by_error: dict[str, list[str]] = {}
+  """A sentence for each way in which runs failed or were refused, with their names."""
+  by_error: dict[tuple[str, str], list[str]] = {}
   for run in sweep.runs:
-    if run.status == 'failed':
-      by_error.setdefault(run.error or 'no reason is known', []).append(run.name)
+    if run.status in ('failed', 'refused'):
+      reason = run.error or 'no reason is known'
+      by_error.setdefault((run.status, reason), []).append(run.name)
   return [
-    f'{many(len(names), "run")} failed ({", ".join(names[:_NAMES])}'
+    f'{many(len(names), "run")} {status} ({", ".join(names[:_NAMES])}'
     + (f' and {len(names) - _NAMES} more, see Runs' if len(names) > _NAMES else '') + f'): {error}'
-    for error, names in by_error.items()]
+    for (status, error), names in by_error.items()]
 
 
 def named(sweep: Sweep, arm: str) -> str:

@@ -22,7 +22,7 @@ from fedmedjax.sweep.grid import Axis, NamedAxes, Point, run_name
 from fedmedjax.types import InputError
 
 FILE, RUNS = 'sweep.json', 'runs'
-DONE, FAILED, STOPPED, WAITING = 'done', 'failed', 'stopped', 'waiting'
+DONE, FAILED, REFUSED, STOPPED, WAITING = 'done', 'failed', 'refused', 'stopped', 'waiting'
 # Seconds between two writings of the file while runs end one after the other.
 _PAUSE = 2.0
 # Groups of keys that notes and their tokens do not depend on, and those of `fed` they do.
@@ -232,7 +232,7 @@ class Record:
         'error': before.get('error', '') if status == WAITING else ''}
     for name, (point, why) in refused.items():
       self._runs[name] = {
-        'name': name, 'overrides': files.plain(point), 'status': FAILED, 'error': why}
+        'name': name, 'overrides': files.plain(point), 'status': REFUSED, 'error': why}
 
   def status(self, name: str) -> str:
     return self._runs[name]['status']

@@ -113,12 +113,14 @@ def test_failed_runs_are_named_and_favour_nobody(run, tmp_path):
   sweep = invent_sweep(tmp_path / 'sweep', run, GRID, score, failed)
   stored = json.loads((sweep / 'sweep.json').read_text())
   stored['runs'][0] |= {'status': 'stopped'}
+  for number in (8, 9, 10):
+    stored['runs'][number] |= {'status': 'refused', 'error': 'one rank is needed'}
   write(sweep / 'sweep.json', stored)
   path = sweep_page.write(sweep)
   page = text_of(path)
   assert '2 runs failed (run_005, run_007): RuntimeError: a &amp; &lt;b&gt;' in page
-  assert '3 runs failed (run_008, run_009, run_010): refused' in page
-  assert '12 runs: 1 stopped, 6 done, 5 failed' in page
+  assert '3 runs refused (run_008, run_009, run_010): one rank is needed' in page
+  assert '12 runs: 1 stopped, 6 done, 2 failed, 3 refused' in page
   held = read_sweep(sweep)
   b, c = differences(held, 'a')
   # Of seed 0 the setting 10 alone is left of both.
