@@ -250,7 +250,7 @@ def _sentence(line: dict, study: ServerStudy) -> str:
     line.get('train_loss', ()), line['steps'], strict=False)]
   return round_sentence(
     line | {'train_loss': losses}, study.options.rounds, study.options.signal,
-    'fed.aggregator=' in ' '.join(study.options.own_parts))
+    study.options.own_aggregator)
 
 
 def _described(message: Message) -> Described | Missing:

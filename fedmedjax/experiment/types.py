@@ -63,6 +63,11 @@ class Options(NamedTuple):
   steps: bool = False    # every local step is shown as it ends
   trackers: tuple[str, ...] = ()  # some of `store.trackers.NAMES`
 
+  @property
+  def own_aggregator(self) -> bool:
+    """Whether a user's aggregator weighs the sites."""
+    return any(part.startswith('fed.aggregator=') for part in self.own_parts)
+
 
 class DeviceShare(NamedTuple):
   """What one device holds and computes of a model, to estimate memory and time: shapes only."""

@@ -101,7 +101,7 @@ def train(
     spent.append(time.monotonic() - begun)
     once(tracker.add, lines)
     reporter.say(round_sentence(
-      lines[-1], options.rounds, options.signal, 'fed.aggregator=' in ' '.join(options.own_parts)))
+      lines[-1], options.rounds, options.signal, options.own_aggregator))
 
   saving = Future()
   saving.set_result(None)
