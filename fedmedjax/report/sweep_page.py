@@ -61,17 +61,18 @@ _LEFT = 134
 _INTERVALS = 'With 95 % t intervals over seeds.'
 
 
-def write(workdir: Path, baseline: str = '') -> Path:
+def write(workdir: Path, baseline: str = '', sweep: Sweep | None = None) -> Path:
   """Writes WORKDIR/sweep.html of a sweep that has ended, or was stopped -> its path.
 
   Args:
     workdir: of the sweep: sweep.json, and runs/NAME as `main` writes runs.
     baseline: the value that others are compared with, such as a preset; '' = the first.
+    sweep: of `read_sweep`; None = it is read here.
 
   Raises:
     InputError: sweep.json or a file of a run cannot be read, or no run has this baseline.
   """
-  sweep, stored = read_sweep(workdir), files.read_json(workdir / SWEEP)
+  sweep, stored = sweep or read_sweep(workdir), files.read_json(workdir / SWEEP)
   arms = sweep.arms
   if baseline and baseline not in arms:
     raise InputError(

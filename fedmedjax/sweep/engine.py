@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 from rich.console import Console
+from rich.table import Table
 
 from fedmedjax.experiment import matmul
 from fedmedjax.experiment.config import leaves
 from fedmedjax.report import sweep_page
+from fedmedjax.report.sweep_runs import read_sweep
 from fedmedjax.runtime.phrases import many
 from fedmedjax.runtime.progress import Reporter
 from fedmedjax.store import files, results, trackers
@@ -100,8 +102,8 @@ def sweep(asked: Asked, workdir: Path, reporter: Reporter) -> Counter:
         size, parallel, reporter)
     finally:
       record.write()
-    _results(workdir, reporter)
-  return _said(runs, record, workdir, reporter)
+    table = _results(workdir, reporter)
+  return _said(runs, record, table, reporter)
 
 
 def _cores() -> int:
@@ -109,11 +111,13 @@ def _cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def _results(workdir: Path, reporter: Reporter) -> None:
-  """Writes what is made of all runs that the folder holds: the table and the page."""
+def _results(workdir: Path, reporter: Reporter) -> Table | None:
+  """Writes what is made of all runs that the folder holds: table and page -> their scores."""
   if any(workdir.glob(f'{RUNS}/*/summary.json')):
     reporter.say_unwrapped(results.write(workdir))
-  reporter.say_unwrapped(f'report: {sweep_page.write(workdir)}')
+  found = read_sweep(workdir)
+  reporter.say_unwrapped(f'report: {sweep_page.write(workdir, sweep=found)}')
+  return score_table(found)
 
 
 def _carry_out(
@@ -179,11 +183,11 @@ def _work(
 
 
 def _said(
-  runs: Sequence[Run], record: Record, workdir: Path, reporter: Reporter
+  runs: Sequence[Run], record: Record, table: Table | None, reporter: Reporter
 ) -> Counter:
   """Says what became of the runs, and what they reached -> {status: how many}."""
   counts = Counter(record.status(run.name) for run in runs)
-  if table := score_table(workdir):
+  if table:
     reporter.say(table)
   reporter.say(f'{many(len(runs), "run")}: ' + ', '.join(
     f'{counts[status]} {status}' for status in (DONE, STOPPED, FAILED, WAITING) if counts[status]))

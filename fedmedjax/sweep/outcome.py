@@ -1,12 +1,10 @@
 """The end of a sweep on the terminal: the scores of what is compared."""
 
-from pathlib import Path
-
 import numpy as np
 from rich.table import Table
 
 from fedmedjax.eval.intervals import Estimate
-from fedmedjax.report.sweep_runs import Difference, differences, over_seeds, read_sweep
+from fedmedjax.report.sweep_runs import Difference, Sweep, differences, over_seeds
 from fedmedjax.report.sweep_words import scores_of, words
 from fedmedjax.runtime.phrases import many
 
@@ -14,16 +12,15 @@ from fedmedjax.runtime.phrases import many
 _LISTED = 20
 
 
-def score_table(workdir: Path) -> Table | None:
+def score_table(sweep: Sweep) -> Table | None:
   """Mean score of each value of the compared axis, and its difference to the first one.
 
   Args:
-    workdir: of the sweep, see `read_sweep`.
+    sweep: of `read_sweep`.
 
   Returns:
     None where no run is done.
   """
-  sweep = read_sweep(workdir)
   arms = sweep.arms
   if not arms:
     return None
