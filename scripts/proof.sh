@@ -132,7 +132,7 @@ trackers() {
   grep -v '^pillow==' constraints.txt > "$environment/constraints.txt" || return
   "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
     -c "$environment/constraints.txt" -e '.[trackers]' || return
-  tests trackers -m slow tests/store/real_trackers_test.py
+  FEDMEDJAX_REQUIRE_TRACKERS=1 tests trackers -m slow tests/store/real_trackers_test.py
 }
 
 # The quick start's round compiles for chips and cards that are not here.
