@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from played_rounds import play_rounds
 
+import fedmedjax as fm
 from fedmedjax import tree
 from fedmedjax.data import round_plan
 from fedmedjax.data import schedule as schedules
@@ -81,6 +82,13 @@ def test_without_noise_and_clip_it_is_an_ordinary_round(data, monkeypatch):
   found, after = play(prepare(tiny(), data))
   assert distance(plain, found) <= 1e-6
   np.testing.assert_allclose(after[0].train_loss, before[0].train_loss, rtol=1e-5)
+
+
+def test_a_study_prepared_in_python_has_a_secret_of_its_own(data):
+  one, other = (fm.prepare(tiny(), data).secret for _ in range(2))
+  assert one is not None and other is not None and one != other
+  assert fm.prepare(tiny(noise_from_seed=True), data).secret is None
+  assert fm.prepare(tiny('', epsilon=0.0, noise=0.0), data).secret is None
 
 
 def test_a_run_is_noisy_repeatable_and_shows_what_it_drew(data):
