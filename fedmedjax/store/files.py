@@ -126,8 +126,8 @@ def check_workdir(
     of rounds), else None.
 
   Raises:
-    InputError: config.json there differs in a key that changes the results, or the folder
-      contains files but no config.json.
+    InputError: config.json there differs in a key that changes the results, is of another version,
+      which lacks such a key or has one more, or the folder contains files but no config.json.
   """
   check_place('--workdir', workdir)
   if not (workdir / 'config.json').exists():
@@ -143,11 +143,16 @@ def check_workdir(
   changed = sorted(
     key for key in settings.keys() | recorded.keys()
     if settings.get(key) != recorded.get(key) and not {key, key.split('.')[0]} & harmless)
-  if changed:
+  both = [key for key in changed if key in recorded and key in settings]
+  if both:
     named = ', '.join(
-      f'config.{key}={recorded.get(key)!r}, this one has {settings.get(key)!r}'
-      for key in changed)
+      f'config.{key}={recorded[key]!r}, this one has {settings[key]!r}' for key in both)
     raise InputError(f'--workdir={workdir}: holds a run with {named}; choose another workdir')
+  if changed:
+    raise InputError(
+      f'--workdir={workdir}: holds a run of another version of fedmedjax, whose settings and this '
+      f"version's have not in common {', '.join(f'config.{key}' for key in changed)}; go on with "
+      'that version, or choose another workdir')
   path = workdir / 'summary.json'
   summary = read_json(path) if path.exists() else None
   if summary is not None and 'rounds' not in summary:

@@ -21,6 +21,17 @@ def test_a_run_may_go_on_with_other_devices(tmp_path):
   assert check_workdir(tmp_path, {'seed': 1, 'mesh.site': 2}) is None
 
 
+@pytest.mark.parametrize('begun, said', [
+  ({'seed': 1}, 'another version of fedmedjax.* not in common config.fed.fairness; go on'),
+  ({'seed': 1, 'fed.fairness': 1.0, 'fed.gone': 0}, r'not in common config\.fed\.gone;'),
+  ({'seed': 2}, r'holds a run with config\.seed=2, this one has 1; choose another workdir$')])
+def test_settings_of_another_version_are_named_as_such(tmp_path, begun, said):
+  """But one that both versions know and that differs comes first."""
+  claim(tmp_path, begun)
+  with pytest.raises(InputError, match=said):
+    check_workdir(tmp_path, {'seed': 1, 'fed.fairness': 1.0})
+
+
 def test_a_mark_at_the_front_is_no_part_of_a_file(tmp_path):
   mark = b'\xef\xbb\xbf'
   (tmp_path / 'a.json').write_bytes(mark + b'{"seed": 1}')
