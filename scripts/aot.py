@@ -5,13 +5,14 @@
       [--config.KEY=...] [--sites=8] [--program=round|validate|decode] [--top=10] [--dump=FOLDER]
       [--runs=64 --runs_at_once=8]
     .venv-aot/bin/python scripts/aot.py --table --out=docs/aot.jsonl [--only=h100] [--minutes=60] \\
-      [--page=docs/accelerators.md]
+      [--page=docs/accelerators.md] [--estimates]
 
 Topologies: v5e:1x1, v5e:2x4, v5p:1x1x1, v5p:2x2x1, v6e:..., h100:1, h100:8; a run takes those of
 them that config.mesh asks for. Nothing is run: weights are shapes, no answer is checked, no time is
 measured. GiB are those of one device. FLOP and bytes are XLA's, which counts a loop's body once.
 On a TPU the temporaries that the compiler reserves are more than its own account of what is alive
-(peak); both are told. --table compiles the rows that --out lacks, each in a process of its own.
+(peak); both are told. --table compiles the rows that --out lacks, each in a process of its own;
+--estimates makes the planner's estimates of the rounds that it has anew, and compiles nothing.
 """
 
 import json
@@ -46,6 +47,8 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'gpu_target', None, "XLA's description of another card (GpuTargetConfigProto, text).",
     flag_values=values)
+  flags.DEFINE_bool(
+    'estimate', False, "The planner's estimate alone; nothing is compiled.", flag_values=values)
   flags.DEFINE_integer('top', 10, 'Buffers that are told.', lower_bound=0, flag_values=values)
   flags.DEFINE_string('dump', None, "Folder that XLA's own files stay in.", flag_values=values)
   flags.DEFINE_string('json', None, 'File that the row is written to, too.', flag_values=values)
@@ -60,6 +63,8 @@ def define_table(values: flags.FlagValues) -> None:
     'minutes', 0.0, 'Begin no row later; 0 = no limit.', lower_bound=0.0, flag_values=values)
   flags.DEFINE_string(
     'page', None, 'Page whose tables are made anew of the rows, at the end.', flag_values=values)
+  flags.DEFINE_bool(
+    'estimates', False, 'Make the estimates of recorded rounds anew.', flag_values=values)
   flags.DEFINE_bool('list', False, 'Only name the rows that are missing.', flag_values=values)
 
 
@@ -85,7 +90,7 @@ def one(argv: list[str]) -> None:
     row = compiled.compiled_row(
       compiled.Asked(
         topology, config, values.program, found, dump, values.top, values.runs,
-        values.runs_at_once), print)
+        values.runs_at_once, values.estimate), print)
   print(compiled.shown(row))
   if values.json:
     Path(values.json).write_text(json.dumps(row) + '\n')
@@ -103,6 +108,9 @@ def main(argv: list[str]) -> int:
     if values.page:
       page.around(Path(values.page))  # rows take hours
     try:
+      if values.estimates:
+        table.estimate_anew(Path(__file__), Path(values.out), only, print)
+        return
       table.compile_missing(
         Path(__file__), Path(values.out), only, values.minutes, values.list, print)
     finally:

@@ -20,13 +20,17 @@ from fedmedjax.model.loss import packed_loss
 from fedmedjax.model.quant import NF4, Int8, Rounded
 from fedmedjax.model.sharding import FSDP, TENSOR, tensor_share
 
-# How many times a TPU has a layer unpacked that is gathered as NF4; fitted to the rows of
-# docs/accelerators.md.
-_GATHERED = 2.3
+# How many times a TPU has a layer of NF4 unpacked whose kernels are split over an axis of the mesh;
+# fitted to the rows of docs/accelerators.md.
+_UNPACKED = {FSDP: 2.3, TENSOR: 3.0}
 # What an H100's products ask for as scratch space, as XLA's accounts of memory show it.
 _WORKSPACE = 2**25
-# Vector memory of a chip (v5e, v5p, v6e), in which its compiler keeps what a layer makes.
-_ON_CHIP = 2**27
+# Vector memory of a TPU's core, in which its compiler keeps what a layer makes. Words of jax's
+# `device_kind`, the first that is in it counts -> bytes, as jax's Pallas has them; else that of v5e
+# and v6e.
+_VECTOR_MEMORY = {
+  'v2': 2**24, 'v3': 2**24, 'v4': 2**24, 'v5 lite': 2**27, 'v5e': 2**27, 'v5': 2**26, '7': 2**26}
+_USUAL_VECTOR_MEMORY = 2**27
 # A TPU's arrays are as wide as a multiple of it.
 _TILE = 128
 # Kernels of an MLP that it keeps in another layout, too, where 'tensor' makes them as wide as no
@@ -54,8 +58,9 @@ def device_share(
     jnp.bfloat16 if any(isinstance(one, Rounded) for one in kernels) else dtype).itemsize
   kinds = {type(one.kernel if isinstance(one, Rounded) else one) for one in kernels}
   as_is = on_tpu and not kinds & {Int8, NF4}
-  unpacked = 0 if as_is else max(sizes) if not on_tpu else int(sum(sizes) * (
-    _GATHERED if NF4 in kinds and mesh and mesh.shape[FSDP] > 1 else 1))
+  split = [axis for axis in _UNPACKED if mesh and mesh.shape[axis] > 1 and NF4 in kinds]
+  unpacked = 0 if as_is else max(sizes) if not on_tpu else int(sum(sizes) * max(
+    (_UNPACKED[axis] for axis in split), default=1))
 
   def part(config: LlamaConfig, params: Any) -> tuple[Callable, dict, Any]:
     model = partial(Llama, config, attention, lora_scale=lora.scale, dtype=dtype)
@@ -77,7 +82,13 @@ def device_share(
   return DeviceShare(
     *held, tree.num_bytes(adapter) // tensor, unpacked * width, work,
     tuple(copies * copied for copies in _KEPT), _WORKSPACE * (platform == 'gpu'),
-    _ON_CHIP * on_tpu)
+    _vector_memory(jax.devices()[0].device_kind) if on_tpu else 0)
+
+
+def _vector_memory(kind: str) -> int:
+  return next(
+    (size for words, size in _VECTOR_MEMORY.items() if words in kind.lower()),
+    _USUAL_VECTOR_MEMORY)
 
 
 def _rounded_up(width: int, tiles: int) -> int:

@@ -36,6 +36,7 @@ class Asked(NamedTuple):
   top: int              # buffers that are told
   runs: int = 1         # whose rounds are one program
   runs_at_once: int = 0 # of them; 0 = all
+  estimate: bool = False  # the planner's estimate alone; nothing is compiled
 
 
 def compiled_row(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def compiled_row(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
 
   Of the executions that the configuration allows it is the fastest that fits, as in a run: those
   that cannot fit by the planner's estimate are skipped, others compiled. Where none fits, the last
-  one's numbers are told.
+  one's numbers are told. An estimate alone is that of the first that is not skipped.
 
   Raises:
     InputError: as a run would for this configuration.
@@ -65,6 +66,8 @@ def compiled_row(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
       if asked.program != 'decode' and execution != order[-1] and base + estimated > limit:
         continue
       say(described(asked, absent, execution))
+      if asked.estimate:
+        return _identity(asked, absent, execution) | {'estimated_gib': estimated}
       for entry in asked.dump.glob('*'):  # of the execution before
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
       row = _identity(asked, absent, execution) | {
@@ -196,7 +199,11 @@ def shown(row: dict[str, Any]) -> str:
        if key == 'peak_gib' else '')
     for key in ('arguments_gib', 'outputs_gib', 'aliased_gib', 'temporaries_gib', 'total_gib',
                 'peak_gib', 'estimated_gib') if key in row]
-  lines += [
+  return '\n'.join([*lines, *_compilers_lines(row)] if 'flop' in row else lines)
+
+
+def _compilers_lines(row: dict[str, Any]) -> list[str]:
+  return [
     f"        FLOP {row['flop']:.4g}, bytes {row['bytes']:.4g} (a loop's body counts once)",
     '   the base: ' + (
       'whole on every device' if row['base_on_a_device'] == 1 else
@@ -209,7 +216,6 @@ def shown(row: dict[str, Any]) -> str:
     *(f"  {one['gib']:8.3f} GiB  {one['shape']:28} {one['source']:36} {one['operation']}"
       for one in row['buffers']),
     f"traced in {row['trace_seconds']:.0f} s, compiled in {row['compile_seconds']:.0f} s"]
-  return '\n'.join(lines)
 
 
 def with_sites(config: ConfigDict, sites: int) -> None:

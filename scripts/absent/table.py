@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedmedjax.store import files
 from fedmedjax.types import InputError
 
 # Two cohorts that annotate the same types, so that their notes can be dealt out.
@@ -93,12 +94,8 @@ def compile_missing(
   """
   if not out.absolute().parent.is_dir():
     raise InputError(f'--out={out}: its folder is not there')
-  for part in only:
-    if not any(part in row.name for row in rows()):
-      raise InputError(f'--only={part}: no row is named so, such as {next(rows()).name}')
   begun, done, failed = time.monotonic(), read(out), []
-  missing = [row for row in rows() if row.name not in done and (
-    not only or any(part in row.name for part in only))]
+  missing = [row for row in _wanted(only) if row.name not in done]
   for place, row in enumerate(missing):
     if listing:
       say(row.name)
@@ -107,19 +104,70 @@ def compile_missing(
       say(f'{len(missing) - place} rows are left')
       break
     say(f'{place + 1} of {len(missing)}: {row.name}')
-    with tempfile.TemporaryDirectory() as folder:
-      file = Path(folder, 'row.json')
-      call = subprocess.run(
-        [sys.executable, str(program), *row.arguments, f'--json={file}'],
-        cwd=program.parents[1], capture_output=True, text=True)
-      if call.returncode or not file.exists():
-        failed.append(row.name)
-        say(f'  failed: {(call.stderr.strip().splitlines() or ["no message"])[-1]}')
-        continue
-      found = json.loads(file.read_text())
+    found = _called(program, row.arguments, say)
+    if found is None:
+      failed.append(row.name)
+      continue
     with out.open('a') as rows_file:
       rows_file.write(json.dumps({'name': row.name} | found) + '\n')
     say('  ' + summary(found))
+  if failed:
+    raise RuntimeError(f'{len(failed)} rows failed: {", ".join(failed)}')
+
+
+def _wanted(only: Sequence[str]) -> list[Row]:
+  for part in only:
+    if not any(part in row.name for row in rows()):
+      raise InputError(f'--only={part}: no row is named so, such as {next(rows()).name}')
+  return [row for row in rows() if not only or any(part in row.name for part in only)]
+
+
+def _called(
+  program: Path, arguments: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any] | None:
+  """What a process of its own finds; None where it fails, which is said."""
+  with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder, 'row.json')
+    call = subprocess.run(
+      [sys.executable, str(program), *arguments, f'--json={file}'],
+      cwd=program.parents[1], capture_output=True, text=True)
+    if not call.returncode and file.exists():
+      return json.loads(file.read_text())
+  say(f'  failed: {(call.stderr.strip().splitlines() or ["no message"])[-1]}')
+  return None
+
+
+def estimate_anew(
+  program: Path, out: Path, only: Sequence[str], say: Callable[[str], None]
+) -> None:
+  """Replaces the planner's estimates in the recorded rounds by today's.
+
+  Each is that of the execution which the row was compiled with. The file is written after every
+  row.
+
+  Args:
+    program, out, only, say: as for `compile_missing`.
+
+  Raises:
+    InputError: `out` has no such round.
+    RuntimeError: rows failed.
+  """
+  known, failed = read(out), []
+  recorded = [row for row in _wanted(only) if row.name.startswith('round/') and (
+    'peak_gib' in known.get(row.name, {}))]
+  if not recorded:
+    raise InputError(f'--out={out}: no such round is in it, whose estimate could be made anew')
+  for row in recorded:
+    held = known[row.name]
+    execution = f'--config.fed.chunk={held["chunk"]}', f'--config.model.remat={held["remat"]}'
+    found = _called(program, (*row.arguments, *execution, '--estimate'), say)
+    if found is None:
+      failed.append(row.name)
+      continue
+    before, held['estimated_gib'] = held['estimated_gib'], found['estimated_gib']
+    say(f'{row.name}: {before:.3f} GiB, now {found["estimated_gib"]:.3f} of '
+        f'{held["peak_gib"] - held["arguments_gib"]:.3f}')
+    files.write_text(out, ''.join(json.dumps(one) + '\n' for one in known.values()))
   if failed:
     raise RuntimeError(f'{len(failed)} rows failed: {", ".join(failed)}')
 

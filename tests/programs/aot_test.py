@@ -118,6 +118,7 @@ def test_the_environment_comes_before_jax(tmp_path):
   (['--table', '--out=/nowhere/rows.jsonl', '--list'], '--out=/nowhere/rows.jsonl'),
   (['--table', '--out=rows.jsonl', '--list', '--only=h100,v7'], '--only=v7: no row'),
   (['--table', '--out=rows.jsonl', '--list', '--minutes=-1'], '--minutes=-1'),
+  (['--table', '--out=rows.jsonl', '--estimates'], '--out=rows.jsonl: no such round'),
   (['--table', '--out=rows.jsonl', '--list', '--page=/nowhere.md'], '--page=/nowhere.md'),
   (['--table', '--out=rows.jsonl', '--list', f'--page={table.__file__}'], 'each once')])
 def test_bad_input_is_one_line(arguments, said, capsys):
@@ -127,11 +128,13 @@ def test_bad_input_is_one_line(arguments, said, capsys):
 
 
 PLANTED = '''import json, pathlib, sys
-words = dict(word[2:].split('=', 1) for word in sys.argv[1:])
+words = dict(word[2:].partition('=')[::2] for word in sys.argv[1:])
 if words['sites'] == '3':
   sys.exit('error: planted')
-row = {'refused': 'too large'} if words['sites'] == '16' else {
-  'peak_gib': 2.0, 'device_gib': 80, 'arguments_gib': 1.0, 'compile_seconds': 3.0}
+row = {'estimated_gib': float(words['config.fed.chunk'])} if 'estimate' in words else {
+  'refused': 'too large'} if words['sites'] == '16' else {
+  'peak_gib': 2.0, 'device_gib': 80, 'arguments_gib': 1.0, 'compile_seconds': 3.0, 'chunk': 4,
+  'remat': 'none', 'estimated_gib': 0.5}
 pathlib.Path(words['json']).write_text(json.dumps(row))
 '''
 
@@ -158,6 +161,10 @@ def test_the_table_goes_on_where_it_stopped(tmp_path):
   said.clear()
   compile_missing(listing=True)
   assert said == ['round/llama31_8b/h100/3']
+  table.estimate_anew(program, out, (), said.append)
+  assert said[1:] == [f'round/llama31_8b/h100/{count}: 0.500 GiB, now 4.000 of 1.000'
+                      for count in (1, 8)]
+  assert [row.get('estimated_gib') for row in table.read(out).values()] == [4.0, 4.0, None]
   out.write_text(out.read_text() + json.dumps({'topology': 'h100:1'}) + '\n')
   with pytest.raises(InputError, match=r'rows.jsonl:4: not a row'):
     table.read(out)
