@@ -20,7 +20,9 @@ from fedmedjax.compare.study_figures import (
   difference,
   figure,
   mean,
+  pairs,
   saved,
+  seeds,
   signed,
 )
 from fedmedjax.compare.study_units import EXTERNAL, JUDGES, POOL
@@ -83,7 +85,8 @@ def _differs(study: str, ours: dict, theirs: dict, cohorts, what: str, *, best: 
       return None
     forced = difference(a, b, cohorts, 'teacher_forced', best=best)
     return Evidence(f'{what}: {signed(found)}' + (
-      f'; teacher-forced {signed(forced)}' if forced else ''), found, [*a.values(), *b.values()])
+      f'; teacher-forced {signed(forced)}' if forced else '')
+      + f'; {seeds(len(pairs(a, b)))}', found, [*a.values(), *b.values()])
   return evidence
 
 
@@ -94,7 +97,8 @@ def _new_site(rows: Rows) -> Evidence | None:
   strict = mean(held, [EXTERNAL])
   return Evidence(
     f'{EXTERNAL}, 100 of its sentences on the federation: strict {figure(strict)}, lenient '
-    f'{figure(mean(held, [EXTERNAL], match="lenient"))}', strict, [*held.values()])
+    f'{figure(mean(held, [EXTERNAL], match="lenient"))}; {seeds(len(held))}', strict,
+    [*held.values()])
 
 
 def _bytes(rows: Rows) -> Evidence | None:

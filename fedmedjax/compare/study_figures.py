@@ -11,6 +11,7 @@ from fedmedjax.compare.study_units import Unit
 from fedmedjax.eval import paired
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.eval.paired import Answers, NoteCounts
+from fedmedjax.runtime.phrases import many
 
 NOT_RUN = 'not run yet'
 # Draws of every interval.
@@ -67,15 +68,25 @@ def difference(
 
   Where theirs is a single run that no seed changes (the base alone), it stands for every seed.
   """
-  if len(theirs) == 1 and 'zero_shot' in [row['unit'].get('regime') for row in theirs.values()]:
-    theirs = dict.fromkeys(ours, *theirs.values())
-  both = [seed for seed in ours if seed in theirs]
-  pair = ([answers(ours[seed], kind) for seed in both],
-          [answers(theirs[seed], kind, best=best) for seed in both])
+  both = pairs(ours, theirs)
+  pair = ([answers(one, kind) for one, _ in both],
+          [answers(other, kind, best=best) for _, other in both])
   if not both or any(
       len(paired.having(side, cohorts, 'ner')) < len(cohorts) for side in pair):
     return None
   return paired.difference(*pair, cohorts, 'ner', kind=match, **_DRAWS)
+
+
+def pairs(ours: Mapping[tuple, Row], theirs: Mapping[tuple, Row]) -> list[tuple[Row, Row]]:
+  """Rows of the same seeds, see `difference`."""
+  if len(theirs) == 1 and 'zero_shot' in [row['unit'].get('regime') for row in theirs.values()]:
+    theirs = dict.fromkeys(ours, *theirs.values())
+  return [(row, theirs[seed]) for seed, row in ours.items() if seed in theirs]
+
+
+def seeds(count: int) -> str:
+  """'3 seeds'; of a single one also that its interval says nothing of training."""
+  return many(count, 'seed') + (', interval over sources alone' if count == 1 else '')
 
 
 def figure(estimate: Estimate | None, digits: int = 2) -> str:

@@ -224,6 +224,11 @@ def test_tables_of_rows(tmp_path):
   # 0.1 and 0.2 apart: 0.15 +- 12.706 x 0.05.
   assert cells['fed_medlora − single_site, all adapters, counts added'][1] == (
     '+0.150 [-0.485, +0.785]')
+  evidence = {line[0]: line[1] for line in study_claims.lines(rows)}
+  assert evidence['about 25 points over a single site'].endswith('; 2 seeds')
+  alone = rows | {'r1': [row('fed_medlora', 1, 6), row('single_site', 1, 5, best=7)]}
+  assert next(line[1] for line in study_claims.lines(alone) if line[0].startswith(
+    'about 25 points')).endswith('; 1 seed, interval over sources alone')
   assert 'zero_shot' not in cells and study_tables.r2(rows).startswith('not run yet: ')
   assert study_tables.r3(rows).count('0.700 [') == 2  # strict and lenient alike
 
