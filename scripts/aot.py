@@ -3,7 +3,7 @@
     bash scripts/aot_environment.sh                     # once: .venv-aot, Python 3.12 or newer
     .venv-aot/bin/python scripts/aot.py --topology=h100:1 --config=configs/llama31_8b.py \\
       [--config.KEY=...] [--sites=8] [--program=round|validate|decode] [--top=10] [--dump=FOLDER]
-      [--runs=64 --runs_at_once=8]
+      [--runs=64 --runs_at_once=8] [--estimate]
     .venv-aot/bin/python scripts/aot.py --table --out=docs/aot.jsonl [--only=h100] [--minutes=60] \\
       [--page=docs/accelerators.md] [--estimates]
 
@@ -74,6 +74,8 @@ def one(argv: list[str]) -> None:
   if not values.topology:
     raise InputError('--topology is missing: such as h100:1 or v5e:2x4')
   topology = devices.topology(values.topology)
+  if values.estimate and values.program != 'round':
+    raise InputError(f'--estimate: the planner estimates rounds, not --program={values.program}')
   if values.json and not Path(values.json).absolute().parent.is_dir():
     raise InputError(f'--json={values.json}: its folder is not there')
   with tempfile.TemporaryDirectory() as scratch:
@@ -104,6 +106,8 @@ def main(argv: list[str]) -> int:
     values = read_flags(argv, define_table, ('out',))
     if not values.table:
       raise InputError('--table=false: leave it out, and name a --topology')
+    if values.estimates and (values.list or values.minutes):
+      raise InputError('--estimates: without --list and --minutes, which are of compiling')
     only = tuple(filter(None, values.only.split(',')))
     if values.page:
       page.around(Path(values.page))  # rows take hours
