@@ -229,7 +229,9 @@ class Record:
         overrides = named | before['overrides']
       self._runs[run.name] = {
         'name': run.name, 'overrides': overrides, 'status': status,
-        'error': before.get('error', '') if status == WAITING else ''}
+        # One that was refused, and is allowed now, has nothing to say.
+        'error': before.get('error', '') if (
+          status == WAITING and before.get('status') != REFUSED) else ''}
     for name, (point, why) in refused.items():
       self._runs[name] = {
         'name': name, 'overrides': files.plain(point), 'status': REFUSED, 'error': why}

@@ -170,6 +170,20 @@ def test_a_run_of_two_grids_keeps_what_the_first_one_set(tmp_path):
     Record(tmp_path, {}, [], []).begin([changed], {})
 
 
+def test_a_run_that_was_refused_and_is_allowed_now_waits_without_an_error(tmp_path):
+  record, point = Record(tmp_path, {}, [], []), {'seed': 0}
+
+  def stored():
+    record.write()
+    kept = read_json(tmp_path / 'sweep.json')['runs'][0]
+    return kept['status'], kept['error']
+
+  record.begin([], {'one': (point, 'one rank is needed')})
+  assert stored() == ('refused', 'one rank is needed')
+  record.begin([Run('one', point, None, point, tmp_path / 'runs' / 'one', '')], {})
+  assert stored() == ('waiting', '')
+
+
 def test_what_failed_or_changed_before_a_stop_is_seen_when_it_goes_on(
     workdir, tmp_path, monkeypatch):
   """Of four runs one fails, one then reads other notes, one ends elsewhere, one goes on."""
