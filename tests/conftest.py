@@ -3,11 +3,11 @@
 import functools
 import os
 
-# Before jax starts: eight devices for the placement tests, and code that LLVM does not polish,
-# since here programs are compiled more than they are run.
+from xla_flags import compiled_fast
+
+# Before jax starts: eight devices for the placement tests, and programs that are compiled fast.
 os.environ['XLA_FLAGS'] = ' '.join([  # of a flag that is there twice, the last one counts
-  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0',
-  os.environ.get('XLA_FLAGS', '')])
+  '--xla_force_host_platform_device_count=8', compiled_fast(), os.environ.get('XLA_FLAGS', '')])
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
 from pathlib import Path  # noqa: E402

@@ -10,6 +10,7 @@ from pathlib import Path
 import hospitals
 import numpy as np
 import pytest
+from xla_flags import compiled_fast
 
 ROOT = Path(__file__).parents[2]
 _OLDEST = (1, 42)
@@ -41,7 +42,7 @@ def test_a_study_over_flower_is_the_simulated_one(tmp_path):
     [python, ROOT / 'scripts' / 'hospitals.py', '--checks=equal', '--presets=short',
      f'--out={out}'],
     capture_output=True, text=True, timeout=540,
-    env=os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''})
+    env=os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': compiled_fast()})
   assert done.returncode == 0, done.stdout + done.stderr
   found = json.loads(out.read_text())['equal short']
   assert found['difference'] <= 1e-6 and found['bytes'] > 1000 and found['frame_bytes'] > 1000

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hosts import differences, in_float64
+from xla_flags import compiled_fast
 
 from fedmedjax import main
 
@@ -52,7 +53,7 @@ def start(tmp_path):
        '--deadline=60', *own], cwd=folders[rank], text=True, stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT, env=os.environ | {
         'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1',
-        'XLA_FLAGS': '--xla_backend_optimization_level=0'})
+        'XLA_FLAGS': compiled_fast()})
       for rank, own in enumerate(flags)]
     try:
       said = [child.communicate(timeout=100)[0] for child in children]

