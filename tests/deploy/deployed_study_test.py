@@ -106,8 +106,10 @@ def test_a_deployed_study_is_the_simulated_one(preset, more, tmp_path):
   (tmp_path / 'open.toml').write_text('smallest_count = 0\n')
   finished = deployed(
     config, tmp_path, handles_of(services(config, tmp_path, tmp_path / 'open.toml')))
-  for name in ('adapter', 'folded', 'ctrl', 'aggregator', 'server_opt'):
+  for name in ('adapter', 'folded', 'ctrl', 'server_opt'):
     assert_close(getattr(state, name), getattr(finished.state, name))
+  # Weights are exponentials of tens of nats and more, and have the roundings of these as their own.
+  assert_close(state.aggregator, finished.state.aggregator, tolerance=1e-5)
   written = (tmp_path / 'server' / 'ledger.csv').read_text()
   assert payload(written) == payload(ledger)
   frames = [row for row in csv.DictReader(written.splitlines()) if row['kind'] == 'message']
