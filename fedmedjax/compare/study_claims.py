@@ -73,7 +73,7 @@ def verdict(estimate: Estimate, sizes: tuple[float, float] | None, sign: int = 1
   smaller = value < sizes[0] if value >= 0 else value > sizes[1]
   same, held = 'the same sign, ' if sign else '', low <= sizes[1] and sizes[0] <= high
   return f'{same}{"less" if smaller else "more"} than in the paper' + (
-    ', whose figure is in the interval' if held else '')
+    f', whose range of {sizes[0]:g} to {sizes[1]:g} overlaps the interval' if held else '')
 
 
 def _differs(study: str, ours: dict, theirs: dict, cohorts, what: str, *, best: bool = False):

@@ -257,7 +257,7 @@ def test_tables_and_claims_of_the_word_tagger():
   ((0.25, 0.2, 0.3), (0.2, 0.3), 1, 'as in the paper'),
   ((0.08, 0.02, 0.14), (0.2, 0.3), 1, 'the same sign, less than in the paper'),
   ((0.18, 0.1, 0.26), (0.2, 0.3), 1,
-   'the same sign, less than in the paper, whose figure is in the interval'),
+   'the same sign, less than in the paper, whose range of 0.2 to 0.3 overlaps the interval'),
   ((0.4, 0.35, 0.45), (0.2, 0.3), 1, 'the same sign, more than in the paper'),
   ((0.25, -0.1, 0.6), (0.2, 0.3), 1, 'not told apart from 0'),
   ((-0.2, -0.3, -0.1), (0.2, 0.3), 1, 'the opposite sign'),
