@@ -108,8 +108,10 @@ def test_a_deployed_study_is_the_simulated_one(preset, more, tmp_path):
     config, tmp_path, handles_of(services(config, tmp_path, tmp_path / 'open.toml')))
   for name in ('adapter', 'folded', 'ctrl', 'server_opt'):
     assert_close(getattr(state, name), getattr(finished.state, name))
-  # Weights are exponentials of tens of nats and more, and have the roundings of these as their own.
-  assert_close(state.aggregator, finished.state.aggregator, tolerance=1e-5)
+  # Weights by nats an answer are exponentials of tens of nats, and have the roundings of these.
+  assert_close(
+    state.aggregator, finished.state.aggregator,
+    tolerance=1e-5 if preset == 'fed_medlora_answer' else 1e-6)
   written = (tmp_path / 'server' / 'ledger.csv').read_text()
   assert payload(written) == payload(ledger)
   frames = [row for row in csv.DictReader(written.splitlines()) if row['kind'] == 'message']
