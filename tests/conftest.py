@@ -5,9 +5,12 @@ import os
 
 from xla_flags import compiled_fast
 
-# Before jax starts: eight devices for the placement tests, and programs that are compiled fast.
-os.environ['XLA_FLAGS'] = ' '.join([  # of a flag that is there twice, the last one counts
-  '--xla_force_host_platform_device_count=8', compiled_fast(), os.environ.get('XLA_FLAGS', '')])
+# Before jax starts: eight devices for the placement tests, and programs that are compiled fast,
+# unless the caller names a level of optimisation. Of a flag that is there twice, the last counts.
+_given = os.environ.get('XLA_FLAGS', '')
+os.environ['XLA_FLAGS'] = ' '.join([
+  '--xla_force_host_platform_device_count=8',
+  '' if '--xla_backend_optimization_level' in _given else compiled_fast(), _given])
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
 from pathlib import Path  # noqa: E402

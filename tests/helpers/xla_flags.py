@@ -8,8 +8,8 @@ _EMITTERS = '--xla_cpu_use_fusion_emitters=false'
 _LAST_WITH_EMITTERS = (0, 10)
 
 
-def compiled_fast(version: str | None = None) -> str:
-  """Flags for a version of jaxlib ('0.10.2'); None = the one that is installed."""
-  numbers = (version or importlib.metadata.version('jaxlib')).split('.')
+def compiled_fast() -> str:
+  """Flags that the installed jaxlib knows."""
+  numbers = importlib.metadata.version('jaxlib').split('.')
   known = tuple(map(int, numbers[:2])) <= _LAST_WITH_EMITTERS
   return '--xla_backend_optimization_level=0' + (f' {_EMITTERS}' if known else '')
