@@ -22,6 +22,16 @@ from fedmedjax.fed.sharing import everything
 from fedmedjax.types import InputError
 
 
+def wait_until_served(path):
+  """Returns once somebody listens; the socket's file is there a moment before that."""
+  for _ in range(3000):
+    with sockets.socket(sockets.AF_UNIX) as peer:
+      if not peer.connect_ex(str(path)):
+        return
+    time.sleep(0.01)
+  pytest.fail(f'{path}: nobody listens')
+
+
 @pytest.fixture
 def served(tmp_path):
   """(path, messages that were handled) of a socket that answers in capital letters."""
@@ -33,8 +43,7 @@ def served(tmp_path):
 
   thread = threading.Thread(target=socket.serve, args=(path, handle, 10, over.is_set))
   thread.start()
-  while not path.exists():
-    time.sleep(0.01)
+  wait_until_served(path)
   yield path, heard
   over.set()
   thread.join()
@@ -86,8 +95,7 @@ def test_a_site_that_is_not_there_or_works_too_long(tmp_path):
   thread = threading.Thread(
     target=socket.serve, args=(tmp_path / 'slow.sock', slow, 10, over.is_set))
   thread.start()
-  while not (tmp_path / 'slow.sock').exists():
-    time.sleep(0.01)
+  wait_until_served(tmp_path / 'slow.sock')
   with pytest.raises(TimeoutError):
     socket.ask(tmp_path / 'slow.sock', b'', 10, 0.1)
   over.set()

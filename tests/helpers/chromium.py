@@ -122,11 +122,9 @@ def check_fits(found: dict) -> None:
     assert one['pale'] == [], (width, one['pale'])
 
 
-def dumped(
-  browser: str, home: Path, page: Path, mode: str, *more: str
-) -> tuple[dict, list[str]]:
+def dumped(browser: str, home: Path, page: Path, mode: str) -> tuple[dict, list[str]]:
   """What a page says in <pre id="found"> once it is loaded, and the console's messages."""
-  done = run_browser(browser, home, mode, page, '--dump-dom', *more)
+  done = run_browser(browser, home, mode, page, '--dump-dom')
   found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
   assert found, done.stderr[-2000:]
   # What is in the page as markup comes back escaped, and is compared as text only.
