@@ -77,16 +77,18 @@ def verdict(estimate: Estimate, sizes: tuple[float, float] | None, sign: int = 1
 
 
 def _differs(study: str, ours: dict, theirs: dict, cohorts, what: str, *, best: bool = False):
-  """Evidence of a difference between two kinds of rows, by decoding, strict."""
+  """Evidence of a difference between two kinds of rows, strict: by decoding where both are read."""
   def evidence(rows: Rows) -> Evidence | None:
     a, b = (chosen(rows[study], **name) for name in (ours, theirs))
-    found = difference(a, b, cohorts, best=best)
-    if found is None:
+    found, forced = (difference(a, b, cohorts, kind, best=best)
+                     for kind in ('decoding', 'teacher_forced'))
+    said = [signed(found)] * bool(found) + [f'teacher-forced {signed(forced)}'] * bool(forced)
+    if not said:
       return None
-    forced = difference(a, b, cohorts, 'teacher_forced', best=best)
-    return Evidence(f'{what}: {signed(found)}' + (
-      f'; teacher-forced {signed(forced)}' if forced else '')
-      + f'; {seeds(len(pairs(a, b)))}', found, [*a.values(), *b.values()])
+    if not found:
+      said.append("the untrained base's decoded answers do not follow the format")
+    return Evidence('; '.join([f'{what}: {said[0]}', *said[1:], seeds(len(pairs(a, b)))]),
+                    found or forced, [*a.values(), *b.values()])
   return evidence
 
 

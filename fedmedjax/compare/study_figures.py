@@ -11,6 +11,7 @@ from fedmedjax.compare.study_units import Unit
 from fedmedjax.eval import paired
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.eval.paired import Answers, NoteCounts
+from fedmedjax.report.warnings import UNREADABLE
 from fedmedjax.runtime.phrases import many
 
 NOT_RUN = 'not run yet'
@@ -32,7 +33,7 @@ def chosen(rows: Iterable[Row], **name) -> dict[tuple, Row]:
 
 
 def answers(row: Row, kind: str = 'decoding', *, best: bool = False) -> Answers:
-  """A row's counts as comparisons take them.
+  """A row's counts as comparisons take them; none of decoded answers that are `unread`.
 
   Args:
     row: of a run.
@@ -40,6 +41,8 @@ def answers(row: Row, kind: str = 'decoding', *, best: bool = False) -> Answers:
     best: those of the single site whose adapter V chooses, not of all sites' adapters.
   """
   out = {}
+  if kind == 'decoding' and unread(row):
+    return out
   for cohort, held in (row['best'] if best else row)['scores'].items():
     if kind in held:
       # All types are one; the entry of all types merged is not kept.
@@ -49,11 +52,29 @@ def answers(row: Row, kind: str = 'decoding', *, best: bool = False) -> Answers:
   return out
 
 
+def unread(row: Row) -> bool:
+  """Whether a model that this run did not train has F1 0 since it ignored the format of answers.
+
+  Such a 0 says nothing of what the model knows of entities. That of a run which trained does: it
+  has not learnt the format either, and is counted.
+  """
+  return not row['local_steps'] and row['parse_failure_rate'] > UNREADABLE and not any(
+    source[0] for cohort in row['scores'].values() for source in cohort['decoding'])
+
+
+def unread_note(rows: Iterable[Row]) -> str:
+  """A line under a table in which decoded F1 is left out, see `unread`; '' where none is."""
+  shares = [row['parse_failure_rate'] for row in rows if unread(row)]
+  return (f'\nThe untrained base did not follow the format in {np.mean(shares):.0%} of its '
+          'answers, and no right entity was read in any: decoded F1 of 0 is left out.\n'
+          if shares else '')
+
+
 def mean(
   rows: Mapping[tuple, Row], cohorts: Sequence[str], kind: str = 'decoding',
   match: str = 'strict', *, best: bool = False,
 ) -> Estimate | None:
-  """Typed F1, mean over seeds and cohorts; None without a row or without such counts."""
+  """Typed F1, mean over seeds and cohorts; None without a row or without such `answers`."""
   runs = [answers(row, kind, best=best) for row in rows.values()]
   if not runs or len(paired.having(runs, cohorts, 'ner')) < len(cohorts):
     return None

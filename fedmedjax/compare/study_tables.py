@@ -26,6 +26,7 @@ from fedmedjax.compare.study_figures import (
   origin,
   saved,
   signed,
+  unread_note,
   usual_commit,
 )
 from fedmedjax.compare.study_units import (
@@ -113,7 +114,8 @@ def _pool_table(rows: Rows, cohorts: Sequence[str], study: str) -> str:
   text += '\n' + markdown(
     ['regime', 'seeds', *names, 'lenient', 'teacher-forced', 'steps', 'MB sent', 'commit'], lines)
   return text + ('\n' + markdown(
-    ['difference', 'strict', 'lenient', 'teacher-forced'], compared) if compared else '')
+    ['difference', 'strict', 'lenient', 'teacher-forced'], compared) if compared else ''
+  ) + unread_note(own)
 
 
 def r1(rows: Rows) -> str:
@@ -166,7 +168,7 @@ def r4(rows: Rows) -> str:
   lines += [['seeds', *(str(len(held['federated', n])) for n in ADDED)],
             ['commit', *(commits([*held['base', n].values(), *held['federated', n].values()],
                                  usual_commit(own)) for n in ADDED)]]
-  return text + '\n' + markdown(['arm', *(f'n = {n}' for n in ADDED)], lines)
+  return text + '\n' + markdown(['arm', *(f'n = {n}' for n in ADDED)], lines) + unread_note(own)
 
 
 def r5(rows: Rows) -> str:

@@ -233,6 +233,26 @@ def test_tables_of_rows(tmp_path):
   assert study_tables.r3(rows).count('0.700 [') == 2  # strict and lenient alike
 
 
+def test_an_untrained_base_that_ignores_the_format_is_compared_by_teacher_forcing():
+  """F1 of 0 is left out where nothing was trained and answers were not readable, nowhere else."""
+  def zero(tp=0, **changes):
+    return row('zero_shot', 1, tp) | {'local_steps': 0, 'parse_failure_rate': 0.9} | changes
+
+  ours = [row('fed_medlora', 1, 6), row('fed_medlora', 2, 8)]
+  rows = dict.fromkeys(study_units.STUDIES, []) | {'r1': [*ours, zero()]}
+  table = study_tables.r1(rows)
+  assert '| zero_shot | 1 | - | - | - | - | 1.000' in table
+  assert '| fed_medlora − zero_shot | - | - | +0.000' in table
+  assert 'did not follow the format in 90% of its answers, and' in table
+  claims = {line[0]: line[1:3] for line in study_claims.lines(rows)}
+  evidence, said = claims['up to 65 points of F1 over zero-shot']
+  assert evidence.startswith('fed_medlora − zero_shot: teacher-forced +0.000')
+  assert 'do not follow the format; 2 seeds' in evidence and said.startswith('no interval yet')
+  for counted in (zero(local_steps=240), zero(tp=1), zero(parse_failure_rate=0.1)):
+    table = study_tables.r1(rows | {'r1': [*ours, counted]})
+    assert '| zero_shot | 1 | 0.' in table and 'the format' not in table
+
+
 def test_tables_and_claims_of_the_word_tagger():
   """fed_medlora 2 points below centralised with ten sites, seed by seed 1, 2 and 3: -0.02 +- 4.3027
   x 0.01 / sqrt 3 = 0.0248, so not told apart from 0; were all seeds alike there is no interval."""
