@@ -154,12 +154,28 @@ def _row(unit: Unit, paths: Paths, reporter: Reporter, loaded: dict) -> dict[str
     seconds = time.monotonic() - begun
   else:
     commit = _all_commits(unit.run.folder, commit)
-    summary = unit.run.run(
-      unit.run.config, unit.run.folder, reporter, _data(unit, loaded, reporter))
-    found, seconds = run_figures(unit, summary), summary['wall_seconds']
+    settled = _settled(unit, reporter)
+    summary = settled.run.run(
+      settled.run.config, unit.run.folder, reporter, _data(settled, loaded, reporter))
+    found, seconds = run_figures(settled, summary), summary['wall_seconds']
+    if settled is not unit:
+      found['matmul'] = settled.run.config.model.matmul
   return files.plain(identity(unit) | {
     'digest': digest(unit), 'commit': commit, 'processor': processor(),
     'seconds': round(seconds, 1)} | found)
+
+
+def _settled(unit: Unit, reporter: Reporter) -> Unit:
+  """The unit with what config.model.matmul='auto' means here, or meant where its run began.
+
+  Its row is known by 'auto' on all machines, and keeps what was taken as `matmul`.
+  """
+  row = unit.run
+  if row.config.model.matmul != matmul.AUTO:
+    return unit
+  config = matmul.settled(row.config, reporter, [row.folder])
+  return unit._replace(run=row._replace(
+    config=config, settings=row.settings | {matmul.KEY: config.model.matmul}))
 
 
 def _data(unit: Unit, loaded: dict, reporter: Reporter) -> Data | None:

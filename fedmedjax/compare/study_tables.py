@@ -205,9 +205,10 @@ def ncbi(rows: Rows) -> str:
   lines = [[name, 'FedNLP, as published', f'{strict:.3f}', f'{lenient:.3f}', '-', '-']
            for name, strict, lenient in FEDNLP]
   if held := chosen(own, regime='fed_medlora'):
+    form = ', '.join(dict.fromkeys(row['matmul'] for row in held.values()))
     lines.insert(0, [
-      'SmolLM2-135M, LoRA', 'ours, fed_medlora', figure(mean(held, [EXTERNAL])),
-      figure(mean(held, [EXTERNAL], match='lenient')),
+      f'SmolLM2-135M, LoRA, products in {form}', 'ours, fed_medlora',
+      figure(mean(held, [EXTERNAL])), figure(mean(held, [EXTERNAL], match='lenient')),
       figure(mean(held, [EXTERNAL], 'teacher_forced')), commits(held.values())])
   return text + '\n' + markdown(
     ['model', 'of', 'strict', 'lenient', 'teacher-forced', 'commit'], lines)

@@ -8,7 +8,7 @@ import pytest
 from docs_test import ROOT
 
 from fedmedjax.compare import study, study_claims, study_figures, study_tables, study_units
-from fedmedjax.compare.rows import DEPTH
+from fedmedjax.compare.rows import DEPTH, Row
 from fedmedjax.compare.study_units import EXTERNAL, POOL
 from fedmedjax.eval.intervals import Estimate
 from fedmedjax.types import InputError
@@ -161,9 +161,10 @@ def test_a_unit_whose_adapter_is_gone_makes_it_first(tmp_path):
   def unit(name, start=None):
     folder = tmp_path / 'runs' / name
     config = study_units.base_config()
+    config.model.matmul = 'auto' if start else 'float32'
 
     def run(config, workdir, reporter, data):
-      order.append(name)
+      order.append((name, config.model.matmul))
       (workdir / 'adapter').mkdir(parents=True)
       (workdir / 'predictions').mkdir()
       (workdir / 'predictions' / 'counts.json').write_text(json.dumps({'scores': {'ward': {
@@ -173,16 +174,20 @@ def test_a_unit_whose_adapter_is_gone_makes_it_first(tmp_path):
         'local_steps', 'bytes_up', 'bytes_down', 'bytes_full_model', 'copy_rate',
         'parse_failure_rate', 'wall_seconds'), 1.0)
 
-    made = SimpleNamespace(
-      config=config, folder=folder, settings={'name': name}, harmless=(), run=run)
+    made = Row(folder, config, {'name': name}, (), run)
     return study_units.Unit('r4', {'name': name}, 0.1, made, start)
 
   patched = pytest.MonkeyPatch()
   with patched.context() as patch:
     patch.setattr(study, 'load_data', lambda *rest: SimpleNamespace(base=None))
+    patch.setattr(study.matmul, 'decided', lambda *rest: 'bfloat16')
     study.carry_out([unit('second', unit('first'))], at(tmp_path), Silent())
   rows = study.read_rows(tmp_path / 'results' / 'r4.jsonl')
-  assert order == [one['unit']['name'] for one in rows] == ['first', 'second']
+  assert order == [('first', 'float32'), ('second', 'bfloat16')]
+  assert [one['unit']['name'] for one in rows] == ['first', 'second']
+  # What 'auto' is differs by machine: the row is known by 'auto', and says what was taken.
+  assert ['matmul' in one for one in rows] == [False, True] and rows[1]['matmul'] == 'bfloat16'
+  assert rows[1]['config']['model.matmul'] == 'auto' and 'model.matmul' not in rows[0]['config']
   # Two types and all of them merged were counted: only the former are added up.
   assert rows[0]['scores'] == {'ward': {
     'sources': ['a', 'b'], 'decoding': [[1, 2, 3, 4, 5, 6], [0, 0, 1, 0, 0, 1]]}}
@@ -231,6 +236,9 @@ def test_tables_of_rows(tmp_path):
     'about 25 points')).endswith('; 1 seed, interval over sources alone')
   assert 'zero_shot' not in cells and study_tables.r2(rows).startswith('not run yet: ')
   assert study_tables.r3(rows).count('0.700 [') == 2  # strict and lenient alike
+  outside = rows | {'ncbi': [row('fed_medlora', 42, 8) | {'matmul': 'bfloat16'}]}
+  assert '| SmolLM2-135M, LoRA, products in bfloat16 | ours, fed_medlora | 0.800' in (
+    study_tables.ncbi(outside))
 
 
 def test_an_untrained_base_that_ignores_the_format_is_compared_by_teacher_forcing():
