@@ -58,8 +58,9 @@ def unread(row: Row) -> bool:
   Such a 0 says nothing of what the model knows of entities. That of a run which trained does: it
   has not learnt the format either, and is counted.
   """
+  # Lenient matches, of which strict ones are a part.
   return not row['local_steps'] and row['parse_failure_rate'] > UNREADABLE and not any(
-    source[0] for cohort in row['scores'].values() for source in cohort['decoding'])
+    source[3] for cohort in row['scores'].values() for source in cohort['decoding'])
 
 
 def unread_note(rows: Iterable[Row]) -> str:

@@ -256,7 +256,9 @@ def test_an_untrained_base_that_ignores_the_format_is_compared_by_teacher_forcin
   evidence, said = claims['up to 65 points of F1 over zero-shot']
   assert evidence.startswith('fed_medlora − zero_shot: teacher-forced +0.000')
   assert 'do not follow the format; 2 seeds' in evidence and said.startswith('no interval yet')
-  for counted in (zero(local_steps=240), zero(tp=1), zero(parse_failure_rate=0.1)):
+  lenient = {name: {'sources': ['a'], 'decoding': [[0, 9, 9, 1, 8, 8]]} for name in POOL}
+  for counted in (zero(local_steps=240), zero(tp=1), zero(parse_failure_rate=0.1),
+                  zero(scores=lenient)):
     table = study_tables.r1(rows | {'r1': [*ours, counted]})
     assert '| zero_shot | 1 | 0.' in table and 'the format' not in table
 
